@@ -1,0 +1,1 @@
+"""Everything behind the app: models, methods, training and the command line; never imports gradio."""

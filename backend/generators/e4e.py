@@ -1,0 +1,85 @@
+"""The e4e encoder (Tov et al. 2021, section 4): a face to W+ codes as one base code plus an offset a row."""
+
+import math
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from backend.generators import irse
+from backend.generators.stylegan2 import EqualLinear, row_count
+
+CODE = 512
+COARSE_ROWS, MIDDLE_ROWS = 3, 7  # rows before these read the 1/16 and the 1/8 feature map, the rest 1/4
+TAP_QUARTER, TAP_EIGHTH = 6, 20  # units after which the two finer maps are taken
+
+
+class StyleHead(nn.Module):
+    """Reduce a feature map to one code with stride-2 convolutions."""
+
+    def __init__(self, channels: int, spatial: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for _ in range(int(math.log2(spatial))):
+            layers += [nn.Conv2d(channels, channels, 3, stride=2, padding=1), nn.LeakyReLU()]
+        self.convs = nn.Sequential(*layers)
+        self.linear = EqualLinear(channels, CODE)
+
+    def forward(self, features: Tensor) -> Tensor:  # noqa: D102
+        return self.linear(self.convs(features).flatten(1))
+
+
+class E4EEncoder(nn.Module):
+    """IR-SE50 feature pyramid with one head a W+ row.
+
+    Args:
+        output_size: Size of the generator in pixels; it decides the number of rows.
+        input_size: Size of the input in pixels, a power of two from 32 (published: 256).
+        width: Factor on all channels; 1.0 is the published network and its key names and shapes.
+    """
+
+    def __init__(self, output_size: int, input_size: int = 256, width: float = 1.0) -> None:
+        super().__init__()
+        channels = round(512 * width)
+        self.input_size = input_size
+        self.rows = row_count(output_size)
+        self.input_layer = irse.stem(width)
+        self.body = irse.body(width)
+        sizes = [input_size // (16 if row < COARSE_ROWS else 8 if row < MIDDLE_ROWS else 4) for row in range(self.rows)]
+        self.styles = nn.ModuleList(StyleHead(channels, size) for size in sizes)
+        self.latlayer1 = nn.Conv2d(round(256 * width), channels, 1)
+        self.latlayer2 = nn.Conv2d(round(128 * width), channels, 1)
+
+    def forward(self, faces: Tensor) -> Tensor:
+        """Return codes (N, rows, 512), before the latent average, for faces (N, 3, S, S) in [-1, 1]."""
+        features = self.input_layer(faces)
+        taps = []
+        for index, unit in enumerate(self.body):
+            features = unit(features)
+            if index in (TAP_QUARTER, TAP_EIGHTH):
+                taps.append(features)
+        quarter, eighth = taps
+        coarse = features
+        middle = _add_upsampled(coarse, self.latlayer1(eighth))
+        fine = _add_upsampled(middle, self.latlayer2(quarter))
+        base = self.styles[0](coarse)
+        codes = [base]
+        for row in range(1, self.rows):
+            source = coarse if row < COARSE_ROWS else middle if row < MIDDLE_ROWS else fine
+            codes.append(base + self.styles[row](source))
+        return torch.stack(codes, dim=1)
+
+    def initialize(self) -> None:
+        """Draw Kaiming weights; training from nothing needs them, a published checkpoint overwrites them."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, a=0.2)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for head in self.styles:
+            cast(StyleHead, head).linear.weight.data.mul_(0.5)
+
+
+def _add_upsampled(coarse: Tensor, fine: Tensor) -> Tensor:
+    return F.interpolate(coarse, size=fine.shape[-2:], mode="bilinear", align_corners=True) + fine
