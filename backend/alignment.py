@@ -1,0 +1,226 @@
+"""Cut a face out in the position that a network expects, and put an edited one back.
+
+Coordinates are those of `backend.faces`: the centre of a picture's first pixel is at 0.5.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from backend.faces import Face
+
+# Where the small models' training faces have their eyes, in sides of the crop.
+EYES_HEIGHT = 0.42
+EYES_DISTANCE = 0.265
+# How far a landmark of an aligned picture may lie from its place, in sides of the crop. The finder scatters: over 1000
+# aligned faces of 128 pixels the largest of five distances has the median 0.011 and the 95th percentile 0.031.
+TOLERANCE = 0.04
+FEATHER = 0.08  # width of the seam, in sides of the crop
+
+_BAND = 256  # rows that are warped at once, which bounds the memory
+
+
+@dataclass(frozen=True)
+class AlignedFace:
+    """A face cut out of a photo.
+
+    Args:
+        crop: uint8 (size, size, 3), RGB.
+        matrix: float64 (2, 3), from coordinates in the photo to coordinates in the crop.
+        template: "embedded" or "ffhq".
+        resampled: Whether the crop's pixels were computed; False where they are the photo's own.
+        face: Where the face is in the photo.
+    """
+
+    crop: np.ndarray = field(compare=False)
+    matrix: np.ndarray = field(compare=False)
+    template: str
+    resampled: bool
+    face: Face
+
+
+def align(image: np.ndarray, face: Face, template: str, size: int) -> AlignedFace:
+    """Cut a face out of a photo so that its eyes are where `template` has them.
+
+    A square picture that is aligned already is taken whole, and without any resampling where it has the right
+    size: resampling would wipe out traces that detectors look for.
+
+    Args:
+        image: The photo, uint8 (H, W, 3).
+        face: A face in it.
+        template: "embedded" (eyes level) or "ffhq" (Karras et al. 2019, from eyes and mouth).
+        size: Side of the crop in pixels.
+    """
+    matrix = _TEMPLATES[template](face.landmarks, size)
+    height, width = image.shape[:2]
+    whole = _whole_picture(width, size)
+    if height == width and displacement(face.landmarks, matrix, whole) <= TOLERANCE * size:
+        if width == size:
+            return AlignedFace(image.copy(), whole, template, resampled=False, face=face)
+        resized = Image.fromarray(image).resize((size, size), Image.Resampling.LANCZOS)
+        return AlignedFace(np.array(resized), whole, template, resampled=True, face=face)
+    crop = _warp(image, _invert(matrix), (size, size))
+    return AlignedFace(_to_uint8(crop), matrix, template, resampled=True, face=face)
+
+
+def paste_back(photo: np.ndarray, edited: np.ndarray, aligned: AlignedFace) -> np.ndarray:
+    """Return the photo with the edit in it; what was not edited keeps its exact values.
+
+    Only the difference between the edited and the original crop is warped back, with a soft seam, so the photo's
+    own detail survives wherever the edit leaves it alone.
+
+    Args:
+        photo: The photo that the crop was cut from, uint8 (H, W, 3).
+        edited: The edited crop, uint8, or floating point in [0, 1], (size, size, 3).
+        aligned: What `align` returned.
+
+    Returns:
+        uint8 (H, W, 3).
+    """
+    values = edited.astype(np.float32) * (1 if edited.dtype == np.uint8 else 255)
+    if not aligned.resampled:
+        return _to_uint8(values)
+    size = len(aligned.crop)
+    left, top, right, bottom = _bounds(_invert(aligned.matrix), (size, size), photo.shape)
+    # From coordinates in that part of the photo to coordinates in the crop.
+    matrix = _shift(aligned.matrix, left, top)
+    shape = (bottom - top, right - left)
+    change = _warp(values - aligned.crop, matrix, shape)
+    if not np.array_equal(aligned.matrix, _whole_picture(photo.shape[1], size)):
+        change *= _seam(matrix, shape, size)[..., None]
+    result = photo.copy()
+    result[top:bottom, left:right] = _to_uint8(photo[top:bottom, left:right] + change)
+    return result
+
+
+def displacement(landmarks: np.ndarray, matrix: np.ndarray, other: np.ndarray) -> float:
+    """Return the largest distance, in crop pixels, between where two matrices put the landmarks (5, 2)."""
+    return float(np.linalg.norm(_apply(matrix, landmarks) - _apply(other, landmarks), axis=1).max())
+
+
+def _embedded_matrix(landmarks: np.ndarray, size: int) -> np.ndarray:
+    left, right = landmarks[:2]
+    return _similarity((left + right) / 2, (right - left) / (2 * EYES_DISTANCE), (0.5, EYES_HEIGHT), size)
+
+
+def _ffhq_matrix(landmarks: np.ndarray, size: int) -> np.ndarray:
+    left, right = landmarks[:2]
+    eyes, mouth = (left + right) / 2, landmarks[3:].mean(axis=0)
+    eye_to_eye, eye_to_mouth = right - left, mouth - eyes
+    x = eye_to_eye - _quarter_turn(eye_to_mouth)
+    x *= max(np.linalg.norm(eye_to_eye) * 2.0, np.linalg.norm(eye_to_mouth) * 1.8) / np.linalg.norm(x)
+    return _similarity(eyes + 0.1 * eye_to_mouth, x, (0.5, 0.5), size)
+
+
+_TEMPLATES = {"embedded": _embedded_matrix, "ffhq": _ffhq_matrix}
+
+
+def _similarity(anchor: np.ndarray, half_side: np.ndarray, place: tuple[float, float], size: int) -> np.ndarray:
+    """Return the matrix that puts `anchor` (2,) at `place` and turns `half_side` (2,) into half the crop's width."""
+    x, y = half_side, _quarter_turn(half_side)
+    linear = np.stack([x, y]) * (size / 2) / (x @ x)
+    return np.column_stack([linear, np.array(place) * size - linear @ anchor])
+
+
+def _quarter_turn(vector: np.ndarray) -> np.ndarray:
+    return np.array([-vector[1], vector[0]])
+
+
+def _whole_picture(side: int, size: int) -> np.ndarray:
+    """Return the matrix of plain scaling from `side` to `size` pixels."""
+    return np.array([[size / side, 0.0, 0.0], [0.0, size / side, 0.0]])
+
+
+def _apply(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Map points (N, 2)."""
+    return points @ matrix[:, :2].T + matrix[:, 2]
+
+
+def _invert(matrix: np.ndarray) -> np.ndarray:
+    linear = np.linalg.inv(matrix[:, :2])
+    return np.column_stack([linear, -linear @ matrix[:, 2]])
+
+
+def _shift(matrix: np.ndarray, left: int, top: int) -> np.ndarray:
+    """Return the matrix for points that are counted from (left, top)."""
+    return np.column_stack([matrix[:, :2], matrix[:, 2] + matrix[:, :2] @ (left, top)])
+
+
+def _bounds(matrix: np.ndarray, shape: tuple[int, int], target: tuple[int, ...], margin: float = 0) -> np.ndarray:
+    """Return left, top, right, bottom of the part of a `target` picture that a mapped (H, W) picture covers."""
+    height, width = shape
+    corners = _apply(matrix, np.array([[0, 0], [width, 0], [0, height], [width, height]], dtype=np.float64))
+    limits = np.array([target[1], target[0]])
+    low = np.clip(np.floor(corners.min(axis=0) - margin), 0, limits - 1)
+    high = np.clip(np.ceil(corners.max(axis=0) + margin), low + 1, limits)
+    return np.concatenate([low, high]).astype(int)
+
+
+def _seam(matrix: np.ndarray, shape: tuple[int, int], size: int) -> np.ndarray:
+    """Return weights (H, W): 1 inside the crop, falling smoothly to 0 at its edge and beyond."""
+    height, width = shape
+    x, y = np.arange(width) + 0.5, np.arange(height)[:, None] + 0.5
+    weights = np.ones(shape, dtype=np.float32)
+    for a, b, c in matrix:
+        along = np.float32(a * x + c) + np.float32(b * y)
+        inward = np.clip(np.minimum(along, size - along) / (FEATHER * size), 0, 1)
+        weights *= inward * inward * (3 - 2 * inward)
+    return weights
+
+
+def _warp(source: np.ndarray, matrix: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Resample a picture, bicubic and antialiased; beyond its edge it is mirrored.
+
+    Args:
+        source: (H, W, 3), any number type.
+        matrix: (2, 3), from coordinates in the result to coordinates in `source`.
+        shape: Height and width of the result.
+
+    Returns:
+        float32 (height, width, 3), in the units of `source`.
+    """
+    step = float(abs(np.linalg.det(matrix[:, :2])) ** 0.5)  # source pixels in one of the result
+    left, top, right, bottom = _bounds(matrix, shape, source.shape, margin=4 * max(step, 1))
+    matrix = _shift_target(matrix, left, top)
+    factor = max(1, int(step + 1e-6))
+    texture = _block_means(source[top:bottom, left:right], factor)
+    # Averaging blocks leaves a reduction below 2; taking 2 x 2 samples a pixel takes care of the rest.
+    samples = 2 if step > 1 + 1e-6 else 1
+    bands = []
+    for start in range(0, shape[0], _BAND):
+        rows = min(_BAND, shape[0] - start)
+        grid = _sampling_grid(_shift(matrix, 0, start) / factor, (rows, shape[1]), samples, texture)
+        sampled = F.grid_sample(texture, grid, mode="bicubic", padding_mode="reflection", align_corners=False)
+        bands.append(F.avg_pool2d(sampled, samples))
+    return torch.cat(bands, dim=2)[0].permute(1, 2, 0).numpy()
+
+
+def _shift_target(matrix: np.ndarray, left: int, top: int) -> np.ndarray:
+    """Return the matrix whose results are counted from (left, top)."""
+    return np.column_stack([matrix[:, :2], matrix[:, 2] - (left, top)])
+
+
+def _block_means(source: np.ndarray, factor: int) -> Tensor:
+    """Average blocks of factor x factor pixels of (H, W, 3); return float32 (1, 3, H / factor, W / factor)."""
+    height, width = source.shape[:2]
+    filling = ((0, -height % factor), (0, -width % factor), (0, 0))
+    blocks = np.pad(source, filling, mode="edge") if factor > 1 else source
+    shape = (blocks.shape[0] // factor, factor, blocks.shape[1] // factor, factor, 3)
+    means = blocks.reshape(shape).mean(axis=(1, 3), dtype=np.float32)
+    return torch.from_numpy(means).permute(2, 0, 1)[None].contiguous()
+
+
+def _sampling_grid(matrix: np.ndarray, shape: tuple[int, int], samples: int, texture: Tensor) -> Tensor:
+    """Return the grid (1, H * samples, W * samples, 2) in [-1, 1] at which `texture` is sampled."""
+    y, x = ((torch.arange(count * samples, dtype=torch.float64) + 0.5) / samples for count in shape)
+    axes = [a * x[None] + b * y[:, None] + c for a, b, c in matrix.tolist()]
+    sides = (texture.shape[3], texture.shape[2])
+    return torch.stack([2 * axis / side - 1 for axis, side in zip(axes, sides, strict=True)], dim=-1)[None].float()
+
+
+def _to_uint8(values: np.ndarray) -> np.ndarray:
+    return np.rint(np.clip(values, 0, 255)).astype(np.uint8)

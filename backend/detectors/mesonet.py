@@ -1,0 +1,201 @@
+"""MesoNet (Afchar et al. 2018) in the authors' own form, and the conversion of their published weights."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from backend.errors import UserError
+
+KERAS_EPSILON = 1e-3
+REDUCTION = 32  # three poolings by 2 and one by 4
+SLOPE = 0.1
+
+
+def _scaled(channels: int, width: float) -> int:
+    return max(1, round(channels * width))
+
+
+def _conv(inputs: int, outputs: int, kernel: int, dilation: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2 * dilation, dilation=dilation)
+
+
+def _norm(channels: int) -> nn.BatchNorm2d:
+    return nn.BatchNorm2d(channels, eps=KERAS_EPSILON)
+
+
+class _Head(nn.Module):
+    """Two dense layers from the last feature map to the logit of real."""
+
+    def __init__(self, channels: int, input_size: int, width: float) -> None:
+        super().__init__()
+        if input_size % REDUCTION:
+            raise ValueError(f"input_size must be a multiple of {REDUCTION}, not {input_size}")
+        hidden = _scaled(16, width)
+        self.dropout = nn.Dropout(0.5)
+        self.fc1 = nn.Linear(channels * (input_size // REDUCTION) ** 2, hidden)
+        self.fc2 = nn.Linear(hidden, 1)
+
+    def forward(self, features: Tensor) -> Tensor:  # noqa: D102
+        hidden = F.leaky_relu(self.fc1(self.dropout(features.flatten(1))), SLOPE)
+        return self.fc2(self.dropout(hidden))
+
+
+class Meso4(nn.Module):
+    """Four convolutions, each followed by ReLU, batch norm and pooling, in this order.
+
+    Args:
+        width: Factor on all channels; 1.0 is the published network.
+        input_size: Side of the input in pixels, a multiple of 32 (published: 256).
+    """
+
+    def __init__(self, width: float = 1.0, input_size: int = 256) -> None:
+        super().__init__()
+        narrow, wide = _scaled(8, width), _scaled(16, width)
+        self.conv1, self.bn1 = _conv(3, narrow, 3), _norm(narrow)
+        self.conv2, self.bn2 = _conv(narrow, narrow, 5), _norm(narrow)
+        self.conv3, self.bn3 = _conv(narrow, wide, 5), _norm(wide)
+        self.conv4, self.bn4 = _conv(wide, wide, 5), _norm(wide)
+        self.head = _Head(wide, input_size, width)
+
+    def forward(self, faces: Tensor) -> Tensor:
+        """Return the logit of real (N, 1) for faces (N, 3, S, S) in [0, 1]."""
+        features = F.max_pool2d(self.bn1(torch.relu(self.conv1(faces))), 2)
+        features = F.max_pool2d(self.bn2(torch.relu(self.conv2(features))), 2)
+        features = F.max_pool2d(self.bn3(torch.relu(self.conv3(features))), 2)
+        features = F.max_pool2d(self.bn4(torch.relu(self.conv4(features))), 4)
+        return self.head(features)
+
+
+class Inception(nn.Module):
+    """Four branches side by side: 1x1, and 3x3 with dilation 1, 2 and 3, each behind a 1x1.
+
+    Args:
+        inputs: Channels of the input.
+        branches: Channels of the four branches; the output has their sum.
+    """
+
+    def __init__(self, inputs: int, branches: tuple[int, int, int, int]) -> None:
+        super().__init__()
+        a, b, c, d = branches
+        self.a = _conv(inputs, a, 1)
+        self.b1, self.b2 = _conv(inputs, b, 1), _conv(b, b, 3)
+        self.c1, self.c2 = _conv(inputs, c, 1), _conv(c, c, 3, dilation=2)
+        self.d1, self.d2 = _conv(inputs, d, 1), _conv(d, d, 3, dilation=3)
+
+    def forward(self, features: Tensor) -> Tensor:  # noqa: D102
+        pairs = ((self.b1, self.b2), (self.c1, self.c2), (self.d1, self.d2))
+        branches = [torch.relu(second(torch.relu(first(features)))) for first, second in pairs]
+        return torch.cat([torch.relu(self.a(features)), *branches], dim=1)
+
+
+class MesoInception4(nn.Module):
+    """Meso4 with its first two convolutions replaced by inception layers.
+
+    Args:
+        width: Factor on all channels; 1.0 is the published network.
+        input_size: Side of the input in pixels, a multiple of 32 (published: 256).
+    """
+
+    def __init__(self, width: float = 1.0, input_size: int = 256) -> None:
+        super().__init__()
+        one, two, four, wide = (_scaled(channels, width) for channels in (1, 2, 4, 16))
+        first, second = one + four + four + two, two + four + four + two
+        self.inception1, self.bn1 = Inception(3, (one, four, four, two)), _norm(first)
+        self.inception2, self.bn2 = Inception(first, (two, four, four, two)), _norm(second)
+        self.conv3, self.bn3 = _conv(second, wide, 5), _norm(wide)
+        self.conv4, self.bn4 = _conv(wide, wide, 5), _norm(wide)
+        self.head = _Head(wide, input_size, width)
+
+    def forward(self, faces: Tensor) -> Tensor:
+        """Return the logit of real (N, 1) for faces (N, 3, S, S) in [0, 1]."""
+        features = F.max_pool2d(self.bn1(self.inception1(faces)), 2)
+        features = F.max_pool2d(self.bn2(self.inception2(features)), 2)
+        features = F.max_pool2d(self.bn3(torch.relu(self.conv3(features))), 2)
+        features = F.max_pool2d(self.bn4(torch.relu(self.conv4(features))), 4)
+        return self.head(features)
+
+
+# Our layers in the order in which the authors' script created theirs: Keras numbers layer names in that order,
+# from a start that depends on what the process had built before.
+BRANCHES = ("a", "b1", "b2", "c1", "c2", "d1", "d2")
+CONVOLUTIONS = {
+    4: ("conv1", "conv2", "conv3", "conv4"),
+    16: tuple(f"inception{layer}.{branch}" for layer in (1, 2) for branch in BRANCHES) + ("conv3", "conv4"),
+}
+NORMS = ("bn1", "bn2", "bn3", "bn4")
+DENSE = ("head.fc1", "head.fc2")
+NORM_PARTS = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
+
+
+def convert_h5(path: Path) -> dict[str, Tensor]:
+    """Read the authors' Keras weights as a state of `Meso4` (4 convolutions) or `MesoInception4` (16).
+
+    Layers are matched by the numbers in their names, because the order in the file is another one.
+
+    Raises:
+        UserError: h5py is not installed, or the file is not one of MesoNet's.
+    """
+    layers = _read_layers(path)
+    kernels = _numbered(layers, "conv2d")
+    norms = _numbered(layers, "batch_normalization")
+    dense = _numbered(layers, "dense")
+    if len(kernels) not in CONVOLUTIONS or len(norms) != len(NORMS) or len(dense) != len(DENSE):
+        raise _not_mesonet(path)
+    state: dict[str, Tensor] = {}
+    try:
+        for ours, layer in zip(CONVOLUTIONS[len(kernels)], kernels, strict=True):
+            state[f"{ours}.weight"] = layer["kernel"].permute(3, 2, 0, 1).contiguous()  # HWIO to OIHW
+            state[f"{ours}.bias"] = layer["bias"]
+        for ours, layer in zip(NORMS, norms, strict=True):
+            state |= {f"{ours}.{part}": layer[theirs] for part, theirs in NORM_PARTS.items()}
+            state[f"{ours}.num_batches_tracked"] = torch.tensor(0)
+        for ours, layer in zip(DENSE, dense, strict=True):
+            state[f"{ours}.weight"] = layer["kernel"].T.contiguous()
+            state[f"{ours}.bias"] = layer["bias"]
+        state["head.fc1.weight"] = _channels_first(state["head.fc1.weight"], len(state["conv4.bias"]))
+    except (KeyError, RuntimeError):
+        raise _not_mesonet(path) from None
+    return state
+
+
+def _channels_first(weight: Tensor, channels: int) -> Tensor:
+    """Reorder the columns of a dense layer (O, H * W * C) from Keras' flattening to torch's (O, C * H * W)."""
+    side = round((weight.shape[1] / channels) ** 0.5)
+    return weight.view(-1, side, side, channels).permute(0, 3, 1, 2).flatten(1).contiguous()
+
+
+def _numbered(layers: Mapping[str, dict[str, Tensor]], kind: str) -> list[dict[str, Tensor]]:
+    """Return the layers named `kind_NUMBER`, by number (so that 10 follows 9 and not 1)."""
+    names = [name for name in layers if name.rpartition("_")[0] == kind and name.rpartition("_")[2].isdigit()]
+    return [layers[name] for name in sorted(names, key=lambda name: int(name.rpartition("_")[2]))]
+
+
+def _read_layers(path: Path) -> dict[str, dict[str, Tensor]]:
+    """Return the tensors of every layer, by the layer's name and the tensor's (`kernel`, `bias`, ...)."""
+    try:
+        import h5py  # noqa: PLC0415 - only this conversion needs it
+    except ImportError:
+        raise UserError("Reading a .h5 file needs the package h5py.", "Install it with: pip install h5py") from None
+    layers: dict[str, dict[str, Tensor]] = {}
+
+    def collect(key: str, item: object) -> None:
+        if isinstance(item, h5py.Dataset):
+            layer, _, tensor = key.rpartition("/")
+            tensors = layers.setdefault(layer.rpartition("/")[2], {})
+            tensors[tensor.removesuffix(":0")] = torch.from_numpy(item[()]).float()
+
+    try:
+        with h5py.File(path, "r") as file:
+            file.visititems(collect)
+    except (OSError, TypeError):
+        raise _not_mesonet(path) from None
+    return layers
+
+
+def _not_mesonet(path: Path) -> UserError:
+    return UserError(
+        f"{path.name} is missing or does not hold MesoNet's weights.", "Use one of the four files the authors publish."
+    )

@@ -1,0 +1,155 @@
+"""The table of detectors: a new one is a new file beside this one and one line in `ARCHITECTURES`."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from backend import runtime, weights
+from backend.detectors.card import Card, Detector, ErrorRate
+from backend.detectors.efficientnet import build_efficientnet, build_slim_efficientnet
+from backend.detectors.mesonet import Meso4, MesoInception4
+from backend.detectors.xception import Xception
+from backend.errors import UserError
+from backend.settings import SETTINGS
+
+Options = Mapping[str, Any]
+EMBEDDED_SIZE = 128  # side in pixels of the faces that embedded detectors take, unless `input_size` says otherwise
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What is known of a detector before it is trained.
+
+    Args:
+        title: Name for people.
+        paper: Where it was published.
+        outputs: What the network returns, a key of `card.LOG_ODDS`.
+        cam_layer: Layer that Grad-CAM reads.
+        mean: Subtracted from every channel of pictures in [0, 1].
+        std: Divides every channel afterwards.
+        published: Builds the untrained network at the size of the paper.
+        embedded: Builds the untrained network as the options of a registry entry say.
+    """
+
+    title: str
+    paper: str
+    outputs: str
+    cam_layer: str
+    mean: float
+    std: float
+    published: Callable[[], nn.Module]
+    embedded: Callable[[Options], nn.Module]
+
+
+def _xception(options: Options) -> nn.Module:
+    return Xception(width=options.get("width", 0.25))
+
+
+def _efficientnet(options: Options) -> nn.Module:
+    return build_slim_efficientnet(width=options.get("width", 0.35), depth=options.get("depth", 0.6))
+
+
+def _meso4(options: Options) -> nn.Module:
+    return Meso4(width=options.get("width", 1.0), input_size=_input_size(options))
+
+
+def _mesoinception4(options: Options) -> nn.Module:
+    return MesoInception4(width=options.get("width", 1.0), input_size=_input_size(options))
+
+
+TWO = "two logits, real then fake"
+MESO = "one logit, real high"
+CHOLLET = "Chollet 2017, arXiv 1610.02357; for faces Roessler et al. 2019, arXiv 1901.08971"
+TAN = "Tan and Le 2019, arXiv 1905.11946"
+AFCHAR = "Afchar et al. 2018, arXiv 1809.00888"
+B4 = "efficientnet_b4"
+ARCHITECTURES: dict[str, Architecture] = {
+    "xception": Architecture("Xception", CHOLLET, TWO, "act4", 0.5, 0.5, Xception, _xception),
+    B4: Architecture("EfficientNet", TAN, TWO, "bn2", 0.5, 0.5, lambda: build_efficientnet(B4), _efficientnet),
+    "meso4": Architecture("Meso-4", AFCHAR, MESO, "bn4", 0.0, 1.0, Meso4, _meso4),
+    "mesoinception4": Architecture("MesoInception-4", AFCHAR, MESO, "bn4", 0.0, 1.0, MesoInception4, _mesoinception4),
+}
+
+
+def names() -> list[str]:
+    """Return the detectors that can be built."""
+    return list(ARCHITECTURES)
+
+
+def loadable() -> list[str]:
+    """Return the detectors that can be built and have an entry in the registry of weights."""
+    if not (SETTINGS.weights_dir / "registry.toml").exists():
+        return []
+    return [name for name in ARCHITECTURES if name in weights.entries()]
+
+
+def build(name: str) -> nn.Module:
+    """Return the raw, untrained network at its published size."""
+    return _architecture(name).published()
+
+
+def build_embedded(name: str, options: Options) -> nn.Module:
+    """Return the raw, untrained network that a registry entry with these options describes.
+
+    Training and `load` both use it, so the same options give the same network.
+
+    Args:
+        name: One of `names()`.
+        options: `width` (and `depth` for EfficientNet), `input_size`; what is left out has a default.
+    """
+    return _architecture(name).embedded(options)
+
+
+def card(name: str) -> Card:
+    """Return the card of a detector without loading its weights."""
+    architecture = _architecture(name)
+    entry = weights.entry(name)
+    options = entry.options
+    return Card(
+        name=name,
+        title=options.get("title", architecture.title),
+        paper=architecture.paper,
+        weights=entry.name,
+        input_size=_input_size(options),
+        mean=_channels(options.get("mean", architecture.mean)),
+        std=_channels(options.get("std", architecture.std)),
+        outputs=architecture.outputs,
+        cam_layer=architecture.cam_layer,
+        trained_on=options["trained_on"],
+        licence=entry.licence,
+        errors=tuple(ErrorRate(**rate) for rate in options.get("errors", ())),
+        known_failures=options["known_failures"],
+    )
+
+
+def load(name: str) -> Detector:
+    """Return the process's one copy of a detector: trained, frozen, on the device of the settings."""
+    return runtime.loaded(f"detector {name}", lambda: _load(name))
+
+
+def _load(name: str) -> Detector:
+    facts = card(name)
+    options = weights.entry(name).options
+    network = weights.load_into(build_embedded(name, options), name)
+    calibration = {key: float(options[key]) for key in ("temperature", "threshold") if key in options}
+    detector = Detector(network, facts, **calibration)
+    return detector.eval().requires_grad_(False).to(runtime.device())
+
+
+def _architecture(name: str) -> Architecture:
+    try:
+        return ARCHITECTURES[name]
+    except KeyError:
+        raise UserError(f"There is no detector named {name}.", f"Choose one of: {', '.join(names())}.") from None
+
+
+def _input_size(options: Options) -> int:
+    return int(options.get("input_size", EMBEDDED_SIZE))
+
+
+def _channels(value: float | list[float]) -> tuple[float, float, float]:
+    """Return one value a channel from one for all or a list of three."""
+    red, green, blue = value if isinstance(value, list) else (value, value, value)
+    return float(red), float(green), float(blue)

@@ -1,0 +1,177 @@
+"""A generator and the encoder that inverts faces into it, in pictures of [0, 1]."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from backend.errors import UserError
+from backend.generators.e4e import CODE, E4EEncoder
+from backend.generators.stylegan2 import Partial, StyleGAN2
+from backend.runtime import device, frozen, loaded
+from backend.weights import entry, load_entry, read_checkpoint
+
+FFHQ_SIZE = 1024
+FFHQ_EPSILON = 0.001  # the step that the paper gives for FF++ and DFDC (Artifact-Eraser, section 4.1)
+
+
+class Inverter:
+    """Faces to W+ codes and back.
+
+    Args:
+        generator: Draws faces; its registered noise maps are used, so the same codes give the same face.
+        encoder: Turns faces into codes, up to the average.
+        latent_average: (rows, 512) or (1, 512), what the encoder's codes are relative to.
+        name: Name of the registry entry or of the file, for results.
+        template: Position of the face that the generator knows, `embedded` or `ffhq` (see `backend.alignment`).
+        epsilon: Step of a latent search that suits the generator, in units of the codes.
+    """
+
+    def __init__(
+        self,
+        generator: StyleGAN2,
+        encoder: E4EEncoder,
+        latent_average: Tensor,
+        name: str,
+        template: str,
+        epsilon: float,
+    ) -> None:
+        self.generator = generator
+        self.encoder = encoder
+        self.latent_average = latent_average.expand(generator.rows, -1)
+        self.name = name
+        self.template = template
+        self.epsilon = epsilon
+
+    @property
+    def size(self) -> int:
+        """Side of the faces in pixels."""
+        return self.generator.size
+
+    @property
+    def rows(self) -> int:
+        """Number of rows of a code (12 at 128 pixels, 18 at 1024)."""
+        return self.generator.rows
+
+    def modules(self) -> tuple[nn.Module, ...]:
+        """Return the networks inside."""
+        return self.generator, self.encoder
+
+    @torch.no_grad()
+    def invert(self, faces: Tensor) -> Tensor:
+        """Return codes (N, rows, 512) of aligned faces (N, 3, H, W) in [0, 1]."""
+        size = self.encoder.input_size
+        if faces.shape[-2:] != (size, size):
+            faces = F.interpolate(faces, size=(size, size), mode="area")  # as in training
+        with frozen(self.encoder):
+            return self.encoder(faces * 2 - 1) + self.latent_average
+
+    def synthesize(self, codes: Tensor, *, resolution: int | None = None, clamp: bool = True) -> Tensor:
+        """Draw faces (N, 3, size, size) in [0, 1] from codes (N, rows, 512).
+
+        Args:
+            codes: W+ codes.
+            resolution: Stop at this size in pixels.
+            clamp: Cut off what the generator draws outside [0, 1]; a difference of two faces needs it uncut.
+        """
+        return _to_unit(self.generator.synthesize(codes, resolution=resolution), clamp)
+
+    def begin(self, codes: Tensor, row: int) -> Partial:
+        """Draw what does not depend on the rows from `row` on, once and without gradients."""
+        with torch.no_grad():
+            return self.generator.prefix(codes, row)
+
+    def synthesize_from(self, partial: Partial, codes: Tensor, *, clamp: bool = True) -> Tensor:
+        """Finish what `begin` began; equals `synthesize(codes)`, and gradients stop at the row of `begin`."""
+        return _to_unit(self.generator.resume(partial, codes), clamp)
+
+    def to(self, target: torch.device) -> "Inverter":
+        """Move everything to a device and return the inverter itself."""
+        self.generator.to(target)
+        self.encoder.to(target)
+        self.latent_average = self.latent_average.to(target)
+        return self
+
+
+def load(name: str = "generator") -> Inverter:
+    """Return the process's one copy of the embedded inverter, from the entries `name` and `encoder`."""
+    return loaded(f"inverter {name}", lambda: _load(name))
+
+
+def from_tensors(
+    tensors: Mapping[str, Tensor],
+    encoder_tensors: Mapping[str, Tensor],
+    options: Mapping[str, Any],
+    encoder_options: Mapping[str, Any],
+    name: str,
+) -> Inverter:
+    """Build an inverter from the tensors of both files and the options of their registry entries."""
+    table = {int(size): int(channels) for size, channels in options["channels"].items()}
+    generator = StyleGAN2(options["size"], mapping_layers=options["mapping_layers"], channels=table)
+    generator.load_state_dict(_below(tensors, "generator."), strict=True)
+    encoder = E4EEncoder(options["size"], encoder_options["input_size"], encoder_options["width"])
+    encoder.load_state_dict(encoder_tensors, strict=True)
+    _freeze(generator, encoder)
+    average = tensors["latent_average"].reshape(-1, CODE).float()
+    return Inverter(generator, encoder, average, name, options["template"], options["epsilon"])
+
+
+def from_official(
+    path: Path, *, size: int = FFHQ_SIZE, template: str = "ffhq", epsilon: float = FFHQ_EPSILON, name: str | None = None
+) -> Inverter:
+    """Read an e4e checkpoint in its published layout: `state_dict` with `encoder.*` and `decoder.*`, `latent_avg`.
+
+    Args:
+        path: The file.
+        size: Size of the generator in pixels.
+        template: Position of the face that it knows.
+        epsilon: Step of a latent search.
+        name: Name for results, by default that of the file.
+
+    Raises:
+        UserError: The file is damaged, carries code, or holds another kind of model.
+    """
+    content = read_checkpoint(path)
+    states, average = content.get("state_dict"), content.get("latent_avg")
+    if not isinstance(states, Mapping) or not isinstance(average, Tensor) or average.shape[-1] != CODE:
+        raise _other_layout(path, size)
+    # Networks on the meta device take the file's tensors as they are: nothing is drawn, nothing is held twice.
+    with torch.device("meta"):
+        generator, encoder = StyleGAN2(size), E4EEncoder(size)
+    try:
+        generator.load_state_dict(_below(states, "decoder."), strict=True, assign=True)
+        encoder.load_state_dict(_below(states, "encoder."), strict=True, assign=True)
+        average = average.reshape(-1, CODE).float().expand(generator.rows, -1)
+    except RuntimeError:
+        raise _other_layout(path, size) from None
+    _freeze(generator, encoder)
+    return Inverter(generator, encoder, average, name or path.stem, template, epsilon).to(device())
+
+
+def _load(name: str) -> Inverter:
+    options, encoder_options = entry(name).options, entry("encoder").options
+    return from_tensors(load_entry(name), load_entry("encoder"), options, encoder_options, name).to(device())
+
+
+def _freeze(*modules: nn.Module) -> None:
+    for module in modules:
+        module.float().eval().requires_grad_(False)
+
+
+def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+
+def _to_unit(pictures: Tensor, clamp: bool) -> Tensor:
+    pictures = (pictures + 1) / 2
+    return pictures.clamp(0, 1) if clamp else pictures
+
+
+def _other_layout(path: Path, size: int) -> UserError:
+    return UserError(
+        f"{path.name} is not an e4e checkpoint of a {size}-pixel generator.",
+        "Expected are a state_dict with encoder.* and decoder.* and the latent_avg, as the e4e project publishes them.",
+    )

@@ -1,0 +1,156 @@
+"""Turn the bytes of a picture file into pixels and pixels into PNG, and nothing else."""
+
+import functools
+import io
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+from torch import Tensor
+
+from backend.errors import UserError
+from backend.settings import SETTINGS
+
+# Decoders of rare formats are the least tested ones, so no other format is ever tried.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "HEIF", "AVIF")
+MIN_SIDE = 32
+# Browsers and photo viewers show a cut-out on a white page: this is the picture that the visitor knows.
+BACKGROUND = (255, 255, 255, 255)
+
+_OTHER_FILE = "Use a JPEG, PNG, WebP or HEIC photo."
+
+
+def read(source: bytes | Path | str) -> np.ndarray:
+    """Decode a picture file into upright pixels.
+
+    Colour profiles are not applied, because that would change the very values that detectors look at.
+
+    Args:
+        source: The file's content or its path.
+
+    Returns:
+        uint8 (H, W, 3), RGB; of an animation, the first frame; what is transparent becomes white.
+
+    Raises:
+        UserError: It is no picture of a known kind, is damaged, or is too large or too small.
+    """
+    content = source if isinstance(source, bytes) else _read_file(Path(source))
+    if not content:
+        raise UserError("The file is empty.", _OTHER_FILE)
+    _check_bytes(len(content))
+    _register_heif()
+    try:
+        return _decode(content)
+    except UserError:
+        raise
+    except UnidentifiedImageError as error:
+        raise UserError("This file is not a picture that can be read here.", _OTHER_FILE) from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _too_many_pixels() from error
+    except MemoryError as error:
+        raise UserError("There is not enough memory for this picture.", "Use a smaller copy of it.") from error
+    except Exception as error:  # decoders raise anything on damaged data, and all of it means the same
+        raise UserError("The picture is damaged or incomplete.", "Save it again, or use another copy of it.") from error
+
+
+def to_tensor(array: np.ndarray) -> Tensor:
+    """Convert uint8 (H, W, 3) pixels into float32 (1, 3, H, W) in [0, 1]."""
+    return torch.from_numpy(np.array(array)).permute(2, 0, 1)[None].contiguous().float() / 255
+
+
+def to_array(tensor: Tensor) -> np.ndarray:
+    """Convert one picture (1, 3, H, W) or (3, H, W) in [0, 1] into uint8 (H, W, 3), clamped and rounded."""
+    picture = tensor.detach().reshape(tensor.shape[-3:]).float().nan_to_num().clamp(0, 1)
+    return (picture * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().cpu().numpy()
+
+
+def encode_png(array: np.ndarray, text: dict[str, str] | None = None) -> bytes:
+    """Encode uint8 (H, W, 3) pixels as PNG, without loss, with `text` as its metadata."""
+    chunks = PngImagePlugin.PngInfo()
+    for key, value in (text or {}).items():
+        chunks.add_text(key, value)
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, format="PNG", pnginfo=chunks)
+    return buffer.getvalue()
+
+
+def _read_file(path: Path) -> bytes:
+    try:
+        _check_bytes(path.stat().st_size)
+        return path.read_bytes()
+    except (OSError, ValueError) as error:
+        raise UserError("The picture file could not be opened.", "Check its name, or choose it again.") from error
+
+
+def _check_bytes(count: int) -> None:
+    if count > SETTINGS.max_bytes:
+        limit = SETTINGS.max_bytes / 1e6
+        raise UserError(f"The picture file is larger than {limit:g} MB.", "Use a smaller copy of it.")
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > SETTINGS.max_pixels:
+        raise _too_many_pixels()
+    if min(width, height) < MIN_SIDE:
+        raise UserError(
+            f"The picture is only {width} by {height} pixels.",
+            f"Use one that is at least {MIN_SIDE} pixels wide and high.",
+        )
+
+
+def _too_many_pixels() -> UserError:
+    limit = SETTINGS.max_pixels / 1e6
+    return UserError(f"The picture has more than {limit:g} million pixels.", "Use a smaller copy of it.")
+
+
+@functools.cache
+def _register_heif() -> None:
+    """Teach the decoder HEIC on the first picture, so that importing this file stays cheap."""
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+
+
+def _decode(content: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
+        _check_size(*picture.size)
+        picture.load()
+        return _to_rgb(_upright(picture))
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(picture)
+    except Exception:  # a damaged camera record does not spoil the pixels
+        return picture
+
+
+def _to_rgb(picture: Image.Image) -> np.ndarray:
+    if picture.mode in {"I", "F"} or picture.mode.startswith("I;16"):
+        grey = _to_eight_bits(np.asarray(picture), sixteen=picture.mode.startswith("I;16"))
+        return np.repeat(grey[..., None], 3, axis=2)
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, BACKGROUND), picture)
+    return np.array(picture.convert("RGB"))
+
+
+def _to_eight_bits(values: np.ndarray, *, sixteen: bool) -> np.ndarray:
+    """Scale deep grey values (H, W) to uint8.
+
+    A 16-bit file says its range. A 32-bit one does not, so the usual full scales are tried, and the values' own
+    range is used where none fits.
+    """
+    scaled = np.nan_to_num(values.astype(np.float64), posinf=0.0, neginf=0.0)
+    low, high = float(scaled.min()), float(scaled.max())
+    if sixteen:
+        full = 65535.0
+    elif low >= 0:
+        scales = (1.0, 255.0, 65535.0) if values.dtype.kind == "f" else (255.0, 65535.0)
+        full = next((scale for scale in scales if high <= scale), 0.0)
+    else:
+        full = 0.0
+    if not full:
+        scaled, full = scaled - low, max(high - low, 1e-9)
+    return np.rint(scaled * (255 / full)).astype(np.uint8)

@@ -1,0 +1,42 @@
+"""The one form of every long job: a generator of steps that returns its result."""
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a long job.
+
+    Args:
+        number: How many steps are done, from 0.
+        total: How many there are at most.
+        message: What happens now, one line in plain words.
+        preview: A picture to show, (1, 3, H, W) in [0, 1], where there is one.
+        values: Named numbers of this step, for curves.
+    """
+
+    number: int
+    total: int
+    message: str
+    preview: torch.Tensor | None = None
+    values: dict[str, float] = field(default_factory=dict)
+
+
+Job = Generator[Step, None, T]
+
+
+def finish(job: Job[T], on_step: Callable[[Step], None] | None = None) -> T:
+    """Run a job to its end, calling `on_step` at every step, and return its result."""
+    while True:
+        try:
+            step = next(job)
+        except StopIteration as stop:
+            return stop.value
+        if on_step is not None:
+            on_step(step)

@@ -1,0 +1,78 @@
+"""Mark every picture that leaves the app: a visible sign in a corner and a record in the file."""
+
+import io
+import json
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from backend import images
+
+SIGN = "AI-edited"
+SOFTWARE = "Face forgery detectors: a demo and teaching tool"
+NOTE = (
+    "This picture was altered by a program that shows how face-forgery detectors work. "
+    "It is not a photograph and shows nothing that happened."
+)
+RECORD_KEY = "Record"
+
+_HEIGHT_SHARE = 0.03  # of the picture's shorter side: small in a photo, still readable when it is shown reduced
+_SMALLEST, _LEGIBLE = 7, 10  # font sizes in pixels
+_PLATE = (0, 0, 0, 180)  # on a white wall, dark enough for white letters
+_LETTERS = (255, 255, 255, 255)
+
+
+def mark(array: np.ndarray) -> np.ndarray:
+    """Return a copy of uint8 (H, W, 3) pixels with a small sign at the bottom left; all else is unchanged."""
+    height, width = array.shape[:2]
+    plate = _plate(width, height)
+    place = (0, height - plate.height)
+    patch = Image.fromarray(array[place[1] :, : plate.width]).convert("RGBA")
+    marked = array.copy()
+    marked[place[1] :, : plate.width] = np.asarray(Image.alpha_composite(patch, plate).convert("RGB"))
+    return marked
+
+
+def marked_png(array: np.ndarray, record: dict[str, Any]) -> bytes:
+    """Encode uint8 (H, W, 3) pixels as PNG with the visible sign and the record."""
+    return png(mark(array), record)
+
+
+def png(array: np.ndarray, record: dict[str, Any]) -> bytes:
+    """Encode uint8 (H, W, 3) pixels, without the visible sign, as PNG with the record (for research)."""
+    text = json.dumps(record, default=_plain, ensure_ascii=False)
+    return images.encode_png(array, {"Software": SOFTWARE, "Comment": NOTE, RECORD_KEY: text})
+
+
+def read_record(content: bytes) -> dict[str, Any] | None:
+    """Return the record in a PNG file that this app wrote, and None for every other file."""
+    try:
+        with Image.open(io.BytesIO(content), formats=["PNG"]) as picture:
+            record = json.loads(picture.info[RECORD_KEY])
+    except Exception:  # any file at all may be asked about, and a damaged one has no record
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def _plain(value: Any) -> Any:
+    """Turn what JSON does not know, such as the numbers of arrays, into what it does."""
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    return str(value)
+
+
+def _plate(width: int, height: int) -> Image.Image:
+    """Draw the sign on its plate, as large as fits into a picture of this size."""
+    size = max(_LEGIBLE, round(_HEIGHT_SHARE * min(width, height)))
+    while True:
+        font = ImageFont.load_default(size=size)
+        left, top, right, bottom = font.getbbox(SIGN)
+        margin = max(2, size // 4)
+        plate_width, plate_height = int(right - left) + 2 * margin, int(bottom - top) + 2 * margin
+        if size <= _SMALLEST or (plate_width <= width and plate_height <= height):
+            break
+        size = max(_SMALLEST, int(size * min(width / plate_width, height / plate_height, 0.95)))
+    plate = Image.new("RGBA", (min(plate_width, width), min(plate_height, height)), _PLATE)
+    ImageDraw.Draw(plate).text((margin - left, margin - top), SIGN, font=font, fill=_LETTERS)
+    return plate

@@ -1,0 +1,162 @@
+"""The `train` commands: each reads its settings file, trains (or resumes), measures, and writes safetensors."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from backend import weights
+from backend.detectors import registry
+from backend.detectors.card import Card, Detector
+from backend.generators import inversion
+from backend.progress import Job, Step, finish
+from backend.training import datasets, detector, fakes, generator, harness, measure
+from backend.training.datasets import Photographs
+
+TRAIN, VALIDATION, WILD = "real-train*", "real-val*", "wild*"
+CALIBRATION_PART = 20  # one photograph in so many is kept from training, to set thresholds
+MEASURING_PART = 5  # of the wild pack, one in so many only measures
+AGAINST = {"ciplab_photoshop": "ciplab_real"}
+FALSE_ALARMS = 0.04  # share of calibration photographs that the threshold lets pass as fake
+Report = dict[str, Any]
+OnStep = Callable[[Step], None]
+
+
+def train_generator(data: Path, out: Path, on_step: OnStep, **changes: Any) -> Report:  # noqa: ANN401
+    """Train generator and encoder together and write both files to the folder `out`."""
+    settings = harness.read_settings(generator.GeneratorSettings, "generator", **changes)
+    photographs, held_out = _split(data, settings.size)
+    task = generator.Autoencoder(photographs.pictures, settings, held_out.pictures[:: max(1, len(held_out) // 8)][:8])
+    run = finish(_with_sheets(harness.train(task, out / "run", settings), out / "run"), on_step)
+    drawn, encoded = generator.finished(task, seed=settings.seed)
+    files = {"generator": out / "generator.safetensors", "encoder": out / "encoder.safetensors"}
+    weights.save_half(files["generator"], drawn)
+    weights.save_half(files["encoder"], encoded)
+    shape = {
+        "size": settings.size,
+        "mapping_layers": settings.mapping_layers,
+        "channels": settings.channels,
+        "template": "embedded",
+    }
+    encoder_shape = {"input_size": settings.encoder_input, "width": settings.encoder_width}
+    inverter = inversion.from_tensors(drawn, encoded, shape | {"epsilon": 0.01}, encoder_shape, "generator")
+    metrics = measure.inversion(inverter, held_out.pictures)
+    return _report(out / "report.json", metrics, run, files, {"generator": shape, "encoder": encoder_shape})
+
+
+def train_fakes(data: Path, out: Path, on_step: OnStep, *, per_kind: int, seed: int, packs: str) -> Report:
+    """Write fakes made from the photographs in `data` to the folder `out`."""
+    inverter = inversion.load()
+    photographs = datasets.load(data, inverter.size, packs)
+    made = finish(fakes.build(photographs, out, inverter, fakes.FakesSettings(per_kind, seed)), on_step)
+    return {"metrics": made.counts | {"skipped": made.skipped}, "files": {"manifest": str(out / "manifest.csv")}}
+
+
+def train_detector(name: str, data: Path, fakes_dir: Path, out: Path, on_step: OnStep, **changes: Any) -> Report:  # noqa: ANN401
+    """Train one embedded detector, calibrate it, measure it, and write `out` (a .safetensors file)."""
+    options = changes.pop("options", {})
+    settings = harness.read_settings(detector.DetectorSettings, "detector", **changes)
+    card = _untrained_card(name)
+    training, calibrating, held_out = _examples(data, fakes_dir, card.input_size)
+    torch.manual_seed(settings.seed)
+    network = registry.build_embedded(name, options)
+    task = detector.DetectorTask(network, card, training, settings)
+    run = finish(harness.train(task, out.parent / f"{name}-run", settings), on_step)
+    average = task.average.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    half = {key: value.half().float() if value.is_floating_point() else value for key, value in average.state_dict().items()}
+    average.load_state_dict(half)
+    scores = measure.log_odds(Detector(average, card).eval(), calibrating.pictures)
+    fake = calibrating.kinds != detector.REAL
+    threshold, temperature = measure.calibration(scores, fake, false_alarms=FALSE_ALARMS)
+    ready = Detector(average, card, temperature=temperature, threshold=threshold).eval()
+    rates = measure.error_rates(ready, held_out, AGAINST)
+    weights.save_half(out, half)
+    calibration = {"threshold": round(threshold, 4), "temperature": round(temperature, 4), "errors": rates}
+    return _report(out.with_suffix(".json"), {"errors": rates}, run, {name: out}, {name: options | calibration})
+
+
+def _split(data: Path, size: int) -> tuple[Photographs, Photographs]:
+    """Read training and validation photographs; a folder without packs gives one in twenty to validation."""
+    if list(data.glob("*.tar")):
+        return datasets.load(data, size, TRAIN), datasets.load(data, size, VALIDATION)
+    everything = datasets.load(data, size)
+    held = [datasets.one_in(CALIBRATION_PART, name) for name in everything.names]
+    indices = range(len(held))
+    return everything.subset([i for i in indices if not held[i]]), everything.subset([i for i in indices if held[i]])
+
+
+def _examples(data: Path, fakes_dir: Path, size: int) -> tuple[detector.Examples, detector.Examples, detector.Examples]:
+    """Return examples for training, for setting the threshold, and held out for the error rates."""
+    real, real_held = _split(data, size)
+    parts: list[list[tuple[torch.Tensor, str]]] = [[], [], []]
+    for name, picture in zip(real.names, real.pictures, strict=True):
+        parts[1 if datasets.one_in(CALIBRATION_PART, name) else 0].append((picture, detector.REAL))
+    parts[2] += [(picture, detector.REAL) for picture in real_held.pictures]
+    for target, folder in ((0, fakes_dir / "train"), (2, fakes_dir / "val")):
+        made = datasets.load(folder, size)
+        origin = fakes.origins(folder)
+        for name, picture in zip(made.names, made.pictures, strict=True):
+            held = target == 0 and datasets.one_in(CALIBRATION_PART, origin.get(name) or name)
+            parts[1 if held else target].append((picture, name.split("/")[0]))
+    if list(data.glob(f"{WILD}.tar")):
+        wild = datasets.load(data, size, WILD)
+        for name, picture in zip(wild.names, wild.pictures, strict=True):
+            kind = name.split("/")[0]
+            measures = datasets.one_in(MEASURING_PART, name)
+            label = detector.REAL if kind.endswith("_real") and not measures else kind
+            parts[2 if measures else 0].append((picture, label))
+    return tuple(_as_examples(part) for part in parts)  # type: ignore[return-value]
+
+
+def _as_examples(part: list[tuple[torch.Tensor, str]]) -> detector.Examples:
+    return detector.Examples(torch.stack([picture for picture, _ in part]), np.array([kind for _, kind in part]))
+
+
+def _untrained_card(name: str) -> Card:
+    architecture = registry.ARCHITECTURES[name]
+    return Card(
+        name=name,
+        title=architecture.title,
+        paper=architecture.paper,
+        weights=name,
+        input_size=registry.EMBEDDED_SIZE,
+        mean=(architecture.mean,) * 3,
+        std=(architecture.std,) * 3,
+        outputs=architecture.outputs,
+        cam_layer=architecture.cam_layer,
+        trained_on="",
+        licence="",
+        errors=(),
+        known_failures="",
+    )
+
+
+def _with_sheets(job: Job[harness.Run], folder: Path) -> Job[harness.Run]:
+    """Write every sample sheet that a run yields."""
+    while True:
+        try:
+            step = next(job)
+        except StopIteration as stop:
+            return stop.value
+        if step.preview is not None:
+            pixels = (step.preview[0].permute(1, 2, 0) * 255).round().byte().numpy()
+            Image.fromarray(pixels).save(folder / f"sheet-{step.number:06d}.png")
+        yield step
+
+
+def _report(path: Path, metrics: Report, run: harness.Run, files: dict[str, Path], options: Report) -> Report:
+    report = {
+        "metrics": metrics,
+        "seconds": round(run.seconds, 1),
+        "run": dataclasses.asdict(run),
+        "files": {name: str(file) for name, file in files.items()},
+        "sha256": {name: weights.file_hash(file) for name, file in files.items()},
+        "options": options,
+    }
+    path.write_text(json.dumps(report, indent=1), encoding="utf-8")
+    return report

@@ -1,0 +1,93 @@
+"""Aligned face pictures in memory, drawn in an order that depends on seed and step alone."""
+
+import hashlib
+import io
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from backend.errors import UserError
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+
+
+@dataclass(frozen=True)
+class Photographs:
+    """Pictures with their names.
+
+    Args:
+        names: Path of each within its pack or folder.
+        pictures: uint8 (N, 3, size, size) RGB.
+    """
+
+    names: list[str]
+    pictures: Tensor
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return len(self.names)
+
+    def subset(self, indices: list[int]) -> "Photographs":
+        """Return some of them, in the given order."""
+        return Photographs([self.names[index] for index in indices], self.pictures[indices])
+
+
+def load(data: Path, size: int, packs: str = "*") -> Photographs:
+    """Read a folder of pictures, or the tar packs in it whose name matches `packs`, sorted by name."""
+    archives = sorted(data.glob(f"{packs}.tar"))
+    source = _from_archives(archives) if archives else _from_folder(data)
+    decoded = sorted(((name, _decode(content, size)) for name, content in source), key=lambda item: item[0])
+    if not decoded:
+        raise UserError(f"There are no pictures in {data.name}.", "Name a folder with JPEG or PNG files, or with packs.")
+    stacked = np.stack([array for _, array in decoded])
+    return Photographs([name for name, _ in decoded], torch.from_numpy(stacked).permute(0, 3, 1, 2).contiguous())
+
+
+def _from_archives(archives: list[Path]) -> Iterator[tuple[str, bytes]]:
+    for archive in archives:
+        with tarfile.open(archive) as pack:
+            for member in pack:
+                file = pack.extractfile(member) if member.isfile() else None
+                if file is not None and Path(member.name).suffix.lower() in SUFFIXES:
+                    yield member.name.removeprefix("./"), file.read()
+
+
+def _from_folder(folder: Path) -> Iterator[tuple[str, bytes]]:
+    for path in folder.rglob("*"):
+        if path.is_file() and path.suffix.lower() in SUFFIXES:
+            yield path.relative_to(folder).as_posix(), path.read_bytes()
+
+
+def _decode(content: bytes, size: int) -> np.ndarray:
+    with Image.open(io.BytesIO(content)) as picture:
+        rgb = picture.convert("RGB")
+        if rgb.size != (size, size):
+            rgb = rgb.resize((size, size), Image.Resampling.LANCZOS)
+        return np.asarray(rgb)
+
+
+def draw(count: int, batch: int, *, seed: int, step: int) -> Tensor:
+    """Return `batch` indices below `count`, the same for the same seed and step.
+
+    Every epoch is one permutation, so each picture is seen equally often; a resumed run needs no state.
+    """
+    positions = torch.arange(step * batch, (step + 1) * batch)
+    epochs = positions // count
+    chosen = torch.empty(batch, dtype=torch.long)
+    for epoch in epochs.unique().tolist():
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed * 100003 + epoch))
+        here = epochs == epoch
+        chosen[here] = order[positions[here] % count]
+    return chosen
+
+
+def one_in(parts: int, name: str) -> bool:
+    """Say whether a file belongs to the one part in `parts` that its name (without folder) decides."""
+    base = name.rsplit("/", 1)[-1]
+    return int(hashlib.sha256(base.encode()).hexdigest(), 16) % parts == 0

@@ -1,0 +1,152 @@
+"""Where model files come from: `weights/registry.toml`, their hashes and licences, and safe loading."""
+
+import hashlib
+import json
+import pickle
+import struct
+import sys
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from backend.errors import UserError
+from backend.settings import SETTINGS
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+REINSTALL = "Install the app again, or run: python -m backend weights verify"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One model file of the registry.
+
+    Args:
+        name: The name that code and command line use.
+        profile: `embedded` (ships with the app) or `hub` (downloaded on demand).
+        file: File name, in `weights/` or in the Hub repository.
+        sha256: Hash of the file; files with another are not loaded.
+        bytes: Size of the file.
+        licence: Licence in words.
+        source: What it was trained on and by which command, or where it is published.
+        options: Everything else the entry says: architecture options, card values, calibration.
+    """
+
+    name: str
+    profile: str
+    file: str
+    sha256: str
+    bytes: int
+    licence: str
+    source: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def path(self) -> Path:
+        """Return where the file lies on this machine."""
+        return SETTINGS.weights_dir / self.file
+
+    def state(self) -> str:
+        """Return `verified`, `absent` or `damaged`."""
+        if not self.path.exists():
+            return "absent"
+        return "verified" if file_hash(self.path) == self.sha256 else "damaged"
+
+
+@lru_cache(maxsize=1)
+def entries() -> dict[str, Entry]:
+    """Read the registry."""
+    raw = tomllib.loads((SETTINGS.weights_dir / "registry.toml").read_text(encoding="utf-8"))
+    fields = ("profile", "file", "sha256", "bytes", "licence", "source")
+    found = {}
+    for name, values in raw.items():
+        options = {key: value for key, value in values.items() if key not in fields}
+        found[name] = Entry(name=name, options=options, **{key: values[key] for key in fields})
+    return found
+
+
+def entry(name: str) -> Entry:
+    """Return one entry of the registry, or say which exist."""
+    try:
+        return entries()[name]
+    except KeyError:
+        known = ", ".join(sorted(entries()))
+        raise UserError(f"There is no model named {name}.", f"Choose one of: {known}.") from None
+
+
+def file_hash(path: Path) -> str:
+    """Return the SHA-256 of a file as hex digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def load_entry(name: str) -> dict[str, Tensor]:
+    """Return the tensors of an entry as float32, after its hash was verified."""
+    found = entry(name)
+    state = found.state()
+    if state == "absent":
+        raise UserError(f"The model file of {name} is missing.", REINSTALL)
+    if state == "damaged":
+        raise UserError(f"The model file of {name} is damaged.", REINSTALL)
+    tensors = load_file(found.path)
+    return {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
+
+
+def load_into(module: nn.Module, name: str) -> nn.Module:
+    """Load an entry into a module, every key matched, and return it in inference mode without gradients."""
+    module.load_state_dict(load_entry(name), strict=True)
+    return module.eval().requires_grad_(False)
+
+
+def save_half(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors as safetensors, floating-point ones in float16."""
+    halved = {key: (value.half() if value.is_floating_point() else value) for key, value in tensors.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({key: value.detach().cpu().contiguous() for key, value in halved.items()}, path)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a published checkpoint: safetensors, or a pickle of tensors and plain values.
+
+    Raises:
+        UserError: The file is missing, damaged, of another kind, or a pickle that carries code.
+    """
+    hint = "Use a file from the project that published the model, or its safetensors form."
+    if not path.is_file():
+        raise UserError(f"There is no file named {path.name}.", hint)
+    if path.suffix == ".safetensors":
+        try:
+            return dict(load_file(path))
+        except (SafetensorError, OSError, ValueError, struct.error, json.JSONDecodeError):
+            raise UserError(f"{path.name} is not a readable safetensors file.", hint) from None
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise UserError(f"{path.name} was refused: it carries more than tensors and plain values.", hint) from None
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
+        raise UserError(f"{path.name} is damaged or not a checkpoint.", hint) from None
+    if not isinstance(content, dict) or not _is_plain(content):
+        raise UserError(f"{path.name} was refused: it carries more than tensors and plain values.", hint)
+    return content
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, dict):
+        return all(_is_plain(key) and _is_plain(item) for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return all(_is_plain(item) for item in value)
+    return value is None or isinstance(value, (Tensor, str, bool, int, float))
