@@ -44,7 +44,7 @@ class EqualLinear(nn.Module):
 
     def forward(self, vectors: Tensor) -> Tensor:  # noqa: D102
         dtype = vectors.dtype
-        out = F.linear(vectors, (self.weight * self.scale).to(dtype), (self.bias * self.lr_mul).to(dtype))
+        out = F.linear(vectors * self.scale, self.weight.to(dtype), (self.bias * self.lr_mul).to(dtype))
         return F.leaky_relu(out, 0.2) * math.sqrt(2) if self.activate else out
 
 
@@ -189,10 +189,7 @@ class ToRGB(nn.Module):
             self.upsample = Upsample()
 
     def forward(self, features: Tensor, code: Tensor, skip: Tensor | None = None) -> Tensor:  # noqa: D102
-        # A 1x1 convolution is a matrix product, and scaling its few weights saves a pass over all features.
-        style = self.conv.modulation(code) * self.conv.scale
-        weight = (self.conv.weight[0, :, :, 0, 0] * style[:, None]).to(features.dtype)
-        out = (weight @ features.flatten(2)).unflatten(2, features.shape[2:]) + self.bias.to(features.dtype)
+        out = self.conv(features, code) + self.bias.to(features.dtype)
         return out if skip is None else out + self.upsample(skip)
 
 

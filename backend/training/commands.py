@@ -1,7 +1,9 @@
 """The `train` commands: each reads its settings file, trains (or resumes), measures, and writes safetensors."""
 
+import argparse
 import dataclasses
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,10 @@ from PIL import Image
 from backend import weights
 from backend.detectors import registry
 from backend.detectors.card import Card, Detector
+from backend.errors import UserError
 from backend.generators import inversion
 from backend.progress import Job, Step, finish
-from backend.training import datasets, detector, fakes, generator, harness, measure
+from backend.training import datasets, detector, fakes, generator, harness, install, measure
 from backend.training.datasets import Photographs
 
 TRAIN, VALIDATION, WILD = "real-train*", "real-val*", "wild*"
@@ -49,6 +52,29 @@ def train_generator(data: Path, out: Path, on_step: OnStep, **changes: Any) -> R
     return _report(out / "report.json", metrics, run, files, {"generator": shape, "encoder": encoder_shape})
 
 
+def train_encoder(data: Path, out: Path, on_step: OnStep, **changes: Any) -> Report:  # noqa: ANN401
+    """Go on training the encoder against the frozen generator in `weights/` and write it to the folder `out`."""
+    steps = changes.pop("steps", None)
+    settings = harness.read_settings(generator.GeneratorSettings, "generator", **changes)
+    given = harness.read_settings(generator.EncoderSettings, "encoder", steps=steps)
+    settings = dataclasses.replace(
+        settings, stages=[[settings.size, given.steps, given.batch]], lr_encoder=given.lr, decay_share=given.decay_share
+    )
+    photographs, held_out = _split(data, settings.size)
+    inverter = inversion.load()
+    task = generator.EncoderTask(
+        photographs.pictures, settings, held_out.pictures[:: max(1, len(held_out) // 8)][:8], inverter
+    )
+    run = finish(_with_sheets(harness.train(task, out / "encoder-run", settings), out / "encoder-run"), on_step)
+    encoded = task.relative_encoder()
+    file = out / "encoder.safetensors"
+    weights.save_half(file, encoded)
+    shape = {"input_size": settings.encoder_input, "width": settings.encoder_width}
+    inverter.encoder.load_state_dict(encoded)
+    metrics = measure.inversion(inverter, held_out.pictures)
+    return _report(out / "encoder.json", metrics, run, {"encoder": file}, {"encoder": shape})
+
+
 def train_fakes(data: Path, out: Path, on_step: OnStep, *, per_kind: int, seed: int, packs: str) -> Report:
     """Write fakes made from the photographs in `data` to the folder `out`."""
     inverter = inversion.load()
@@ -66,9 +92,11 @@ def train_detector(name: str, data: Path, fakes_dir: Path, out: Path, on_step: O
     torch.manual_seed(settings.seed)
     network = registry.build_embedded(name, options)
     task = detector.DetectorTask(network, card, training, settings)
-    run = finish(harness.train(task, out.parent / f"{name}-run", settings), on_step)
+    run = finish(harness.train(task, out.parent / f"{name}-run", settings, checkpoint_every=200), on_step)
     average = task.average.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    half = {key: value.half().float() if value.is_floating_point() else value for key, value in average.state_dict().items()}
+    half = {
+        key: value.half().float() if value.is_floating_point() else value for key, value in average.state_dict().items()
+    }
     average.load_state_dict(half)
     scores = measure.log_odds(Detector(average, card).eval(), calibrating.pictures)
     fake = calibrating.kinds != detector.REAL
@@ -159,4 +187,24 @@ def _report(path: Path, metrics: Report, run: harness.Run, files: dict[str, Path
         "options": options,
     }
     path.write_text(json.dumps(report, indent=1), encoding="utf-8")
+    return report
+
+
+def run(options: argparse.Namespace, on_step: OnStep) -> Report:
+    """Run the `train` command that the command line names; a request to end saves a checkpoint first."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    data, out, seed = options.data, options.out, options.seed
+    if options.what == "generator":
+        report = train_generator(data, out, on_step, seed=seed)
+    elif options.what == "encoder":
+        report = train_encoder(data, out, on_step, seed=seed, steps=options.steps)
+    elif options.what == "fakes":
+        report = train_fakes(data, out, on_step, per_kind=options.per_kind, seed=seed, packs=options.packs)
+    else:
+        if options.name not in registry.names() or options.fakes is None:
+            raise UserError("Name a detector and its fakes.", f"Detectors: {', '.join(registry.names())}; --fakes DIR.")
+        report = train_detector(options.name, data, options.fakes, out, on_step, steps=options.steps, seed=seed)
+    if options.install and options.what != "fakes":
+        for name, file in report["files"].items():
+            install.install(name, Path(file), report["options"][name])
     return report

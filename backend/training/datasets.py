@@ -44,7 +44,9 @@ def load(data: Path, size: int, packs: str = "*") -> Photographs:
     source = _from_archives(archives) if archives else _from_folder(data)
     decoded = sorted(((name, _decode(content, size)) for name, content in source), key=lambda item: item[0])
     if not decoded:
-        raise UserError(f"There are no pictures in {data.name}.", "Name a folder with JPEG or PNG files, or with packs.")
+        raise UserError(
+            f"There are no pictures in {data.name}.", "Name a folder with JPEG or PNG files, or with packs."
+        )
     stacked = np.stack([array for _, array in decoded])
     return Photographs([name for name, _ in decoded], torch.from_numpy(stacked).permute(0, 3, 1, 2).contiguous())
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backend.generators.e4e import E4EEncoder
+from backend.generators.inversion import Inverter
 from backend.generators.stylegan2 import StyleGAN2
 from backend.training import datasets, harness
 from backend.training.mapping import fit_mapping
@@ -56,7 +57,9 @@ class Autoencoder:
         self.encoder_average = copy.deepcopy(self.encoder).eval().requires_grad_(False)
         self.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         betas = (0.9, 0.99)
-        self.generator_optimizer = torch.optim.Adam(self.generator.parameters(), settings.lr_generator, betas, fused=True)
+        self.generator_optimizer = torch.optim.Adam(
+            self.generator.parameters(), settings.lr_generator, betas, fused=True
+        )
         self.encoder_optimizer = torch.optim.Adam(self.encoder.parameters(), settings.lr_encoder, betas, fused=True)
         self.perceptual = perceptual_network("alex")
         self.total = sum(steps for _, steps, _ in settings.stages)
@@ -108,9 +111,8 @@ class Autoencoder:
         for optimizer in self.optimizers().values():
             optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(self.encoder.parameters(), 5.0)
-        nn.utils.clip_grad_norm_(self.generator.parameters(), 5.0)
         for optimizer in self.optimizers().values():
+            nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 5.0)
             optimizer.step()
         decay = min(settings.average_decay, (1 + number) / (10 + number))
         harness.update_average(self.generator_average, self.generator, decay)
@@ -146,6 +148,41 @@ def perceptual_network(name: str) -> nn.Module:
 
     network = stlpips.LPIPS(net=name, variant="shift_tolerant", verbose=False)
     return network.eval().requires_grad_(False)
+
+
+@dataclass(frozen=True)
+class EncoderSettings:
+    """Settings of an encoder run against a frozen generator; `settings/encoder.toml` explains them."""
+
+    steps: int
+    batch: int
+    lr: float
+    decay_share: float
+
+
+class EncoderTask(Autoencoder):
+    """The encoder alone in training, against a frozen generator."""
+
+    def __init__(self, pictures: Tensor, settings: GeneratorSettings, held_out: Tensor, inverter: Inverter) -> None:
+        super().__init__(pictures, settings, held_out)
+        self.latent_average = inverter.latent_average[0].cpu()
+        state = inverter.generator.state_dict()
+        for network in (self.generator, self.generator_average):
+            network.load_state_dict(state)
+            network.requires_grad_(False)
+        for network in (self.encoder, self.encoder_average):
+            network.load_state_dict(inverter.encoder.state_dict())
+            network.styles[0].linear.bias.data.add_(self.latent_average)  # type: ignore[union-attr, operator]
+
+    def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
+        """Return the encoder's optimiser."""
+        return {"encoder": self.encoder_optimizer}
+
+    def relative_encoder(self) -> dict[str, Tensor]:
+        """Return the averaged encoder, relative to the latent average again."""
+        encoder = copy.deepcopy(self.encoder_average)
+        encoder.styles[0].linear.bias.data.sub_(self.latent_average)  # type: ignore[union-attr, operator]
+        return dict(encoder.state_dict())
 
 
 @torch.no_grad()

@@ -97,9 +97,7 @@ def load_checkpoint(task: Task, folder: Path) -> int:
     return int(state["step"])
 
 
-def train(
-    task: Task, folder: Path, settings: object, *, checkpoint_every: int = 500, log_every: int = 20
-) -> Job[Run]:
+def train(task: Task, folder: Path, settings: object, *, checkpoint_every: int = 500, log_every: int = 20) -> Job[Run]:
     """Train a task to its last step, resuming from `folder` if it holds a checkpoint."""
     folder.mkdir(parents=True, exist_ok=True)
     described: dict[str, Any] = asdict(settings)  # type: ignore[call-overload]

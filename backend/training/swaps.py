@@ -75,7 +75,9 @@ def warp_to(source: Array, source_points: Array, target_points: Array) -> Array:
     coarse = spline(grid.reshape(-1, 2)).reshape(*grid.shape)
     rows, columns = np.mgrid[0:size, 0:size] / step
     where = [ndimage.map_coordinates(coarse[..., axis_], [rows, columns], order=1) for axis_ in (1, 0)]
-    channels = [ndimage.map_coordinates(source[..., c].astype(np.float64), where, order=1, mode="reflect") for c in range(3)]
+    channels = [
+        ndimage.map_coordinates(source[..., c].astype(np.float64), where, order=1, mode="reflect") for c in range(3)
+    ]
     return np.stack(channels, axis=-1)
 
 

@@ -1,0 +1,178 @@
+"""The command line: the same backend as the app, for class, scripts and tests."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from backend import images, runtime, verdicts, weights
+from backend.detectors import registry
+from backend.errors import UserError
+from backend.progress import Step
+
+Answer = dict[str, Any]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit code: 0, or 2 for something the user can change."""
+    options = _parser().parse_args(arguments)
+    runtime.keep_freed_memory()
+    try:
+        answer = options.run(options)
+    except UserError as error:
+        print(str(error), file=sys.stderr)
+        if options.json:
+            print(json.dumps({"error": error.message, "hint": error.hint}))
+        return 2
+    if options.json:
+        print(json.dumps(answer))
+    else:
+        print(answer.get("summary") or json.dumps(answer, indent=1))
+    return int(answer.get("exit", 0)) if not options.json else _exit_code(answer)
+
+
+def _exit_code(answer: Answer) -> int:
+    results = answer.get("results")
+    return 2 if results and all("error" in result for result in results) else 0
+
+
+def _detect(options: argparse.Namespace) -> Answer:
+    chosen = [options.detector] if options.detector else None
+    if options.detector and options.detector not in registry.loadable():
+        raise UserError(
+            f"There is no detector named {options.detector}.", f"Choose one of: {', '.join(registry.loadable())}."
+        )
+    results = [_detect_one(path, chosen) for path in options.images]
+    lines = []
+    for result in results:
+        if "error" in result:
+            print(f"{result['image']}: {result['error']} {result['hint']}", file=sys.stderr)
+            continue
+        lines.append(f"{result['image']}: {result.get('note') or ''}".rstrip(": "))
+        for number, face in enumerate(result["faces"], 1):
+            lines.append(f"  face {number}" + (f" ({face['problem']})" if face["problem"] else ""))
+            for name, one in face["verdicts"].items():
+                lines.append(f"    {name}: {verdicts.in_words(one['p_fake'])}")
+    unreadable = all("error" in result for result in results)
+    return {"results": results, "summary": "\n".join(lines), "exit": 2 if unreadable else 0}
+
+
+def _detect_one(path: Path, detectors: list[str] | None) -> Answer:
+    try:
+        photo = images.read(path)
+    except UserError as error:
+        return {"image": str(path), "error": error.message, "hint": error.hint}
+    judged = verdicts.judge(photo, detectors)
+    found = []
+    for one in judged:
+        words = one.verdicts()
+        found.append(
+            {
+                "box": [round(float(value), 1) for value in one.aligned.face.box],
+                "problem": one.problem,
+                "verdicts": {name: {"p_fake": p, "verdict": words[name]} for name, p in one.p_fake.items()},
+            }
+        )
+    answer: Answer = {"image": str(path), "faces": found}
+    if not found:
+        answer["note"] = "No face was found; use a photo in which a face is seen from the front."
+    elif len(found) > 1:
+        answer["note"] = f"{len(found)} faces were found, the largest first."
+    return answer
+
+
+def _counterfactual(options: argparse.Namespace) -> Answer:
+    from backend.counterfactual import command
+
+    return command.run(options, _show_step)
+
+
+def _weights(options: argparse.Namespace) -> Answer:
+    listed = []
+    for name, entry in sorted(weights.entries().items()):
+        state = entry.state() if options.action == "verify" else ("present" if entry.path.exists() else "absent")
+        listed.append(
+            {
+                "name": name,
+                "profile": entry.profile,
+                "present": entry.path.exists(),
+                "verified": entry.state() == "verified" if options.action == "verify" else None,
+                "bytes": entry.bytes,
+                "licence": entry.licence,
+                "state": state,
+            }
+        )
+    damaged = [row["name"] for row in listed if options.action == "verify" and not row["verified"]]
+    if damaged:
+        raise UserError(f"Missing or damaged: {', '.join(damaged)}.", "Install the app again.")
+    return {"entries": listed}
+
+
+def _train(options: argparse.Namespace) -> Answer:
+    from backend.training import commands  # needs packages of requirements-train.txt
+
+    return commands.run(options, _show_step)
+
+
+def _examples(_: argparse.Namespace) -> Answer:
+    from backend import examples
+
+    return {"files": [str(path) for path in examples.build(examples.FOLDER)]}
+
+
+def _show_step(step: Step) -> None:
+    print(f"{step.number}/{step.total} {step.message}", file=sys.stderr, flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m backend", description="Face-forgery detectors, explained.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    detect = _command(commands, "detect", _detect, "say what the detectors think of the faces in pictures")
+    detect.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+    detect.add_argument("--detector", metavar="NAME", help="ask only this detector")
+
+    search = _command(commands, "counterfactual", _counterfactual, "search what would make a detector say real")
+    search.add_argument("image", type=Path, metavar="IMAGE")
+    search.add_argument("--detector", required=True, metavar="NAME")
+    search.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the pictures")
+    search.add_argument("--level", default="S,M,D", help="style levels that may change (default: %(default)s)")
+    search.add_argument("--epsilon", type=float, help="length of a step in the codes (default: the generator's)")
+    search.add_argument("--steps", type=int, default=100, help="steps at most (default: %(default)s)")
+    search.add_argument("--composite", choices=("transfer", "reconstruction"), default="transfer")
+    search.add_argument("--face", type=int, metavar="N", help="which face, 1 is the largest")
+    search.add_argument("--unmarked", action="store_true", help="leave out the visible mark, for research")
+
+    files = _command(commands, "weights", _weights, "list or verify the model files")
+    files.add_argument("action", choices=("list", "verify"))
+
+    _command(commands, "examples", _examples, "draw the app's examples again and store their results")
+
+    train = _command(commands, "train", _train, "train a model that ships with the app")
+    train.add_argument("what", choices=("generator", "encoder", "detector", "fakes"))
+    train.add_argument("name", nargs="?", help="which detector")
+    train.add_argument(
+        "--data", required=True, type=Path, metavar="DIR", help="folder of aligned faces, or of tar packs"
+    )
+    train.add_argument("--out", required=True, type=Path, metavar="PATH")
+    train.add_argument("--fakes", type=Path, metavar="DIR", help="for detectors: folder with train/ and val/ of fakes")
+    train.add_argument("--packs", default="*", help="for fakes: which tar packs to use (default: all)")
+    train.add_argument("--per-kind", type=int, default=1000, help="for fakes: how many of each kind")
+    train.add_argument("--steps", type=int, help="for detectors: training steps")
+    train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--install", action="store_true", help="put the result into weights/ and the registry")
+    return parser
+
+
+def _command(
+    commands: Any,  # noqa: ANN401 - argparse keeps the type of its subparsers private
+    name: str,
+    run: Callable[[argparse.Namespace], Answer],
+    about: str,
+) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=about, description=about)
+    command.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else")
+    command.set_defaults(run=run)
+    return command

@@ -1,0 +1,1 @@
+"""Counterfactuals: the smallest change of a face's style that makes a detector call it real."""

@@ -1,0 +1,103 @@
+"""What a search found, as numbers, pictures and words."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from backend.counterfactual.levels import WORDS
+
+if TYPE_CHECKING:
+    from backend.counterfactual.search import SearchSettings
+
+
+@dataclass(frozen=True, eq=False)
+class Search:
+    """Result of a search over N faces; pictures are (N, 3, H, W) in [0, 1], rounded to 8 bits.
+
+    Args:
+        codes_start: Codes that the encoder gave, (N, rows, 512).
+        codes: Codes of the counterfactuals.
+        original: The faces.
+        inversion: The generator's own drawing of them, before any change.
+        counterfactual: The first picture that passed the margin; where none did, the one with the lowest p_fake.
+        p_original: p_fake (N,) of `original`.
+        p_inversion: p_fake (N,) of `inversion`.
+        p_counterfactual: p_fake (N,) of `counterfactual`.
+        flipped: Called fake before and real after, (N,).
+        steps: Updates (N,) until a face passed; where it never did, all that were made.
+        already_real: Called real to begin with, so not searched, (N,).
+        flipped_by_inversion: Called real as soon as the generator has drawn it, (N,); such a success of the
+            `reconstruction` composite is none of the search.
+        used_log_odds: The sigmoid was saturated at some step, and the slope before it was followed, (N,).
+        trajectory: p_fake (steps made + 1, N), the first row before any update; a face that is done keeps its value.
+        epsilon: Step that was used.
+        level: Levels that were open, as `S,M,D`.
+        settings: Settings of the search.
+        generator: Name of the generator.
+        detector: Name of the detector.
+        torch: Version of PyTorch.
+        seconds: Time taken.
+    """
+
+    codes_start: Tensor
+    codes: Tensor
+    original: Tensor
+    inversion: Tensor
+    counterfactual: Tensor
+    p_original: Tensor
+    p_inversion: Tensor
+    p_counterfactual: Tensor
+    flipped: Tensor
+    steps: Tensor
+    already_real: Tensor
+    flipped_by_inversion: Tensor
+    used_log_odds: Tensor
+    trajectory: Tensor
+    epsilon: float
+    level: str
+    settings: "SearchSettings"
+    generator: str
+    detector: str
+    torch: str
+    seconds: float
+
+    @property
+    def p_fake(self) -> dict[str, Tensor]:
+        """Return the three scores (N,) under the names that the command line uses."""
+        return {
+            "original": self.p_original,
+            "inversion": self.p_inversion,
+            "counterfactual": self.p_counterfactual,
+        }
+
+    @property
+    def summary(self) -> str:
+        """Say in plain words what happened."""
+        return self._one() if len(self.flipped) == 1 else self._many()
+
+    def _one(self) -> str:
+        before, after = float(self.p_original[0]), float(self.p_counterfactual[0])
+        if self.already_real[0]:
+            return f"The detector {self.detector} calls this face real ({before:.2f}), so there is nothing to turn."
+        scores = f"from {before:.2f} to {after:.2f} (0 = real, 1 = fake)"
+        rows = " and ".join(f"{level} ({WORDS[level]})" for level in self.settings.levels)
+        where = f"changing the style levels {rows}" if len(self.settings.levels) > 1 else f"changing style level {rows}"
+        steps = f"{int(self.steps[0])} step{'' if self.steps[0] == 1 else 's'} of {abs(self.epsilon):g}"
+        if self.flipped[0]:
+            text = f"After {steps}, {where}, the detector {self.detector} calls the face real: p_fake went {scores}."
+        else:
+            text = f"{steps}, {where}, were not enough: for the detector {self.detector}, p_fake went {scores}."
+        if self.settings.composite == "reconstruction" and self.flipped_by_inversion[0]:
+            text += " It did so as soon as the generator had drawn the face, before any change was searched."
+        if self.used_log_odds[0]:
+            text += " The detector was so sure at first that its slope vanished; the log-odds showed the way."
+        return text
+
+    def _many(self) -> str:
+        searched = int((~self.already_real).sum())
+        text = f"Of {len(self.flipped)} faces, the detector {self.detector} called {searched} fake to begin with; "
+        text += f"{int(self.flipped.sum())} of these were turned."
+        if self.flipped.any():
+            text += f" The median took {int(self.steps[self.flipped].median())} steps of {abs(self.epsilon):g}."
+        return text

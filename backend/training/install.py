@@ -1,0 +1,49 @@
+"""Put a trained file into `weights/` and its facts into `weights/registry.toml`."""
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from backend import weights
+from backend.settings import SETTINGS
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+LICENCE = "non-commercial research and teaching"
+PHOTOGRAPHS = "CelebA, All-Age-Faces, FFHQ and official portraits, 12,453 aligned faces of 128 pixels"
+SOURCES = {
+    "generator": "python -m backend train generator",
+    "encoder": "python -m backend train encoder",
+}
+HEADER = "# One entry a model file; written by `python -m backend train ... --install`, read by backend/weights.py.\n\n"
+
+
+def install(name: str, file: Path, options: dict[str, Any]) -> weights.Entry:
+    """Copy `file` to `weights/NAME.safetensors`, write its registry entry and return it.
+
+    What the entry said before stays where `options` does not name it anew.
+    """
+    target = SETTINGS.weights_dir / f"{name}.safetensors"
+    if file.resolve() != target.resolve():
+        shutil.copyfile(file, target)
+    path = SETTINGS.weights_dir / "registry.toml"
+    registry: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    before = registry.get(name, {})
+    facts = {
+        "profile": "embedded",
+        "file": target.name,
+        "sha256": weights.file_hash(target),
+        "bytes": target.stat().st_size,
+        "licence": LICENCE,
+        "source": SOURCES.get(name, f"python -m backend train detector {name}") + f", on {PHOTOGRAPHS}",
+    }
+    registry[name] = before | facts | options
+    path.write_text(HEADER + tomli_w.dumps(dict(sorted(registry.items()))), encoding="utf-8")
+    weights.entries.cache_clear()
+    return weights.entry(name)

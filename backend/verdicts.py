@@ -1,0 +1,97 @@
+"""What every detector says about the faces of a photo; the first thing the app and the command line show."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from backend import alignment, faces, images, runtime
+from backend.detectors import registry
+from backend.detectors.card import Card, ErrorRate, Verdict, verdict
+
+WORDS = {"real": "Probably real", "fake": "Probably fake", "uncertain": "Uncertain"}
+TEMPLATE = "embedded"
+
+
+@dataclass(frozen=True)
+class JudgedFace:
+    """One face of a photo with its verdicts.
+
+    Args:
+        number: From 1, the largest face first.
+        aligned: The crop that the detectors saw, and where it lies in the photo.
+        problem: Why the verdicts should not be trusted, or None.
+        p_fake: Probability of fake in [0, 1] by detector; 0.5 is the threshold.
+    """
+
+    number: int
+    aligned: alignment.AlignedFace
+    problem: str | None
+    p_fake: dict[str, float]
+
+    def verdicts(self) -> dict[str, Verdict]:
+        """Return real, fake or uncertain by detector."""
+        return {name: verdict(score) for name, score in self.p_fake.items()}
+
+
+def judge(photo: np.ndarray, detectors: list[str] | None = None, *, template: str = TEMPLATE) -> list[JudgedFace]:
+    """Find every face of a photo, largest first, and ask the detectors (all loadable ones by default).
+
+    Args:
+        photo: uint8 (H, W, 3) RGB.
+        detectors: Names of the detectors to ask.
+        template: How faces are aligned.
+    """
+    found = faces.find(photo)
+    if not found:
+        return []
+    aligned = [alignment.align(photo, face, template, registry.EMBEDDED_SIZE) for face in found]
+    crops = torch.cat([images.to_tensor(one.crop) for one in aligned]).to(runtime.device())
+    scores = p_fake(crops, detectors)
+    judged = []
+    for index, one in enumerate(aligned):
+        own = {name: values[index] for name, values in scores.items()}
+        judged.append(JudgedFace(index + 1, one, faces.problem(one.face, photo.shape), own))
+    return judged
+
+
+@torch.no_grad()
+def p_fake(crops: torch.Tensor, detectors: list[str] | None = None) -> dict[str, list[float]]:
+    """Return the probability of fake of crops (N, 3, H, W) in [0, 1], by detector."""
+    scores = {}
+    with runtime.MODEL_LOCK:
+        for name in detectors or registry.loadable():
+            scores[name] = [round(value, 6) for value in registry.load(name).p_fake(crops).tolist()]
+    return scores
+
+
+def in_words(score: float) -> str:
+    """Put a probability of fake into words with its scale."""
+    return f"{WORDS[verdict(score)]}: {score:.2f} (0 = real, 1 = fake)"
+
+
+def how_often_wrong(card: Card) -> str:
+    """Say in one sentence how often a detector is wrong, and on what data."""
+    alarm = card.false_alarm()
+    if alarm is None:
+        return "How often this detector is wrong was not measured here."
+    misses = "; ".join(_miss(rate) for rate in card.misses() if not rate.kind.endswith("_real"))
+    return (
+        f"Calls {alarm.rate:.0%} of {alarm.count} real photographs fake. Misses {misses}. "
+        "On photographs from other sources it will be wrong more often."
+    )
+
+
+def _miss(rate: ErrorRate) -> str:
+    return f"{rate.rate:.0%} of {rate.count} {KINDS.get(rate.kind, rate.kind)}"
+
+
+KINDS = {
+    "swap": "face swaps",
+    "reconstruction": "generator renderings",
+    "edit": "latent edits",
+    "sample": "generated faces",
+    "stylegan_140k": "StyleGAN faces",
+    "gan_celebahq_ffhq": "other GAN faces",
+    "ciplab_photoshop": "hand-edited photographs",
+}

@@ -1,0 +1,119 @@
+"""What all tabs share: how errors are said, how events queue, and how a photo comes in."""
+
+import functools
+import inspect
+import logging
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from html import escape
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar, cast
+
+import gradio as gr
+import numpy as np
+from gradio.data_classes import ImageData
+
+from backend import images
+from backend.errors import UserError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+logger = logging.getLogger("app")
+
+STYLE = Path(__file__).with_name("style.css")
+# Events that run a model wait for each other; the others never wait.
+MODEL: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
+QUICK: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
+SHOWN_SIDE = 900  # longest side in pixels at which a whole photo is shown
+KEPT_SECONDS = 3600  # downloads of a visitor who left without closing the page
+
+
+def photo_input(label: str) -> gr.Image:
+    """Return an image component that hands over the path of the uploaded file itself, readable or not.
+
+    On its own, the component opens the file with its own decoder first, and a file that this cannot open never
+    reaches our code and its sentences.
+    """
+    component = gr.Image(
+        label=label,
+        type="filepath",
+        image_mode=None,
+        format="png",
+        sources=["upload", "clipboard"],
+        buttons=["fullscreen"],
+        interactive=True,
+        height=300,
+    )
+    # Not a subclass: the library writes a stub file beside the source of every component class.
+    component.preprocess = _path_of  # type: ignore[method-assign]
+    return component
+
+
+def _path_of(payload: ImageData | None) -> str | None:
+    return None if payload is None else payload.path
+
+
+def answered(function: Callable[P, R]) -> Callable[P, R]:
+    """Wrap a handler, or a generator of updates, so that every error is one sentence for the visitor."""
+    if inspect.isgeneratorfunction(function):
+
+        @functools.wraps(function)
+        def stream(*args: P.args, **kwargs: P.kwargs) -> Iterator[Any]:
+            try:
+                yield from function(*args, **kwargs)
+            except Exception as error:
+                raise as_shown(error) from error
+
+        return cast("Callable[P, R]", stream)
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        except Exception as error:
+            raise as_shown(error) from error
+
+    return call
+
+
+def as_shown(error: Exception) -> gr.Error:
+    """Turn an error into what the visitor reads; the details of an unexpected one go to the log only."""
+    if isinstance(error, gr.Error):
+        return error
+    if isinstance(error, UserError):
+        return gr.Error(escape(str(error), quote=False), title="This did not work", print_exception=False)
+    code = secrets.token_hex(4)
+    logger.error("Error %s", code, exc_info=error)
+    sentence = f"Something went wrong on our side. Try it again; if it stays, report the code {code}."
+    return gr.Error(sentence, title="Our mistake", print_exception=False)
+
+
+def photo_from(path: str | None) -> np.ndarray:
+    """Return the pixels of the visitor's photo.
+
+    Raises:
+        UserError: None was chosen, or it cannot be read.
+    """
+    if path is None:
+        raise UserError("There is no photo yet.", "Choose one in step 1.")
+    return images.read(Path(path))
+
+
+def session_folder(request: gr.Request | None) -> Path:
+    """Return a folder for one visitor's downloads, and forget those of visitors who are long gone."""
+    root = Path(tempfile.gettempdir()) / "face-forgery-downloads"
+    name = "".join(letter for letter in (getattr(request, "session_hash", None) or "api") if letter.isalnum())
+    for old in root.glob("*"):
+        if old.name != name and time.time() - old.stat().st_mtime > KEPT_SECONDS:
+            shutil.rmtree(old, ignore_errors=True)
+    folder = root / name
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return folder
+
+
+def forget(request: gr.Request) -> None:
+    """Delete one visitor's downloads; called when the page is closed."""
+    shutil.rmtree(session_folder(request), ignore_errors=True)
