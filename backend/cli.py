@@ -84,7 +84,7 @@ def _detect_one(path: Path, detectors: list[str] | None) -> Answer:
 
 
 def _counterfactual(options: argparse.Namespace) -> Answer:
-    from backend.counterfactual import command
+    from backend.counterfactual import command  # the models' packages take seconds to import
 
     return command.run(options, _show_step)
 
@@ -104,7 +104,7 @@ def _weights(options: argparse.Namespace) -> Answer:
                 "state": state,
             }
         )
-    damaged = [row["name"] for row in listed if options.action == "verify" and not row["verified"]]
+    damaged = [str(row["name"]) for row in listed if options.action == "verify" and not row["verified"]]
     if damaged:
         raise UserError(f"Missing or damaged: {', '.join(damaged)}.", "Install the app again.")
     return {"entries": listed}
@@ -167,7 +167,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _command(
-    commands: Any,  # noqa: ANN401 - argparse keeps the type of its subparsers private
+    commands: Any,
     name: str,
     run: Callable[[argparse.Namespace], Answer],
     about: str,

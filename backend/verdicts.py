@@ -87,6 +87,8 @@ def _miss(rate: ErrorRate) -> str:
 
 
 KINDS = {
+    "real": "real photographs",
+    "ciplab_real": "real photographs of another source",
     "swap": "face swaps",
     "reconstruction": "generator renderings",
     "edit": "latent edits",

@@ -15,9 +15,11 @@ from typing import Any, ParamSpec, TypeVar, cast
 import gradio as gr
 import numpy as np
 from gradio.data_classes import ImageData
+from PIL import Image
 
-from backend import images
+from backend import images, verdicts
 from backend.errors import UserError
+from backend.generators import inversion
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -102,6 +104,15 @@ def photo_from(path: str | None) -> np.ndarray:
     return images.read(Path(path))
 
 
+def shown(photo: np.ndarray) -> np.ndarray:
+    """Return a photo (H, W, 3) at the size at which it is shown."""
+    factor = SHOWN_SIDE / max(photo.shape[:2])
+    if factor >= 1:
+        return photo
+    size = max(1, round(photo.shape[1] * factor)), max(1, round(photo.shape[0] * factor))
+    return np.asarray(Image.fromarray(photo).resize(size, Image.Resampling.LANCZOS))
+
+
 def session_folder(request: gr.Request | None) -> Path:
     """Return a folder for one visitor's downloads, and forget those of visitors who are long gone."""
     root = Path(tempfile.gettempdir()) / "face-forgery-downloads"
@@ -117,3 +128,14 @@ def session_folder(request: gr.Request | None) -> Path:
 def forget(request: gr.Request) -> None:
     """Delete one visitor's downloads; called when the page is closed."""
     shutil.rmtree(session_folder(request), ignore_errors=True)
+
+
+def warm_up() -> None:
+    """Load every model and run it once, so that the first visitor does not wait for it."""
+    try:
+        blank = np.full((256, 256, 3), 128, np.uint8)
+        verdicts.judge(blank)
+        verdicts.p_fake(images.to_tensor(blank))
+        inversion.load()
+    except Exception:
+        logger.exception("The models could not be loaded in advance")

@@ -6,14 +6,12 @@ from typing import Any
 
 import gradio as gr
 import numpy as np
-from PIL import Image
 
-from backend.detectors import registry
-from backend.detectors.choice import suggested
+from backend.errors import UserError
 from backend.examples import Example
 from backend.verdicts import JudgedFace
 from tabs import words
-from tabs.common import SHOWN_SIDE, photo_input
+from tabs.common import SHOWN_SIDE, photo_input, shown
 
 Updates = dict[Any, Any]
 BLUE = "#1d4ed8"
@@ -83,7 +81,7 @@ class PhotoStep:
         return {
             self.answer: gr.Column(visible=True),
             self.found: gr.AnnotatedImage(
-                (shown(photo), boxes), color_map=dict.fromkeys(map(itemgetter(1), boxes), BLUE)
+                (shown(photo), boxes), visible=True, color_map=dict.fromkeys(map(itemgetter(1), boxes), BLUE)
             ),
             self.which: gr.Radio(numbers, value=number, visible=len(faces) > 1),
             **self.pick(faces, number),
@@ -98,6 +96,17 @@ class PhotoStep:
             self.verdicts: words.answer(faces, number),
         }
 
+    def refuse(self, error: UserError) -> Updates:
+        """Return the updates that say why a photo cannot be used."""
+        return {
+            self.answer: gr.Column(visible=True),
+            self.found: gr.AnnotatedImage(None, visible=False),
+            self.crop: gr.Image(None, visible=False),
+            self.which: gr.Radio(visible=False),
+            self.said: "",
+            self.verdicts: words.refusal(error),
+        }
+
     def hide(self) -> Updates:
         """Return the updates that take step 2 away."""
         return {self.answer: gr.Column(visible=False), self.verdicts: "", self.said: ""}
@@ -107,24 +116,9 @@ class PhotoStep:
         return [self.answer, self.found, self.crop, self.which, self.said, self.verdicts]
 
 
-def shown(photo: np.ndarray) -> np.ndarray:
-    """Return a photo (H, W, 3) at the size at which it is shown."""
-    factor = SHOWN_SIDE / max(photo.shape[:2])
-    if factor >= 1:
-        return photo
-    size = max(1, round(photo.shape[1] * factor)), max(1, round(photo.shape[0] * factor))
-    return np.asarray(Image.fromarray(photo).resize(size, Image.Resampling.LANCZOS))
-
-
 def _box(photo: np.ndarray, face: JudgedFace) -> tuple[int, int, int, int]:
     """Return the box of a face in the shown photo, cut at its edges."""
     factor = min(1.0, SHOWN_SIDE / max(photo.shape[:2]))
     height, width = (max(1, round(side * factor)) for side in photo.shape[:2])
     x0, y0, x1, y1 = (round(value * factor) for value in face.aligned.face.box)
     return max(0, x0), max(0, y0), min(width, x1), min(height, y1)
-
-
-def choices(face: JudgedFace) -> gr.Dropdown:
-    """Return the detectors that can be explained, the suggested one chosen."""
-    options = [(f"{registry.card(name).title}: {score:.2f}", name) for name, score in face.p_fake.items()]
-    return gr.Dropdown(options, value=suggested(face.p_fake))

@@ -5,6 +5,7 @@ from html import escape
 
 from backend.detectors import registry
 from backend.detectors.card import Card, verdict
+from backend.errors import UserError
 from backend.progress import Step
 from backend.verdicts import JudgedFace, how_often_wrong, in_words
 
@@ -42,8 +43,13 @@ def which_face(faces: Sequence[JudgedFace], number: int) -> str:
     return f"{len(faces)} faces were found, and {which} was taken. You can pick another below."
 
 
+def refusal(error: UserError) -> str:
+    """Say why a photo cannot be used, and what to do."""
+    return _no_verdict(str(error))
+
+
 def _no_verdict(reason: str) -> str:
-    return f'<div class="answer"><h3>No verdict</h3><p>{escape(reason)}</p></div>'
+    return f'<div class="answer" role="alert"><h3>No verdict</h3><p>{escape(reason)}</p></div>'
 
 
 def _card(card: Card, score: float) -> str:

@@ -6,7 +6,7 @@ import json
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ Report = dict[str, Any]
 OnStep = Callable[[Step], None]
 
 
-def train_generator(data: Path, out: Path, on_step: OnStep, **changes: Any) -> Report:  # noqa: ANN401
+def train_generator(data: Path, out: Path, on_step: OnStep, **changes: Any) -> Report:
     """Train generator and encoder together and write both files to the folder `out`."""
     settings = harness.read_settings(generator.GeneratorSettings, "generator", **changes)
     photographs, held_out = _split(data, settings.size)
@@ -52,7 +52,7 @@ def train_generator(data: Path, out: Path, on_step: OnStep, **changes: Any) -> R
     return _report(out / "report.json", metrics, run, files, {"generator": shape, "encoder": encoder_shape})
 
 
-def train_encoder(data: Path, out: Path, on_step: OnStep, **changes: Any) -> Report:  # noqa: ANN401
+def train_encoder(data: Path, out: Path, on_step: OnStep, **changes: Any) -> Report:
     """Go on training the encoder against the frozen generator in `weights/` and write it to the folder `out`."""
     steps = changes.pop("steps", None)
     settings = harness.read_settings(generator.GeneratorSettings, "generator", **changes)
@@ -83,7 +83,7 @@ def train_fakes(data: Path, out: Path, on_step: OnStep, *, per_kind: int, seed: 
     return {"metrics": made.counts | {"skipped": made.skipped}, "files": {"manifest": str(out / "manifest.csv")}}
 
 
-def train_detector(name: str, data: Path, fakes_dir: Path, out: Path, on_step: OnStep, **changes: Any) -> Report:  # noqa: ANN401
+def train_detector(name: str, data: Path, fakes_dir: Path, out: Path, on_step: OnStep, **changes: Any) -> Report:
     """Train one embedded detector, calibrate it, measure it, and write `out` (a .safetensors file)."""
     options = changes.pop("options", {})
     settings = harness.read_settings(detector.DetectorSettings, "detector", **changes)
@@ -121,28 +121,40 @@ def _split(data: Path, size: int) -> tuple[Photographs, Photographs]:
 def _examples(data: Path, fakes_dir: Path, size: int) -> tuple[detector.Examples, detector.Examples, detector.Examples]:
     """Return examples for training, for setting the threshold, and held out for the error rates."""
     real, real_held = _split(data, size)
-    parts: list[list[tuple[torch.Tensor, str]]] = [[], [], []]
+    parts: list[list[Row]] = [[], [], []]
+    parts[2] = [Row(picture, detector.REAL, "", "") for picture in real_held.pictures]
     for name, picture in zip(real.names, real.pictures, strict=True):
-        parts[1 if datasets.one_in(CALIBRATION_PART, name) else 0].append((picture, detector.REAL))
-    parts[2] += [(picture, detector.REAL) for picture in real_held.pictures]
+        held = datasets.one_in(CALIBRATION_PART, name)
+        parts[1 if held else 0].append(Row(picture, detector.REAL, name, ""))
     for target, folder in ((0, fakes_dir / "train"), (2, fakes_dir / "val")):
         made = datasets.load(folder, size)
         origin = fakes.origins(folder)
         for name, picture in zip(made.names, made.pictures, strict=True):
             held = target == 0 and datasets.one_in(CALIBRATION_PART, origin.get(name) or name)
-            parts[1 if held else target].append((picture, name.split("/")[0]))
+            parts[1 if held else target].append(Row(picture, name.split("/")[0], name, origin.get(name, "")))
     if list(data.glob(f"{WILD}.tar")):
         wild = datasets.load(data, size, WILD)
         for name, picture in zip(wild.names, wild.pictures, strict=True):
             kind = name.split("/")[0]
             measures = datasets.one_in(MEASURING_PART, name)
             label = detector.REAL if kind.endswith("_real") and not measures else kind
-            parts[2 if measures else 0].append((picture, label))
+            parts[2 if measures else 0].append(Row(picture, label, name, ""))
     return tuple(_as_examples(part) for part in parts)  # type: ignore[return-value]
 
 
-def _as_examples(part: list[tuple[torch.Tensor, str]]) -> detector.Examples:
-    return detector.Examples(torch.stack([picture for picture, _ in part]), np.array([kind for _, kind in part]))
+class Row(NamedTuple):
+    """One labelled picture with its name and the name of the photograph it was made from."""
+
+    picture: torch.Tensor
+    kind: str
+    name: str
+    origin: str
+
+
+def _as_examples(rows: list[Row]) -> detector.Examples:
+    where = {row.name: index for index, row in enumerate(rows) if row.kind == detector.REAL}
+    origins = np.array([where.get(row.origin, -1) if row.origin else -1 for row in rows])
+    return detector.Examples(torch.stack([row.picture for row in rows]), np.array([row.kind for row in rows]), origins)
 
 
 def _untrained_card(name: str) -> Card:

@@ -1,6 +1,7 @@
 """Train a detector on real photographs against fakes made from them and by others."""
 
 import copy
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -38,10 +39,12 @@ class Examples:
     Args:
         pictures: uint8 (N, 3, S, S).
         kinds: `real` or the kind of fake, one a picture.
+        origins: Index of the photograph that a fake was made from, -1 where there is none; training only.
     """
 
     pictures: Tensor
     kinds: np.ndarray
+    origins: np.ndarray | None = None
 
     def of(self, kind: str) -> Tensor:
         """Return the pictures of one kind."""
@@ -79,7 +82,7 @@ class DetectorTask:
         return None
 
     def step(self, number: int) -> dict[str, float]:
-        """Train one step on as many fakes as photographs."""
+        """Train one step on as many photographs as fakes."""
         settings = self.settings
         for group in self.optimizer.param_groups:
             group["lr"] = settings.lr * self._rate(number)
@@ -98,21 +101,33 @@ class DetectorTask:
         return {"loss": loss.item(), "accuracy": accuracy.item()}
 
     def _batch(self, number: int) -> tuple[Tensor, Tensor]:
+        """Draw fakes, and beside each the photograph it was made from with the same history.
+
+        A pair differs in nothing but the forgery, so nothing else can be learned from it.
+        """
         randomness = np.random.default_rng([self.settings.seed, number])
         half = self.settings.batch // 2
-        kinds = [REAL] * half + list(randomness.choice(self.kinds, half, p=self.shares))
-        pictures = []
-        for kind in kinds:
+        real, fake = [], []
+        for kind in randomness.choice(self.kinds, half, p=self.shares):
             index = int(randomness.choice(self.members[kind]))
-            picture = self.examples.pictures[index].permute(1, 2, 0).numpy()
-            if randomness.random() < 0.5:
-                picture = picture[:, ::-1]
-            pictures.append(age(np.ascontiguousarray(picture), randomness, self.history))
-        images = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
+            origin = -1 if self.examples.origins is None else int(self.examples.origins[index])
+            if origin < 0:
+                origin = int(randomness.choice(self.members[REAL]))
+            seed = int(randomness.integers(1 << 32))
+            real.append(self._aged(origin, seed))
+            fake.append(self._aged(index, seed))
+        images = torch.from_numpy(np.stack(real + fake)).permute(0, 3, 1, 2).float() / 255
         labels = torch.tensor([0.0] * half + [1.0] * half)
         return images, labels
+
+    def _aged(self, index: int, seed: int) -> np.ndarray:
+        randomness = np.random.default_rng(seed)
+        picture = self.examples.pictures[index].permute(1, 2, 0).numpy()
+        if randomness.random() < 0.5:
+            picture = picture[:, ::-1]
+        return age(np.ascontiguousarray(picture), randomness, self.history)
 
     def _rate(self, number: int) -> float:
         settings = self.settings
         rise = min(1.0, (number + 1) / settings.warmup)
-        return rise * (0.5 * (1 + np.cos(np.pi * number / settings.steps)) * 0.99 + 0.01)
+        return rise * (0.5 * (1 + math.cos(math.pi * number / settings.steps)) * 0.99 + 0.01)

@@ -101,13 +101,15 @@ class Landmarks:
 
 
 def make(
-    kind: str, landmarks: Landmarks, inverter: Inverter, seed: int, truncation: float
+    kind: str, landmarks: Landmarks, inverter: Inverter | None, seed: int, truncation: float
 ) -> tuple[np.ndarray, str, str] | None:
     """Make one fake: the picture, its target's and its source's file name; None where no face is found."""
     randomness = np.random.default_rng(seed)
     target = int(randomness.integers(len(landmarks)))
     if kind == "swap":
         return _swap(landmarks, target, randomness)
+    if inverter is None:
+        raise ValueError(f"{kind} needs an inverter")
     if kind == "sample":
         picture = draw_samples(inverter, 1, seed=seed, truncation=truncation)
         return _pixels(picture), "", ""

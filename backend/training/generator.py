@@ -9,14 +9,15 @@ the distribution of the base codes afterwards (`mapping.py`), so that z draws ne
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backend.generators.e4e import E4EEncoder
+from backend.generators.e4e import E4EEncoder, StyleHead
 from backend.generators.inversion import Inverter
-from backend.generators.stylegan2 import StyleGAN2
+from backend.generators.stylegan2 import StyleGAN2, ToRGB
 from backend.training import datasets, harness
 from backend.training.mapping import fit_mapping
 
@@ -51,6 +52,8 @@ class Autoencoder:
         torch.manual_seed(settings.seed)
         table = {int(size): width for size, width in settings.channels.items()}
         self.generator = StyleGAN2(settings.size, mapping_layers=settings.mapping_layers, channels=table)
+        for to_rgb in self.generator.to_rgbs:  # a layer that is grown starts as plain upsampling
+            nn.init.zeros_(cast(ToRGB, to_rgb).conv.weight)
         self.encoder = E4EEncoder(settings.size, settings.encoder_input, settings.encoder_width)
         self.encoder.initialize()
         self.generator_average = copy.deepcopy(self.generator).eval().requires_grad_(False)
@@ -167,12 +170,12 @@ class EncoderTask(Autoencoder):
         super().__init__(pictures, settings, held_out)
         self.latent_average = inverter.latent_average[0].cpu()
         state = inverter.generator.state_dict()
-        for network in (self.generator, self.generator_average):
-            network.load_state_dict(state)
-            network.requires_grad_(False)
-        for network in (self.encoder, self.encoder_average):
-            network.load_state_dict(inverter.encoder.state_dict())
-            network.styles[0].linear.bias.data.add_(self.latent_average)  # type: ignore[union-attr, operator]
+        for generator in (self.generator, self.generator_average):
+            generator.load_state_dict(state)
+            generator.requires_grad_(False)
+        for encoder in (self.encoder, self.encoder_average):
+            encoder.load_state_dict(inverter.encoder.state_dict())
+            shift(encoder, self.latent_average)
 
     def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
         """Return the encoder's optimiser."""
@@ -181,8 +184,14 @@ class EncoderTask(Autoencoder):
     def relative_encoder(self) -> dict[str, Tensor]:
         """Return the averaged encoder, relative to the latent average again."""
         encoder = copy.deepcopy(self.encoder_average)
-        encoder.styles[0].linear.bias.data.sub_(self.latent_average)  # type: ignore[union-attr, operator]
+        shift(encoder, -self.latent_average)
         return dict(encoder.state_dict())
+
+
+@torch.no_grad()
+def shift(encoder: E4EEncoder, amount: Tensor) -> None:
+    """Add `amount` (512,) to every code that the encoder gives."""
+    cast(StyleHead, encoder.styles[0]).linear.bias.add_(amount)
 
 
 @torch.no_grad()
@@ -202,7 +211,7 @@ def finished(task: Autoencoder, *, seed: int) -> tuple[dict[str, Tensor], dict[s
     base = encode(encoder, task.pictures)[:, 0]
     fit_mapping(generator, base, seed=seed)
     mean = base.mean(0)
-    encoder.styles[0].linear.bias.sub_(mean)  # type: ignore[union-attr, operator]
+    shift(encoder, -mean)
     average = mean.expand(generator.rows, -1).clone()
     drawn = {f"generator.{key}": value for key, value in generator.state_dict().items()}
     return drawn | {"latent_average": average}, dict(encoder.state_dict())

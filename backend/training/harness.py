@@ -56,7 +56,7 @@ class Run:
     settings: dict[str, Any]
 
 
-def read_settings(kind: type[S], name: str, **changes: Any) -> S:  # noqa: ANN401
+def read_settings(kind: type[S], name: str, **changes: Any) -> S:
     """Read `settings/NAME.toml` into the dataclass `kind`; keyword arguments that are not None win."""
     values = tomllib.loads((SETTINGS / f"{name}.toml").read_text(encoding="utf-8"))
     known = {entry.name for entry in fields(kind)}  # type: ignore[arg-type]
@@ -154,7 +154,7 @@ class LossLog:
 def update_average(average: nn.Module, current: nn.Module, decay: float) -> None:
     """Move an exponential moving average of the weights one step; buffers are copied."""
     with torch.no_grad():
-        for old, new in zip(average.parameters(), current.parameters(), strict=True):
-            old.lerp_(new, 1 - decay)
+        for kept, weight in zip(average.parameters(), current.parameters(), strict=True):
+            kept.lerp_(weight, 1 - decay)
         for old, new in zip(average.buffers(), current.buffers(), strict=True):
             old.copy_(new)

@@ -26,14 +26,14 @@ class History:
         jpeg_share: How often.
     """
 
-    blur: float = 1.2
-    blur_share: float = 0.4
-    rescale: float = 0.45
-    rescale_share: float = 0.4
-    noise: float = 6.0
-    noise_share: float = 0.3
-    quality: int = 45
-    jpeg_share: float = 0.7
+    blur: float = 0.9
+    blur_share: float = 0.25
+    rescale: float = 0.55
+    rescale_share: float = 0.25
+    noise: float = 5.0
+    noise_share: float = 0.2
+    quality: int = 55
+    jpeg_share: float = 0.6
 
 
 def age(picture: np.ndarray, randomness: np.random.Generator, history: History) -> np.ndarray:
@@ -49,8 +49,8 @@ def age(picture: np.ndarray, randomness: np.random.Generator, history: History) 
         image = image.filter(ImageFilter.GaussianBlur(randomness.uniform(0.1, history.blur)))
     if randomness.random() < history.noise_share:
         values = np.asarray(image, dtype=np.float32)
-        values = values + randomness.normal(0, randomness.uniform(0.5, history.noise), values.shape)
-        image = Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
+        noise = randomness.normal(0, randomness.uniform(0.5, history.noise), values.shape)
+        image = Image.fromarray(np.clip(np.rint(values + noise), 0, 255).astype(np.uint8))
     if randomness.random() < history.jpeg_share:
         image = as_jpeg(image, int(randomness.integers(history.quality, 99)), int(randomness.integers(0, 3)))
     return np.asarray(image)

@@ -9,6 +9,7 @@ import tomli_w
 
 from backend import weights
 from backend.settings import SETTINGS
+from backend.training import modelcard
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -21,6 +22,13 @@ SOURCES = {
     "generator": "python -m backend train generator",
     "encoder": "python -m backend train encoder",
 }
+DETECTOR_FACTS: dict[str, Any] = {
+    "trained_on": "12,453 aligned photographs (CelebA, All-Age-Faces, FFHQ, official portraits) and fakes made from "
+    "them: face swaps, renderings and edits by the embedded generator, and public StyleGAN, GAN and hand-edited faces",
+    "known_failures": "Photographs that were sharpened, filtered or scaled strongly; fakes by methods it never saw "
+    "(diffusion models, video deepfakes); faces that are small, turned away or covered.",
+}
+FACTS: dict[str, dict[str, Any]] = {"generator": {"epsilon": 0.02}, "encoder": {}}
 HEADER = "# One entry a model file; written by `python -m backend train ... --install`, read by backend/weights.py.\n\n"
 
 
@@ -43,7 +51,8 @@ def install(name: str, file: Path, options: dict[str, Any]) -> weights.Entry:
         "licence": LICENCE,
         "source": SOURCES.get(name, f"python -m backend train detector {name}") + f", on {PHOTOGRAPHS}",
     }
-    registry[name] = before | facts | options
+    registry[name] = before | FACTS.get(name, DETECTOR_FACTS) | facts | options
     path.write_text(HEADER + tomli_w.dumps(dict(sorted(registry.items()))), encoding="utf-8")
     weights.entries.cache_clear()
+    modelcard.update()
     return weights.entry(name)

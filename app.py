@@ -1,0 +1,58 @@
+"""Assemble the tabs and launch the app."""
+
+import os
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
+
+import logging
+import threading
+
+import gradio as gr
+
+from backend import runtime
+from backend.settings import SETTINGS
+from tabs import common, counterfactual
+
+TITLE = "Is this face forged?"
+INTRODUCTION = (
+    "Face-forgery detectors are programs that say whether a face in a photo is real or fake. "
+    "This page shows what they say, how often they are wrong, and what would change their minds."
+)
+
+
+def build() -> gr.Blocks:
+    """Return the app, not yet running."""
+    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(600, 3600)) as demo:
+        gr.Markdown(f"# {TITLE}\n{INTRODUCTION}")
+        with gr.Tabs():
+            with gr.Tab("Counterfactual", id="counterfactual"):
+                counterfactual.build().render()
+        demo.unload(common.forget)
+    return demo.queue(max_size=SETTINGS.queue_size, default_concurrency_limit=1)
+
+
+def main() -> None:
+    """Launch the app, and load the models once the page can be read."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    runtime.keep_freed_memory()
+    demo = build()
+    demo.launch(
+        server_name=SETTINGS.host,
+        server_port=SETTINGS.port,
+        show_error=False,
+        max_file_size=SETTINGS.max_bytes,
+        run_history=False,
+        enable_monitoring=False,
+        footer_links=["api"],
+        allowed_paths=[],
+        css_paths=[common.STYLE],
+        mcp_server=False,
+        share=False,
+        prevent_thread_lock=True,
+    )
+    threading.Thread(target=common.warm_up, name="warm-up", daemon=True).start()
+    demo.block_thread()
+
+
+if __name__ == "__main__":
+    main()

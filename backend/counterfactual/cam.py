@@ -1,0 +1,85 @@
+"""Where a detector looked: Grad-CAM (Selvaraju et al. 2017), computed by the package `grad-cam`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pytorch_grad_cam import GradCAM
+from torch import Tensor, nn
+
+from backend.detectors.card import Detector
+from backend.runtime import MODEL_LOCK, frozen
+
+NEGLIGIBLE = 1e-6  # of the map's own largest absolute value: rounding, not evidence
+
+
+@dataclass(frozen=True, eq=False)
+class CamMap:
+    """Grad-CAM of N pictures.
+
+    Args:
+        maps: float32 (N, H, W) in [0, 1], each scaled to its own maximum; zero where `empty`.
+        empty: (N,), True where nothing in the picture speaks for the class asked about; a map is not drawn then,
+            for scaling would show noise at full strength.
+        towards: The class asked about.
+        layer: Name of the layer that was read.
+    """
+
+    maps: np.ndarray
+    empty: np.ndarray
+    towards: str
+    layer: str
+
+    @property
+    def note(self) -> str:
+        """Say in one sentence what the first map is."""
+        if self.empty[0]:
+            return f"At this layer, nothing in the picture speaks for {self.towards}; there is no map to show."
+        return f"Bright regions speak for {self.towards} at the layer {self.layer}; brightness compares within one map."
+
+
+class _LogOdds(nn.Module):
+    """A detector as the package wants a network: pictures to a matrix of scores."""
+
+    def __init__(self, detector: Detector) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.detector.logit_fake(images)[:, None]
+
+
+class _RawGradCAM(GradCAM):  # type: ignore[misc]
+    """The package's Grad-CAM, remembering the map before it is cut off at zero and stretched."""
+
+    raw: np.ndarray
+
+    def get_cam_image(self, *arguments: Any, **options: Any) -> np.ndarray:
+        self.raw = super().get_cam_image(*arguments, **options)
+        return self.raw
+
+
+def grad_cam(detector: Detector, images: Tensor, towards: Literal["fake", "real"] = "fake") -> CamMap:
+    """Map which regions speak for a class, from the detector's log-odds.
+
+    Args:
+        detector: The detector; its card names the layer.
+        images: (N, 3, H, W) in [0, 1].
+        towards: `fake` or `real`.
+    """
+    sign = 1.0 if towards == "fake" else -1.0
+    target: Callable[[Tensor], Tensor] = lambda scores: sign * scores[0]  # noqa: E731
+    with MODEL_LOCK, frozen(detector), torch.enable_grad():
+        cam = _RawGradCAM(_LogOdds(detector), [detector.cam_module()])
+        try:
+            # Frozen weights ask for no gradient, so the pictures have to.
+            maps = cam(images.detach().clone().requires_grad_(True), targets=[target] * len(images))
+        finally:
+            # Not left to the package's context manager, which swallows errors.
+            cam.activations_and_grads.release()
+    raw = cam.raw.reshape(len(images), -1)
+    empty = raw.max(axis=1) <= NEGLIGIBLE * np.abs(raw).max(axis=1)
+    maps = np.where(empty[:, None, None], 0.0, maps).astype(np.float32)
+    return CamMap(maps, empty, towards, detector.card.cam_layer)

@@ -1,0 +1,54 @@
+"""`python -m backend counterfactual`: one story from a file to a folder of pictures."""
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from backend import images, provenance
+from backend.counterfactual import levels
+from backend.counterfactual.search import SearchSettings
+from backend.counterfactual.story import Story, explain_photo
+from backend.errors import UserError
+from backend.progress import Step, finish
+
+
+def run(options: argparse.Namespace, on_step: Callable[[Step], None]) -> dict[str, Any]:
+    """Search a counterfactual for `options.image`, write pictures and `result.json`, and return the result."""
+    settings = SearchSettings(
+        levels=levels.parse(options.level),
+        epsilon=options.epsilon,
+        steps=options.steps,
+        composite=options.composite,
+    )
+    story = finish(explain_photo(images.read(options.image), options.detector, settings, options.face), on_step)
+    answer = story.record() | {"image": str(options.image), "marked": not options.unmarked}
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+        answer["files"] = _write(story, options.out, answer, marked=not options.unmarked)
+    except OSError:
+        raise UserError("The pictures could not be written.", "Choose another folder with --out.") from None
+    return answer
+
+
+def _write(story: Story, out: Path, answer: dict[str, Any], *, marked: bool) -> dict[str, str]:
+    made: dict[str, np.ndarray] = {
+        "inversion": story.inversion,
+        "counterfactual": story.counterfactual,
+        "residual": story.residual.picture,
+        "photo": story.pasted,
+    }
+    encode = provenance.marked_png if marked else provenance.png
+    contents = {"crop": images.encode_png(story.original)}
+    if not story.already_real:
+        contents |= {name: encode(picture, answer) for name, picture in made.items()}
+    files = {}
+    for name, content in contents.items():
+        (out / f"{name}.png").write_bytes(content)
+        files[name] = str(out / f"{name}.png")
+    files["result"] = str(out / "result.json")
+    (out / "result.json").write_text(json.dumps(answer | {"files": files}, indent=1), encoding="utf-8")
+    return files

@@ -1,0 +1,46 @@
+"""Ask the detectors that were not attacked."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from backend.detectors import registry
+from backend.runtime import MODEL_LOCK, device, frozen
+
+Scores = dict[str, tuple[Tensor, Tensor]]
+
+
+def retest(original: Tensor, counterfactual: Tensor, attacked: str, detectors: Iterable[str] | None = None) -> Scores:
+    """Return p_fake before and after by every other detector.
+
+    Args:
+        original: Faces (N, 3, H, W) in [0, 1].
+        counterfactual: The same faces as they are saved.
+        attacked: Name of the detector that was searched against; it is left out.
+        detectors: Names of the detectors to ask, by default all that can be loaded.
+
+    Returns:
+        By name, p_fake (N,) of `original` and of `counterfactual`.
+    """
+    both = torch.cat([original, counterfactual]).to(device())
+    scores: Scores = {}
+    for name in detectors if detectors is not None else registry.loadable():
+        if name == attacked:
+            continue
+        detector = registry.load(name)
+        with MODEL_LOCK, frozen(detector), torch.no_grad():
+            p_fake = detector.p_fake(both).cpu()
+        scores[name] = (p_fake[: len(original)], p_fake[len(original) :])
+    return scores
+
+
+def in_words(scores: Scores) -> str:
+    """Say in one sentence how many of the others were turned along with it, for one face."""
+    fooled = [name for name, (before, after) in scores.items() if before[0] >= 0.5 > after[0]]
+    detected = [name for name, (before, _) in scores.items() if before[0] >= 0.5]
+    if not scores:
+        return "There is no other detector to ask."
+    if not detected:
+        return "No other detector called the face fake to begin with."
+    return f"Of the {len(detected)} other detectors that called it fake, {len(fooled)} now call it real."

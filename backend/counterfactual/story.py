@@ -1,0 +1,277 @@
+"""The whole way of one photo: face, inversion, search, what changed, the other detectors, and back into the photo."""
+
+import time
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+import torch
+
+from backend import alignment, faces, images, weights
+from backend.counterfactual import regions, retest, traces
+from backend.counterfactual.cam import CamMap, grad_cam
+from backend.counterfactual.outcome import Search
+from backend.counterfactual.search import THRESHOLD, SearchSettings, search
+from backend.detectors import registry
+from backend.detectors.card import Card, Detector
+from backend.errors import UserError
+from backend.generators import inversion
+from backend.generators.inversion import Inverter
+from backend.progress import Job, Step
+from backend.runtime import MODEL_LOCK, device
+from backend.settings import SETTINGS
+
+PACKAGES = ("torch", "timm", "face-forgery-explained")
+
+
+@dataclass(frozen=True, eq=False)
+class Story:
+    """Everything that is told about one photo and one detector; pictures are uint8 (H, W, 3).
+
+    Args:
+        photo: The photo.
+        face_number: Which face was taken, from 1, the largest first.
+        face_count: How many were found.
+        problem: Why the result should not be trusted, one sentence, or None.
+        aligned: The crop that the detector saw, and where it lies in the photo.
+        card: The detector's card.
+        search: The search, with N = 1.
+        original: The crop.
+        inversion: The generator's own drawing of it.
+        counterfactual: The crop after the search.
+        residual: Signed difference, counterfactual - original.
+        residual_inversion: Signed difference, inversion - original: what the generator loses.
+        cams: Grad-CAM of original and counterfactual, N = 2, towards fake.
+        change: How far the codes moved.
+        regions: Where the pixels changed, the most changed part of the face first.
+        metrics: `psnr`, `ssim` of counterfactual and original, and the same of the inversion as `psnr_inversion`,
+            `ssim_inversion`; a PSNR is None where no pixel differs.
+        retest: p_fake of original and counterfactual by the detectors that were not attacked.
+        pasted: The photo with the counterfactual in it.
+        p_pasted: p_fake of the face found, aligned and judged anew in `pasted`; None where no face was found.
+        hashes: SHA-256 of the model files used, by registry name.
+        versions: Versions of the packages that matter.
+        seconds: Time taken.
+    """
+
+    photo: np.ndarray
+    face_number: int
+    face_count: int
+    problem: str | None
+    aligned: alignment.AlignedFace
+    card: Card
+    search: Search
+    original: np.ndarray
+    inversion: np.ndarray
+    counterfactual: np.ndarray
+    residual: traces.Residual
+    residual_inversion: traces.Residual
+    cams: CamMap
+    change: traces.LatentChange
+    regions: list[regions.RegionChange]
+    metrics: dict[str, float | None]
+    retest: dict[str, tuple[float, float]]
+    pasted: np.ndarray
+    p_pasted: float | None
+    hashes: dict[str, str]
+    versions: dict[str, str]
+    seconds: float
+
+    @property
+    def p_fake(self) -> dict[str, float]:
+        """Return p_fake of the crop, of its inversion and of the counterfactual."""
+        return {name: float(values[0]) for name, values in self.search.p_fake.items()}
+
+    @property
+    def flipped(self) -> bool:
+        """Whether the face was called fake before and is called real after."""
+        return bool(self.search.flipped[0])
+
+    @property
+    def already_real(self) -> bool:
+        """Whether the face was called real to begin with, so that nothing was searched."""
+        return bool(self.search.already_real[0])
+
+    @property
+    def summary(self) -> str:
+        """Tell the story in one paragraph of plain words."""
+        parts = []
+        if self.face_count > 1:
+            which = "the largest" if self.face_number == 1 else f"number {self.face_number}"
+            parts.append(f"{self.face_count} faces were found; {which} was taken.")
+        if self.problem:
+            parts.append(self.problem)
+        parts.append(self.search.summary)
+        if not self.already_real:
+            parts.append(regions.in_words(self.regions))
+            parts.append(retest.in_words(self.retest))
+            parts.append(self._pasted_in_words())
+        return " ".join(parts)
+
+    def record(self) -> dict[str, Any]:
+        """Return what a program reads and what a saved picture carries, as plain values for JSON."""
+        found = self.search
+        return {
+            "detector": self.card.name,
+            "generator": found.generator,
+            "p_fake": self.p_fake,
+            "flipped": self.flipped,
+            "already_real": self.already_real,
+            "flipped_by_inversion": bool(found.flipped_by_inversion[0]),
+            "used_log_odds": bool(found.used_log_odds[0]),
+            "steps": int(found.steps[0]),
+            "epsilon": found.epsilon,
+            "level": found.level,
+            "composite": found.settings.composite,
+            "trajectory": [round(value, 6) for value in found.trajectory[:, 0].tolist()],
+            "retest": {name: {"original": a, "counterfactual": b} for name, (a, b) in self.retest.items()},
+            "p_pasted": self.p_pasted,
+            "metrics": self.metrics,
+            "gain": self.residual.gain,
+            "latent_change": {
+                "rows": self.change.rows[0].tolist(),
+                "levels": {level: float(values[0]) for level, values in self.change.levels.items()},
+            },
+            "regions": [{"region": one.region, "share": one.share, "area": one.area} for one in self.regions],
+            "cam_empty": {"original": bool(self.cams.empty[0]), "counterfactual": bool(self.cams.empty[1])},
+            "face": {
+                "number": self.face_number,
+                "count": self.face_count,
+                "box": [float(value) for value in self.aligned.face.box],
+                "problem": self.problem,
+                "resampled": self.aligned.resampled,
+            },
+            "settings": asdict(found.settings),
+            "weights": self.hashes,
+            "versions": self.versions,
+            "seconds": self.seconds,
+            "summary": self.summary,
+        }
+
+    def _pasted_in_words(self) -> str:
+        if self.p_pasted is None:
+            return "Put back into the photo, the face is not found again."
+        verdict = "real" if self.p_pasted < THRESHOLD else "fake"
+        return f"Put back into the photo, found and cut out anew, the face is called {verdict} ({self.p_pasted:.2f})."
+
+
+def explain_photo(
+    photo: np.ndarray,
+    detector_name: str,
+    settings: SearchSettings | None = None,
+    face_number: int | None = None,
+    *,
+    inverter: Inverter | None = None,
+) -> Job[Story]:
+    """Search a counterfactual for one face of a photo and gather what there is to tell.
+
+    Args:
+        photo: uint8 (H, W, 3), RGB.
+        detector_name: One of `registry.loadable()`.
+        settings: Settings of the search.
+        face_number: Which face, from 1, the largest first; None takes the largest.
+        inverter: Generator and encoder; None takes the embedded ones.
+
+    Raises:
+        UserError: There is no such detector, no face, no model file, or a setting is out of its range.
+    """
+    started = time.perf_counter()
+    settings = settings or SearchSettings()
+    settings.check()
+    total = settings.steps + 4
+    found = faces.find(photo)
+    face = faces.choose(found, face_number)
+    detector = _detector(detector_name)
+    inverter = inverter or inversion.load()
+    aligned = alignment.align(photo, face, inverter.template, inverter.size)
+    outcome = yield from _counted(search(inverter, detector, images.to_tensor(aligned.crop), settings), total)
+
+    counterfactual = images.to_array(outcome.counterfactual)
+    drawn = images.to_array(outcome.inversion)
+    yield Step(total - 2, total, "What changed is measured.", outcome.counterfactual)
+    cams = grad_cam(detector, torch.cat([outcome.original, outcome.counterfactual]).to(device()))
+    landmarks = face.landmarks @ aligned.matrix[:, :2].T + aligned.matrix[:, 2]
+    drawn_likeness = traces.likeness(aligned.crop, drawn)
+    yield Step(total - 1, total, "The other detectors are asked.", outcome.counterfactual)
+    scores = retest.retest(outcome.original, outcome.counterfactual, detector_name)
+    yield Step(total, total, "The face is put back into the photo and looked for again.", outcome.counterfactual)
+    pasted = photo.copy() if outcome.already_real[0] else alignment.paste_back(photo, counterfactual, aligned)
+    return Story(
+        photo=photo,
+        face_number=face_number or 1,
+        face_count=len(found),
+        problem=faces.problem(face, photo.shape),
+        aligned=aligned,
+        card=detector.card,
+        search=outcome,
+        original=aligned.crop,
+        inversion=drawn,
+        counterfactual=counterfactual,
+        residual=traces.residual(aligned.crop, counterfactual),
+        residual_inversion=traces.residual(aligned.crop, drawn),
+        cams=cams,
+        change=traces.latent_change(outcome.codes_start, outcome.codes),
+        regions=regions.changed_regions(aligned.crop, counterfactual, landmarks),
+        metrics=traces.likeness(aligned.crop, counterfactual)
+        | {f"{name}_inversion": value for name, value in drawn_likeness.items()},
+        retest={name: (float(before[0]), float(after[0])) for name, (before, after) in scores.items()},
+        pasted=pasted,
+        p_pasted=_judge_again(pasted, face, detector, inverter),
+        hashes=_hashes([inverter.name, "encoder", detector_name, *scores]),
+        versions={name: _version(name) for name in PACKAGES},
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _detector(name: str) -> Detector:
+    known = registry.loadable()
+    if name not in known:
+        raise UserError(f"There is no detector named {name}.", f"Choose one of: {', '.join(known)}.")
+    return registry.load(name)
+
+
+def _counted(job: Job[Search], total: int) -> Job[Search]:
+    """Pass a job's steps on with another total; closing this closes the job inside."""
+    try:
+        while True:
+            try:
+                step = next(job)
+            except StopIteration as end:
+                return end.value
+            yield Step(step.number, total, step.message, step.preview, step.values)
+    finally:
+        job.close()
+
+
+def _judge_again(pasted: np.ndarray, face: faces.Face, detector: Detector, inverter: Inverter) -> float | None:
+    """Find, align and judge the face again, as anyone would who is given only the photo."""
+    again = faces.find(pasted)
+    if not again:
+        return None
+    middle = _middle(face)
+    nearest = min(again, key=lambda one: float(np.linalg.norm(_middle(one) - middle)))
+    if float(np.linalg.norm(_middle(nearest) - middle)) > face.width / 2:
+        return None
+    crop = alignment.align(pasted, nearest, inverter.template, inverter.size).crop
+    with MODEL_LOCK, torch.no_grad():
+        return float(detector.p_fake(images.to_tensor(crop).to(device()))[0])
+
+
+def _middle(face: faces.Face) -> np.ndarray:
+    return np.array([face.box[0] + face.box[2], face.box[1] + face.box[3]]) / 2
+
+
+def _hashes(names: list[str]) -> dict[str, str]:
+    """Return the recorded hashes of those models that the registry knows."""
+    if not (SETTINGS.weights_dir / "registry.toml").exists():
+        return {}
+    known = weights.entries()
+    return {name: known[name].sha256 for name in names if name in known}
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "run from its source folder"

@@ -1,0 +1,55 @@
+"""Sweep the step length of the latent search: how many flips, after how many steps, at what PSNR.
+
+    python benchmarks/epsilon.py --fakes runs/fakes/val --detector xception --count 24
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+
+from backend import runtime
+from backend.counterfactual.search import SearchSettings, search
+from backend.detectors import registry
+from backend.generators import inversion
+from backend.progress import finish
+from backend.training import datasets
+
+EPSILONS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
+
+
+def main() -> None:
+    """Print one line an epsilon."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--fakes", type=Path, required=True)
+    parser.add_argument("--detector", default="xception")
+    parser.add_argument("--count", type=int, default=24)
+    parser.add_argument("--kappa", type=float, default=SearchSettings.kappa)
+    options = parser.parse_args()
+    runtime.keep_freed_memory()
+    inverter, detector = inversion.load(), registry.load(options.detector)
+    fakes = datasets.load(options.fakes, inverter.size)
+    chosen = datasets.draw(len(fakes), min(len(fakes), 4 * options.count), seed=0, step=0)
+    faces = fakes.pictures[chosen].float() / 255
+    with torch.no_grad():
+        detected = torch.cat([detector.p_fake(part) for part in faces.split(16)]) > 0.5
+    faces = faces[detected][: options.count]
+    for epsilon in EPSILONS:
+        found = finish(search(inverter, detector, faces, SearchSettings(epsilon=epsilon, kappa=options.kappa)))
+        error = (found.counterfactual - found.original).square().flatten(1).mean(1)
+        psnr = -10 * torch.log10(error.clamp_min(1e-12))
+        row = {
+            "epsilon": epsilon,
+            "faces": len(faces),
+            "flipped": float(found.flipped.float().mean()),
+            "steps": float(found.steps[found.flipped].float().median()) if found.flipped.any() else None,
+            "psnr_median": float(psnr[found.flipped].median()) if found.flipped.any() else None,
+            "psnr_at_least_30": float((found.flipped & (psnr >= 30)).float().mean()),
+            "seconds_a_face": found.seconds / len(faces),
+        }
+        print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    main()

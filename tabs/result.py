@@ -1,0 +1,136 @@
+"""Step 4 of the counterfactual tab: what the search found, live or stored."""
+
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import numpy as np
+
+from backend import provenance
+from backend.counterfactual.bundle import Bundle
+from tabs import words
+from tabs.common import QUICK, shown
+
+Updates = dict[Any, Any]
+DOUBTS = (
+    "**How could this be wrong?** The search may change what the detector happens to react to and no person would "
+    "notice; that shows a weakness of the detector, not a flaw of the face. Where the reconstruction is poor, the "
+    "generator cannot draw this face, and the change says little. Another detector, or another seed, may give another "
+    "answer. None of this proves that a photo is real or fake."
+)
+
+
+class ResultStep:
+    """The components of step 4."""
+
+    def __init__(self) -> None:
+        with gr.Column(visible=False) as self.all:
+            gr.Markdown("## 4 What would have to change")
+            self.summary = gr.Markdown(elem_classes="summary")
+            with gr.Column(visible=False) as self.pictures:
+                self._lay_out_pictures()
+            self.doubts = gr.Markdown(DOUBTS)
+            self.settings = gr.Markdown(elem_classes="note")
+            self.download = gr.DownloadButton("Download the pictures and numbers (zip)", value=None)
+
+    def _lay_out_pictures(self) -> None:
+        gr.Markdown("### From the photo to the counterfactual")
+        with gr.Row(elem_classes="trio"):
+            self.crop, self.crop_text = _picture("The face", 105)
+            self.inversion, self.inversion_text = _picture("Reconstruction", 105)
+            self.counterfactual, self.counterfactual_text = _picture("Counterfactual", 105)
+        with gr.Row():
+            with gr.Column(min_width=280):
+                gr.Markdown("### Before and after")
+                self.slider = gr.ImageSlider(
+                    label="Left: before. Right: after", format="png", buttons=["fullscreen"], interactive=False, max_height=320
+                )
+                self.position = gr.Slider(0, 100, 50, step=1, label="Where before ends and after begins, in percent")
+            with gr.Column(min_width=280):
+                gr.Markdown("### Where it changed")
+                self.residual, self.residual_text = _picture("Residual map", 200)
+        with gr.Row():
+            with gr.Column(min_width=280):
+                self.changes = gr.HTML()
+            with gr.Column(min_width=280):
+                self.retest = gr.HTML()
+        gr.Markdown(
+            "### Where the detector looked\nA Grad-CAM map marks the regions that speak for “fake” at one layer of the "
+            "detector."
+        )
+        with gr.Row():
+            self.before, self.before_text = _picture("Map before", 140)
+            self.after, self.after_text = _picture("Map after", 140)
+        gr.Markdown("### Put back into the photo")
+        self.pasted, self.pasted_text = _picture("The whole photo with the changed face", 280)
+
+    def wire(self) -> None:
+        """Let the plain slider, which works from the keyboard, move the one in the picture."""
+        self.position.input(
+            _slide, self.position, self.slider, trigger_mode="always_last", api_visibility="private", **QUICK
+        )
+
+    def show(self, bundle: Bundle, folder: Path | None) -> Updates:
+        """Return the updates that show a result, and write its download to `folder`."""
+        record = bundle.record
+        updates: Updates = {
+            self.all: gr.Column(visible=True),
+            self.summary: record["summary"],
+            self.pictures: gr.Column(visible=not record["already_real"]),
+            self.doubts: gr.Markdown(visible=not record["already_real"]),
+            self.settings: words.settings_line(record),
+            self.download: gr.DownloadButton(value=str(bundle.write_zip(folder)) if folder else None, visible=folder is not None),
+        }
+        return updates if record["already_real"] else {**updates, **self._show_pictures(bundle)}
+
+    def _show_pictures(self, bundle: Bundle) -> Updates:
+        marked = {name: provenance.mark(picture) for name, picture in bundle.pictures.items() if name != "crop"}
+        crop, counterfactual = bundle.pictures["crop"], marked["counterfactual"]
+        texts = bundle.texts()
+        updates: Updates = {
+            self.crop: crop,
+            self.slider: gr.ImageSlider((crop, counterfactual), slider_position=50),
+            self.position: 50,
+            self.pasted: shown(marked["pasted"]),
+            self.changes: words.changes(bundle.record),
+            self.retest: words.retest(bundle.record),
+        }
+        for name in ("inversion", "counterfactual", "residual"):
+            updates[getattr(self, name)] = marked[name]
+        for name, component in (("cam_before", self.before), ("cam_after", self.after)):
+            # An empty map is not drawn: its text says so.
+            updates[component] = gr.Image(marked.get(name), visible=name in marked)
+        for name in ("crop", "inversion", "counterfactual", "residual", "before", "after", "pasted"):
+            updates[getattr(self, f"{name}_text")] = texts[name]
+        return updates
+
+    def hide(self) -> Updates:
+        """Return the updates that take the result away."""
+        return {self.all: gr.Column(visible=False)}
+
+    def outputs(self) -> list[Any]:
+        """Return what the methods above may update."""
+        texts = [getattr(self, f"{name}_text") for name in PICTURES]
+        drawn = [getattr(self, name) for name in PICTURES]
+        rest = [self.slider, self.position, self.changes, self.retest, self.settings, self.download, self.doubts]
+        return [self.all, self.pictures, self.summary, *drawn, *texts, *rest]
+
+
+PICTURES = ("crop", "inversion", "counterfactual", "residual", "before", "after", "pasted")
+
+
+def _picture(label: str, min_width: int) -> tuple[gr.Image, gr.Markdown]:
+    """Return an image with the text below it."""
+    with gr.Column(min_width=min_width):
+        image = gr.Image(
+            label=label,
+            format="png",
+            interactive=False,
+            buttons=["download", "fullscreen"],
+            alt_text=f"{label}; the text below describes it",
+        )
+        return image, gr.Markdown(elem_classes="note")
+
+
+def _slide(position: float) -> Any:  # noqa: ANN401 - what the library takes as an update
+    return gr.ImageSlider(slider_position=position)

@@ -1,0 +1,53 @@
+"""Rules about the code itself: which way imports point, and how long files are."""
+
+import ast
+import subprocess
+import sys
+
+import pytest
+
+from backend.settings import ROOT
+
+FILES = sorted(path for folder in ("backend", "tabs") for path in (ROOT / folder).rglob("*.py"))
+# Inside backend a layer may import from its own and from lower ones.
+LAYERS = {
+    "generators": 1, "detectors": 1, "verdicts": 2, "counterfactual": 3, "training": 4, "examples": 4, "cli": 5, "__main__": 6
+}  # fmt: skip
+
+
+def imported(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def layer(name):
+    parts = name.split(".")
+    return LAYERS.get(parts[1].removesuffix(".py"), 0) if len(parts) > 1 else 0
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_one_way(path):
+    relative = path.relative_to(ROOT)
+    own = relative.parts[0]
+    for name in imported(path):
+        if own == "backend":
+            assert not name.startswith(("gradio", "tabs", "app")), name
+            if name.startswith("backend."):
+                here = LAYERS.get(relative.parts[1].removesuffix(".py"), 0)
+                assert layer(name) <= here, f"{relative} imports {name}"
+        else:
+            assert name != "app"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_file_is_two_ideas(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 300
+
+
+def test_importing_the_command_line_loads_no_training_package():
+    code = "import backend.cli, sys; print([m for m in ('stlpips_pytorch', 'sklearn.metrics', 'gradio') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

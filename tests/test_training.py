@@ -1,0 +1,175 @@
+"""The training harness, the order of examples, and the fakes."""
+
+import csv
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from backend.progress import finish
+from backend.training import datasets, fakes, harness, history, install, measure, swaps
+from tests import pictures
+
+
+@dataclass(frozen=True)
+class ToySettings:
+    seed: int = 0
+
+
+class Toy:
+    """A linear fit whose data depends on the step alone."""
+
+    def __init__(self, total: int) -> None:
+        torch.manual_seed(0)
+        self.net = nn.Linear(4, 1)
+        self.optimizer = torch.optim.Adam(self.net.parameters(), 1e-2)
+        self.total = total
+
+    def modules(self):
+        return {"net": self.net}
+
+    def optimizers(self):
+        return {"net": self.optimizer}
+
+    def preview(self):
+        return None
+
+    def step(self, number):
+        data = torch.randn(8, 4, generator=torch.Generator().manual_seed(number))
+        loss = (self.net(data) - data.sum(1, keepdim=True)).square().mean()
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return {"loss": loss.item()}
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
+    whole = Toy(30)
+    finish(harness.train(whole, tmp_path / "whole", ToySettings(), log_every=5))
+    first = Toy(30)
+    job = harness.train(first, tmp_path / "parts", ToySettings(), log_every=5)
+    for _ in range(3):
+        next(job)
+    job.close()  # what a stop button does, after 15 steps
+    second = Toy(30)
+    run = finish(harness.train(second, tmp_path / "parts", ToySettings(), log_every=5))
+    assert run.steps == 30
+    assert torch.equal(whole.net.weight, second.net.weight)
+    assert not torch.equal(first.net.weight, second.net.weight)
+    with (tmp_path / "parts" / "losses.csv").open() as file:
+        assert [row["step"] for row in csv.DictReader(file)] == ["5", "10", "15", "20", "25", "30"]
+
+
+def test_every_epoch_shows_each_picture_once():
+    seen = torch.cat([datasets.draw(10, 4, seed=3, step=step) for step in range(5)])
+    assert sorted(seen[:10].tolist()) == list(range(10))
+    assert sorted(seen[10:].tolist()) == list(range(10))
+    assert seen[:10].tolist() != seen[10:].tolist()
+    assert torch.equal(datasets.draw(10, 4, seed=3, step=2), datasets.draw(10, 4, seed=3, step=2))
+
+
+def test_settings_files_are_read_and_unknown_ones_refused():
+    assert harness.read_settings(ToySettings_from_encoder, "encoder", steps=7).steps == 7
+    with pytest.raises(ValueError, match="unknown settings"):
+        harness.read_settings(ToySettings, "encoder")
+
+
+@dataclass(frozen=True)
+class ToySettings_from_encoder:
+    steps: int
+    batch: int
+    lr: float
+    decay_share: float
+
+
+def faces_and_points():
+    size = 128
+    left = np.ascontiguousarray(pictures.hopper()[30:430, 60:460])
+    step = left.shape[0] // size
+    target = left[::step, ::step][:size, :size]
+    points = np.array([[47.0, 54], [81, 54], [64, 74], [51, 92], [77, 92]])
+    return target, points
+
+
+def test_swapping_a_face_with_itself_changes_next_to_nothing():
+    target, points = faces_and_points()
+    for blend in ("feather", "poisson"):
+        swapped = swaps.swap_faces(target, target, points, points, blend=blend, feather=2.0)
+        assert np.abs(swapped.astype(int) - target).mean() < 0.5
+
+
+def test_a_swap_leaves_the_surround_untouched_and_changes_the_face():
+    target, points = faces_and_points()
+    source = np.ascontiguousarray(target[:, ::-1] // 2 + 60)
+    mirrored = points.copy()
+    mirrored[:, 0] = 128 - points[:, 0]
+    mirrored = mirrored[[1, 0, 2, 4, 3]]
+    swapped = swaps.swap_faces(target, source, points, mirrored, blend="poisson", feather=2.0)
+    mask = swaps.inner_face(points, 128) > 0
+    ys, xs = np.nonzero(mask)
+    assert np.array_equal(swapped[: ys.min() - 10], target[: ys.min() - 10])
+    assert np.array_equal(swapped[:, xs.max() + 12 :], target[:, xs.max() + 12 :])
+    assert np.abs(swapped.astype(int) - target)[mask].mean() > 2
+
+
+def test_poisson_blending_reproduces_a_harmonic_ramp():
+    ramp = np.repeat(np.repeat(np.linspace(0, 255, 32)[None, :, None], 32, 0), 3, 2)
+    flat = np.full_like(ramp, 10.0)
+    mask = np.zeros((32, 32), bool)
+    assert np.allclose(swaps.poisson_blend(flat, ramp, mask), ramp, atol=1e-6)
+
+
+def test_the_same_seed_gives_the_same_history_and_another_a_different_one():
+    picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    one, same, other = (history.age(picture, np.random.default_rng(seed), history.History()) for seed in (5, 5, 8))
+    assert np.array_equal(one, same)
+    assert one.shape == picture.shape
+    assert not np.array_equal(one, other)
+
+
+def test_swaps_are_reproducible_and_continue_where_they_stopped(tmp_path):
+    target, _ = faces_and_points()
+    variants = [target, np.ascontiguousarray(target[:, ::-1]), np.clip(target * 0.8 + 20, 0, 255).astype(np.uint8)]
+    tensor = torch.from_numpy(np.stack(variants)).permute(0, 3, 1, 2)
+    photographs = datasets.Photographs(["a.png", "b.png", "c.png"], tensor)
+    settings = fakes.FakesSettings(per_kind=4, kinds=("swap",))
+    finish(fakes.build(photographs, tmp_path / "once", None, settings))
+    part = fakes.FakesSettings(per_kind=2, kinds=("swap",))
+    finish(fakes.build(photographs, tmp_path / "twice", None, part))
+    finish(fakes.build(photographs, tmp_path / "twice", None, settings))
+    once = {path.name: path.read_bytes() for path in (tmp_path / "once").rglob("*.png")}
+    twice = {path.name: path.read_bytes() for path in (tmp_path / "twice").rglob("*.png")}
+    assert once
+    assert once == twice
+    assert set(fakes.origins(tmp_path / "once").values()) <= {"a.png", "b.png", "c.png"}
+
+
+def test_calibration_keeps_the_wanted_share_of_false_alarms():
+    randomness = np.random.default_rng(0)
+    scores = np.concatenate([randomness.normal(-3, 2, 1000), randomness.normal(4, 2, 1000)])
+    fake = np.repeat([False, True], 1000)
+    threshold, temperature = measure.calibration(scores, fake, false_alarms=0.05)
+    assert abs((scores[~fake] > threshold).mean() - 0.05) < 0.005
+    assert 0.2 <= temperature <= 20
+
+
+def test_installing_a_file_writes_an_entry_that_verifies(tmp_path, monkeypatch):
+    from backend import settings, weights
+
+    changed = settings.Settings(weights_dir=tmp_path / "weights")
+    for module in (install, weights):
+        monkeypatch.setattr(module, "SETTINGS", changed)
+    (tmp_path / "weights").mkdir()
+    weights.save_half(tmp_path / "toy.safetensors", {"weight": torch.ones(2, 3)})
+    weights.entries.cache_clear()
+    try:
+        entry = install.install("toy", tmp_path / "toy.safetensors", {"width": 0.5})
+        assert entry.state() == "verified"
+        assert entry.options["width"] == 0.5
+        assert torch.equal(weights.load_entry("toy")["weight"], torch.ones(2, 3))
+        entry.path.write_bytes(entry.path.read_bytes()[:-1] + b"x")
+        assert entry.state() == "damaged"
+    finally:
+        weights.entries.cache_clear()
