@@ -22,11 +22,11 @@ INTRODUCTION = (
 
 def build() -> gr.Blocks:
     """Return the app, not yet running."""
+    tab = counterfactual.build()  # built outside, for a Blocks that is built inside another is already drawn there
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(600, 3600)) as demo:
         gr.Markdown(f"# {TITLE}\n{INTRODUCTION}")
-        with gr.Tabs():
-            with gr.Tab("Counterfactual", id="counterfactual"):
-                counterfactual.build().render()
+        with gr.Tabs(), gr.Tab("Counterfactual", id="counterfactual"):
+            tab.render()
         demo.unload(common.forget)
     return demo.queue(max_size=SETTINGS.queue_size, default_concurrency_limit=1)
 

@@ -159,6 +159,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--out", required=True, type=Path, metavar="PATH")
     train.add_argument("--fakes", type=Path, metavar="DIR", help="for detectors: folder with train/ and val/ of fakes")
     train.add_argument("--packs", default="*", help="for fakes: which tar packs to use (default: all)")
+    train.add_argument("--kinds", default="swap,reconstruction,edit,sample", help="for fakes: which (default: all)")
     train.add_argument("--per-kind", type=int, default=1000, help="for fakes: how many of each kind")
     train.add_argument("--steps", type=int, help="for detectors: training steps")
     train.add_argument("--seed", type=int, default=0)

@@ -11,23 +11,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from backend import alignment, images, provenance, verdicts, weights
-from backend.counterfactual.story import Story, explain_photo
+from backend import alignment, faces, images, verdicts, weights
+from backend.counterfactual import bundle
+from backend.counterfactual.bundle import Bundle
 from backend.detectors import registry
 from backend.detectors.choice import suggested
+from backend.errors import UserError
 from backend.faces import Face
 from backend.generators import inversion
+from backend.generators.inversion import Inverter
 from backend.progress import finish
 from backend.settings import SETTINGS
 from backend.verdicts import JudgedFace
 
 FOLDER = SETTINGS.weights_dir.parent / "examples"
-STORED = ("crop", "inversion", "counterfactual")  # the rest is computed from these without a model
 GENERATED, SWAPPED = 3, 2
 TRUNCATION = 0.7
-FIRST_SEED, LAST_SEED = 0, 80
+LAST_SEED = 80
+FEATHER = 2.5  # of a swap, in pixels
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,103 @@ class Example:
         """Return the folder of the stored result."""
         return self.folder / "results" / self.photo_path.stem
 
-    def stored(self) -> dict[str, Any]:
-        """Return everything that was stored but the pictures."""
-        return json.loads((self.results / "record.json").read_text(encoding="utf-8"))
+    def faces(self) -> list[JudgedFace]:
+        """Return the stored verdicts, so that no model has to run."""
+        photo = images.read(self.photo_path)
+        stored = json.loads((self.results / "faces.json").read_text(encoding="utf-8"))
+        return [_face(photo, number, one) for number, one in enumerate(stored, 1)]
+
+    def bundle(self) -> Bundle:
+        """Return the stored result."""
+        return bundle.load(self.results, images.read(self.photo_path), self.faces()[0].aligned)
+
+
+def load(folder: Path = FOLDER) -> list[Example]:
+    """Return the examples in a folder; none where it was not built."""
+    index = folder / "index.json"
+    if not index.exists():
+        return []
+    return [Example(**row, folder=folder) for row in json.loads(index.read_text(encoding="utf-8"))]
+
+
+def stale(example: Example) -> bool:
+    """Say whether a stored result was made by other models than the registry names now."""
+    try:
+        used = json.loads((example.results / "story.json").read_text(encoding="utf-8"))["weights"]
+    except (OSError, ValueError, KeyError):
+        return True
+    known = weights.entries()
+    return any(name not in known or known[name].sha256 != sha256 for name, sha256 in used.items())
+
+
+def build(out: Path = FOLDER) -> list[Path]:
+    """Draw the examples, run the app's own search on each and store everything; return the files."""
+    from backend.counterfactual.story import explain_photo  # its imports would keep the app's page waiting
+
+    inverter = inversion.load()
+    rows = []
+    out.mkdir(parents=True, exist_ok=True)
+    for name, label, picture in _pictures(inverter):
+        (out / f"{name}.png").write_bytes(images.encode_png(picture, {"Comment": label}))
+        judged = verdicts.judge(picture)
+        detector = suggested(judged[0].p_fake) or registry.loadable()[0]
+        example = Example(f"{name}.png", label, detector, out)
+        bundle.of(finish(explain_photo(picture, detector))).save(example.results)
+        text = json.dumps([_stored(face) for face in judged], indent=1)
+        (example.results / "faces.json").write_text(text + "\n", encoding="utf-8")
+        rows.append({"file": example.file, "label": label, "detector": detector})
+    (out / "index.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    return sorted(path for path in out.rglob("*") if path.is_file())
+
+
+def _pictures(inverter: Inverter) -> Iterator[tuple[str, str, np.ndarray]]:
+    """Yield name, label and uint8 pixels of every example."""
+    import matplotlib.cbook
+    import skimage.data
+
+    from backend.training import swaps
+
+    drawn = _faces_in_scope(inverter, GENERATED + 2 * SWAPPED)
+    for number in range(GENERATED):
+        yield f"generated_{number + 1}", f"Face invented by a generator ({number + 1})", drawn[number][0]
+    for number in range(SWAPPED):
+        target, source = drawn[GENERATED + 2 * number], drawn[GENERATED + 2 * number + 1]
+        blend = ("feather", "poisson")[number % 2]
+        picture = swaps.swap_faces(target[0], source[0], target[1], source[1], blend=blend, feather=FEATHER)
+        yield f"swapped_{number + 1}", f"Swap between two invented faces ({number + 1})", picture
+    yield "collins", "Photo: Eileen Collins, NASA, public domain", skimage.data.astronaut()
+    with matplotlib.cbook.get_sample_data("grace_hopper.jpg") as file:
+        yield "hopper", "Photo: Grace Hopper, US Navy, public domain", images.read(file.read())
+
+
+def _faces_in_scope(inverter: Inverter, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Draw faces until `count` of them are found and in scope; return pixels and landmarks (5, 2)."""
+    from backend.training import fakes
+
+    kept = []
+    for seed in range(LAST_SEED):
+        picture = images.to_array(fakes.draw_samples(inverter, 1, seed=seed, truncation=TRUNCATION))
+        found = faces.find(picture)
+        if found and faces.problem(found[0], picture.shape) is None:
+            kept.append((picture, found[0].landmarks))
+        if len(kept) == count:
+            return kept
+    raise UserError(f"The generator drew only {len(kept)} usable faces.", "Train it for longer.")
+
+
+def _stored(judged: JudgedFace) -> dict[str, Any]:
+    face = judged.aligned.face
+    return {
+        "box": [round(value, 2) for value in face.box],
+        "score": round(face.score, 4),
+        "landmarks": np.round(face.landmarks, 3).tolist(),
+        "problem": judged.problem,
+        "p_fake": judged.p_fake,
+    }
+
+
+def _face(photo: np.ndarray, number: int, stored: dict[str, Any]) -> JudgedFace:
+    x0, y0, x1, y1 = stored["box"]
+    face = Face((x0, y0, x1, y1), stored["score"], np.array(stored["landmarks"]))
+    aligned = alignment.align(photo, face, verdicts.TEMPLATE, registry.EMBEDDED_SIZE)
+    return JudgedFace(number, aligned, stored["problem"], stored["p_fake"])

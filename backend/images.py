@@ -122,7 +122,7 @@ def _decode(content: bytes) -> np.ndarray:
 def _upright(picture: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(picture)
-    except Exception:  # a damaged camera record does not spoil the pixels
+    except Exception:  # noqa: BLE001 - a damaged camera record does not spoil the pixels
         return picture
 
 

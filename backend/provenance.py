@@ -50,7 +50,7 @@ def read_record(content: bytes) -> dict[str, Any] | None:
     try:
         with Image.open(io.BytesIO(content), formats=["PNG"]) as picture:
             record = json.loads(picture.info[RECORD_KEY])
-    except Exception:  # any file at all may be asked about, and a damaged one has no record
+    except Exception:  # noqa: BLE001 - any file at all may be asked about, and a damaged one has no record
         return None
     return record if isinstance(record, dict) else None
 

@@ -1,6 +1,6 @@
 """Sweep the step length of the latent search: how many flips, after how many steps, at what PSNR.
 
-    python benchmarks/epsilon.py --fakes runs/fakes/val --detector xception --count 24
+python benchmarks/epsilon.py --fakes runs/fakes/val --detector xception --count 24
 """
 
 import argparse

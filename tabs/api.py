@@ -6,7 +6,6 @@ import gradio as gr
 
 from backend import verdicts
 from backend.counterfactual.search import SearchSettings
-from backend.counterfactual.story import explain_photo
 from backend.progress import finish
 from tabs.common import MODEL, answered, photo_from
 
@@ -41,7 +40,11 @@ def detect(image: str | None) -> dict[str, Any]:
 
 
 def counterfactual(
-    image: str | None, detector: str, level: list[str], steps: float, composite: Any  # noqa: ANN401 - a Literal
+    image: str | None,
+    detector: str,
+    level: list[str],
+    steps: float,
+    composite: Any,
 ) -> dict[str, Any]:
     """Search what would have to change for a detector to call the largest face of a picture real.
 
@@ -55,6 +58,8 @@ def counterfactual(
     Returns:
         The numbers of the search; its pictures are made only in the app, where they are marked.
     """
+    from backend.counterfactual.story import explain_photo  # its imports would keep the page waiting
+
     settings = SearchSettings(levels=tuple(level), steps=min(MAX_STEPS, int(steps)), composite=composite)
     return finish(explain_photo(photo_from(image), detector, settings)).record()
 

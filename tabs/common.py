@@ -133,6 +133,8 @@ def forget(request: gr.Request) -> None:
 def warm_up() -> None:
     """Load every model and run it once, so that the first visitor does not wait for it."""
     try:
+        from backend.counterfactual import story  # noqa: F401 - importing it takes seconds
+
         blank = np.full((256, 256, 3), 128, np.uint8)
         verdicts.judge(blank)
         verdicts.p_fake(images.to_tensor(blank))

@@ -10,9 +10,9 @@ import gradio as gr
 from PIL import Image
 
 from backend import examples, images, verdicts
+from backend.counterfactual import bundle
 from backend.counterfactual.levels import WORDS
 from backend.counterfactual.search import SearchSettings
-from backend.counterfactual.story import explain_photo
 from backend.detectors import registry
 from backend.detectors.choice import suggested
 from backend.errors import UserError
@@ -61,7 +61,9 @@ class CounterfactualTab:
     def _lay_out_search(self) -> None:
         gr.Markdown("## 3 Search what would make it say “real”")
         named = [(registry.card(name).title, name) for name in registry.loadable()]
-        self.detector = gr.Dropdown(named, value=named[0][1] if named else None, label="Which detector?", filterable=False)
+        self.detector = gr.Dropdown(
+            named, value=named[0][1] if named else None, label="Which detector?", filterable=False
+        )
         with gr.Row():
             self.find = gr.Button("Find what would make it say “real”", variant="primary", scale=3, min_width=220)
             self.stop = gr.Button("Stop", interactive=False, scale=1, min_width=90)
@@ -69,16 +71,17 @@ class CounterfactualTab:
             self._lay_out_options()
         self.note = gr.Markdown(elem_classes="note")
         with gr.Row(visible=False) as self.live:
-            self.progress = gr.HTML(scale=2, min_width=240)
-            self.face = gr.Image(
-                label="The face now",
-                format="png",
-                height=220,
-                buttons=[],
-                interactive=False,
-                min_width=160,
-                alt_text="The face as the search has changed it so far",
-            )
+            with gr.Column(min_width=280, scale=2):
+                self.progress = gr.HTML()
+            with gr.Column(min_width=160):
+                self.face = gr.Image(
+                    label="The face now",
+                    format="png",
+                    buttons=[],
+                    interactive=False,
+                    elem_classes="face",
+                    alt_text="The face as the search has changed it so far",
+                )
 
     def _lay_out_options(self) -> None:
         levels = [(f"{letter}: {word}", letter) for letter, word in WORDS.items()]
@@ -103,7 +106,17 @@ class CounterfactualTab:
     def _wire(self) -> None:
         photo, pick = self.choice.photo, self.choice.which
         private: dict[str, Any] = {"api_visibility": "private"}
-        asked = [photo, pick, self.detector, self.levels, self.steps, self.epsilon, self.composite, self.kappa, self.seed]
+        asked = [
+            photo,
+            pick,
+            self.detector,
+            self.levels,
+            self.steps,
+            self.epsilon,
+            self.composite,
+            self.kappa,
+            self.seed,
+        ]
         run = self.find.click(
             answered(self._search), asked, self._search_outputs(), show_progress="hidden", **MODEL, **private
         )
@@ -140,14 +153,14 @@ class CounterfactualTab:
         """Ask the detectors about an example whose stored result no longer fits them."""
         return {} if faces else self._look(path)
 
-    def _example(self, event: gr.SelectData) -> Updates:
+    def _example(self, event: gr.SelectData, request: gr.Request) -> Updates:
         """Show an example with its stored result."""
         example = self.examples[event.index]
         pixels = images.read(example.photo_path)
         updates: Updates = {self.choice.photo: gr.Image(pixels), self.faces: []}
         if examples.stale(example):
             return {**updates, **self.choice.hide(), **self._quiet(), self.ask: gr.Column(visible=False)}
-        faces, told = example.faces(), example.told()
+        faces = example.faces()
         return {
             **updates,
             self.faces: faces,
@@ -155,7 +168,7 @@ class CounterfactualTab:
             **self._offer(faces, 1),
             self.detector: gr.Dropdown(value=example.detector),
             self.note: f"The stored result for “{example.label}” stands below. You can also run the search yourself.",
-            **self.result.show(told, None),
+            **self.result.show(example.bundle(), session_folder(request)),
         }
 
     def _pick(self, faces: list[JudgedFace], number: int) -> Updates:
@@ -200,9 +213,16 @@ class CounterfactualTab:
         request: gr.Request,
     ) -> Iterator[Updates]:
         """Run a search, showing every step, and show its result."""
+        from backend.counterfactual.story import explain_photo  # its imports would keep the page waiting
+
         photo = photo_from(path)
         settings = SearchSettings(
-            levels=tuple(levels), epsilon=epsilon or None, steps=int(steps), kappa=kappa, composite=composite, seed=int(seed)
+            levels=tuple(levels),
+            epsilon=epsilon or None,
+            steps=int(steps),
+            kappa=kappa,
+            composite=composite,
+            seed=int(seed),
         )
         yield {
             self.find: gr.Button(interactive=False),
@@ -224,7 +244,7 @@ class CounterfactualTab:
                     break
                 updates, framed = self._shown(step, scores, framed)
                 yield updates
-        yield {**self._idle(), **self.result.show(examples.told(story), session_folder(request))}
+        yield {**self._idle(), **self.result.show(bundle.of(story), session_folder(request))}
 
     def _shown(self, step: Step, scores: list[float], framed: float) -> tuple[Updates, float]:
         """Return the updates of one step, and when a picture was shown last."""

@@ -50,8 +50,8 @@ class PhotoStep:
                 self.crop = gr.Image(
                     label="What the detectors see",
                     format="png",
-                    height=240,
                     buttons=["fullscreen"],
+                    elem_classes="face",
                     interactive=False,
                     scale=2,
                     min_width=140,

@@ -4,10 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-import numpy as np
 
 from backend import provenance
-from backend.counterfactual.bundle import Bundle
+from backend.counterfactual.bundle import MAPS, Bundle
 from tabs import words
 from tabs.common import QUICK, shown
 
@@ -35,15 +34,20 @@ class ResultStep:
 
     def _lay_out_pictures(self) -> None:
         gr.Markdown("### From the photo to the counterfactual")
-        with gr.Row(elem_classes="trio"):
-            self.crop, self.crop_text = _picture("The face", 105)
-            self.inversion, self.inversion_text = _picture("Reconstruction", 105)
-            self.counterfactual, self.counterfactual_text = _picture("Counterfactual", 105)
+        with gr.Row():
+            self.crop, self.crop_text = _picture("The face", 90, bare=True)
+            self.inversion, self.inversion_text = _picture("Reconstruction", 90, bare=True)
+            self.counterfactual, self.counterfactual_text = _picture("Counterfactual", 90, bare=True)
+        self.trio_text = gr.Markdown()
         with gr.Row():
             with gr.Column(min_width=280):
                 gr.Markdown("### Before and after")
                 self.slider = gr.ImageSlider(
-                    label="Left: before. Right: after", format="png", buttons=["fullscreen"], interactive=False, max_height=320
+                    label="Left: before. Right: after",
+                    format="png",
+                    buttons=["fullscreen"],
+                    interactive=False,
+                    max_height=320,
                 )
                 self.position = gr.Slider(0, 100, 50, step=1, label="Where before ends and after begins, in percent")
             with gr.Column(min_width=280):
@@ -70,38 +74,37 @@ class ResultStep:
             _slide, self.position, self.slider, trigger_mode="always_last", api_visibility="private", **QUICK
         )
 
-    def show(self, bundle: Bundle, folder: Path | None) -> Updates:
+    def show(self, bundle: Bundle, folder: Path) -> Updates:
         """Return the updates that show a result, and write its download to `folder`."""
-        record = bundle.record
+        record, file = bundle.record, folder / "counterfactual.zip"
+        file.write_bytes(bundle.zip())
         updates: Updates = {
             self.all: gr.Column(visible=True),
             self.summary: record["summary"],
             self.pictures: gr.Column(visible=not record["already_real"]),
             self.doubts: gr.Markdown(visible=not record["already_real"]),
             self.settings: words.settings_line(record),
-            self.download: gr.DownloadButton(value=str(bundle.write_zip(folder)) if folder else None, visible=folder is not None),
+            self.download: str(file),
         }
         return updates if record["already_real"] else {**updates, **self._show_pictures(bundle)}
 
     def _show_pictures(self, bundle: Bundle) -> Updates:
-        marked = {name: provenance.mark(picture) for name, picture in bundle.pictures.items() if name != "crop"}
-        crop, counterfactual = bundle.pictures["crop"], marked["counterfactual"]
-        texts = bundle.texts()
+        drawn = bundle.pictures()
+        marked = {name: provenance.mark(picture) for name, picture in drawn.items()}
+        texts = words.result_texts(bundle)
         updates: Updates = {
-            self.crop: crop,
-            self.slider: gr.ImageSlider((crop, counterfactual), slider_position=50),
+            self.crop: drawn["crop"],
+            self.slider: gr.ImageSlider((drawn["crop"], marked["counterfactual"]), slider_position=50),
             self.position: 50,
             self.pasted: shown(marked["pasted"]),
             self.changes: words.changes(bundle.record),
             self.retest: words.retest(bundle.record),
+            **{getattr(self, name): marked[name] for name in ("inversion", "counterfactual", "residual")},
+            **{getattr(self, f"{name}_text"): texts[name] for name in (*PICTURES, "trio")},
         }
-        for name in ("inversion", "counterfactual", "residual"):
-            updates[getattr(self, name)] = marked[name]
-        for name, component in (("cam_before", self.before), ("cam_after", self.after)):
+        for name, component in zip(MAPS, (self.before, self.after), strict=True):
             # An empty map is not drawn: its text says so.
             updates[component] = gr.Image(marked.get(name), visible=name in marked)
-        for name in ("crop", "inversion", "counterfactual", "residual", "before", "after", "pasted"):
-            updates[getattr(self, f"{name}_text")] = texts[name]
         return updates
 
     def hide(self) -> Updates:
@@ -110,7 +113,7 @@ class ResultStep:
 
     def outputs(self) -> list[Any]:
         """Return what the methods above may update."""
-        texts = [getattr(self, f"{name}_text") for name in PICTURES]
+        texts = [getattr(self, f"{name}_text") for name in (*PICTURES, "trio")]
         drawn = [getattr(self, name) for name in PICTURES]
         rest = [self.slider, self.position, self.changes, self.retest, self.settings, self.download, self.doubts]
         return [self.all, self.pictures, self.summary, *drawn, *texts, *rest]
@@ -119,18 +122,20 @@ class ResultStep:
 PICTURES = ("crop", "inversion", "counterfactual", "residual", "before", "after", "pasted")
 
 
-def _picture(label: str, min_width: int) -> tuple[gr.Image, gr.Markdown]:
-    """Return an image with the text below it."""
+def _picture(label: str, min_width: int, *, bare: bool = False) -> tuple[gr.Image, gr.Markdown]:
+    """Return an image with the text below it; a bare one, for narrow columns, has its name only in the text."""
     with gr.Column(min_width=min_width):
         image = gr.Image(
             label=label,
             format="png",
             interactive=False,
-            buttons=["download", "fullscreen"],
+            buttons=[] if bare else ["download", "fullscreen"],
+            show_label=not bare,
+            elem_classes="face",
             alt_text=f"{label}; the text below describes it",
         )
         return image, gr.Markdown(elem_classes="note")
 
 
-def _slide(position: float) -> Any:  # noqa: ANN401 - what the library takes as an update
+def _slide(position: float) -> Any:
     return gr.ImageSlider(slider_position=position)

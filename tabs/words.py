@@ -1,8 +1,13 @@
 """What the backend found, as HTML: verdicts with their error rates, tables and the curve of a search."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from typing import Any
 
+from backend.counterfactual import regions
+from backend.counterfactual.bundle import Bundle
+from backend.counterfactual.levels import WORDS
+from backend.counterfactual.regions import RegionChange
 from backend.detectors import registry
 from backend.detectors.card import Card, verdict
 from backend.errors import UserError
@@ -11,7 +16,7 @@ from backend.verdicts import JudgedFace, how_often_wrong, in_words
 
 SCALE = "(0 = real, 1 = fake)"
 SIGNS = {"fake": "▲", "real": "●", "uncertain": "?"}  # so that colour is never the only carrier
-COUNTED = {"fake": "say fake", "real": "say real", "uncertain": "are uncertain"}
+COUNTED = {"fake": ("says", "say", "fake"), "real": ("says", "say", "real"), "uncertain": ("is", "are", "uncertain")}
 NO_FACE = "No face was found in this picture. Use a photo in which a face is upright, well lit and seen from the front."
 
 
@@ -25,7 +30,11 @@ def answer(faces: Sequence[JudgedFace], number: int) -> str:
     if not face.p_fake:
         return _no_verdict("No detector is installed here.")
     calls = list(face.verdicts().values())
-    counts = ", ".join(f"{calls.count(word)} {say}" for word, say in COUNTED.items() if word in calls)
+    counts = ", ".join(
+        f"{calls.count(word)} {one if calls.count(word) == 1 else many} {rest}"
+        for word, (one, many, rest) in COUNTED.items()
+        if word in calls
+    )
     head = (
         f"<p>Of {len(calls)} detectors, {counts}. Each of them can be wrong; how often stands beside its verdict.</p>"
     )
@@ -106,4 +115,121 @@ def curve(scores: Sequence[float], total: int) -> str:
         f'<line x1="{left}" x2="{width}" y1="{height / 2}" y2="{height / 2}" class="threshold"></line>'
         f'<polyline points="{points}"></polyline></svg>'
         "<p>Curve: the detector's score, step by step. The dashed line at 0.5 is where its verdict turns.</p>"
+    )
+
+
+def result_texts(bundle: Bundle) -> dict[str, str]:
+    """Return the text below every picture of a result."""
+    record = bundle.record
+    p_fake, metrics = record["p_fake"], record["metrics"]
+    before, after = record["cam_empty"]["original"], record["cam_empty"]["counterfactual"]
+    return {
+        "crop": f"**The face**<br>{_short(p_fake['original'])}",
+        "inversion": f"**Reconstruction**<br>{_short(p_fake['inversion'])}",
+        "counterfactual": f"**Counterfactual**<br>{_short(p_fake['counterfactual'])}",
+        "trio": f"Left, what the detector saw. In the middle, what the generator makes of it (its inversion): "
+        f"{likeness(metrics)} Right, the face after the search. All numbers: 0 = real, 1 = fake.",
+        "residual": f"{bundle.residual().caption} "
+        f"{regions.in_words([RegionChange(**one) for one in record['regions']])}",
+        "before": cam_text("the face", empty=before),
+        "after": cam_text("the counterfactual", empty=after),
+        "pasted": pasted_text(record["p_pasted"]),
+    }
+
+
+def likeness(metrics: Mapping[str, float | None]) -> str:
+    """Put the quality of a reconstruction into words."""
+    psnr, ssim = metrics["psnr_inversion"], metrics["ssim_inversion"]
+    if psnr is None or ssim is None:
+        return "it equals the face."
+    word = next(word for limit, word in QUALITIES if psnr >= limit)
+    return f"{word} ({psnr:.1f} dB PSNR, SSIM {ssim:.2f}; 1 = equal)."
+
+
+# In dB. Below 20, the person is often not recognised.
+QUALITIES = (
+    (28.0, "a close likeness"),
+    (23.0, "a fair likeness"),
+    (19.0, "a rough likeness"),
+    (float("-inf"), "a poor likeness, so read what follows with care"),
+)
+
+
+def cam_text(what: str, *, empty: bool) -> str:
+    """Say what a Grad-CAM map of `what` shows."""
+    if empty:
+        return f"For {what}, the map is empty: at this layer, nothing in the picture speaks for “fake”."
+    return (
+        f"For {what}: yellow regions speak most for “fake”, dark blue ones least. Brightness compares within one map."
+    )
+
+
+def pasted_text(p_fake: float | None) -> str:
+    """Say what the detector makes of the whole photo with the changed face."""
+    if p_fake is None:
+        return "In the whole photo, the face is not found again."
+    return f"Found and cut out of the whole photo anew: {in_words(p_fake)}."
+
+
+def changes(record: dict[str, Any]) -> str:
+    """Return what changed in the codes and in the face, as lists."""
+    moved = record["latent_change"]["levels"]
+    most = max(moved.values()) or 1.0
+    opened = record["settings"]["levels"]
+    codes = [
+        f"{level} ({WORDS[level]}): moved by {value:.3f} on average, {_amount(value / most)}"
+        if level in opened
+        else f"{level} ({WORDS[level]}): kept closed"
+        for level, value in moved.items()
+    ]
+    parts = [
+        f"{REGIONS.get(one['region'], one['region'])}: {one['share']:.0%} of the change "
+        f"on {one['area']:.0%} of the picture"
+        for one in record["regions"]
+    ]
+    return (
+        "<h3>What changed in the latent code</h3><p>The latent code (W+) is the list of styles that the generator "
+        f"draws from.</p>{listing(codes)}<h3>What changed in the face</h3>{listing(parts)}"
+    )
+
+
+REGIONS = {"eyes": "Eyes", "nose": "Nose", "mouth": "Mouth", "skin": "Rest of the face", "surround": "Around the face"}
+
+
+def _amount(share: float) -> str:
+    if share > 0.999:
+        return "the most of the three"
+    return "about as much" if share > 0.8 else "less" if share > 0.4 else "much less"
+
+
+def retest(record: dict[str, Any]) -> str:
+    """Return what the detectors say that were not attacked, before and after."""
+    title = "<h3>What the other detectors say</h3>"
+    if not record["retest"]:
+        return f"{title}<p>There is no other detector to ask.</p>"
+    rows = [
+        (registry.card(name).title, _cell(one["original"]), _cell(one["counterfactual"]))
+        for name, one in record["retest"].items()
+    ]
+    caption = "The search did not look at these detectors. p_fake: 0 = real, 1 = fake."
+    return title + table(("Detector", "Before", "After"), rows, caption)
+
+
+def _short(score: float) -> str:
+    return in_words(score).split(" (")[0]
+
+
+def _cell(score: float) -> str:
+    return f"{score:.2f} {verdict(score)}"
+
+
+def settings_line(record: dict[str, Any]) -> str:
+    """Return everything that is needed to get the same result again."""
+    settings, versions = record["settings"], record["versions"]
+    packages = ", ".join(f"{name} {version}" for name, version in versions.items())
+    return (
+        f"Settings: detector {record['detector']}, generator {record['generator']}, levels {record['level']}, "
+        f"{record['steps']} of at most {settings['steps']} steps, epsilon {record['epsilon']:g}, "
+        f"kappa {settings['kappa']:g}, composite {record['composite']}, seed {settings['seed']}; "
+        f"{record['seconds']:.1f} seconds; {packages}."
     )

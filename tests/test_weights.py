@@ -32,7 +32,8 @@ def test_every_entry_is_here_and_verified():
 def test_every_file_in_weights_is_named_in_the_registry():
     named = {entry.file for entry in weights.entries().values()}
     assert {path.name for path in SETTINGS.weights_dir.glob("*.safetensors")} == named
-    assert not [path for path in SETTINGS.weights_dir.rglob("*") if path.suffix in {".pt", ".pth", ".pkl", ".ckpt", ".h5"}]
+    pickles = {".pt", ".pth", ".pkl", ".ckpt", ".h5"}
+    assert not [path for path in SETTINGS.weights_dir.rglob("*") if path.suffix in pickles]
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones():

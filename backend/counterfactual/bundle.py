@@ -1,19 +1,22 @@
-"""A finished story as pictures and texts: what the app shows, stores for its examples and hands out as a zip."""
+"""A finished story as pictures and numbers: what the app shows, stores for its examples and hands out as a zip."""
 
 import io
 import json
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
+import matplotlib as mpl
 import numpy as np
 from PIL import Image
 
 from backend import alignment, images, provenance
 from backend.alignment import AlignedFace
-from backend.counterfactual import traces
+
+if TYPE_CHECKING:
+    from backend.counterfactual.story import Story
+    from backend.counterfactual.traces import Residual
 
 FACES = ("crop", "inversion", "counterfactual")
 MAPS = ("cam_before", "cam_after")
@@ -26,8 +29,7 @@ class Bundle:
     """Everything that is shown of a story.
 
     Args:
-        record: Its numbers, for programs.
-        texts: A text by picture, and `summary`, `regions`, `retest`, `settings`.
+        record: What `Story.record` returned.
         photo: The whole photo, uint8 (H, W, 3).
         aligned: The face in it.
         faces: `crop`, `inversion` and `counterfactual`, uint8 (S, S, 3), without a mark.
@@ -35,18 +37,23 @@ class Bundle:
     """
 
     record: dict[str, Any]
-    texts: dict[str, str]
     photo: np.ndarray
     aligned: AlignedFace
     faces: dict[str, np.ndarray]
     maps: dict[str, np.ndarray]
+
+    def residual(self) -> "Residual":
+        """Return the signed difference of counterfactual and crop."""
+        from backend.counterfactual import traces  # what it imports would keep the app's page waiting
+
+        return traces.residual(self.faces["crop"], self.faces["counterfactual"])
 
     def pictures(self) -> dict[str, np.ndarray]:
         """Return all pictures, uint8 (H, W, 3), without a mark; of them, only `crop` is not made by the app."""
         if self.record["already_real"]:
             return {"crop": self.faces["crop"]}
         drawn = dict(self.faces)
-        drawn["residual"] = traces.residual(drawn["crop"], drawn["counterfactual"]).picture
+        drawn["residual"] = self.residual().picture
         for name, under in zip(MAPS, (drawn["crop"], drawn["counterfactual"]), strict=True):
             if name in self.maps:
                 drawn[name] = overlay(under, self.maps[name])
@@ -57,10 +64,12 @@ class Bundle:
         """Return a zip file with the record and every picture, marked where the app made it."""
         buffer = io.BytesIO()
         with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as packed:
-            packed.writestr("record.json", json.dumps({"record": self.record, "texts": self.texts}, indent=1))
+            packed.writestr("record.json", json.dumps(self.record, indent=1))
             for name, picture in self.pictures().items():
-                made = images.encode_png if name == "crop" else provenance.marked_png
-                packed.writestr(f"{name}.png", made(picture, {} if name == "crop" else self.record))
+                own = name == "crop"  # the visitor's own pixels
+                packed.writestr(
+                    f"{name}.png", images.encode_png(picture) if own else provenance.marked_png(picture, self.record)
+                )
         return buffer.getvalue()
 
     def save(self, folder: Path) -> list[Path]:
@@ -69,9 +78,19 @@ class Bundle:
         for name, picture in {**self.faces, **self.maps}.items():
             colours = picture if picture.ndim == 3 else np.repeat(picture[..., None], 3, axis=2)
             (folder / f"{name}.png").write_bytes(provenance.png(colours, {"kind": name}))
-        text = json.dumps({"record": self.record, "texts": self.texts}, indent=1)
-        (folder / "story.json").write_text(text + "\n", encoding="utf-8")
+        (folder / "story.json").write_text(json.dumps(self.record, indent=1) + "\n", encoding="utf-8")
         return sorted(folder.iterdir())
+
+
+def of(story: "Story") -> Bundle:
+    """Return the bundle of a story that was just told."""
+    faces = {"crop": story.original, "inversion": story.inversion, "counterfactual": story.counterfactual}
+    maps = {
+        name: np.rint(strength * 255).astype(np.uint8)
+        for name, strength, empty in zip(MAPS, story.cams.maps, story.cams.empty, strict=True)
+        if not empty
+    }
+    return Bundle(story.record(), story.photo, story.aligned, faces, maps)
 
 
 def load(folder: Path, photo: np.ndarray, aligned: AlignedFace) -> Bundle:
@@ -82,16 +101,16 @@ def load(folder: Path, photo: np.ndarray, aligned: AlignedFace) -> Bundle:
         photo: The photo that it is about.
         aligned: The face in it.
     """
-    said = json.loads((folder / "story.json").read_text(encoding="utf-8"))
+    record = json.loads((folder / "story.json").read_text(encoding="utf-8"))
     drawn = {path.stem: images.read(path) for path in folder.glob("*.png")}
     faces = {name: drawn[name] for name in FACES if name in drawn}
     maps = {name: drawn[name][..., 0] for name in MAPS if name in drawn}
-    return Bundle(said["record"], said["texts"], photo, aligned, faces, maps)
+    return Bundle(record, photo, aligned, faces, maps)
 
 
 def overlay(picture: np.ndarray, strength: np.ndarray) -> np.ndarray:
     """Lay a map, uint8 (H, W), in colours over a picture, uint8 (S, S, 3)."""
     height, width = picture.shape[:2]
     sized = np.asarray(Image.fromarray(strength).resize((width, height), Image.Resampling.BILINEAR))
-    colours = matplotlib.colormaps[COLOURS](sized)[..., :3] * 255
+    colours = mpl.colormaps[COLOURS](sized)[..., :3] * 255
     return np.rint((1 - OPACITY) * picture + OPACITY * colours).astype(np.uint8)

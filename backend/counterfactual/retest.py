@@ -1,10 +1,11 @@
 """Ask the detectors that were not attacked."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
+from backend.counterfactual.search import THRESHOLD
 from backend.detectors import registry
 from backend.runtime import MODEL_LOCK, device, frozen
 
@@ -35,12 +36,13 @@ def retest(original: Tensor, counterfactual: Tensor, attacked: str, detectors: I
     return scores
 
 
-def in_words(scores: Scores) -> str:
+def in_words(scores: Mapping[str, tuple[float, float]]) -> str:
     """Say in one sentence how many of the others were turned along with it, for one face."""
-    fooled = [name for name, (before, after) in scores.items() if before[0] >= 0.5 > after[0]]
-    detected = [name for name, (before, _) in scores.items() if before[0] >= 0.5]
+    detected = [after for before, after in scores.values() if before >= THRESHOLD]
     if not scores:
         return "There is no other detector to ask."
     if not detected:
         return "No other detector called the face fake to begin with."
-    return f"Of the {len(detected)} other detectors that called it fake, {len(fooled)} now call it real."
+    turned = sum(after < THRESHOLD for after in detected)
+    call = "calls" if turned == 1 else "call"
+    return f"Of {len(detected)} other detectors that called it fake, {turned} now {call} it real."

@@ -22,7 +22,7 @@ from backend.progress import Job, Step
 from backend.runtime import MODEL_LOCK, device
 from backend.settings import SETTINGS
 
-PACKAGES = ("torch", "timm", "face-forgery-explained")
+PACKAGES = ("timm", "face-forgery-explained")
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,7 +219,7 @@ def explain_photo(
         pasted=pasted,
         p_pasted=_judge_again(pasted, face, detector, inverter),
         hashes=_hashes([inverter.name, "encoder", detector_name, *scores]),
-        versions={name: _version(name) for name in PACKAGES},
+        versions={"torch": torch.__version__} | {name: _version(name) for name in PACKAGES},
         seconds=time.perf_counter() - started,
     )
 

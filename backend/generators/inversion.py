@@ -77,7 +77,7 @@ class Inverter:
             resolution: Stop at this size in pixels.
             clamp: Cut off what the generator draws outside [0, 1]; a difference of two faces needs it uncut.
         """
-        return _to_unit(self.generator.synthesize(codes, resolution=resolution), clamp)
+        return _to_unit(self.generator.synthesize(codes, resolution=resolution), clamp=clamp)
 
     def begin(self, codes: Tensor, row: int) -> Partial:
         """Draw what does not depend on the rows from `row` on, once and without gradients."""
@@ -86,7 +86,7 @@ class Inverter:
 
     def synthesize_from(self, partial: Partial, codes: Tensor, *, clamp: bool = True) -> Tensor:
         """Finish what `begin` began; equals `synthesize(codes)`, and gradients stop at the row of `begin`."""
-        return _to_unit(self.generator.resume(partial, codes), clamp)
+        return _to_unit(self.generator.resume(partial, codes), clamp=clamp)
 
     def to(self, target: torch.device) -> "Inverter":
         """Move everything to a device and return the inverter itself."""
@@ -165,7 +165,7 @@ def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
 
-def _to_unit(pictures: Tensor, clamp: bool) -> Tensor:
+def _to_unit(pictures: Tensor, *, clamp: bool) -> Tensor:
     pictures = (pictures + 1) / 2
     return pictures.clamp(0, 1) if clamp else pictures
 

@@ -127,7 +127,7 @@ class ModulatedConv2d(nn.Module):
         weight = self.weight
         if weight.requires_grad:
             return weight[0].float().square().sum((2, 3))
-        version = (weight._version, weight.data_ptr())
+        version = (weight._version, weight.data_ptr())  # noqa: SLF001 - the only sign of a change in place
         if self._cached is None or self._cached[0] is not weight or self._cached[1] != version:
             self._cached = (weight, version, weight[0].float().square().sum((2, 3)))
         return self._cached[2]
@@ -173,6 +173,7 @@ class StyledConv(nn.Module):
         # activate(noise(conv(...))) in fewer passes: LeakyReLU commutes with the positive factor sqrt(2), so the
         # factor joins the demodulation, the noise and the bias, which are all small.
         out, power = self.conv.parts(features, code)
+        assert power is not None
         gain = math.sqrt(2)
         shift = ((self.noise.weight * noise + self.activate.bias[None, :, None, None]) * gain).to(out.dtype)
         return F.leaky_relu_(torch.addcmul(shift, out, power * gain), 0.2)

@@ -75,11 +75,14 @@ def train_encoder(data: Path, out: Path, on_step: OnStep, **changes: Any) -> Rep
     return _report(out / "encoder.json", metrics, run, {"encoder": file}, {"encoder": shape})
 
 
-def train_fakes(data: Path, out: Path, on_step: OnStep, *, per_kind: int, seed: int, packs: str) -> Report:
+def train_fakes(data: Path, out: Path, on_step: OnStep, *, per_kind: int, seed: int, packs: str, kinds: str) -> Report:
     """Write fakes made from the photographs in `data` to the folder `out`."""
-    inverter = inversion.load()
-    photographs = datasets.load(data, inverter.size, packs)
-    made = finish(fakes.build(photographs, out, inverter, fakes.FakesSettings(per_kind, seed)), on_step)
+    unknown = set(kinds.split(",")) - set(fakes.KINDS)
+    if unknown:
+        raise UserError(f"There is no kind of fake named {', '.join(unknown)}.", f"Kinds: {', '.join(fakes.KINDS)}.")
+    inverter = None if kinds == "swap" else inversion.load()
+    photographs = datasets.load(data, registry.EMBEDDED_SIZE, packs)
+    made = finish(fakes.build(photographs, out, inverter, fakes.FakesSettings(per_kind, seed, tuple(kinds.split(",")))), on_step)
     return {"metrics": made.counts | {"skipped": made.skipped}, "files": {"manifest": str(out / "manifest.csv")}}
 
 
@@ -211,7 +214,7 @@ def run(options: argparse.Namespace, on_step: OnStep) -> Report:
     elif options.what == "encoder":
         report = train_encoder(data, out, on_step, seed=seed, steps=options.steps)
     elif options.what == "fakes":
-        report = train_fakes(data, out, on_step, per_kind=options.per_kind, seed=seed, packs=options.packs)
+        report = train_fakes(data, out, on_step, per_kind=options.per_kind, seed=seed, packs=options.packs, kinds=options.kinds)
     else:
         if options.name not in registry.names() or options.fakes is None:
             raise UserError("Name a detector and its fakes.", f"Detectors: {', '.join(registry.names())}; --fakes DIR.")

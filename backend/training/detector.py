@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from backend.detectors.card import LOG_ODDS, Card
 from backend.training import harness
 from backend.training.history import History, age
+from backend.training.swaps import partial_swap
 
 REAL = "real"
 
@@ -28,6 +29,7 @@ class DetectorSettings:
     warmup: int
     average_decay: float
     shares: dict[str, float]  # kind of fake to its share of the fakes in a batch
+    partial_share: float  # of the swaps, how many are kept in a part of the face only
     history: dict[str, float] = field(default_factory=dict)  # overrides of `History`
     seed: int = 0
 
@@ -114,15 +116,20 @@ class DetectorTask:
             if origin < 0:
                 origin = int(randomness.choice(self.members[REAL]))
             seed = int(randomness.integers(1 << 32))
-            real.append(self._aged(origin, seed))
-            fake.append(self._aged(index, seed))
+            before, after = self._pixels(origin), self._pixels(index)
+            if kind == "swap" and randomness.random() < self.settings.partial_share:
+                after = partial_swap(before, after, randomness)
+            real.append(self._aged(before, seed))
+            fake.append(self._aged(after, seed))
         images = torch.from_numpy(np.stack(real + fake)).permute(0, 3, 1, 2).float() / 255
         labels = torch.tensor([0.0] * half + [1.0] * half)
         return images, labels
 
-    def _aged(self, index: int, seed: int) -> np.ndarray:
+    def _pixels(self, index: int) -> np.ndarray:
+        return self.examples.pictures[index].permute(1, 2, 0).numpy()
+
+    def _aged(self, picture: np.ndarray, seed: int) -> np.ndarray:
         randomness = np.random.default_rng(seed)
-        picture = self.examples.pictures[index].permute(1, 2, 0).numpy()
         if randomness.random() < 0.5:
             picture = picture[:, ::-1]
         return age(np.ascontiguousarray(picture), randomness, self.history)

@@ -49,7 +49,7 @@ def build(photographs: Photographs, out: Path, inverter: Inverter | None, settin
     rows = _read_manifest(out / "manifest.csv")
     done = {row["file"] for row in rows}
     plan = [(kind, index) for kind in settings.kinds for index in range(settings.per_kind)]
-    stride = max(1, len(photographs) // (2 * settings.per_kind))  # a pool this large lets landmarks be found once
+    stride = max(1, 2 * len(photographs) // (3 * settings.per_kind))  # landmarks of a pool are found once
     landmarks = Landmarks(photographs.subset(list(range(0, len(photographs), stride))))
     skipped = 0
     for number, (kind, index) in enumerate(plan):

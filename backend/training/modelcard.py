@@ -1,7 +1,5 @@
 """Keep the tables of `weights/MODELCARD.md` equal to the registry."""
 
-import re
-
 from backend import verdicts, weights
 from backend.detectors import registry
 from backend.settings import SETTINGS
@@ -16,8 +14,8 @@ def update() -> None:
         return
     text = path.read_text(encoding="utf-8")
     for title, table in ((FILES, files_table()), (RATES, rates_table())):
-        block = f"<!-- {title} -->\n{table}\n<!-- end -->"
-        text = re.sub(rf"<!-- {title} -->.*?<!-- end -->", lambda _, block=block: block, text, flags=re.DOTALL)
+        before, _, rest = text.partition(f"<!-- {title} -->")
+        text = f"{before}<!-- {title} -->\n{table}\n<!-- end -->{rest.partition('<!-- end -->')[2]}"
     path.write_text(text, encoding="utf-8")
 
 

@@ -1,0 +1,186 @@
+"""Our latent search beside a straightforward loop, on the same faces, codes, step and detector.
+
+The straightforward loop does what one writes first, and what the released program of Artifact-Eraser does: at
+every step it draws the whole face once to record its score, once with gradients for the step, and once more
+after the step to test for success. Both sides use the same networks, frozen, in float32. Every side runs in a
+process of its own, so that its peak memory is its own; the sides take turns, and the fastest turn counts.
+
+    python benchmarks/counterfactual.py [--detector NAME] [--faces 4] [--steps 20] [--level S,M,D]
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+from torch import Tensor
+
+from backend import runtime
+from backend.counterfactual import levels
+from backend.counterfactual.search import SearchSettings, search
+from backend.detectors import registry
+from backend.detectors.card import Card, Detector
+from backend.generators import inversion
+from backend.generators.inversion import Inverter
+from backend.progress import finish
+
+SIDES = ("ours", "loop")
+UNTRAINED = "untrained"
+AGREEMENT = 0.02  # largest difference of p_fake that counts as the same result
+
+
+def main() -> int:
+    """Run both sides in turns and print the comparison; return 1 where they disagree."""
+    options = _options()
+    if options.side:
+        print(json.dumps(_run(options)))
+        return 0
+    runs: dict[str, list[dict[str, Any]]] = {side: [] for side in (*SIDES, "stopping")}
+    for _ in range(options.rounds):
+        for side, found in runs.items():
+            found.append(_child(side))
+    best = {side: min(found, key=lambda one: one["seconds"]) for side, found in runs.items()}
+    for side in SIDES:
+        one = best[side]
+        print(
+            f"{side:9s} {one['per_step']:8.1f} ms a step, {one['seconds']:6.1f} s in all, peak {one['peak_mb']:.0f} MB"
+        )
+    print(f"ratio     {best['loop']['per_step'] / best['ours']['per_step']:8.2f} a step, early stop off in both")
+    early = best["stopping"]
+    saved = best["ours"]["seconds"] / early["seconds"]
+    print(f"early stop makes {early['steps']} steps, {early['seconds']:.1f} s: another {saved:.2f} times less")
+    ours, loop = torch.tensor(best["ours"]["p_fake"]), torch.tensor(best["loop"]["p_fake"])
+    difference = float((ours - loop).abs().max())
+    same = bool(((ours < 0.5) == (loop < 0.5)).all()) and difference <= AGREEMENT
+    print(f"final p_fake differs by at most {difference:.4f}; the flips are {'the same' if same else 'NOT the same'}")
+    return 0 if same else 1
+
+
+def loop(inverter: Inverter, detector: Detector, faces: Tensor, settings: SearchSettings) -> tuple[Tensor, float]:
+    """Search as one writes it first; return the final p_fake (N,) and the seconds the steps took."""
+    opened = levels.mask(settings.levels, inverter.rows)[None, :, None]
+    start = inverter.invert(faces)
+    epsilon = inverter.epsilon if settings.epsilon is None else settings.epsilon
+    with torch.no_grad():
+        drawn_start = inverter.synthesize(start, clamp=False)
+
+    def picture(codes: Tensor) -> Tensor:
+        return (faces + inverter.synthesize(codes, clamp=False) - drawn_start).clamp(0, 1)
+
+    def score(codes: Tensor) -> Tensor:
+        with torch.no_grad():
+            return detector.p_fake((picture(codes) * 255).round() / 255)
+
+    codes = start.clone()
+    scores = []
+    started = time.perf_counter()
+    for _ in range(settings.steps):
+        scores.append(score(codes))
+        codes.requires_grad_(True)
+        loss = detector.p_fake(picture(codes)).square().mean()
+        (gradient,) = torch.autograd.grad(loss, codes)
+        codes = codes.detach() - epsilon * gradient.sign() * opened
+        scores.append(score(codes))
+    return scores[-1], time.perf_counter() - started
+
+
+def ours(inverter: Inverter, detector: Detector, faces: Tensor, settings: SearchSettings) -> tuple[Tensor, float, int]:
+    """Search as the app does; return the final p_fake (N,), the seconds the steps took, and how many were made."""
+    started = 0.0
+
+    def clock(step: object) -> None:
+        nonlocal started
+        started = started or time.perf_counter()  # the first step is the inversion
+
+    found = finish(search(inverter, detector, faces, settings), clock)
+    return found.p_counterfactual, time.perf_counter() - started, len(found.trajectory) - 1
+
+
+def _run(options: argparse.Namespace) -> dict[str, Any]:
+    """Run one side in this process."""
+    torch.manual_seed(0)
+    torch.set_num_threads(options.threads)
+    runtime.keep_freed_memory()
+    inverter = inversion.load()
+    faces = _faces(inverter, options.faces)
+    detector = _untrained(faces) if options.detector == UNTRAINED else registry.load(options.detector)
+    stopping = options.side == "stopping"
+    level = levels.parse(options.level)
+    settings = SearchSettings(level, epsilon=options.epsilon, steps=options.steps, early_stop=stopping)
+    # One step beforehand pays what only a first step pays.
+    warm = SearchSettings(level, epsilon=options.epsilon, steps=1, early_stop=False)
+    with runtime.frozen(*inverter.modules(), detector):
+        if options.side == "loop":
+            loop(inverter, detector, faces, warm)
+            p_fake, seconds = loop(inverter, detector, faces, settings)
+            steps = options.steps
+        else:
+            ours(inverter, detector, faces, warm)
+            p_fake, seconds, steps = ours(inverter, detector, faces, settings)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    per_step = 1000 * seconds / max(1, steps)
+    return {"per_step": per_step, "seconds": seconds, "steps": steps, "peak_mb": peak, "p_fake": p_fake.tolist()}
+
+
+@torch.no_grad()
+def _faces(inverter: Inverter, count: int) -> Tensor:
+    """Draw faces (N, 3, S, S), rounded to 8 bits: no photo is needed, and detectors are meant to call them fake."""
+    generator = inverter.generator
+    z = torch.randn(count, generator.style_dim, generator=torch.Generator().manual_seed(0))
+    codes = generator.mapping(z)[:, None].expand(-1, inverter.rows, -1)
+    return (inverter.synthesize(codes) * 255).round() / 255
+
+
+@torch.no_grad()
+def _untrained(faces: Tensor) -> Detector:
+    """Return an untrained Xception, shifted and scaled so that it calls all the faces fake."""
+    card = Card(
+        name=UNTRAINED,
+        title="Untrained Xception",
+        paper="",
+        weights="",
+        input_size=registry.EMBEDDED_SIZE,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+        outputs="two logits, real then fake",
+        cam_layer="act4",
+        trained_on="nothing",
+        licence="",
+        errors=(),
+        known_failures="knows nothing",
+    )
+    network = registry.build_embedded("xception", {}).eval()
+    raw = Detector(network, card).logit_fake(faces)
+    spread = float(raw.std()) if len(raw) > 1 else float(raw.abs().max()) / 10
+    return Detector(network, card, temperature=spread, threshold=float(raw.min()) - spread).eval()
+
+
+def _child(side: str) -> dict[str, Any]:
+    command = [sys.executable, __file__, *sys.argv[1:], "--side", side]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _options() -> argparse.Namespace:
+    known = registry.loadable()
+    parser = argparse.ArgumentParser(description="Our latent search beside a straightforward loop.")
+    parser.add_argument("--detector", default=known[0] if known else UNTRAINED, choices=[*known, UNTRAINED])
+    parser.add_argument("--faces", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--level", default="S,M,D")
+    parser.add_argument("--epsilon", type=float)
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each side")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--side", choices=[*SIDES, "stopping"], help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

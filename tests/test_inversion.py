@@ -1,0 +1,206 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from backend import weights
+from backend.errors import UserError
+from backend.generators import inversion
+from backend.generators.e4e import E4EEncoder
+from backend.generators.inversion import Inverter
+from backend.generators.stylegan2 import StyleGAN2
+
+CHANNELS = {4: 8, 8: 8, 16: 8, 32: 4}
+
+
+def small_inverter() -> Inverter:
+    torch.manual_seed(0)
+    generator, encoder = StyleGAN2(32, mapping_layers=1, channels=CHANNELS), E4EEncoder(32, 32, 0.0625)
+    average = torch.linspace(-1, 1, 512)[None]
+    for module in (generator, encoder):
+        module.eval().requires_grad_(False)
+    return Inverter(generator, encoder, average, "small", "embedded", 0.01)
+
+
+def codes(count: int, seed: int = 1) -> torch.Tensor:
+    return torch.randn(count, 8, 512, generator=torch.Generator().manual_seed(seed))
+
+
+def test_codes_are_relative_to_the_average():
+    inverter = small_inverter()
+    faces = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    expected = inverter.encoder(faces * 2 - 1) + inverter.latent_average
+    assert inverter.invert(faces).shape == (2, inverter.rows, 512)
+    assert torch.equal(inverter.invert(faces), expected)
+
+
+def test_a_larger_face_is_reduced_without_aliasing():
+    inverter = small_inverter()
+    even = torch.full((1, 3, 128, 128), 0.25)
+    assert torch.allclose(inverter.invert(even), inverter.invert(even[..., :32, :32]), atol=1e-5)
+    stripes = torch.zeros(1, 3, 128, 128)
+    stripes[..., ::2] = 1.0
+    assert torch.allclose(inverter.invert(stripes), inverter.invert(torch.full_like(stripes, 0.5)), atol=0.02)
+
+
+def test_faces_are_in_the_range_of_pictures_and_repeat():
+    inverter = small_inverter()
+    uncut = inverter.synthesize(codes(2), clamp=False)
+    assert torch.equal(uncut, (inverter.generator.synthesize(codes(2)) + 1) / 2)
+    assert torch.equal(inverter.synthesize(codes(2)), uncut.clamp(0, 1))
+    assert torch.equal(inverter.synthesize(codes(2)), inverter.synthesize(codes(2)))
+    assert inverter.synthesize(codes(1), resolution=16).shape == (1, 3, 16, 16)
+
+
+@pytest.mark.parametrize("row", range(8))
+def test_a_synthesis_can_be_cut_in_two_at_any_row(row):
+    inverter = small_inverter()
+    partial = inverter.begin(codes(3), row)
+    assert torch.allclose(inverter.synthesize_from(partial, codes(3)), inverter.synthesize(codes(3)), atol=1e-6)
+    chosen = partial.select(torch.tensor([2, 0]))
+    again = inverter.synthesize_from(chosen, codes(3)[[2, 0]])
+    assert torch.allclose(again, inverter.synthesize(codes(3))[[2, 0]], atol=1e-5)
+
+
+def test_rows_before_the_cut_are_not_read_again_and_get_no_gradient():
+    inverter = small_inverter()
+    partial = inverter.begin(codes(1), 4)
+    other = codes(1)
+    other[:, :4] = 7.0
+    other.requires_grad_()
+    drawn = inverter.synthesize_from(partial, other, clamp=False)
+    assert torch.allclose(drawn.detach(), inverter.synthesize(codes(1), clamp=False), atol=1e-6)
+    drawn.square().sum().backward()
+    assert (other.grad[:, :4] == 0).all() and (other.grad[:, 4:].abs().sum(2) > 0).all()
+
+
+def test_changed_weights_change_the_picture():
+    # Frozen weights have stored sums; they must follow every kind of change.
+    inverter = small_inverter()
+    before = inverter.synthesize(codes(1), clamp=False)
+    conv = inverter.generator.conv1.conv
+    conv.weight[:, :, 0].mul_(3.0)  # one input channel: the demodulation would undo that of an output
+    changed = inverter.synthesize(codes(1), clamp=False)
+    conv.weight.requires_grad_(True)
+    assert torch.allclose(changed, inverter.synthesize(codes(1), clamp=False).detach(), atol=1e-6)
+    assert not torch.allclose(changed, before, atol=1e-3)
+
+
+def test_the_embedded_entries_are_loaded_once(tmp_path, monkeypatch):
+    saved = small_inverter()
+    state = {f"generator.{key}": value for key, value in saved.generator.state_dict().items()}
+    weights.save_half(tmp_path / "generator.safetensors", state | {"latent_average": saved.latent_average})
+    weights.save_half(tmp_path / "encoder.safetensors", saved.encoder.state_dict())
+    table = ", ".join(f"{size} = {count}" for size, count in CHANNELS.items())
+    options = {
+        "generator": f'size = 32\nmapping_layers = 1\ntemplate = "embedded"\nepsilon = 0.02\nchannels = {{ {table} }}',
+        "encoder": "input_size = 32\nwidth = 0.0625",
+    }
+    lines = []
+    for name, own in options.items():
+        path = tmp_path / f"{name}.safetensors"
+        lines.append(
+            f'[{name}]\nprofile = "embedded"\nfile = "{path.name}"\nsha256 = "{weights.file_hash(path)}"\n'
+            f'bytes = {path.stat().st_size}\nlicence = ""\nsource = ""\n{own}\n'
+        )
+    (tmp_path / "registry.toml").write_text("\n".join(lines), encoding="utf-8")
+    registry_of(tmp_path, monkeypatch)
+    try:
+        inverter = inversion.load()
+        assert inversion.load() is inverter
+        assert (inverter.size, inverter.rows, inverter.template, inverter.epsilon) == (32, 8, "embedded", 0.02)
+        assert torch.allclose(inverter.synthesize(codes(1)).cpu(), saved.synthesize(codes(1)), atol=0.01)
+    finally:
+        weights.entries.cache_clear()
+
+
+def registry_of(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Point the registry to a folder, with no model loaded yet."""
+    from dataclasses import replace
+
+    from backend import runtime
+
+    monkeypatch.setattr(weights, "SETTINGS", replace(weights.SETTINGS, weights_dir=folder))
+    monkeypatch.setattr(runtime, "_loaded", {})
+    weights.entries.cache_clear()
+
+
+def official(size: int) -> dict[str, object]:
+    """Return an e4e checkpoint in the published layout with arbitrary small values."""
+    with torch.device("meta"):
+        networks = {"decoder": StyleGAN2(size), "encoder": E4EEncoder(size)}
+    # All weights of a network are views of one block, so that the file stays small; shapes and names are the full ones.
+    largest = max(value.numel() for network in networks.values() for value in network.state_dict().values())
+    block = torch.empty(largest).uniform_(-0.02, 0.02, generator=torch.Generator().manual_seed(0))
+    states = {}
+    for prefix, network in networks.items():
+        for key, value in network.state_dict().items():
+            if key.endswith("running_var") or value.dtype != torch.float32:
+                filled = torch.ones(value.shape, dtype=value.dtype)
+            else:
+                filled = block[: value.numel()].view(value.shape)
+            states[f"{prefix}.{key}"] = filled
+    average = torch.linspace(-1, 1, 512).expand(networks["decoder"].rows, -1).clone()
+    return {
+        "state_dict": states,
+        "latent_avg": average,
+        "opts": {"stylegan_size": size, "encoder_type": "Encoder4Editing"},
+    }
+
+
+@pytest.mark.slow
+def test_the_ffhq_pair_is_loaded_from_its_published_layout_and_inverts(tmp_path):
+    path = tmp_path / "e4e_ffhq_encode.pt"
+    content = official(1024)
+    kept = {
+        key: content["state_dict"][key].clone()
+        for key in ("decoder.convs.15.conv.weight", "encoder.input_layer.0.weight")
+    }
+    torch.save(content, path)
+    inverter = inversion.from_official(path)
+    assert (inverter.size, inverter.rows, inverter.template) == (1024, 18, "ffhq")
+    assert torch.equal(inverter.generator.convs[15].conv.weight.cpu(), kept["decoder.convs.15.conv.weight"])
+    assert torch.equal(inverter.encoder.input_layer[0].weight.cpu(), kept["encoder.input_layer.0.weight"])
+    assert not any(weight.requires_grad for module in inverter.modules() for weight in module.parameters())
+    face = torch.rand(1, 3, 300, 300, generator=torch.Generator().manual_seed(0)).to(inverter.latent_average.device)
+    found = inverter.invert(face)
+    with torch.no_grad():
+        drawn = inverter.synthesize(found, resolution=256)  # all 1024 would take another gigabyte
+    assert found.shape == (1, 18, 512) and drawn.shape == (1, 3, 256, 256)
+    assert found.isfinite().all() and drawn.isfinite().all()
+
+
+def test_one_average_row_serves_all(tmp_path):
+    content = official(8)
+    content["latent_avg"] = content["latent_avg"][:1]
+    torch.save(content, tmp_path / "one.pt")
+    inverter = inversion.from_official(tmp_path / "one.pt", size=8)
+    assert inverter.latent_average.shape == (4, 512) and inverter.name == "one"
+
+
+@pytest.mark.parametrize("missing", ["state_dict", "latent_avg"])
+def test_another_checkpoint_is_refused_with_what_was_expected(tmp_path, missing):
+    content = {"state_dict": {"encoder.x": torch.zeros(1)}, "latent_avg": torch.zeros(1, 512)}
+    del content[missing]
+    torch.save(content, tmp_path / "other.pt")
+    with pytest.raises(UserError, match="latent_avg"):
+        inversion.from_official(tmp_path / "other.pt", size=8)
+
+
+def test_a_checkpoint_of_another_network_is_refused(tmp_path):
+    torch.save({"state_dict": {"encoder.x": torch.zeros(1)}, "latent_avg": torch.zeros(1, 512)}, tmp_path / "x.pt")
+    with pytest.raises(UserError, match="encoder"):
+        inversion.from_official(tmp_path / "x.pt", size=8)
+
+
+def test_a_pickle_that_carries_code_is_refused_and_not_run(tmp_path):
+    trace = tmp_path / "was_run"
+
+    class Code:
+        def __reduce__(self):
+            return Path.touch, (trace,)
+
+    torch.save({"state_dict": Code(), "latent_avg": torch.zeros(1, 512)}, tmp_path / "bad.pt")
+    with pytest.raises(UserError, match="refused"):
+        inversion.from_official(tmp_path / "bad.pt", size=8)
+    assert not trace.exists()

@@ -1,0 +1,107 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from backend import faces
+from backend.counterfactual import retest
+from backend.counterfactual.search import SearchSettings
+from backend.counterfactual.story import explain_photo
+from backend.detectors import registry
+from backend.errors import UserError
+from backend.progress import finish
+from tests.toys import hooks, toy_detector, toy_inverter
+
+SIZE = 64
+FACE = faces.Face(
+    (60.0, 50.0, 140.0, 160.0),
+    0.99,
+    np.array([[85, 90], [115, 90], [100, 108], [88, 122], [112, 122]], dtype=np.float64),
+)
+
+
+@pytest.fixture
+def detectors(monkeypatch):
+    """Two toy detectors in place of the registry's, and a finder that always finds the same face."""
+    known = {
+        "toy": toy_detector(size=SIZE),
+        "strict": toy_detector(threshold=0.3, name="strict", size=SIZE),
+    }
+    monkeypatch.setattr(registry, "loadable", lambda: list(known))
+    monkeypatch.setattr(registry, "load", known.__getitem__)
+    monkeypatch.setattr(faces, "find", lambda image: [FACE])
+    return known
+
+
+def photo(level: int = 200) -> np.ndarray:
+    return np.full((200, 220, 3), level, dtype=np.uint8)
+
+
+def test_the_whole_way_of_a_photo(detectors):
+    steps = []
+    story = finish(explain_photo(photo(), "toy", SearchSettings(), inverter=toy_inverter(SIZE)), steps.append)
+    assert story.flipped and not story.already_real
+    assert (story.counterfactual == 173).all() and (story.original == 200).all()
+    assert story.residual.largest == 27
+    assert story.retest["strict"][0] > story.retest["strict"][1] > 0.5 and "toy" not in story.retest
+    assert story.p_pasted < 0.5
+    assert story.pasted.shape == photo().shape and story.pasted[0, 0, 0] == 200 and story.pasted[100, 100, 0] == 173
+    assert steps[-1].number == steps[-1].total
+    assert all(one.number <= one.total for one in steps)
+    assert "calls the face real" in story.summary and "Put back into the photo" in story.summary
+    assert all(hooks(detector) == 0 for detector in detectors.values())
+
+
+def test_the_record_is_plain_json_with_everything_that_was_set(detectors):
+    story = finish(explain_photo(photo(), "toy", SearchSettings(seed=7), inverter=toy_inverter(SIZE)))
+    record = json.loads(json.dumps(story.record(), allow_nan=False))
+    assert set(record["p_fake"]) == {"original", "inversion", "counterfactual"}
+    assert record["settings"]["seed"] == 7 and record["steps"] == 9 and record["level"] == "S,M,D"
+    assert record["versions"]["torch"] == torch.__version__
+    assert record["metrics"]["psnr"] == pytest.approx(20 * np.log10(255 / 27))
+    assert set(record["retest"]["strict"]) == {"original", "counterfactual"}
+    assert record["summary"] == story.summary
+
+
+def test_a_real_face_is_left_alone(detectors):
+    story = finish(explain_photo(photo(100), "toy", inverter=toy_inverter(SIZE)))
+    assert story.already_real and not story.flipped
+    assert np.array_equal(story.pasted, photo(100))
+    assert story.record()["metrics"]["psnr"] is None
+    json.dumps(story.record(), allow_nan=False)
+
+
+def test_a_mistake_is_a_sentence(detectors, monkeypatch):
+    with pytest.raises(UserError, match="no detector named"):
+        finish(explain_photo(photo(), "nobody", inverter=toy_inverter(SIZE)))
+    with pytest.raises(UserError, match="number 2"):
+        finish(explain_photo(photo(), "toy", face_number=2, inverter=toy_inverter(SIZE)))
+    monkeypatch.setattr(faces, "find", lambda image: [])
+    with pytest.raises(UserError, match="No face"):
+        finish(explain_photo(photo(), "toy", inverter=toy_inverter(SIZE)))
+
+
+def test_closing_the_story_closes_the_search(detectors):
+    detector = detectors["toy"]
+    detector.train()
+    job = explain_photo(photo(), "toy", inverter=toy_inverter(SIZE))
+    next(job)
+    assert not detector.training
+    job.close()
+    assert detector.training and all(weight.requires_grad for weight in detector.parameters())
+
+
+def test_a_face_that_is_lost_after_pasting_is_said(detectors, monkeypatch):
+    found = iter([[FACE], []])
+    monkeypatch.setattr(faces, "find", lambda image: next(found))
+    story = finish(explain_photo(photo(), "toy", inverter=toy_inverter(SIZE)))
+    assert story.p_pasted is None and "not found again" in story.summary
+
+
+def test_retest_leaves_out_the_attacked_one(detectors):
+    before, after = torch.full((2, 3, 8, 8), 0.9), torch.full((2, 3, 8, 8), 0.1)
+    scores = retest.retest(before, after, "toy")
+    assert list(scores) == ["strict"] and scores["strict"][0].shape == (2,)
+    plain = {name: (float(one[0]), float(other[0])) for name, (one, other) in scores.items()}
+    assert "1 now calls it real" in retest.in_words(plain)

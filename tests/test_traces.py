@@ -1,0 +1,107 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from backend.counterfactual import regions, traces
+from backend.counterfactual.cam import grad_cam
+from backend.detectors.card import Detector
+from tests.toys import grey, hooks, toy_detector
+
+LANDMARKS = np.array([[47, 54], [81, 54], [64, 75], [51, 92], [77, 92]], dtype=np.float64)
+
+
+def even(level: int, size: int = 16) -> np.ndarray:
+    return np.full((size, size, 3), level, dtype=np.uint8)
+
+
+def test_residual_keeps_its_sign_and_does_not_wrap():
+    brighter, darker = traces.residual(even(250), even(255)), traces.residual(even(3), even(0))
+    assert np.allclose(brighter.values, 5 / 255) and np.allclose(darker.values, -3 / 255)
+    red, _, blue = brighter.picture[0, 0].astype(int)
+    assert blue > red  # purple
+    red, _, blue = darker.picture[0, 0].astype(int)
+    assert red > blue  # orange
+    assert brighter.gain == 50 and brighter.largest == 5  # 5/255 * 50 = 0.98, and 100 would leave the range
+    assert "x 50" in brighter.caption
+
+
+def test_no_change_is_said_and_drawn_plain():
+    none = traces.residual(even(9), even(9))
+    assert none.caption == "No pixel changed."
+    assert (none.picture == none.picture[0, 0]).all()
+
+
+def test_latent_change_by_row_and_level():
+    start = torch.zeros(2, 12, 512)
+    moved = start.clone()
+    moved[0, 4:8] = -0.5
+    moved[1, 0] = 1.0
+    change = traces.latent_change(start, moved)
+    assert change.rows[0].tolist() == [0] * 4 + [0.5] * 4 + [0] * 4
+    assert {level: values.tolist() for level, values in change.levels.items()} == {
+        "S": [0, 0.25],
+        "M": [0.5, 0],
+        "D": [0, 0],
+    }
+
+
+def test_likeness():
+    assert traces.likeness(even(7), even(7)) == {"psnr": None, "ssim": 1.0}
+    assert traces.likeness(even(100), even(110))["psnr"] == pytest.approx(20 * np.log10(255 / 10))
+
+
+def test_regions_cover_every_pixel_once():
+    masks = regions.region_masks(LANDMARKS, (128, 128))
+    assert (sum(mask.astype(int) for mask in masks.values()) == 1).all()
+    assert masks["eyes"][54, 47] and masks["nose"][74, 64] and masks["mouth"][92, 64]
+    assert masks["skin"][75, 40] and masks["surround"][2, 2]
+
+
+def test_the_changed_region_is_named():
+    original = even(100, 128)
+    changed = original.copy()
+    changed[88:96, 56:72] = 140
+    found = regions.changed_regions(original, changed, LANDMARKS)
+    assert found[0].region == "mouth" and found[0].share == 1.0
+    assert sum(one.area for one in found) == pytest.approx(1.0)
+    assert "the mouth (100%" in regions.in_words(found)
+    assert regions.in_words(regions.changed_regions(original, original, LANDMARKS)) == "No pixel changed."
+
+
+def test_cam_has_the_value_of_the_formula():
+    # Channel 0 has weight slope / pixels > 0, channel 1 has none: the map is the brightness, scaled to its range.
+    picture = torch.zeros(1, 3, 8, 8)
+    picture[..., 4:] = 1.0
+    cam = grad_cam(toy_detector(), picture)
+    assert cam.maps.shape == (1, 8, 8) and not cam.empty[0]
+    assert np.allclose(cam.maps[0], picture[0, 0].numpy(), atol=1e-4)
+
+
+def test_an_empty_cam_is_not_stretched():
+    cam = grad_cam(toy_detector(), grey(100, 200), towards="real")
+    assert cam.empty.all() and (cam.maps == 0).all()
+    assert "no map" in cam.note
+
+
+def test_cam_leaves_the_detector_as_it_was():
+    detector = toy_detector().train()
+    grad_cam(detector, grey(100))
+    assert detector.training and hooks(detector) == 0
+    assert all(weight.requires_grad and weight.grad is None for weight in detector.parameters())
+
+
+def test_cam_releases_its_hooks_when_it_fails():
+    class Broken(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.features = nn.Conv2d(3, 1, 1)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            self.features(images)
+            raise RuntimeError("broken")
+
+    detector = Detector(Broken(), toy_detector().card)
+    with pytest.raises(RuntimeError, match="broken"):
+        grad_cam(detector, grey(100))
+    assert hooks(detector) == 0
