@@ -116,15 +116,15 @@ def _pictures(inverter: Inverter) -> Iterator[tuple[str, str, np.ndarray]]:
 
     drawn = _faces_in_scope(inverter, GENERATED + 2 * SWAPPED)
     for number in range(GENERATED):
-        yield f"generated_{number + 1}", f"Face invented by a generator ({number + 1})", drawn[number][0]
+        yield f"generated_{number + 1}", f"Invented face {number + 1}", drawn[number][0]
     for number in range(SWAPPED):
         target, source = drawn[GENERATED + 2 * number], drawn[GENERATED + 2 * number + 1]
         blend = ("feather", "poisson")[number % 2]
         picture = swaps.swap_faces(target[0], source[0], target[1], source[1], blend=blend, feather=FEATHER)
-        yield f"swapped_{number + 1}", f"Swap between two invented faces ({number + 1})", picture
-    yield "collins", "Photo: Eileen Collins, NASA, public domain", skimage.data.astronaut()
+        yield f"swapped_{number + 1}", f"Swapped face {number + 1}", picture
+    yield "collins", "Photo: E. Collins (NASA)", skimage.data.astronaut()[:320, 70:390]
     with matplotlib.cbook.get_sample_data("grace_hopper.jpg") as file:
-        yield "hopper", "Photo: Grace Hopper, US Navy, public domain", images.read(file.read())
+        yield "hopper", "Photo: G. Hopper (US Navy)", images.read(file.read())[:400, 60:460]
 
 
 def _faces_in_scope(inverter: Inverter, count: int) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -29,7 +29,7 @@ from backend.detectors import registry
 from backend.detectors.card import Card, Detector
 from backend.generators import inversion
 from backend.generators.inversion import Inverter
-from backend.progress import finish
+from backend.progress import Step, finish
 
 SIDES = ("ours", "loop")
 UNTRAINED = "untrained"
@@ -95,7 +95,7 @@ def ours(inverter: Inverter, detector: Detector, faces: Tensor, settings: Search
     """Search as the app does; return the final p_fake (N,), the seconds the steps took, and how many were made."""
     started = 0.0
 
-    def clock(step: object) -> None:
+    def clock(_: Step) -> None:
         nonlocal started
         started = started or time.perf_counter()  # the first step is the inversion
 

@@ -106,6 +106,8 @@ class CounterfactualTab:
     def _wire(self) -> None:
         photo, pick = self.choice.photo, self.choice.which
         private: dict[str, Any] = {"api_visibility": "private"}
+        # The sign of waiting, and of an error, belongs in one place and not over everything that may change.
+        looking: dict[str, Any] = {**MODEL, **private, "show_progress_on": [photo]}
         asked = [
             photo,
             pick,
@@ -124,9 +126,9 @@ class CounterfactualTab:
         self.stop.click(self._stopped, None, [self.find, self.stop, self.note], cancels=[run], **QUICK, **private)
         begun = [photo, self.faces, self.detector, self.ask, *self.choice.outputs(), *self._search_outputs()]
         self.choice.gallery.select(answered(self._example), None, begun, cancels=[run], **QUICK, **private).success(
-            answered(self._look_where_needed), [photo, self.faces], begun, **MODEL, **private
+            answered(self._look_where_needed), [photo, self.faces], begun, **looking
         )
-        photo.upload(answered(self._look), photo, begun, cancels=[run], **MODEL, **private)
+        photo.upload(answered(self._look), photo, begun, cancels=[run], **looking)
         photo.clear(self._forget, None, begun, cancels=[run], **QUICK, **private)
         picked = [pick, self.detector, self.ask, *self.choice.outputs(), *self._search_outputs()]
         pick.input(answered(self._pick), [self.faces, pick], picked, cancels=[run], **QUICK, **private)
@@ -151,7 +153,7 @@ class CounterfactualTab:
 
     def _look_where_needed(self, path: str | None, faces: list[JudgedFace]) -> Updates:
         """Ask the detectors about an example whose stored result no longer fits them."""
-        return {} if faces else self._look(path)
+        return {self.faces: gr.skip()} if faces else self._look(path)
 
     def _example(self, event: gr.SelectData, request: gr.Request) -> Updates:
         """Show an example with its stored result."""

@@ -38,8 +38,8 @@ class PhotoStep:
                 self.photo = photo_input("Your photo, with a face seen from the front")
                 gr.Markdown(RULES, elem_classes="note")
             with gr.Column(min_width=280, visible=bool(examples)):
+                gr.Markdown("**Or start from an example.** Its result is stored, so there is nothing to wait for.")
                 self.gallery = self._gallery()
-                gr.Markdown("Examples come with a stored result, so nothing has to be computed.", elem_classes="note")
         with gr.Column(visible=False) as self.answer:
             gr.Markdown("## 2 What the detectors say")
             self.said = gr.Markdown()
@@ -63,7 +63,8 @@ class PhotoStep:
     def _gallery(self) -> gr.Gallery:
         return gr.Gallery(
             [(str(example.photo_path), example.label) for example in self.examples],
-            label="Or start from an example",
+            label="Examples",
+            show_label=False,
             format="png",
             columns=4,
             height="auto",

@@ -32,6 +32,7 @@ class ToyGenerator(nn.Module):
         return self.resume(self.prefix(codes, 0), codes)
 
     def _sum(self, codes: Tensor, start: int, end: int) -> Tensor:
+        codes = codes if isinstance(codes, Tensor) else torch.stack(list(codes), dim=1)
         return (codes[:, start:end].mean(2) * self.gain[start:end]).sum(1)
 
 

@@ -107,10 +107,10 @@ class _State:
         self.inverter, self.detector, self.settings = inverter, detector, settings
         self.epsilon = inverter.epsilon if settings.epsilon is None else settings.epsilon
         self.faces = as_saved(faces.detach().to(inverter.latent_average.device))
-        self.opened = levels.mask(settings.levels, inverter.rows).to(self.faces.device)[None, :, None]
+        self.opened = levels.mask(settings.levels, inverter.rows).nonzero().flatten().tolist()
         with torch.no_grad():
             self.start = inverter.invert(self.faces)
-            self.partial = inverter.begin(self.start, int(self.opened.flatten().nonzero()[0]))
+            self.partial = inverter.begin(self.start, self.opened[0])
             self.drawn_start = inverter.synthesize_from(self.partial, self.start, clamp=False)
             self.inversion = as_saved(compose("reconstruction", self.faces, self.drawn_start, self.drawn_start))
             self.p_original = torch.sigmoid(detector.logit_fake(self.faces))
@@ -134,22 +134,25 @@ class _State:
         chosen = self.active.nonzero().squeeze(1)
         last = number == self.settings.steps
         codes = self.codes[chosen]
+        # One tensor a row, so that closed rows cost no gradient.
+        rows = [codes[:, row].clone() for row in range(codes.shape[1])]
+        leaves = [rows[row].requires_grad_(not last) for row in self.opened]
         partial = self.partial if self.active.all() else self.partial.select(chosen)
         # Gradients are switched here and not around the loop: a generator would leak the switch to its caller.
         with torch.set_grad_enabled(not last):
-            codes.requires_grad_(not last)
-            drawn = self.inverter.synthesize_from(partial, codes, clamp=False)
+            drawn = self.inverter.synthesize_from(partial, rows, clamp=False)
             composed = compose(self.settings.composite, self.faces[chosen], drawn, self.drawn_start[chosen])
             picture = as_saved(composed)
             logit = self.detector.logit_fake(picture)
-        going = self._judge(number, chosen, codes.detach(), picture.detach(), logit.detach())
+        going = self._judge(number, chosen, codes, picture.detach(), logit.detach())
         self.trajectory.append(self.now_p.clone())
         if last or not going.any():
             return
         slope = torch.where(going, self._slope(chosen, logit.detach(), going), 0.0)
-        (gradient,) = torch.autograd.grad(logit, codes, slope)
-        move = gradient.sign() * self.opened * going[:, None, None]
-        self.codes[chosen] = codes.detach() - self.epsilon * move
+        gradients = torch.stack(torch.autograd.grad(logit, leaves, slope), dim=1)
+        moved = codes.clone()
+        moved[:, self.opened] -= self.epsilon * gradients.sign() * going[:, None, None]
+        self.codes[chosen] = moved
 
     def _judge(self, number: int, chosen: Tensor, codes: Tensor, picture: Tensor, logit: Tensor) -> Tensor:
         """Take in the pictures of this step, and return which of the chosen faces go on."""

@@ -38,7 +38,7 @@ class _Head(nn.Module):
         self.fc1 = nn.Linear(channels * (input_size // REDUCTION) ** 2, hidden)
         self.fc2 = nn.Linear(hidden, 1)
 
-    def forward(self, features: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, features: Tensor) -> Tensor:
         hidden = F.leaky_relu(self.fc1(self.dropout(features.flatten(1))), SLOPE)
         return self.fc2(self.dropout(hidden))
 
@@ -123,7 +123,7 @@ class MesoInception4(nn.Module):
 BRANCHES = ("a", "b1", "b2", "c1", "c2", "d1", "d2")
 CONVOLUTIONS = {
     4: ("conv1", "conv2", "conv3", "conv4"),
-    16: tuple(f"inception{layer}.{branch}" for layer in (1, 2) for branch in BRANCHES) + ("conv3", "conv4"),
+    16: (*(f"inception{layer}.{branch}" for layer in (1, 2) for branch in BRANCHES), "conv3", "conv4"),
 }
 NORMS = ("bn1", "bn2", "bn3", "bn4")
 DENSE = ("head.fc1", "head.fc2")
@@ -176,7 +176,7 @@ def _numbered(layers: Mapping[str, dict[str, Tensor]], kind: str) -> list[dict[s
 def _read_layers(path: Path) -> dict[str, dict[str, Tensor]]:
     """Return the tensors of every layer, by the layer's name and the tensor's (`kernel`, `bias`, ...)."""
     try:
-        import h5py  # noqa: PLC0415 - only this conversion needs it
+        import h5py  # only this conversion needs it
     except ImportError:
         raise UserError("Reading a .h5 file needs the package h5py.", "Install it with: pip install h5py") from None
     layers: dict[str, dict[str, Tensor]] = {}

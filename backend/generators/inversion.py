@@ -1,6 +1,6 @@
 """A generator and the encoder that inverts faces into it, in pictures of [0, 1]."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +84,11 @@ class Inverter:
         with torch.no_grad():
             return self.generator.prefix(codes, row)
 
-    def synthesize_from(self, partial: Partial, codes: Tensor, *, clamp: bool = True) -> Tensor:
-        """Finish what `begin` began; equals `synthesize(codes)`, and gradients stop at the row of `begin`."""
+    def synthesize_from(self, partial: Partial, codes: Tensor | Sequence[Tensor], *, clamp: bool = True) -> Tensor:
+        """Finish what `begin` began; equals `synthesize(codes)`, and gradients stop at the row of `begin`.
+
+        Codes may come as one tensor (N, 512) a row, so that gradients are taken for some rows only.
+        """
         return _to_unit(self.generator.resume(partial, codes), clamp=clamp)
 
     def to(self, target: torch.device) -> "Inverter":

@@ -5,7 +5,7 @@ with `strict=True`. Nothing is compiled; the same code runs on a CPU and on CUDA
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -121,26 +121,40 @@ class StyleGAN2(nn.Module):
         return self._run(Partial(0, start, None), row, codes, resolution, noise)
 
     def resume(
-        self, partial: Partial, codes: Tensor, *, resolution: int | None = None, noise: list[Tensor] | None = None
+        self,
+        partial: Partial,
+        codes: Tensor | Sequence[Tensor],
+        *,
+        resolution: int | None = None,
+        noise: list[Tensor] | None = None,
     ) -> Tensor:
-        """Run the layers that `partial` left out; of `codes`, the rows from `partial.row` on are read."""
+        """Run the layers that `partial` left out; of `codes`, the rows from `partial.row` on are read.
+
+        Codes may also come as one tensor (N, style_dim) a row, so that gradients are taken for some rows only.
+        """
         picture = self._run(partial, self.rows, codes, resolution, noise).picture
         if picture is None:
             raise ValueError("the synthesis stopped before its first picture")
         return picture
 
     def _run(
-        self, partial: Partial, end: int, codes: Tensor, resolution: int | None, noise: list[Tensor] | None
+        self,
+        partial: Partial,
+        end: int,
+        codes: Tensor | Sequence[Tensor],
+        resolution: int | None,
+        noise: list[Tensor] | None,
     ) -> Partial:
+        rows = codes.unbind(1) if isinstance(codes, Tensor) else codes
         maps = noise if noise is not None else list(self.noises.buffers())
         features, picture = partial.features, partial.picture
         for row, layer in self._layers(resolution or self.size):
             if not partial.row <= row < end:
                 continue
             if isinstance(layer, ToRGB):
-                picture = layer(features, codes[:, row], picture)
+                picture = layer(features, rows[row], picture)
             else:
-                features = layer(features, codes[:, row], maps[row])
+                features = layer(features, rows[row], maps[row])
         return Partial(end, features, picture)
 
     def _layers(self, stop: int) -> Iterator[tuple[int, nn.Module]]:

@@ -34,7 +34,7 @@ def train_generator(data: Path, out: Path, on_step: OnStep, **changes: Any) -> R
     """Train generator and encoder together and write both files to the folder `out`."""
     settings = harness.read_settings(generator.GeneratorSettings, "generator", **changes)
     photographs, held_out = _split(data, settings.size)
-    task = generator.Autoencoder(photographs.pictures, settings, held_out.pictures[:: max(1, len(held_out) // 8)][:8])
+    task = generator.Autoencoder(photographs.pictures, settings, _shown(held_out))
     run = finish(_with_sheets(harness.train(task, out / "run", settings), out / "run"), on_step)
     drawn, encoded = generator.finished(task, seed=settings.seed)
     files = {"generator": out / "generator.safetensors", "encoder": out / "encoder.safetensors"}
@@ -62,9 +62,7 @@ def train_encoder(data: Path, out: Path, on_step: OnStep, **changes: Any) -> Rep
     )
     photographs, held_out = _split(data, settings.size)
     inverter = inversion.load()
-    task = generator.EncoderTask(
-        photographs.pictures, settings, held_out.pictures[:: max(1, len(held_out) // 8)][:8], inverter
-    )
+    task = generator.EncoderTask(photographs.pictures, settings, _shown(held_out), inverter)
     run = finish(_with_sheets(harness.train(task, out / "encoder-run", settings), out / "encoder-run"), on_step)
     encoded = task.relative_encoder()
     file = out / "encoder.safetensors"
@@ -82,7 +80,9 @@ def train_fakes(data: Path, out: Path, on_step: OnStep, *, per_kind: int, seed: 
         raise UserError(f"There is no kind of fake named {', '.join(unknown)}.", f"Kinds: {', '.join(fakes.KINDS)}.")
     inverter = None if kinds == "swap" else inversion.load()
     photographs = datasets.load(data, registry.EMBEDDED_SIZE, packs)
-    made = finish(fakes.build(photographs, out, inverter, fakes.FakesSettings(per_kind, seed, tuple(kinds.split(",")))), on_step)
+    made = finish(
+        fakes.build(photographs, out, inverter, fakes.FakesSettings(per_kind, seed, tuple(kinds.split(",")))), on_step
+    )
     return {"metrics": made.counts | {"skipped": made.skipped}, "files": {"manifest": str(out / "manifest.csv")}}
 
 
@@ -119,6 +119,11 @@ def _split(data: Path, size: int) -> tuple[Photographs, Photographs]:
     held = [datasets.one_in(CALIBRATION_PART, name) for name in everything.names]
     indices = range(len(held))
     return everything.subset([i for i in indices if not held[i]]), everything.subset([i for i in indices if held[i]])
+
+
+def _shown(photographs: Photographs) -> torch.Tensor:
+    """Return eight pictures for sample sheets."""
+    return photographs.pictures[:: max(1, len(photographs) // 8)][:8]
 
 
 def _examples(data: Path, fakes_dir: Path, size: int) -> tuple[detector.Examples, detector.Examples, detector.Examples]:
@@ -214,7 +219,9 @@ def run(options: argparse.Namespace, on_step: OnStep) -> Report:
     elif options.what == "encoder":
         report = train_encoder(data, out, on_step, seed=seed, steps=options.steps)
     elif options.what == "fakes":
-        report = train_fakes(data, out, on_step, per_kind=options.per_kind, seed=seed, packs=options.packs, kinds=options.kinds)
+        report = train_fakes(
+            data, out, on_step, per_kind=options.per_kind, seed=seed, packs=options.packs, kinds=options.kinds
+        )
     else:
         if options.name not in registry.names() or options.fakes is None:
             raise UserError("Name a detector and its fakes.", f"Detectors: {', '.join(registry.names())}; --fakes DIR.")
