@@ -46,6 +46,7 @@ def main() -> None:
         footer_links=["api"],
         allowed_paths=[],
         css_paths=[common.STYLE],
+        theme=common.theme(),
         mcp_server=False,
         share=False,
         prevent_thread_lock=True,

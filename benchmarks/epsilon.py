@@ -1,6 +1,6 @@
 """Sweep the step length of the latent search: how many flips, after how many steps, at what PSNR.
 
-python benchmarks/epsilon.py --fakes runs/fakes/val --detector xception --count 24
+python -m benchmarks.epsilon --fakes runs/fakes/val --detector xception --count 24
 """
 
 import argparse
@@ -16,7 +16,7 @@ from backend.generators import inversion
 from backend.progress import finish
 from backend.training import datasets
 
-EPSILONS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
+EPSILONS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.02, 0.05, 0.1)
 
 
 def main() -> None:

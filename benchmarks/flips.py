@@ -1,6 +1,6 @@
 """Measure the counterfactuals of detected fakes: flips, PSNR, transfer, seconds.
 
-    python benchmarks/flips.py --fakes runs/fakes/val --detector xception --count 50
+python -m benchmarks.flips --fakes runs/fakes/val --detector xception --count 50
 
 The fakes are drawn with a seed, equal numbers of each kind; those that the detector does not call fake are
 passed over. Verdict and PSNR are those of the aligned crop as saved, in 8 bits.

@@ -33,6 +33,25 @@ SHOWN_SIDE = 900  # longest side in pixels at which a whole photo is shown
 KEPT_SECONDS = 3600  # downloads of a visitor who left without closing the page
 
 
+def theme() -> gr.themes.Base:
+    """Return colours whose contrast is at least 4.5 to 1; those of the default theme are paler."""
+    return gr.themes.Default(primary_hue=gr.themes.colors.blue).set(
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_dark="*primary_700",
+        color_accent="*primary_700",
+        slider_color="*primary_700",
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_300",
+        block_label_text_color="*neutral_700",
+        block_label_text_color_dark="*neutral_200",
+        block_title_text_color="*neutral_700",
+        block_title_text_color_dark="*neutral_200",
+    )
+
+
 def photo_input(label: str) -> gr.Image:
     """Return an image component that hands over the path of the uploaded file itself, readable or not.
 

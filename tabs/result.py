@@ -66,7 +66,7 @@ class ResultStep:
             self.before, self.before_text = _picture("Map before", 140)
             self.after, self.after_text = _picture("Map after", 140)
         gr.Markdown("### Put back into the photo")
-        self.pasted, self.pasted_text = _picture("The whole photo with the changed face", 280)
+        self.pasted, self.pasted_text = _picture("The whole photo with the changed face", 280, kind="whole")
 
     def wire(self) -> None:
         """Let the plain slider, which works from the keyboard, move the one in the picture."""
@@ -122,7 +122,7 @@ class ResultStep:
 PICTURES = ("crop", "inversion", "counterfactual", "residual", "before", "after", "pasted")
 
 
-def _picture(label: str, min_width: int, *, bare: bool = False) -> tuple[gr.Image, gr.Markdown]:
+def _picture(label: str, min_width: int, *, bare: bool = False, kind: str = "face") -> tuple[gr.Image, gr.Markdown]:
     """Return an image with the text below it; a bare one, for narrow columns, has its name only in the text."""
     with gr.Column(min_width=min_width):
         image = gr.Image(
@@ -131,7 +131,7 @@ def _picture(label: str, min_width: int, *, bare: bool = False) -> tuple[gr.Imag
             interactive=False,
             buttons=[] if bare else ["download", "fullscreen"],
             show_label=not bare,
-            elem_classes="face",
+            elem_classes=kind,
             alt_text=f"{label}; the text below describes it",
         )
         return image, gr.Markdown(elem_classes="note")

@@ -28,7 +28,7 @@ DETECTOR_FACTS: dict[str, Any] = {
     "known_failures": "Photographs that were sharpened, filtered or scaled strongly; fakes by methods it never saw "
     "(diffusion models, video deepfakes); faces that are small, turned away or covered.",
 }
-FACTS: dict[str, dict[str, Any]] = {"generator": {"epsilon": 0.02}, "encoder": {}}
+FACTS: dict[str, dict[str, Any]] = {"generator": {"epsilon": 0.002}, "encoder": {}}
 HEADER = "# One entry a model file; written by `python -m backend train ... --install`, read by backend/weights.py.\n\n"
 
 

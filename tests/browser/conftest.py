@@ -35,7 +35,7 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-START_SECONDS = 120
+START_SECONDS = 240
 PATIENCE = 60_000  # milliseconds; a busy machine may need them
 
 
@@ -43,6 +43,9 @@ def find_browser() -> str | None:
     """Return the path of an installed browser of the Chromium family."""
     found = (shutil.which(name) for name in NAMES)
     return next((path for path in (*found, *PLACES) if path and Path(path).exists()), None)
+
+
+playwright.expect.set_options(timeout=PATIENCE)
 
 
 @pytest.fixture(scope="session")

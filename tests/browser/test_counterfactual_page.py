@@ -1,0 +1,195 @@
+"""The counterfactual tab as a visitor meets it."""
+
+import re
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Locator, Page, expect
+
+from tests import pictures
+
+pytestmark = pytest.mark.browser
+
+VERDICTS = ".card"
+REFUSAL = ".answer"
+EXAMPLES = ".examples button.thumbnail-item"
+FIND = re.compile("^Find what would")
+RESULT = re.compile("^4 What would")
+MAX_TABS = 80  # more presses than there are stops before anything on the page
+
+
+def upload(page: Page, path: Path) -> None:
+    """Choose a file in step 1."""
+    page.set_input_files("input[type=file]", path)
+
+
+def choose_example(page: Page, number: int) -> None:
+    """Click an example and wait for its stored result."""
+    example = page.locator(EXAMPLES).nth(number)
+    label = example.locator("img").get_attribute("alt")
+    example.click()
+    page.get_by_text(f"The stored result for “{label}”").wait_for()
+    page.locator(VERDICTS).first.wait_for()
+    page.get_by_role("heading", name=RESULT).wait_for()
+
+
+def fake_example(page: Page) -> None:
+    """Choose the first example that was called fake, for only then there is a search to show."""
+    page.locator(EXAMPLES).first.wait_for()
+    for number in range(page.locator(EXAMPLES).count()):
+        choose_example(page, number)
+        if page.get_by_role("heading", name="Before and after").is_visible():
+            return
+    pytest.fail("no example has a search to show")
+
+
+def set_steps(page: Page, steps: int) -> None:
+    """Set how many steps a search may take."""
+    options = page.get_by_role("button", name="More options")
+    options.click()
+    field = page.get_by_label(re.compile("number input for Steps at most"))
+    field.fill(str(steps))
+    field.press("Tab")
+
+
+def portrait(folder: Path) -> Path:
+    """Write a photo of two people and return its path."""
+    path = folder / "two.png"
+    path.write_bytes(pictures.encode(pictures.two_people(), "PNG"))
+    return path
+
+
+def overflow(page: Page) -> int:
+    """Return by how many pixels the page is wider than the window."""
+    return page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+
+
+def violations(page: Page) -> list[str]:
+    """Return what axe-core calls serious or critical."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-core is not installed").Axe()
+    found = axe.run(page).response["violations"]
+    serious = [one for one in found if one["impact"] in {"serious", "critical"}]
+    return [f"{one['id']}: {[node['html'][:120] for node in one['nodes']]}" for one in serious]
+
+
+def test_first_step_is_all_there_is(page: Page) -> None:
+    expect(page.get_by_role("heading", name="1 Choose a photo")).to_be_visible()
+    expect(page.get_by_role("heading", name="2 What the detectors say")).to_have_count(0)
+    expect(page.get_by_text("Use a photo of yourself, or of someone who agreed")).to_be_visible()
+    assert violations(page) == []
+
+
+def test_example_shows_its_whole_story_at_once(page: Page) -> None:
+    fake_example(page)
+    for heading in ("2 What the detectors say", "From the photo to the counterfactual", "Where it changed"):
+        expect(page.get_by_role("heading", name=heading)).to_be_visible()
+    expect(page.get_by_text("How could this be wrong?")).to_be_visible()
+    expect(page.locator(VERDICTS).first).to_contain_text("(0 = real, 1 = fake)")
+    assert violations(page) == []
+
+
+def test_photo_of_two_people(page: Page, tmp_path: Path) -> None:
+    upload(page, portrait(tmp_path))
+    expect(page.locator(VERDICTS).first).to_contain_text("How often it is wrong")
+    expect(page.get_by_text("2 faces were found, and the largest one was taken")).to_be_visible()
+    page.get_by_role("radio", name="2").check()
+    expect(page.get_by_text("number 2, counted from the largest")).to_be_visible()
+
+
+def test_live_search(page: Page) -> None:
+    fake_example(page)
+    set_steps(page, 5)
+    page.get_by_role("button", name=FIND).click()
+    expect(page.locator(".progress")).to_contain_text(re.compile(r"Step \d+ of at most"))
+    page.get_by_role("heading", name=RESULT).wait_for()
+    expect(page.get_by_role("heading", name="Before and after")).to_be_visible()
+    expect(page.get_by_text(re.compile("of at most 5 steps"))).to_be_visible()
+    with page.expect_download() as download:
+        page.get_by_text("Download the pictures and numbers").click()
+    assert download.value.suggested_filename.endswith(".zip")
+
+
+def test_stop_leaves_what_was_there(page: Page) -> None:
+    fake_example(page)
+    set_steps(page, 300)
+    page.get_by_label("Margin (kappa)").first.fill("0.9")
+    page.get_by_role("button", name=FIND).click()
+    page.locator("svg.curve").wait_for()
+    page.get_by_role("button", name="Stop", exact=True).click()
+    expect(page.get_by_text("Stopped.")).to_be_visible()
+    expect(page.get_by_role("button", name=FIND)).to_be_enabled()
+    expect(page.locator("svg.curve")).to_be_visible()
+    expect(page.get_by_role("heading", name=RESULT)).to_have_count(0)
+
+
+def tab_to(page: Page, target: Locator) -> None:
+    """Press Tab until the target has the focus."""
+    for _ in range(MAX_TABS):
+        page.keyboard.press("Tab")
+        if target.evaluate("element => element === document.activeElement || element.contains(document.activeElement)"):
+            return
+    pytest.fail("the keyboard does not reach it")
+
+
+def test_whole_story_by_keyboard(page: Page) -> None:
+    tab_to(page, page.locator(EXAMPLES).first)
+    page.keyboard.press("Enter")
+    page.get_by_role("heading", name=RESULT).wait_for()
+    tab_to(page, page.get_by_role("button", name=FIND))
+    options = page.get_by_role("button", name="More options")
+    tab_to(page, options)
+    page.keyboard.press("Enter")
+    steps = page.get_by_label(re.compile("number input for Steps at most"))
+    tab_to(page, steps)
+    page.keyboard.press("ControlOrMeta+A")
+    page.keyboard.type("5")
+    find = page.get_by_role("button", name=FIND)
+    find.focus()  # backwards with Shift+Tab, as far as was walked forwards
+    page.keyboard.press("Enter")
+    expect(page.locator(".progress")).to_contain_text(re.compile(r"Step \d+ of at most"))
+    page.get_by_role("heading", name=RESULT).wait_for()
+    slider = page.get_by_label(re.compile("range slider for Where before ends"))
+    if slider.is_visible():  # nothing is compared where the face was called real from the start
+        tab_to(page, slider)
+        before = slider.input_value()
+        page.keyboard.press("ArrowRight")
+        expect(slider).not_to_have_value(before)
+
+
+def test_nothing_scrolls_sideways_on_a_phone(phone: Page, tmp_path: Path) -> None:
+    assert overflow(phone) <= 0
+    fake_example(phone)
+    assert overflow(phone) <= 0
+    assert violations(phone) == []
+    upload_again = phone.get_by_label("Clear")
+    if upload_again.count():
+        upload_again.first.click()
+    upload(phone, portrait(tmp_path))
+    expect(phone.get_by_text("2 faces were found")).to_be_visible()
+    assert overflow(phone) <= 0
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("text.jpg", b"this is no picture", "This file is not a picture that can be read here."),
+        ("cut.jpg", pictures.encode(pictures.astronaut(), "JPEG")[:4000], "The picture is damaged or incomplete."),
+        ("empty.png", b"", "The file is empty."),
+        ("house.png", pictures.encode(pictures.drawing(), "PNG"), "No face was found in this picture."),
+    ],
+)
+def test_wrong_file_gets_one_sentence(page: Page, tmp_path: Path, name: str, content: bytes, sentence: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    upload(page, tmp_path / name)
+    expect(page.locator(REFUSAL)).to_contain_text(sentence)
+    page.get_by_label("Clear").or_(page.get_by_label("Remove Image")).first.click()
+    upload(page, portrait(tmp_path))
+    page.locator(VERDICTS).first.wait_for()
+
+
+def test_heic_photo_is_read_and_shown(page: Page, tmp_path: Path) -> None:
+    (tmp_path / "phone.heic").write_bytes(pictures.encode(pictures.astronaut(), "HEIF"))
+    upload(page, tmp_path / "phone.heic")
+    page.locator(VERDICTS).first.wait_for()
+    shown = page.get_by_test_id("image").locator("img").first
+    expect(shown).to_have_js_property("naturalWidth", 512)

@@ -1,0 +1,101 @@
+"""The app's structure, its endpoints and how it says errors."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import gradio as gr
+import pytest
+
+import app
+from backend.errors import UserError
+from backend.settings import SETTINGS
+from tabs import common
+from tests import pictures
+
+PICTURES = (gr.Image, gr.ImageSlider, gr.AnnotatedImage, gr.Gallery)
+PUBLIC = {"detect", "counterfactual"}
+WAITING = {"_search", "_look", "_look_where_needed", *PUBLIC}
+needs_models = pytest.mark.skipif(
+    not (SETTINGS.weights_dir / "registry.toml").exists(), reason="the models are not in weights/"
+)
+
+
+@pytest.fixture(scope="module")
+def demo() -> gr.Blocks:
+    return app.build()
+
+
+def test_pictures_leave_without_loss(demo: gr.Blocks) -> None:
+    shown = [block for block in demo.blocks.values() if isinstance(block, PICTURES)]
+    assert shown
+    assert {block.format for block in shown} == {"png"}
+
+
+def test_nothing_can_be_shared_or_filmed(demo: gr.Blocks) -> None:
+    for block in demo.blocks.values():
+        assert "share" not in (getattr(block, "buttons", None) or [])
+        assert "webcam" not in (getattr(block, "sources", None) or [])
+
+
+def test_models_run_one_at_a_time(demo: gr.Blocks) -> None:
+    waiting = [event for event in demo.fns.values() if event.concurrency_id == "model"]
+    assert {event.name for event in waiting} == WAITING
+    assert {event.concurrency_limit for event in waiting} == {1}
+    assert all(not event.queue for event in demo.fns.values() if event not in waiting and event.fn is not None)
+
+
+def test_only_documented_endpoints_are_public(demo: gr.Blocks) -> None:
+    public = {str(event.api_name) for event in demo.fns.values() if event.api_visibility == "public"}
+    assert public == PUBLIC
+
+
+def test_user_error_is_said_word_for_word() -> None:
+    def handler() -> None:
+        raise UserError("The picture is damaged.", "Use another copy of it.")
+
+    with pytest.raises(gr.Error) as caught:
+        common.answered(handler)()
+    assert caught.value.message == "The picture is damaged. Use another copy of it."
+
+
+def test_unknown_error_shows_a_code_and_no_detail(caplog: pytest.LogCaptureFixture) -> None:
+    def handler() -> Iterator[int]:
+        yield 1
+        raise RuntimeError("/home/someone/secret.py is broken")
+
+    updates = common.answered(handler)()
+    assert next(updates) == 1
+    with pytest.raises(gr.Error) as caught:
+        next(updates)
+    code = re.search(r"\b[0-9a-f]{8}\b", caught.value.message)
+    assert code is not None
+    assert "/" not in caught.value.message
+    assert "secret.py" not in caught.value.message
+    assert code.group() in caplog.text
+
+
+def test_no_photo_is_a_sentence() -> None:
+    with pytest.raises(UserError, match="There is no photo yet"):
+        common.photo_from(None)
+
+
+@needs_models
+def test_detect_endpoint_answers_with_json(demo: gr.Blocks, tmp_path: Path) -> None:
+    client_library = pytest.importorskip("gradio_client")
+    photo = tmp_path / "photo.png"
+    photo.write_bytes(pictures.encode(pictures.astronaut(), "PNG"))
+    text = tmp_path / "text.jpg"
+    text.write_bytes(b"no picture")
+    _, address, _ = demo.launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1", server_port=None)
+    try:
+        client = client_library.Client(address, verbose=False)
+        answer = client.predict(client_library.handle_file(photo), api_name="/detect")
+        assert len(answer["faces"]) == 1
+        for said in answer["faces"][0]["verdicts"].values():
+            assert 0 <= said["p_fake"] <= 1
+            assert said["verdict"] in {"real", "fake", "uncertain"}
+        with pytest.raises(Exception, match="This file is not a picture"):
+            client.predict(client_library.handle_file(text), api_name="/detect")
+    finally:
+        demo.close()
