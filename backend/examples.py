@@ -123,8 +123,8 @@ def _pictures(inverter: Inverter) -> Iterator[tuple[str, str, np.ndarray]]:
         picture = swaps.swap_faces(target[0], source[0], target[1], source[1], blend=blend, feather=FEATHER)
         yield f"swapped_{number + 1}", f"Swapped face {number + 1}", picture
     yield "collins", "Photo: E. Collins (NASA)", skimage.data.astronaut()[:320, 70:390]
-    with matplotlib.cbook.get_sample_data("grace_hopper.jpg") as file:
-        yield "hopper", "Photo: G. Hopper (US Navy)", images.read(file.read())[:400, 60:460]
+    hopper = str(matplotlib.cbook.get_sample_data("grace_hopper.jpg", asfileobj=False))
+    yield "hopper", "Photo: G. Hopper (US Navy)", images.read(hopper)[:400, 60:460]
 
 
 def _faces_in_scope(inverter: Inverter, count: int) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -246,7 +246,8 @@ class CounterfactualTab:
                     break
                 updates, framed = self._shown(step, scores, framed)
                 yield updates
-        yield {**self._idle(), **self.result.show(bundle.of(story), session_folder(request))}
+        searched = gr.Row(visible=not story.already_real)  # otherwise there is no curve to look back on
+        yield {**self._idle(), self.live: searched, **self.result.show(bundle.of(story), session_folder(request))}
 
     def _shown(self, step: Step, scores: list[float], framed: float) -> tuple[Updates, float]:
         """Return the updates of one step, and when a picture was shown last."""

@@ -77,7 +77,9 @@ class PhotoStep:
 
     def show(self, photo: np.ndarray, faces: Sequence[JudgedFace], number: int = 1) -> Updates:
         """Return the updates of step 2 for one of the faces, from 1."""
-        boxes = [(_box(photo, face), f"Face {face.number}") for face in faces]
+        boxes: list[tuple[np.ndarray | tuple[int, int, int, int], str]] = [
+            (_box(photo, face), f"Face {face.number}") for face in faces
+        ]
         numbers = [(str(face.number), face.number) for face in faces[:MAX_LISTED]]
         return {
             self.answer: gr.Column(visible=True),

@@ -122,10 +122,10 @@ def test_stop_leaves_what_was_there(page: Page) -> None:
     expect(page.get_by_role("heading", name=RESULT)).to_have_count(0)
 
 
-def tab_to(page: Page, target: Locator) -> None:
-    """Press Tab until the target has the focus."""
+def tab_to(page: Page, target: Locator, key: str = "Tab") -> None:
+    """Press Tab, or Shift+Tab, until the target has the focus."""
     for _ in range(MAX_TABS):
-        page.keyboard.press("Tab")
+        page.keyboard.press(key)
         if target.evaluate("element => element === document.activeElement || element.contains(document.activeElement)"):
             return
     pytest.fail("the keyboard does not reach it")
@@ -143,8 +143,7 @@ def test_whole_story_by_keyboard(page: Page) -> None:
     tab_to(page, steps)
     page.keyboard.press("ControlOrMeta+A")
     page.keyboard.type("5")
-    find = page.get_by_role("button", name=FIND)
-    find.focus()  # backwards with Shift+Tab, as far as was walked forwards
+    tab_to(page, page.get_by_role("button", name=FIND), "Shift+Tab")
     page.keyboard.press("Enter")
     expect(page.locator(".progress")).to_contain_text(re.compile(r"Step \d+ of at most"))
     page.get_by_role("heading", name=RESULT).wait_for()
