@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
+from PIL import Image
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
@@ -11,6 +12,9 @@ from backend import faces
 from backend.detectors.card import Detector
 from backend.generators.inversion import Inverter
 from backend.training.detector import REAL, Examples
+from backend.training.history import as_jpeg
+
+FINAL_QUALITY = 90
 
 
 @torch.no_grad()
@@ -53,15 +57,21 @@ def calibration(scores: np.ndarray, fake: np.ndarray, *, false_alarms: float) ->
     return threshold, float(candidates[int(np.argmin(losses))])
 
 
+def same_ending(pictures: Tensor) -> Tensor:
+    """Return uint8 pictures after one JPEG encoding, so that real and fake end alike."""
+    encoded = [as_jpeg(Image.fromarray(one.permute(1, 2, 0).numpy()), FINAL_QUALITY) for one in pictures]
+    return torch.from_numpy(np.stack([np.asarray(one) for one in encoded])).permute(0, 3, 1, 2)
+
+
 def error_rates(detector: Detector, examples: Examples, against: Mapping[str, str]) -> list[dict[str, float | str]]:
-    """Measure false alarms and, per kind of fake, the miss rate and the AUC.
+    """Measure false alarms and, per kind of fake, the miss rate and the AUC, all after the same final JPEG.
 
     Args:
         detector: Calibrated; 0.5 is its threshold.
         examples: Held-out pictures.
         against: Kind of fake to the kind of real pictures it is compared with; `real` where it is not named.
     """
-    scores = log_odds(detector, examples.pictures)
+    scores = log_odds(detector, same_ending(examples.pictures))
     rows: list[dict[str, float | str]] = []
     for kind in dict.fromkeys(examples.kinds.tolist()):
         own = scores[examples.kinds == kind]
