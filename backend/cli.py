@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from backend import images, runtime, verdicts, weights
 from backend.detectors import registry
@@ -17,25 +17,40 @@ Answer = dict[str, Any]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code: 0, or 2 for something the user can change."""
-    options = _parser().parse_args(arguments)
-    runtime.keep_freed_memory()
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    as_json = "--json" in given
     try:
+        options = _parser().parse_args(given)
+        runtime.keep_freed_memory()
         answer = options.run(options)
     except UserError as error:
-        print(str(error), file=sys.stderr)
-        if options.json:
-            print(json.dumps({"error": error.message, "hint": error.hint}))
-        return 2
-    if options.json:
-        print(json.dumps(answer))
-    else:
-        print(answer.get("summary") or json.dumps(answer, indent=1))
-    return int(answer.get("exit", 0)) if not options.json else _exit_code(answer)
+        return _refuse(error, as_json=as_json)
+    except ModuleNotFoundError as error:
+        missing = UserError(
+            f"The package {error.name} is missing.", "Install it with: pip install -r requirements-dev.txt"
+        )
+        return _refuse(missing, as_json=as_json)
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+        return 130
+    code = int(answer.pop("exit", 0))
+    print(json.dumps(answer) if as_json else answer.get("summary") or json.dumps(answer, indent=1))
+    return code
 
 
-def _exit_code(answer: Answer) -> int:
-    results = answer.get("results")
-    return 2 if results and all("error" in result for result in results) else 0
+def _refuse(error: UserError, *, as_json: bool) -> int:
+    print(str(error), file=sys.stderr)
+    if as_json:
+        print(json.dumps({"error": error.message, "hint": error.hint}))
+    return 2
+
+
+class _Parser(argparse.ArgumentParser):
+    """Turns wrong arguments into the same kind of error as everything else."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what is wrong with the arguments."""
+        raise UserError(f"{message[:1].upper()}{message[1:]}.", f"See: {self.prog} --help")
 
 
 def _detect(options: argparse.Namespace) -> Answer:
@@ -106,7 +121,9 @@ def _weights(options: argparse.Namespace) -> Answer:
         )
     damaged = [str(row["name"]) for row in listed if options.action == "verify" and not row["verified"]]
     if damaged:
-        raise UserError(f"Missing or damaged: {', '.join(damaged)}.", "Install the app again.")
+        error = UserError(f"Missing or damaged: {', '.join(damaged)}.", "Install the app again.")
+        print(str(error), file=sys.stderr)
+        return {"entries": listed, "error": error.message, "hint": error.hint, "exit": 2}
     return {"entries": listed}
 
 
@@ -127,7 +144,7 @@ def _show_step(step: Step) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m backend", description="Face-forgery detectors, explained.")
+    parser = _Parser(prog="python -m backend", description="Face-forgery detectors, explained.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     detect = _command(commands, "detect", _detect, "say what the detectors think of the faces in pictures")

@@ -46,7 +46,7 @@ def judge(photo: np.ndarray, detectors: list[str] | None = None, *, template: st
     if not found:
         return []
     aligned = [alignment.align(photo, face, template, registry.EMBEDDED_SIZE) for face in found]
-    crops = torch.cat([images.to_tensor(one.crop) for one in aligned]).to(runtime.device())
+    crops = torch.cat([images.to_tensor(one.crop) for one in aligned])
     scores = p_fake(crops, detectors)
     judged = []
     for index, one in enumerate(aligned):
@@ -59,6 +59,7 @@ def judge(photo: np.ndarray, detectors: list[str] | None = None, *, template: st
 def p_fake(crops: torch.Tensor, detectors: list[str] | None = None) -> dict[str, list[float]]:
     """Return the probability of fake of crops (N, 3, H, W) in [0, 1], by detector."""
     scores = {}
+    crops = crops.to(runtime.device())
     with runtime.MODEL_LOCK:
         for name in detectors or registry.loadable():
             scores[name] = [round(value, 6) for value in registry.load(name).p_fake(crops).tolist()]

@@ -5,7 +5,7 @@ every step it draws the whole face once to record its score, once with gradients
 after the step to test for success. Both sides use the same networks, frozen, in float32. Every side runs in a
 process of its own, so that its peak memory is its own; the sides take turns, and the fastest turn counts.
 
-    python benchmarks/counterfactual.py [--detector NAME] [--faces 4] [--steps 20] [--level S,M,D]
+    python benchmarks/counterfactual.py [--detector NAME] [--faces 4] [--steps 60] [--level S,M,D]
 """
 
 import argparse
@@ -62,9 +62,8 @@ def main() -> int:
     print(f"flips: {'the same' if same else 'NOT the same'}")
     # Steps go by the sign, and where a slope is nearly zero the last bit decides it. Half-way down, where p_fake
     # falls fastest, two correct programs may differ by some hundredths; at the end of a long search they do not.
-    print(
-        f"final p_fake differs by at most {difference:.4f} ({'within' if difference <= AGREEMENT else 'beyond'} {AGREEMENT})"
-    )
+    where = "within" if difference <= AGREEMENT else "beyond"
+    print(f"final p_fake differs by at most {difference:.4f} ({where} {AGREEMENT})")
     return 0 if same else 1
 
 
@@ -178,7 +177,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Our latent search beside a straightforward loop.")
     parser.add_argument("--detector", default=known[0] if known else UNTRAINED, choices=[*known, UNTRAINED])
     parser.add_argument("--faces", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--level", default="S,M,D")
     parser.add_argument("--epsilon", type=float)
     parser.add_argument("--rounds", type=int, default=3, help="turns of each side")

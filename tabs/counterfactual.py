@@ -35,7 +35,7 @@ COMPOSITES = [
 ]
 FRAME_SECONDS = 0.3  # between two pictures of a running search; the score is shown at every step
 STOPPED = "**Stopped.** What the search had reached stays below; choose a detector and start again whenever you like."
-DEFAULTS = SearchSettings()
+DEFAULTS = examples.SETTINGS_SHOWN
 
 
 def build() -> gr.Blocks:

@@ -34,7 +34,7 @@ class ResultStep:
 
     def _lay_out_pictures(self) -> None:
         gr.Markdown("### From the photo to the counterfactual")
-        with gr.Row():
+        with gr.Row(elem_classes="trio"):
             self.crop, self.crop_text = _picture("The face", 90, bare=True)
             self.inversion, self.inversion_text = _picture("Reconstruction", 90, bare=True)
             self.counterfactual, self.counterfactual_text = _picture("Counterfactual", 90, bare=True)

@@ -13,7 +13,8 @@ from tests.toys import ROWS, STEP, grey, hooks, toy_detector, toy_inverter
 
 
 def run(faces, detector=None, **settings) -> Search:
-    return finish(search(toy_inverter(), detector or toy_detector(), faces, SearchSettings(**settings)))
+    chosen = SearchSettings(**{"kappa": 0.1} | settings)
+    return finish(search(toy_inverter(), detector or toy_detector(), faces, chosen))
 
 
 def sigmoid(value: float) -> float:

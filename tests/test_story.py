@@ -40,7 +40,7 @@ def photo(level: int = 200) -> np.ndarray:
 
 def test_the_whole_way_of_a_photo(detectors):
     steps = []
-    story = finish(explain_photo(photo(), "toy", SearchSettings(), inverter=toy_inverter(SIZE)), steps.append)
+    story = finish(explain_photo(photo(), "toy", SearchSettings(kappa=0.1), inverter=toy_inverter(SIZE)), steps.append)
     assert story.flipped and not story.already_real
     assert (story.counterfactual == 173).all() and (story.original == 200).all()
     assert story.residual.largest == 27
@@ -54,7 +54,7 @@ def test_the_whole_way_of_a_photo(detectors):
 
 
 def test_the_record_is_plain_json_with_everything_that_was_set(detectors):
-    story = finish(explain_photo(photo(), "toy", SearchSettings(seed=7), inverter=toy_inverter(SIZE)))
+    story = finish(explain_photo(photo(), "toy", SearchSettings(seed=7, kappa=0.1), inverter=toy_inverter(SIZE)))
     record = json.loads(json.dumps(story.record(), allow_nan=False))
     assert set(record["p_fake"]) == {"original", "inversion", "counterfactual"}
     assert record["settings"]["seed"] == 7 and record["steps"] == 9 and record["level"] == "S,M,D"

@@ -25,7 +25,7 @@ def run(options: argparse.Namespace, on_step: Callable[[Step], None]) -> dict[st
         composite=options.composite,
     )
     story = finish(explain_photo(images.read(options.image), options.detector, settings, options.face), on_step)
-    answer = story.record() | {"image": str(options.image), "marked": not options.unmarked}
+    answer = story.record() | {"image": options.image.name, "marked": not options.unmarked}
     try:
         options.out.mkdir(parents=True, exist_ok=True)
         answer["files"] = _write(story, options.out, answer, marked=not options.unmarked)
@@ -50,5 +50,5 @@ def _write(story: Story, out: Path, answer: dict[str, Any], *, marked: bool) -> 
         (out / f"{name}.png").write_bytes(content)
         files[name] = str(out / f"{name}.png")
     files["result"] = str(out / "result.json")
-    (out / "result.json").write_text(json.dumps(answer | {"files": files}, indent=1), encoding="utf-8")
+    (out / "result.json").write_text(json.dumps(answer, indent=1), encoding="utf-8")
     return files

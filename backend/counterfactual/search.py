@@ -5,6 +5,7 @@ Artifact-Eraser, section 3.3, equations 2 to 4: steps of fixed length against th
 is one forward and one backward pass: the picture that is judged is the picture that is kept.
 """
 
+import math
 import time
 from dataclasses import dataclass
 from typing import Literal
@@ -15,7 +16,7 @@ from torch import Tensor
 from backend.counterfactual import levels
 from backend.counterfactual.composite import COMPOSITES, Composite, as_saved, compose
 from backend.counterfactual.outcome import Search
-from backend.detectors.card import Detector
+from backend.detectors.card import UNCERTAIN_MARGIN, Detector
 from backend.errors import UserError
 from backend.generators.inversion import Inverter
 from backend.progress import Job, Step
@@ -43,7 +44,7 @@ class SearchSettings:
     levels: tuple[str, ...] = levels.LEVELS
     epsilon: float | None = None
     steps: int = 100
-    kappa: float = 0.1
+    kappa: float = 2 * UNCERTAIN_MARGIN  # past it the verdict's word is real, and not uncertain
     composite: Composite = "transfer"
     seed: int = 0
     loss: Literal["mse", "log_odds"] = "mse"
@@ -55,7 +56,10 @@ class SearchSettings:
         Raises:
             UserError: A setting is out of its range.
         """
-        levels.parse("".join(self.levels))
+        if not self.levels or not set(self.levels) <= set(levels.LEVELS):
+            raise UserError("No style level may change.", "Open at least one of S, M and D.")
+        if self.epsilon is not None and (self.epsilon == 0 or not math.isfinite(self.epsilon)):
+            raise UserError("A step must have a length.", "Use an epsilon other than 0, for example 0.002.")
         if self.composite not in COMPOSITES:
             raise UserError(f"There is no composite {self.composite}.", f"Use one of: {', '.join(COMPOSITES)}.")
         if self.loss not in ("mse", "log_odds"):

@@ -61,7 +61,7 @@ def train_encoder(data: Path, out: Path, on_step: OnStep, **changes: Any) -> Rep
         settings, stages=[[settings.size, given.steps, given.batch]], lr_encoder=given.lr, decay_share=given.decay_share
     )
     photographs, held_out = _split(data, settings.size)
-    inverter = inversion.load()
+    inverter = inversion.load().to(torch.device("cpu"))
     task = generator.EncoderTask(photographs.pictures, settings, _shown(held_out), inverter)
     run = finish(_with_sheets(harness.train(task, out / "encoder-run", settings), out / "encoder-run"), on_step)
     encoded = task.relative_encoder()
@@ -78,7 +78,7 @@ def train_fakes(data: Path, out: Path, on_step: OnStep, *, per_kind: int, seed: 
     unknown = set(kinds.split(",")) - set(fakes.KINDS)
     if unknown:
         raise UserError(f"There is no kind of fake named {', '.join(unknown)}.", f"Kinds: {', '.join(fakes.KINDS)}.")
-    inverter = None if kinds == "swap" else inversion.load()
+    inverter = None if kinds == "swap" else inversion.load().to(torch.device("cpu"))
     photographs = datasets.load(data, registry.EMBEDDED_SIZE, packs)
     made = finish(
         fakes.build(photographs, out, inverter, fakes.FakesSettings(per_kind, seed, tuple(kinds.split(",")))), on_step

@@ -61,6 +61,7 @@ def address() -> Iterator[str]:
     try:
         wait_for(f"http://127.0.0.1:{port}", app)
         yield f"http://127.0.0.1:{port}"
+        assert app.poll() is None, f"the app stopped by itself with exit code {app.returncode}"
     finally:
         app.terminate()
         app.wait(timeout=30)
