@@ -123,9 +123,9 @@ def photo_from(path: str | None) -> np.ndarray:
     return images.read(Path(path))
 
 
-def shown(photo: np.ndarray) -> np.ndarray:
-    """Return a photo (H, W, 3) at the size at which it is shown."""
-    factor = SHOWN_SIDE / max(photo.shape[:2])
+def shown(photo: np.ndarray, side: int = SHOWN_SIDE) -> np.ndarray:
+    """Return a photo (H, W, 3) no larger than it is shown, `side` pixels."""
+    factor = side / max(photo.shape[:2])
     if factor >= 1:
         return photo
     size = max(1, round(photo.shape[1] * factor)), max(1, round(photo.shape[0] * factor))

@@ -19,7 +19,7 @@ from backend.errors import UserError
 from backend.progress import Step
 from backend.verdicts import JudgedFace
 from tabs import api, words
-from tabs.common import MODEL, QUICK, answered, photo_from, session_folder
+from tabs.common import MODEL, QUICK, answered, photo_from, session_folder, shown
 from tabs.photo import PhotoStep
 from tabs.result import ResultStep
 
@@ -33,6 +33,7 @@ COMPOSITES = [
     ("Add only the change to the photo (transfer)", "transfer"),
     ("Show the generator's own drawing (reconstruction)", "reconstruction"),
 ]
+CONVERTED_SIDE = 2200  # of pictures that browsers cannot show, in pixels
 FRAME_SECONDS = 0.3  # between two pictures of a running search; the score is shown at every step
 STOPPED = "**Stopped.** What the search had reached stays below; choose a detector and start again whenever you like."
 DEFAULTS = examples.SETTINGS_SHOWN
@@ -145,9 +146,12 @@ class CounterfactualTab:
             pixels = photo_from(path)
         except UserError as error:
             return {self.faces: [], self.ask: gr.Column(visible=False), **self._quiet(), **self.choice.refuse(error)}
+        as_uploaded = _is_shown_by_browsers(str(path))
+        if not as_uploaded:  # it is handed back as PNG, which must stay below the limit on bytes
+            pixels = shown(pixels, CONVERTED_SIDE)
         faces = verdicts.judge(pixels)
         updates = {self.faces: faces, **self.choice.show(pixels, faces), **self._offer(faces, 1)}
-        if not _is_shown_by_browsers(str(path)):
+        if not as_uploaded:
             updates[self.choice.photo] = gr.Image(pixels)
         return updates
 
@@ -211,7 +215,7 @@ class CounterfactualTab:
         epsilon: float | None,
         composite: Any,
         kappa: float,
-        seed: float,
+        seed: float | None,
         request: gr.Request,
     ) -> Iterator[Updates]:
         """Run a search, showing every step, and show its result."""
@@ -224,7 +228,7 @@ class CounterfactualTab:
             steps=int(steps),
             kappa=kappa,
             composite=composite,
-            seed=int(seed),
+            seed=int(seed or 0),
         )
         yield {
             self.find: gr.Button(interactive=False),
@@ -262,4 +266,4 @@ class CounterfactualTab:
 
 def _is_shown_by_browsers(path: str) -> bool:
     with Image.open(Path(path)) as picture:
-        return picture.format in {"JPEG", "PNG", "WEBP", "GIF", "BMP"}
+        return picture.format in {"JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP"}

@@ -19,7 +19,7 @@ MAX_LISTED = 12  # faces that can be picked
 
 RULES = (
     "Use a photo of yourself, or of someone who agreed. For teaching and research, not for commercial use. "
-    "Nothing you upload is kept beyond this browser session."
+    "What you upload is deleted within about an hour, and no history is kept."
 )
 
 
