@@ -15,9 +15,7 @@ import numpy as np
 from backend import alignment, faces, images, verdicts, weights
 from backend.counterfactual import bundle
 from backend.counterfactual.bundle import Bundle
-from backend.counterfactual.search import SearchSettings
 from backend.detectors import registry
-from backend.detectors.card import UNCERTAIN_MARGIN
 from backend.detectors.choice import suggested
 from backend.errors import UserError
 from backend.faces import Face
@@ -31,8 +29,6 @@ FOLDER = SETTINGS.weights_dir.parent / "examples"
 GENERATED, SWAPPED = 3, 2
 TRUNCATION = 0.7
 LAST_SEED = 80
-# The app searches on until the verdict is not merely short of fake but the word “real”.
-SETTINGS_SHOWN = SearchSettings(kappa=2 * UNCERTAIN_MARGIN)
 FEATHER = 2.5  # of a swap, in pixels
 
 
@@ -103,7 +99,7 @@ def build(out: Path = FOLDER) -> list[Path]:
         judged = verdicts.judge(picture)
         detector = suggested(judged[0].p_fake) or registry.loadable()[0]
         example = Example(f"{name}.png", label, detector, out)
-        bundle.of(finish(explain_photo(picture, detector, SETTINGS_SHOWN))).save(example.results)
+        bundle.of(finish(explain_photo(picture, detector))).save(example.results)
         text = json.dumps([_stored(face) for face in judged], indent=1)
         (example.results / "faces.json").write_text(text + "\n", encoding="utf-8")
         rows.append({"file": example.file, "label": label, "detector": detector})

@@ -1,12 +1,11 @@
 """The endpoints for programs: pictures in, JSON out."""
 
-from dataclasses import replace
 from typing import Any
 
 import gradio as gr
 
 from backend import verdicts
-from backend.examples import SETTINGS_SHOWN
+from backend.counterfactual.search import SearchSettings
 from backend.progress import finish
 from tabs.common import MODEL, answered, photo_from
 
@@ -61,7 +60,7 @@ def counterfactual(
     """
     from backend.counterfactual.story import explain_photo  # its imports would keep the page waiting
 
-    settings = replace(SETTINGS_SHOWN, levels=tuple(level), steps=min(MAX_STEPS, int(steps)), composite=composite)
+    settings = SearchSettings(levels=tuple(level), steps=min(MAX_STEPS, int(steps)), composite=composite)
     return finish(explain_photo(photo_from(image), detector, settings)).record()
 
 

@@ -36,7 +36,7 @@ COMPOSITES = [
 CONVERTED_SIDE = 2200  # of pictures that browsers cannot show, in pixels
 FRAME_SECONDS = 0.3  # between two pictures of a running search; the score is shown at every step
 STOPPED = "**Stopped.** What the search had reached stays below; choose a detector and start again whenever you like."
-DEFAULTS = examples.SETTINGS_SHOWN
+DEFAULTS = SearchSettings()
 
 
 def build() -> gr.Blocks:
