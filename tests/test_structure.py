@@ -59,3 +59,10 @@ def test_importing_the_command_line_loads_no_training_package():
     code = f"import backend.cli, sys; print([name for name in {packages} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_page_waits_for_no_package_that_only_models_need():
+    packages = ("timm", "torchvision", "facenet_pytorch", "matplotlib", "scipy", "skimage", "pytorch_grad_cam", "lpips")
+    code = f"import app, sys; print([name for name in {packages} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

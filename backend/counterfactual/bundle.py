@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import matplotlib as mpl
 import numpy as np
 from PIL import Image
 
@@ -110,6 +109,8 @@ def load(folder: Path, photo: np.ndarray, aligned: AlignedFace) -> Bundle:
 
 def overlay(picture: np.ndarray, strength: np.ndarray) -> np.ndarray:
     """Lay a map, uint8 (H, W), in colours over a picture, uint8 (S, S, 3)."""
+    import matplotlib as mpl  # its import would keep the app's page waiting
+
     height, width = picture.shape[:2]
     sized = np.asarray(Image.fromarray(strength).resize((width, height), Image.Resampling.BILINEAR))
     colours = mpl.colormaps[COLOURS](sized)[..., :3] * 255

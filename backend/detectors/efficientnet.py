@@ -1,7 +1,5 @@
 """EfficientNet (Tan and Le 2019) from timm: B4 as published for face forgery, and B0 narrowed and shortened."""
 
-import timm
-from timm.models.efficientnet import _gen_efficientnet
 from torch import nn
 
 VARIANTS = {"efficientnet_b4": "tf_efficientnet_b4"}  # our names to timm's
@@ -14,6 +12,8 @@ def build_efficientnet(name: str, classes: int = 2) -> nn.Module:
         name: A key of `VARIANTS`.
         classes: Number of logits; the network returns (N, classes) for faces (N, 3, S, S) in [-1, 1].
     """
+    import timm  # importing it takes seconds, for which the page would have to wait
+
     return timm.create_model(VARIANTS[name], pretrained=False, num_classes=classes)
 
 
@@ -25,5 +25,7 @@ def build_slim_efficientnet(width: float = 0.35, depth: float = 0.6, classes: in
         depth: Factor on the number of blocks a stage; 1.0 is B0.
         classes: Number of logits; the network returns (N, classes) for faces (N, 3, S, S) in [-1, 1].
     """
+    from timm.models.efficientnet import _gen_efficientnet
+
     # timm's named models fix both factors, so the function behind them is called.
     return _gen_efficientnet("efficientnet_b0", width, depth, pretrained=False, num_classes=classes)

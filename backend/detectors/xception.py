@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 
 import torch
-from timm.models.xception import Block, SeparableConv2d
 from torch import Tensor, nn
 
 from backend.errors import UserError
@@ -27,6 +26,8 @@ class Xception(nn.Module):
     """
 
     def __init__(self, width: float = 1.0, classes: int = 2) -> None:
+        from timm.models.xception import Block, SeparableConv2d  # importing timm takes seconds
+
         super().__init__()
         c32, c64, c128, c256, c728, c1024, c1536, c2048 = (
             scaled(channels, width) for channels in (32, 64, 128, 256, 728, 1024, 1536, 2048)
