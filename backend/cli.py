@@ -168,7 +168,7 @@ def _parser() -> argparse.ArgumentParser:
     _command(commands, "examples", _examples, "draw the app's examples again and store their results")
 
     train = _command(commands, "train", _train, "train a model that ships with the app")
-    train.add_argument("what", choices=("generator", "encoder", "detector", "fakes"))
+    train.add_argument("what", choices=("generator", "encoder", "detector", "fakes", "ganprintr"))
     train.add_argument("name", nargs="?", help="which detector")
     train.add_argument(
         "--data", required=True, type=Path, metavar="DIR", help="folder of aligned faces, or of tar packs"
@@ -178,6 +178,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--packs", default="*", help="for fakes: which tar packs to use (default: all)")
     train.add_argument("--kinds", default="swap,reconstruction,edit,sample", help="for fakes: which (default: all)")
     train.add_argument("--per-kind", type=int, default=1000, help="for fakes: how many of each kind")
+    train.add_argument("--codes", type=Path, help="for encoder: codes.safetensors of the generator's run")
     train.add_argument("--steps", type=int, help="for detectors: training steps")
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--install", action="store_true", help="put the result into weights/ and the registry")

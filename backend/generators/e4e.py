@@ -53,14 +53,7 @@ class E4EEncoder(nn.Module):
 
     def forward(self, faces: Tensor) -> Tensor:
         """Return codes (N, rows, 512), before the latent average, for faces (N, 3, S, S) in [-1, 1]."""
-        features = self.input_layer(faces)
-        taps = []
-        for index, unit in enumerate(self.body):
-            features = unit(features)
-            if index in (TAP_QUARTER, TAP_EIGHTH):
-                taps.append(features)
-        quarter, eighth = taps
-        coarse = features
+        quarter, eighth, coarse = self._features(faces)
         middle = _add_upsampled(coarse, self.latlayer1(eighth))
         fine = _add_upsampled(middle, self.latlayer2(quarter))
         base = self.styles[0](coarse)
@@ -69,6 +62,20 @@ class E4EEncoder(nn.Module):
             source = coarse if row < COARSE_ROWS else middle if row < MIDDLE_ROWS else fine
             codes.append(base + self.styles[row](source))
         return torch.stack(codes, dim=1)
+
+    def base(self, faces: Tensor) -> Tensor:
+        """Return the base code (N, 512) alone, which is row 0 of `forward`, without the other heads' work."""
+        return self.styles[0](self._features(faces)[2])
+
+    def _features(self, faces: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the feature maps at 1/4, 1/8 and 1/16 of the input."""
+        features = self.input_layer(faces)
+        taps = []
+        for index, unit in enumerate(self.body):
+            features = unit(features)
+            if index in (TAP_QUARTER, TAP_EIGHTH):
+                taps.append(features)
+        return taps[0], taps[1], features
 
     def initialize(self) -> None:
         """Draw Kaiming weights; training from nothing needs them, a published checkpoint overwrites them."""

@@ -112,14 +112,21 @@ def from_tensors(
     name: str,
 ) -> Inverter:
     """Build an inverter from the tensors of both files and the options of their registry entries."""
+    generator = generator_from(tensors, options)
+    encoder = E4EEncoder(options["size"], encoder_options["input_size"], encoder_options["width"])
+    encoder.load_state_dict(encoder_tensors, strict=True)
+    _freeze(encoder)
+    average = tensors["latent_average"].reshape(-1, CODE).float()
+    return Inverter(generator, encoder, average, name, options["template"], options["epsilon"])
+
+
+def generator_from(tensors: Mapping[str, Tensor], options: Mapping[str, Any]) -> StyleGAN2:
+    """Build the frozen generator of a registry entry from the tensors of its file."""
     table = {int(size): int(channels) for size, channels in options["channels"].items()}
     generator = StyleGAN2(options["size"], mapping_layers=options["mapping_layers"], channels=table)
     generator.load_state_dict(_below(tensors, "generator."), strict=True)
-    encoder = E4EEncoder(options["size"], encoder_options["input_size"], encoder_options["width"])
-    encoder.load_state_dict(encoder_tensors, strict=True)
-    _freeze(generator, encoder)
-    average = tensors["latent_average"].reshape(-1, CODE).float()
-    return Inverter(generator, encoder, average, name, options["template"], options["epsilon"])
+    _freeze(generator)
+    return generator
 
 
 def from_official(

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from backend import weights
 from backend.detectors import registry
@@ -18,57 +19,63 @@ from backend.detectors.card import Card, Detector
 from backend.errors import UserError
 from backend.generators import inversion
 from backend.progress import Job, Step, finish
-from backend.training import datasets, detector, fakes, generator, harness, install, measure
+from backend.training import datasets, detector, encoder, fakes, generator, harness, install, measure, principal_codes
 from backend.training.datasets import Photographs
+from backend.training.ganprintr import GanprintrSettings, GanprintrTask, copying
 
 TRAIN, VALIDATION, WILD = "real-train*", "real-val*", "wild*"
 CALIBRATION_PART = 20  # one photograph in so many is kept from training, to set thresholds
 MEASURING_PART = 5  # of the wild pack, one in so many only measures
 AGAINST = {"ciplab_photoshop": "ciplab_real"}
+CODES = "codes.safetensors"
 FALSE_ALARMS = 0.04  # share of calibration photographs that the threshold lets pass as fake
 Report = dict[str, Any]
 OnStep = Callable[[Step], None]
 
 
 def train_generator(data: Path, out: Path, on_step: OnStep, **changes: Any) -> Report:
-    """Train generator and encoder together and write both files to the folder `out`."""
+    """Train the generator and write it, and the codes that an encoder run starts from, to the folder `out`."""
     settings = harness.read_settings(generator.GeneratorSettings, "generator", **changes)
     photographs, held_out = _split(data, settings.size)
-    task = generator.Autoencoder(photographs.pictures, settings, _shown(held_out))
-    run = finish(_with_sheets(harness.train(task, out / "run", settings), out / "run"), on_step)
-    drawn, encoded = generator.finished(task, seed=settings.seed)
-    files = {"generator": out / "generator.safetensors", "encoder": out / "encoder.safetensors"}
-    weights.save_half(files["generator"], drawn)
-    weights.save_half(files["encoder"], encoded)
+    task = generator.GeneratorTask(photographs.pictures, settings, _shown(held_out))
+    run = finish(_with_sheets(harness.train(task, out / "generator-run", settings), out / "generator-run"), on_step)
+    file = out / "generator.safetensors"
+    weights.save_half(file, task.finished())
+    save_file({key: value.contiguous() for key, value in task.codes.state_dict().items()}, out / CODES)
     shape = {
         "size": settings.size,
         "mapping_layers": settings.mapping_layers,
         "channels": settings.channels,
         "template": "embedded",
     }
-    encoder_shape = {"input_size": settings.encoder_input, "width": settings.encoder_width}
-    inverter = inversion.from_tensors(drawn, encoded, shape | {"epsilon": 0.01}, encoder_shape, "generator")
-    metrics = measure.inversion(inverter, held_out.pictures)
-    return _report(out / "report.json", metrics, run, files, {"generator": shape, "encoder": encoder_shape})
+    return _report(out / "generator.json", run.losses, run, {"generator": file}, {"generator": shape})
 
 
-def train_encoder(data: Path, out: Path, on_step: OnStep, **changes: Any) -> Report:
-    """Go on training the encoder against the frozen generator in `weights/` and write it to the folder `out`."""
-    steps = changes.pop("steps", None)
-    settings = harness.read_settings(generator.GeneratorSettings, "generator", **changes)
-    given = harness.read_settings(generator.EncoderSettings, "encoder", steps=steps)
-    settings = dataclasses.replace(
-        settings, stages=[[settings.size, given.steps, given.batch]], lr_encoder=given.lr, decay_share=given.decay_share
+def train_encoder(data: Path, out: Path, on_step: OnStep, *, codes: Path | None, **changes: Any) -> Report:
+    """Train the encoder against the generator in `weights/` and write it to the folder `out`.
+
+    `codes` is the file that the generator's run left beside it; without it, pictures alone are trained on.
+    """
+    settings = harness.read_settings(encoder.EncoderSettings, "encoder", **changes)
+    options = weights.entry("generator").options
+    photographs, held_out = _split(data, options["size"])
+    tensors = weights.load_entry("generator")
+    drawing = inversion.generator_from(tensors, options)
+    task = encoder.EncoderTask(
+        photographs.pictures,
+        settings,
+        _shown(held_out),
+        generator=drawing,
+        codes=principal_codes.load(codes) if codes else None,
+        latent_average=tensors["latent_average"][0],
+        size=options["size"],
     )
-    photographs, held_out = _split(data, settings.size)
-    inverter = inversion.load().to(torch.device("cpu"))
-    task = generator.EncoderTask(photographs.pictures, settings, _shown(held_out), inverter)
     run = finish(_with_sheets(harness.train(task, out / "encoder-run", settings), out / "encoder-run"), on_step)
-    encoded = task.relative_encoder()
     file = out / "encoder.safetensors"
+    encoded = dict(task.average.state_dict())
     weights.save_half(file, encoded)
-    shape = {"input_size": settings.encoder_input, "width": settings.encoder_width}
-    inverter.encoder.load_state_dict(encoded)
+    shape = {"input_size": settings.input_size, "width": settings.width}
+    inverter = inversion.from_tensors(tensors, encoded, options, shape, "generator")
     metrics = measure.inversion(inverter, held_out.pictures)
     return _report(out / "encoder.json", metrics, run, {"encoder": file}, {"encoder": shape})
 
@@ -109,6 +116,20 @@ def train_detector(name: str, data: Path, fakes_dir: Path, out: Path, on_step: O
     weights.save_half(out, half)
     calibration = {"threshold": round(threshold, 4), "temperature": round(temperature, 4), "errors": rates}
     return _report(out.with_suffix(".json"), {"errors": rates}, run, {name: out}, {name: options | calibration})
+
+
+def train_ganprintr(data: Path, out: Path, on_step: OnStep, **changes: Any) -> Report:
+    """Train GANprintR's autoencoder on photographs alone and write `out` (a .safetensors file)."""
+    settings = harness.read_settings(GanprintrSettings, "ganprintr", **changes)
+    photographs, held_out = _split(data, settings.size)
+    task = GanprintrTask(photographs.pictures, settings, _shown(held_out))
+    folder = out.parent / "ganprintr-run"
+    run = finish(_with_sheets(harness.train(task, folder, settings), folder), on_step)
+    network = task.average.half().float()  # as it is stored
+    weights.save_half(out, network.state_dict())
+    metrics = copying(network, held_out.pictures)
+    options = {"latent": settings.latent} | metrics
+    return _report(out.with_suffix(".json"), metrics, run, {"ganprintr": out}, {"ganprintr": options})
 
 
 def _split(data: Path, size: int) -> tuple[Photographs, Photographs]:
@@ -217,7 +238,9 @@ def run(options: argparse.Namespace, on_step: OnStep) -> Report:
     if options.what == "generator":
         report = train_generator(data, out, on_step, seed=seed)
     elif options.what == "encoder":
-        report = train_encoder(data, out, on_step, seed=seed, steps=options.steps)
+        report = train_encoder(data, out, on_step, codes=options.codes, seed=seed)
+    elif options.what == "ganprintr":
+        report = train_ganprintr(data, out, on_step, steps=options.steps, seed=seed)
     elif options.what == "fakes":
         report = train_fakes(
             data, out, on_step, per_kind=options.per_kind, seed=seed, packs=options.packs, kinds=options.kinds
