@@ -14,11 +14,13 @@ LAYERS = {
     "generators": 1,
     "detectors": 1,
     "verdicts": 2,
+    "attacks": 3,
     "counterfactual": 3,
-    "training": 4,
-    "examples": 5,
-    "cli": 6,
-    "__main__": 7,
+    "trace_removal": 4,
+    "training": 5,
+    "examples": 6,
+    "cli": 7,
+    "__main__": 8,
 }
 
 

@@ -21,6 +21,7 @@ PHOTOGRAPHS = "CelebA, All-Age-Faces, FFHQ and official portraits, 12,453 aligne
 SOURCES = {
     "generator": "python -m backend train generator",
     "encoder": "python -m backend train encoder",
+    "ganprintr": "python -m backend train ganprintr",
 }
 DETECTOR_FACTS: dict[str, Any] = {
     "trained_on": "12,453 aligned photographs (CelebA, All-Age-Faces, FFHQ, official portraits) and fakes made from "
@@ -28,7 +29,7 @@ DETECTOR_FACTS: dict[str, Any] = {
     "known_failures": "Photographs that were sharpened, filtered or scaled strongly; fakes by methods it never saw "
     "(diffusion models, video deepfakes); faces that are small, turned away or covered.",
 }
-FACTS: dict[str, dict[str, Any]] = {"generator": {"epsilon": 0.002}, "encoder": {}}
+FACTS: dict[str, dict[str, Any]] = {"generator": {"epsilon": 0.002}, "encoder": {}, "ganprintr": {}}
 HEADER = "# One entry a model file; written by `python -m backend train ... --install`, read by backend/weights.py.\n\n"
 
 

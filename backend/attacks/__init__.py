@@ -1,0 +1,1 @@
+"""Attacks on detectors: one file an attack, all of them jobs that return `Attacked`."""

@@ -1,0 +1,106 @@
+"""Train GANprintR's autoencoder to copy real faces (Neves et al. 2020, arXiv 1911.05351; mean squared error)."""
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from backend.attacks.ganprintr import GANprintR
+from backend.training import datasets, harness
+
+MIDDLE = 0.4  # about the mean of face pictures, where the last layer starts: a ReLU that starts below 0 may never move
+
+
+@dataclass(frozen=True)
+class GanprintrSettings:
+    """Settings of one run; `settings/ganprintr.toml` explains them."""
+
+    size: int
+    latent: int
+    steps: int
+    batch: int
+    lr: float
+    average_decay: float
+    seed: int
+
+
+class GanprintrTask:
+    """The autoencoder in training, as a `harness.Task`."""
+
+    def __init__(self, pictures: Tensor, settings: GanprintrSettings, held_out: Tensor) -> None:
+        """Prepare a run on uint8 pictures (N, 3, S, S); `held_out` (K, 3, S, S) is only shown."""
+        self.pictures, self.settings, self.held_out = pictures, settings, held_out
+        torch.manual_seed(settings.seed)
+        network = GANprintR(settings.latent)
+        initialize(network)
+        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.average = copy.deepcopy(network).eval().requires_grad_(False)
+        self.optimizer = torch.optim.Adam(self.network.parameters(), settings.lr, fused=True)
+        self.total = settings.steps
+
+    def modules(self) -> Mapping[str, nn.Module]:
+        """Return what a checkpoint holds."""
+        return {"network": self.network, "average": self.average}
+
+    def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
+        """Return the optimiser."""
+        return {"network": self.optimizer}
+
+    def step(self, number: int) -> dict[str, float]:
+        """Train one step."""
+        settings = self.settings
+        for group in self.optimizer.param_groups:
+            group["lr"] = settings.lr * (0.5 * (1 + math.cos(math.pi * number / settings.steps)) * 0.99 + 0.01)
+        chosen = self.pictures[datasets.draw(len(self.pictures), settings.batch, seed=settings.seed, step=number)]
+        randomness = torch.Generator().manual_seed(settings.seed * 1_000_003 + number)
+        flips = torch.rand(settings.batch, 1, 1, 1, generator=randomness) < 0.5
+        faces = torch.where(flips, chosen.flip(3), chosen).float() / 255
+        faces = faces.contiguous(memory_format=torch.channels_last)
+        loss = F.mse_loss(self.network(faces), faces)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        self.optimizer.step()
+        harness.update_average(self.average, self.network, min(settings.average_decay, (1 + number) / (10 + number)))
+        return {"mse": loss.item(), "psnr": -10 * math.log10(loss.item())}
+
+    @torch.no_grad()
+    def preview(self) -> Tensor:
+        """Return held-out faces above what the averaged weights make of them."""
+        faces = self.held_out.float() / 255
+        rows = [torch.cat(list(row), dim=2) for row in (faces, self.average(faces).clamp(0, 1))]
+        return torch.cat(rows, dim=1)[None]
+
+
+def initialize(network: GANprintR) -> None:
+    """Keep the variance through ReLUs and unpooling (He et al. 2015), and start the output at middle grey."""
+    for layer in network.encoder:
+        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    for number, layer in enumerate(network.decoder):
+        # The inputs of a transposed convolution are counted where PyTorch looks for the outputs.
+        nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+        if number > 0:  # unpooling leaves three values in four at zero
+            with torch.no_grad():
+                layer.weight.mul_(2)
+    for layer in (*network.encoder, *network.decoder):
+        nn.init.zeros_(layer.bias)
+    last = network.decoder[-1]
+    with torch.no_grad():
+        last.weight.mul_(0.1)
+        last.bias.fill_(MIDDLE)
+
+
+@torch.no_grad()
+def copying(network: GANprintR, pictures: Tensor, batch: int = 32) -> dict[str, float]:
+    """Measure PSNR in dB (mean and standard deviation) of 8-bit copies of uint8 pictures (N, 3, S, S)."""
+    errors = []
+    for part in pictures.split(batch):
+        copied = (network(part.float() / 255).clamp(0, 1) * 255).round()
+        errors.append(((copied - part.float()) / 255).square().flatten(1).mean(1).numpy())
+    psnr = -10 * np.log10(np.concatenate(errors))
+    return {"psnr": round(float(psnr.mean()), 2), "psnr_std": round(float(psnr.std()), 2), "count": float(len(psnr))}
