@@ -18,7 +18,6 @@ from backend.generators.e4e import E4EEncoder, StyleHead
 from backend.generators.stylegan2 import StyleGAN2
 from backend.training import harness
 from backend.training.generator import (
-    Stage,
     draw_faces,
     perceptual_network,
     picture_losses,
@@ -26,6 +25,7 @@ from backend.training.generator import (
     shrink,
     update,
 )
+from backend.training.growth import Growth, Stage
 from backend.training.principal_codes import PrincipalCodes
 
 
@@ -83,9 +83,8 @@ class EncoderTask:
         self.optimizer = torch.optim.Adam(self.encoder.parameters(), 1e-3, (0.9, 0.99), fused=True)
         self.perceptual = perceptual_network("alex")
         self.code_steps = settings.code_steps if codes is not None else 0
-        self.total = self.code_steps
-        if generator is not None:
-            self.total += sum(int(steps) for _, steps, _, _ in settings.stages)
+        self.growth = Growth(settings.stages, settings.decay_share)
+        self.total = self.code_steps + (0 if generator is None else self.growth.total)
 
     def modules(self) -> Mapping[str, nn.Module]:
         """Return what a checkpoint holds."""
@@ -97,19 +96,10 @@ class EncoderTask:
 
     def stage(self, number: int) -> Stage:
         """Return what a step does; a resolution of 0 means the codes alone."""
-        settings = self.settings
-        if number < self.code_steps:
-            share = number / self.code_steps
-            return Stage(0, settings.code_batch, settings.code_rate * (0.1 ** max(0.0, (share - 0.6) / 0.4)))
-        number -= self.code_steps
-        whole = sum(int(steps) for _, steps, _, _ in settings.stages)
-        start = whole * (1 - settings.decay_share)
-        factor = 0.1 ** max(0.0, (number - start) / (whole - start))
-        for resolution, steps, batch, rate in settings.stages:
-            if number < steps:
-                break
-            number -= int(steps)
-        return Stage(int(resolution), int(batch), rate * factor)
+        if number >= self.code_steps:
+            return self.growth.at(number - self.code_steps)
+        rate = self.settings.code_rate * 0.1 ** max(0.0, (number / self.code_steps - 0.6) / 0.4)
+        return Stage(0, self.settings.code_batch, rate)
 
     def step(self, number: int) -> dict[str, float]:
         """Train one step."""

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from backend.generators.e4e import CODE
 from backend.generators.stylegan2 import StyleGAN2, ToRGB
 from backend.training import datasets, harness
+from backend.training.growth import Growth
 from backend.training.mapping import fit_mapping
 from backend.training.principal_codes import PrincipalCodes
 
@@ -38,15 +39,6 @@ class GeneratorSettings:
     seed: int
 
 
-@dataclass(frozen=True)
-class Stage:
-    """What one step of a growing run does: side in pixels, pictures, learning rate."""
-
-    resolution: int
-    batch: int
-    rate: float
-
-
 class GeneratorTask:
     """A generator in training, as a `harness.Task`."""
 
@@ -63,7 +55,8 @@ class GeneratorTask:
         drawing = [weight for name, weight in self.generator.named_parameters() if not name.startswith("style.")]
         self.optimizer = torch.optim.Adam(drawing, 1e-3, (0.9, 0.99), fused=True)
         self.perceptual = perceptual_network("alex")
-        self.total = sum(int(steps) for _, steps, _, _ in settings.stages)
+        self.growth = Growth(settings.stages, settings.decay_share)
+        self.total = self.growth.total
 
     def modules(self) -> Mapping[str, nn.Module]:
         """Return what a checkpoint holds."""
@@ -73,19 +66,9 @@ class GeneratorTask:
         """Return the optimiser."""
         return {"generator": self.optimizer}
 
-    def stage(self, number: int) -> Stage:
-        """Return what a step does."""
-        start = self.total * (1 - self.settings.decay_share)
-        factor = 0.1 ** max(0.0, (number - start) / (self.total - start))
-        for resolution, steps, batch, rate in self.settings.stages:
-            if number < steps:
-                break
-            number -= int(steps)
-        return Stage(int(resolution), int(batch), rate * factor)
-
     def step(self, number: int) -> dict[str, float]:
         """Train one step."""
-        settings, stage = self.settings, self.stage(number)
+        settings, stage = self.settings, self.growth.at(number)
         faces = draw_faces(self.pictures, stage.batch, settings.seed, number)
         codes = self.codes(faces)[:, None].expand(-1, self.generator.rows, -1)
         drawn = self.generator.synthesize(codes, resolution=stage.resolution)
