@@ -38,6 +38,7 @@ class EncoderSettings:
     code_steps: int
     code_batch: int
     code_rate: float
+    statistics_steps: int
     stages: list[list[float]]
     decay_share: float
     code_weight: float
@@ -104,6 +105,8 @@ class EncoderTask:
     def step(self, number: int) -> dict[str, float]:
         """Train one step."""
         settings, stage = self.settings, self.stage(number)
+        if number >= settings.statistics_steps:  # a small batch's statistics are noise in what must be exact
+            keep_statistics(self.encoder)
         faces = draw_faces(self.pictures, stage.batch, settings.seed, number)
         inputs = shrink(faces, settings.input_size).contiguous(memory_format=torch.channels_last)
         losses: dict[str, Tensor] = {}
@@ -145,3 +148,10 @@ class EncoderTask:
         codes = self.average(shrink(faces, self.settings.input_size)) + self.latent_average
         base = codes[:, :1].expand_as(codes)
         return sheet(faces, self.generator.synthesize(codes), self.generator.synthesize(base))
+
+
+def keep_statistics(network: nn.Module) -> None:
+    """Let batch norm use its running statistics while everything else goes on training."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()

@@ -14,11 +14,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from backend import faces
 from backend.generators.inversion import Inverter
 from backend.progress import Job, Step
 from backend.training import latent_edits, swaps
 from backend.training.datasets import Photographs
+from backend.training.landmarks import Landmarks
 
 KINDS = ("swap", "reconstruction", "edit", "sample")
 COLUMNS = ("file", "kind", "target", "source", "seed")
@@ -49,8 +49,7 @@ def build(photographs: Photographs, out: Path, inverter: Inverter | None, settin
     rows = _read_manifest(out / "manifest.csv")
     done = {row["file"] for row in rows}
     plan = [(kind, index) for kind in settings.kinds for index in range(settings.per_kind)]
-    stride = max(1, 2 * len(photographs) // (3 * settings.per_kind))  # landmarks of a pool are found once
-    landmarks = Landmarks(photographs.subset(list(range(0, len(photographs), stride))))
+    landmarks = Landmarks(photographs)
     skipped = 0
     for number, (kind, index) in enumerate(plan):
         name = f"{kind}/{kind}_{index:06d}.png"
@@ -71,33 +70,6 @@ def build(photographs: Photographs, out: Path, inverter: Inverter | None, settin
     _write_manifest(out / "manifest.csv", rows)
     counts = {kind: sum(row["kind"] == kind for row in rows) for kind in settings.kinds}
     return Fakes(out, counts, skipped)
-
-
-class Landmarks:
-    """Five landmarks of every photograph, found when first asked for."""
-
-    def __init__(self, photographs: Photographs) -> None:
-        self.photographs = photographs
-        self._found: dict[int, np.ndarray | None] = {}
-
-    def __len__(self) -> int:
-        """Return how many photographs there are."""
-        return len(self.photographs)
-
-    def name(self, index: int) -> str:
-        """Return the name of one photograph."""
-        return self.photographs.names[index]
-
-    def picture(self, index: int) -> np.ndarray:
-        """Return one photograph as uint8 (size, size, 3)."""
-        return self.photographs.pictures[index].permute(1, 2, 0).numpy()
-
-    def of(self, index: int) -> np.ndarray | None:
-        """Return (5, 2) landmarks in pixels, or None where no face is found."""
-        if index not in self._found:
-            found = faces.find(self.picture(index))
-            self._found[index] = found[0].landmarks if found else None
-        return self._found[index]
 
 
 def make(
