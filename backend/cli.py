@@ -1,6 +1,7 @@
 """The command line: the same backend as the app, for class, scripts and tests."""
 
 import argparse
+import dataclasses
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -10,7 +11,7 @@ from typing import Any, NoReturn
 from backend import images, runtime, verdicts, weights
 from backend.detectors import registry
 from backend.errors import UserError
-from backend.progress import Step
+from backend.progress import Step, finish
 
 Answer = dict[str, Any]
 
@@ -133,6 +134,17 @@ def _train(options: argparse.Namespace) -> Answer:
     return commands.run(options, _show_step)
 
 
+def _attack_table(options: argparse.Namespace) -> Answer:
+    from backend.trace_removal import table  # the models' packages take seconds to import
+    from backend.training import held_out
+
+    faces = held_out.read(options.data, options.fakes, per_family=options.per_family, seed=options.seed)
+    settings = table.TableSettings(seed=options.seed)
+    if options.attacks:
+        settings = dataclasses.replace(settings, attacks=tuple(options.attacks.split(",")))
+    return dataclasses.asdict(finish(table.build(faces, options.out, settings), _show_step))
+
+
 def _examples(_: argparse.Namespace) -> Answer:
     from backend import examples
 
@@ -164,6 +176,14 @@ def _parser() -> argparse.ArgumentParser:
 
     files = _command(commands, "weights", _weights, "list or verify the model files")
     files.add_argument("action", choices=("list", "verify"))
+
+    attacked = _command(commands, "attack-table", _attack_table, "measure every attack against every detector")
+    attacked.add_argument("--data", required=True, type=Path, metavar="DIR", help="photographs that measure")
+    attacked.add_argument("--fakes", required=True, type=Path, metavar="DIR", help="held-out fakes, a folder a family")
+    attacked.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for table.csv and table.json")
+    attacked.add_argument("--per-family", type=int, metavar="N", help="fakes of each family (default: all)")
+    attacked.add_argument("--attacks", metavar="A,B", help="which (default: one form of each)")
+    attacked.add_argument("--seed", type=int, default=0)
 
     _command(commands, "examples", _examples, "draw the app's examples again and store their results")
 

@@ -4,6 +4,7 @@ import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -77,22 +78,21 @@ class GanprintrTask:
         return torch.cat(rows, dim=1)[None]
 
 
+@torch.no_grad()
 def initialize(network: GANprintR) -> None:
     """Keep the variance through ReLUs and unpooling (He et al. 2015), and start the output at middle grey."""
-    for layer in network.encoder:
-        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-    for number, layer in enumerate(network.decoder):
+    encoder = cast(list[nn.Conv2d], list(network.encoder))
+    decoder = cast(list[nn.ConvTranspose2d], list(network.decoder))
+    for convolution in encoder:
+        nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
+    for number, transposed in enumerate(decoder):
         # The inputs of a transposed convolution are counted where PyTorch looks for the outputs.
-        nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-        if number > 0:  # unpooling leaves three values in four at zero
-            with torch.no_grad():
-                layer.weight.mul_(2)
-    for layer in (*network.encoder, *network.decoder):
-        nn.init.zeros_(layer.bias)
-    last = network.decoder[-1]
-    with torch.no_grad():
-        last.weight.mul_(0.1)
-        last.bias.fill_(MIDDLE)
+        nn.init.kaiming_normal_(transposed.weight, mode="fan_out", nonlinearity="relu")
+        transposed.weight.mul_(2 if number else 1)  # unpooling leaves three values in four at zero
+    for layer in (*encoder, *decoder):
+        nn.init.zeros_(cast(Tensor, layer.bias))
+    decoder[-1].weight.mul_(0.1)
+    cast(Tensor, decoder[-1].bias).fill_(MIDDLE)
 
 
 @torch.no_grad()

@@ -1,0 +1,100 @@
+"""The table of attacks that the tab and the comparison show: a new one is a new file and one line here."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from torch import Tensor
+
+from backend import weights
+from backend.attacks import fgsm, ganprintr, mifgsm, noise, pgd
+from backend.attacks.result import Attacked
+from backend.detectors.card import Detector
+from backend.errors import UserError
+from backend.progress import Job
+from backend.settings import SETTINGS
+from backend.trace_removal import trnet
+
+Needs = Literal["nothing", "a white-box detector", "trained weights"]
+Function = Callable[[Tensor, Detector, Any, Tensor | None], Job[Attacked]]
+WHITE_BOX = "xception"  # the detector whose gradient TR-Net's paper uses for FGSM and PGD
+
+
+@dataclass(frozen=True)
+class Attack:
+    """What is known of an attack before it runs.
+
+    Args:
+        name: The name that code and command line use.
+        title: Name for people.
+        paper: Where it was published.
+        needs: What an attacker must have.
+        function: `(images, detector, settings, mask)` to a job.
+        settings: Its settings; they have a `seed`.
+        entry: The weights that it needs, as the registry names them.
+    """
+
+    name: str
+    title: str
+    paper: str
+    needs: Needs
+    function: Function
+    settings: Any
+    entry: str | None = None
+
+    def available(self) -> bool:
+        """Say whether its weights are installed, or it needs none."""
+        if self.entry is None:
+            return True
+        return (SETTINGS.weights_dir / "registry.toml").exists() and self.entry in weights.entries()
+
+    def run(self, images: Tensor, detector: Detector, mask: Tensor | None = None, *, seed: int = 0) -> Job[Attacked]:
+        """Attack faces (N, 3, H, W) in [0, 1]; `detector` is the white box, and judges.
+
+        Raises:
+            UserError: The attack's weights are missing.
+        """
+        return self.function(images, detector, replace(self.settings, seed=seed), mask)
+
+
+FRANK = "Frank et al. 2020, arXiv 2003.08685"
+GOODFELLOW = "Goodfellow et al. 2015, arXiv 1412.6572"
+DONG = "Dong et al. 2018, arXiv 1710.06081"
+MADRY = "Madry et al. 2018, arXiv 1706.06083"
+NEVES = "Neves et al. 2020, arXiv 1911.05351"
+LIU = "Liu et al. 2022, arXiv 2203.11433"
+ERASER = ", as in Artifact-Eraser, arXiv 2404.08341"
+BOX: Needs = "a white-box detector"
+TRAINED: Needs = "trained weights"
+_TABLE = (
+    Attack("noise", "Noise", FRANK, "nothing", noise.attack, noise.NoiseSettings()),
+    Attack("fgsm", "FGSM", GOODFELLOW, BOX, fgsm.attack, fgsm.FGSMSettings()),
+    Attack("mifgsm", "MIFGSM", DONG, BOX, mifgsm.attack, mifgsm.MIFGSMSettings()),
+    Attack("pgd", "PGD", MADRY, BOX, pgd.attack, pgd.PGDSettings()),
+    Attack("fgsm_paper000", "FGSM, iterative", GOODFELLOW + ERASER, BOX, fgsm.attack, fgsm.PAPER000),
+    Attack("mifgsm_paper000", "MIFGSM, unnormalised", DONG + ERASER, BOX, mifgsm.attack, mifgsm.PAPER000),
+    Attack("pgd_paper000", "PGD, 8 steps", MADRY + ERASER, BOX, pgd.attack, pgd.PAPER000),
+    Attack("ganprintr", "GANprintR", NEVES, TRAINED, ganprintr.attack, ganprintr.GanprintrSettings(), ganprintr.ENTRY),
+    Attack("trnet", "TR-Net", LIU, TRAINED, trnet.attack, trnet.TRNetSettings(), trnet.ENTRY),
+)
+ATTACKS: dict[str, Attack] = {attack.name: attack for attack in _TABLE}
+COMPARED = (
+    "noise",
+    "fgsm",
+    "mifgsm",
+    "pgd",
+    "ganprintr",
+    "trnet",
+)  # one form of each, in the order of the paper's tables
+
+
+def named(name: str) -> Attack:
+    """Return one attack, or say which exist.
+
+    Raises:
+        UserError: There is none of this name.
+    """
+    try:
+        return ATTACKS[name]
+    except KeyError:
+        raise UserError(f"There is no attack named {name}.", f"Choose from: {', '.join(ATTACKS)}.") from None
