@@ -91,6 +91,15 @@ def choose(faces: list[Face], number: int | None = None) -> Face:
     return faces[number - 1]
 
 
+def find_again(image: np.ndarray, face: Face) -> Face | None:
+    """Find a face anew where it was in another version of the photo, uint8 (H, W, 3); None where it is lost."""
+    found = find(image)
+    if not found:
+        return None
+    nearest = min(found, key=lambda one: _distance(one, face))
+    return nearest if _distance(nearest, face) <= face.width / 2 else None
+
+
 def problem(face: Face, image_shape: tuple[int, ...]) -> str | None:
     """Say in one sentence why a face is out of scope, or return None where it is not.
 
@@ -105,6 +114,12 @@ def problem(face: Face, image_shape: tuple[int, ...]) -> str | None:
     if _is_profile(face):
         return "The face is turned to the side; the detectors know faces seen from the front."
     return None
+
+
+def _distance(one: Face, other: Face) -> float:
+    """Return the distance in photo pixels between the middles of two faces."""
+    middles = [(face.box[0] + face.box[2], face.box[1] + face.box[3]) for face in (one, other)]
+    return float(np.linalg.norm(np.subtract(*middles)) / 2)
 
 
 def _is_near_edge(face: Face, image_shape: tuple[int, ...]) -> bool:

@@ -1,8 +1,6 @@
 """A finished story as pictures and numbers: what the app shows, stores for its examples and hands out as a zip."""
 
-import io
 import json
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from backend import alignment, images, provenance
+from backend import alignment, images, packing
 from backend.alignment import AlignedFace
 
 if TYPE_CHECKING:
@@ -61,23 +59,13 @@ class Bundle:
 
     def zip(self) -> bytes:
         """Return a zip file with the record and every picture, marked where the app made it."""
-        buffer = io.BytesIO()
-        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as packed:
-            packed.writestr("record.json", json.dumps(self.record, indent=1))
-            for name, picture in self.pictures().items():
-                own = name == "crop"  # the visitor's own pixels
-                packed.writestr(
-                    f"{name}.png", images.encode_png(picture) if own else provenance.marked_png(picture, self.record)
-                )
-        return buffer.getvalue()
+        return packing.zipped(self.record, self.pictures(), own=("crop",))  # the visitor's own pixels
 
     def save(self, folder: Path) -> list[Path]:
         """Write what `load` needs, without visible marks, and return the files."""
         folder.mkdir(parents=True, exist_ok=True)
-        for name, picture in {**self.faces, **self.maps}.items():
-            colours = picture if picture.ndim == 3 else np.repeat(picture[..., None], 3, axis=2)
-            (folder / f"{name}.png").write_bytes(provenance.png(colours, {"kind": name}))
-        (folder / "story.json").write_text(json.dumps(self.record, indent=1) + "\n", encoding="utf-8")
+        for name, content in packing.unmarked({**self.faces, **self.maps}, self.record, "story.json").items():
+            (folder / name).write_bytes(content)
         return sorted(folder.iterdir())
 
 

@@ -2,13 +2,12 @@
 
 import time
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from typing import Any
 
 import numpy as np
 import torch
 
-from backend import alignment, faces, images, weights
+from backend import alignment, faces, images, made_with
 from backend.counterfactual import regions, retest, traces
 from backend.counterfactual.cam import CamMap, grad_cam
 from backend.counterfactual.outcome import Search
@@ -20,9 +19,6 @@ from backend.generators import inversion
 from backend.generators.inversion import Inverter
 from backend.progress import Job, Step
 from backend.runtime import MODEL_LOCK, device
-from backend.settings import SETTINGS
-
-PACKAGES = ("timm", "face-forgery-explained")
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,8 +214,8 @@ def explain_photo(
         retest={name: (float(before[0]), float(after[0])) for name, (before, after) in scores.items()},
         pasted=pasted,
         p_pasted=_judge_again(pasted, face, detector, inverter),
-        hashes=_hashes([inverter.name, "encoder", detector_name, *scores]),
-        versions={"torch": torch.__version__} | {name: _version(name) for name in PACKAGES},
+        hashes=made_with.hashes([inverter.name, "encoder", detector_name, *scores]),
+        versions=made_with.versions(),
         seconds=time.perf_counter() - started,
     )
 
@@ -246,32 +242,9 @@ def _counted(job: Job[Search], total: int) -> Job[Search]:
 
 def _judge_again(pasted: np.ndarray, face: faces.Face, detector: Detector, inverter: Inverter) -> float | None:
     """Find, align and judge the face again, as anyone would who is given only the photo."""
-    again = faces.find(pasted)
-    if not again:
+    again = faces.find_again(pasted, face)
+    if again is None:
         return None
-    middle = _middle(face)
-    nearest = min(again, key=lambda one: float(np.linalg.norm(_middle(one) - middle)))
-    if float(np.linalg.norm(_middle(nearest) - middle)) > face.width / 2:
-        return None
-    crop = alignment.align(pasted, nearest, inverter.template, inverter.size).crop
+    crop = alignment.align(pasted, again, inverter.template, inverter.size).crop
     with MODEL_LOCK, torch.no_grad():
         return float(detector.p_fake(images.to_tensor(crop).to(device()))[0])
-
-
-def _middle(face: faces.Face) -> np.ndarray:
-    return np.array([face.box[0] + face.box[2], face.box[1] + face.box[3]]) / 2
-
-
-def _hashes(names: list[str]) -> dict[str, str]:
-    """Return the recorded hashes of those models that the registry knows."""
-    if not (SETTINGS.weights_dir / "registry.toml").exists():
-        return {}
-    known = weights.entries()
-    return {name: known[name].sha256 for name in names if name in known}
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "run from its source folder"

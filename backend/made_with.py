@@ -1,0 +1,31 @@
+"""Which model files and packages a result was made with."""
+
+from collections.abc import Iterable
+from importlib import metadata
+
+import torch
+
+from backend import weights
+from backend.settings import SETTINGS
+
+PACKAGES = ("timm", "face-forgery-explained")
+
+
+def hashes(names: Iterable[str]) -> dict[str, str]:
+    """Return the recorded SHA-256 of those models that the registry knows, by name."""
+    if not (SETTINGS.weights_dir / "registry.toml").exists():
+        return {}
+    known = weights.entries()
+    return {name: known[name].sha256 for name in names if name in known}
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that matter, by name."""
+    return {"torch": torch.__version__} | {name: _version(name) for name in PACKAGES}
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "run from its source folder"
