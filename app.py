@@ -11,7 +11,9 @@ import gradio as gr
 
 from backend import runtime
 from backend.settings import SETTINGS
-from tabs import common, counterfactual
+from tabs import common
+from tabs.counterfactual import CounterfactualTab
+from tabs.photo import PhotoStep
 
 TITLE = "Is this face forged?"
 INTRODUCTION = (
@@ -22,11 +24,12 @@ INTRODUCTION = (
 
 def build() -> gr.Blocks:
     """Return the app, not yet running."""
-    tab = counterfactual.build()  # built outside, for a Blocks that is built inside another is already drawn there
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(600, 3600)) as demo:
         gr.Markdown(f"# {TITLE}\n{INTRODUCTION}")
+        photo = PhotoStep()
         with gr.Tabs(), gr.Tab("Counterfactual", id="counterfactual"):
-            tab.render()
+            search = CounterfactualTab(photo)
+        photo.connect([search])
         demo.unload(common.forget)
     return demo.queue(max_size=SETTINGS.queue_size, default_concurrency_limit=1)
 

@@ -3,23 +3,21 @@
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from PIL import Image
 
-from backend import examples, images, verdicts
+from backend import images
 from backend.counterfactual import bundle
 from backend.counterfactual.levels import WORDS
 from backend.counterfactual.search import SearchSettings
 from backend.detectors import registry
 from backend.detectors.choice import suggested
-from backend.errors import UserError
+from backend.examples import Example
 from backend.progress import Step
 from backend.verdicts import JudgedFace
 from tabs import api, words
-from tabs.common import MODEL, QUICK, answered, photo_from, session_folder, shown
+from tabs.common import MODEL, QUICK, answered, photo_from, session_folder
 from tabs.photo import PhotoStep
 from tabs.result import ResultStep
 
@@ -33,27 +31,19 @@ COMPOSITES = [
     ("Add only the change to the photo (transfer)", "transfer"),
     ("Show the generator's own drawing (reconstruction)", "reconstruction"),
 ]
-CONVERTED_SIDE = 2200  # of pictures that browsers cannot show, in pixels
+WAITING = "*First choose a photo with a face, in step 1 above.*"
 FRAME_SECONDS = 0.3  # between two pictures of a running search; the score is shown at every step
 STOPPED = "**Stopped.** What the search had reached stays below; choose a detector and start again whenever you like."
 DEFAULTS = SearchSettings()
 
 
-def build() -> gr.Blocks:
-    """Return the tab."""
-    with gr.Blocks(analytics_enabled=False) as tab:
-        CounterfactualTab()
-    return tab
-
-
 class CounterfactualTab:
     """Layout and wiring of the tab."""
 
-    def __init__(self) -> None:
+    def __init__(self, photo: PhotoStep) -> None:
+        self.choice = photo
         gr.Markdown(HEADLINE)
-        self.examples = examples.load()
-        self.faces = gr.State([])
-        self.choice = PhotoStep(self.examples)
+        self.waiting = gr.Markdown(WAITING)
         with gr.Column(visible=False) as self.ask:
             self._lay_out_search()
         self.result = ResultStep()
@@ -107,8 +97,6 @@ class CounterfactualTab:
     def _wire(self) -> None:
         photo, pick = self.choice.photo, self.choice.which
         private: dict[str, Any] = {"api_visibility": "private"}
-        # The sign of waiting, and of an error, belongs in one place and not over everything that may change.
-        looking: dict[str, Any] = {**MODEL, **private, "show_progress_on": [photo]}
         asked = [
             photo,
             pick,
@@ -125,73 +113,35 @@ class CounterfactualTab:
         )
         run.then(self._idle, None, [self.find, self.stop], **QUICK, **private)
         self.stop.click(self._stopped, None, [self.find, self.stop, self.note], cancels=[run], **QUICK, **private)
-        begun = [photo, self.faces, self.detector, self.ask, *self.choice.outputs(), *self._search_outputs()]
-        self.choice.gallery.select(answered(self._example), None, begun, cancels=[run], **QUICK, **private).success(
-            answered(self._look_where_needed), [photo, self.faces], begun, **looking
-        )
-        photo.upload(answered(self._look), photo, begun, cancels=[run], **looking)
-        photo.clear(self._forget, None, begun, cancels=[run], **QUICK, **private)
-        picked = [pick, self.detector, self.ask, *self.choice.outputs(), *self._search_outputs()]
-        pick.input(answered(self._pick), [self.faces, pick], picked, cancels=[run], **QUICK, **private)
-        self.choice.found.select(answered(self._click), self.faces, picked, cancels=[run], **QUICK, **private)
+        self.running = [run]
         self.result.wire()
         api.add(photo, self.detector, self.levels, self.steps, self.composite)
 
     def _search_outputs(self) -> list[Any]:
         return [self.find, self.stop, self.note, self.live, self.progress, self.face, *self.result.outputs()]
 
-    def _look(self, path: str | None) -> Updates:
-        """Show what the detectors say about a new photo, or why nothing can be said."""
-        try:
-            pixels = photo_from(path)
-        except UserError as error:
-            return {self.faces: [], self.ask: gr.Column(visible=False), **self._quiet(), **self.choice.refuse(error)}
-        as_uploaded = _is_shown_by_browsers(str(path))
-        if not as_uploaded:  # it is handed back as PNG, which must stay below the limit on bytes
-            pixels = shown(pixels, CONVERTED_SIDE)
-        faces = verdicts.judge(pixels)
-        updates = {self.faces: faces, **self.choice.show(pixels, faces), **self._offer(faces, 1)}
-        if not as_uploaded:
-            updates[self.choice.photo] = gr.Image(pixels)
+    def outputs(self) -> list[Any]:
+        """Return what the methods below may update."""
+        return [self.waiting, self.ask, self.detector, *self._search_outputs()]
+
+    def offer(self, face: JudgedFace | None) -> Updates:
+        """Return the updates for another face, or for none."""
+        updates = {
+            self.waiting: gr.Markdown(visible=face is None),
+            self.ask: gr.Column(visible=face is not None),
+            **self._quiet(),
+        }
+        if face is not None:
+            updates[self.detector] = gr.Dropdown(value=suggested(face.p_fake))
         return updates
 
-    def _look_where_needed(self, path: str | None, faces: list[JudgedFace]) -> Updates:
-        """Ask the detectors about an example whose stored result no longer fits them."""
-        return {self.faces: gr.skip()} if faces else self._look(path)
-
-    def _example(self, event: gr.SelectData, request: gr.Request) -> Updates:
-        """Show an example with its stored result."""
-        example = self.examples[event.index]
-        pixels = images.read(example.photo_path)
-        updates: Updates = {self.choice.photo: gr.Image(pixels), self.faces: []}
-        if examples.stale(example):
-            return {**updates, **self.choice.hide(), **self._quiet(), self.ask: gr.Column(visible=False)}
-        faces = example.faces()
+    def show_example(self, example: Example, request: gr.Request) -> Updates:
+        """Return the updates that show an example's stored result."""
         return {
-            **updates,
-            self.faces: faces,
-            **self.choice.show(pixels, faces),
-            **self._offer(faces, 1),
             self.detector: gr.Dropdown(value=example.detector),
             self.note: f"The stored result for “{example.label}” stands below. You can also run the search yourself.",
             **self.result.show(example.bundle(), session_folder(request)),
         }
-
-    def _pick(self, faces: list[JudgedFace], number: int) -> Updates:
-        return {**self.choice.pick(faces, number), **self._offer(faces, number)}
-
-    def _click(self, faces: list[JudgedFace], event: gr.SelectData) -> Updates:
-        number = int(event.index) + 1
-        return {self.choice.which: number, **self._pick(faces, number)}
-
-    def _offer(self, faces: list[JudgedFace], number: int) -> Updates:
-        """Return the updates of step 3 for a face, and take the result of another one away."""
-        face = faces[number - 1] if faces else None
-        can = face is not None and face.problem is None and bool(face.p_fake)
-        updates = {self.ask: gr.Column(visible=can), **self._quiet()}
-        if face is not None and can:
-            updates[self.detector] = gr.Dropdown(value=suggested(face.p_fake))
-        return updates
 
     def _quiet(self) -> Updates:
         return {**self._idle(), self.note: "", self.live: gr.Row(visible=False), **self.result.hide()}
@@ -201,9 +151,6 @@ class CounterfactualTab:
 
     def _stopped(self) -> Updates:
         return {**self._idle(), self.note: STOPPED}
-
-    def _forget(self) -> Updates:
-        return {self.faces: [], self.ask: gr.Column(visible=False), **self.choice.hide(), **self._quiet()}
 
     def _search(
         self,
@@ -262,8 +209,3 @@ class CounterfactualTab:
             framed = time.monotonic()
             updates[self.face] = images.to_array(step.preview)
         return updates, framed
-
-
-def _is_shown_by_browsers(path: str) -> bool:
-    with Image.open(Path(path)) as picture:
-        return picture.format in {"JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP"}

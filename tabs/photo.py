@@ -1,19 +1,24 @@
-"""Steps 1 and 2 of a tab: choose a photo, and see what the detectors say about it."""
+"""Steps 1 and 2, which all tabs share: choose a photo, and see what the detectors say about it."""
 
 from collections.abc import Sequence
 from operator import itemgetter
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import gradio as gr
 import numpy as np
+from gradio.events import Dependency
+from PIL import Image
 
+from backend import examples, images, verdicts
 from backend.errors import UserError
 from backend.examples import Example
 from backend.verdicts import JudgedFace
 from tabs import words
-from tabs.common import SHOWN_SIDE, photo_input, shown
+from tabs.common import MODEL, QUICK, SHOWN_SIDE, answered, photo_from, photo_input, shown
 
 Updates = dict[Any, Any]
+CONVERTED_SIDE = 2200  # of pictures that browsers cannot show, in pixels
 BLUE = "#1d4ed8"
 MAX_LISTED = 12  # faces that can be picked
 
@@ -23,21 +28,38 @@ RULES = (
 )
 
 
-class PhotoStep:
-    """The components of steps 1 and 2.
+class PhotoTab(Protocol):
+    """What a tab has to offer to share the photo.
 
     Args:
-        examples: Pictures that a visitor can start from.
+        running: Its long events, which another photo ends.
     """
 
-    def __init__(self, examples: list[Example]) -> None:
-        self.examples = examples
+    running: list[Dependency]
+
+    def outputs(self) -> list[Any]:
+        """Return what the methods below may update."""
+
+    def offer(self, face: JudgedFace | None) -> Updates:
+        """Return the updates for another face, whose earlier results go; None takes the tab's steps away."""
+
+    def show_example(self, example: Example, request: gr.Request) -> Updates:
+        """Return the updates that show the stored result of an example, where there is one."""
+
+
+class PhotoStep:
+    """Layout and wiring of steps 1 and 2."""
+
+    def __init__(self) -> None:
+        self.examples = examples.load()
+        self.faces = gr.State([])
+        self.tabs: Sequence[PhotoTab] = ()
         gr.Markdown("## 1 Choose a photo")
         with gr.Row():
             with gr.Column(min_width=280):
                 self.photo = photo_input("Your photo, with a face seen from the front")
                 gr.Markdown(RULES, elem_classes="note")
-            with gr.Column(min_width=280, visible=bool(examples)):
+            with gr.Column(min_width=280, visible=bool(self.examples)):
                 gr.Markdown("**Or start from an example.** Its result is stored, so there is nothing to wait for.")
                 self.gallery = self._gallery()
         with gr.Column(visible=False) as self.answer:
@@ -74,6 +96,73 @@ class PhotoStep:
             buttons=[],
             elem_classes="examples",
         )
+
+    def connect(self, tabs: Sequence[PhotoTab]) -> None:
+        """Wire the events, whose answers reach every tab."""
+        self.tabs = tabs
+        private: dict[str, Any] = {"api_visibility": "private", "cancels": [run for tab in tabs for run in tab.running]}
+        # The sign of waiting, and of an error, belongs in one place and not over everything that may change.
+        looking: dict[str, Any] = {**MODEL, "show_progress_on": [self.photo]}
+        below = [component for tab in tabs for component in tab.outputs()]
+        begun = [self.photo, self.faces, *self.outputs(), *below]
+        self.gallery.select(answered(self._example), None, begun, **QUICK, **private).success(
+            answered(self._look_where_needed),
+            [self.photo, self.faces],
+            begun,
+            api_visibility="private",
+            **looking,
+        )
+        self.photo.upload(answered(self._look), self.photo, begun, **looking, **private)
+        self.photo.clear(self._forget, None, begun, **QUICK, **private)
+        picked = [*self.outputs(), *below]
+        self.which.input(answered(self._pick), [self.faces, self.which], picked, **QUICK, **private)
+        self.found.select(answered(self._click), self.faces, picked, **QUICK, **private)
+
+    def _look(self, path: str | None) -> Updates:
+        """Show what the detectors say about a new photo, or why nothing can be said."""
+        try:
+            pixels = photo_from(path)
+        except UserError as error:
+            return {self.faces: [], **self._offer(None), **self.refuse(error)}
+        as_uploaded = _is_shown_by_browsers(str(path))
+        if not as_uploaded:  # it is handed back as PNG, which must stay below the limit on bytes
+            pixels = shown(pixels, CONVERTED_SIDE)
+        faces = verdicts.judge(pixels)
+        updates = {self.faces: faces, **self.show(pixels, faces), **self._offer(faces[0] if faces else None)}
+        if not as_uploaded:
+            updates[self.photo] = gr.Image(pixels)
+        return updates
+
+    def _look_where_needed(self, path: str | None, faces: list[JudgedFace]) -> Updates:
+        """Ask the detectors about an example whose stored result no longer fits them."""
+        return {self.faces: gr.skip()} if faces else self._look(path)
+
+    def _example(self, event: gr.SelectData, request: gr.Request) -> Updates:
+        """Show an example with its stored results."""
+        example = self.examples[event.index]
+        pixels = images.read(example.photo_path)
+        updates: Updates = {self.photo: gr.Image(pixels), self.faces: []}
+        if examples.stale(example):
+            return {**updates, **self.hide(), **self._offer(None)}
+        faces = example.faces()
+        updates |= {self.faces: faces, **self.show(pixels, faces), **self._offer(faces[0])}
+        for tab in self.tabs:
+            updates |= tab.show_example(example, request)
+        return updates
+
+    def _pick(self, faces: list[JudgedFace], number: int) -> Updates:
+        return {**self.pick(faces, number), **self._offer(faces[number - 1])}
+
+    def _click(self, faces: list[JudgedFace], event: gr.SelectData) -> Updates:
+        number = int(event.index) + 1
+        return {self.which: number, **self._pick(faces, number)}
+
+    def _forget(self) -> Updates:
+        return {self.faces: [], **self.hide(), **self._offer(None)}
+
+    def _offer(self, face: JudgedFace | None) -> Updates:
+        usable = face if face is not None and not face.problem and face.p_fake else None
+        return {key: value for tab in self.tabs for key, value in tab.offer(usable).items()}
 
     def show(self, photo: np.ndarray, faces: Sequence[JudgedFace], number: int = 1) -> Updates:
         """Return the updates of step 2 for one of the faces, from 1."""
@@ -125,3 +214,8 @@ def _box(photo: np.ndarray, face: JudgedFace) -> tuple[int, int, int, int]:
     height, width = (max(1, round(side * factor)) for side in photo.shape[:2])
     x0, y0, x1, y1 = (round(value * factor) for value in face.aligned.face.box)
     return max(0, x0), max(0, y0), min(width, x1), min(height, y1)
+
+
+def _is_shown_by_browsers(path: str) -> bool:
+    with Image.open(Path(path)) as picture:
+        return picture.format in {"JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP"}
