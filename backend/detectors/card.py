@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from backend.errors import UserError
+
 Verdict = Literal["real", "fake", "uncertain"]
 UNCERTAIN_MARGIN = 0.15  # p_fake nearer to 0.5 than this is called uncertain
 
@@ -41,11 +43,12 @@ class Card:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     outputs: str
-    cam_layer: str
+    cam_layer: str  # empty where there is no layer that Grad-CAM could read
     trained_on: str
     licence: str
     errors: tuple[ErrorRate, ...]
     known_failures: str
+    defence: str = "shipped"  # what its training pictures went through: shipped, none (the plain set) or weak
 
     def false_alarm(self) -> ErrorRate | None:
         """Return how often real photographs are called fake, where it was measured."""
@@ -54,6 +57,18 @@ class Card:
     def misses(self) -> tuple[ErrorRate, ...]:
         """Return how often each kind of fake is called real, where it was measured."""
         return tuple(rate for rate in self.errors if rate.kind != "real")
+
+
+def patch_log_odds(maps: Tensor) -> Tensor:
+    """Return the log-odds (N,) of the mean of the patches' probabilities.
+
+    The logarithms of the two means are taken from logarithms, so neither rounds to zero.
+
+    Args:
+        maps: Logits (N, 2, h, w), fake then real.
+    """
+    means = maps.flatten(2).log_softmax(1).logsumexp(2)
+    return means[:, 0] - means[:, 1]
 
 
 def verdict(p_fake: float) -> Verdict:
@@ -69,6 +84,9 @@ LOG_ODDS: dict[str, Callable[[Tensor], Tensor]] = {
     "one logit, real high": lambda raw: -raw[:, 0],
     "two logits, real then fake": lambda raw: raw[:, 1] - raw[:, 0],
     "two logits, fake then real": lambda raw: raw[:, 0] - raw[:, 1],
+    "patch logits, fake then real": patch_log_odds,
+    "logits by source, real first": lambda raw: raw[:, 1:].logsumexp(1) - raw[:, 0],
+    "correlations by source, fake high": lambda raw: raw.amax(1),
 }
 
 
@@ -111,5 +129,14 @@ class Detector(nn.Module):
         return torch.sigmoid(self.logit_fake(images))
 
     def cam_module(self) -> nn.Module:
-        """Return the layer that Grad-CAM reads."""
+        """Return the layer that Grad-CAM reads.
+
+        Raises:
+            UserError: The detector has no such layer.
+        """
+        if not self.card.cam_layer:
+            raise UserError(
+                f"{self.card.title} compares fingerprints and has no layer whose attention could be shown.",
+                "Choose another detector to see where it looked.",
+            )
         return self.network.get_submodule(self.card.cam_layer)

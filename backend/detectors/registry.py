@@ -2,19 +2,25 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
 from backend import runtime, weights
 from backend.detectors.card import Card, Detector, ErrorRate
+from backend.detectors.dct_a import DCTA
 from backend.detectors.efficientnet import build_efficientnet, build_slim_efficientnet
+from backend.detectors.lf import LF, SOURCES
 from backend.detectors.mesonet import Meso4, MesoInception4
+from backend.detectors.nf import NoiseFingerprints
+from backend.detectors.patch_cnn import PatchCNN
 from backend.detectors.xception import Xception
 from backend.errors import UserError
 from backend.settings import SETTINGS
 
 Options = Mapping[str, Any]
+Set = Literal["shipped", "plain", "all"]
+UNDEFENDED = "none"  # the defence of the plain set
 EMBEDDED_SIZE = 128  # side in pixels of the faces that embedded detectors take, unless `input_size` says otherwise
 
 
@@ -26,7 +32,7 @@ class Architecture:
         title: Name for people.
         paper: Where it was published.
         outputs: What the network returns, a key of `card.LOG_ODDS`.
-        cam_layer: Layer that Grad-CAM reads.
+        cam_layer: Layer that Grad-CAM reads, empty where there is none.
         mean: Subtracted from every channel of pictures in [0, 1].
         std: Divides every channel afterwards.
         published: Builds the untrained network at the size of the paper.
@@ -59,17 +65,44 @@ def _mesoinception4(options: Options) -> nn.Module:
     return MesoInception4(width=options.get("width", 1.0), input_size=_input_size(options))
 
 
+def _patch_cnn(options: Options) -> nn.Module:
+    return PatchCNN(options.get("depth", 3), options.get("width", 0.35))
+
+
+def _dct_a(options: Options) -> nn.Module:
+    return DCTA(_input_size(options), options.get("width", 1.0))
+
+
+def _lf(options: Options) -> nn.Module:
+    return LF(tuple(options.get("sources", SOURCES)), _input_size(options), options.get("width", 0.25))
+
+
+def _nf(options: Options) -> nn.Module:
+    return NoiseFingerprints(tuple(options.get("sources", SOURCES[1:])), _input_size(options))
+
+
 TWO = "two logits, real then fake"
 MESO = "one logit, real high"
 CHOLLET = "Chollet 2017, arXiv 1610.02357; for faces Roessler et al. 2019, arXiv 1901.08971"
 TAN = "Tan and Le 2019, arXiv 1905.11946"
 AFCHAR = "Afchar et al. 2018, arXiv 1809.00888"
+CHAI = "Chai et al. 2020, arXiv 2008.10588"
+FRANK = "Frank et al. 2020, arXiv 2003.08685"
+YU = "Yu et al. 2019, arXiv 1811.08180"
+MARRA = "Marra et al. 2019, arXiv 1812.11842"
+PATCHES = "patch logits, fake then real"
+BY_SOURCE = "logits by source, real first"
+CORRELATIONS = "correlations by source, fake high"
 B4 = "efficientnet_b4"
 ARCHITECTURES: dict[str, Architecture] = {
     "xception": Architecture("Xception", CHOLLET, TWO, "act4", 0.5, 0.5, Xception, _xception),
     B4: Architecture("EfficientNet", TAN, TWO, "bn2", 0.5, 0.5, lambda: build_efficientnet(B4), _efficientnet),
     "meso4": Architecture("Meso-4", AFCHAR, MESO, "bn4", 0.0, 1.0, Meso4, _meso4),
     "mesoinception4": Architecture("MesoInception-4", AFCHAR, MESO, "bn4", 0.0, 1.0, MesoInception4, _mesoinception4),
+    "patch_cnn": Architecture("Patch-CNN", CHAI, PATCHES, "convout", 0.5, 0.5, PatchCNN, _patch_cnn),
+    "dct_a": Architecture("DCT-A", FRANK, TWO, "conv4", 0.0, 1 / 255, DCTA, _dct_a),
+    "lf": Architecture("LF", YU, BY_SOURCE, "blocks.8.conv1", 0.5, 0.5, LF, _lf),
+    "nf": Architecture("NF", MARRA, CORRELATIONS, "", 0.0, 1.0, NoiseFingerprints, _nf),
 }
 
 
@@ -78,11 +111,21 @@ def names() -> list[str]:
     return list(ARCHITECTURES)
 
 
-def loadable() -> list[str]:
-    """Return the detectors that can be built and have an entry in the registry of weights."""
+def loadable(which: Set = "shipped") -> list[str]:
+    """Return the detectors that have an entry in the registry of weights, in the order of `names()`.
+
+    Args:
+        which: `shipped`, what the app uses: one entry for each architecture, of the same name; `plain`, the
+            undefended ones, whose entries are named `NAME_plain`; or `all`, with every other variant.
+    """
     if not (SETTINGS.weights_dir / "registry.toml").exists():
         return []
-    return [name for name in ARCHITECTURES if name in weights.entries()]
+    known = weights.entries()
+    if which == "shipped":
+        return [name for name in ARCHITECTURES if name in known]
+    named = [(entry.options.get("architecture", name), name) for name, entry in known.items()]
+    ordered = [name for wanted in ARCHITECTURES for architecture, name in named if architecture == wanted]
+    return ordered if which == "all" else [name for name in ordered if _defence(known[name].options) == UNDEFENDED]
 
 
 def build(name: str) -> nn.Module:
@@ -121,6 +164,7 @@ def card(name: str) -> Card:
         licence=entry.licence,
         errors=tuple(ErrorRate(**rate) for rate in options.get("errors", ())),
         known_failures=options["known_failures"],
+        defence=_defence(options),
     )
 
 
@@ -139,10 +183,18 @@ def _load(name: str) -> Detector:
 
 
 def _architecture(name: str) -> Architecture:
-    try:
+    """Return an architecture by its own name or by that of an entry, which may carry `architecture`."""
+    if name in ARCHITECTURES:
         return ARCHITECTURES[name]
-    except KeyError:
-        raise UserError(f"There is no detector named {name}.", f"Choose one of: {', '.join(names())}.") from None
+    if (SETTINGS.weights_dir / "registry.toml").exists() and name in weights.entries():
+        found = ARCHITECTURES.get(weights.entry(name).options.get("architecture", ""))
+        if found is not None:
+            return found
+    raise UserError(f"There is no detector named {name}.", f"Choose one of: {', '.join(names())}.")
+
+
+def _defence(options: Options) -> str:
+    return str(options.get("defence", "shipped"))
 
 
 def _input_size(options: Options) -> int:

@@ -1,0 +1,100 @@
+"""LF (Yu et al. 2019, arXiv 1811.08180): a network that names the source of a picture, real or one of the makers."""
+
+import math
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from backend.detectors.xception import scaled
+
+SOURCES = (
+    "real",
+    "swap",
+    "reconstruction",
+    "edit",
+    "sample",
+    "stylegan_140k",
+    "gan_celebahq_ffhq",
+    "ciplab_photoshop",
+)
+BASE, LARGEST = 1024, 512  # channels at stage 0, and at most
+SLOPE = 0.2
+
+
+def channels(stage: int, width: float = 1.0) -> int:
+    """Return the number of channels of a stage: halved with every doubling of the resolution, 512 at most."""
+    return scaled(min(BASE // 2**stage, LARGEST), width)
+
+
+class LF(nn.Module):
+    """The paper's classifier: a ProGAN discriminator without normalisation, with one logit a source.
+
+    Args:
+        sources: What it tells apart, `real` first.
+        input_size: Side of the pictures in pixels; a power of two, at least 8.
+        width: Factor on the channels; 1.0 is the published network.
+    """
+
+    def __init__(self, sources: tuple[str, ...] = SOURCES, input_size: int = 128, width: float = 1.0) -> None:
+        super().__init__()
+        self.sources = tuple(sources)
+        self.blocks = nn.ModuleDict()
+        before = 3
+        for stage in range(int(math.log2(input_size)), 2, -1):
+            inner, after = channels(stage - 1, width), channels(stage - 2, width)
+            self.blocks[str(2**stage)] = Block(before, inner, after)
+            before = after
+        last = channels(1, width)
+        self.conv = ScaledConv(before, last)
+        self.dense1 = ScaledLinear(last * 4 * 4, last, gain=math.sqrt(2))
+        self.dense2 = ScaledLinear(last, len(self.sources), gain=1.0)
+
+    def forward(self, faces: Tensor) -> Tensor:
+        """Return logits (N, sources) for faces (N, 3, S, S) in [-1, 1]."""
+        features = faces
+        for block in self.blocks.values():
+            features = block(features)
+        features = self.conv(features).flatten(1)
+        return self.dense2(F.leaky_relu(self.dense1(features), SLOPE))
+
+
+class Block(nn.Module):
+    """Two convolutions, then the mean of every 2x2 pixels."""
+
+    def __init__(self, before: int, inner: int, after: int) -> None:
+        super().__init__()
+        self.conv0 = ScaledConv(before, inner)
+        self.conv1 = ScaledConv(inner, after)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return features at half the resolution."""
+        return F.avg_pool2d(self.conv1(self.conv0(features)), 2)
+
+
+class ScaledConv(nn.Conv2d):
+    """A 3x3 convolution with leaky ReLU; weights are stored at unit variance and scaled when used."""
+
+    def __init__(self, before: int, after: int) -> None:
+        super().__init__(before, after, 3)
+        self.gain = math.sqrt(2 / (before * 9))
+        nn.init.normal_(self.weight)
+        nn.init.zeros_(self.bias)  # type: ignore[arg-type]
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return activated features of the same resolution; the border is mirrored."""
+        padded = F.pad(features, (1, 1, 1, 1), mode="reflect")
+        return F.leaky_relu(F.conv2d(padded, self.weight * self.gain, self.bias), SLOPE)
+
+
+class ScaledLinear(nn.Linear):
+    """A linear layer whose weights are stored at unit variance and scaled when used."""
+
+    def __init__(self, before: int, after: int, gain: float) -> None:
+        super().__init__(before, after)
+        self.gain = gain / math.sqrt(before)
+        nn.init.normal_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return (N, after)."""
+        return F.linear(features, self.weight * self.gain, self.bias)

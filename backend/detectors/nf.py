@@ -1,0 +1,34 @@
+"""NF (Marra et al. 2019, arXiv 1812.11842): correlation of a picture's noise residual with the makers' fingerprints."""
+
+import torch
+from torch import Tensor, nn
+
+from backend.detectors.lf import SOURCES
+from backend.residuals import correlation, wiener_residual
+
+
+class NoiseFingerprints(nn.Module):
+    """One fingerprint for each maker: the mean noise residual of its fakes, at unit power. Nothing is trained.
+
+    Args:
+        sources: Names of the makers.
+        input_size: Side of the pictures in pixels.
+    """
+
+    fingerprints: Tensor
+
+    def __init__(self, sources: tuple[str, ...] = SOURCES[1:], input_size: int = 128) -> None:
+        super().__init__()
+        self.sources = tuple(sources)
+        self.register_buffer("fingerprints", torch.zeros(len(self.sources), 3, input_size, input_size))
+
+    def forward(self, faces: Tensor) -> Tensor:
+        """Return correlations (N, sources) in [-1, 1] of faces (N, 3, S, S) in [0, 1]."""
+        residuals = wiener_residual(faces)
+        return torch.stack([correlation(one, residuals) for one in self.fingerprints], dim=1)
+
+    @torch.no_grad()
+    def normalise(self) -> None:
+        """Give every fingerprint unit power, which no correlation depends on; half precision then holds it well."""
+        power = self.fingerprints.square().mean((1, 2, 3), keepdim=True).sqrt()
+        self.fingerprints.div_(torch.where(power > 0, power, torch.ones_like(power)))
