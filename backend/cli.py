@@ -105,6 +105,17 @@ def _counterfactual(options: argparse.Namespace) -> Answer:
     return command.run(options, _show_step)
 
 
+def _evaluate(options: argparse.Namespace) -> Answer:
+    from backend.evaluate import command
+
+    data = options.data
+    if options.sample:
+        from backend import samples
+
+        data = samples.draw(options.out / "sample")
+    return command.run(options, data, _show_step)
+
+
 def _weights(options: argparse.Namespace) -> Answer:
     listed = []
     for name, entry in sorted(weights.entries().items()):
@@ -173,6 +184,20 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument("--composite", choices=("transfer", "reconstruction"), default="transfer")
     search.add_argument("--face", type=int, metavar="N", help="which face, 1 is the largest")
     search.add_argument("--unmarked", action="store_true", help="leave out the visible mark, for research")
+
+    measure = _command(commands, "evaluate", _evaluate, "measure detectors, attacks and explanations on many pictures")
+    measure.add_argument("protocol", metavar="PROTOCOL", help="detectors, counterfactual")
+    pictures = measure.add_mutually_exclusive_group(required=True)
+    pictures.add_argument("--data", type=Path, metavar="DIR", help="folder or zip with real/ and fake/")
+    pictures.add_argument("--sample", action="store_true", help="the bundled sample set, too small to conclude from")
+    measure.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the run and its report")
+    measure.add_argument("--preset", choices=("quick", "full"), default="quick", help="(default: %(default)s)")
+    measure.add_argument("--set", action="append", metavar="NAME=VALUE", help="change a setting of the preset")
+    measure.add_argument("--resume", action="store_true", help="go on with a run that was interrupted")
+    measure.add_argument("--compare", type=Path, metavar="DIR", help="folder of an earlier run of the protocol")
+    measure.add_argument("--engine", choices=("local", "ray"), default="local", help="(default: %(default)s)")
+    measure.add_argument("--ray-address", metavar="ADDRESS", help="of a running cluster (default: start one here)")
+    measure.add_argument("--workers", type=int, metavar="N", help="0 works in this process (default: GPUs, else cores)")
 
     files = _command(commands, "weights", _weights, "list or verify the model files")
     files.add_argument("action", choices=("list", "verify"))

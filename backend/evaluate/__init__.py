@@ -1,0 +1,1 @@
+"""Measure detectors, attacks and explanations on many pictures, resumably, and report it."""

@@ -1,0 +1,79 @@
+"""`python -m backend evaluate`: one protocol over a folder, a zip or the sample set, to a folder of results."""
+
+import argparse
+import json
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from backend.errors import UserError
+from backend.evaluate import engines, report, runs
+from backend.evaluate.data import open_data
+from backend.evaluate.protocols import registry
+from backend.evaluate.protocols.protocol import configured
+from backend.progress import Step, finish
+
+
+def run(options: argparse.Namespace, data: Path, on_step: Callable[[Step], None]) -> dict[str, Any]:
+    """Run or resume a protocol, write its report, and return tables and files.
+
+    Args:
+        options: What `add_arguments` of the command line collected.
+        data: The pictures: a folder or a zip file.
+        on_step: Called at every item.
+    """
+    protocol = configured(registry.get(options.protocol), options.preset, _changes(options.set))
+    engine = engines.engine(options.engine, options.workers, options.ray_address)
+    dataset = open_data(data, options.out)
+    on_step(Step(0, 0, f"Settings: {json.dumps(vars(protocol.config))}"))
+    found = finish(
+        runs.evaluate(protocol, dataset, options.out, engine=engine, resume=options.resume),
+        on_step,
+    )
+    comparison = []
+    if options.compare is not None:
+        earlier, _ = report.load(options.compare)
+        if earlier.protocol != found.protocol:
+            raise UserError(f"That is a run of {earlier.protocol}.", "Name a run of the same protocol after --compare.")
+        comparison = report.compare_evaluations(earlier, found)
+    files = report.write(found, options.out, typed(options), comparison)
+    rows = [{"table": table.name} | record for table in found.tables for record in table.records()]
+    return {
+        "protocol": found.protocol,
+        "settings": found.about["settings"],
+        "rows": rows,
+        "counts": dict(found.counts),
+        "skipped": [{"name": name, "reason": reason} for name, reason in found.skipped],
+        "differences": [{"table": table.name} | record for table in comparison for record in table.records()],
+        "limits": list(found.limits),
+        "files": files,
+        "seconds": round(found.seconds, 3),
+        "summary": f"{found.summary} See {files['html']}.",
+    }
+
+
+def typed(options: argparse.Namespace) -> str:
+    """Return the command as a person would type it; folders by their last name only."""
+    words = ["python", "-m", "backend", "evaluate", options.protocol]
+    words += ["--sample"] if options.sample else ["--data", options.data.name]
+    words += ["--out", options.out.name, "--preset", options.preset]
+    for change in options.set or []:
+        words += ["--set", change]
+    if options.engine != "local":
+        words += ["--engine", options.engine]
+    return shlex.join(words)
+
+
+def _changes(given: list[str] | None) -> dict[str, Any]:
+    """Read NAME=VALUE; a value that is no JSON is taken as text."""
+    changes: dict[str, Any] = {}
+    for text in given or []:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise UserError(f"The setting {text} has no value.", "Write for example --set steps=50.")
+        try:
+            changes[name] = json.loads(value)
+        except ValueError:
+            changes[name] = value
+    return changes

@@ -1,0 +1,184 @@
+"""The pictures of a run: which are real, which are fake, of which family and source, and which belong together."""
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from backend.errors import UserError
+from backend.evaluate import archives
+from backend.weights import file_hash
+
+Label = Literal["real", "fake"]
+VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm"}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture.
+
+    Args:
+        name: Its path below the data's folder, with forward slashes.
+        label: `real` or `fake`.
+        family: How it was made, for a fake; empty for a real picture.
+        source: Where it comes from; for a fake, where its original comes from, if that is known.
+        pair: Name of the real picture that a fake was made from; empty where it is not known.
+    """
+
+    name: str
+    label: Label
+    family: str = ""
+    source: str = ""
+    pair: str = ""
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A file that is not measured.
+
+    Args:
+        name: Its path below the data's folder.
+        reason: Why, one sentence.
+    """
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Pictures below one folder.
+
+    Args:
+        folder: The folder.
+        layout: How it is laid out, for people.
+        samples: The pictures, sorted by name.
+        skipped: What is left out.
+        note: What a reader must know of these pictures; may be empty.
+    """
+
+    folder: Path
+    layout: str
+    samples: tuple[Sample, ...]
+    skipped: tuple[Skipped, ...] = ()
+    note: str = ""
+
+    @cached_property
+    def by_name(self) -> dict[str, Sample]:
+        """Return the pictures by their name."""
+        return {sample.name: sample for sample in self.samples}
+
+    @property
+    def fakes(self) -> tuple[Sample, ...]:
+        """Return the fakes."""
+        return tuple(sample for sample in self.samples if sample.label == "fake")
+
+    @property
+    def reals(self) -> tuple[Sample, ...]:
+        """Return the real pictures."""
+        return tuple(sample for sample in self.samples if sample.label == "real")
+
+    def path(self, name: str) -> Path:
+        """Return the file of a picture."""
+        return self.folder / name
+
+    def select(self, fakes: int | None, reals: int | None, seed: int) -> "Dataset":
+        """Return some of the pictures, spread evenly over families and sources; None takes all.
+
+        Args:
+            fakes: How many fakes at most.
+            reals: How many real pictures at most.
+            seed: Decides which; the same seed gives the same pictures.
+        """
+        chosen = _spread(self.fakes, fakes, seed) | _spread(self.reals, reals, seed)
+        return self._only(chosen)
+
+    def select_pairs(self, count: int | None, seed: int) -> "Dataset":
+        """Return fakes whose original is here, spread evenly over families, with those originals; None takes all."""
+        paired = tuple(sample for sample in self.fakes if sample.pair in self.by_name)
+        fakes = _spread(paired, count, seed)
+        return self._only(fakes | {self.by_name[name].pair for name in fakes})
+
+    def _only(self, names: set[str]) -> "Dataset":
+        return dataclasses.replace(self, samples=tuple(sample for sample in self.samples if sample.name in names))
+
+    def hash(self) -> str:
+        """Return one SHA-256 of all names, labels and file contents."""
+        digest = hashlib.sha256()
+        for sample in self.samples:
+            line = "\0".join([*dataclasses.astuple(sample), file_hash(self.path(sample.name))])
+            digest.update(line.encode() + b"\n")
+        return digest.hexdigest()
+
+
+def open_data(source: Path, workspace: Path, limits: archives.Limits | None = None) -> Dataset:
+    """Read the pictures of a folder, or of a zip, which is unpacked to `workspace / "data"` first.
+
+    Args:
+        source: A folder in one of the layouts of `layouts.py`, or a zip file of one.
+        workspace: Where a zip is unpacked, once.
+        limits: What a zip may hold.
+
+    Raises:
+        UserError: There is no such file, the zip is refused, or no layout fits.
+    """
+    from backend.evaluate import layouts  # it builds what this file defines
+
+    if not source.exists():
+        raise UserError(f"There is no folder or zip file named {source.name}.", "Check the name after --data.")
+    folder = source
+    if source.is_file():
+        folder = workspace / "data"
+        if not folder.exists():
+            workspace.mkdir(parents=True, exist_ok=True)
+            archives.unpack(source, folder, limits)
+    return layouts.read(_inner(folder))
+
+
+def files(folder: Path) -> list[str]:
+    """Return the paths of all files below a folder, relative and with forward slashes, sorted."""
+    found = []
+    for parent, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        below = Path(parent).relative_to(folder)
+        found += [(below / name).as_posix() for name in names if not name.startswith(".")]
+    return sorted(found)
+
+
+def skip_reason(name: str) -> str | None:
+    """Say why a file is left out by its ending alone, or return None for a picture."""
+    suffix = Path(name).suffix.lower()
+    if suffix in archives.PICTURES:
+        return None
+    if suffix in VIDEOS:
+        return "It is a video; extract its frames first."
+    return "Its name does not end like a picture's."
+
+
+def _inner(folder: Path) -> Path:
+    """Go down while there is only one folder: zips often hold a folder that holds the data."""
+    while True:
+        inside = [path for path in folder.iterdir() if not path.name.startswith((".", "__MACOSX"))]
+        if len(inside) != 1 or not inside[0].is_dir() or inside[0].name.lower() in ("real", "fake"):
+            return folder
+        folder = inside[0]
+
+
+def _spread(samples: Iterable[Sample], count: int | None, seed: int) -> set[str]:
+    """Return the names of `count` samples, one a group in turn, in an order that the seed decides."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for sample in samples:
+        groups.setdefault((sample.family, "" if sample.family else sample.source), []).append(sample.name)
+    if count is None:
+        return {name for names in groups.values() for name in names}
+    order = [sorted(names, key=lambda name: _drawn(seed, name)) for _, names in sorted(groups.items())]
+    turns = (names[turn] for turn in range(max(map(len, order), default=0)) for names in order if turn < len(names))
+    return {name for name, _ in zip(turns, range(count), strict=False)}
+
+
+def _drawn(seed: int, name: str) -> str:
+    return hashlib.sha256(f"{seed}:{name}".encode()).hexdigest()

@@ -1,0 +1,195 @@
+"""How well a detector tells fake from real: accuracy, ranking, and false alarms.
+
+Labels are 1 for fake and 0 for real; scores are p_fake in [0, 1], and 0.5 is the threshold.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from backend.evaluate.metrics.metric import Estimate, Metric, proportion
+
+THRESHOLD = 0.5
+BINS = 10
+Labels = Sequence[int] | np.ndarray
+Scores = Sequence[float] | np.ndarray
+FAWCETT = "Fawcett 2006, Pattern Recognition Letters 27(8)"
+
+
+def accuracy_real(labels: Labels, scores: Scores) -> Estimate:
+    """Return the share of real pictures that are called real."""
+    called = _of(labels, scores, 0) < THRESHOLD
+    return proportion(int(called.sum()), len(called))
+
+
+def accuracy_fake(labels: Labels, scores: Scores) -> Estimate:
+    """Return the share of fakes that are called fake."""
+    called = _of(labels, scores, 1) >= THRESHOLD
+    return proportion(int(called.sum()), len(called))
+
+
+def auc(labels: Labels, scores: Scores) -> float | None:
+    """Return the area under the ROC curve in [0, 1]; None where one class is missing."""
+    from sklearn.metrics import roc_auc_score
+
+    return float(roc_auc_score(labels, scores)) if _both(labels) else None
+
+
+def average_precision(labels: Labels, scores: Scores) -> float | None:
+    """Return the average precision in [0, 1]; None where one class is missing."""
+    from sklearn.metrics import average_precision_score
+
+    return float(average_precision_score(labels, scores)) if _both(labels) else None
+
+
+def roc(labels: Labels, scores: Scores) -> tuple[np.ndarray, np.ndarray]:
+    """Return false-alarm rates and recalls (M,), both rising from 0 to 1."""
+    from sklearn.metrics import roc_curve
+
+    false_alarms, recalls, _ = roc_curve(labels, scores, drop_intermediate=True)
+    return false_alarms, recalls
+
+
+def equal_error_rate(labels: Labels, scores: Scores) -> float | None:
+    """Return the rate in [0, 1] at which misses and false alarms are equally frequent; None without both classes.
+
+    Between two points of the ROC curve it is interpolated linearly.
+    """
+    if not _both(labels):
+        return None
+    false_alarms, recalls = roc(labels, scores)
+    gap = false_alarms - (1 - recalls)  # rises from -1 to 1
+    after = int(np.argmax(gap >= 0))
+    if gap[after] == 0:
+        return float(false_alarms[after])
+    share = -gap[after - 1] / (gap[after] - gap[after - 1])
+    return float(false_alarms[after - 1] + share * (false_alarms[after] - false_alarms[after - 1]))
+
+
+def false_alarms_at_recall(labels: Labels, scores: Scores, recall: float) -> Estimate:
+    """Return the share of real pictures called fake at the highest threshold that catches `recall` of the fakes.
+
+    The interval is Wilson's for that threshold; that the threshold itself was found on few fakes is not in it.
+
+    Args:
+        labels: 1 for fake, 0 for real, (N,).
+        scores: p_fake (N,).
+        recall: Wanted share of the fakes, in (0, 1].
+    """
+    fake, real = np.sort(_of(labels, scores, 1))[::-1], _of(labels, scores, 0)
+    if not len(fake):
+        return Estimate(None, 0)
+    wanted = math.ceil(recall * len(fake) - 1e-9)  # 0.9 * 10 is a little more than 9
+    return proportion(int((real >= fake[wanted - 1]).sum()), len(real))
+
+
+def brier(labels: Labels, scores: Scores) -> float | None:
+    """Return the mean squared distance of p_fake from the label, in [0, 1]."""
+    from sklearn.metrics import brier_score_loss
+
+    return float(brier_score_loss(labels, scores, pos_label=1)) if len(labels) else None
+
+
+def reliability(labels: Labels, scores: Scores, bins: int = BINS) -> list[tuple[float, float, int]]:
+    """Return for every bin of p_fake that is not empty: mean p_fake, share of fakes, and how many pictures."""
+    labels, scores = np.asarray(labels), np.asarray(scores, dtype=np.float64)
+    number = np.minimum((scores * bins).astype(int), bins - 1)
+    rows = []
+    for one in np.unique(number):
+        inside = number == one
+        rows.append((float(scores[inside].mean()), float(labels[inside].mean()), int(inside.sum())))
+    return rows
+
+
+def calibration_error(labels: Labels, scores: Scores, bins: int = BINS) -> float | None:
+    """Return the expected calibration error in [0, 1] over equally wide bins (Guo et al. 2017, equation 3)."""
+    rows = reliability(labels, scores, bins)
+    total = sum(count for _, _, count in rows)
+    if not total:
+        return None
+    return sum(count * abs(said - true) for said, true, count in rows) / total
+
+
+def _of(labels: Labels, scores: Scores, label: int) -> np.ndarray:
+    return np.asarray(scores, dtype=np.float64)[np.asarray(labels) == label]
+
+
+def _both(labels: Labels) -> bool:
+    return len(np.unique(np.asarray(labels))) == 2
+
+
+METRICS = (
+    Metric(
+        "accuracy_real",
+        "Accuracy on real pictures",
+        "share of the real pictures",
+        "higher",
+        "How often a real photograph is called real.",
+        "TR-Net, arXiv 2203.11433, section 5",
+        accuracy_real,
+    ),
+    Metric(
+        "accuracy_fake",
+        "Accuracy on fakes",
+        "share of the fakes",
+        "higher",
+        "How often a fake is called fake.",
+        "TR-Net, arXiv 2203.11433, section 5",
+        accuracy_fake,
+    ),
+    Metric(
+        "auc",
+        "Area under the ROC curve",
+        "",
+        "higher",
+        "How often a random fake scores above a random real photograph; 0.5 is guessing.",
+        FAWCETT,
+        auc,
+    ),
+    Metric(
+        "ap",
+        "Average precision",
+        "",
+        "higher",
+        "How purely the highest scores are fakes; it depends on how many of the pictures are fake.",
+        "scikit-learn, average_precision_score",
+        average_precision,
+    ),
+    Metric(
+        "eer",
+        "Equal error rate",
+        "share of pictures",
+        "lower",
+        "How often the detector errs at the threshold at which misses and false alarms are equally frequent.",
+        FAWCETT,
+        equal_error_rate,
+    ),
+    Metric(
+        "false_alarms",
+        "False alarms at fixed recall",
+        "share of the real pictures",
+        "lower",
+        "How many real photographs are accused if the threshold is set to catch this share of the fakes.",
+        FAWCETT + "; interval: Wilson 1927",
+        false_alarms_at_recall,
+    ),
+    Metric(
+        "brier",
+        "Brier score",
+        "",
+        "lower",
+        "How far the stated probabilities are from the truth, squared; 0.25 is always saying one half.",
+        "Brier 1950, Monthly Weather Review 78(1)",
+        brier,
+    ),
+    Metric(
+        "ece",
+        "Expected calibration error",
+        "probability",
+        "lower",
+        "By how much a stated probability differs from how often it is right.",
+        "Guo et al. 2017, arXiv 1706.04599, equation 3",
+        calibration_error,
+    ),
+)

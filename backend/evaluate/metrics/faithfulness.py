@@ -1,0 +1,93 @@
+"""Whether an explanation points at what the detector uses.
+
+Tsigos et al. (arXiv 2404.18649 and 2502.03957): attack the segments that the explanation ranks first, and see what
+is left of the verdict.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from backend.evaluate.metrics.metric import Estimate, Metric, mean, proportion
+
+SOURCE = "Tsigos et al. 2024, arXiv 2404.18649, section 3; Adv-XAI, arXiv 2502.03957, section 4"
+
+
+def accuracy_at_k(correct: Sequence[bool | None]) -> Estimate:
+    """Return the share of pictures still classified correctly after an attack on the top k segments.
+
+    Args:
+        correct: One entry a picture; None (no k segments with positive weight) is left out.
+    """
+    kept = [bool(one) for one in correct if one is not None]
+    return proportion(sum(kept), len(kept))
+
+
+def sufficiency_at_k(before: Sequence[float | None], after: Sequence[float | None]) -> Estimate:
+    """Return the mean drop of the predicted class's probability after an attack on the top k segments.
+
+    Args:
+        before: Probability (N,) in [0, 1] of the class that was predicted on the original.
+        after: Probability of that class on the attacked picture; None is left out.
+    """
+    pairs = zip(before, after, strict=True)
+    return mean(None if one is None or two is None else one - two for one, two in pairs)
+
+
+def stability(first: np.ndarray, second: np.ndarray) -> float | None:
+    """Return the Pearson correlation in [-1, 1] of two maps (H, W); None where one of them is constant."""
+    one, two = (values.astype(np.float64).ravel() - values.mean(dtype=np.float64) for values in (first, second))
+    norm = float(np.linalg.norm(one) * np.linalg.norm(two))
+    return float(np.clip(one @ two / norm, -1, 1)) if norm > 0 else None
+
+
+def curve_area(fractions: Sequence[float], scores: Sequence[float]) -> float:
+    """Return the area by trapezoids under a deletion or insertion curve.
+
+    Args:
+        fractions: Share (M,) of the picture that was deleted or inserted, rising from 0 to 1.
+        scores: Probability (M,) of the explained class.
+    """
+    from scipy.integrate import trapezoid  # numpy renamed its own in 2.0
+
+    return float(trapezoid(np.asarray(scores, dtype=np.float64), np.asarray(fractions, dtype=np.float64)))
+
+
+METRICS = (
+    Metric(
+        "accuracy_at_k",
+        "Accuracy after attacking the top k segments",
+        "share of pictures",
+        "lower",
+        "How often the detector still answers correctly after only the segments ranked first were attacked.",
+        SOURCE,
+        accuracy_at_k,
+    ),
+    Metric(
+        "sufficiency_at_k",
+        "Sufficiency of the top k segments",
+        "probability",
+        "higher",
+        "How much of the verdict is lost when only the segments ranked first are attacked.",
+        SOURCE,
+        sufficiency_at_k,
+    ),
+    Metric(
+        "stability",
+        "Stability",
+        "Pearson correlation",
+        "higher",
+        "How alike the maps of a picture and of a hardly changed copy are.",
+        SOURCE,
+        stability,
+    ),
+    Metric(
+        "curve_area",
+        "Area under a deletion or insertion curve",
+        "probability",
+        "neither",
+        "The mean score while a picture's pixels are removed (lower is better) or added (higher is better).",
+        "Petsiuk et al. 2018 (RISE), arXiv 1806.07421, section 4.2",
+        curve_area,
+    ),
+)

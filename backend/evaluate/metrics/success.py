@@ -1,0 +1,112 @@
+"""How often an attack turns a verdict: attack success rate and its transfer to other detectors.
+
+Artifact-Eraser (arXiv 2404.08341) and its code: with p_fake of the original, of the picture that the attack starts
+from (the generator's inversion; the original itself for attacks on pixels) and of the attacked picture, a success is
+called fake before, still fake after the mere inversion, and real after the attack. The paper names no denominator and
+its code uses two, so all four are given.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from backend.evaluate.metrics.metric import Estimate, Metric, proportion
+
+THRESHOLD = 0.5
+SOURCE = "Dong et al. 2024 (Artifact-Eraser), arXiv 2404.08341, section 4 and its code"
+Scores = Sequence[float] | np.ndarray
+
+
+@dataclass(frozen=True)
+class Success:
+    """Successes over four denominators.
+
+    Args:
+        everything: Over all pictures.
+        detected: Over those that were called fake before.
+        after_inversion: Over those that were called fake after the inversion.
+        both: Over those that were called fake before and after the inversion.
+    """
+
+    everything: Estimate
+    detected: Estimate
+    after_inversion: Estimate
+    both: Estimate
+
+
+def attack_success(original: Scores, inversion: Scores, attacked: Scores) -> Success:
+    """Return the attack success rate over its four denominators.
+
+    Args:
+        original: p_fake (N,) in [0, 1] of the pictures as they came.
+        inversion: p_fake (N,) of what the attack starts from.
+        attacked: p_fake (N,) of the attacked pictures.
+    """
+    before = np.asarray(original, dtype=np.float64) > THRESHOLD
+    start = np.asarray(inversion, dtype=np.float64) > THRESHOLD
+    after = np.asarray(attacked, dtype=np.float64) < THRESHOLD
+    hits = int((before & start & after).sum())
+    return Success(
+        proportion(hits, len(before)),
+        proportion(hits, int(before.sum())),
+        proportion(hits, int(start.sum())),
+        proportion(hits, int((before & start).sum())),
+    )
+
+
+def transfer_rate(original: Scores, inversion: Scores, attacked: Scores) -> Estimate:
+    """Return the success rate of an attack by the scores (N,) of a detector that was not attacked.
+
+    The denominator is `both`: what that detector itself called fake before and after the inversion.
+    """
+    return attack_success(original, inversion, attacked).both
+
+
+METRICS = (
+    Metric(
+        "asr_all",
+        "Attack success rate (all)",
+        "share of all pictures",
+        "higher",
+        "How often a fake that the detector caught, also after mere inversion, is called real after the attack.",
+        SOURCE,
+        lambda *scores: attack_success(*scores).everything,
+    ),
+    Metric(
+        "asr_detected",
+        "Attack success rate (detected)",
+        "share of the pictures called fake before",
+        "higher",
+        "The same successes, counted among the pictures that the detector called fake to begin with.",
+        SOURCE,
+        lambda *scores: attack_success(*scores).detected,
+    ),
+    Metric(
+        "asr_after_inversion",
+        "Attack success rate (after inversion)",
+        "share of the pictures called fake after inversion",
+        "higher",
+        "The same successes, counted among the pictures that are called fake after mere inversion.",
+        SOURCE,
+        lambda *scores: attack_success(*scores).after_inversion,
+    ),
+    Metric(
+        "asr_both",
+        "Attack success rate (both)",
+        "share of the pictures called fake before and after inversion",
+        "higher",
+        "The same successes, counted among the pictures called fake both times: the headline number here.",
+        SOURCE,
+        lambda *scores: attack_success(*scores).both,
+    ),
+    Metric(
+        "transfer_rate",
+        "Transfer rate",
+        "share of the pictures that the other detector called fake before and after inversion",
+        "higher",
+        "How often a detector that the attack never saw is turned along with the attacked one.",
+        SOURCE,
+        transfer_rate,
+    ),
+)

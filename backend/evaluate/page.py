@@ -1,0 +1,169 @@
+"""One HTML page that tells a run without the app, without a network, and on paper."""
+
+from collections import Counter
+from collections.abc import Sequence
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from backend.evaluate import tables
+from backend.evaluate.metrics import registry
+from backend.evaluate.plots import Figure
+from backend.evaluate.tables import Table
+
+if TYPE_CHECKING:
+    from backend.evaluate.runs import Evaluation
+
+LISTED = 50  # skipped pictures that are named; the JSON names all
+DIRECTIONS = {"higher": "higher is better", "lower": "lower is better", "neither": "depends on the row"}
+STYLE = """
+:root { color-scheme: light; }
+body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 70rem; margin: 0 auto;
+  padding: 1rem; }
+h1 { font-size: 1.6rem; } h2 { font-size: 1.25rem; margin-top: 2rem; } h3 { font-size: 1rem; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .85rem; margin: .5rem 0; }
+caption { text-align: left; font-weight: 600; padding: .3rem 0; }
+th, td { border-bottom: 1px solid #ccc; padding: .25rem .6rem; text-align: right; white-space: nowrap; }
+th.text, td.text { text-align: left; } thead th { border-bottom: 2px solid #1a1a1a; vertical-align: bottom; }
+.note { font-size: .85rem; max-width: 60rem; }
+figure { margin: 1rem 0; } figure img { max-width: 100%; height: auto; } figcaption { font-size: .9rem; }
+.limits { border: 2px solid #1a1a1a; padding: .5rem 1rem; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f3f3f3; padding: .6rem; }
+dt { font-weight: 600; } dd { margin: 0 0 .5rem 1rem; }
+@media print { body { max-width: none; font-size: 10pt; } .scroll { overflow: visible; } table { font-size: 7.5pt; }
+  th, td { white-space: normal; } figure, tr { break-inside: avoid; } }
+"""
+
+
+def page(evaluation: "Evaluation", command: str, comparison: Sequence[Table] = ()) -> str:
+    """Return the page.
+
+    Args:
+        evaluation: What the run found.
+        command: The command that made it.
+        comparison: Tables of what differs from another run.
+    """
+    first = [table for table in evaluation.tables if table.by_family]
+    other = [table for table in evaluation.tables if not table.by_family]
+    published = {table.name: table for table in evaluation.published}
+    title = f"{evaluation.title}: results"
+    parts = [
+        f"<h1>{escape(title)}</h1>",
+        f"<p>{escape(evaluation.description)}</p>",
+        f"<p><strong>{escape(evaluation.summary)}</strong></p>",
+        '<section class="limits"><h2>What cannot be concluded</h2>',
+        _list(evaluation.limits),
+        "</section>",
+        "<h2>By family of fakes</h2>" if first else "",
+        *map(_table, first),
+        "<h2>All results</h2>",
+        *map(_table, other),
+        "<h2>Plots</h2>" if evaluation.plots else "",
+        *map(_figure, evaluation.plots),
+        "<h2>As the papers print it</h2>" if published else "",
+        *map(_table, published.values()),
+        "<h2>What differs from the other run</h2>" if comparison else "",
+        *map(_table, comparison),
+        "<h2>What the numbers mean</h2>",
+        _meanings(evaluation.tables),
+        "<h2>What was left out</h2>",
+        _skipped(evaluation.skipped),
+        "<h2>How it was made</h2>",
+        f"<pre>{escape(command)}</pre>",
+        _facts(evaluation),
+    ]
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
+        + "\n".join(part for part in parts if part)
+        + "\n</main>\n</body>\n</html>\n"
+    )
+
+
+def _table(table: Table) -> str:
+    text = [all(isinstance(row[i], str) for row in table.rows) for i in range(len(table.columns))]
+    kinds = [' class="text"' if one else "" for one in text]
+    head = "".join(
+        f'<th scope="col"{kind}>{escape(column.heading)}</th>'
+        for kind, column in zip(kinds, table.columns, strict=True)
+    )
+    body = []
+    for row in table.rows:
+        cells = []
+        for number, (kind, column, cell) in enumerate(zip(kinds, table.columns, row, strict=True)):
+            shown = escape(tables.shown(cell, column.digits))
+            cells.append(f'<th scope="row"{kind}>{shown}</th>' if number == 0 else f"<td{kind}>{shown}</td>")
+        body.append(f"<tr>{''.join(cells)}</tr>")
+    if not body:
+        body = [f'<tr><td colspan="{len(table.columns)}" class="text">Nothing was measured.</td></tr>']
+    note = f'<p class="note">{escape(table.note)}</p>' if table.note else ""
+    return (
+        f'<div class="scroll"><table id="{escape(table.name)}"><caption>{escape(table.title)}</caption>'
+        f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>{note}"
+    )
+
+
+def _figure(plot: Figure) -> str:
+    return (
+        f'<figure><img src="{plot.data_uri()}" alt="{escape(plot.alt)}">'
+        f"<figcaption><strong>{escape(plot.title)}.</strong> {escape(plot.alt)}</figcaption></figure>"
+    )
+
+
+def _meanings(shown: Sequence[Table]) -> str:
+    names = dict.fromkeys(column.metric for table in shown for column in table.columns if column.metric)
+    said = []
+    for name in names:
+        metric = registry.METRICS[name]
+        unit = f" Unit: {metric.unit}." if metric.unit else ""
+        said.append(
+            f"<dt>{escape(metric.title)}</dt><dd>{escape(metric.sentence)} {DIRECTIONS[metric.better].capitalize()}."
+            f"{escape(unit)} Source: {escape(metric.source)}.</dd>"
+        )
+    explained = (
+        "<p>Square brackets hold the 95 % confidence interval, ± the standard deviation over pictures, n how many "
+        "pictures an average is over.</p>"
+    )
+    return f"{explained}<dl>{''.join(said)}</dl>"
+
+
+def _skipped(skipped: Sequence[tuple[str, str]]) -> str:
+    if not skipped:
+        return "<p>Nothing.</p>"
+    reasons = Counter(reason for _, reason in skipped)
+    counted = _list([f"{count}: {reason}" for reason, count in reasons.most_common(20)])
+    named = _list([f"{name}: {reason}" for name, reason in skipped[:LISTED]])
+    more = f"<p>And {len(skipped) - LISTED} more; report.json names all.</p>" if len(skipped) > LISTED else ""
+    return f"{counted}<h3>One by one</h3>{named}{more}"
+
+
+def _facts(evaluation: "Evaluation") -> str:
+    about = evaluation.about
+    facts: dict[str, Any] = {f"Setting {name}": value for name, value in about["settings"].items()}
+    facts |= {"Data": about["data"]["layout"], "Fakes": about["data"]["fakes"], "Real pictures": about["data"]["reals"]}
+    facts["Hash of the data (SHA-256)"] = about["data"]["hash"]
+    facts |= {f"Model {name} (SHA-256)": value for name, value in about["weights"].items()}
+    for number, session in enumerate(evaluation.sessions, 1):
+        versions = ", ".join(f"{name} {version}" for name, version in session["versions"].items())
+        facts[f"Session {number}"] = (
+            f"{session['started']}, engine {session['engine']}, {session['seconds']:.0f} seconds; {versions}"
+        )
+    rows = "".join(
+        f'<tr><th scope="row" class="text">{escape(name)}</th><td class="text" style="white-space:normal">'
+        f"{escape(_said(value))}</td></tr>"
+        for name, value in facts.items()
+    )
+    return f'<div class="scroll"><table><tbody>{rows}</tbody></table></div>'
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name or 'unknown'}: {one}" for name, one in value.items()) or "none"
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    return "all" if value is None else str(value)
+
+
+def _list(sentences: Sequence[str]) -> str:
+    return f"<ul>{''.join(f'<li>{escape(sentence)}</li>' for sentence in sentences)}</ul>"

@@ -1,0 +1,1 @@
+"""One file a protocol; `registry` lists them all."""

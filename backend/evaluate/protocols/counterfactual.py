@@ -1,0 +1,174 @@
+"""How good counterfactuals are, beside attacks on pixels: success, quality, transfer, levels, step length."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from backend import images, verdicts
+from backend.counterfactual.levels import LEVELS
+from backend.counterfactual.search import SearchSettings
+from backend.detectors import registry
+from backend.evaluate import edits, published
+from backend.evaluate.crops import TEMPLATE, crop
+from backend.evaluate.data import Dataset
+from backend.evaluate.metrics import identity, likeness, naturalness
+from backend.evaluate.plots import Figure
+from backend.evaluate.protocols import counterfactual_tables
+from backend.evaluate.protocols.protocol import QUICK, Config, Item, Protocol, item
+from backend.evaluate.rows import Row
+from backend.evaluate.tables import Table
+
+
+@dataclass(frozen=True)
+class CounterfactualConfig(Config):
+    """Settings.
+
+    Args:
+        detectors: Which detectors are attacked, and judge.
+        methods: Which edits, of `edits.METHODS`.
+        variant: Whose settings the attacks on pixels have: Artifact-Eraser's (`paper000`) or the usual ones.
+        ablated: Detectors on which levels and step lengths are varied.
+        ablated_method: Which latent search is varied, `reconstruction` or `transfer`.
+        levels: Levels that are opened one at a time.
+        factors: Multiples of the generator's own step.
+        steps: Steps of a search at most.
+        kappa: Margin of a search, in [0, 1): it ends once p_real - p_fake passes it.
+    """
+
+    detectors: tuple[str, ...] = ()
+    methods: tuple[str, ...] = edits.METHODS
+    variant: Literal["paper000", "standard"] = "paper000"
+    ablated: tuple[str, ...] = ()
+    ablated_method: Literal["reconstruction", "transfer"] = "reconstruction"
+    levels: tuple[str, ...] = LEVELS
+    factors: tuple[float, ...] = (0.25, 0.5, 2.0, 4.0)
+    steps: int = 100
+    kappa: float = SearchSettings.kappa
+
+
+@dataclass(frozen=True)
+class CounterfactualProtocol(Protocol):
+    """An item is one fake, one attacked detector and one method; a row is what one detector says of the edit."""
+
+    config: CounterfactualConfig
+
+    name = "counterfactual"
+    title = "Counterfactuals"
+    about = (
+        "How often a small change of the style codes turns a detector's verdict on a fake, how the edited faces look "
+        "beside those of FGSM, MIFGSM and PGD, whether detectors that were not attacked are turned along, and what "
+        "levels and step length do."
+    )
+    source = "Protocol of Artifact-Eraser (Dong et al. 2024, arXiv 2404.08341, section 4)."
+    Settings = CounterfactualConfig
+
+    @classmethod
+    def preset(cls, name: str) -> CounterfactualConfig:
+        """Return 12 fakes with levels and steps varied on one detector, or all fakes with all detectors varied."""
+        known = tuple(registry.loadable())
+        if name == QUICK:
+            return CounterfactualConfig(12, 0, detectors=known, ablated=known[:1], factors=(0.5, 2.0))
+        return CounterfactualConfig(None, 0, detectors=known, ablated=known)
+
+    def models(self) -> list[str]:
+        """Return the detectors, the generator and its encoder."""
+        return [*self.config.detectors, "generator", "encoder"]
+
+    def measures(self) -> dict[str, str]:
+        """Return which networks measure identity and LPIPS."""
+        recogniser = identity.recogniser()
+        return {
+            "identity": recogniser.name if recogniser else str(identity.identity_missing()),
+            "lpips": likeness.lpips_missing() or "AlexNet, version 0.1",
+        }
+
+    def items(self, data: Dataset) -> list[Item]:
+        """Return every fake with every method against every detector, and the varied searches."""
+        config = self.config
+        settings = [
+            {"detector": detector, "method": method, "level": edits.ALL_LEVELS, "factor": 1.0}
+            for detector in config.detectors
+            for method in config.methods
+        ]
+        for detector in config.ablated:
+            own = {"detector": detector, "method": config.ablated_method}
+            settings += [own | {"level": level, "factor": 1.0} for level in config.levels]
+            settings += [own | {"level": edits.ALL_LEVELS, "factor": factor} for factor in config.factors]
+        unique = {tuple(setting.values()): setting for setting in settings}
+        return [item(sample.name, **setting) for sample in data.fakes for setting in unique.values()]
+
+    def run_item(self, item: Item, data: Dataset) -> list[Row]:
+        """Edit one fake and ask every detector about original, start and edit."""
+        sample, options, config = data.by_name[item.sample], item.options, self.config
+        face = images.to_tensor(crop(data, sample.name).crop)
+        edited = edits.edit(
+            options["method"],
+            face,
+            registry.load(options["detector"]),
+            level=options["level"],
+            factor=options["factor"],
+            steps=config.steps,
+            kappa=config.kappa,
+            variant=config.variant,
+        )
+        scores = {
+            name: verdicts.p_fake(picture, list(config.detectors))
+            for name, picture in (("p_original", face), ("p_start", edited.start), ("p_edited", edited.picture))
+        }
+        said = {
+            "sample": sample.name,
+            "family": sample.family,
+            "source": sample.source,
+            "attacked": options["detector"],
+        }
+        said |= {"method": options["method"], "level": options["level"], "factor": options["factor"]}
+        rows = []
+        for judge in config.detectors:
+            row = said | {"judge": judge} | {name: by_judge[judge][0] for name, by_judge in scores.items()}
+            row["turned"] = row["p_original"] > 0.5 and row["p_start"] > 0.5 and row["p_edited"] < 0.5
+            if judge == options["detector"]:
+                row |= {"steps": edited.steps, "epsilon": edited.epsilon, "seconds": edited.seconds}
+                row |= {f"change_{level}": value for level, value in (edited.change or {}).items()}
+                row |= _quality(face, edited.picture) if row["turned"] else {}
+            rows.append(row)
+        return rows
+
+    def tables(self, rows: Sequence[Row]) -> list[Table]:
+        """Return success by family, success, quality, transfer, levels, step length, change of the codes, and time."""
+        return counterfactual_tables.tables(rows, self.config, self.measures())
+
+    def plots(self, rows: Sequence[Row]) -> list[Figure]:
+        """Return the transfer matrices, and success over levels and step length."""
+        return counterfactual_tables.plots_of(rows, self.config)
+
+    def limits(self, data: Dataset) -> list[str]:
+        """Add what the edits and the start pictures mean, and what could not be measured."""
+        said = super().limits(data)
+        said.append(
+            "For 'transfer' and for the attacks on pixels the start is the original itself, so two denominators "
+            "coincide; for 'reconstruction' it is the generator's inversion."
+        )
+        said.append("Quality is measured on successes only, so methods are compared on different pictures.")
+        missing = [identity.identity_missing(), likeness.lpips_missing()]
+        return said + [reason for reason in missing if reason is not None]
+
+    def published(self) -> list[Table]:
+        """Return the paper's transfer table."""
+        return [published.transfer_celeb_df()]
+
+
+def _quality(original: Tensor, edited: Tensor) -> Row:
+    """Measure an edit (1, 3, H, W) against its original; None where a metric cannot be had."""
+    before, after = images.to_array(original), images.to_array(edited)
+    measured: Row = {"psnr": likeness.psnr(before, after), "ssim": likeness.ssim(before, after)}
+    for name, picture in (("", edited), ("_before", original)):
+        measured[f"tv{name}"] = float(naturalness.total_variation(picture)[0])
+        measured[f"esnle{name}"] = float(naturalness.noise_level(picture)[0])
+    if likeness.lpips_missing() is None:
+        measured["lpips"] = float(likeness.lpips(original, edited)[0])
+    if identity.recogniser() is not None:
+        same = identity.identity(original, edited, TEMPLATE)
+        measured |= {"identity": same.similarity, "identity_retained": same.retained}
+    return measured

@@ -1,0 +1,250 @@
+"""Tables and plots of the counterfactual protocol."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from backend.counterfactual.levels import LEVELS
+from backend.evaluate import edits, plots
+from backend.evaluate.metrics import success
+from backend.evaluate.metrics.metric import Estimate, mean, proportion
+from backend.evaluate.plots import Figure, Series
+from backend.evaluate.rows import Row
+from backend.evaluate.tables import Cell, Column, Table
+
+if TYPE_CHECKING:
+    from backend.evaluate.protocols.counterfactual import CounterfactualConfig
+
+FAMILY = Column("family", "Family of fakes")
+ATTACKED, METHOD = Column("attacked", "Attacked detector"), Column("method", "Method")
+BOTH = Column("asr_both", "ASR, both", "asr_both")
+ASR = (
+    Column("asr_all", "ASR, all", "asr_all"),
+    Column("asr_detected", "ASR, detected", "asr_detected"),
+    Column("asr_after_inversion", "ASR, after inversion", "asr_after_inversion"),
+    BOTH,
+)
+TV, ESNLE = Column("tv", "TV", "tv", 1), Column("esnle", "ESNLE", "esnle", 2)
+PSNR = Column("psnr", "PSNR (dB)", "psnr", 1)
+RETAINED = Column("identity_retained", "Identity kept", "identity_retained", 2)
+QUALITY = (
+    Column("identity", "Identity", "identity"),
+    TV,
+    Column("tv_before", "TV before", "", 1),
+    ESNLE,
+    Column("esnle_before", "ESNLE before", "", 2),
+    Column("lpips", "LPIPS", "lpips"),
+    PSNR,
+    Column("ssim", "SSIM", "ssim"),
+)
+
+
+def tables(rows: Sequence[Row], config: "CounterfactualConfig", measures: Mapping[str, str]) -> list[Table]:
+    """Return all tables.
+
+    Args:
+        rows: One row an edit and a judging detector.
+        config: What was measured.
+        measures: Which networks measured identity and LPIPS, or why none did.
+    """
+    plain = _plain(rows)
+    parts = _each([row for row in plain if row["attacked"] == row["judge"]], config)
+    return [
+        _families(parts),
+        _success(parts),
+        _quality(parts, measures),
+        _transfer(plain, config),
+        _levels(rows, config),
+        _steps(rows, config),
+        _change(parts),
+        _time(parts),
+    ]
+
+
+def plots_of(rows: Sequence[Row], config: "CounterfactualConfig") -> list[Figure]:
+    """Return all plots."""
+    drawn = [_matrix(method, _plain(rows), config) for method in config.methods]
+    levels, steps = _levels(rows, config), _steps(rows, config)
+    labels = _unique(row[1] for row in levels.rows)
+    if labels:
+        groups = [Series(name, (), _rates(levels, name, labels)) for name in config.ablated]
+        alt = "Attack success rate by the style levels that were open. " + _spoken(groups, labels)
+        drawn.append(plots.bars("levels", "Success by style level", alt, labels, groups, y_label="ASR, both"))
+    lengths = sorted(_unique(row[1] for row in steps.rows))
+    if len(lengths) > 1:
+        lines = [Series(name, lengths, _rates(steps, name, lengths)) for name in config.ablated]
+        alt = "Attack success rate over the length of a step. " + _spoken(lines, [f"{one:g}" for one in lengths])
+        title, below = "Success by length of a step", "Length of a step in the codes"
+        drawn.append(plots.lines("epsilon", title, alt, lines, x_label=below, y_label="ASR, both"))
+    return drawn
+
+
+Parts = list[tuple[str, str, list[Row]]]  # attacked detector, method, rows
+
+
+def _families(parts: Parts) -> Table:
+    families = sorted({row["family"] for _, _, part in parts for row in part})
+    body = [
+        (family, name, edits.TITLES[method], _asr([row for row in part if row["family"] == family]).both)
+        for family in families
+        for name, method, part in parts
+    ]
+    columns = (FAMILY, ATTACKED, METHOD, BOTH)
+    return Table("families", "Success by family of fakes", columns, tuple(body), by_family=True)
+
+
+def _success(parts: Parts) -> Table:
+    body = []
+    for name, method, part in parts:
+        rates = _asr(part)
+        cells = (rates.everything, rates.detected, rates.after_inversion, rates.both)
+        body.append((name, edits.TITLES[method], *cells))
+    note = "A success is called fake before, still fake at the start of the edit, and real after it."
+    return Table("success", "Attack success over four denominators", (ATTACKED, METHOD, *ASR), tuple(body), note)
+
+
+def _quality(parts: Parts, measures: Mapping[str, str]) -> Table:
+    body: list[tuple[Cell, ...]] = []
+    for name, method, part in parts:
+        turned = _turned(part)
+        kept = [row["identity_retained"] for row in turned if "identity_retained" in row]
+        values = [mean(row.get(column.name) for row in turned) for column in QUALITY]
+        body.append((name, edits.TITLES[method], proportion(sum(kept), len(kept)), *values))
+    note = "Of successes, edited against original. " + " ".join(
+        f"{title}: {measures[name].rstrip('.')}." for name, title in (("identity", "Identity"), ("lpips", "LPIPS"))
+    )
+    return Table("quality", "Quality of successes", (ATTACKED, METHOD, RETAINED, *QUALITY), tuple(body), note)
+
+
+def _transfer(rows: Sequence[Row], config: "CounterfactualConfig") -> Table:
+    judges = tuple(Column(f"judge_{name}", f"judged by {name}", "transfer_rate") for name in config.detectors)
+    body: list[tuple[Cell, ...]] = [
+        (edits.TITLES[method], name, *_judged(rows, method, name, config))
+        for method in config.methods
+        for name in config.detectors
+    ]
+    note = "Of what the judge itself called fake before and at the start; where both are one detector, its own ASR."
+    return Table("transfer", "Transfer to other detectors", (METHOD, ATTACKED, *judges), tuple(body), note)
+
+
+def _levels(rows: Sequence[Row], config: "CounterfactualConfig") -> Table:
+    own = [row for row in rows if row["factor"] == 1]
+    body = [
+        line
+        for level in sorted({row["level"] for row in own}, key=lambda level: (len(level), LEVELS.index(level[0])))
+        for line in _varied(level, [row for row in own if row["level"] == level], config)
+    ]
+    return _varied_table("levels", "Levels opened one at a time", Column("level", "Levels"), body, config)
+
+
+def _steps(rows: Sequence[Row], config: "CounterfactualConfig") -> Table:
+    own = [row for row in rows if row["level"] == edits.ALL_LEVELS and row["method"] == config.ablated_method]
+    lengths = sorted({row["epsilon"] for row in own if row["attacked"] == row["judge"]})
+    body = [
+        line
+        for length in lengths
+        for line in _varied(length, [row for row in own if row.get("epsilon") == length], config)
+    ]
+    return _varied_table("epsilon", "Length of a step", Column("epsilon", "Step", digits=5), body, config)
+
+
+def _varied(value: str | float, rows: Sequence[Row], config: "CounterfactualConfig") -> list[tuple[Cell, ...]]:
+    """Return success, steps, PSNR and noise at one value of a setting, one line a detector."""
+    body: list[tuple[Cell, ...]] = []
+    for name in config.ablated:
+        part = [
+            row for row in rows if row["attacked"] == row["judge"] == name and row["method"] == config.ablated_method
+        ]
+        measured = [mean(row.get(of) for row in _turned(part)) for of in ("steps", "psnr", "tv", "esnle")]
+        body.append((name, value, _asr(part).both, *measured))
+    return body
+
+
+def _varied_table(
+    name: str, title: str, column: Column, body: list[tuple[Cell, ...]], config: "CounterfactualConfig"
+) -> Table:
+    columns = (ATTACKED, column, BOTH, Column("steps", "Steps", digits=1), PSNR, TV, ESNLE)
+    note = f"{edits.TITLES[config.ablated_method]}, at most {config.steps} steps; all but ASR of successes."
+    ordered = sorted(body, key=lambda line: config.ablated.index(str(line[0])))
+    return Table(name, title, columns, tuple(ordered), note)
+
+
+def _change(parts: Parts) -> Table:
+    columns = (FAMILY, ATTACKED, METHOD, *(Column(f"change_{one}", f"Change of {one}", digits=5) for one in LEVELS))
+    latent = [(name, method, _turned(part)) for name, method, part in parts if method not in edits.PIXELS]
+    families = sorted({row["family"] for _, _, part in latent for row in part})
+    body = [
+        (family, name, edits.TITLES[method], *(mean(row[f"change_{one}"] for row in own) for one in LEVELS))
+        for family in families
+        for name, method, part in latent
+        if (own := [row for row in part if row["family"] == family])
+    ]
+    note = "Mean absolute change of the codes of successes, by style level (Artifact-Eraser, appendix, figure 3)."
+    return Table("latent_change", "How far the codes moved", columns, tuple(body), note)
+
+
+def _time(parts: Parts) -> Table:
+    body = [(name, edits.TITLES[method], mean(row["seconds"] for row in part)) for name, method, part in parts]
+    columns = (ATTACKED, METHOD, Column("seconds", "Seconds", digits=2))
+    return Table("time", "Seconds an edit", columns, tuple(body))
+
+
+def _matrix(method: str, rows: Sequence[Row], config: "CounterfactualConfig") -> Figure:
+    names = list(config.detectors)
+    values = np.full((len(names), len(names)), np.nan)
+    for number, attacked in enumerate(names):
+        values[number] = [_number(one) for one in _judged(rows, method, attacked, config)]
+    alt = "Rows: attacked detector; columns: judging detector. " + "; ".join(
+        f"{name}: " + ", ".join("none" if np.isnan(value) else f"{value:.2f}" for value in line)
+        for name, line in zip(names, values, strict=True)
+    )
+    title = f"Transfer, {edits.TITLES[method]}"
+    return plots.matrix(f"transfer_{method}", title, f"{alt}.", values, names, names, label="Transfer rate")
+
+
+def _judged(rows: Sequence[Row], method: str, attacked: str, config: "CounterfactualConfig") -> list[Estimate]:
+    own = [row for row in rows if row["method"] == method and row["attacked"] == attacked]
+    return [_asr([row for row in own if row["judge"] == judge]).both for judge in config.detectors]
+
+
+def _plain(rows: Sequence[Row]) -> list[Row]:
+    """Return the edits with every level open and the generator's own step."""
+    return [row for row in rows if row["level"] == edits.ALL_LEVELS and row["factor"] == 1]
+
+
+def _each(rows: Sequence[Row], config: "CounterfactualConfig") -> Parts:
+    return [
+        (name, method, [row for row in rows if row["attacked"] == name and row["method"] == method])
+        for name in config.detectors
+        for method in config.methods
+    ]
+
+
+def _turned(rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if row["turned"]]
+
+
+def _asr(rows: Sequence[Row]) -> success.Success:
+    return success.attack_success(*([row[name] for row in rows] for name in ("p_original", "p_start", "p_edited")))
+
+
+def _rates(table: Table, detector: str, keys: Sequence[Any]) -> list[float]:
+    """Return the success rates of a detector by the values in the second column, NaN where there is none."""
+    found = {row[1]: _number(row[2]) for row in table.rows if row[0] == detector}
+    return [found.get(key, float("nan")) for key in keys]
+
+
+def _number(cell: Cell) -> float:
+    return float("nan") if not isinstance(cell, Estimate) or cell.value is None else cell.value
+
+
+def _spoken(groups: Sequence[Series], labels: Sequence[str]) -> str:
+    return " ".join(
+        f"{one.name}: " + ", ".join(f"{label} {value:.2f}" for label, value in zip(labels, one.y, strict=True)) + "."
+        for one in groups
+    )
+
+
+def _unique(values: Iterable[Any]) -> list[Any]:
+    return list(dict.fromkeys(values))

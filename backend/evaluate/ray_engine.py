@@ -1,0 +1,130 @@
+"""Items on a Ray cluster: one actor with loaded models a worker (Moritz et al. 2018; package ray, Ray Core)."""
+
+import os
+import pickle
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from backend.errors import UserError
+from backend.evaluate import engines
+from backend.evaluate.protocols.protocol import Item
+from backend.evaluate.store import Outcome
+from backend.settings import ROOT
+
+INSTALL = "Install it with: pip install -r requirements-ray.txt"
+# What a remote node needs of the project is sent to it; these folders it does not need.
+NOT_SENT = [".git", ".venv*", "runs", "out", "examples/results", "tests", "**/__pycache__"]
+STORE_BYTES = 200_000_000  # of a cluster on this machine; rows are small
+
+
+class RayEngine(engines.Pool):
+    """Ray actors.
+
+    Args:
+        workers: How many; None takes one for each GPU of the cluster, else for each core.
+        address: Address of a running cluster, as `ray.init` takes it; None starts one on this machine and ends it
+            afterwards. The data's folder must have the same path on all its machines.
+    """
+
+    name = "ray"
+
+    def __init__(self, workers: int | None, address: str | None) -> None:
+        self.workers = workers or 0
+        self.address = address
+        self._asked: dict[Any, Any] = {}
+
+    def open(self) -> None:
+        """Connect to the cluster, or start one.
+
+        Raises:
+            UserError: Ray is not installed, or there is no cluster at the address.
+        """
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        try:
+            import ray
+        except ModuleNotFoundError:
+            raise UserError("The package ray is missing.", INSTALL) from None
+        options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
+        if self.address is None:
+            own = {"num_cpus": self.workers or engines.devices(), "object_store_memory": STORE_BYTES}
+            options |= own | {"include_dashboard": False}
+        else:
+            options |= {
+                "address": self.address,
+                "runtime_env": {"working_dir": str(ROOT), "excludes": NOT_SENT},
+            }
+        try:
+            ray.init(**options)
+        except (ConnectionError, ValueError, RuntimeError, OSError, TimeoutError):
+            where = f"at {self.address}" if self.address else "on this machine"
+            raise UserError(
+                f"No Ray cluster could be reached {where}.", "Check the address after --ray-address."
+            ) from None
+        resources = ray.cluster_resources()
+        gpus = resources.get("GPU", 0)
+        self.workers = self.workers or max(1, int(gpus or resources.get("CPU", 1)))
+        self._share = min(1.0, gpus / self.workers)
+        self._ray = ray
+        self._actor = ray.remote(_Worker)
+
+    def close(self) -> None:
+        """Leave the cluster; one that was started here ends."""
+        if hasattr(self, "_ray"):
+            self._ray.shutdown()
+
+    def start(self, packed: bytes, number: int) -> Any:
+        """Start an actor."""
+        paths = [path for path in sys.path if path] if self.address is None else []
+        options = self._actor.options(num_cpus=1, num_gpus=self._share)
+        return options.remote(paths, packed, f"actor {number}")
+
+    def send(self, worker: Any, item: Item) -> None:
+        """Give an item to an actor."""
+        self._asked[worker] = worker.perform.remote(item_values(item))
+
+    def wait(self, busy: Sequence[Any]) -> list[tuple[Any, Outcome | None]]:
+        """Wait for an answer or the death of an actor."""
+        by_answer = {self._asked[worker]: worker for worker in busy}
+        ready, _ = self._ray.wait(list(by_answer), num_returns=1)
+        found: list[tuple[Any, Outcome | None]] = []
+        for answer in ready:
+            worker = by_answer[answer]
+            try:
+                found.append((worker, Outcome(*self._ray.get(answer))))
+            except self._ray.exceptions.RayActorError:
+                found.append((worker, None))
+            del self._asked[worker]
+        return found
+
+    def stop(self, worker: Any) -> None:
+        """End an actor."""
+        self._asked.pop(worker, None)
+        self._ray.kill(worker, no_restart=True)
+
+
+def item_values(item: Item) -> tuple[str, str, dict[str, Any]]:
+    """Return an item as plain values, which an actor can read before the project's own modules are found."""
+    return item.key, item.sample, dict(item.options)
+
+
+class _Worker:
+    """Runs in the actor's process; it imports the project only after its path is known."""
+
+    def __init__(self, paths: list[str], packed: bytes, name: str) -> None:
+        sys.path[:0] = [path for path in paths if path not in sys.path]
+        from backend.evaluate import engines as own
+
+        own.prepare_worker(0)
+        self.name = name
+        self.protocol, self.data = pickle.loads(packed)  # noqa: S301 - it comes from the driver
+
+    def perform(self, values: tuple[str, str, dict[str, Any]]) -> tuple[Any, ...]:
+        """Do one item."""
+        import dataclasses
+
+        from backend.evaluate import engines as own
+        from backend.evaluate.protocols.protocol import Item as OwnItem
+
+        return dataclasses.astuple(own.perform(self.protocol, self.data, OwnItem(*values), self.name))

@@ -1,0 +1,225 @@
+"""A run: all items of a protocol over some pictures, kept as they finish, resumable, comparable."""
+
+import dataclasses
+import json
+import platform
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from backend import made_with
+from backend.errors import UserError
+from backend.evaluate.data import Dataset
+from backend.evaluate.engines import Engine, InProcess
+from backend.evaluate.plots import Figure
+from backend.evaluate.protocols.protocol import Protocol
+from backend.evaluate.store import FILE, Store
+from backend.evaluate.tables import Table
+from backend.progress import Job, Step
+
+PACKAGES = ("torchvision", "numpy", "scipy", "scikit-image", "scikit-learn", "pillow")
+OTHER_FOLDER = "Resume with the same settings, pictures and models, or name another folder with --out."
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a run found.
+
+    Args:
+        protocol: Name of the protocol.
+        title: The same for people.
+        description: What the protocol measures and where it was published.
+        about: What the run is: protocol, settings, data, hashes of data and weights, what could not be measured.
+        sessions: When, with what engine and package versions, and for how long it was worked on.
+        tables: The tables, those by family first.
+        published: The paper's own numbers.
+        plots: The plots.
+        limits: What cannot be concluded, in sentences.
+        counts: Items `done`, `skipped` and `failed`, and `rows`.
+        skipped: Name and reason of every file and item that was left out, or failed.
+        seconds: Time that all sessions took together.
+        summary: What happened, one paragraph in plain words.
+    """
+
+    protocol: str
+    title: str
+    description: str
+    about: Mapping[str, Any]
+    sessions: tuple[Mapping[str, Any], ...]
+    tables: tuple[Table, ...]
+    published: tuple[Table, ...]
+    plots: tuple[Figure, ...]
+    limits: tuple[str, ...]
+    counts: Mapping[str, int]
+    skipped: tuple[tuple[str, str], ...]
+    seconds: float
+    summary: str
+
+
+def evaluate(
+    protocol: Protocol, data: Dataset, out: Path, *, engine: Engine | None = None, resume: bool = False
+) -> Job[Evaluation]:
+    """Run a protocol, or go on with a run that was interrupted.
+
+    Args:
+        protocol: What is measured, with its settings.
+        data: The pictures; the protocol chooses among them.
+        out: The run's folder.
+        engine: Who does the work; by default this process.
+        resume: Go on with the run in `out`, if there is one.
+
+    Yields:
+        One step an item, with the time that is left.
+
+    Raises:
+        UserError: `out` holds a run already, or one with other settings, pictures or models; or every item failed.
+    """
+    engine = engine or InProcess()
+    chosen = protocol.choose(data)
+    items = protocol.items(chosen)
+    if not items:
+        raise UserError("There is nothing to measure among these pictures.", _needed(chosen))
+    if (out / FILE).exists() and not resume:
+        raise UserError("The folder holds a run already.", "Go on with it by --resume, or name another with --out.")
+    yield Step(0, len(items), "The pictures are hashed.")
+    about = describe(protocol, chosen)
+    store = Store(out)
+    try:
+        _check_same(store, about)
+        finished = store.finished()
+        waiting = [item for item in items if item.key not in finished]
+        yield from _work(protocol, chosen, engine, store, waiting, len(items))
+        return _result(protocol, chosen, store, len(items), [(one.name, one.reason) for one in data.skipped])
+    finally:
+        store.close()
+
+
+def describe(protocol: Protocol, data: Dataset) -> dict[str, Any]:
+    """Return what a run is: what must be equal for it to be resumed, as JSON gives it back."""
+    families = Counter(sample.family for sample in data.fakes)
+    sources = Counter(sample.source for sample in data.reals)
+    said = {
+        "protocol": protocol.name,
+        "settings": dataclasses.asdict(protocol.config),
+        "data": {
+            "layout": data.layout,
+            "hash": data.hash(),
+            "fakes": dict(sorted(families.items())),
+            "reals": dict(sorted(sources.items())),
+            "note": data.note,
+        },
+        "weights": made_with.hashes(sorted(set(protocol.models()))),
+        "measures": protocol.measures(),
+    }
+    return json.loads(json.dumps(said))
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that decide numbers."""
+    found = {"python": platform.python_version(), "machine": platform.machine()} | made_with.versions()
+    return found | {package: metadata.version(package) for package in PACKAGES}
+
+
+def _check_same(store: Store, about: dict[str, Any]) -> None:
+    """Begin a new run, or refuse to resume one that is another."""
+    before = store.about()
+    if not before:
+        store.describe(about)
+        return
+    if before["protocol"] != about["protocol"]:
+        raise UserError(f"The folder holds a run of the protocol {before['protocol']}.", OTHER_FOLDER)
+    for name, value in about["settings"].items():
+        old = before["settings"].get(name)
+        if old != value:
+            raise UserError(f"The setting {name} was {old} in this run and is {value} now.", OTHER_FOLDER)
+    if before["data"]["hash"] != about["data"]["hash"]:
+        raise UserError("The pictures are not those that the run began with.", OTHER_FOLDER)
+    for name in sorted({*before["weights"], *about["weights"]}):
+        if before["weights"].get(name) != about["weights"].get(name):
+            raise UserError(f"The model {name} is not the one that the run began with.", OTHER_FOLDER)
+    if before["measures"] != about["measures"]:
+        raise UserError("What can be measured on this machine has changed since the run began.", OTHER_FOLDER)
+
+
+def _work(protocol: Protocol, data: Dataset, engine: Engine, store: Store, waiting: list[Any], total: int) -> Job[None]:
+    """Do what is left, and write every item before anything else happens."""
+    if not waiting:
+        return
+    started = time.perf_counter()
+    session = store.begin_session(datetime.now(timezone.utc).isoformat(timespec="seconds"), engine.name, versions())
+    before = total - len(waiting)
+    outcomes = engine.run(protocol, data, waiting)
+    try:
+        for number, outcome in enumerate(outcomes, 1):
+            passed = time.perf_counter() - started
+            store.add(outcome, session, passed)
+            left = in_words(passed / number * (len(waiting) - number))
+            yield Step(before + number, total, f"{before + number} of {total} done, {left} left.")
+    finally:
+        outcomes.close()
+
+
+def in_words(seconds: float) -> str:
+    """Return a time as people say it."""
+    if seconds < 90:
+        return f"about {max(1, round(seconds))} seconds"
+    if seconds < 5400:
+        return f"about {round(seconds / 60)} minutes"
+    return f"about {seconds / 3600:.1f} hours"
+
+
+def _result(protocol: Protocol, data: Dataset, store: Store, total: int, left_out: list[tuple[str, str]]) -> Evaluation:
+    failed, skipped = store.reasons("failed"), store.reasons("skipped")
+    rows = list(store.rows())
+    if not rows:
+        reason = next((reason for _, reason in [*failed, *skipped]), "")
+        raise UserError("Not one picture could be measured.", f"The first reason: {reason}")
+    tables = protocol.tables(rows)
+    sessions = store.sessions()
+    seconds = sum(session["seconds"] for session in sessions)
+    counts = {"done": store.count("done"), "skipped": len(skipped), "failed": len(failed), "rows": len(rows)}
+    return Evaluation(
+        protocol=protocol.name,
+        title=protocol.title,
+        description=f"{protocol.about} {protocol.source}",
+        about=store.about(),
+        sessions=tuple(sessions),
+        tables=tuple(sorted(tables, key=lambda table: not table.by_family)),
+        published=tuple(protocol.published()),
+        plots=tuple(protocol.plots(rows)),
+        limits=tuple(_limits(protocol, data, sessions)),
+        counts=counts,
+        skipped=tuple(left_out + skipped + [(key, f"Failed: {reason}") for key, reason in failed]),
+        seconds=seconds,
+        summary=_summary(protocol, data, counts, total, seconds),
+    )
+
+
+def _limits(protocol: Protocol, data: Dataset, sessions: list[dict[str, Any]]) -> list[str]:
+    limits = protocol.limits(data)
+    if data.note:
+        limits.append(data.note)
+    if len({json.dumps(session["versions"], sort_keys=True) for session in sessions}) > 1:
+        limits.append("The run was resumed with other package versions; last digits may differ from one to the other.")
+    return limits
+
+
+def _summary(protocol: Protocol, data: Dataset, counts: Mapping[str, int], total: int, seconds: float) -> str:
+    text = (
+        f"{protocol.title}: {counts['done']} of {total} items over {len(data.fakes)} fakes and {len(data.reals)} real "
+        f"pictures were measured in {in_words(seconds)}."
+    )
+    if counts["skipped"]:
+        text += f" {counts['skipped']} were skipped for a reason that lies in the picture."
+    if counts["failed"]:
+        text += f" {counts['failed']} failed; resuming tries them again."
+    return text
+
+
+def _needed(data: Dataset) -> str:
+    return f"There are {len(data.fakes)} fakes and {len(data.reals)} real pictures; see what the protocol needs."

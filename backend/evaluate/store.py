@@ -1,0 +1,124 @@
+"""The SQLite file of a run: every item is in it as soon as it is finished, whatever happens next."""
+
+import json
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from backend.errors import UserError
+from backend.evaluate.rows import Row, decode
+
+FILE = "run.sqlite"
+State = Literal["done", "skipped", "failed"]
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS about (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS sessions (
+    number INTEGER PRIMARY KEY, started TEXT NOT NULL, engine TEXT NOT NULL, versions TEXT NOT NULL,
+    seconds REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS items (
+    key TEXT PRIMARY KEY, state TEXT NOT NULL, rows TEXT NOT NULL, reason TEXT NOT NULL, seconds REAL NOT NULL,
+    worker TEXT NOT NULL);
+"""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of an item.
+
+    Args:
+        key: The item's key.
+        state: `done`; `skipped`, for a reason that lies in the picture; `failed`, which is tried again on resuming.
+        rows: Its rows, as `rows.encode` writes them.
+        reason: Why it was skipped or failed, one sentence; empty if it is done.
+        seconds: Time taken.
+        worker: Which worker did it.
+    """
+
+    key: str
+    state: State
+    rows: str
+    reason: str
+    seconds: float
+    worker: str
+
+
+class Store:
+    """A run's file, open for writing.
+
+    Args:
+        folder: The run's folder; it is made if it does not exist.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            # The app's progress comes from whichever thread is free; only one at a time.
+            self._connection = sqlite3.connect(folder / FILE, isolation_level=None, check_same_thread=False)
+            self._connection.execute("PRAGMA journal_mode=WAL")
+            self._connection.execute("PRAGMA synchronous=FULL")
+            self._connection.executescript(_SCHEMA)
+        except (OSError, sqlite3.Error):
+            raise UserError("The run's folder cannot be used.", "Choose another folder with --out.") from None
+
+    def close(self) -> None:
+        """Close the file."""
+        self._connection.close()
+
+    def about(self) -> dict[str, Any]:
+        """Return what was said of the run when it began; empty for a new one."""
+        rows = self._connection.execute("SELECT key, value FROM about ORDER BY key")
+        return {key: json.loads(value) for key, value in rows}
+
+    def describe(self, about: dict[str, Any]) -> None:
+        """Say what the run is, once, in one transaction."""
+        with self._connection:
+            self._connection.execute("BEGIN")
+            self._connection.executemany(
+                "INSERT INTO about VALUES (?, ?)", [(key, json.dumps(value)) for key, value in about.items()]
+            )
+
+    def begin_session(self, started: str, engine: str, versions: dict[str, str]) -> int:
+        """Note that somebody works on the run now, and return the number of this session."""
+        cursor = self._connection.execute(
+            "INSERT INTO sessions (started, engine, versions, seconds) VALUES (?, ?, ?, 0)",
+            (started, engine, json.dumps(versions, sort_keys=True)),
+        )
+        return int(cursor.lastrowid or 0)
+
+    def sessions(self) -> list[dict[str, Any]]:
+        """Return who worked on the run, when, with what and for how long."""
+        rows = self._connection.execute("SELECT started, engine, versions, seconds FROM sessions ORDER BY number")
+        return [
+            {"started": started, "engine": engine, "versions": json.loads(versions), "seconds": seconds}
+            for started, engine, versions, seconds in rows
+        ]
+
+    def add(self, outcome: Outcome, session: int, seconds: float) -> None:
+        """Write an item for good, together with the time that the session has taken so far."""
+        with self._connection:
+            self._connection.execute("BEGIN")
+            self._connection.execute(
+                "INSERT OR REPLACE INTO items VALUES (?, ?, ?, ?, ?, ?)",
+                (outcome.key, outcome.state, outcome.rows, outcome.reason, outcome.seconds, outcome.worker),
+            )
+            self._connection.execute("UPDATE sessions SET seconds = ? WHERE number = ?", (seconds, session))
+
+    def finished(self) -> set[str]:
+        """Return the keys of items that need not be done again."""
+        return {key for (key,) in self._connection.execute("SELECT key FROM items WHERE state != 'failed'")}
+
+    def rows(self) -> Iterator[Row]:
+        """Yield all rows, in the order of the items' keys, whenever they were finished."""
+        for (text,) in self._connection.execute("SELECT rows FROM items WHERE state = 'done' ORDER BY key"):
+            yield from decode(text)
+
+    def reasons(self, state: State) -> list[tuple[str, str]]:
+        """Return key and reason of the items that were skipped, or that failed, sorted by key."""
+        found = self._connection.execute("SELECT key, reason FROM items WHERE state = ? ORDER BY key", (state,))
+        return [(key, reason) for key, reason in found]
+
+    def count(self, state: State) -> int:
+        """Return how many items are in a state."""
+        return int(self._connection.execute("SELECT count(*) FROM items WHERE state = ?", (state,)).fetchone()[0])

@@ -1,0 +1,200 @@
+"""Tables: what a protocol reports, what CSV, JSON and LaTeX are written from, and how two are compared."""
+
+import csv
+import dataclasses
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from backend.evaluate.metrics import registry
+from backend.evaluate.metrics.metric import Estimate
+
+Cell = str | int | float | Estimate | None
+ABSENT = "not measured"
+ARROWS = {"higher": "↑", "lower": "↓", "neither": ""}
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table.
+
+    Args:
+        name: Name in files.
+        title: Name for people.
+        metric: Name of the metric in the registry, where it shows one.
+        digits: Digits after the decimal point.
+        unit: Unit, where no metric says it.
+    """
+
+    name: str
+    title: str
+    metric: str = ""
+    digits: int = 3
+    unit: str = ""
+
+    @property
+    def heading(self) -> str:
+        """Return title and direction."""
+        arrow = ARROWS[registry.METRICS[self.metric].better] if self.metric else ""
+        unit = f" ({self.unit})" if self.unit else ""
+        return f"{self.title}{unit} {arrow}".strip()
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table.
+
+    Args:
+        name: Name in files.
+        title: What it shows, one line.
+        columns: Its columns; the leading ones that hold text name the row.
+        rows: One tuple of cells a row.
+        note: What a reader must know; may be empty.
+        by_family: Whether it says how each family of fakes does; such tables come first.
+    """
+
+    name: str
+    title: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    note: str = ""
+    by_family: bool = False
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return one flat dictionary a row; an estimate becomes its value, `_low`, `_high`, `_std` and `_n`."""
+        return [_flat(self.columns, row) for row in self.rows]
+
+    def keyed(self) -> dict[tuple[str, ...], dict[str, Any]]:
+        """Return the records by the text cells that name them."""
+        found = {}
+        for row, record in zip(self.rows, self.records(), strict=True):
+            found[tuple(cell for cell in row if isinstance(cell, str))] = record
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything, for `from_json`."""
+        return dataclasses.asdict(self)
+
+
+def from_json(value: dict[str, Any]) -> Table:
+    """Return the table that `Table.to_json` was asked of."""
+    rows = tuple(tuple(Estimate(**cell) if isinstance(cell, dict) else cell for cell in row) for row in value["rows"])
+    columns = tuple(Column(**column) for column in value["columns"])
+    return Table(**value | {"columns": columns, "rows": rows})
+
+
+def shown(cell: Cell, digits: int) -> str:
+    """Return a cell as people read it: value, interval or spread, and how many pictures."""
+    if isinstance(cell, Estimate):
+        if cell.value is None:
+            return ABSENT
+        text = f"{cell.value:.{digits}f}"
+        if cell.low is not None and cell.high is not None:
+            text += f" [{cell.low:.{digits}f}, {cell.high:.{digits}f}]"
+        if cell.std is not None:
+            text += f" ± {cell.std:.{digits}f}"
+        return f"{text} (n = {cell.count})"
+    if cell is None:
+        return ABSENT
+    return f"{cell:.{digits}f}" if isinstance(cell, float) else str(cell)
+
+
+def to_csv(table: Table) -> str:
+    """Return a table as CSV."""
+    records = table.records()
+    buffer = io.StringIO()
+    names = list(dict.fromkeys(name for record in records for name in record))
+    writer = csv.DictWriter(buffer, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    return buffer.getvalue()
+
+
+def to_latex(table: Table) -> str:
+    """Return a table as LaTeX that needs no package."""
+    arrows = str.maketrans({"↑": r"$\uparrow$", "↓": r"$\downarrow$", "±": r"$\pm$"})
+    heading = " & ".join(_latex(column.heading).translate(arrows) for column in table.columns)
+    body = [
+        " & ".join(
+            _latex(shown(cell, column.digits)).translate(arrows)
+            for column, cell in zip(table.columns, row, strict=True)
+        )
+        for row in table.rows
+    ]
+    columns = "l" * sum(all(isinstance(row[i], str) for row in table.rows) for i in range(len(table.columns)))
+    columns += "r" * (len(table.columns) - len(columns))
+    lines = [
+        r"\begin{table}",
+        r"\centering",
+        rf"\caption{{{_latex(f'{table.title} {table.note}'.strip())}}}",
+        rf"\label{{tab:{table.name}}}",
+        rf"\begin{{tabular}}{{{columns}}}",
+        r"\hline",
+        heading + r" \\",
+        r"\hline",
+        *[line + r" \\" for line in body],
+        r"\hline",
+        r"\end{tabular}",
+        r"\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def compare(first: Sequence[Table], second: Sequence[Table]) -> list[Table]:
+    """Return, for every table that both have, the numbers that differ, side by side.
+
+    A row that only one of them has is listed with the other's value absent; tables without a difference are left out.
+    """
+    others = {table.name: table for table in second}
+    found = []
+    for table in first:
+        if table.name not in others:
+            continue
+        one, two = table.keyed(), others[table.name].keyed()
+        rows = [row for key in dict.fromkeys([*one, *two]) for row in _differences(key, one.get(key), two.get(key))]
+        columns = (
+            Column("row", "Row"),
+            Column("column", "Column"),
+            Column("first", "First run", digits=6),
+            Column("second", "Second run", digits=6),
+            Column("difference", "Second - first", digits=6),
+        )
+        if rows:
+            found.append(Table(f"compare_{table.name}", f"Differences: {table.title}", columns, tuple(rows)))
+    return found
+
+
+def _differences(
+    key: tuple[str, ...], one: dict[str, Any] | None, two: dict[str, Any] | None
+) -> list[tuple[Cell, ...]]:
+    rows: list[tuple[Cell, ...]] = []
+    one, two = one or {}, two or {}
+    for column in dict.fromkeys([*one, *two]):
+        a, b = one.get(column), two.get(column)
+        if isinstance(a, str) or isinstance(b, str) or a == b:
+            continue
+        difference = b - a if a is not None and b is not None else None
+        rows.append((", ".join(key), column, a, b, difference))
+    return rows
+
+
+def _flat(columns: Sequence[Column], row: Sequence[Cell]) -> dict[str, Any]:
+    record: dict[str, Any] = {}
+    for column, cell in zip(columns, row, strict=True):
+        if not isinstance(cell, Estimate):
+            record[column.name] = cell
+            continue
+        record[column.name] = cell.value
+        extras = {"low": cell.low, "high": cell.high, "std": cell.std, "n": cell.count}
+        record |= {f"{column.name}_{name}": value for name, value in extras.items() if value is not None}
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in record.items()
+    }
+
+
+def _latex(text: str) -> str:
+    special: dict[str, str | int | None] = {letter: rf"\{letter}" for letter in "&%$#_{}"}
+    special |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\^{}"}
+    return text.translate(str.maketrans(special))
