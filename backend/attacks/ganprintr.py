@@ -53,7 +53,7 @@ class GANprintR(nn.Module):
         features = F.relu(self.decoder[0](features))
         for layer in self.decoder[1:]:
             where, size = pooled.pop()
-            features = F.relu(layer(F.max_unpool2d(features, where, [2], output_size=size)))
+            features = F.relu(layer(F.max_unpool2d(features, where, [2, 2], output_size=size)))
         return features
 
 
