@@ -17,10 +17,12 @@ LAYERS = {
     "attacks": 3,
     "counterfactual": 3,
     "trace_removal": 4,
-    "training": 5,
-    "examples": 6,
-    "cli": 7,
-    "__main__": 8,
+    "evaluate": 5,
+    "training": 6,
+    "examples": 7,
+    "samples": 7,
+    "cli": 8,
+    "__main__": 9,
 }
 
 
