@@ -2,8 +2,9 @@
 
 The straightforward loop does what one writes first, and what the released program of Artifact-Eraser does: at
 every step it draws the whole face once to record its score, once with gradients for the step, and once more
-after the step to test for success. Both sides use the same networks, frozen, in float32. Every side runs in a
-process of its own, so that its peak memory is its own; the sides take turns, and the fastest turn counts.
+after the step to test for success. Its generator is the one that such programs use (`plain_stylegan2.py`), with the
+same weights; that both draw the same faces is checked first. Both sides run frozen, in float32. Every side runs in
+a process of its own, so that its peak memory is its own; the sides take turns, and the fastest turn counts.
 
     python benchmarks/counterfactual.py [--detector NAME] [--faces 4] [--steps 60] [--level S,M,D]
 """
@@ -30,10 +31,12 @@ from backend.detectors.card import Card, Detector
 from backend.generators import inversion
 from backend.generators.inversion import Inverter
 from backend.progress import Step, finish
+from benchmarks.plain_stylegan2 import synthesize
 
 SIDES = ("ours", "loop")
 UNTRAINED = "untrained"
 AGREEMENT = 0.02  # largest difference of p_fake that counts as the same result
+SAME_FACES = 1e-4  # largest difference of a pixel between the two generators
 
 
 def main() -> int:
@@ -73,10 +76,13 @@ def loop(inverter: Inverter, detector: Detector, faces: Tensor, settings: Search
     start = inverter.invert(faces)
     epsilon = inverter.epsilon if settings.epsilon is None else settings.epsilon
     with torch.no_grad():
-        drawn_start = inverter.synthesize(start, clamp=False)
+        drawn_start = _draw(inverter, start)
+        difference = float((drawn_start - inverter.synthesize(start, clamp=False)).abs().max())
+    if difference > SAME_FACES:
+        raise RuntimeError(f"the two generators draw different faces, by up to {difference:.1e}")
 
     def picture(codes: Tensor) -> Tensor:
-        return (faces + inverter.synthesize(codes, clamp=False) - drawn_start).clamp(0, 1)
+        return (faces + _draw(inverter, codes) - drawn_start).clamp(0, 1)
 
     def score(codes: Tensor) -> Tensor:
         with torch.no_grad():
@@ -93,6 +99,11 @@ def loop(inverter: Inverter, detector: Detector, faces: Tensor, settings: Search
         codes = codes.detach() - epsilon * gradient.sign() * opened
         scores.append(score(codes))
     return scores[-1], time.perf_counter() - started
+
+
+def _draw(inverter: Inverter, codes: Tensor) -> Tensor:
+    """Draw faces (N, 3, S, S) around [0, 1] with the plain generator."""
+    return (synthesize(inverter.generator, codes) + 1) / 2
 
 
 def ours(inverter: Inverter, detector: Detector, faces: Tensor, settings: SearchSettings) -> tuple[Tensor, float, int]:

@@ -146,7 +146,7 @@ class _State:
         with torch.set_grad_enabled(not last):
             drawn = self.inverter.synthesize_from(partial, rows, clamp=False)
             composed = compose(self.settings.composite, self.faces[chosen], drawn, self.drawn_start[chosen])
-            picture = as_saved(composed)
+            picture = as_saved(composed).contiguous(memory_format=torch.channels_last)  # faster convolutions
             logit = self.detector.logit_fake(picture)
         going = self._judge(number, chosen, codes, picture.detach(), logit.detach())
         self.trajectory.append(self.now_p.clone())

@@ -175,8 +175,10 @@ class StyledConv(nn.Module):
         out, power = self.conv.parts(features, code)
         assert power is not None
         gain = math.sqrt(2)
-        shift = ((self.noise.weight * noise + self.activate.bias[None, :, None, None]) * gain).to(out.dtype)
-        return F.leaky_relu_(torch.addcmul(shift, out, power * gain), 0.2)
+        bias = (self.activate.bias * gain).to(out.dtype)[None, :, None, None]
+        out = torch.addcmul(bias, out, power * gain)
+        out += (self.noise.weight * gain * noise).to(out.dtype)
+        return F.leaky_relu_(out, 0.2)
 
 
 class ToRGB(nn.Module):

@@ -118,6 +118,8 @@ class StyleGAN2(nn.Module):
     ) -> Partial:
         """Run only the layers that read the rows before `row`; arguments as in `synthesize`."""
         start = self.input.input.to(codes.dtype).expand(len(codes), -1, -1, -1)
+        # Convolutions are faster with the channels last, and every layer keeps the order that it is given.
+        start = start.contiguous(memory_format=torch.channels_last)
         return self._run(Partial(0, start, None), row, codes, resolution, noise)
 
     def resume(
