@@ -118,8 +118,8 @@ def problem(face: Face, image_shape: tuple[int, ...]) -> str | None:
 
 def _distance(one: Face, other: Face) -> float:
     """Return the distance in photo pixels between the middles of two faces."""
-    middles = [(face.box[0] + face.box[2], face.box[1] + face.box[3]) for face in (one, other)]
-    return float(np.linalg.norm(np.subtract(*middles)) / 2)
+    middles = np.array([[face.box[0] + face.box[2], face.box[1] + face.box[3]] for face in (one, other)]) / 2
+    return float(np.linalg.norm(middles[0] - middles[1]))
 
 
 def _is_near_edge(face: Face, image_shape: tuple[int, ...]) -> bool:

@@ -1,0 +1,155 @@
+"""TR-Net's three discriminators: spatial, spectral and noise fingerprint (arXiv 2203.11433, section 4.3).
+
+All share one backbone of five strided convolutions, as in the released code.
+"""
+
+import itertools
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from backend import residuals
+from backend.trace_removal import spectra
+
+Norm = Literal["layer", "batch"]
+SpectralForm = Literal["standardised", "paper", "code"]
+CHANNELS = (128, 256, 512, 512, 512)
+SLOPE = 0.2  # of the leaky ReLU
+SMALLEST_DEVIATION = 1e-3
+
+
+class Backbone(nn.Module):
+    """Five 4 x 4 convolutions of stride 2, then a 4 x 4 convolution to one logit.
+
+    Args:
+        given: Channels of the input: 3 for pictures (11,028,097 parameters), 1 for a spectrum (11,024,001).
+        width: Factor on the other channels; 1 is the published size.
+        norm: `layer` (GroupNorm with one group) goes with a gradient penalty, `batch` without one.
+    """
+
+    def __init__(self, given: int = 3, width: float = 1.0, norm: Norm = "layer") -> None:
+        super().__init__()
+        channels = [max(1, round(count * width)) for count in CHANNELS]
+        layers: list[nn.Module] = [nn.Conv2d(given, channels[0], 4, 2, 1), nn.LeakyReLU(SLOPE)]
+        for before, after in itertools.pairwise(channels):
+            layers.append(nn.Conv2d(before, after, 4, 2, 1, bias=False))
+            layers.append(nn.GroupNorm(1, after) if norm == "layer" else nn.BatchNorm2d(after))
+            layers.append(nn.LeakyReLU(SLOPE))
+        self.layers = nn.Sequential(*layers)
+        self.last = nn.Conv2d(channels[-1], 1, 4)
+        self.feature_count = channels[-1] * 16
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, 0, 0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def features(self, inputs: Tensor) -> Tensor:
+        """Return the last layer's features (N, 512 * width, 4, 4) of inputs (N, C, 128, 128)."""
+        return cast(Tensor, self.layers(inputs))
+
+    def logit(self, features: Tensor) -> Tensor:
+        """Return the log-odds of real (N,) from features."""
+        return self.last(features).flatten(1).mean(1)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the log-odds of real (N,)."""
+        return self.logit(self.features(inputs))
+
+
+class SpatialDiscriminator(nn.Module):
+    """D1: looks at the pixels."""
+
+    def __init__(self, width: float = 1.0, norm: Norm = "layer") -> None:
+        super().__init__()
+        self.backbone = Backbone(3, width, norm)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the log-odds of real (N,) of pictures (N, 3, 128, 128) in [0, 1]."""
+        return cast(Tensor, self.backbone(images))
+
+
+class SpectralDiscriminator(nn.Module):
+    """D2: looks at the spectrum of the brightness.
+
+    Args:
+        width: Factor on the channels.
+        norm: As in `Backbone`.
+        form: What it is shown. `standardised`: log power and phase, two channels, each frequency of the power
+            shifted and scaled by its mean and deviation over real pictures (see `fit`). `paper`: amplitude and
+            phase as printed, of which the one at frequency 0 is a thousand times the others. `code`: the log power
+            alone, as released.
+        size: Side of the pictures.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(
+        self, width: float = 1.0, norm: Norm = "layer", form: SpectralForm = "standardised", size: int = 128
+    ) -> None:
+        super().__init__()
+        self.form = form
+        self.backbone = Backbone(1 if form == "code" else 2, width, norm)
+        self.register_buffer("mean", torch.zeros(size, size))
+        self.register_buffer("deviation", torch.ones(size, size))
+
+    @torch.no_grad()
+    def fit(self, images: Tensor) -> None:
+        """Take mean and deviation of the log power from real pictures (N, 3, size, size) in [0, 1]."""
+        power = spectra.log_power(images)
+        self.mean.copy_(power.mean(0))
+        self.deviation.copy_(power.std(0).clamp_min(SMALLEST_DEVIATION))
+
+    def inputs(self, images: Tensor) -> Tensor:
+        """Return what the backbone is shown, (N, 1 or 2, size, size)."""
+        if self.form == "code":
+            return spectra.log_power(images)[:, None]
+        if self.form == "paper":
+            return torch.stack([spectra.amplitude(images), spectra.phase(images)], dim=1)
+        power = (spectra.log_power(images) - self.mean) / self.deviation
+        return torch.stack([power, spectra.phase(images) / spectra.PHASE_STD], dim=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the log-odds of real (N,) of pictures (N, 3, size, size) in [0, 1]."""
+        return cast(Tensor, self.backbone(self.inputs(images)))
+
+
+class FingerprintDiscriminator(nn.Module):
+    """D3: looks at SRM noise maps, and names the source of a picture.
+
+    Args:
+        sources: How many sources there are, real photographs among them; 0 leaves the head out, as released.
+        width: Factor on the channels.
+        norm: As in `Backbone`.
+    """
+
+    def __init__(self, sources: int = 0, width: float = 1.0, norm: Norm = "layer") -> None:
+        super().__init__()
+        self.backbone = Backbone(3, width, norm)
+        hidden = max(8, round(512 * width))
+        self.source_head = (
+            nn.Sequential(
+                nn.Flatten(), nn.Linear(self.backbone.feature_count, hidden), nn.ReLU(), nn.Linear(hidden, sources)
+            )
+            if sources
+            else None
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the log-odds of real (N,) of pictures (N, 3, 128, 128) in [0, 1]."""
+        return cast(Tensor, self.backbone(residuals.srm(images)))
+
+    def with_source(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the log-odds of real (N,) and one logit a source (N, sources)."""
+        if self.source_head is None:
+            raise ValueError("this discriminator was built without sources")
+        features = self.backbone.features(residuals.srm(images))
+        return self.backbone.logit(features), cast(Tensor, self.source_head(features))
+
+
+def source_loss(logits: Tensor, sources: Tensor) -> Tensor:
+    """Return the cross-entropy over all sources (eq. 12) of logits (N, sources) and their true numbers (N,)."""
+    return F.cross_entropy(logits, sources)

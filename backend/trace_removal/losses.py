@@ -1,0 +1,148 @@
+"""TR-Net's losses (arXiv 2203.11433, eq. 6 to 13), each in the paper's form and in the released code's.
+
+The discriminators maximise log D(real) + log(1 - D(made)). The generator minimises -log D(made) in place of
+log(1 - D(made)): the same goal without the vanishing slope (Goodfellow et al. 2014, section 3).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from backend.trace_removal import spectra
+
+Adversarial = Literal["log", "lsgan"]
+Similarity = Literal["perceptual", "ssim"]
+Profile = Literal["paper", "log", "code"]
+Discriminate = Callable[[Tensor], Tensor]
+SSIM_WEIGHT = 10.0  # of the released code's similarity
+SSIM_SIDE, SSIM_SIGMA = 11, 1.5  # window (Wang et al. 2004)
+SSIM_CONSTANTS = (0.01**2, 0.03**2)  # for the range [0, 1]
+
+
+@dataclass(frozen=True)
+class Forms:
+    """Which form of each loss, and its weight.
+
+    Args:
+        adversarial: `log` (paper) or `lsgan` (code).
+        similarity: `perceptual` (paper) or `ssim` (code).
+        profile: `paper`: ring powers; `log`: their logarithms; `code`: the code's profile.
+        weights: Of the adversarial, similarity and power-spectrum terms of the generator.
+        penalty: Weight of the discriminators' gradient penalty; 0 in the paper.
+    """
+
+    adversarial: Adversarial
+    similarity: Similarity
+    profile: Profile
+    weights: tuple[float, float, float]
+    penalty: float
+
+
+PAPER = Forms("log", "perceptual", "paper", (1.0, 1.0, 100.0), 0.0)
+CODE = Forms("lsgan", "ssim", "code", (0.1, 0.1, 0.8), 1.0)
+
+
+def discriminator_loss(kind: Adversarial, real: Tensor, made: Tensor) -> Tensor:
+    """Return what a discriminator minimises, from its log-odds of real (N,) of real and of made pictures (eq. 7)."""
+    if kind == "log":
+        return F.softplus(-real).mean() + F.softplus(made).mean()
+    return ((real - 1).square().mean() + made.square().mean()) / 2
+
+
+def generator_loss(kind: Adversarial, made: Tensor) -> Tensor:
+    """Return what the generator minimises, from a discriminator's log-odds of real (N,) of made pictures."""
+    return F.softplus(-made).mean() if kind == "log" else (made - 1).square().mean()
+
+
+def gradient_penalty(discriminate: Discriminate, real: Tensor, fake: Tensor, places: Tensor) -> Tensor:
+    """Return the zero-centred penalty: the mean squared slope on lines from fake to real pictures.
+
+    Args:
+        discriminate: Pictures to log-odds (N,).
+        real: Pictures (N, 3, H, W).
+        fake: The fakes before the generator, as the released code has it.
+        places: (N,) in [0, 1], where on each line.
+    """
+    share = places.view(-1, 1, 1, 1)
+    between = (share * real + (1 - share) * fake).detach().requires_grad_(True)
+    (slope,) = torch.autograd.grad(discriminate(between).sum(), between, create_graph=True)
+    return slope.flatten(1).square().sum(1).mean()
+
+
+def perceptual_similarity(network: Callable[[Tensor, Tensor], Tensor], fake: Tensor, made: Tensor) -> Tensor:
+    """Return the perceptual distance of the low frequencies of pictures in [0, 1] (eq. 9).
+
+    Args:
+        network: Takes two batches in [-1, 1] and returns one distance a picture.
+        fake: Pictures before the generator.
+        made: Pictures after it.
+    """
+    low = (spectra.split(images)[0] * 2 - 1 for images in (made, fake))
+    return network(*low).mean()
+
+
+def ssim_similarity(fake: Tensor, made: Tensor) -> Tensor:
+    """Return the released code's similarity, 10 (1 - SSIM), of pictures blurred by 3 x 3 Gaussians."""
+    return SSIM_WEIGHT * (1 - ssim(spectra.blur(fake), spectra.blur(made)).mean())
+
+
+def ssim(one: Tensor, other: Tensor) -> Tensor:
+    """Return the structural similarity (N,) of pictures in [0, 1], Gaussian windows, edges left out."""
+    line = torch.exp(-(torch.arange(SSIM_SIDE) - SSIM_SIDE // 2).square() / (2 * SSIM_SIGMA**2)).to(one)
+    line = line / line.sum()
+    channels = one.shape[1]
+
+    def local(values: Tensor) -> Tensor:
+        values = F.conv2d(values, line.view(1, 1, 1, -1).expand(channels, 1, 1, -1), groups=channels)
+        return F.conv2d(values, line.view(1, 1, -1, 1).expand(channels, 1, -1, 1), groups=channels)
+
+    # One pass over all five moments costs less than five.
+    stacked = torch.cat([one, other, one * one, other * other, one * other])
+    mean_a, mean_b, square_a, square_b, product = local(stacked).chunk(5)
+    c1, c2 = SSIM_CONSTANTS
+    variances = square_a - mean_a**2 + square_b - mean_b**2
+    covariance = product - mean_a * mean_b
+    luminance = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
+    return (luminance * (2 * covariance + c2) / (variances + c2)).flatten(1).mean(1)
+
+
+def profile_loss(kind: Profile, real: Tensor, made: Tensor) -> Tensor:
+    """Return how far the power spectra of made pictures are from those of real ones (eq. 11).
+
+    `paper` and `log` compare each pair's high frequencies, radius by radius. The paper gives no unit for the
+    power; it is divided here by the mean power of the real picture, or the loss would depend on the contrast.
+    `code` compares with the mean profile of the real pictures. Gradients reach `made` in all three.
+
+    Args:
+        kind: Which form.
+        real: Real pictures (N, 3, H, W) in [0, 1].
+        made: What the generator made of the paired fakes, the same shape.
+    """
+    if kind == "code":
+        wanted = spectra.without_lowest(spectra.psd_as_coded(real)).mean(0, keepdim=True)
+        return (spectra.without_lowest(spectra.psd_as_coded(made)) - wanted).square().mean()
+    wanted, found = (spectra.psd(spectra.split(images)[1]) for images in (real, made))
+    if kind == "log":
+        return (torch.log(found + spectra.FLOOR) - torch.log(wanted + spectra.FLOOR)).square().mean()
+    unit = wanted.mean(1, keepdim=True) + spectra.FLOOR
+    return ((found - wanted) / unit).square().mean()
+
+
+def below_floors(fake: Tensor, made: Tensor, psnr: float, ssim_floor: float) -> Tensor:
+    """Return how far pictures fall below a wanted likeness to their originals; 0 where both floors are kept.
+
+    Not in the paper, whose training is long enough to find the balance by itself.
+
+    Args:
+        fake: Pictures before the generator, in [0, 1].
+        made: Pictures after it.
+        psnr: Wanted peak signal-to-noise ratio in dB.
+        ssim_floor: Wanted structural similarity.
+    """
+    error = (made - fake).square().flatten(1).mean(1) + 1e-10
+    missing = F.relu(psnr + 10 * torch.log10(error)) / 10
+    return (missing + 10 * F.relu(ssim_floor - ssim(fake, made))).mean()

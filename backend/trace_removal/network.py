@@ -1,0 +1,134 @@
+"""TR-Net's generator (arXiv 2203.11433, section 4.2; layer sizes as in the released code)."""
+
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Statistics = Literal["batch", "fixed"]
+CHANNELS = (32, 64, 128, 256)
+MULTIPLE = 8  # the picture is halved three times
+SMOOTHING = 0.2  # sigma in pixels
+
+
+class TRNet(nn.Module):
+    """U-Net with bilinear upsampling and a feature-scaling layer.
+
+    Args:
+        width: Factor on all channels; 1 is the published size (1,800,687 trainable parameters).
+        statistics: What batch normalisation uses in training. `batch`: the batch's mean and variance, as the paper
+            has it. `fixed`: mean 0 and variance 1 for ever, so that it is a scale and a shift a channel; the
+            released code trains so, because it calls the generator in evaluation mode.
+        residual: False: the picture is tanh(network), the published form. True: picture + tanh(network), which
+            starts as the identity and needs far less training to keep a face's detail; not in the paper.
+    """
+
+    def __init__(self, width: float = 1.0, *, statistics: Statistics = "batch", residual: bool = False) -> None:
+        super().__init__()
+        self.width, self.statistics, self.residual = width, statistics, residual
+        channels = [max(1, round(count * width)) for count in CHANNELS]
+        self.down_blocks = nn.ModuleList(_Down(a, b) for a, b in zip([3, *channels[:-1]], channels, strict=True))
+        self.up_blocks = nn.ModuleList(_Up(channels[i + 1], channels[i]) for i in (2, 1, 0))
+        self.conv_after_scaling = nn.Conv2d(channels[0], 3, 3, stride=2, padding=1)
+        self.conv_final = nn.Conv2d(3, 3, 1)
+        self.smoothing = _Smoothing()
+        self.apply(_initialise)
+        if residual:
+            nn.init.zeros_(self.conv_final.weight)
+
+    def train(self, mode: bool = True) -> "TRNet":  # noqa: FBT001, FBT002 - the signature of nn.Module
+        """Set the mode; fixed statistics stay fixed."""
+        super().train(mode)
+        if self.statistics == "fixed":
+            for module in self.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return pictures of about [0, 1], unclamped, from pictures (N, 3, H, W) in [0, 1].
+
+        Where H or W is no multiple of 8, up to 7 rows or columns at the edges are lost, evenly on both sides.
+        """
+        features, skips = images, []
+        for number, block in enumerate(self.down_blocks):
+            features = block(F.max_pool2d(features, 2) if number else features)
+            skips.append(features)
+        for block, skip in zip(self.up_blocks, reversed(skips[:-1]), strict=True):
+            features = block(features, skip)
+        scaled = F.interpolate(features, scale_factor=2, mode="bilinear", align_corners=True)
+        drawn = torch.tanh(self.conv_final(self.conv_after_scaling(scaled)))
+        return drawn + centre_crop(images, drawn) if self.residual else drawn
+
+    @torch.no_grad()
+    def remove(self, images: Tensor) -> Tensor:
+        """Return pictures (N, 3, H, W) in [0, 1] of any size, without losing their edges.
+
+        tanh reaches below zero: what is saved has to be clamped first, or it wraps around.
+        """
+        height, width = images.shape[-2:]
+        filling = (0, -width % MULTIPLE, 0, -height % MULTIPLE)
+        padded = F.pad(images, filling, mode="replicate")
+        return self(padded)[..., :height, :width].clamp(0, 1)
+
+
+class _Down(nn.Module):
+    """Two convolutions, each followed by ReLU and batch normalisation."""
+
+    def __init__(self, given: int, made: int) -> None:
+        super().__init__()
+        self.conv1, self.norm1 = nn.Conv2d(given, made, 3, padding=1), nn.BatchNorm2d(made)
+        self.conv2, self.norm2 = nn.Conv2d(made, made, 3, padding=1), nn.BatchNorm2d(made)
+
+    def forward(self, features: Tensor) -> Tensor:
+        features = self.norm1(F.relu(self.conv1(features)))
+        return cast(Tensor, self.norm2(F.relu(self.conv2(features))))
+
+
+class _Up(nn.Module):
+    """Enlarge by two, halve the channels, put the skip beside it, convolve twice."""
+
+    def __init__(self, given: int, made: int) -> None:
+        super().__init__()
+        self.conv0, self.norm0 = nn.Conv2d(given, made, 1), nn.BatchNorm2d(made)
+        self.conv1, self.norm1 = nn.Conv2d(2 * made, made, 3, padding=1), nn.BatchNorm2d(made)
+        self.conv2, self.norm2 = nn.Conv2d(made, made, 3, padding=1), nn.BatchNorm2d(made)
+
+    def forward(self, features: Tensor, skip: Tensor) -> Tensor:
+        enlarged = F.interpolate(features, scale_factor=2, mode="bilinear", align_corners=False)
+        enlarged = self.norm0(F.relu(self.conv0(enlarged)))
+        both = torch.cat([enlarged, centre_crop(skip, enlarged)], dim=1)
+        both = self.norm1(F.relu(self.conv1(both)))
+        return cast(Tensor, self.norm2(F.relu(self.conv2(both))))
+
+
+class _Smoothing(nn.Module):
+    """The 3 x 3 Gaussian that the released network holds and never calls; kept so that its files load."""
+
+    weight: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("weight", gaussian_kernel(3, SMOOTHING).expand(3, 1, 3, 3).clone())
+
+
+def gaussian_kernel(side: int, sigma: float) -> Tensor:
+    """Return a Gaussian (side, side) that sums to 1; sigma in pixels."""
+    place = torch.arange(side) - (side - 1) / 2
+    line = torch.exp(-place.square() / (2 * sigma**2))
+    line = line / line.sum()
+    return line[:, None] * line[None]
+
+
+def centre_crop(features: Tensor, like: Tensor) -> Tensor:
+    """Cut (N, C, H, W) evenly on both sides to the height and width of `like`."""
+    top, left = ((features.shape[axis] - like.shape[axis]) // 2 for axis in (-2, -1))
+    return features[..., top : top + like.shape[-2], left : left + like.shape[-1]]
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

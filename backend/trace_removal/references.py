@@ -1,0 +1,178 @@
+"""What the traces of real photographs and of every kind of fake look like on average, as small arrays."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from backend import runtime, weights
+from backend.progress import Job, Step
+from backend.trace_removal import fingerprints, spectra
+
+ENTRY = "traces"
+BUILDING = "python -m backend train references --data DIR --fakes DIR --out traces.safetensors --install"
+REAL = "real"
+ATTENTION_SIDE = 32  # of a stored map
+DECIBELS = 10 / np.log(10)  # from natural logarithms of a power
+BATCH = 64
+Pictures = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class References:
+    """Means over many pictures of each group: `real`, and every kind of fake.
+
+    Args:
+        spectrum: By group, the mean log power (S, S) in dB, frequency 0 in the middle.
+        power: By group, mean and standard deviation (2, S // 2) of the power at each radius, in dB.
+        fingerprint: By kind of fake, the mean noise residual (3, S, S).
+        correlation: By fingerprint and group, mean and standard deviation of the correlations; measured on the half
+            of the pictures that the fingerprint was not made from.
+        attention: By detector and group, the mean Grad-CAM (32, 32) in [0, 1], each picture's scaled to its own
+            maximum.
+        count: Pictures by group.
+        detectors: SHA-256 of the weights of every detector in `attention`; of others, its maps say nothing.
+    """
+
+    spectrum: dict[str, np.ndarray]
+    power: dict[str, np.ndarray]
+    fingerprint: dict[str, Tensor]
+    correlation: dict[str, dict[str, tuple[float, float]]]
+    attention: dict[str, dict[str, np.ndarray]]
+    count: dict[str, int]
+    detectors: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def kinds(self) -> list[str]:
+        """Return the kinds of fake."""
+        return list(self.fingerprint)
+
+    def knows(self, detector: str) -> bool:
+        """Say whether the attention of a detector was measured with the weights that it has now."""
+        entry = weights.entries().get(detector)
+        return entry is not None and self.detectors.get(detector) == entry.sha256
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return everything but counts and hashes, by `what/group`, for a file."""
+        found = {f"spectrum/{group}": torch.from_numpy(values) for group, values in self.spectrum.items()}
+        found |= {f"power/{group}": torch.from_numpy(values) for group, values in self.power.items()}
+        found |= {f"fingerprint/{kind}": values for kind, values in self.fingerprint.items()}
+        for kind, by_group in self.correlation.items():
+            found |= {f"correlation/{kind}/{group}": torch.tensor(values) for group, values in by_group.items()}
+        for detector, maps in self.attention.items():
+            found |= {f"attention/{detector}/{group}": torch.from_numpy(values) for group, values in maps.items()}
+        return found
+
+    def options(self) -> dict[str, Any]:
+        """Return what the registry entry says beside the file."""
+        return {"count": self.count, "detectors": self.detectors}
+
+
+def load() -> References:
+    """Return the process's one copy.
+
+    Raises:
+        UserError: There is no entry, or its file is missing or damaged.
+    """
+    return runtime.loaded(ENTRY, lambda: from_tensors(weights.load_entry(ENTRY), weights.entry(ENTRY).options))
+
+
+def from_tensors(tensors: Mapping[str, Tensor], options: Mapping[str, Any]) -> References:
+    """Return what `References.tensors` and `References.options` describe."""
+    arrays: dict[str, dict[str, Any]] = {what: {} for what in ("spectrum", "power", "fingerprint")}
+    nested: dict[str, dict[str, dict[str, Any]]] = {"correlation": {}, "attention": {}}
+    for name, values in sorted(tensors.items()):
+        what, first, *rest = name.split("/")
+        if what in arrays:
+            arrays[what][first] = values if what == "fingerprint" else values.numpy()
+        else:
+            nested[what].setdefault(first, {})[rest[0]] = values.numpy()
+    spreads = {
+        kind: {group: (float(mean), float(deviation)) for group, (mean, deviation) in by_group.items()}
+        for kind, by_group in nested["correlation"].items()
+    }
+    return References(
+        spectrum=arrays["spectrum"],
+        power=arrays["power"],
+        fingerprint=arrays["fingerprint"],
+        correlation=spreads,
+        attention=nested["attention"],
+        count=dict(options["count"]),
+        detectors=dict(options["detectors"]),
+    )
+
+
+def build(pictures: Pictures, detectors: list[str], *, attention_count: int = 200) -> Job[References]:
+    """Measure the references.
+
+    Args:
+        pictures: By group, uint8 (N, 3, S, S); `real` among them.
+        detectors: Names of the detectors whose attention is measured.
+        attention_count: Pictures of each group for it.
+    """
+    total = len(pictures) * (1 + len(detectors))
+    spectrum, power, prints, correlation = {}, {}, {}, {}
+    halves = {group: (values[::2], values[1::2]) for group, values in pictures.items()}
+    for number, (group, values) in enumerate(pictures.items()):
+        yield Step(number, total, f"spectra of {group}")
+        spectrum[group], power[group] = _spectral(values)
+        if group != REAL:
+            prints[group] = fingerprints.fingerprint(values)
+            first = {group: fingerprints.fingerprint(halves[group][0])}
+            correlation[group] = {
+                other: _spread(fingerprints.correlations(halves[other][1], first)[group]) for other in pictures
+            }
+    attention: dict[str, dict[str, np.ndarray]] = {}
+    for name in detectors:
+        attention[name] = {}
+        for group, values in pictures.items():
+            done = len(pictures) * (1 + len(attention) - 1) + len(attention[name])
+            yield Step(done, total, f"attention of {name} to {group}")
+            attention[name][group] = mean_attention(name, values[:: max(1, len(values) // attention_count)])
+    counts = {group: len(values) for group, values in pictures.items()}
+    hashes = {name: weights.entry(name).sha256 for name in detectors}
+    return References(spectrum, power, prints, correlation, attention, counts, hashes)
+
+
+def mean_attention(detector: str, pictures: Tensor) -> np.ndarray:
+    """Return a detector's mean Grad-CAM towards fake (32, 32) over uint8 pictures (N, 3, S, S), empty maps left out."""
+    from backend.counterfactual.cam import grad_cam
+    from backend.detectors import registry
+
+    total, count = torch.zeros(ATTENTION_SIDE, ATTENTION_SIDE), 0
+    for part in pictures.split(BATCH):
+        found = grad_cam(registry.load(detector), (part.float() / 255).to(runtime.device()))
+        maps = torch.from_numpy(found.maps[~found.empty])
+        if len(maps):
+            total += F.interpolate(maps[:, None], size=(ATTENTION_SIDE, ATTENTION_SIDE), mode="area").sum((0, 1))
+            count += len(maps)
+    return (total / max(1, count)).numpy()
+
+
+@torch.no_grad()
+def _spectral(pictures: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    total, profiles = torch.zeros(pictures.shape[-2:], dtype=torch.float64), []
+    for part in pictures.split(BATCH):
+        images = part.float() / 255
+        total += log_spectrum(images).sum(0, dtype=torch.float64)
+        profiles.append(log_profile(images))
+    profile = torch.cat(profiles)
+    return (total / len(pictures)).float().numpy(), torch.stack([profile.mean(0), profile.std(0)]).numpy()
+
+
+def log_spectrum(images: Tensor) -> Tensor:
+    """Return the log power (N, S, S) in dB, frequency 0 in the middle, of pictures (N, 3, S, S) in [0, 1]."""
+    return DECIBELS * spectra.centred(spectra.log_power(images))
+
+
+def log_profile(images: Tensor) -> Tensor:
+    """Return the power at each radius (N, S // 2) in dB of pictures (N, 3, S, S) in [0, 1]."""
+    return 10 * torch.log10(spectra.psd(images) + spectra.FLOOR)
+
+
+def _spread(values: Tensor) -> tuple[float, float]:
+    return float(values.mean()), float(values.std())

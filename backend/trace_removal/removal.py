@@ -1,0 +1,185 @@
+"""Remove the traces of one face of a photo: crop, TR-Net, back into the photo, and what all detectors say."""
+
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from backend import alignment, faces, images, made_with, verdicts
+from backend.counterfactual import traces
+from backend.detectors import registry
+from backend.progress import Job, Step
+from backend.runtime import MODEL_LOCK, device, frozen
+from backend.trace_removal.network import TRNet
+from backend.trace_removal.trnet import ENTRY, TRNetSettings, load
+
+__all__ = ["Removal", "load", "remove"]
+
+THRESHOLD = 0.5  # p_fake below it is called real
+SIMPLE = "it adds to the picture, which the published form does not"
+TOTAL = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Removal:
+    """What was done to one face, and what the detectors say; pictures are uint8 (H, W, 3).
+
+    Args:
+        photo: The photo.
+        face_number: Which face was taken, from 1, the largest first.
+        face_count: How many were found.
+        problem: Why the result should not be trusted, one sentence, or None.
+        aligned: The crop that was changed, and where it lies in the photo.
+        original: The crop.
+        removed: The crop after TR-Net.
+        pasted: The photo with it.
+        p_fake: By detector, the probability of fake in [0, 1] of crop and removal; none of them trained TR-Net.
+        p_pasted: By detector, that of the face found and cut out anew in `pasted`; None where no face was found.
+        difference: Signed difference, removed - original.
+        metrics: `psnr` in dB (None where no pixel differs) and `ssim` of both crops.
+        settings: Settings of the pass; they name the form of the network.
+        weights: SHA-256 of the model files used, by registry name.
+        versions: Versions of the packages that matter.
+        seconds: Time taken.
+    """
+
+    photo: np.ndarray
+    face_number: int
+    face_count: int
+    problem: str | None
+    aligned: alignment.AlignedFace
+    original: np.ndarray
+    removed: np.ndarray
+    pasted: np.ndarray
+    p_fake: dict[str, tuple[float, float]]
+    p_pasted: dict[str, float] | None
+    difference: traces.Residual
+    metrics: dict[str, float | None]
+    settings: TRNetSettings
+    weights: dict[str, str]
+    versions: dict[str, str]
+    seconds: float
+
+    @property
+    def turned(self) -> list[str]:
+        """Return the detectors that called the face fake and now call it real."""
+        return [name for name, (before, after) in self.p_fake.items() if after < THRESHOLD <= before]
+
+    @property
+    def summary(self) -> str:
+        """Tell what happened in one paragraph of plain words."""
+        parts = []
+        if self.face_count > 1:
+            which = "the largest" if self.face_number == 1 else f"number {self.face_number}"
+            parts.append(f"{self.face_count} faces were found; {which} was taken.")
+        if self.problem:
+            parts.append(self.problem)
+        parts.append(self._change_in_words())
+        parts.append(self._verdicts_in_words())
+        parts.append(self._pasted_in_words())
+        return " ".join(parts)
+
+    def record(self) -> dict[str, Any]:
+        """Return what a program reads and what a saved picture carries, as plain values for JSON."""
+        return {
+            "p_fake": {name: {"original": a, "removed": b} for name, (a, b) in self.p_fake.items()},
+            "p_pasted": self.p_pasted,
+            "turned": self.turned,
+            "metrics": self.metrics,
+            "gain": self.difference.gain,
+            "face": {
+                "number": self.face_number,
+                "count": self.face_count,
+                "box": [float(value) for value in self.aligned.face.box],
+                "problem": self.problem,
+                "resampled": self.aligned.resampled,
+            },
+            "settings": asdict(self.settings),
+            "weights": self.weights,
+            "versions": self.versions,
+            "seconds": self.seconds,
+            "summary": self.summary,
+        }
+
+    def _change_in_words(self) -> str:
+        psnr, ssim = self.metrics["psnr"], self.metrics["ssim"]
+        if psnr is None:
+            return "TR-Net left the face as it was."
+        form = f" ({SIMPLE})" if self.settings.residual else ""
+        return (
+            f"TR-Net{form} changed the face by up to {self.difference.largest} of 255 levels: PSNR {psnr:.1f} dB, "
+            f"SSIM {ssim:.3f} (1 = the same)."
+        )
+
+    def _verdicts_in_words(self) -> str:
+        fake = [name for name, (before, _) in self.p_fake.items() if before >= THRESHOLD]
+        newly = [name for name, (before, after) in self.p_fake.items() if before < THRESHOLD <= after]
+        if not self.p_fake:
+            return "There is no detector to ask."
+        told = "No detector called the face fake to begin with."
+        if fake:
+            call = "calls" if len(self.turned) == 1 else "call"
+            told = f"Of {len(fake)} detectors that called it fake, {len(self.turned)} now {call} it real."
+        if newly:
+            told += f" {len(newly)} that called it real now {'calls' if len(newly) == 1 else 'call'} it fake."
+        return f"{told} TR-Net has seen none of the {len(self.p_fake)} detectors in training."
+
+    def _pasted_in_words(self) -> str:
+        if self.p_pasted is None:
+            return "Put back into the photo, the face is not found again."
+        fake = sum(score >= THRESHOLD for score in self.p_pasted.values())
+        call = "calls" if fake == 1 else "call"
+        return f"Put back into the photo, found and cut out anew, {fake} of {len(self.p_pasted)} {call} it fake."
+
+
+def remove(photo: np.ndarray, face_number: int | None = None, *, network: TRNet | None = None) -> Job[Removal]:
+    """Pass one face of a photo through TR-Net and ask all detectors before and after.
+
+    Args:
+        photo: uint8 (H, W, 3), RGB.
+        face_number: Which face, from 1, the largest first; None takes the largest.
+        network: The network; None takes the trained one.
+
+    Raises:
+        UserError: There is no face, or no trained network.
+    """
+    started = time.perf_counter()
+    network = network or load()
+    yield Step(0, TOTAL, "The face is looked for.")
+    found = faces.find(photo)
+    face = faces.choose(found, face_number)
+    aligned = alignment.align(photo, face, verdicts.TEMPLATE, registry.EMBEDDED_SIZE)
+    original = images.to_tensor(aligned.crop)
+    yield Step(1, TOTAL, "The traces are removed.", original)
+    with MODEL_LOCK, frozen(network):
+        removed = images.to_array(network.remove(original.to(device())))
+    changed = images.to_tensor(removed)
+    pasted = alignment.paste_back(photo, removed, aligned)
+    yield Step(2, TOTAL, "The face is put back and looked for again.", changed)
+    again = faces.find_again(pasted, face)
+    crops = [aligned.crop, removed]
+    if again is not None:
+        crops.append(alignment.align(pasted, again, verdicts.TEMPLATE, registry.EMBEDDED_SIZE).crop)
+    yield Step(3, TOTAL, "All detectors are asked.", changed)
+    scores = verdicts.p_fake(torch.cat([images.to_tensor(one) for one in crops]))
+    yield Step(4, TOTAL, "All detectors have answered.", changed)
+    return Removal(
+        photo=photo,
+        face_number=face_number or 1,
+        face_count=len(found),
+        problem=faces.problem(face, photo.shape),
+        aligned=aligned,
+        original=aligned.crop,
+        removed=removed,
+        pasted=pasted,
+        p_fake={name: (values[0], values[1]) for name, values in scores.items()},
+        p_pasted=None if again is None else {name: values[2] for name, values in scores.items()},
+        difference=traces.residual(aligned.crop, removed),
+        metrics=traces.likeness(aligned.crop, removed),
+        settings=TRNetSettings(network.width, network.residual),
+        weights=made_with.hashes([ENTRY, *scores]),
+        versions=made_with.versions(),
+        seconds=time.perf_counter() - started,
+    )

@@ -1,0 +1,86 @@
+"""TR-Net as the app uses it: trained weights, and the form that all attacks share (arXiv 2203.11433)."""
+
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from backend import runtime, weights
+from backend.attacks.pixels import inside, judged, put_back
+from backend.attacks.result import Attacked
+from backend.detectors.card import Detector
+from backend.progress import Job, Step
+from backend.runtime import MODEL_LOCK, frozen
+from backend.trace_removal.network import TRNet
+
+ENTRY = "trnet"
+TRAINING = "python -m backend train trnet --data DIR --fakes DIR --out trnet.safetensors --install"
+
+
+@dataclass(frozen=True)
+class TRNetSettings:
+    """Settings of one pass.
+
+    Args:
+        width: Factor on the network's channels; the result says that of the network that was used.
+        residual: Whether the network adds to the picture; the result says that of the network that was used.
+        seed: Recorded; nothing is drawn at random.
+    """
+
+    width: float = 1.0
+    residual: bool = False
+    seed: int = 0
+
+
+def load() -> TRNet:
+    """Return the process's one copy of the trained network, frozen, on the device of the settings.
+
+    Raises:
+        UserError: There is no entry, or its model file is missing or damaged.
+    """
+    return runtime.loaded(ENTRY, _load)
+
+
+def build(options: Any) -> TRNet:
+    """Return the untrained network that a registry entry with these options describes."""
+    return TRNet(options["width"], statistics=options["statistics"], residual=options["residual"])
+
+
+def attack(
+    images: Tensor,
+    detector: Detector,
+    settings: TRNetSettings | None = None,
+    mask: Tensor | None = None,
+    *,
+    network: TRNet | None = None,
+) -> Job[Attacked]:
+    """Pass faces through TR-Net; the detector only judges before and after.
+
+    Args:
+        images: Faces (N, 3, H, W) in [0, 1].
+        detector: What judges; TR-Net has not seen it.
+        settings: Settings of the pass.
+        mask: 1 where pixels may change, (H, W) or (N, 1, H, W); everywhere by default.
+        network: The network, by default the trained one.
+
+    Raises:
+        UserError: The model file is missing or damaged.
+    """
+    started = time.perf_counter()
+    network = network or load()
+    settings = replace(settings or TRNetSettings(), width=network.width, residual=network.residual)
+    begun = images.detach().to(detector.mean.device)
+    region = inside(mask, begun)
+    with frozen(network, detector), MODEL_LOCK, torch.no_grad():
+        made = put_back(network.remove(begun), begun, region)
+        result = judged("TR-Net", begun, made, detector, settings, started=started)
+    yield Step(1, 1, "The face passed through TR-Net.", made[:1].cpu())
+    return result
+
+
+def _load() -> TRNet:
+    network = build(weights.entry(ENTRY).options)
+    weights.load_into(network, ENTRY)
+    return network.to(runtime.device())

@@ -1,0 +1,22 @@
+"""Write the sample sheets that a training run yields."""
+
+from pathlib import Path
+
+from backend import images
+from backend.progress import Job
+from backend.training import harness
+
+
+def with_sheets(job: Job[harness.Run], folder: Path) -> Job[harness.Run]:
+    """Pass a run's steps on, and write every preview as a PNG to `folder`; closing this closes the run."""
+    try:
+        while True:
+            try:
+                step = next(job)
+            except StopIteration as stop:
+                return stop.value
+            if step.preview is not None:
+                (folder / f"sheet-{step.number:06d}.png").write_bytes(images.encode_png(images.to_array(step.preview)))
+            yield step
+    finally:
+        job.close()

@@ -1,0 +1,225 @@
+"""Train TR-Net: a generator against three discriminators, on pairs of a fake and its photograph."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from backend.trace_removal import losses
+from backend.trace_removal.discriminators import (
+    FingerprintDiscriminator,
+    Norm,
+    SpatialDiscriminator,
+    SpectralDiscriminator,
+    SpectralForm,
+    source_loss,
+)
+from backend.trace_removal.network import Statistics, TRNet
+from backend.training import harness, pairs
+from backend.training.generator import perceptual_network
+from backend.training.pairs import Batch, Pairs
+
+FITTED_ON = 256  # real pictures whose spectra standardise the spectral discriminator
+RECALIBRATED_ON = 40  # batches that give the averaged weights their own batch statistics
+GAIN = 8  # of the differences on a sheet
+
+
+@dataclass(frozen=True)
+class TRNetSettings:
+    """Settings of one run; `settings/trnet.toml` explains them."""
+
+    size: int
+    width: float
+    discriminator_width: float
+    statistics: Statistics
+    residual: bool
+    norm: Norm
+    spectral_form: SpectralForm
+    adversarial: losses.Adversarial
+    similarity: losses.Similarity
+    perceptual: str
+    similarity_every: int
+    profile: losses.Profile
+    weight_adversarial: float
+    weight_similarity: float
+    weight_profile: float
+    weight_source: float
+    penalty: float
+    penalty_every: int
+    psnr_floor: float
+    ssim_floor: float
+    weight_floors: float
+    identity_steps: int
+    steps: int
+    batch: int
+    lr_generator: float
+    lr_discriminator: float
+    decay_share: float
+    average_decay: float
+    jpeg_share: float
+    quality: int
+    seed: int
+
+
+class TRNetTask:
+    """TR-Net in training, as a `harness.Task`."""
+
+    def __init__(self, data: Pairs, settings: TRNetSettings, held_out: Pairs) -> None:
+        """Prepare a run on pairs; `held_out` is only shown."""
+        self.data, self.settings, self.held_out = data, settings, held_out
+        torch.manual_seed(settings.seed)
+        layout = torch.channels_last
+        self.network = TRNet(settings.width, statistics=settings.statistics, residual=settings.residual)
+        self.average = copy.deepcopy(self.network).eval().requires_grad_(False)
+        width, norm = settings.discriminator_width, settings.norm
+        self.spectral = SpectralDiscriminator(width, norm, settings.spectral_form, settings.size)
+        self.spectral.fit(data.real[:: max(1, len(data) // FITTED_ON)][:FITTED_ON].float() / 255)
+        self.fingerprint = FingerprintDiscriminator(1 + len(data.kinds), width, norm)
+        self.discriminators: dict[str, nn.Module] = {
+            "spatial": SpatialDiscriminator(width, norm),
+            "spectral": self.spectral,
+            "fingerprint": self.fingerprint,
+        }
+        for module in (self.network, *self.discriminators.values()):
+            module.train().to(memory_format=layout)  # type: ignore[call-overload]
+        self.generator_optimizer = torch.optim.RMSprop(self.network.parameters(), settings.lr_generator)
+        self.discriminator_optimizer = torch.optim.RMSprop(
+            [weight for module in self.discriminators.values() for weight in module.parameters()],
+            settings.lr_discriminator,
+        )
+        self.perceptual = perceptual_network(settings.perceptual) if settings.similarity == "perceptual" else None
+        self.total = settings.identity_steps + settings.steps
+
+    def modules(self) -> Mapping[str, nn.Module]:
+        """Return what a checkpoint holds."""
+        return {"network": self.network, "average": self.average} | self.discriminators
+
+    def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
+        """Return both optimisers."""
+        return {"generator": self.generator_optimizer, "discriminators": self.discriminator_optimizer}
+
+    def step(self, number: int) -> dict[str, float]:
+        """Train one step: first the discriminators, then the generator."""
+        settings = self.settings
+        self._set_rates(number)
+        batch = self._draw(number)
+        made = self.network(batch.fake)
+        if number < settings.identity_steps:
+            values = {"identity": F.l1_loss(made, batch.fake)}
+            total = values["identity"]
+        else:
+            values = self._train_discriminators(batch, made.detach(), number)
+            own = self._generator_losses(batch, made, number)
+            values |= own
+            total = sum((self._weight(name) * value for name, value in own.items()), torch.zeros(()))
+        self._update(self.generator_optimizer, total)
+        decay = min(settings.average_decay, (1 + number) / (10 + number))
+        harness.update_average(self.average, self.network, decay)
+        error = (made.detach().clamp(0, 1) - batch.fake).square().flatten(1).mean(1).clamp_min(1e-10)
+        psnr = float((-10 * torch.log10(error)).mean())
+        return {name: value.item() for name, value in values.items()} | {"psnr": psnr}
+
+    @torch.no_grad()
+    def preview(self) -> Tensor:
+        """Return held-out fakes above what is made of them and the amplified difference."""
+        fake = self.held_out.fake[:: max(1, len(self.held_out) // 8)][:8].float() / 255
+        made = self.average(fake).clamp(0, 1)
+        difference = ((made - fake) * GAIN + 0.5).clamp(0, 1)
+        return torch.cat([torch.cat(list(row), dim=2) for row in (fake, made, difference)], dim=1)[None]
+
+    @torch.no_grad()
+    def finished(self) -> TRNet:
+        """Return the averaged generator, with batch statistics of its own."""
+        norms = [module for module in self.average.modules() if isinstance(module, nn.BatchNorm2d)]
+        if self.settings.statistics == "batch":
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum = None  # a plain mean over all batches
+            self.average.train()
+            for number in range(RECALIBRATED_ON):
+                self.average(self._draw(self.total + number).fake)
+        return self.average.eval()
+
+    def _draw(self, number: int) -> Batch:
+        settings = self.settings
+        drawn = pairs.draw(
+            self.data,
+            settings.batch,
+            seed=settings.seed,
+            step=number,
+            jpeg_share=settings.jpeg_share,
+            quality=settings.quality,
+        )
+        layout = torch.channels_last
+        return Batch(
+            drawn.real.contiguous(memory_format=layout), drawn.fake.contiguous(memory_format=layout), drawn.sources
+        )
+
+    def _train_discriminators(self, batch: Batch, made: Tensor, number: int) -> dict[str, Tensor]:
+        settings, count = self.settings, len(made)
+        pictures = torch.cat([batch.real, made])
+        sources = torch.cat([torch.full((count,), pairs.REAL_SOURCE), batch.sources])
+        values, total = {}, torch.zeros(())
+        for name, module in self.discriminators.items():
+            if name == "fingerprint":
+                # The source head learns from pictures of the data set, not from the generator's.
+                logits, named = self.fingerprint.with_source(torch.cat([batch.real, batch.fake, made]))
+                logits = torch.cat([logits[:count], logits[2 * count :]])
+                values["source"] = source_loss(named[: 2 * count], sources)
+                total = total + settings.weight_source * values["source"]
+            else:
+                logits = module(pictures)
+            value = losses.discriminator_loss(settings.adversarial, logits[:count], logits[count:])
+            values[f"d_{name}"] = value
+            total = total + value
+        if settings.penalty and number % settings.penalty_every == 0:
+            places = torch.from_numpy(np.random.default_rng([settings.seed, number, 1]).random(count, np.float32))
+            values["penalty"] = torch.stack(
+                [losses.gradient_penalty(one, batch.real, batch.fake, places) for one in self.discriminators.values()]
+            ).sum()
+            total = total + settings.penalty * settings.penalty_every * values["penalty"]
+        self._update(self.discriminator_optimizer, total)
+        return values
+
+    def _weight(self, name: str) -> float:
+        settings = self.settings
+        weights = {
+            "similarity": settings.weight_similarity * settings.similarity_every,
+            "profile": settings.weight_profile,
+            "floors": settings.weight_floors,
+        }
+        return weights.get(name, settings.weight_adversarial)
+
+    def _generator_losses(self, batch: Batch, made: Tensor, number: int) -> dict[str, Tensor]:
+        settings = self.settings
+        values = {
+            f"g_{name}": losses.generator_loss(settings.adversarial, module(made))
+            for name, module in self.discriminators.items()
+        }
+        if number % settings.similarity_every == 0:
+            values["similarity"] = self._similarity(batch.fake, made)
+        values["profile"] = losses.profile_loss(settings.profile, batch.real, made)
+        values["floors"] = losses.below_floors(batch.fake, made, settings.psnr_floor, settings.ssim_floor)
+        return values
+
+    def _similarity(self, fake: Tensor, made: Tensor) -> Tensor:
+        if self.perceptual is None:
+            return losses.ssim_similarity(fake, made)
+        return losses.perceptual_similarity(self.perceptual, fake, made)
+
+    @staticmethod
+    def _update(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 5.0)
+        optimizer.step()
+
+    def _set_rates(self, number: int) -> None:
+        start = self.total * (1 - self.settings.decay_share)
+        factor = 0.1 ** max(0.0, (number - start) / (self.total - start))
+        self.generator_optimizer.param_groups[0]["lr"] = self.settings.lr_generator * factor
+        self.discriminator_optimizer.param_groups[0]["lr"] = self.settings.lr_discriminator * factor

@@ -1,0 +1,223 @@
+"""The whole way of a removal: face, network, photo, verdicts, re-saves, views, bundle and command line."""
+
+import io
+import json
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+
+from backend import faces, provenance, weights
+from backend.detectors import registry
+from backend.errors import UserError
+from backend.progress import finish
+from backend.trace_removal import bundle, command, references, removal, resaves, trnet
+from backend.trace_removal.network import TRNet
+from backend.trace_removal.views import attention, drawing, noise, power, spectrum, views
+from backend.training import curves, pairs, trnet_run
+from tests.toys import hooks, toy_detector
+
+SIZE = 128
+FACE = faces.Face(
+    (120.0, 100.0, 280.0, 320.0),
+    0.99,
+    np.array([[170, 180], [230, 180], [200, 216], [176, 244], [224, 244]], dtype=np.float64),
+)
+
+
+def shift(amount: float) -> TRNet:
+    """Return a small network that adds `amount` to every value."""
+    network = TRNet(0.125, residual=True)
+    with torch.no_grad():
+        network.conv_final.bias.fill_(torch.atanh(torch.tensor(amount)))
+    return network.eval()
+
+
+@pytest.fixture
+def detectors(monkeypatch):
+    """Three toy detectors in place of the registry's, and a finder that always finds the same face."""
+    limits = {"toy": 0.7, "strict": 0.3, "blind": 0.95}
+    known = {name: toy_detector(threshold=limit, name=name, size=SIZE) for name, limit in limits.items()}
+    monkeypatch.setattr(registry, "loadable", lambda: list(known))
+    monkeypatch.setattr(registry, "load", known.__getitem__)
+    monkeypatch.setattr(registry, "card", lambda name: known[name].card)
+    monkeypatch.setattr(faces, "find", lambda image: [FACE])
+    return known
+
+
+@pytest.fixture
+def known(detectors):
+    """Reference statistics of random pictures."""
+    randomness = torch.Generator().manual_seed(0)
+    pictures = {
+        "real": torch.randint(0, 256, (6, 3, SIZE, SIZE), generator=randomness, dtype=torch.uint8),
+        "swap": torch.randint(90, 160, (6, 3, SIZE, SIZE), generator=randomness, dtype=torch.uint8),
+    }
+    return finish(references.build(pictures, []))
+
+
+def photo(level: int = 200) -> np.ndarray:
+    return np.full((400, 440, 3), level, dtype=np.uint8)
+
+
+def test_the_whole_way_of_a_photo(detectors):
+    steps = []
+    found = finish(removal.remove(photo(), network=shift(-0.2)), steps.append)
+    assert (found.original == 200).all() and (found.removed == 149).all()
+    assert found.metrics["psnr"] == pytest.approx(20 * np.log10(255 / 51))
+    assert found.p_fake["toy"][0] > 0.5 > found.p_fake["toy"][1]
+    assert found.turned == ["toy"] and found.p_fake["strict"][1] > 0.5 > found.p_fake["blind"][0]
+    assert set(found.p_pasted) == set(detectors) and found.p_pasted["toy"] < 0.5
+    assert found.settings.residual and found.difference.largest == 51
+    assert "Of 2 detectors that called it fake, 1 now calls it real" in found.summary
+    assert "seen none of the 3 detectors" in found.summary and "adds to the picture" in found.summary
+    assert steps[-1].number == steps[-1].total
+    assert all(hooks(detector) == 0 for detector in detectors.values())
+    json.dumps(found.record(), allow_nan=False)
+
+
+def test_pixels_outside_the_face_stay_as_they_were(detectors):
+    randomness = np.random.default_rng(0)
+    original = randomness.integers(0, 256, (400, 440, 3), dtype=np.uint8)
+    found = finish(removal.remove(original, network=shift(-0.3)))
+    corners = np.array([[0, 0], [SIZE, 0], [0, SIZE], [SIZE, SIZE]], dtype=np.float64)
+    inverse = np.linalg.inv(found.aligned.matrix[:, :2])
+    outline = (corners - found.aligned.matrix[:, 2]) @ inverse.T
+    (left, top), (right, bottom) = np.floor(outline.min(0)).astype(int), np.ceil(outline.max(0)).astype(int)
+    outside = np.ones(original.shape[:2], dtype=bool)
+    outside[max(0, top) : bottom, max(0, left) : right] = False
+    assert outside.any()
+    assert np.array_equal(found.pasted[outside], original[outside])
+    middle = (top + bottom) // 2, (left + right) // 2
+    assert found.pasted[middle].tolist() != original[middle].tolist()
+
+
+def test_a_network_that_changes_nothing_says_so(detectors):
+    found = finish(removal.remove(photo(), network=TRNet(0.125, residual=True).eval()))
+    assert found.metrics["psnr"] is None and np.array_equal(found.pasted, photo())
+    assert "left the face as it was" in found.summary
+
+
+def test_saving_again_is_asked_of_both_pictures(detectors):
+    original = np.full((SIZE, SIZE, 3), 200, dtype=np.uint8)
+    removed = np.full((SIZE, SIZE, 3), 150, dtype=np.uint8)
+    found = resaves.resave(original, removed)
+    assert [one.name for one in found] == ["jpeg_90", "jpeg_75", "webp_80", "half_size"]
+    for one in found:
+        before, after = one.p_fake["toy"]
+        assert before > 0.5 > after
+    before = {"toy": (0.9, 0.1), "strict": (0.9, 0.8), "blind": (0.2, 0.1)}
+    told = resaves.in_words(before, found)
+    assert "the one detector" in told and "0 after JPEG 90" in told and "0 after half size and back" in told
+    assert "no verdict" in resaves.in_words({"toy": (0.9, 0.9)}, found)
+
+
+def test_saving_again_really_changes_the_pixels():
+    from PIL import Image
+
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    changed = {name: np.asarray(save(Image.fromarray(pixels))) for name, (_, save) in resaves.SAVES.items()}
+    errors = {name: float(np.abs(one.astype(int) - pixels).mean()) for name, one in changed.items()}
+    assert all(one.shape == pixels.shape for one in changed.values())
+    assert 0 < errors["jpeg_90"] < errors["jpeg_75"] < errors["half_size"]
+
+
+def test_references_survive_a_file(known, tmp_path):
+    weights.save_half(tmp_path / "traces.safetensors", known.tensors())
+    from safetensors.torch import load_file
+
+    read = references.from_tensors(load_file(tmp_path / "traces.safetensors"), known.options())
+    assert read.kinds == ["swap"] and read.count == {"real": 6, "swap": 6}
+    assert np.allclose(read.spectrum["real"], known.spectrum["real"], rtol=1e-3)
+    assert read.correlation["swap"]["swap"] == pytest.approx(known.correlation["swap"]["swap"], abs=1e-3)
+    assert known.power["real"].shape == (2, SIZE // 2) and known.fingerprint["swap"].shape == (3, SIZE, SIZE)
+    assert not read.knows("toy")
+
+
+def test_references_hold_the_attention_of_a_detector(detectors):
+    bright = torch.zeros(4, 3, SIZE, SIZE, dtype=torch.uint8)
+    bright[:, :, :, : SIZE // 2] = 255  # the toy's map is its brightness
+    found = references.mean_attention("toy", bright)
+    assert found.shape == (32, 32)
+    assert float(found[:, :14].min()) > 0.9 and float(found[:, 18:].max()) < 0.1
+
+
+def test_every_view_is_a_picture_with_a_sentence(known):
+    before = np.random.default_rng(1).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+    for pictures in ({"Before": before, "After": before // 2}, {"This face": before}):
+        drawn = views(pictures, known, "toy")
+        assert [one.name for one in drawn] == ["spectrum", "power", "noise", "attention"]
+        for one in drawn:
+            assert one.picture.dtype == np.uint8 and one.picture.shape[1] == round(drawing.WIDTH * drawing.RESOLUTION)
+            assert one.picture.std() > 5 and one.sentence.endswith(".")
+    half = views({"Before": before, "After": before // 2}, known, "toy")[0].sentence
+    assert "after: 6.0 dB less" in half or "after: 6.1 dB less" in half  # half the values, a quarter of the power
+
+
+def test_views_measure_what_they_say(known):
+    even = np.full((SIZE, SIZE, 3), 128, dtype=np.uint8)
+    assert np.abs(noise.residual(even)[2:-2, 2:-2]).max() < 1e-3
+    ramp = np.zeros((64, 64))
+    ramp[20, 32] = 1
+    assert attention.place(ramp) == "the eyes"
+    ramp[45, 1] = 2
+    assert attention.place(ramp) == "the sides of the picture"
+    mean, deviation = np.zeros(4), np.ones(4)
+    assert power.outside(np.array([0.5, 2.0, -3.0, 1.0]), mean, deviation) == 2
+    assert spectrum.outer_mean(np.full((64, 64), -3.0)) == pytest.approx(-3)
+    own = torch.randint(90, 160, (6, 3, SIZE, SIZE), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    assert set(noise.correlations(own[0].permute(1, 2, 0).numpy(), known)) == {"swap"}
+
+
+def test_a_bundle_is_saved_loaded_and_packed(known, tmp_path):
+    made = finish(bundle.make(photo(), detector="toy", network=shift(-0.2), known=known))
+    assert [one["name"] for one in made.record["views"]] == ["spectrum", "power", "noise", "attention"]
+    assert made.record["views_note"] is None and set(made.record["resaves"]) == set(resaves.SAVES)
+    made.save(tmp_path)
+    read = bundle.load(tmp_path, made.photo, made.aligned)
+    assert read.record == json.loads(json.dumps(made.record))
+    assert all(np.array_equal(read.pictures()[name], one) for name, one in made.pictures().items())
+    packed = zipfile.ZipFile(io.BytesIO(made.zip()))
+    names = {"crop", "removed", "difference", "photo", "spectrum", "power", "noise", "attention"}
+    assert set(packed.namelist()) == {f"{name}.png" for name in names} | {"record.json"}
+    assert provenance.read_record(packed.read("removed.png"))["turned"] == ["toy"]
+    assert provenance.read_record(packed.read("crop.png")) is None
+
+
+def test_the_command_writes_marked_pictures(known, tmp_path, monkeypatch):
+    from types import SimpleNamespace
+
+    from backend import images
+
+    monkeypatch.setattr(trnet, "load", lambda: shift(-0.2))
+    monkeypatch.setattr(removal, "load", lambda: shift(-0.2))
+    monkeypatch.setattr(references, "load", lambda: known)
+    monkeypatch.setattr(weights, "entries", lambda: {trnet.ENTRY: None})
+    monkeypatch.setattr(removal.made_with, "hashes", lambda _: {})
+    (tmp_path / "photo.png").write_bytes(images.encode_png(photo()))
+    options = SimpleNamespace(image=tmp_path / "photo.png", out=tmp_path / "out", face=None)
+    answer = command.run(options, lambda _: None)
+    assert {"p_fake", "metrics", "seconds", "files", "summary"} <= set(answer)
+    assert answer["p_fake"]["toy"]["original"] > 0.5 > answer["p_fake"]["toy"]["removed"]
+    assert answer["views"] == [] and "references" in answer["views_note"]
+    stored = images.read(tmp_path / "out" / "removed.png")
+    assert not np.array_equal(stored, np.full_like(stored, 149)) and (stored[: SIZE // 2] == 149).all()
+    assert provenance.read_record((tmp_path / "out" / "photo.png").read_bytes())["marked"] is True
+    json.dumps(answer, allow_nan=False)
+
+
+def test_without_weights_the_command_says_how_to_train(monkeypatch):
+    monkeypatch.setattr(weights, "entries", dict)
+    with pytest.raises(UserError, match="python -m backend train trnet"):
+        command.require_trained()
+
+
+def test_a_trained_network_is_measured_by_kind(tmp_path):
+    values = torch.full((4, 3, SIZE, SIZE), 100, dtype=torch.uint8)
+    held_out = pairs.Pairs(values, values + 20, torch.tensor([1, 1, 2, 2]), ("edit", "swap"))
+    found = trnet_run.measured(shift(-0.2), held_out)
+    assert set(found) == {"edit", "swap"} and found["edit"]["count"] == 2
+    assert found["swap"]["psnr"] == pytest.approx(20 * np.log10(255 / 51), abs=0.01)
+    (tmp_path / "losses.csv").write_text("step,seconds,a,b\n1,0.1,2.0,\n2,0.2,1.0,3.0\n")
+    assert curves.draw(tmp_path / "losses.csv", tmp_path / "curves.png").stat().st_size > 1000

@@ -1,0 +1,206 @@
+"""TR-Net's discriminators and losses: counts, values computed by hand, gradients, and a run that resumes."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from skimage.metrics import structural_similarity
+from torch import nn
+
+from backend.progress import finish
+from backend.trace_removal import losses
+from backend.trace_removal.discriminators import Backbone, FingerprintDiscriminator, SpatialDiscriminator, source_loss
+from backend.training import datasets, harness, pairs
+from backend.training.trnet import TRNetSettings, TRNetTask
+
+
+def faces(count: int, size: int = 32, seed: int = 0) -> torch.Tensor:
+    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def test_discriminators_have_the_published_size():
+    three = Backbone(3)
+    assert sum(one.numel() for one in three.parameters()) == 11_028_097
+    assert sum(one.numel() for one in Backbone(1).parameters()) == 11_024_001
+    with torch.no_grad():
+        features = three.features(faces(1, 128))
+    assert features.shape == (1, 512, 4, 4) and three.logit(features).shape == (1,)
+    strides = [layer for layer in three.modules() if isinstance(layer, nn.Conv2d)]
+    assert [one.bias is not None for one in strides] == [True, False, False, False, False, True]
+    assert sum(isinstance(one, nn.GroupNorm) for one in three.modules()) == 4
+
+
+def test_the_fingerprint_discriminator_names_sources():
+    module = FingerprintDiscriminator(sources=4, width=0.125)
+    pictures = faces(3, 128)
+    logits, named = module.with_source(pictures)
+    assert named.shape == (3, 4) and torch.allclose(logits, module(pictures), atol=1e-6)
+    assert float(source_loss(torch.zeros(3, 4), torch.tensor([0, 1, 3]))) == pytest.approx(math.log(4))
+    with pytest.raises(ValueError, match="without sources"):
+        FingerprintDiscriminator(width=0.125).with_source(pictures)
+
+
+def test_an_even_picture_leaves_no_noise_map():
+    module = FingerprintDiscriminator(width=0.125).eval()
+    with torch.no_grad():
+        inner = module.backbone.layers[0](torch.zeros(1, 3, 128, 128))
+        from backend import residuals
+
+        maps = residuals.srm(torch.full((1, 3, 128, 128), 0.4))[..., 4:-4, 4:-4]
+    assert float(maps.abs().max()) < 1e-6 and inner.shape[-1] == 64
+
+
+def test_adversarial_losses_by_hand():
+    zero = torch.zeros(5)
+    assert float(losses.discriminator_loss("log", zero, zero)) == pytest.approx(2 * math.log(2))
+    assert float(losses.generator_loss("log", zero)) == pytest.approx(math.log(2))
+    assert float(losses.discriminator_loss("lsgan", zero + 1, zero)) == 0
+    assert float(losses.generator_loss("lsgan", zero)) == 1
+    sure = torch.tensor([-20.0], requires_grad=True)  # the discriminator is certain that the picture is made
+    losses.generator_loss("log", sure).backward()
+    assert float(sure.grad) == pytest.approx(-1, abs=1e-6)
+
+
+def test_the_gradient_penalty_of_a_linear_discriminator_is_its_slope():
+    slope = faces(1, 8)[0]
+    penalty = losses.gradient_penalty(
+        lambda pictures: (pictures * slope).sum((1, 2, 3)), faces(4, 8, 1), faces(4, 8, 2), torch.rand(4)
+    )
+    assert float(penalty) == pytest.approx(float(slope.square().sum()), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["paper", "log", "code"])
+def test_the_power_spectrum_term_moves_the_generator(kind):
+    """In the released code, this gradient is cut off."""
+    real, fake = faces(4, seed=3), 0.5 + 0.1 * faces(4, seed=4)
+    gain = nn.Parameter(torch.ones(1, 3, 1, 1))
+    mix = nn.Conv2d(3, 3, 3, padding=1, bias=False)
+    loss = losses.profile_loss(kind, real, mix(fake) * gain)
+    loss.backward()
+    assert float(loss) > 0
+    assert float(mix.weight.grad.abs().max()) > 0
+    if kind != "code":  # which is blind to contrast: it scales every profile to its own range
+        assert float(gain.grad.abs().max()) > 0
+        assert float(losses.profile_loss(kind, real, real)) == 0
+
+
+def test_following_the_power_spectrum_term_makes_spectra_alike():
+    real, fake = faces(4, seed=3), torch.nn.functional.avg_pool2d(faces(4, seed=4), 3, 1, 1)
+    made = fake.clone().requires_grad_(True)
+    optimizer = torch.optim.Adam([made], 2e-2)
+    start = float(losses.profile_loss("log", real, made))
+    for _ in range(15):
+        optimizer.zero_grad()
+        losses.profile_loss("log", real, made).backward()
+        optimizer.step()
+    assert float(losses.profile_loss("log", real, made)) < 0.2 * start
+
+
+def test_ssim_agrees_with_scikit_image():
+    one, other = faces(1, 48), (faces(1, 48) + 0.2 * faces(1, 48, 5)).clamp(0, 1)
+    expected, full = structural_similarity(
+        one[0].permute(1, 2, 0).numpy(),
+        other[0].permute(1, 2, 0).numpy(),
+        channel_axis=2,
+        data_range=1,
+        gaussian_weights=True,
+        sigma=1.5,
+        use_sample_covariance=False,
+        full=True,
+    )
+    assert float(losses.ssim(one, other)[0]) == pytest.approx(float(full[5:-5, 5:-5].mean()), abs=1e-5)
+    assert float(losses.ssim(one, one)[0]) == pytest.approx(1)
+    assert expected < 0.999
+    assert float(losses.ssim_similarity(one, one)) == pytest.approx(0, abs=1e-5)
+
+
+def test_the_perceptual_term_compares_low_frequencies():
+    seen = []
+
+    def network(a, b):
+        seen.extend([a, b])
+        return (a - b).abs().mean((1, 2, 3), keepdim=True)
+
+    even = torch.full((2, 3, 64, 64), 0.25)
+    checks = (torch.arange(64)[:, None] + torch.arange(64)) % 2
+    fine = even + 0.1 * (checks - 0.5)  # the highest frequency there is
+    assert float(losses.perceptual_similarity(network, even, fine)) < 1e-3
+    assert float(seen[1].mean()) == pytest.approx(-0.5, abs=1e-5)
+    assert float(losses.perceptual_similarity(network, even, even + 0.1)) == pytest.approx(0.2, abs=1e-4)
+
+
+def test_floors_ask_for_likeness_only_where_it_is_missing():
+    fake = faces(2)
+    assert float(losses.below_floors(fake, fake + 0.001, 32, 0.9)) == 0
+    # 0.1 everywhere is 20 dB: 12 dB short, and an even shift hardly changes the structure.
+    assert float(losses.below_floors(fake, fake + 0.1, 32, 0.0)) == pytest.approx(1.2, abs=1e-4)
+    assert float(losses.below_floors(fake, faces(2, seed=9), 0, 0.9)) > 1
+
+
+def settings(**changes) -> TRNetSettings:
+    small = harness.read_settings(TRNetSettings, "trnet", similarity="ssim", similarity_every=1, steps=4, batch=2)
+    return replace(small, width=0.0625, discriminator_width=0.0625, **changes)
+
+
+def examples(count: int = 6) -> pairs.Pairs:
+    values = (faces(2 * count, 128) * 255).byte()
+    return pairs.Pairs(values[:count], values[count:], torch.tensor([1, 2] * (count // 2)), ("edit", "swap"))
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
+    whole = TRNetTask(examples(), settings(), examples())
+    finish(harness.train(whole, tmp_path / "whole", settings(), log_every=1))
+    job = harness.train(TRNetTask(examples(), settings(), examples()), tmp_path / "parts", settings(), log_every=1)
+    for _ in range(2):
+        next(job)
+    job.close()
+    resumed = TRNetTask(examples(), settings(), examples())
+    run = finish(harness.train(resumed, tmp_path / "parts", settings(), log_every=1))
+    assert run.steps == 4
+    for name, module in whole.modules().items():
+        for key, value in module.state_dict().items():
+            assert torch.equal(value, resumed.modules()[name].state_dict()[key]), (name, key)
+    expected = {"psnr", "profile", "similarity", "floors", "source"}
+    expected |= {f"{side}_{name}" for side in "dg" for name in ("spatial", "spectral", "fingerprint")}
+    assert set(run.losses) == expected and all(math.isfinite(value) for value in run.losses.values())
+
+
+def test_every_form_of_training_takes_a_step():
+    task = TRNetTask(examples(), settings(identity_steps=1, residual=False), examples())
+    before = [one.detach().clone() for one in task.discriminators["spatial"].parameters()]
+    assert set(task.step(0)) == {"identity", "psnr"}
+    assert all(torch.equal(a, b) for a, b in zip(before, task.discriminators["spatial"].parameters(), strict=True))
+    code = settings(adversarial="lsgan", profile="code", penalty=1.0, spectral_form="code", statistics="fixed")
+    found = TRNetTask(examples(), code, examples()).step(0)
+    assert found["penalty"] > 0 and math.isfinite(found["penalty"])
+    finished = task.finished()
+    assert not finished.training and task.preview().shape == (1, 3, 384, 128 * 6)
+
+
+def test_pairs_join_fakes_and_photographs_and_end_alike(tmp_path):
+    from PIL import Image
+
+    pixels = (np.random.default_rng(0).random((3, 128, 128, 3)) * 255).astype(np.uint8)
+    (tmp_path / "swap").mkdir()
+    Image.fromarray(pixels[1]).save(tmp_path / "swap" / "a.png")
+    Image.fromarray(pixels[2]).save(tmp_path / "swap" / "b.png")
+    (tmp_path / "manifest.csv").write_text(
+        "file,kind,target,source,seed\nswap/a.png,swap,x.jpg,,0\nswap/b.png,swap,unknown.jpg,,1\n"
+    )
+    photographs = datasets.Photographs(["real/x.jpg"], torch.from_numpy(pixels[:1]).permute(0, 3, 1, 2))
+    found = pairs.load(photographs, [tmp_path])
+    assert len(found) == 1 and found.kinds == ("swap",) and found.sources.tolist() == [1]
+    assert torch.equal(found.fake[0], torch.from_numpy(pixels[1]).permute(2, 0, 1))
+    drawn = pairs.draw(found, 4, seed=0, step=3, jpeg_share=0.0, quality=75)
+    same = pairs.draw(found, 4, seed=0, step=3, jpeg_share=0.0, quality=75)
+    assert torch.equal(drawn.fake, same.fake)
+    plain, mirrored = found.fake[0].float() / 255, found.fake[0].flip(2).float() / 255
+    for real, fake in zip(drawn.real, drawn.fake, strict=True):
+        is_mirrored = torch.equal(fake, mirrored)
+        assert is_mirrored or torch.equal(fake, plain)
+        assert torch.equal(real, (found.real[0].flip(2) if is_mirrored else found.real[0]).float() / 255)
+    saved = pairs.draw(found, 4, seed=0, step=3, jpeg_share=1.0, quality=75)
+    assert float((saved.fake - drawn.fake).abs().mean()) > 0.01
+    assert SpatialDiscriminator(0.0625)(saved.fake).shape == (4,)

@@ -1,0 +1,114 @@
+"""TR-Net's generator: its published size and names, any picture size, and both forms of its statistics."""
+
+import pytest
+import torch
+from torch import nn
+
+from backend import runtime, weights
+from backend.errors import UserError
+from backend.progress import finish
+from backend.trace_removal import trnet
+from backend.trace_removal.network import TRNet, gaussian_kernel
+from tests.toys import grey, toy_detector
+
+
+@pytest.fixture(scope="module")
+def published():
+    torch.manual_seed(0)
+    return TRNet()
+
+
+def shift(amount: float) -> TRNet:
+    """Return a small network that adds `amount` to every value."""
+    network = TRNet(0.125, residual=True)
+    with torch.no_grad():
+        network.conv_final.bias.fill_(torch.atanh(torch.tensor(amount)))
+    return network.eval()
+
+
+def test_the_published_size_and_names(published):
+    assert sum(one.numel() for one in published.parameters()) == 1_800_687
+    names = {name.rsplit(".", 1)[0] for name, _ in published.named_parameters()}
+    expected = {f"down_blocks.{i}.{layer}" for i in range(4) for layer in ("conv1", "conv2", "norm1", "norm2")}
+    ups = ("conv0", "conv1", "conv2", "norm0", "norm1", "norm2")
+    expected |= {f"up_blocks.{i}.{layer}" for i in range(3) for layer in ups}
+    assert names == expected | {"conv_after_scaling", "conv_final"}
+    assert "smoothing.weight" in dict(published.named_buffers())
+    assert published.conv_final.weight.shape == (3, 3, 1, 1) and published.conv_after_scaling.stride == (2, 2)
+    assert all(not layer.bias.any() for layer in published.modules() if isinstance(layer, nn.Conv2d))
+
+
+def test_the_stages_have_the_published_shapes(published):
+    shapes = {}
+    hooks = [
+        block.register_forward_hook(lambda _, __, made, name=name: shapes.update({name: tuple(made.shape[1:])}))
+        for name, block in published.named_modules()
+        if name.count(".") == 1 and "blocks" in name
+    ]
+    with torch.no_grad():
+        made = published.eval()(torch.rand(1, 3, 128, 128))
+    for hook in hooks:
+        hook.remove()
+    assert made.shape == (1, 3, 128, 128) and float(made.abs().max()) < 1
+    assert [shapes[f"down_blocks.{i}"] for i in range(4)] == [
+        (32, 128, 128), (64, 64, 64), (128, 32, 32), (256, 16, 16)
+    ]  # fmt: skip
+    assert [shapes[f"up_blocks.{i}"] for i in range(3)] == [(128, 32, 32), (64, 64, 64), (32, 128, 128)]
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_any_size_goes_through(residual):
+    network = TRNet(0.125, residual=residual).eval()
+    with torch.no_grad():
+        assert network(torch.rand(1, 3, 130, 101)).shape == (1, 3, 128, 96)  # skips are cropped, as published
+    for size in ((130, 101), (64, 64), (9, 33)):
+        made = network.remove(torch.rand(2, 3, *size))
+        assert made.shape == (2, 3, *size) and float(made.min()) >= 0 and float(made.max()) <= 1
+
+
+def test_values_below_zero_are_clamped_before_they_are_saved():
+    network = shift(-0.5)
+    dark = torch.full((1, 3, 16, 16), 0.2)
+    assert float(network(dark).max()) < 0
+    assert float(network.remove(dark).max()) == 0
+
+
+def test_the_residual_form_starts_as_the_identity():
+    faces = torch.rand(2, 3, 32, 32)
+    assert torch.equal(TRNet(0.25, residual=True).eval().remove(faces), faces)
+
+
+def test_fixed_statistics_make_training_and_use_alike():
+    faces = torch.rand(4, 3, 32, 32)
+    fixed, batch = TRNet(0.125, statistics="fixed"), TRNet(0.125)
+    with torch.no_grad():
+        assert torch.equal(fixed.train()(faces), fixed.eval()(faces))
+        assert not torch.allclose(batch.train()(faces), batch.eval()(faces))
+    assert float(fixed.down_blocks[0].norm1.running_mean.abs().max()) == 0
+    assert float(batch.down_blocks[0].norm1.running_mean.abs().max()) > 0
+
+
+def test_the_uncalled_smoothing_is_a_gaussian():
+    kernel = gaussian_kernel(3, 0.2)
+    assert float(kernel.sum()) == pytest.approx(1)
+    assert float(kernel[1, 1]) == pytest.approx(0.99999, abs=2e-5)
+    assert gaussian_kernel(3, 1.0)[1].tolist() == pytest.approx([0.12384, 0.20418, 0.12384], abs=1e-5)
+
+
+def test_as_an_attack_it_returns_what_every_attack_does():
+    result = finish(trnet.attack(grey(200, 100), toy_detector(), network=shift(-0.2)))
+    assert (result.images[0] * 255).round().unique().tolist() == [149.0]
+    assert result.already_real.tolist() == [False, True] and result.flipped.tolist() == [True, False]
+    assert result.settings.residual and result.settings.width == 0.125
+    mask = torch.zeros(8, 8)
+    mask[:4] = 1
+    masked = finish(trnet.attack(grey(200), toy_detector(), mask=mask, network=shift(-0.2)))
+    assert torch.equal(masked.images[:, :, 4:], grey(200)[:, :, 4:])
+    assert (masked.images[:, :, :4] * 255).round().unique().tolist() == [149.0]
+
+
+def test_without_weights_the_registry_says_so(monkeypatch):
+    monkeypatch.setattr(runtime, "_loaded", {})
+    monkeypatch.setattr(weights, "entries", dict)
+    with pytest.raises(UserError, match="no model named trnet"):
+        trnet.load()
