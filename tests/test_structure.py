@@ -17,6 +17,7 @@ LAYERS = {
     "attacks": 3,
     "counterfactual": 3,
     "trace_removal": 4,
+    "explain": 4,
     "evaluate": 5,
     "training": 6,
     "examples": 7,

@@ -75,11 +75,11 @@ def judged(
         call_count=call_count + 2,
         settings=settings,
         seconds=time.perf_counter() - started,
-        summary=_summary(title, detector.card.title, original, made, already_real, flipped, before, after),
+        summary=told(title, detector.card.title, original, made, already_real, flipped, before, after),
     )
 
 
-def _summary(
+def told(
     title: str,
     detector: str,
     original: Tensor,
@@ -89,6 +89,7 @@ def _summary(
     before: Tensor,
     after: Tensor,
 ) -> str:
+    """Say in plain words what an attack did; arguments as those of `judged`, on one device each."""
     levels = float((made - original).abs().max() * 255) if made.numel() else 0.0
     change = f"No pixel moved by more than {levels:.3g} of 255 grey levels."
     if len(made) == 1:

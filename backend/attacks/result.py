@@ -11,7 +11,8 @@ class Attacked:
     """Faces after an attack, with what one detector says of them.
 
     Args:
-        images: Attacked faces (N, 3, H, W) in [0, 1], rounded to 8 bits wherever they were changed, on the CPU.
+        images: Attacked faces (N, 3, H, W) in [0, 1] on the CPU. Attacks whose pictures are saved round them to 8
+            bits wherever they were changed; NES does not, and as released it may leave [0, 1].
         p_before: Probability of fake (N,) in [0, 1] before the attack.
         p_after: Probability of fake (N,) in [0, 1] of `images`.
         flipped: Whether a face that was called fake is called real now (N,).

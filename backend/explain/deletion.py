@@ -1,0 +1,192 @@
+"""Deletion and insertion curves (Petsiuk et al. 2018, arXiv 1806.07421), and why they mislead here."""
+
+import time
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from backend.attacks.pixels import THRESHOLD
+from backend.detectors.card import Detector
+from backend.detectors.inference import Judge
+from backend.errors import UserError
+from backend.explain.segments import rank, segment_scores
+from backend.progress import Job, Step
+
+Fill = Literal["mean", "black", "blur"]
+FILLS: tuple[Fill, ...] = get_args(Fill)
+BLUR = 0.045  # standard deviation of the blur in sides of the picture: RISE's 10 of 224 pixels
+WHY_MISLEADING = (
+    "These curves mislead for detectors of fakes. A face with grey, black or blurred parts is neither a real nor a "
+    "fake face but one that the detector never saw in training; the fill and its edges are traces of their own, and "
+    "the score may move, or stay, because of them. So a curve may say more of the fill than of the map."
+)
+
+
+@dataclass(frozen=True)
+class CurveSettings:
+    """Settings of the two curves.
+
+    Args:
+        fill: What a removed pixel shows: the face's mean colour, black, or the blurred face.
+        steps: In how many equal parts the picture is removed.
+        by_segment: Remove whole segments, the highest first; otherwise pixel by pixel.
+        batch: How many pictures at most the detector is asked about at once; None takes what suits the device.
+        seed: Recorded; nothing is drawn at random.
+    """
+
+    fill: Fill = "mean"
+    steps: int = 50
+    by_segment: bool = False
+    batch: int | None = None
+    seed: int = 0
+
+    def check(self) -> None:
+        """Refuse what cannot be drawn.
+
+        Raises:
+            UserError: A setting is out of its range.
+        """
+        if self.fill not in FILLS:
+            raise UserError(f"There is no fill {self.fill}.", f"Use one of: {', '.join(FILLS)}.")
+        if self.steps < 1:
+            raise UserError("A curve needs at least one step.", "Use a number of steps from 1.")
+
+
+@dataclass(frozen=True)
+class Curves:
+    """The score of the predicted class while a map's highest pixels are removed, or put in.
+
+    Args:
+        predicted: The class whose probability is followed: what the detector says of the face.
+        fractions: Share of the pixels that were removed or put in (P,), from 0 to 1.
+        deletion: Probabilities (P,) in [0, 1]; the first is that of the face.
+        insertion: Probabilities (P,) in [0, 1]; the last is that of the face.
+        deletion_auc: Area under the curve, in [0, 1]; a good map would have a low one.
+        insertion_auc: Area under the curve, in [0, 1]; a good map would have a high one.
+        image_count: How many pictures the detector was asked about.
+        call_count: In how many batches.
+        settings: The settings.
+        detector: Name of the detector.
+        seconds: How long it took.
+    """
+
+    predicted: Literal["fake", "real"]
+    fractions: Tensor
+    deletion: Tensor
+    insertion: Tensor
+    deletion_auc: float
+    insertion_auc: float
+    image_count: int
+    call_count: int
+    settings: CurveSettings
+    detector: str
+    seconds: float
+
+    @property
+    def summary(self) -> str:
+        """Say in plain words what came out, with the directions, and why it misleads."""
+        return (
+            f"Deletion: area {self.deletion_auc:.2f} (lower would be better). Insertion: area "
+            f"{self.insertion_auc:.2f} (higher would be better). Removed pixels show {_WORDS[self.settings.fill]}. "
+            f"{WHY_MISLEADING}"
+        )
+
+
+_WORDS = {"mean": "the face's mean colour", "black": "black", "blur": "the blurred face"}
+
+
+def curves(
+    face: Tensor,
+    detector: Detector,
+    saliency: Tensor,
+    labels: Tensor | None = None,
+    settings: CurveSettings | None = None,
+) -> Job[Curves]:
+    """Follow the score while the highest pixels of a map are removed, and while they are put in.
+
+    Args:
+        face: (1, 3, H, W) in [0, 1].
+        detector: Whose verdict the map explains.
+        saliency: The map (H, W).
+        labels: Segments (H, W) from 0, needed to go by segment.
+        settings: Settings of the curves.
+
+    Yields:
+        One step a batch.
+
+    Raises:
+        UserError: A setting is out of its range.
+        ValueError: There is more than one face, sizes differ, or segments are missing.
+    """
+    settings = settings or CurveSettings()
+    settings.check()
+    if len(face) != 1 or face.shape[-2:] != saliency.shape:
+        raise ValueError(f"one face {tuple(face.shape)} with a map of its size {tuple(saliency.shape)} is needed")
+    started = time.perf_counter()
+    judge = Judge(detector, settings.batch)
+    face = face.detach().to(judge.device)
+    blank = filled(face, settings.fill)
+    counts, removed = _removals(saliency, labels, settings)
+    removed = removed.to(judge.device)
+    logits: list[Tensor] = []
+    total = 2 * len(removed)
+    for kept, other in ((blank, face), (face, blank)):  # deletion, insertion
+        for part in removed.split(judge.batch):
+            logits.append(judge.logit_fake(torch.where(part[:, None], kept, other)))
+            done = sum(len(one) for one in logits)
+            yield Step(done, total, f"Curves: {done} of {total} pictures were judged.")
+    logit = torch.cat(logits).cpu()
+    predicted: Literal["fake", "real"] = "fake" if float(torch.sigmoid(logit[0])) >= THRESHOLD else "real"
+    deletion, insertion = torch.sigmoid(logit if predicted == "fake" else -logit).chunk(2)
+    fractions = counts / saliency.numel()
+    return Curves(
+        predicted=predicted,
+        fractions=fractions,
+        deletion=deletion,
+        insertion=insertion,
+        deletion_auc=float(torch.trapezoid(deletion, fractions)),
+        insertion_auc=float(torch.trapezoid(insertion, fractions)),
+        image_count=judge.images,
+        call_count=judge.calls,
+        settings=settings,
+        detector=detector.card.name,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def filled(face: Tensor, fill: Fill) -> Tensor:
+    """Return what stands in for removed pixels, (1, 3, H, W), for a face (1, 3, H, W) in [0, 1]."""
+    if fill == "black":
+        return torch.zeros_like(face)
+    if fill == "mean":
+        return face.mean((2, 3), keepdim=True).expand_as(face)
+    sigma = BLUR * max(face.shape[-2:])
+    radius = min(round(3 * sigma), min(face.shape[-2:]) - 1)  # reflection needs more pixels than it adds
+    offsets = torch.arange(-radius, radius + 1, device=face.device, dtype=face.dtype)
+    kernel = torch.exp(-(offsets**2) / (2 * sigma**2))
+    kernel = (kernel / kernel.sum()).expand(3, 1, -1)
+    padded = F.pad(face, (radius, radius, radius, radius), mode="reflect")
+    rows = F.conv2d(padded, kernel[:, :, None], groups=3)
+    return F.conv2d(rows, kernel[..., None], groups=3)
+
+
+def _removals(saliency: Tensor, labels: Tensor | None, settings: CurveSettings) -> tuple[Tensor, Tensor]:
+    """Return how many pixels are removed at every point (P,), and which, bool (P, H, W)."""
+    if settings.by_segment:
+        if labels is None:
+            raise ValueError("segments are needed to go by segment")
+        labels = labels.cpu()
+        places = rank(segment_scores(saliency, labels)).argsort()[labels].flatten()
+        order = places.argsort(stable=True)
+        ends = torch.bincount(places).cumsum(0)
+        counts = torch.cat([torch.zeros(1, dtype=torch.long), ends])
+        picked = torch.linspace(0, len(ends), min(settings.steps, len(ends)) + 1).round().long()
+        counts = counts[picked]
+    else:
+        order = rank(saliency.detach().cpu().flatten())
+        counts = torch.linspace(0, saliency.numel(), settings.steps + 1, dtype=torch.float64).round().long()
+    position = order.argsort().view(saliency.shape)
+    return counts, position < counts[:, None, None]
