@@ -116,6 +116,12 @@ def _evaluate(options: argparse.Namespace) -> Answer:
     return command.run(options, data, _show_step)
 
 
+def _remove_traces(options: argparse.Namespace) -> Answer:
+    from backend.trace_removal import command  # the models' packages take seconds to import
+
+    return command.run(options, _show_step)
+
+
 def _weights(options: argparse.Namespace) -> Answer:
     listed = []
     for name, entry in sorted(weights.entries().items()):
@@ -199,6 +205,11 @@ def _parser() -> argparse.ArgumentParser:
     measure.add_argument("--ray-address", metavar="ADDRESS", help="of a running cluster (default: start one here)")
     measure.add_argument("--workers", type=int, metavar="N", help="0 works in this process (default: GPUs, else cores)")
 
+    removal = _command(commands, "remove-traces", _remove_traces, "remove the traces of a fake face with TR-Net")
+    removal.add_argument("image", type=Path, metavar="IMAGE")
+    removal.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the pictures")
+    removal.add_argument("--face", type=int, metavar="N", help="which face, 1 is the largest")
+
     files = _command(commands, "weights", _weights, "list or verify the model files")
     files.add_argument("action", choices=("list", "verify"))
 
@@ -212,14 +223,36 @@ def _parser() -> argparse.ArgumentParser:
 
     _command(commands, "examples", _examples, "draw the app's examples again and store their results")
 
+    _add_train(commands)
+    return parser
+
+
+def _add_train(commands: Any) -> None:
     train = _command(commands, "train", _train, "train a model that ships with the app")
-    train.add_argument("what", choices=("generator", "encoder", "detector", "fakes", "ganprintr"))
+    train.add_argument("what", choices=("generator", "encoder", "detector", "fakes", "ganprintr", "trnet", "references"))
     train.add_argument("name", nargs="?", help="which detector")
     train.add_argument(
         "--data", required=True, type=Path, metavar="DIR", help="folder of aligned faces, or of tar packs"
     )
     train.add_argument("--out", required=True, type=Path, metavar="PATH")
-    train.add_argument("--fakes", type=Path, metavar="DIR", help="for detectors: folder with train/ and val/ of fakes")
+    train.add_argument(
+        "--fakes",
+        type=Path,
+        action="append",
+        metavar="DIR",
+        help="for detectors: folder with train/ and val/ of fakes; repeat it for several",
+    )
+    train.add_argument(
+        "--defence",
+        choices=("shipped", "none", "weak"),
+        help="for detectors: what training pictures go through; none gives NAME_plain (default: shipped)",
+    )
+    train.add_argument(
+        "--adversarial", type=Path, metavar="DIR", help="for detectors: attacked fakes, for the strong defence"
+    )
+    train.add_argument(
+        "--initial", metavar="FILE", help="for detectors: weights to start from, or `installed` (default: random)"
+    )
     train.add_argument("--packs", default="*", help="for fakes: which tar packs to use (default: all)")
     train.add_argument("--kinds", default="swap,reconstruction,edit,sample", help="for fakes: which (default: all)")
     train.add_argument("--per-kind", type=int, default=1000, help="for fakes: how many of each kind")
@@ -227,7 +260,6 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--steps", type=int, help="for detectors: training steps")
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--install", action="store_true", help="put the result into weights/ and the registry")
-    return parser
 
 
 def _command(

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from backend.progress import finish
-from backend.training import datasets, fakes, harness, history, install, measure, swaps
+from backend.training import datasets, detector, fakes, harness, history, install, measure, swaps
 from tests import pictures
 
 
@@ -71,17 +71,9 @@ def test_every_epoch_shows_each_picture_once():
 
 
 def test_settings_files_are_read_and_unknown_ones_refused():
-    assert harness.read_settings(ToySettings_from_encoder, "encoder", steps=7).steps == 7
+    assert harness.read_settings(detector.DetectorSettings, "detector", steps=7, lr=None).steps == 7
     with pytest.raises(ValueError, match="unknown settings"):
         harness.read_settings(ToySettings, "encoder")
-
-
-@dataclass(frozen=True)
-class ToySettings_from_encoder:
-    steps: int
-    batch: int
-    lr: float
-    decay_share: float
 
 
 def faces_and_points():

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from backend.errors import UserError
 
+TRAIN, VALIDATION = "real-train*", "real-val*"  # packs
+HELD_PART = 20  # of a folder without packs, one photograph in so many only measures
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 
 
@@ -49,6 +51,16 @@ def load(data: Path, size: int, packs: str = "*") -> Photographs:
         )
     stacked = np.stack([array for _, array in decoded])
     return Photographs([name for name, _ in decoded], torch.from_numpy(stacked).permute(0, 3, 1, 2).contiguous())
+
+
+def split(data: Path, size: int) -> tuple[Photographs, Photographs]:
+    """Read training and validation photographs; a folder without packs gives one in twenty to validation."""
+    if list(data.glob("*.tar")):
+        return load(data, size, TRAIN), load(data, size, VALIDATION)
+    everything = load(data, size)
+    held = [one_in(HELD_PART, name) for name in everything.names]
+    indices = range(len(held))
+    return everything.subset([i for i in indices if not held[i]]), everything.subset([i for i in indices if held[i]])
 
 
 def _from_archives(archives: list[Path]) -> Iterator[tuple[str, bytes]]:

@@ -3,19 +3,18 @@
 import copy
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from backend.detectors.card import LOG_ODDS, Card
-from backend.training import harness
-from backend.training.history import History, age
-from backend.training.swaps import partial_swap
-
-REAL = "real"
+from backend import runtime
+from backend.detectors.card import Card
+from backend.training import defences, harness, objectives
+from backend.training.batches import Batches
+from backend.training.history import History
+from backend.training.labelled import Examples
 
 
 @dataclass(frozen=True)
@@ -32,44 +31,61 @@ class DetectorSettings:
     partial_share: float  # of the swaps, how many are kept in a part of the face only
     history: dict[str, float] = field(default_factory=dict)  # overrides of `History`
     seed: int = 0
+    betas: tuple[float, float] = (0.9, 0.999)
+    defence: defences.Name = "shipped"
+    adversarial_share: float = 0.5  # how often a fake gives way to an attacked one, where there are any
+    initial: str = ""  # what the weights start from, random where empty
+    own: dict[str, dict[str, Any]] = field(default_factory=dict)  # settings of single architectures
 
 
-@dataclass(frozen=True)
-class Examples:
-    """Labelled pictures.
+def settings_for(architecture: str, **changes: Any) -> DetectorSettings:
+    """Read the settings of an architecture; keyword arguments that are not None win."""
+    common = harness.read_settings(DetectorSettings, "detector")
+    given = {key: value for key, value in changes.items() if value is not None}
+    return replace(common, own={}, **common.own.get(architecture, {}) | given)
 
-    Args:
-        pictures: uint8 (N, 3, S, S).
-        kinds: `real` or the kind of fake, one a picture.
-        origins: Index of the photograph that a fake was made from, -1 where there is none; training only.
-    """
 
-    pictures: Tensor
-    kinds: np.ndarray
-    origins: np.ndarray | None = None
-
-    def of(self, kind: str) -> Tensor:
-        """Return the pictures of one kind."""
-        return self.pictures[torch.from_numpy(np.flatnonzero(self.kinds == kind))]
+def batches_of(examples: Examples, settings: DetectorSettings) -> Batches:
+    """Return the batches of a run."""
+    return Batches(
+        examples,
+        size=settings.batch,
+        shares=settings.shares,
+        defence=defences.named(settings.defence, History(**settings.history)),  # type: ignore[arg-type]
+        partial_share=settings.partial_share,
+        adversarial_share=settings.adversarial_share,
+        seed=settings.seed,
+    )
 
 
 class DetectorTask:
     """A detector in training, as a `harness.Task`."""
 
-    def __init__(self, network: nn.Module, card: Card, examples: Examples, settings: DetectorSettings) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        card: Card,
+        examples: Examples,
+        settings: DetectorSettings,
+        objective: objectives.Objective = objectives.binary,
+    ) -> None:
         torch.manual_seed(settings.seed)
-        self.card, self.examples, self.settings = card, examples, settings
-        self.network = network.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+        self.card, self.settings, self.objective = card, settings, objective
+        self.device = runtime.device()
+        self.batches = batches_of(examples, settings)
+        layout = torch.channels_last
+        self.network = network.to(self.device, memory_format=layout).train()  # type: ignore[call-overload]
         self.average = copy.deepcopy(network).eval().requires_grad_(False)
         self.optimizer = torch.optim.AdamW(
-            self.network.parameters(), settings.lr, weight_decay=settings.weight_decay, fused=True
+            self.network.parameters(),
+            settings.lr,
+            betas=tuple(settings.betas),  # type: ignore[arg-type]
+            weight_decay=settings.weight_decay,
+            fused=True,
         )
-        self.history = History(**settings.history)  # type: ignore[arg-type]
+        self.mean = torch.tensor(card.mean, device=self.device).view(1, 3, 1, 1)
+        self.std = torch.tensor(card.std, device=self.device).view(1, 3, 1, 1)
         self.total = settings.steps
-        shares = {kind: share for kind, share in settings.shares.items() if (examples.kinds == kind).any()}
-        whole = sum(shares.values())
-        self.kinds, self.shares = list(shares), [share / whole for share in shares.values()]
-        self.members = {kind: np.flatnonzero(examples.kinds == kind) for kind in [REAL, *self.kinds]}
 
     def modules(self) -> Mapping[str, nn.Module]:
         """Return what a checkpoint holds."""
@@ -83,56 +99,28 @@ class DetectorTask:
         """Show nothing."""
         return None
 
+    def finished(self) -> nn.Module:
+        """Return the averaged network."""
+        return self.average
+
     def step(self, number: int) -> dict[str, float]:
         """Train one step on as many photographs as fakes."""
         settings = self.settings
         for group in self.optimizer.param_groups:
             group["lr"] = settings.lr * self._rate(number)
-        images, labels = self._batch(number)
-        mean = torch.tensor(self.card.mean).view(1, 3, 1, 1)
-        std = torch.tensor(self.card.std).view(1, 3, 1, 1)
-        inputs = ((images - mean) / std).contiguous(memory_format=torch.channels_last)
-        log_odds = LOG_ODDS[self.card.outputs](self.network(inputs))
-        loss = F.binary_cross_entropy_with_logits(log_odds, labels)
+        batch = self.batches.draw(number)
+        batch = replace(batch, images=batch.images.to(self.device), labels=batch.labels.to(self.device))
+        inputs = ((batch.images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        log_odds, terms = self.objective(self.network, inputs, batch, self.card)
+        loss = torch.stack(list(terms.values())).sum()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), 5.0)
         self.optimizer.step()
         harness.update_average(self.average, self.network, min(settings.average_decay, (1 + number) / (10 + number)))
-        accuracy = ((log_odds > 0) == (labels > 0.5)).float().mean()
-        return {"loss": loss.item(), "accuracy": accuracy.item()}
-
-    def _batch(self, number: int) -> tuple[Tensor, Tensor]:
-        """Draw fakes, and beside each the photograph it was made from with the same history.
-
-        A pair differs in nothing but the forgery, so nothing else can be learned from it.
-        """
-        randomness = np.random.default_rng([self.settings.seed, number])
-        half = self.settings.batch // 2
-        real, fake = [], []
-        for kind in randomness.choice(self.kinds, half, p=self.shares):
-            index = int(randomness.choice(self.members[kind]))
-            origin = -1 if self.examples.origins is None else int(self.examples.origins[index])
-            if origin < 0:
-                origin = int(randomness.choice(self.members[REAL]))
-            seed = int(randomness.integers(1 << 32))
-            before, after = self._pixels(origin), self._pixels(index)
-            if kind == "swap" and randomness.random() < self.settings.partial_share:
-                after = partial_swap(before, after, randomness)
-            real.append(self._aged(before, seed))
-            fake.append(self._aged(after, seed))
-        images = torch.from_numpy(np.stack(real + fake)).permute(0, 3, 1, 2).float() / 255
-        labels = torch.tensor([0.0] * half + [1.0] * half)
-        return images, labels
-
-    def _pixels(self, index: int) -> np.ndarray:
-        return self.examples.pictures[index].permute(1, 2, 0).numpy()
-
-    def _aged(self, picture: np.ndarray, seed: int) -> np.ndarray:
-        randomness = np.random.default_rng(seed)
-        if randomness.random() < 0.5:
-            picture = picture[:, ::-1]
-        return age(np.ascontiguousarray(picture), randomness, self.history)
+        accuracy = ((log_odds > 0) == (batch.labels > 0.5)).float().mean()
+        figures = {"loss": loss.item(), "accuracy": accuracy.item()}
+        return figures | ({name: term.item() for name, term in terms.items()} if len(terms) > 1 else {})
 
     def _rate(self, number: int) -> float:
         settings = self.settings

@@ -1,6 +1,6 @@
 """Figures of trained models on held-out photographs."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -11,8 +11,8 @@ from torch import Tensor
 from backend import faces
 from backend.detectors.card import Detector
 from backend.generators.inversion import Inverter
-from backend.training.detector import REAL, Examples
 from backend.training.history import as_jpeg
+from backend.training.labelled import REAL, Examples
 
 FINAL_QUALITY = 90
 
@@ -38,23 +38,44 @@ def inversion(inverter: Inverter, pictures: Tensor, *, find_faces: bool = True) 
 @torch.no_grad()
 def log_odds(detector: Detector, pictures: Tensor, batch: int = 64) -> np.ndarray:
     """Return log-odds of fake (N,) of uint8 pictures."""
-    parts = [detector.logit_fake(part.float() / 255) for part in pictures.split(batch)]
+    device = detector.mean.device
+    parts = [detector.logit_fake(part.to(device).float() / 255) for part in pictures.split(batch)]
     return torch.cat(parts).float().cpu().numpy() if parts else np.empty(0)
 
 
-def calibration(scores: np.ndarray, fake: np.ndarray, *, false_alarms: float) -> tuple[float, float]:
+def calibration(scores: np.ndarray, fake: np.ndarray, *, false_alarms: float | None) -> tuple[float, float]:
     """Choose threshold and temperature of raw log-odds.
 
-    The threshold lets `false_alarms` of the photographs pass as fake; the temperature minimises the log loss
-    of the shifted scores with both classes weighted equally.
+    The threshold lets `false_alarms` of the photographs pass as fake, or, where that is None, gives the best mean
+    of the accuracies on real and on fake; the temperature minimises the log loss of the shifted scores with both
+    classes weighted equally.
     """
-    threshold = float(np.quantile(scores[~fake], 1 - false_alarms))
+    if false_alarms is None:
+        threshold = _balanced_threshold(scores, fake)
+    else:
+        threshold = float(np.quantile(scores[~fake], 1 - false_alarms))
     shifted = scores - threshold
     signs = np.where(fake, 1.0, -1.0)
     weights = np.where(fake, 0.5 / max(1, fake.sum()), 0.5 / max(1, (~fake).sum()))
-    candidates = np.geomspace(0.2, 20, 80)
+    candidates = np.geomspace(0.05, 20, 120) * float(np.abs(shifted).mean())  # scores may be correlations or logits
     losses = [float((weights * np.logaddexp(0, -signs * shifted / t)).sum()) for t in candidates]
     return threshold, float(candidates[int(np.argmin(losses))])
+
+
+def _balanced_threshold(scores: np.ndarray, fake: np.ndarray) -> float:
+    """Return the threshold between two scores at which the mean of both accuracies is largest."""
+    order = np.argsort(scores)
+    ordered, is_fake = scores[order], fake[order]
+    # Above a threshold between places i and i + 1 everything is called fake.
+    real_below = np.cumsum(~is_fake) / max(1, (~fake).sum())
+    fake_above = 1 - np.cumsum(is_fake) / max(1, fake.sum())
+    best = int(np.argmax((real_below + fake_above)[:-1]))
+    return float((ordered[best] + ordered[best + 1]) / 2)
+
+
+def as_stored(pictures: Tensor) -> Tensor:
+    """Return pictures as they are."""
+    return pictures
 
 
 def same_ending(pictures: Tensor) -> Tensor:
@@ -63,15 +84,21 @@ def same_ending(pictures: Tensor) -> Tensor:
     return torch.from_numpy(np.stack([np.asarray(one) for one in encoded])).permute(0, 3, 1, 2)
 
 
-def error_rates(detector: Detector, examples: Examples, against: Mapping[str, str]) -> list[dict[str, float | str]]:
-    """Measure false alarms and, per kind of fake, the miss rate and the AUC, all after the same final JPEG.
+def error_rates(
+    detector: Detector,
+    examples: Examples,
+    against: Mapping[str, str],
+    ending: Callable[[Tensor], Tensor] = same_ending,
+) -> list[dict[str, float | str]]:
+    """Measure false alarms and, per kind of fake, the miss rate and the AUC, all after the same ending.
 
     Args:
         detector: Calibrated; 0.5 is its threshold.
         examples: Held-out pictures.
         against: Kind of fake to the kind of real pictures it is compared with; `real` where it is not named.
+        ending: What every picture goes through last; one JPEG by default.
     """
-    scores = log_odds(detector, same_ending(examples.pictures))
+    scores = log_odds(detector, ending(examples.pictures))
     rows: list[dict[str, float | str]] = []
     for kind in dict.fromkeys(examples.kinds.tolist()):
         own = scores[examples.kinds == kind]

@@ -1,0 +1,111 @@
+"""Batches for detectors: as many photographs as fakes, each fake beside its photograph with the same history."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from backend.errors import UserError
+from backend.training.defences import Defence
+from backend.training.labelled import ATTACKED, REAL, Examples
+from backend.training.swaps import partial_swap
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Labelled pictures as a network takes them.
+
+    Args:
+        images: float32 (N, 3, S, S) in [0, 1].
+        labels: float32 (N,), 1 is fake.
+        kinds: `real` or the kind of fake, one a picture.
+    """
+
+    images: Tensor
+    labels: Tensor
+    kinds: list[str]
+
+
+class Batches:
+    """Batches that depend on seed and number alone.
+
+    Args:
+        examples: Training pictures.
+        size: How many pictures a batch has; half of them are photographs.
+        shares: Kind of fake to its share of the fakes; kinds of which there are no pictures are left out.
+        defence: What every picture goes through; a fake and its photograph go through the same.
+        partial_share: Of the swaps, how many are kept in a part of the face only.
+        adversarial_share: Probability that a fake gives way to an attacked one, where there are any.
+        seed: Of the run.
+    """
+
+    def __init__(
+        self,
+        examples: Examples,
+        *,
+        size: int,
+        shares: Mapping[str, float],
+        defence: Defence,
+        partial_share: float,
+        adversarial_share: float,
+        seed: int,
+    ) -> None:
+        found = set(examples.kinds.tolist())
+        unknown = found - {REAL, ATTACKED} - set(shares)
+        if unknown:
+            raise UserError(
+                f"No share of a batch is set for fakes of the kind {', '.join(sorted(unknown))}.",
+                "Add it to [shares] in backend/training/settings/detector.toml.",
+            )
+        self.examples, self.size, self.defence, self.seed = examples, size, defence, seed
+        self.partial_share = partial_share
+        self.adversarial_share = adversarial_share if ATTACKED in found else 0.0
+        present = {kind: share for kind, share in shares.items() if kind in found}
+        if not present or REAL not in found:
+            raise UserError("Training needs photographs and fakes.", "Name folders that hold both.")
+        self.kinds = list(present)
+        self.shares = [share / sum(present.values()) for share in present.values()]
+        self.members = {kind: np.flatnonzero(examples.kinds == kind) for kind in found}
+
+    def draw(self, number: int) -> Batch:
+        """Return batch `number`, photographs first.
+
+        A pair differs in nothing but the forgery, so nothing else can be learned from it.
+        """
+        randomness = np.random.default_rng([self.seed, number])
+        half = self.size // 2
+        real, fake, kinds = [], [], []
+        for drawn in randomness.choice(self.kinds, half, p=self.shares):
+            attacked = bool(self.adversarial_share) and randomness.random() < self.adversarial_share
+            kind = ATTACKED if attacked else str(drawn)
+            index = int(randomness.choice(self.members[kind]))
+            origin = -1 if self.examples.origins is None else int(self.examples.origins[index])
+            if origin < 0:
+                origin = int(randomness.choice(self.members[REAL]))
+            seed = int(randomness.integers(1 << 32))
+            before, after = self.pixels(origin), self.pixels(index)
+            if kind == "swap" and randomness.random() < self.partial_share:
+                after = partial_swap(before, after, randomness)
+            real.append(_defended(before, seed, self.defence))
+            fake.append(_defended(after, seed, self.defence))
+            kinds.append(kind)
+        labels = torch.tensor([0.0] * half + [1.0] * half)
+        return Batch(as_images(real + fake), labels, [REAL] * half + kinds)
+
+    def pixels(self, index: int) -> np.ndarray:
+        """Return one picture as uint8 (S, S, 3)."""
+        return self.examples.pictures[index].permute(1, 2, 0).numpy()
+
+
+def as_images(pictures: list[np.ndarray]) -> Tensor:
+    """Return float32 (N, 3, S, S) in [0, 1] of N pictures, uint8 (S, S, 3)."""
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
+
+
+def _defended(picture: np.ndarray, seed: int, defence: Defence) -> np.ndarray:
+    randomness = np.random.default_rng(seed)
+    if randomness.random() < 0.5:
+        picture = picture[:, ::-1]
+    return defence(np.ascontiguousarray(picture), randomness)

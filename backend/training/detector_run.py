@@ -1,0 +1,146 @@
+"""Train one detector from its data to a calibrated, measured file."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from backend import weights
+from backend.detectors import registry
+from backend.detectors.card import Card, Detector
+from backend.errors import UserError
+from backend.progress import Step, finish
+from backend.training import detector, harness, install, labelled, measure, recipes, reports
+from backend.training.defences import Name
+from backend.training.detector import DetectorSettings
+
+AGAINST = {"ciplab_photoshop": "ciplab_real"}
+FALSE_ALARMS = 0.04  # share of calibration photographs that the threshold lets pass as fake
+INSTALLED = "installed"
+SUFFIXES: dict[Name, str] = {"shipped": "", "none": "_plain", "weak": "_weak"}
+STRONG = "_strong"
+HOW: dict[Name, str] = {
+    "shipped": "with mild random blur, rescaling, noise and JPEG on every picture",
+    "none": "without blur, crop, JPEG and noise: the undefended detector of TR-Net's paper",
+    "weak": "with strong random blur, crop, JPEG and noise: the weak defence of TR-Net's paper",
+}
+
+
+def entry_name(architecture: str, defence: Name, *, strong: bool = False) -> str:
+    """Return the name under which a detector trained in this way is installed."""
+    return architecture + SUFFIXES[defence] + (STRONG if strong else "")
+
+
+def train_detector(
+    architecture: str,
+    data: Path,
+    folders: Sequence[Path],
+    out: Path,
+    on_step: Callable[[Step], None],
+    *,
+    initial: str | None = None,
+    adversarial: Path | None = None,
+    **changes: Any,
+) -> reports.Report:
+    """Train one embedded detector, calibrate it, measure it, and write `out` (a .safetensors file).
+
+    Args:
+        architecture: One of `registry.names()`.
+        data: Photographs, and fakes by others.
+        folders: Folders of fakes with `train/` and `val/`.
+        out: Where the weights go; the run's folder and the report lie beside it.
+        on_step: Called at every step.
+        initial: What the weights start from: a file, `installed` for the entry of the same name, or random.
+        adversarial: Attacked fakes, for the strong defence.
+        changes: Settings that differ from those of the settings file.
+    """
+    settings = detector.settings_for(architecture, **changes)
+    name = entry_name(architecture, settings.defence, strong=adversarial is not None)
+    card = untrained_card(architecture)
+    split = labelled.read(data, folders, card.input_size, adversarial=adversarial)
+    torch.manual_seed(settings.seed)
+    network = registry.build_embedded(architecture, {})
+    if initial:
+        settings = start_from(network, initial, name, settings)
+    else:
+        recipes.prepare(network, detector.batches_of(split.training, settings))
+    task = recipes.task(architecture, network, card, split.training, settings)
+    run = finish(harness.train(task, out.parent / f"{name}-run", settings, checkpoint_every=200), on_step)
+    trained = task.finished().to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    half = {
+        key: value.half().float() if value.is_floating_point() else value for key, value in trained.state_dict().items()
+    }
+    trained.load_state_dict(half)
+    calibration = _calibration(trained, card, split.calibrating, architecture)
+    ready = Detector(trained, card, **calibration).eval()
+    ending = measure.as_stored if settings.defence == "none" else measure.same_ending
+    rates = measure.error_rates(ready, split.measuring, AGAINST, ending)
+    weights.save_half(out, half)
+    options = calibration | {"errors": rates} | _facts(architecture, settings, strong=adversarial is not None)
+    return reports.write(out.with_suffix(".json"), {"errors": rates}, run, {name: out}, {name: options})
+
+
+def start_from(network: nn.Module, initial: str, name: str, settings: DetectorSettings) -> DetectorSettings:
+    """Load trained weights into a network, and return the settings that say which."""
+    path = weights.entry(name).path if initial == INSTALLED else Path(initial)
+    state = weights.read_checkpoint(path)
+    try:
+        network.load_state_dict(state, strict=True)  # halves become floats, as in the network
+    except RuntimeError:
+        raise UserError(
+            f"The weights in {path.name} are of another network than the one to be trained.",
+            "Give a file that the same command wrote, or leave out --initial.",
+        ) from None
+    return replace(settings, initial=f"{path.name}, sha256 {weights.file_hash(path)}")
+
+
+def untrained_card(architecture: str) -> Card:
+    """Return the card of a detector that has no weights yet."""
+    facts = registry.ARCHITECTURES[architecture]
+    return Card(
+        name=architecture,
+        title=facts.title,
+        paper=facts.paper,
+        weights=architecture,
+        input_size=registry.EMBEDDED_SIZE,
+        mean=(facts.mean,) * 3,
+        std=(facts.std,) * 3,
+        outputs=facts.outputs,
+        cam_layer=facts.cam_layer,
+        trained_on="",
+        licence="",
+        errors=(),
+        known_failures="",
+    )
+
+
+def _calibration(network: nn.Module, card: Card, examples: labelled.Examples, architecture: str) -> dict[str, float]:
+    scores = measure.log_odds(Detector(network, card).eval(), examples.pictures)
+    alarms = None if architecture in recipes.BALANCED else FALSE_ALARMS
+    threshold, temperature = measure.calibration(scores, examples.kinds != labelled.REAL, false_alarms=alarms)
+    return {"threshold": float(f"{threshold:.5g}"), "temperature": float(f"{temperature:.5g}")}
+
+
+def _facts(architecture: str, settings: DetectorSettings, *, strong: bool) -> dict[str, Any]:
+    """Return what the registry's entry says beyond the calibration."""
+    command = f"python -m backend train detector {architecture} --steps {settings.steps}"
+    if settings.defence != "shipped":
+        command += f" --defence {settings.defence}"
+    if settings.initial:
+        command += f" --initial {settings.initial.split(',', maxsplit=1)[0]}"
+    if strong:
+        command += " --adversarial"
+    facts = {"source": f"{command}, on {install.PHOTOGRAPHS}", "defence": settings.defence}
+    if settings.defence == "shipped" and not strong:
+        return facts
+    title = registry.ARCHITECTURES[architecture].title
+    attacked = ", with attacked fakes among the fakes: the strong defence of TR-Net's paper" if strong else ""
+    how = {"none": "undefended", "weak": "weak defence", "shipped": "own defence"}[settings.defence]
+    return facts | {
+        "architecture": architecture,
+        "title": f"{title}, {how}{' and strong defence' if strong else ''}",
+        "trained_on": f"{install.DETECTOR_FACTS['trained_on']}; {HOW[settings.defence]}{attacked}",
+    }
