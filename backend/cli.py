@@ -105,6 +105,12 @@ def _counterfactual(options: argparse.Namespace) -> Answer:
     return command.run(options, _show_step)
 
 
+def _explain(options: argparse.Namespace) -> Answer:
+    from backend.explain import command  # the models' packages take seconds to import
+
+    return command.run(options, _show_step)
+
+
 def _evaluate(options: argparse.Namespace) -> Answer:
     from backend.evaluate import command
 
@@ -191,6 +197,8 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument("--face", type=int, metavar="N", help="which face, 1 is the largest")
     search.add_argument("--unmarked", action="store_true", help="leave out the visible mark, for research")
 
+    _add_explain(commands)
+
     measure = _command(commands, "evaluate", _evaluate, "measure detectors, attacks and explanations on many pictures")
     measure.add_argument("protocol", metavar="PROTOCOL", help="detectors, counterfactual")
     pictures = measure.add_mutually_exclusive_group(required=True)
@@ -225,6 +233,26 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_train(commands)
     return parser
+
+
+def _add_explain(commands: Any) -> None:
+    explain = _command(commands, "explain", _explain, "show where a detector looked")
+    explain.add_argument("image", type=Path, metavar="IMAGE")
+    explain.add_argument("--detector", required=True, metavar="NAME")
+    explain.add_argument("--method", required=True, metavar="NAME", help="lime, shap, sobol, rise, gradcam, ...")
+    explain.add_argument(
+        "--reference",
+        choices=("original", "adversarial"),
+        default="adversarial",
+        help="what a hidden part shows: the method's usual fill, or the face after an attack (default: %(default)s)",
+    )
+    explain.add_argument("--preset", choices=("quick", "full", "as_released"), default="quick")
+    explain.add_argument("--towards", choices=("fake", "real"), default="fake", help="the verdict to explain")
+    explain.add_argument("--shortcut", action="store_true", help="attack with the detector's gradient instead of NES")
+    explain.add_argument("--proof", action="store_true", help="attack only the highest segments, to test the map")
+    explain.add_argument("--face", type=int, metavar="N", help="which face, 1 is the largest")
+    explain.add_argument("--seed", type=int, default=0)
+    explain.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the map and the pictures")
 
 
 def _add_train(commands: Any) -> None:

@@ -1,4 +1,4 @@
-"""Where a detector looked: Grad-CAM (Selvaraju et al. 2017), computed by the package `grad-cam`."""
+"""Where a detector looked: Grad-CAM (Selvaraju et al. 2017) and Grad-CAM++, computed by the package `grad-cam`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,12 +6,13 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from pytorch_grad_cam import GradCAM
+from pytorch_grad_cam import GradCAM, GradCAMPlusPlus
 from torch import Tensor, nn
 
 from backend.detectors.card import Detector
 from backend.runtime import MODEL_LOCK, frozen
 
+Variant = Literal["Grad-CAM", "Grad-CAM++"]
 NEGLIGIBLE = 1e-6  # of the map's own largest absolute value: rounding, not evidence
 
 
@@ -51,28 +52,45 @@ class _LogOdds(nn.Module):
         return self.detector.logit_fake(images)[:, None]
 
 
-class _RawGradCAM(GradCAM):  # type: ignore[misc]
-    """The package's Grad-CAM, remembering the map before it is cut off at zero and stretched."""
+class _Raw:
+    """Makes a method of the package remember the map before it is cut off at zero and stretched."""
 
     raw: np.ndarray
 
     def get_cam_image(self, *arguments: Any, **options: Any) -> np.ndarray:
-        self.raw = super().get_cam_image(*arguments, **options)
+        self.raw = super().get_cam_image(*arguments, **options)  # type: ignore[misc]
         return self.raw
 
 
-def grad_cam(detector: Detector, images: Tensor, towards: Literal["fake", "real"] = "fake") -> CamMap:
+class _RawGradCAM(_Raw, GradCAM):  # type: ignore[misc]
+    pass
+
+
+class _RawGradCAMPlusPlus(_Raw, GradCAMPlusPlus):  # type: ignore[misc]
+    pass
+
+
+_VARIANTS: dict[Variant, type] = {"Grad-CAM": _RawGradCAM, "Grad-CAM++": _RawGradCAMPlusPlus}
+
+
+def grad_cam(
+    detector: Detector,
+    images: Tensor,
+    towards: Literal["fake", "real"] = "fake",
+    variant: Variant = "Grad-CAM",
+) -> CamMap:
     """Map which regions speak for a class, from the detector's log-odds.
 
     Args:
         detector: The detector; its card names the layer.
         images: (N, 3, H, W) in [0, 1].
         towards: `fake` or `real`.
+        variant: How the channels are weighted.
     """
     sign = 1.0 if towards == "fake" else -1.0
     target: Callable[[Tensor], Tensor] = lambda scores: sign * scores[0]  # noqa: E731
     with MODEL_LOCK, frozen(detector), torch.enable_grad():
-        cam = _RawGradCAM(_LogOdds(detector), [detector.cam_module()])
+        cam = _VARIANTS[variant](_LogOdds(detector), [detector.cam_module()])
         try:
             # Frozen weights ask for no gradient, so the pictures have to.
             maps = cam(images.detach().clone().requires_grad_(True), targets=[target] * len(images))
@@ -80,6 +98,6 @@ def grad_cam(detector: Detector, images: Tensor, towards: Literal["fake", "real"
             # Not left to the package's context manager, which swallows errors.
             cam.activations_and_grads.release()
     raw = cam.raw.reshape(len(images), -1)
-    empty = raw.max(axis=1) <= NEGLIGIBLE * np.abs(raw).max(axis=1)
+    empty = ~(raw.max(axis=1) > NEGLIGIBLE * np.abs(raw).max(axis=1))  # True also for what is not a number
     maps = np.where(empty[:, None, None], 0.0, maps).astype(np.float32)
     return CamMap(maps, empty, towards, detector.card.cam_layer)

@@ -1,0 +1,33 @@
+"""Grad-CAM as an explanation (Selvaraju et al. 2017, arXiv 1610.02391), by the package `grad-cam`."""
+
+from typing import Literal
+
+import torch
+
+from backend.explain.question import Question, RawMap
+from backend.progress import Job, Step
+
+
+def gradcam(question: Question) -> Job[RawMap]:
+    """Explain with the last feature maps, each weighted by the mean of its gradient.
+
+    Yields:
+        One step.
+    """
+    return (yield from activation_map(question, "Grad-CAM"))
+
+
+def activation_map(question: Question, variant: Literal["Grad-CAM", "Grad-CAM++"]) -> Job[RawMap]:
+    """Compute the map of one variant in one forward and one backward pass.
+
+    Yields:
+        One step.
+    """
+    from backend.counterfactual.cam import grad_cam  # its package takes seconds to import
+
+    masked = question.masked
+    found = grad_cam(masked.detector, masked.face, masked.towards, variant=variant)
+    masked.count(images=1, calls=1)
+    yield Step(1, 1, f"{variant}: the gradients at the layer {found.layer} are read.")
+    saliency = torch.from_numpy(found.maps[0])
+    return RawMap(saliency, empty=found.note if found.empty[0] else "")

@@ -1,0 +1,14 @@
+"""Grad-CAM++ as an explanation (Chattopadhay et al. 2018, arXiv 1710.11063), by the package `grad-cam`."""
+
+from backend.explain.gradcam import activation_map
+from backend.explain.question import Question, RawMap
+from backend.progress import Job
+
+
+def gradcampp(question: Question) -> Job[RawMap]:
+    """Explain with the last feature maps, weighted by their positive gradients pixel by pixel.
+
+    Yields:
+        One step.
+    """
+    return (yield from activation_map(question, "Grad-CAM++"))

@@ -1,0 +1,169 @@
+"""Explain one face of a photo: find it, cut it out, explain it, and name the places on the face."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from backend import alignment, faces, images, made_with, verdicts
+from backend.detectors import registry
+from backend.explain import pictures
+from backend.explain.explaining import explain
+from backend.explain.explanation import NAMED, ExplainSettings, Explanation
+from backend.explain.segments import places_in_words, rank, segment_parts
+from backend.progress import Job
+
+if TYPE_CHECKING:
+    from backend.explain.proof import Proof, ProofSettings
+
+ENLARGED = 4  # how much larger than the crop its pictures are, so that the mark covers little
+
+
+@dataclass(frozen=True, eq=False)
+class ExplainedPhoto:
+    """An explanation of a face in a photo.
+
+    Args:
+        aligned: The crop that the detector saw, and where it lies in the photo.
+        face_number: Which face was taken, from 1, the largest first.
+        face_count: How many were found.
+        problem: Why the result should not be trusted, one sentence, or None.
+        explanation: The map.
+        parts: Names of the parts of the face that each segment falls in.
+        proof: The test of the map, where it was asked for and there was a map.
+    """
+
+    aligned: alignment.AlignedFace
+    face_number: int
+    face_count: int
+    problem: str | None
+    explanation: Explanation
+    parts: list[tuple[str, ...]]
+    proof: "Proof | None"
+
+    @property
+    def top(self) -> list[int]:
+        """Return the segments that speak most for the verdict, the strongest first."""
+        scores = self.explanation.segment_scores
+        if self.explanation.degenerate:
+            return []
+        best = rank(scores)[:NAMED].tolist()
+        return [segment for segment in best if scores[segment] > 0 or not self.explanation.signed]
+
+    @property
+    def summary(self) -> str:
+        """Tell in one paragraph of plain words what was done and found."""
+        parts = []
+        if self.face_count > 1:
+            which = "the largest" if self.face_number == 1 else f"number {self.face_number}"
+            parts.append(f"{self.face_count} faces were found; {which} was taken.")
+        if self.problem:
+            parts.append(self.problem)
+        parts.append(self.explanation.summary)
+        if self.top:
+            parts.append(f"They lie here: {places_in_words(self.top, self.parts)}.")
+        if self.proof is not None:
+            parts.append(self.proof.summary)
+        return " ".join(parts)
+
+    def record(self) -> dict[str, Any]:
+        """Return what a program reads and what a saved picture carries, as plain values for JSON."""
+        scores = self.explanation.segment_scores
+        return self.explanation.record() | {
+            "regions": [
+                {"segment": one, "score": float(scores[one]), "parts": list(self.parts[one])} for one in self.top
+            ],
+            "proof": None if self.proof is None else _proof_record(self.proof),
+            "scale": pictures.scale_words(self.explanation),
+            "face": {
+                "number": self.face_number,
+                "count": self.face_count,
+                "box": [float(value) for value in self.aligned.face.box],
+                "problem": self.problem,
+                "resampled": self.aligned.resampled,
+            },
+            "weights": made_with.hashes([self.explanation.detector]),
+            "versions": made_with.versions(),
+            "summary": self.summary,
+        }
+
+    def drawings(self) -> dict[str, np.ndarray]:
+        """Return the pictures of the result, uint8 (H, W, 3), without a mark."""
+        side = ENLARGED * self.aligned.crop.shape[0]
+        crop = np.asarray(Image.fromarray(self.aligned.crop).resize((side, side), Image.Resampling.LANCZOS))
+        made = self.explanation
+        laid = pictures.overlay(crop, made)
+        drawn = {"overlay": pictures.outlined(laid, made.labels, self.top) if self.top else laid}
+        if made.reference == "adversarial" and made.reference_image is not None:
+            drawn["reference"] = images.to_array(made.reference_image)
+            difference = pictures.reference_difference(images.to_tensor(self.aligned.crop), made)
+            assert difference is not None
+            drawn["difference"] = difference.picture
+        return drawn
+
+
+def explain_photo(
+    photo: np.ndarray,
+    detector_name: str,
+    settings: ExplainSettings | None = None,
+    face_number: int | None = None,
+    proof: "ProofSettings | None" = None,
+) -> Job[ExplainedPhoto]:
+    """Explain what a detector says of one face of a photo.
+
+    Args:
+        photo: uint8 (H, W, 3), RGB.
+        detector_name: A detector with an entry in the registry.
+        settings: Settings of the explanation.
+        face_number: Which face, from 1, the largest first; None takes the largest.
+        proof: Test the map with these settings; None leaves the test out.
+
+    Yields:
+        The steps of the explanation, and then those of the test.
+
+    Raises:
+        UserError: There is no such detector, no face, no model file, or a setting is out of its range.
+    """
+    settings = settings or ExplainSettings()
+    settings.check()
+    detector = registry.load(detector_name)
+    found = faces.find(photo)
+    face = faces.choose(found, face_number)
+    aligned = alignment.align(photo, face, verdicts.TEMPLATE, registry.EMBEDDED_SIZE)
+    crop = images.to_tensor(aligned.crop)
+    made = yield from explain(crop, detector, settings)
+    tested = None
+    if proof is not None and not made.degenerate:
+        from backend.explain.proof import prove
+
+        tested = yield from prove(crop, detector, made.saliency, made.labels, proof)
+    landmarks = face.landmarks @ aligned.matrix[:, :2].T + aligned.matrix[:, 2]
+    return ExplainedPhoto(
+        aligned=aligned,
+        face_number=face_number or 1,
+        face_count=len(found),
+        problem=faces.problem(face, photo.shape),
+        explanation=made,
+        parts=segment_parts(made.labels, landmarks),
+        proof=tested,
+    )
+
+
+def _proof_record(proof: "Proof") -> dict[str, Any]:
+    """Return sufficiency by number of segments, and that of random ones; None where there is no result."""
+    controls = proof.random_mean if proof.settings.draws else proof.sufficiency * float("nan")
+    pairs = zip(proof.settings.tops, proof.sufficiency.tolist(), controls.tolist(), strict=True)
+    return {
+        "sufficiency": [{"k": k, "value": _number(value), "random": _number(random)} for k, value, random in pairs],
+        "predicted": proof.predicted,
+        "attack": proof.attack,
+        "images": proof.image_count,
+        "calls": proof.call_count,
+        "seconds": proof.seconds,
+        "summary": proof.summary,
+    }
+
+
+def _number(value: float) -> float | None:
+    return value if value == value else None  # noqa: PLR0124 - only a missing value differs from itself

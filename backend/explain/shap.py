@@ -1,0 +1,119 @@
+"""SHAP: Owen values over recursive halves of the face (Lundberg and Lee 2017, arXiv 1705.07874).
+
+The package `shap` decides what to ask and sums up the answers; masks become pictures where the detector computes.
+"""
+
+from collections.abc import Callable, Generator
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from backend.explain.question import Question, RawMap, stretched
+from backend.explain.turns import take_turns
+from backend.progress import Job, Step
+
+BATCH = 50  # masks that the package decides on at once; what it asks next depends on it
+_OPENING = 2  # questions before the halving begins: nothing shown, all shown
+
+
+class _Masker:
+    """Hands masks through to the model as they are, with the tree of halves that the package walks."""
+
+    immutable_outputs = True  # the package would copy every mask otherwise
+
+    def __init__(self, shape: tuple[int, int, int]) -> None:
+        self.shape = (1, int(np.prod(shape)))
+        self.clustering = halves(shape)
+
+    def __call__(self, mask: np.ndarray, _: np.ndarray) -> tuple[np.ndarray]:
+        return (mask[None],)
+
+
+def shap(question: Question) -> Job[RawMap]:
+    """Explain with one value a pixel; together they are the answer to the face minus that to the reference.
+
+    `question.samples` is the number of pictures that may be asked about.
+
+    Yields:
+        One step a batch.
+    """
+    masked, total = question.masked, question.samples
+    # Halving colours too, as the released code does, spends questions and leaves the sum over the colours as it is.
+    shape = (*masked.size, 3 if question.as_released else 1)
+    owen: Generator[np.ndarray, np.ndarray, np.ndarray] = take_turns(
+        lambda ask: _owen(ask, shape, total), question.seed
+    )
+    answers: list[Tensor] = []
+    try:
+        asked = next(owen)
+        while True:
+            masks = torch.from_numpy(asked).reshape(-1, *shape)
+            answers.append(masked.ask(masks))
+            done = sum(map(len, answers))
+            yield Step(done, total, f"SHAP: {done} of {total} pictures.")
+            asked = owen.send(answers[-1].numpy())
+    except StopIteration as end:
+        values = torch.from_numpy(end.value)
+    finally:
+        owen.close()
+    saliency = stretched(values).mean(2) if question.as_released else values.sum(2)
+    return RawMap(saliency.float(), torch.cat(answers))
+
+
+def _owen(ask: Callable[[np.ndarray], np.ndarray], shape: tuple[int, int, int], budget: int) -> np.ndarray:
+    """Return Owen values (H, W, C), float64, asking about masks (B, H * W * C) of True where the face is shown."""
+    explainer = _package()(ask, _Masker(shape))
+    found = explainer(np.zeros((1, *shape), dtype=np.float32), max_evals=budget, batch_size=BATCH, silent=True)
+    return found.values[0]
+
+
+def _package() -> Any:
+    """Import the package's explainer, its helpers left as Python.
+
+    To compile them takes seconds in every process, and for one face at a time they run for less than one.
+    """
+    import numba
+
+    config: Any = numba.config
+    before = config.DISABLE_JIT
+    config.DISABLE_JIT = True
+    try:
+        from shap.explainers import PartitionExplainer
+    finally:
+        config.DISABLE_JIT = before
+    return PartitionExplainer
+
+
+@lru_cache(maxsize=8)
+def halves(shape: tuple[int, int, int]) -> np.ndarray:
+    """Halve a face (H, W, C) again and again: the longer side first, rows before columns, colours last.
+
+    Returns:
+        A row for each part of more than one value, the whole in the last one: first half, second half, 0, size. The
+        values of the face are numbered from 0 and the rows after them, as in scipy's hierarchies.
+    """
+    count = int(np.prod(shape))
+    tree = np.zeros((count - 1, 4))
+    free = count - 2
+    open_parts = [(free, (0, shape[0]), (0, shape[1]), (0, shape[2]))]
+    while open_parts:
+        row, *part = open_parts.pop()
+        sizes = [end - start for start, end in part]
+        axis = 0 if sizes[0] >= sizes[1] and sizes[0] > 1 else 1 if sizes[1] > 1 else 2
+        start, end = part[axis]
+        middle = start + sizes[axis] // 2
+        tree[row, 3] = sizes[0] * sizes[1] * sizes[2]
+        for column, span in enumerate(((start, middle), (middle, end))):
+            half = [*part[:axis], span, *part[axis + 1 :]]
+            if all(stop - first == 1 for first, stop in half):
+                (y, _), (x, _), (c, _) = half
+                tree[row, column] = (y * shape[1] + x) * shape[2] + c
+            else:
+                free -= 1
+                tree[row, column] = count + free
+                open_parts.append((free, half[0], half[1], half[2]))
+    tree.setflags(write=False)
+    return tree

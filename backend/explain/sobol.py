@@ -1,0 +1,63 @@
+"""SOBOL: total-effect indices of a grid of cells (Fel et al. 2021, arXiv 2111.04138), by Jansen's estimator."""
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from backend.explain.question import Question, RawMap, stretched
+from backend.progress import Job
+
+GRID = 8
+
+
+def sobol(question: Question) -> Job[RawMap]:
+    """Explain with one index a cell: the share of the answer's variance that this cell has a part in.
+
+    `question.samples` is the number of points N of the design; (GRID^2 + 1) * N masks are evaluated, and N more that
+    the estimator does not use in the released form.
+
+    Yields:
+        One step a batch.
+    """
+    masked, points = question.masked, question.samples
+    values = design(points)
+    if not question.as_released:
+        values = np.concatenate([values[:points], values[2 * points :]])  # B itself has no part in the estimate
+    cells = torch.from_numpy(values.astype(np.float32)).reshape(-1, 1, GRID, GRID).to(masked.device)
+
+    def masks(batch: slice) -> Tensor:
+        return F.interpolate(cells[batch], size=masked.size, mode="nearest")[:, 0]
+
+    heard = yield from masked.ask_all("SOBOL", len(cells), masks)
+    indices = total_effects(heard[:points], heard[-points * GRID * GRID :].reshape(GRID * GRID, points))
+    grid = indices.reshape(1, 1, GRID, GRID).float()
+    saliency = F.interpolate(grid, size=masked.size, mode="bicubic", align_corners=False)[0, 0]
+    return RawMap(stretched(saliency) if question.as_released else saliency.clamp(min=0), heard)
+
+
+def design(points: int) -> np.ndarray:
+    """Return the masks' cells ((GRID^2 + 2) * points, GRID^2) in [0, 1): A, B, and A with one column of B each.
+
+    The Sobol sequence is not scrambled, so nothing is drawn at random.
+    """
+    from scipy.stats import qmc
+
+    cells = GRID * GRID
+    sequence = qmc.Sobol(2 * cells, scramble=False).random(points)
+    a, b = sequence[:, :cells], sequence[:, cells:]
+    mixed = np.repeat(a[None], cells, axis=0)
+    mixed[np.arange(cells), :, np.arange(cells)] = b.T
+    return np.concatenate([a, b, mixed.reshape(-1, cells)])
+
+
+def total_effects(of_a: Tensor, of_mixed: Tensor) -> Tensor:
+    """Return the total-effect indices (cells,); 0 where the answers do not vary.
+
+    Args:
+        of_a: Answers to A (points,).
+        of_mixed: Answers to A with one column of B (cells, points).
+    """
+    variance = of_a.double().var()
+    differences = (of_a.double() - of_mixed.double()).square().sum(1)
+    return differences / (2 * len(of_a) * variance) if variance > 0 else torch.zeros_like(differences)
