@@ -1,0 +1,65 @@
+import torch
+from torch import nn
+
+from backend.detectors import registry
+from backend.detectors.card import Detector
+from backend.detectors.inference import Judge, for_inference
+from tests.toys import grey, hooks, toy_detector
+
+
+class Small(nn.Module):
+    """A convolution and its batch norm; `twice` uses the convolution's output a second time."""
+
+    def __init__(self, *, twice: bool) -> None:
+        super().__init__()
+        self.features, self.norm, self.twice = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), twice
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        features = self.features(images)
+        total = self.norm(features).relu().mean((1, 2, 3))
+        return (total + features.square().mean((1, 2, 3)) * self.twice)[:, None]
+
+
+def with_statistics(detector):
+    source = torch.Generator().manual_seed(0)
+    for module in detector.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for values in (module.running_mean, module.running_var, module.weight.data, module.bias.data):
+                values.add_(torch.rand(values.shape, generator=source))
+    return detector
+
+
+def test_a_quick_xception_says_the_same():
+    card = toy_detector(size=64).card
+    network = registry.build_embedded("xception", {"width": 0.125})
+    detector = with_statistics(Detector(network, card.__class__(**vars(card) | {"outputs": registry.TWO}))).train()
+    quick = for_inference(detector)
+    assert quick is not detector and not quick.training and hooks(quick) == 0
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in quick.modules())
+    images = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        assert torch.allclose(quick.logit_fake(images), detector.eval().logit_fake(images), rtol=1e-4, atol=1e-4)
+    assert hooks(detector) == 0 and all(weight.requires_grad for weight in detector.parameters())
+    assert any(isinstance(module, nn.BatchNorm2d) for module in detector.modules())
+
+
+def test_a_norm_is_folded_only_where_nothing_else_reads_the_convolution():
+    card = toy_detector().card
+    alone, shared = (with_statistics(Detector(Small(twice=twice), card)) for twice in (False, True))
+    assert isinstance(for_inference(alone).network.norm, nn.Identity)
+    assert for_inference(shared) is shared
+
+
+def test_a_detector_without_norms_is_used_as_it_is():
+    detector = toy_detector()
+    assert for_inference(detector) is detector
+
+
+def test_a_judge_counts_and_gives_ordinary_tensors():
+    detector = toy_detector().train()
+    judge = Judge(detector, batch=2)
+    logit = judge.logit_fake_of_all(grey(10, 20, 200, 30, 40))
+    assert (judge.images, judge.calls) == (5, 3)
+    assert torch.allclose(logit, detector.logit_fake(grey(10, 20, 200, 30, 40)).detach(), atol=1e-5)
+    assert not logit.is_inference() and detector.training
+    assert Judge(detector).batch == 40
