@@ -22,6 +22,8 @@ SOURCES = {
     "generator": "python -m backend train generator",
     "encoder": "python -m backend train encoder",
     "ganprintr": "python -m backend train ganprintr",
+    "trnet": "python -m backend train trnet",
+    "traces": "python -m backend train references",
 }
 DETECTOR_FACTS: dict[str, Any] = {
     "trained_on": "12,453 aligned photographs (CelebA, All-Age-Faces, FFHQ, official portraits) and fakes made from "
@@ -29,7 +31,13 @@ DETECTOR_FACTS: dict[str, Any] = {
     "known_failures": "Photographs that were sharpened, filtered or scaled strongly; fakes by methods it never saw "
     "(diffusion models, video deepfakes); faces that are small, turned away or covered.",
 }
-FACTS: dict[str, dict[str, Any]] = {"generator": {"epsilon": 0.002}, "encoder": {}, "ganprintr": {}}
+FACTS: dict[str, dict[str, Any]] = {
+    "generator": {"epsilon": 0.002},
+    "encoder": {},
+    "ganprintr": {},
+    "trnet": {},
+    "traces": {},
+}
 HEADER = "# One entry a model file; written by `python -m backend train ... --install`, read by backend/weights.py.\n\n"
 
 

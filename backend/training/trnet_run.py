@@ -52,7 +52,11 @@ def train_trnet(data: Path, folders: Sequence[Path], out: Path, on_step: OnStep,
     }
     network.load_state_dict(half)
     weights.save_half(out, half)
-    options = {"width": settings.width, "statistics": settings.statistics, "residual": settings.residual}
+    options: dict[str, Any] = {
+        "width": settings.width,
+        "statistics": settings.statistics,
+        "residual": settings.residual,
+    }
     options |= {"settings": {key: value for key, value in asdict(settings).items() if key not in options}}
     metrics = measured(network, held_out)
     report = reports.write(
