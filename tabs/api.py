@@ -7,7 +7,7 @@ import gradio as gr
 from backend import verdicts
 from backend.counterfactual.search import SearchSettings
 from backend.progress import finish
-from tabs.common import MODEL, answered, photo_from
+from tabs.common import MODEL, VERDICT, answered, photo_from
 
 MAX_STEPS = 300  # of one call
 
@@ -15,7 +15,7 @@ MAX_STEPS = 300  # of one call
 def add(photo: gr.Image, detector: gr.Dropdown, level: gr.CheckboxGroup, steps: gr.Slider, composite: gr.Radio) -> None:
     """Add the endpoints, which take the tab's own components as their inputs."""
     answer = gr.JSON(visible=False)
-    gr.Button(visible=False).click(answered(detect), photo, answer, api_name="detect", **MODEL)
+    gr.Button(visible=False).click(answered(detect), photo, answer, api_name="detect", **VERDICT)
     gr.Button(visible=False).click(
         answered(counterfactual),
         [photo, detector, level, steps, composite],

@@ -26,8 +26,10 @@ R = TypeVar("R")
 logger = logging.getLogger("app")
 
 STYLE = Path(__file__).with_name("style.css")
-# Events that run a model wait for each other; the others never wait.
+# Long jobs wait for each other, and verdicts wait for each other, but no verdict waits for a long job: between the
+# steps of a job the models are free. Events that run no model never wait.
 MODEL: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
+VERDICT: dict[str, Any] = {"concurrency_id": "verdict", "concurrency_limit": 1}
 QUICK: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
 SHOWN_SIDE = 900  # longest side in pixels at which a whole photo is shown
 KEPT_SECONDS = 3600  # downloads of a visitor who left without closing the page

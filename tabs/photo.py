@@ -15,7 +15,7 @@ from backend.errors import UserError
 from backend.examples import Example
 from backend.verdicts import JudgedFace
 from tabs import words
-from tabs.common import MODEL, QUICK, SHOWN_SIDE, answered, photo_from, photo_input, shown
+from tabs.common import QUICK, SHOWN_SIDE, VERDICT, answered, photo_from, photo_input, shown
 
 Updates = dict[Any, Any]
 CONVERTED_SIDE = 2200  # of pictures that browsers cannot show, in pixels
@@ -102,7 +102,7 @@ class PhotoStep:
         self.tabs = tabs
         private: dict[str, Any] = {"api_visibility": "private", "cancels": [run for tab in tabs for run in tab.running]}
         # The sign of waiting, and of an error, belongs in one place and not over everything that may change.
-        looking: dict[str, Any] = {**MODEL, "show_progress_on": [self.photo]}
+        looking: dict[str, Any] = {**VERDICT, "show_progress_on": [self.photo]}
         below = [component for tab in tabs for component in tab.outputs()]
         begun = [self.photo, self.faces, *self.outputs(), *below]
         self.gallery.select(answered(self._example), None, begun, **QUICK, **private).success(

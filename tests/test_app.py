@@ -1,21 +1,28 @@
 """The app's structure, its endpoints and how it says errors."""
 
 import re
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import gradio as gr
 import pytest
 
 import app
+from backend.counterfactual import story
+from backend.counterfactual.search import SearchSettings, search
 from backend.errors import UserError
 from backend.settings import SETTINGS
 from tabs import common
 from tests import pictures
+from tests.toys import grey, toy_detector, toy_inverter
 
 PICTURES = (gr.Image, gr.ImageSlider, gr.AnnotatedImage, gr.Gallery)
 PUBLIC = {"detect", "counterfactual"}
-WAITING = {"_search", "_look", "_look_where_needed", *PUBLIC}
+LONG = {"_search", "counterfactual"}
+VERDICTS = {"_look", "_look_where_needed", "detect"}
 needs_models = pytest.mark.skipif(
     not (SETTINGS.weights_dir / "registry.toml").exists(), reason="the models are not in weights/"
 )
@@ -39,9 +46,10 @@ def test_nothing_can_be_shared_or_filmed(demo: gr.Blocks) -> None:
             assert "webcam" not in (getattr(block, "sources", None) or [])
 
 
-def test_models_run_one_at_a_time(demo: gr.Blocks) -> None:
-    waiting = [event for event in demo.fns.values() if event.concurrency_id == "model"]
-    assert {event.name for event in waiting} == WAITING
+def test_jobs_run_one_at_a_time_and_verdicts_beside_them(demo: gr.Blocks) -> None:
+    waiting = [event for event in demo.fns.values() if event.concurrency_id in {"model", "verdict"}]
+    by_kind = {kind: {event.name for event in waiting if event.concurrency_id == kind} for kind in ("model", "verdict")}
+    assert by_kind == {"model": LONG, "verdict": VERDICTS}
     assert {event.concurrency_limit for event in waiting} == {1}
     others = [event for event in demo.fns.values() if event not in waiting and event.outputs]
     assert not [event.name for event in others if event.queue]
@@ -100,4 +108,40 @@ def test_detect_endpoint_answers_with_json(demo: gr.Blocks, tmp_path: Path) -> N
         with pytest.raises(Exception, match="This file is not a picture"):
             client.predict(client_library.handle_file(text), api_name="/detect")
     finally:
+        demo.close()
+
+
+@needs_models
+def test_a_verdict_does_not_wait_for_the_search_of_another_visitor(
+    demo: gr.Blocks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client_library = pytest.importorskip("gradio_client")
+    photo = tmp_path / "photo.png"
+    photo.write_bytes(pictures.encode(pictures.astronaut(), "PNG"))
+    ended = threading.Event()
+    slow = toy_detector()
+    slow.network.register_forward_pre_hook(lambda *_: time.sleep(0.1))
+
+    def slow_story(*_):
+        for step in search(toy_inverter(), slow, grey(250), SearchSettings(steps=5000, early_stop=False)):
+            if ended.is_set():
+                break
+            yield step
+        return SimpleNamespace(record=dict)
+
+    monkeypatch.setattr(story, "explain_photo", slow_story)
+    _, address, _ = demo.launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1", server_port=None)
+    try:
+        searching, asking = (client_library.Client(address, verbose=False) for _ in range(2))
+        job = searching.submit(client_library.handle_file(photo), "xception", api_name="/counterfactual")
+        deadline = time.monotonic() + 60
+        while job.status().code.name != "PROCESSING" and time.monotonic() < deadline:
+            time.sleep(0.05)
+        answer = asking.predict(client_library.handle_file(photo), api_name="/detect")
+        assert answer["faces"][0]["verdicts"]
+        assert not job.done()
+        ended.set()
+        assert job.result(timeout=60) == {}
+    finally:
+        ended.set()
         demo.close()
