@@ -82,7 +82,9 @@ def test_a_pass_keeps_the_range_and_the_outside_of_the_mask():
 
 
 def settings(steps: int) -> training.GanprintrSettings:
-    return harness.read_settings(training.GanprintrSettings, "ganprintr", size=32, steps=steps, batch=2, latent=8)
+    return harness.read_settings(
+        training.GanprintrSettings, "ganprintr", size=32, crop=24, steps=steps, batch=2, latent=8
+    )
 
 
 def test_training_lowers_the_error_of_copies():
@@ -93,6 +95,15 @@ def test_training_lowers_the_error_of_copies():
         task.step(number)
     assert training.copying(task.average, pictures)["psnr"] > before + 3
     assert task.preview().shape == (1, 3, 64, 64)
+
+
+def test_squares_come_from_anywhere_and_from_the_seed_alone():
+    pictures = torch.arange(16, dtype=torch.uint8).view(1, 1, 4, 4).expand(200, 3, -1, -1)
+    parts = training.cropped(pictures, 2, torch.Generator().manual_seed(0))
+    assert torch.equal(parts, training.cropped(pictures, 2, torch.Generator().manual_seed(0)))
+    corners = {tuple(part[0].flatten().tolist()) for part in parts}
+    squares = [(corner, corner + 1, corner + 4, corner + 5) for corner in (0, 1, 2, 4, 5, 6, 8, 9, 10)]
+    assert corners == {*squares, *((b, a, d, c) for a, b, c, d in squares)}
 
 
 def test_a_resumed_run_gives_the_same_weights(tmp_path):

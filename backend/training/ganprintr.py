@@ -23,6 +23,7 @@ class GanprintrSettings:
 
     size: int
     latent: int
+    crop: int
     steps: int
     batch: int
     lr: float
@@ -59,8 +60,7 @@ class GanprintrTask:
             group["lr"] = settings.lr * (0.5 * (1 + math.cos(math.pi * number / settings.steps)) * 0.99 + 0.01)
         chosen = self.pictures[datasets.draw(len(self.pictures), settings.batch, seed=settings.seed, step=number)]
         randomness = torch.Generator().manual_seed(settings.seed * 1_000_003 + number)
-        flips = torch.rand(settings.batch, 1, 1, 1, generator=randomness) < 0.5
-        faces = torch.where(flips, chosen.flip(3), chosen).float() / 255
+        faces = cropped(chosen, settings.crop, randomness).float() / 255
         faces = faces.contiguous(memory_format=torch.channels_last)
         loss = F.mse_loss(self.network(faces), faces)
         self.optimizer.zero_grad(set_to_none=True)
@@ -93,6 +93,16 @@ def initialize(network: GANprintR) -> None:
         nn.init.zeros_(cast(Tensor, layer.bias))
     decoder[-1].weight.mul_(0.1)
     cast(Tensor, decoder[-1].bias).fill_(MIDDLE)
+
+
+def cropped(pictures: Tensor, size: int, randomness: torch.Generator) -> Tensor:
+    """Return a random square of every picture (N, 3, S, S), every other one mirrored: (N, 3, size, size)."""
+    parts = []
+    for picture in pictures:
+        top, left = torch.randint(0, picture.shape[-1] - size + 1, (2,), generator=randomness).tolist()
+        part = picture[:, top : top + size, left : left + size]
+        parts.append(part.flip(2) if torch.rand(1, generator=randomness) < 0.5 else part)
+    return torch.stack(parts)
 
 
 @torch.no_grad()
