@@ -5,9 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from backend.errors import UserError
+from backend.detectors.checkpoints import matched
 
-PREFIX = "backbone."
 UNUSED = "adjust_channel."  # DeepfakeBench saves these layers in every Xception and never runs them
 DROPOUT_HEAD = "last_linear.1."  # how the head is called in a DeepfakeBench model with dropout before it
 
@@ -22,17 +21,22 @@ class Xception(nn.Module):
 
     Args:
         width: Factor on all channels; 1.0 is the published network.
-        classes: Number of logits.
+        classes: Number of logits; 0 leaves the head out.
+        inputs: Channels of the input.
+        stride: Of the first convolution.
+        dropout: Share of the pooled features dropped before the head, whose keys are then `last_linear.1.*`.
     """
 
-    def __init__(self, width: float = 1.0, classes: int = 2) -> None:
+    def __init__(
+        self, width: float = 1.0, classes: int = 2, *, inputs: int = 3, stride: int = 2, dropout: float = 0.0
+    ) -> None:
         from timm.models.xception import Block, SeparableConv2d  # importing timm takes seconds
 
         super().__init__()
         c32, c64, c128, c256, c728, c1024, c1536, c2048 = (
             scaled(channels, width) for channels in (32, 64, 128, 256, 728, 1024, 1536, 2048)
         )
-        self.conv1 = nn.Conv2d(3, c32, 3, stride=2, bias=False)
+        self.conv1 = nn.Conv2d(inputs, c32, 3, stride=stride, bias=False)
         self.bn1 = nn.BatchNorm2d(c32)
         self.conv2 = nn.Conv2d(c32, c64, 3, bias=False)
         self.bn2 = nn.BatchNorm2d(c64)
@@ -47,22 +51,34 @@ class Xception(nn.Module):
         self.conv4 = SeparableConv2d(c1536, c2048, 3, 1, 1)
         self.bn4 = nn.BatchNorm2d(c2048)
         self.act4 = nn.ReLU()  # a module, not in place, so that Grad-CAM can read it
-        self.last_linear = nn.Linear(c2048, classes)
+        head = nn.Linear(c2048, classes) if classes else nn.Identity()
+        self.last_linear = nn.Sequential(nn.Dropout(dropout), head) if dropout else head
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    def features(self, faces: Tensor) -> Tensor:
-        """Return features (N, 2048 * width, about S/32, S/32) for faces (N, 3, S, S) in [-1, 1]."""
+    def stem(self, faces: Tensor) -> Tensor:
+        """Return what block 1 takes (N, 64 * width, about S/2, S/2) for faces (N, inputs, S, S) in [-1, 1]."""
         features = torch.relu(self.bn1(self.conv1(faces)))
-        features = torch.relu(self.bn2(self.conv2(features)))
-        for number in range(1, 13):
+        return torch.relu(self.bn2(self.conv2(features)))
+
+    def run_blocks(self, features: Tensor, first: int, last: int) -> Tensor:
+        """Run the blocks from number `first` to number `last`, both included."""
+        for number in range(first, last + 1):
             features = self.get_submodule(f"block{number}")(features)
+        return features
+
+    def finish(self, features: Tensor) -> Tensor:
+        """Run what follows block 12, up to the last feature map."""
         features = torch.relu(self.bn3(self.conv3(features)))
         return self.act4(self.bn4(self.conv4(features)))
 
+    def features(self, faces: Tensor) -> Tensor:
+        """Return features (N, 2048 * width, about S/32, S/32) for faces (N, inputs, S, S) in [-1, 1]."""
+        return self.finish(self.run_blocks(self.stem(faces), 1, 12))
+
     def forward(self, faces: Tensor) -> Tensor:
-        """Return logits (N, classes) for faces (N, 3, S, S) in [-1, 1]."""
+        """Return logits (N, classes) for faces (N, inputs, S, S) in [-1, 1]."""
         return self.last_linear(self.features(faces).mean((2, 3)))
 
 
@@ -75,22 +91,11 @@ def from_deepfakebench(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         UserError: Keys are unknown or missing, or tensors have other shapes.
     """
-    with torch.device("meta"):
-        expected = Xception().state_dict()
-    hint = "Use an Xception checkpoint of DeepfakeBench with two classes."
-    found: dict[str, Tensor] = {}
-    for key, value in state.items():
-        name = key.removeprefix(PREFIX)
-        if key.startswith(PREFIX) and name.startswith(UNUSED):
-            continue
-        name = name.replace(DROPOUT_HEAD, "last_linear.")
-        if not key.startswith(PREFIX) or name not in expected:
-            raise UserError(f"The checkpoint has a tensor that Xception does not have: {key}.", hint)
-        if value.shape != expected[name].shape:
-            raise UserError(f"The checkpoint's tensor {key} has shape {tuple(value.shape)}, not Xception's.", hint)
-        found[name] = value
-    # Batch norm's step counter was not saved by old versions of torch, and no result depends on it.
-    missing = [name for name in expected if name not in found and not name.endswith("num_batches_tracked")]
-    if missing:
-        raise UserError(f"The checkpoint lacks {len(missing)} tensors of Xception, first {PREFIX}{missing[0]}.", hint)
-    return {name: found.get(name, torch.tensor(0)) for name in expected}
+    return matched(
+        state,
+        Xception,
+        "DeepfakeBench's Xception",
+        prefix="backbone.",
+        unused=(UNUSED,),
+        rename=lambda key: key.replace(DROPOUT_HEAD, "last_linear."),
+    )
