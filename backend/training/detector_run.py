@@ -126,7 +126,9 @@ def _calibration(network: nn.Module, card: Card, examples: labelled.Examples, ar
 
 def _facts(architecture: str, settings: DetectorSettings, *, strong: bool) -> dict[str, Any]:
     """Return what the registry's entry says beyond the calibration."""
-    command = f"python -m backend train detector {architecture} --steps {settings.steps}"
+    command = f"python -m backend train detector {architecture}"
+    if architecture not in recipes.MEASURED:
+        command += f" --steps {settings.steps}"
     if settings.defence != "shipped":
         command += f" --defence {settings.defence}"
     if settings.initial:

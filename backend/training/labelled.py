@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from backend.errors import UserError
 from backend.training import datasets, fakes
 
 REAL = "real"
@@ -56,7 +57,7 @@ class _Row(NamedTuple):
 def read(data: Path, folders: Sequence[Path], size: int, *, adversarial: Path | None = None) -> Split:
     """Read photographs, fakes made from them, fakes by others and, for the strong defence, attacked fakes.
 
-    A fake goes where its photograph goes, so no face that trains also sets a threshold or measures.
+    A fake goes where its photograph goes, so no photograph that trains also sets a threshold or measures.
 
     Args:
         data: Folder of photographs or packs; `wild*` packs hold fakes by others.
@@ -67,12 +68,15 @@ def read(data: Path, folders: Sequence[Path], size: int, *, adversarial: Path | 
     training: list[_Row] = []
     calibrating: list[_Row] = []
     photographs, held = datasets.split(data, size)
+    measured = set(held.names)
     measuring = [_Row(picture, REAL, "", "") for picture in held.pictures]
     for name, picture in zip(photographs.names, photographs.pictures, strict=True):
         part = calibrating if datasets.one_in(CALIBRATION_PART, name) else training
         part.append(_Row(picture, REAL, name, ""))
     for folder in folders:
         for row in _made(folder / "train", size):
+            if row.origin in measured:
+                continue
             part = calibrating if datasets.one_in(CALIBRATION_PART, row.origin or row.name) else training
             part.append(row)
         measuring += _made(folder / "val", size)
@@ -85,6 +89,8 @@ def read(data: Path, folders: Sequence[Path], size: int, *, adversarial: Path | 
             (measuring if measures else training).append(_Row(picture, label, name, ""))
     if adversarial is not None:
         training += [row._replace(kind=ATTACKED) for row in _made(adversarial, size)]
+    if not any(row.kind == REAL for row in calibrating) or not any(row.kind != REAL for row in calibrating):
+        raise UserError("There are too few photographs or fakes to set a threshold.", "Give at least a hundred of each.")
     return Split(_examples(training), _examples(calibrating), _examples(measuring))
 
 

@@ -1,0 +1,253 @@
+"""How detectors are trained: batches, objectives, what is fitted beforehand, and the command from data to file."""
+
+import csv
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from backend import cli, weights
+from backend.detectors import registry
+from backend.detectors.dct_a import DCTA
+from backend.detectors.lf import LF
+from backend.detectors.nf import NoiseFingerprints
+from backend.errors import UserError
+from backend.progress import finish
+from backend.residuals import wiener_residual
+from backend.training import (
+    batches,
+    defences,
+    detector,
+    detector_run,
+    fingerprint_task,
+    harness,
+    labelled,
+    measure,
+    objectives,
+    recipes,
+)
+
+
+def examples(kinds, size=16, origins=None):
+    pictures = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (len(kinds), 3, size, size), dtype=np.uint8))
+    return labelled.Examples(pictures, np.array(kinds), None if origins is None else np.array(origins))
+
+
+def drawn_from(given, **changes):
+    settings = {
+        "size": 8,
+        "shares": {"swap": 0.5, "edit": 0.5},
+        "defence": defences.named("none"),
+        "partial_share": 0.0,
+        "adversarial_share": 0.5,
+        "seed": 3,
+    }
+    return batches.Batches(given, **(settings | changes))
+
+
+def test_a_batch_holds_each_fake_beside_its_photograph_with_the_same_history():
+    # Each fake equals its photograph here, so after one history they must still be equal.
+    given = examples(["real", "real", "real", "edit", "swap"], origins=[-1, -1, -1, 2, 0])
+    given.pictures[3], given.pictures[4] = given.pictures[2], given.pictures[0]
+    source = drawn_from(given, defence=defences.named("shipped"))
+    changed = False
+    for number in range(6):
+        batch = source.draw(number)
+        assert batch.labels.tolist() == [0.0] * 4 + [1.0] * 4
+        assert batch.kinds[:4] == ["real"] * 4 and set(batch.kinds[4:]) <= {"swap", "edit"}
+        assert torch.equal(batch.images[:4], batch.images[4:])
+        kept = [given.pictures[index].float() / 255 for index in (0, 2)]
+        changed |= not any(torch.equal(image, one) for image in batch.images for one in kept)
+        assert torch.equal(batch.images, source.draw(number).images)
+    assert changed
+
+
+def test_attacked_fakes_take_half_of_the_places():
+    given = examples(["real", "swap", "edit", "attacked"])
+    kinds = [kind for number in range(100) for kind in drawn_from(given).draw(number).kinds[4:]]
+    assert 0.42 < kinds.count("attacked") / len(kinds) < 0.58
+    without = examples(["real", "swap", "edit"])
+    assert "attacked" not in drawn_from(without).draw(0).kinds
+
+
+def test_kinds_without_a_share_and_missing_photographs_are_refused():
+    with pytest.raises(UserError, match="of the kind morph"):
+        drawn_from(examples(["real", "swap", "morph"]))
+    with pytest.raises(UserError, match="photographs and fakes"):
+        drawn_from(examples(["swap", "edit"]))
+
+
+class Fixed(nn.Module):
+    """Returns the same raw output whatever it sees."""
+
+    def __init__(self, raw, **attributes):
+        super().__init__()
+        self.raw = nn.Parameter(torch.tensor(raw))
+        for name, value in attributes.items():
+            setattr(self, name, value)
+
+    def forward(self, images):
+        return self.raw
+
+    def forward_with_extras(self, images, fake):
+        return self.raw, {"further": 2 * fake.sum()}
+
+
+def batch_of(kinds):
+    labels = torch.tensor([float(kind != "real") for kind in kinds])
+    return batches.Batch(torch.zeros(len(kinds), 3, 4, 4), labels, kinds)
+
+
+def test_every_patch_is_labelled_as_its_picture():
+    # Softmax of (ln 3, 0), fake then real, is 3/4 and 1/4.
+    maps = Fixed([[[[3.0, 1.0]], [[1.0, 3.0]]], [[[3.0, 3.0]], [[1.0, 1.0]]]])
+    with torch.no_grad():
+        maps.raw.log_()
+    card = detector_run.untrained_card("patch_cnn")
+    log_odds, terms = objectives.patches(maps, torch.zeros(2, 3, 4, 4), batch_of(["real", "swap"]), card)
+    expected = -np.log([0.25, 0.75, 0.75, 0.75]).mean()
+    assert terms["patches"].item() == pytest.approx(expected, rel=1e-5)
+    assert log_odds.tolist() == pytest.approx([0.0, np.log(3)], abs=1e-5)
+
+
+def test_sources_are_named_and_unknown_fakes_are_any_but_real():
+    network = Fixed([[0.6, 0.3, 0.1], [0.6, 0.3, 0.1], [0.2, 0.3, 0.5]], sources=("real", "swap", "edit"))
+    with torch.no_grad():
+        network.raw.log_()
+    card = detector_run.untrained_card("lf")
+    batch = batch_of(["real", "edit", "attacked"])
+    log_odds, terms = objectives.sources(network, batch.images, batch, card)
+    assert terms["sources"].item() == pytest.approx(-np.log([0.6, 0.1, 0.8]).mean(), rel=1e-5)
+    assert log_odds.tolist() == pytest.approx(np.log([0.4 / 0.6, 0.4 / 0.6, 0.8 / 0.2]).tolist(), rel=1e-4)
+
+
+def test_further_losses_are_added_and_the_classification_is_flooded():
+    card = detector_run.untrained_card("xception")
+    certain = Fixed([[9.0, -9.0], [-9.0, 9.0]], flood=0.04)
+    log_odds, terms = objectives.with_extras(certain, torch.zeros(2, 3, 4, 4), batch_of(["real", "swap"]), card)
+    assert terms["cross_entropy"].item() == pytest.approx(0.08, abs=1e-4)  # as far above the level as it was below
+    assert terms["further"].item() == 2
+    assert log_odds.tolist() == [-18, 18]
+
+
+def test_dct_a_is_standardised_by_its_training_pictures():
+    given = examples(["real"] * 6 + ["swap"] * 6, size=32)
+    source = drawn_from(given, size=32)
+    network = DCTA(input_size=32)
+    recipes.prepare(network, source)
+    seen = torch.cat([source.draw(number).images for number in range(recipes.FITTED_BATCHES)])
+    spectra = (network.log_spectrum(seen * 255) - network.mean) / network.std
+    assert spectra.mean(0).abs().max() < 1e-3
+    torch.testing.assert_close(spectra.std(0, correction=0), torch.ones(3, 32, 32), atol=1e-3, rtol=0)
+
+
+def test_fingerprints_are_mean_residuals_whatever_the_run_was_stopped_at(tmp_path):
+    given = examples(["real"] * 3 + ["swap"] * 5 + ["edit"] * 2)
+    settings = replace(detector.settings_for("nf", defence="none"), batch=2)
+
+    def task():
+        return fingerprint_task.FingerprintTask(NoiseFingerprints(("swap", "edit"), 16), given, settings)
+
+    whole, first, second = task(), task(), task()
+    assert whole.total == 4
+    finish(harness.train(whole, tmp_path / "whole", settings, log_every=1))
+    job = harness.train(first, tmp_path / "parts", settings, log_every=1)
+    next(job), next(job)
+    job.close()
+    finish(harness.train(second, tmp_path / "parts", settings, log_every=1))
+    for place, kind in enumerate(("swap", "edit")):
+        mean = wiener_residual(given.of(kind).float() / 255).mean(0)
+        for one in (whole, second):
+            torch.testing.assert_close(one.finished().fingerprints[place], mean / mean.square().mean().sqrt())
+    with pytest.raises(UserError, match="no fakes of the kind swap"):
+        fingerprint_task.FingerprintTask(NoiseFingerprints(("swap",), 16), examples(["real", "edit"]), settings)
+
+
+def test_a_threshold_can_balance_both_accuracies():
+    scores = np.array([-3.0, -2.0, -1.0, 0.5, 1.5, 2.0])
+    fake = np.array([False, False, True, False, True, True])
+    threshold, _ = measure.calibration(scores, fake, false_alarms=None)
+    assert threshold in (-1.5, 1.0)  # five of six right, either way
+
+
+@pytest.mark.parametrize("architecture", ["patch_cnn", "dct_a", "lf"])
+def test_training_lowers_the_loss_on_fakes_that_can_be_told_apart(architecture):
+    given = examples(["real"] * 8 + ["swap"] * 8, size=32, origins=[-1] * 8 + list(range(8)))
+    given.pictures[8:] = given.pictures[:8] // 2 + 100
+    settings = replace(
+        detector.settings_for(architecture, defence="none"), batch=8, warmup=1, steps=12, partial_share=0.0
+    )
+    torch.manual_seed(0)
+    network = (
+        LF(input_size=32, width=0.125)
+        if architecture == "lf"
+        else registry.build_embedded(architecture, {"input_size": 32})
+    )
+    card = detector_run.untrained_card(architecture)
+    recipes.prepare(network, detector.batches_of(given, settings))
+    task = recipes.task(architecture, network, card, given, settings)
+    losses = [task.step(number)["loss"] for number in range(12)]
+    assert np.mean(losses[-3:]) < 0.85 * losses[0]
+
+
+@pytest.fixture
+def data_folder(tmp_path):
+    """Write photographs, and fakes that are dimmer, as PNG files of 128 pixels."""
+    randomness = np.random.default_rng(5)
+    photographs = randomness.integers(60, 256, (60, 16, 16, 3), dtype=np.uint8)
+
+    def save(path, small):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(small).resize((128, 128), Image.Resampling.BICUBIC).save(path)
+
+    for number, small in enumerate(photographs):
+        save(tmp_path / "data" / f"{number:02}.png", small)
+    for part, members in (("train", range(60)), ("val", range(4))):
+        rows = []
+        for number in members:
+            name = f"swap/swap_{number:06}.png"
+            save(tmp_path / "fakes" / part / name, photographs[number] // 3)
+            rows.append({"file": name, "kind": "swap", "target": f"{number:02}.png", "source": "", "seed": "0"})
+        with (tmp_path / "fakes" / part / "manifest.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+    return tmp_path
+
+
+def test_a_fake_goes_where_its_photograph_goes(data_folder):
+    split = labelled.read(data_folder / "data", [data_folder / "fakes"], 128, adversarial=data_folder / "fakes" / "val")
+    for part in (split.training, split.calibrating):
+        for index in np.flatnonzero(part.kinds == "swap"):
+            photograph = part.pictures[part.origins[index]].float()
+            assert (photograph / 3 - part.pictures[index].float()).abs().mean() < 3
+    assert (split.training.kinds == "attacked").sum() == 4
+    assert (split.measuring.kinds == "swap").sum() == 4
+    assert len(split.calibrating.of("real")) == len(split.calibrating.of("swap")) > 0
+
+
+def test_the_command_trains_from_given_weights_and_names_the_plain_set(data_folder, capsys):
+    torch.manual_seed(9)
+    start = data_folder / "start.safetensors"
+    weights.save_half(start, registry.build_embedded("meso4", {}).state_dict())
+    out = data_folder / "out" / "meso4.safetensors"
+    command = ["train", "detector", "meso4", "--data", str(data_folder / "data"), "--out", str(out), "--json"]
+    command += ["--fakes", str(data_folder / "fakes"), "--steps", "2", "--defence", "none"]
+    assert cli.main([*command, "--initial", str(start)]) == 0
+    report = json.loads(capsys.readouterr().out)
+    options = report["options"]["meso4_plain"]
+    assert options["architecture"] == "meso4" and options["defence"] == "none"
+    assert report["run"]["settings"]["initial"].startswith("start.safetensors, sha256 ")
+    assert {rate["kind"] for rate in options["errors"]} == {"real", "swap"}
+    trained, before = weights.read_checkpoint(out), weights.read_checkpoint(start)
+    moved = (trained["conv1.weight"].float() - before["conv1.weight"].float()).abs().max()
+    assert 0 < moved < 0.05
+
+    weights.save_half(start, registry.build_embedded("patch_cnn", {}).state_dict())
+    assert cli.main([*command, "--initial", str(start)]) == 2
+    assert "another network" in json.loads(capsys.readouterr().out)["error"]
+    assert cli.main([*command, "--initial", "installed"]) == 2  # there is no plain entry
