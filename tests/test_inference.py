@@ -50,6 +50,16 @@ def test_a_norm_is_folded_only_where_nothing_else_reads_the_convolution():
     assert for_inference(shared) is shared
 
 
+def test_a_copy_is_kept_until_the_weights_change():
+    detector = with_statistics(Detector(Small(twice=False), toy_detector().card)).eval()
+    quick = for_inference(detector)
+    assert for_inference(detector) is quick
+    with torch.no_grad():
+        detector.network.features.weight.add_(0.5)
+        assert for_inference(detector) is not quick
+        assert torch.allclose(for_inference(detector).logit_fake(grey(99)), detector.logit_fake(grey(99)), atol=1e-5)
+
+
 def test_a_detector_without_norms_is_used_as_it_is():
     detector = toy_detector()
     assert for_inference(detector) is detector

@@ -8,6 +8,7 @@ import copy
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,9 @@ from backend.detectors.card import Detector
 from backend.runtime import MODEL_LOCK, frozen
 
 TOLERANCE = 1e-3  # of log-odds, absolute and relative, within which a quick copy says the same
+
+# Quick copies, and the state of the weights that they were made of; None where none says the same.
+_copies: WeakKeyDictionary[Detector, tuple[tuple[tuple[int, int], ...], Detector | None]] = WeakKeyDictionary()
 
 
 class Judge:
@@ -56,14 +60,33 @@ def default_batch(device: torch.device) -> int:
     return 40 if device.type == "cpu" else 320
 
 
-@torch.no_grad()
 def for_inference(detector: Detector) -> Detector:
-    """Return a quick copy of a detector, or itself where there is no batch norm to fold."""
+    """Return a quick copy of a detector, or itself where there is no batch norm to fold.
+
+    The copy is kept for as long as the detector lives and its weights stay as they are.
+    """
     if not any(isinstance(module, nn.BatchNorm2d) for module in detector.modules()):
         return detector
+    state = _state(detector)
+    with MODEL_LOCK:
+        known = _copies.get(detector)
+        if known is None or known[0] != state:
+            known = _copies[detector] = state, _quick(detector)
+    return known[1] or detector
+
+
+def _state(detector: Detector) -> tuple[tuple[int, int], ...]:
+    """Return what changes whenever a weight of the detector changes, at the cost of no arithmetic."""
+    tensors = [*detector.parameters(), *detector.buffers()]
+    return tuple((one.data_ptr(), 0 if one.is_inference() else one._version) for one in tensors)  # noqa: SLF001 - counts writes in place
+
+
+@torch.no_grad()
+def _quick(detector: Detector) -> Detector | None:
+    """Copy a detector and fold its batch norms; return None where the copy would say something else."""
     size = detector.card.input_size
-    sample = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0)).to(detector.mean.device)
-    with MODEL_LOCK, frozen(detector):
+    sample = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0)).to(detector.mean.device)
+    with frozen(detector):
         quick = copy.deepcopy(detector)
         for convolution, norm in _foldable(quick, sample):
             _fold(quick, convolution, norm)
@@ -71,7 +94,7 @@ def for_inference(detector: Detector) -> Detector:
             quick = quick.to(memory_format=torch.channels_last)
         expected, found = detector.logit_fake(sample), quick.logit_fake(sample)
     # They differ where a convolution's output is also used elsewhere, which no hook sees.
-    return quick if torch.allclose(expected, found, rtol=TOLERANCE, atol=TOLERANCE) else detector
+    return quick if torch.allclose(expected, found, rtol=TOLERANCE, atol=TOLERANCE) else None
 
 
 def _foldable(detector: Detector, sample: Tensor) -> list[tuple[str, str]]:

@@ -61,7 +61,7 @@ class Curves:
 
     Args:
         predicted: The class whose probability is followed: what the detector says of the face.
-        fractions: Share of the pixels that were removed or put in (P,), from 0 to 1.
+        fractions: Share of the pixels that were removed or put in (P,), float32, from 0 to 1.
         deletion: Probabilities (P,) in [0, 1]; the first is that of the face.
         insertion: Probabilities (P,) in [0, 1]; the last is that of the face.
         deletion_auc: Area under the curve, in [0, 1]; a good map would have a low one.

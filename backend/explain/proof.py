@@ -214,8 +214,8 @@ def prove(
 def random_masks(labels: Tensor, masks: Tensor, draws: int, seed: int) -> Tensor:
     """Draw unions of random segments with as many pixels as each mask has.
 
-    One random ranking serves all masks of a draw, as one map does; the last segment that a mask needs is cut off,
-    from its top row downwards, where it has enough pixels.
+    One random ranking serves all masks of a draw, as one map does. Of the last segment that a mask needs, only the
+    upper rows are taken where the whole would be too many pixels.
 
     Args:
         labels: Segments (H, W), from 0 without gaps.

@@ -1,0 +1,230 @@
+import math
+
+import pytest
+import torch
+
+from backend.attacks.nes import NESSettings
+from backend.attacks.pgd import PGDSettings
+from backend.errors import UserError
+from backend.explain.deletion import WHY_MISLEADING, CurveSettings, curves, filled
+from backend.explain.pairs import PairSettings, prove_pair
+from backend.explain.proof import ProofSettings, prove, random_masks
+from backend.progress import finish
+from tests.linear_toys import Asked, weighted_detector
+from tests.toys import grey, hooks
+
+SIZE, PIECE = 8, 16  # four square segments of 16 pixels
+ALPHA, STEPS = 1 / 255, 4
+SLOPES = (0.0, 0.5, 1.0, 2.0)  # weight of every value in each segment
+
+
+def quarters():
+    """Return four square segments (8, 8): 0 1 above 2 3."""
+    half = torch.arange(SIZE) // 4
+    return 2 * half[:, None] + half
+
+
+def detector(constant=1.3):
+    """Return a detector whose weight in segment i is SLOPES[i]; grey 0.5 gives the log-odds `constant`."""
+    weights = torch.tensor(SLOPES)[quarters()]
+    return weighted_detector(weights, constant=constant - 0.5 * 3 * float(weights.sum()))
+
+
+FACE = torch.full((1, 3, SIZE, SIZE), 128 / 255)
+BEFORE = 1.3 + 3 * PIECE * sum(SLOPES) * (128 / 255 - 0.5)
+SALIENCY = torch.tensor([0.1, 0.3, 0.2, 0.4])[quarters()]  # ranks 3 1 2 0
+SURE = NESSettings(probes=1500, iterations=STEPS, early_stop=False)  # so many probes that every sign is right
+EXACT = PGDSettings(epsilon=16 / 255, alpha=ALPHA, steps=STEPS, random_start=False)
+
+
+def sigmoid(value):
+    return 1 / (1 + math.exp(-value))
+
+
+def after(*segments):
+    """Return p_fake once the values of these segments have fallen by STEPS * ALPHA."""
+    return sigmoid(BEFORE - 3 * PIECE * STEPS * ALPHA * sum(SLOPES[one] for one in segments))
+
+
+def proof(saliency=SALIENCY, **settings):
+    settings = {"attack": EXACT, "draws": 0} | settings
+    return finish(prove(FACE, detector(), saliency, quarters(), ProofSettings(**settings)))
+
+
+def test_sufficiency_computed_by_hand():
+    found = proof()
+    expected = torch.tensor([after(3), after(3, 1), after(3, 1, 2)])
+    assert found.predicted == "fake" and found.p_before == pytest.approx(sigmoid(BEFORE), abs=1e-5)
+    assert found.order.tolist() == [3, 1, 2, 0]
+    assert torch.allclose(found.p_after, expected, atol=2e-4)
+    assert torch.allclose(found.sufficiency, sigmoid(BEFORE) - expected, atol=2e-4)
+    assert found.called_fake.tolist() == (expected >= 0.5).tolist() == [True, False, False]
+    assert found.iterations.tolist() == [STEPS] * 3
+    assert found.masks.flatten(1).sum(1).tolist() == [PIECE, 2 * PIECE, 3 * PIECE]
+    assert "Sufficiency@3" in found.summary and "higher is better" in found.summary
+    assert found.attack == "PGD" and "White-box" in found.summary
+
+
+def test_nes_reaches_the_same_sufficiency_without_the_gradient():
+    found = proof(attack=SURE, tops=(1,))
+    assert found.p_after[0] == pytest.approx(after(3), abs=2e-4)
+    assert found.attack == "NES" and "White-box" not in found.summary
+
+
+def test_only_the_segments_change_and_every_attack_starts_from_the_face():
+    found = proof(attack=NESSettings(iterations=3))
+    changed = (found.images != FACE).any(1)
+    assert not (changed & ~found.masks).any() and (changed & found.masks).flatten(1).any(1).all()
+
+
+def test_all_attacks_share_their_batches():
+    toy = detector()
+    asked = Asked(toy)
+    settings = ProofSettings(attack=NESSettings(probes=5, iterations=1, batch=120), draws=3)
+    found = finish(prove(FACE, toy, SALIENCY, quarters(), settings))
+    # The verdict, then twelve attacks: a test, 10 probes each, and a test.
+    assert asked.batches == [1, 12, 120, 12]
+    assert (found.image_count, found.call_count) == (145, 4)
+
+
+def test_a_better_map_has_a_higher_sufficiency():
+    good, bad = proof(torch.tensor(SLOPES)[quarters()]), proof(-torch.tensor(SLOPES)[quarters()])
+    assert (good.sufficiency > bad.sufficiency).all() and bad.sufficiency[0] == pytest.approx(0, abs=1e-6)
+
+
+def test_random_segments_have_the_same_size():
+    masks = torch.zeros(3, SIZE, SIZE, dtype=torch.bool)
+    masks[0, :3, :3], masks[1, :4, :5], masks[2] = True, True, True
+    drawn = random_masks(quarters(), masks, 20, seed=1)
+    assert drawn.shape == (20, 3, SIZE, SIZE)
+    assert (drawn.flatten(2).sum(2) == masks.flatten(1).sum(1)).all()
+    assert torch.equal(drawn, random_masks(quarters(), masks, 20, seed=1))
+    assert not torch.equal(drawn, random_masks(quarters(), masks, 20, seed=2))
+    assert (drawn[:, 0] <= drawn[:, 1]).all()  # one ranking a draw
+    first = {int(quarters()[one].unique()) for one in drawn[:, 0]}  # 9 pixels: part of one segment
+    assert first == {0, 1, 2, 3}
+
+
+def test_random_sufficiency_is_that_of_the_random_segments():
+    found = proof(draws=6)
+    assert found.random_sufficiency.shape == (6, 3)
+    for mask, fall in zip(found.random_masks[:, 0], found.random_sufficiency[:, 0], strict=True):
+        (segment,) = quarters()[mask].unique().tolist()
+        assert float(fall) == pytest.approx(sigmoid(BEFORE) - after(segment), abs=2e-4)
+    assert torch.allclose(found.random_mean, found.random_sufficiency.mean(0))
+    assert "random segments" in found.summary and found.random_mean[2] < found.sufficiency[2]
+    assert "better than chance" in found.summary
+
+
+def test_a_map_no_better_than_chance_is_called_so():
+    assert "no better than chance" in proof(-SALIENCY, tops=(1,), draws=6).summary
+
+
+def test_a_face_that_is_called_real_is_not_attacked():
+    toy = detector(constant=-1.0)
+    asked = Asked(toy)
+    found = finish(prove(FACE, toy, SALIENCY, quarters()))
+    assert asked.batches == [1] and found.already_real
+    assert (found.sufficiency == 0).all() and torch.equal(found.images, FACE.repeat(3, 1, 1, 1))
+    assert "called real" in found.summary
+
+
+def test_too_few_positive_segments_have_no_result():
+    saliency = torch.tensor([-0.1, 0.3, -0.2, 0.4])[quarters()]
+    found = proof(saliency, positive_only=True, draws=2)
+    assert found.sufficiency[:2].isfinite().all() and found.sufficiency[2].isnan()
+    assert found.random_sufficiency[:, 2].isnan().all() and not found.masks[2].any()
+    assert "Sufficiency@2" in found.summary
+    none = proof(-SALIENCY, positive_only=True)
+    assert none.sufficiency.isnan().all() and "No segment speaks" in none.summary
+    assert proof(tops=(4, 5)).sufficiency.isnan().tolist() == [False, True]
+
+
+def test_an_even_map_is_called_arbitrary():
+    assert proof(torch.ones(SIZE, SIZE)).arbitrary and not proof().arbitrary
+    assert "order means nothing" in proof(torch.ones(SIZE, SIZE)).summary
+
+
+def test_same_seed_same_proof_and_nothing_is_left_behind():
+    toy = detector().train()
+    settings = ProofSettings(attack=NESSettings(iterations=2), draws=2, seed=3)
+    one, two = (finish(prove(FACE, toy, SALIENCY, quarters(), settings)) for _ in range(2))
+    assert torch.equal(one.p_after, two.p_after) and torch.equal(one.random_p_after, two.random_p_after)
+    assert toy.training and hooks(toy) == 0
+
+
+def test_wrong_settings_are_refused():
+    for wrong in ({"tops": ()}, {"tops": (0,)}, {"draws": -1}):
+        with pytest.raises(UserError):
+            proof(**wrong)
+    with pytest.raises(ValueError, match="one face"):
+        finish(prove(FACE.repeat(2, 1, 1, 1), detector(), SALIENCY, quarters()))
+
+
+@pytest.mark.parametrize("by_segment", [True, False])
+def test_curves_computed_by_hand(by_segment):
+    settings = CurveSettings(fill="black", steps=4, by_segment=by_segment)
+    found = finish(curves(FACE, detector(), SALIENCY, quarters(), settings))
+    assert torch.allclose(found.fractions, torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0]))
+    worth = [3 * PIECE * SLOPES[one] * 128 / 255 for one in (3, 1, 2, 0)]
+    removed = torch.tensor([sigmoid(BEFORE - sum(worth[:count])) for count in range(5)])
+    put_in = torch.tensor([sigmoid(BEFORE - sum(worth[count:])) for count in range(5)])
+    assert found.predicted == "fake"
+    assert torch.allclose(found.deletion, removed, atol=1e-4)
+    assert torch.allclose(found.insertion, put_in, atol=1e-4)
+    assert found.deletion_auc == pytest.approx(float((removed[1:] + removed[:-1]).sum() / 8), abs=1e-4)
+    assert found.insertion_auc == pytest.approx(float((put_in[1:] + put_in[:-1]).sum() / 8), abs=1e-4)
+    assert found.image_count == 10 and found.call_count == 2
+    assert WHY_MISLEADING in found.summary and "lower would be better" in found.summary
+
+
+def test_curves_of_a_real_face_follow_the_probability_of_real():
+    found = finish(curves(FACE, detector(constant=-3.0), SALIENCY))
+    assert found.predicted == "real" and found.deletion[0] == found.insertion[-1] > 0.9
+    assert len(found.fractions) == 51
+
+
+def test_fills():
+    face = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert (filled(face, "black") == 0).all()
+    assert torch.allclose(filled(face, "mean"), face.mean((2, 3), keepdim=True))
+    blurred = filled(face, "blur")
+    assert blurred.shape == face.shape and blurred.std() < face.std() / 1.5
+    assert torch.allclose(filled(grey(77), "blur"), grey(77), atol=1e-6)
+    with pytest.raises(UserError):
+        finish(curves(face, detector(), face[0, 0], settings=CurveSettings(fill="pink")))
+    with pytest.raises(ValueError, match="segments are needed"):
+        finish(curves(FACE, detector(), SALIENCY, settings=CurveSettings(by_segment=True)))
+
+
+def pair(**settings):
+    """Return the proof of a pair in which the right half of the fake was brightened."""
+    real, fake = torch.full((1, 3, 32, 32), 0.2), torch.full((1, 3, 32, 32), 0.2)
+    fake[..., 16:] = 0.8
+    weights = torch.zeros(32, 32)
+    weights[:, 16:] = 0.01
+    toy = weighted_detector(weights, constant=-10.0)
+    chosen = PairSettings(segments=16, proof=ProofSettings(attack=EXACT, draws=1), **settings)
+    return finish(prove_pair(real, fake, toy, weights, chosen)), real, fake
+
+
+@pytest.mark.parametrize("source", ["real", "fake"])
+def test_a_pair_attacks_the_fake_where_the_map_of_the_real_photo_points(source):
+    from backend.explain.segments import slic_segments
+
+    found, real, fake = pair(segments_of=source)
+    assert torch.equal(found.labels, slic_segments((real if source == "real" else fake)[0], 16))
+    assert found.p_real_photo < 0.5 and found.proof.predicted == "fake" and found.both_right
+    assert found.proof.masks[0, :, 16:].sum() > 0.9 * found.proof.masks[0].sum()
+    assert (found.proof.sufficiency > 0).all()
+    assert "On the fake" in found.summary and "no right verdict" not in found.summary
+
+
+def test_a_pair_with_a_wrong_verdict_says_so():
+    real = fake = torch.full((1, 3, 32, 32), 0.9)
+    toy = weighted_detector(torch.full((32, 32), 0.01), constant=-5.0)
+    chosen = PairSettings(segments=8, proof=ProofSettings(attack=EXACT, draws=0))
+    found = finish(prove_pair(real, fake, toy, torch.ones(32, 32), chosen))
+    assert not found.both_right and "no right verdict" in found.summary
+    with pytest.raises(UserError, match="differ in size"):
+        finish(prove_pair(real, fake[..., :16], toy, torch.ones(32, 32), chosen))
