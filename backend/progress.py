@@ -31,6 +31,25 @@ class Step:
 Job = Generator[Step, None, T]
 
 
+def counted(job: Job[T], total: int, start: int = 0) -> Job[T]:
+    """Pass on the steps of a job that is part of a longer one; closing this closes the job inside.
+
+    Args:
+        job: The part.
+        total: How many steps the whole has at most.
+        start: How many steps of the whole lie before the part.
+    """
+    try:
+        while True:
+            try:
+                step = next(job)
+            except StopIteration as end:
+                return end.value
+            yield Step(start + step.number, total, step.message, step.preview, step.values)
+    finally:
+        job.close()
+
+
 def finish(job: Job[T], on_step: Callable[[Step], None] | None = None) -> T:
     """Run a job to its end, calling `on_step` at every step, and return its result."""
     while True:

@@ -23,6 +23,7 @@ def run(options: argparse.Namespace, on_step: Callable[[Step], None]) -> dict[st
         epsilon=options.epsilon,
         steps=options.steps,
         composite=options.composite,
+        refine=options.refine,
     )
     story = finish(explain_photo(images.read(options.image), options.detector, settings, options.face), on_step)
     answer = story.record() | {"image": options.image.name, "marked": not options.unmarked}

@@ -9,6 +9,7 @@ from backend.counterfactual.levels import WORDS
 
 if TYPE_CHECKING:
     from backend.counterfactual.search import SearchSettings
+    from backend.generators.refinement import Refined
 
 
 @dataclass(frozen=True, eq=False)
@@ -16,7 +17,7 @@ class Search:
     """Result of a search over N faces; pictures are (N, 3, H, W) in [0, 1], rounded to 8 bits.
 
     Args:
-        codes_start: Codes that the encoder gave, (N, rows, 512).
+        codes_start: Codes where the search began, (N, rows, 512): the encoder's, refined where this was asked for.
         codes: Codes of the counterfactuals.
         original: The faces.
         inversion: The generator's own drawing of them, before any change.
@@ -34,6 +35,7 @@ class Search:
         epsilon: Step that was used.
         level: Levels that were open, as `S,M,D`.
         settings: Settings of the search.
+        refined: How the reconstruction was refined, or None.
         generator: Name of the generator.
         detector: Name of the detector.
         torch: Version of PyTorch.
@@ -57,6 +59,7 @@ class Search:
     epsilon: float
     level: str
     settings: "SearchSettings"
+    refined: "Refined | None"
     generator: str
     detector: str
     torch: str

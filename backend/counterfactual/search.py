@@ -19,7 +19,8 @@ from backend.counterfactual.outcome import Search
 from backend.detectors.card import UNCERTAIN_MARGIN, Detector
 from backend.errors import UserError
 from backend.generators.inversion import Inverter
-from backend.progress import Job, Step
+from backend.generators.refinement import MOST_STEPS, Refined, RefineSettings, refine
+from backend.progress import Job, Step, counted
 from backend.runtime import MODEL_LOCK, frozen
 
 THRESHOLD = 0.5  # p_fake below it is called real
@@ -39,6 +40,7 @@ class SearchSettings:
         seed: Recorded; the search draws nothing at random.
         loss: `mse` as in the paper; `log_odds` follows the slope before the sigmoid for every face.
         early_stop: Stop a face at its first success. Without it all steps are made and the last picture is kept.
+        refine: Steps that bring the reconstruction closer to the face before the search begins; 0 makes none.
     """
 
     levels: tuple[str, ...] = levels.LEVELS
@@ -49,6 +51,7 @@ class SearchSettings:
     seed: int = 0
     loss: Literal["mse", "log_odds"] = "mse"
     early_stop: bool = True
+    refine: int = 0
 
     def check(self) -> None:
         """Refuse what cannot be searched.
@@ -68,6 +71,15 @@ class SearchSettings:
             raise UserError("A search needs at least one step.", "Use a number of steps from 1.")
         if not 0 <= self.kappa < 1:
             raise UserError(f"The margin {self.kappa:g} cannot be reached.", "Use one from 0 to below 1.")
+        if not 0 <= self.refine <= MOST_STEPS:
+            raise UserError(
+                f"A reconstruction cannot be refined in {self.refine} steps.", f"Use 0 to {MOST_STEPS} steps."
+            )
+
+    @property
+    def total(self) -> int:
+        """Number of steps at most, with the inversion and its refinement."""
+        return self.refine + self.steps + 1
 
 
 def search(
@@ -82,7 +94,8 @@ def search(
         settings: Settings of the search.
 
     Yields:
-        One step for the inversion and one for every update; the preview is the first face's picture of now.
+        One step for every update of the reconstruction where it is refined, one for the inversion and one for every
+        update of the search; the preview is the first face's picture of now.
 
     Returns:
         The result; on pictures rounded to 8 bits throughout.
@@ -90,30 +103,44 @@ def search(
     settings = settings or SearchSettings()
     settings.check()
     started = time.perf_counter()
-    total = settings.steps + 1
+    total, done = settings.total, settings.refine
     with frozen(*inverter.modules(), detector):
         with MODEL_LOCK:
-            state = _State(inverter, detector, faces, settings)
-        yield Step(0, total, "The face was inverted.", state.inversion[:1].cpu(), state.values())
+            faces = as_saved(faces.detach().to(inverter.latent_average.device))
+            codes = inverter.invert(faces)
+        refined = None
+        if settings.refine:
+            refined = yield from counted(refine(inverter, faces, codes, RefineSettings(settings.refine)), total)
+        with MODEL_LOCK:
+            state = _State(inverter, detector, faces, settings, codes, refined)
+        yield Step(done, total, "The face was inverted.", state.inversion[:1].cpu(), state.values())
         for number in range(settings.steps + 1):
             if not state.active.any():
                 break
             with MODEL_LOCK:
                 state.judge_and_move(number)
-            yield Step(number + 1, total, state.message(number), state.shown[:1].cpu(), state.values())
+            yield Step(done + number + 1, total, state.message(number), state.shown[:1].cpu(), state.values())
     return state.result(time.perf_counter() - started)
 
 
 class _State:
     """What a search knows between two steps; every tensor has one entry a face."""
 
-    def __init__(self, inverter: Inverter, detector: Detector, faces: Tensor, settings: SearchSettings) -> None:
+    def __init__(
+        self,
+        inverter: Inverter,
+        detector: Detector,
+        faces: Tensor,
+        settings: SearchSettings,
+        codes: Tensor,
+        refined: Refined | None,
+    ) -> None:
         self.inverter, self.detector, self.settings = inverter, detector, settings
+        self.faces, self.refined = faces, refined
+        self.start = codes if refined is None else refined.codes
         self.epsilon = inverter.epsilon if settings.epsilon is None else settings.epsilon
-        self.faces = as_saved(faces.detach().to(inverter.latent_average.device))
         self.opened = levels.mask(settings.levels, inverter.rows).nonzero().flatten().tolist()
         with torch.no_grad():
-            self.start = inverter.invert(self.faces)
             self.partial = inverter.begin(self.start, self.opened[0])
             self.drawn_start = inverter.synthesize_from(self.partial, self.start, clamp=False)
             self.inversion = as_saved(compose("reconstruction", self.faces, self.drawn_start, self.drawn_start))
@@ -219,6 +246,7 @@ class _State:
             epsilon=self.epsilon,
             level=",".join(self.settings.levels),
             settings=self.settings,
+            refined=self.refined,
             generator=self.inverter.name,
             detector=self.detector.card.name,
             torch=torch.__version__,

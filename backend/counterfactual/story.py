@@ -17,7 +17,7 @@ from backend.detectors.card import Card, Detector
 from backend.errors import UserError
 from backend.generators import inversion
 from backend.generators.inversion import Inverter
-from backend.progress import Job, Step
+from backend.progress import Job, Step, counted
 from backend.runtime import MODEL_LOCK, device
 
 
@@ -98,6 +98,8 @@ class Story:
             parts.append(f"{self.face_count} faces were found; {which} was taken.")
         if self.problem:
             parts.append(self.problem)
+        if self.search.refined is not None:
+            parts.append(self.search.refined.summary)
         parts.append(self.search.summary)
         if not self.already_real:
             parts.append(regions.in_words(self.regions))
@@ -120,6 +122,7 @@ class Story:
             "epsilon": found.epsilon,
             "level": found.level,
             "composite": found.settings.composite,
+            "refined": _refined(found),
             "trajectory": [round(value, 6) for value in found.trajectory[:, 0].tolist()],
             "retest": {name: {"original": a, "counterfactual": b} for name, (a, b) in self.retest.items()},
             "p_pasted": self.p_pasted,
@@ -175,13 +178,13 @@ def explain_photo(
     started = time.perf_counter()
     settings = settings or SearchSettings()
     settings.check()
-    total = settings.steps + 4
+    total = settings.total + 3
     found = faces.find(photo)
     face = faces.choose(found, face_number)
     detector = _detector(detector_name)
     inverter = inverter or inversion.load()
     aligned = alignment.align(photo, face, inverter.template, inverter.size)
-    outcome = yield from _counted(search(inverter, detector, images.to_tensor(aligned.crop), settings), total)
+    outcome = yield from counted(search(inverter, detector, images.to_tensor(aligned.crop), settings), total)
 
     counterfactual = images.to_array(outcome.counterfactual)
     drawn = images.to_array(outcome.inversion)
@@ -220,24 +223,22 @@ def explain_photo(
     )
 
 
+def _refined(found: Search) -> dict[str, float] | None:
+    refined = found.refined
+    if refined is None:
+        return None
+    return {
+        "psnr_before": float(refined.psnr_before[0]),
+        "psnr_after": float(refined.psnr_after[0]),
+        "seconds": refined.seconds,
+    }
+
+
 def _detector(name: str) -> Detector:
     known = registry.loadable()
     if name not in known:
         raise UserError(f"There is no detector named {name}.", f"Choose one of: {', '.join(known)}.")
     return registry.load(name)
-
-
-def _counted(job: Job[Search], total: int) -> Job[Search]:
-    """Pass a job's steps on with another total; closing this closes the job inside."""
-    try:
-        while True:
-            try:
-                step = next(job)
-            except StopIteration as end:
-                return end.value
-            yield Step(step.number, total, step.message, step.preview, step.values)
-    finally:
-        job.close()
 
 
 def _judge_again(pasted: np.ndarray, face: faces.Face, detector: Detector, inverter: Inverter) -> float | None:

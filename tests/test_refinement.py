@@ -1,0 +1,114 @@
+"""Refinement of inversions: closer, the same alone or together, and a good start for a search."""
+
+import math
+
+import pytest
+import torch
+
+from backend.counterfactual.search import SearchSettings, search
+from backend.errors import UserError
+from backend.generators.refinement import RefineSettings, refine
+from backend.generators.stylegan2 import StyleGAN2
+from backend.progress import finish
+from tests.test_inversion import codes, small_inverter
+from tests.toys import DARKER, STEP, grey, hooks, toy_detector, toy_inverter
+
+
+def faces(inverter, count: int = 2) -> torch.Tensor:
+    """Draw faces whose codes lie beside those that are given as a start."""
+    with torch.no_grad():
+        return inverter.synthesize(codes(count) + 0.3 * codes(count, seed=2))
+
+
+def test_a_refined_drawing_is_closer_and_never_worse():
+    inverter = small_inverter()
+    wanted = faces(inverter)
+    found = finish(refine(inverter, wanted, codes(2), RefineSettings(steps=20)))
+    assert (found.psnr_after > found.psnr_before + 0.5).all()
+    with torch.no_grad():
+        drawn = inverter.synthesize(found.codes)
+    psnr = -10 * torch.log10((drawn - wanted).square().flatten(1).mean(1))
+    assert torch.allclose(psnr, found.psnr_after, atol=1e-3)
+    assert "20 steps" in found.summary and "dB" in found.summary
+    wild = finish(refine(inverter, wanted, codes(2), RefineSettings(steps=2, rate=1000.0)))
+    assert torch.equal(wild.psnr_after, wild.psnr_before) and torch.equal(wild.codes, codes(2))
+
+
+def test_the_first_step_computed_by_hand():
+    # Adam's first step is its rate in every coordinate, here in spreads; the toy's face is too dark, so codes rise.
+    inverter = toy_inverter()
+    start = torch.linspace(-1, 1, 12 * 512).view(1, 12, 512)
+    spread = float(start.std())
+    found = finish(refine(inverter, grey(200), start, RefineSettings(steps=1, rate=0.01, pull=0.0)))
+    assert torch.allclose(found.codes - start, torch.full_like(start, 0.01 * spread), atol=1e-4)
+    brightness = 0.5 + 0.01 * spread * DARKER / STEP
+    assert found.psnr_before.item() == pytest.approx(-20 * math.log10(200 / 255 - 0.5), abs=1e-3)
+    assert found.psnr_after.item() == pytest.approx(-20 * math.log10(200 / 255 - brightness), abs=1e-3)
+
+
+def test_faces_are_refined_as_if_they_were_alone_and_the_same_again():
+    inverter = small_inverter()
+    wanted, settings = faces(inverter, 3), RefineSettings(steps=5)
+    together = finish(refine(inverter, wanted, codes(3), settings))
+    again = finish(refine(inverter, wanted, codes(3), settings))
+    assert torch.equal(together.codes, again.codes)
+    alone = finish(refine(inverter, wanted[1:2], codes(3)[1:2], settings))
+    assert torch.allclose(together.codes[1], alone.codes[0], atol=1e-4)
+
+
+def test_the_pull_keeps_codes_near_their_start():
+    inverter = small_inverter()
+    moved = [
+        (finish(refine(inverter, faces(inverter), codes(2), RefineSettings(20, pull=pull))).codes - codes(2)).norm()
+        for pull in (0.0, 10.0)
+    ]
+    assert moved[1] < moved[0]
+
+
+def test_closing_restores_the_generator_and_the_switch_for_gradients():
+    inverter = toy_inverter()
+    inverter.generator.train()
+    job = refine(inverter, grey(250), inverter.invert(grey(250)))
+    with torch.no_grad():
+        step = next(job)
+        assert not torch.is_grad_enabled() and not inverter.generator.training
+    assert step.total == RefineSettings().steps and step.preview.shape == (1, 3, 8, 8) and "psnr" in step.values
+    job.close()
+    assert inverter.generator.training and inverter.generator.gain.requires_grad and hooks(inverter.generator) == 0
+
+
+def test_a_search_from_refined_codes_changes_the_photo_by_its_steps_alone():
+    # `transfer` adds what the search changes and not what the refinement did: the hand-computed search stays.
+    steps = []
+    settings = SearchSettings(kappa=0.1, refine=4)
+    found = finish(search(toy_inverter(), toy_detector(), grey(200), settings), steps.append)
+    assert found.refined is not None and found.refined.psnr_after > found.refined.psnr_before
+    assert torch.equal(found.codes_start, found.refined.codes)
+    assert found.flipped.tolist() == [True] and found.steps.tolist() == [9]
+    assert torch.equal(found.counterfactual, grey(200 - 27))
+    numbers = [step.number for step in steps]
+    assert numbers == sorted(numbers) and {step.total for step in steps} == {settings.steps + 5}
+    plain = finish(search(toy_inverter(), toy_detector(), grey(200), SearchSettings(kappa=0.1)))
+    assert plain.refined is None
+
+
+def test_a_real_generator_is_searched_from_refined_codes():
+    inverter = small_inverter()
+    assert isinstance(inverter.generator, StyleGAN2)
+    detector = toy_detector(slope=200, threshold=0.3, size=32)
+    wanted = faces(inverter)
+    found = finish(search(inverter, detector, wanted, SearchSettings(steps=30, refine=3)))
+    assert (found.p_counterfactual < found.p_original).all()
+    assert (found.counterfactual - found.original).abs().max() > 0
+
+
+@pytest.mark.parametrize("settings", [RefineSettings(steps=0), RefineSettings(rate=0.0), RefineSettings(pull=-1.0)])
+def test_impossible_settings_are_refused(settings):
+    with pytest.raises(UserError):
+        finish(refine(toy_inverter(), grey(200), torch.zeros(1, 12, 512), settings))
+
+
+def test_a_search_refuses_too_many_refinements():
+    for steps in (-1, 10_000):
+        with pytest.raises(UserError, match="refined"):
+            finish(search(toy_inverter(), toy_detector(), grey(200), SearchSettings(refine=steps)))
