@@ -204,3 +204,16 @@ def test_pairs_join_fakes_and_photographs_and_end_alike(tmp_path):
     saved = pairs.draw(found, 4, seed=0, step=3, jpeg_share=1.0, quality=75)
     assert float((saved.fake - drawn.fake).abs().mean()) > 0.01
     assert SpatialDiscriminator(0.0625)(saved.fake).shape == (4,)
+
+
+def test_a_sample_is_paired_with_the_photograph_that_is_most_like_it(tmp_path):
+    from PIL import Image
+
+    levels = [30, 120, 220]
+    real = torch.stack([torch.full((3, 128, 128), level, dtype=torch.uint8) for level in levels])
+    (tmp_path / "sample").mkdir()
+    Image.fromarray(np.full((128, 128, 3), 100, dtype=np.uint8)).save(tmp_path / "sample" / "s.png")
+    (tmp_path / "manifest.csv").write_text("file,kind,target,source,seed\nsample/s.png,sample,,,0\n")
+    found = pairs.load(datasets.Photographs(["a.jpg", "b.jpg", "c.jpg"], real), [tmp_path])
+    assert len(found) == 1 and int(found.real[0, 0, 0, 0]) == 120
+    assert pairs.nearest(real, real).tolist() == [0, 1, 2]
