@@ -1,6 +1,7 @@
 """The `train` commands: each reads its settings file, trains (or resumes), measures, and writes safetensors."""
 
 import argparse
+import dataclasses
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from backend.generators import inversion
 from backend.progress import Job, Step, finish
 from backend.training import (
     datasets,
+    description,
     detector_run,
     encoder,
     fakes,
@@ -26,6 +28,7 @@ from backend.training import (
     measure,
     principal_codes,
     reports,
+    starting,
     trnet_run,
 )
 from backend.training.datasets import Photographs
@@ -35,11 +38,16 @@ CODES = "codes.safetensors"
 OnStep = Callable[[Step], None]
 
 
-def train_generator(data: Path, out: Path, on_step: OnStep, **changes: Any) -> reports.Report:
+def train_generator(
+    data: Path, out: Path, on_step: OnStep, *, initial: str | None = None, **changes: Any
+) -> reports.Report:
     """Train the generator and write it, and the codes that an encoder run starts from, to the folder `out`."""
     settings = harness.read_settings(generator.GeneratorSettings, "generator", **changes)
     photographs, held_out = datasets.split(data, settings.size)
     task = generator.GeneratorTask(photographs.pictures, settings, _shown(held_out))
+    if initial:
+        label = starting.load(initial, "generator", (task.generator, task.average), "generator.")
+        settings = dataclasses.replace(settings, initial=label)
     run = finish(_with_sheets(harness.train(task, out / "generator-run", settings), out / "generator-run"), on_step)
     file = out / "generator.safetensors"
     weights.save_half(file, task.finished())
@@ -53,7 +61,9 @@ def train_generator(data: Path, out: Path, on_step: OnStep, **changes: Any) -> r
     return reports.write(out / "generator.json", run.losses, run, {"generator": file}, {"generator": shape})
 
 
-def train_encoder(data: Path, out: Path, on_step: OnStep, *, codes: Path | None, **changes: Any) -> reports.Report:
+def train_encoder(
+    data: Path, out: Path, on_step: OnStep, *, codes: Path | None, initial: str | None = None, **changes: Any
+) -> reports.Report:
     """Train the encoder against the generator in `weights/` and write it to the folder `out`.
 
     `codes` is the file that the generator's run left beside it; without it, pictures alone are trained on.
@@ -72,6 +82,9 @@ def train_encoder(data: Path, out: Path, on_step: OnStep, *, codes: Path | None,
         latent_average=tensors["latent_average"][0],
         size=options["size"],
     )
+    if initial:
+        label = starting.load(initial, "encoder", (task.encoder, task.average))
+        settings = dataclasses.replace(settings, initial=label)
     run = finish(_with_sheets(harness.train(task, out / "encoder-run", settings), out / "encoder-run"), on_step)
     file = out / "encoder.safetensors"
     encoded = dict(task.average.state_dict())
@@ -89,7 +102,9 @@ def train_fakes(
     unknown = set(kinds.split(",")) - set(fakes.KINDS)
     if unknown:
         raise UserError(f"There is no kind of fake named {', '.join(unknown)}.", f"Kinds: {', '.join(fakes.KINDS)}.")
-    inverter = None if kinds == "swap" else inversion.load().to(torch.device("cpu"))
+    if packs != "*" and not list(data.glob(f"{packs}.tar")):
+        raise UserError(f"There is no pack named {packs}.tar in {data.name}.", "Leave out --packs for a plain folder.")
+    inverter = None if kinds == "swap" else inversion.load()
     photographs = datasets.load(data, registry.EMBEDDED_SIZE, packs)
     made = finish(
         fakes.build(photographs, out, inverter, fakes.FakesSettings(per_kind, seed, tuple(kinds.split(",")))), on_step
@@ -133,10 +148,11 @@ def run(options: argparse.Namespace, on_step: OnStep) -> reports.Report:
     """Run the `train` command that the command line names; a request to end saves a checkpoint first."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     data, out, seed = options.data, options.out, options.seed
+    trained_on = "" if options.what == "fakes" else description.photographs(data, options.describe)
     if options.what == "generator":
-        report = train_generator(data, out, on_step, seed=seed)
+        report = train_generator(data, out, on_step, initial=options.initial, seed=seed)
     elif options.what == "encoder":
-        report = train_encoder(data, out, on_step, codes=options.codes, seed=seed)
+        report = train_encoder(data, out, on_step, codes=options.codes, initial=options.initial, seed=seed)
     elif options.what == "ganprintr":
         report = train_ganprintr(data, out, on_step, steps=options.steps, seed=seed)
     elif options.what == "fakes":
@@ -159,6 +175,7 @@ def run(options: argparse.Namespace, on_step: OnStep) -> reports.Report:
             options.fakes,
             out,
             on_step,
+            photographs=trained_on,
             initial=options.initial,
             adversarial=options.adversarial,
             steps=options.steps,
@@ -167,5 +184,5 @@ def run(options: argparse.Namespace, on_step: OnStep) -> reports.Report:
         )
     if options.install and options.what != "fakes":
         for name, file in report["files"].items():
-            install.install(name, Path(file), report["options"][name])
+            install.install(name, Path(file), report["options"][name], trained_on)
     return report

@@ -1,11 +1,15 @@
-"""Build fakes from real photographs, so that real and fake share source, crop and history.
+"""Build fakes from real photographs, each paired with one: All-in-One-DF of TR-Net (arXiv 2203.11433) in small.
 
-Kinds: `swap` (two photographs), `reconstruction` (the generator's rendering of the photograph), `edit` (its
-rendering after a latent edit), `sample` (drawn from z). A manifest names sources, kind and seed; the same seed
-gives the same bytes, and a run that was stopped continues.
+Families and kinds: replacement (`swap`, of two photographs), attribute editing (`edit`, the generator's rendering of
+a photograph after a latent edit) and synthesis (`sample`, drawn from z, and `reconstruction`, the rendering of a
+photograph as it is). A fake's target is the photograph it was made from; a sample's is the nearest one. A manifest
+names family, kind, target, how it was paired, source and seed; the same seed gives the same bytes on the same
+device, and a run that was stopped continues.
 """
 
 import csv
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,9 +23,12 @@ from backend.progress import Job, Step
 from backend.training import latent_edits, swaps
 from backend.training.datasets import Photographs
 from backend.training.landmarks import Landmarks
+from backend.training.nearest import SPACE, Nearest
 
-KINDS = ("swap", "reconstruction", "edit", "sample")
-COLUMNS = ("file", "kind", "target", "source", "seed")
+FAMILIES = {"swap": "replacement", "reconstruction": "synthesis", "edit": "attribute", "sample": "synthesis"}
+KINDS = tuple(FAMILIES)
+COLUMNS = ("file", "family", "kind", "target", "pairing", "source", "seed")
+MADE_FROM = "made from it"
 CANDIDATES = 4  # photographs among which a swap looks for the most similar pose
 
 
@@ -45,29 +52,36 @@ class Fakes:
 
 
 def build(photographs: Photographs, out: Path, inverter: Inverter | None, settings: FakesSettings) -> Job[Fakes]:
-    """Write PNG fakes and `manifest.csv` to `out`, from aligned photographs of the generator's size."""
-    rows = _read_manifest(out / "manifest.csv")
+    """Write PNG fakes and `manifest.csv` to `out`, from aligned photographs of the generator's size.
+
+    Manifests of earlier versions, without families and pairs of samples, are completed.
+    """
+    nearest = functools.cache(lambda: Nearest(photographs))
+    rows = [_completed(row, out, nearest) for row in _read_manifest(out / "manifest.csv")]
     done = {row["file"] for row in rows}
     plan = [(kind, index) for kind in settings.kinds for index in range(settings.per_kind)]
     landmarks = Landmarks(photographs)
     skipped = 0
-    for number, (kind, index) in enumerate(plan):
-        name = f"{kind}/{kind}_{index:06d}.png"
-        if name in done:
-            continue
-        seed = settings.seed * 1_000_003 + index
-        made = make(kind, landmarks, inverter, seed, settings.truncation)
-        if made is None:
-            skipped += 1
-            continue
-        picture, target, source = made
-        (out / kind).mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(out / name)
-        rows.append({"file": name, "kind": kind, "target": target, "source": source, "seed": str(seed)})
-        if number % 50 == 0:
-            _write_manifest(out / "manifest.csv", rows)
-            yield Step(number, len(plan), f"{kind} {index} of {settings.per_kind}")
-    _write_manifest(out / "manifest.csv", rows)
+    try:
+        for number, (kind, index) in enumerate(plan):
+            name = f"{kind}/{kind}_{index:06d}.png"
+            if name in done:
+                continue
+            seed = settings.seed * 1_000_003 + index
+            made = make(kind, landmarks, inverter, seed, settings.truncation)
+            if made is None:
+                skipped += 1
+                continue
+            picture, target, source = made
+            (out / kind).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture).save(out / name)
+            row = {"file": name, "kind": kind, "target": target, "source": source, "seed": str(seed)}
+            rows.append(_completed(row, out, nearest))
+            if number % 50 == 0:
+                _write_manifest(out / "manifest.csv", rows)
+                yield Step(number, len(plan), f"{kind} {index} of {settings.per_kind}")
+    finally:
+        _write_manifest(out / "manifest.csv", rows)
     counts = {kind: sum(row["kind"] == kind for row in rows) for kind in settings.kinds}
     return Fakes(out, counts, skipped)
 
@@ -86,6 +100,7 @@ def make(
         picture = draw_samples(inverter, 1, seed=seed, truncation=truncation)
         return _pixels(picture), "", ""
     face = torch.from_numpy(landmarks.picture(target).copy()).permute(2, 0, 1)[None].float() / 255
+    face = face.to(inverter.latent_average.device)
     with torch.no_grad():
         codes = inverter.invert(face)
         if kind == "edit":
@@ -97,6 +112,7 @@ def make(
 def draw_samples(inverter: Inverter, count: int, *, seed: int, truncation: float) -> Tensor:
     """Draw `count` new faces (count, 3, size, size) in [0, 1] from z, truncated towards the mean code."""
     z = torch.randn(count, inverter.generator.style_dim, generator=torch.Generator().manual_seed(seed))
+    z = z.to(inverter.latent_average.device)  # drawn on the CPU, so that every device draws the same
     with torch.no_grad():
         w = inverter.generator.mapping(z)[:, None].expand(-1, inverter.rows, -1)
         mean = inverter.latent_average
@@ -104,7 +120,7 @@ def draw_samples(inverter: Inverter, count: int, *, seed: int, truncation: float
 
 
 def origins(folder: Path) -> dict[str, str]:
-    """Return, for every file of the manifest in `folder`, the photograph that it was made from (or nothing)."""
+    """Return, for every file of the manifest in `folder`, the photograph that it is paired with (or nothing)."""
     return {row["file"]: row["target"] for row in _read_manifest(folder / "manifest.csv")}
 
 
@@ -137,7 +153,18 @@ def _edit(inverter: Inverter, codes: Tensor, randomness: np.random.Generator) ->
 
 
 def _pixels(picture: Tensor) -> np.ndarray:
-    return (picture[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+    return (picture[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+
+
+def _completed(row: dict[str, str], folder: Path, nearest: Callable[[], Nearest]) -> dict[str, str]:
+    """Return a row of the manifest with its family and, for a sample, the photograph that it is paired with."""
+    target, pairing = row["target"], row.get("pairing", "")
+    if target and not pairing:
+        pairing = MADE_FROM
+    elif not target:
+        with Image.open(folder / row["file"]) as picture:
+            target, pairing = nearest().name(np.asarray(picture)), SPACE
+    return row | {"family": FAMILIES[row["kind"]], "target": target, "pairing": pairing}
 
 
 def _read_manifest(path: Path) -> list[dict[str, str]]:

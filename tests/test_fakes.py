@@ -1,0 +1,101 @@
+"""The fakes builder: families, pairs, resumption, and manifests of earlier versions."""
+
+import csv
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from backend.progress import finish
+from backend.training import datasets, fakes
+from backend.training.nearest import SPACE, Nearest
+from tests import toys
+
+SIZE = 32
+
+
+def photographs(count=5):
+    levels = torch.arange(count) * 40 + 20
+    pictures = levels[:, None, None, None].expand(-1, 3, SIZE, SIZE).to(torch.uint8).contiguous()
+    return datasets.Photographs([f"{int(level)}.png" for level in levels], pictures)
+
+
+class MappingToyGenerator(toys.ToyGenerator):
+    """Faces whose grey level comes from z."""
+
+    style_dim = toys.CODE
+
+    def mapping(self, z):
+        return z * 60
+
+
+@pytest.fixture
+def inverter():
+    found = toys.toy_inverter(SIZE)
+    generator = MappingToyGenerator(SIZE)
+    found.generator = generator
+    found.latent_average = torch.full((toys.ROWS, toys.CODE), 2.0)
+    return found
+
+
+def manifest(folder):
+    with (folder / "manifest.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_nearest_photograph_is_the_one_of_the_same_brightness():
+    found = Nearest(photographs())
+    for level, expected in ((22, "20.png"), (85, "100.png"), (75, "60.png"), (255, "180.png")):
+        assert found.name(np.full((SIZE, SIZE, 3), level, np.uint8)) == expected
+
+
+def test_samples_are_paired_with_the_nearest_photograph(tmp_path, inverter):
+    settings = fakes.FakesSettings(per_kind=6, kinds=("sample",))
+    finish(fakes.build(photographs(), tmp_path, inverter, settings))
+    rows = manifest(tmp_path)
+    assert len(rows) == 6
+    assert len({row["target"] for row in rows}) > 1
+    for row in rows:
+        level = np.asarray(Image.open(tmp_path / row["file"])).mean()
+        distances = {name: abs(level - int(name.removesuffix(".png"))) for name in photographs().names}
+        assert distances[row["target"]] == min(distances.values())
+        assert (row["family"], row["pairing"]) == ("synthesis", SPACE)
+    assert fakes.origins(tmp_path) == {row["file"]: row["target"] for row in rows}
+
+
+def test_renderings_are_paired_with_their_photograph(tmp_path, inverter):
+    settings = fakes.FakesSettings(per_kind=3, kinds=("reconstruction",))
+    finish(fakes.build(photographs(), tmp_path, inverter, settings))
+    for row in manifest(tmp_path):
+        assert (row["family"], row["pairing"], row["source"]) == ("synthesis", fakes.MADE_FROM, "")
+        assert row["target"] in photographs().names
+
+
+def test_a_stopped_run_continues_to_the_same_bytes(tmp_path, inverter):
+    settings = fakes.FakesSettings(per_kind=60, kinds=("sample",))
+    finish(fakes.build(photographs(), tmp_path / "whole", inverter, settings))
+    job = fakes.build(photographs(), tmp_path / "parts", inverter, settings)
+    next(job), next(job)
+    job.close()
+    assert 50 <= len(manifest(tmp_path / "parts")) < 60  # what is done is in the manifest when a run is stopped
+    finish(fakes.build(photographs(), tmp_path / "parts", inverter, settings))
+    whole, parts = (
+        {path.name: path.read_bytes() for path in (tmp_path / name).rglob("*.*")} for name in ("whole", "parts")
+    )
+    assert len(whole) == 61
+    assert whole == parts
+
+
+def test_manifests_of_earlier_versions_are_read_and_completed(tmp_path, inverter):
+    settings = fakes.FakesSettings(per_kind=3, kinds=("sample", "reconstruction"))
+    finish(fakes.build(photographs(), tmp_path, inverter, settings))
+    expected = manifest(tmp_path)
+    with (tmp_path / "manifest.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, ("file", "kind", "target", "source", "seed"), extrasaction="ignore")
+        writer.writeheader()
+        for row in expected:
+            writer.writerow(row | ({"target": ""} if row["kind"] == "sample" else {}))
+    assert sum(not target for target in fakes.origins(tmp_path).values()) == 3
+    finish(fakes.build(photographs(), tmp_path, inverter, settings))
+    assert manifest(tmp_path) == expected
