@@ -12,6 +12,7 @@ from backend import images, runtime, verdicts, weights
 from backend.detectors import registry
 from backend.errors import UserError
 from backend.progress import Step, finish
+from backend.training import arguments
 
 Answer = dict[str, Any]
 
@@ -232,7 +233,7 @@ def _parser() -> argparse.ArgumentParser:
 
     _command(commands, "examples", _examples, "draw the app's examples again and store their results")
 
-    _add_train(commands)
+    arguments.add(_command(commands, "train", _train, "train a model that ships with the app"))
     return parser
 
 
@@ -254,41 +255,6 @@ def _add_explain(commands: Any) -> None:
     explain.add_argument("--face", type=int, metavar="N", help="which face, 1 is the largest")
     explain.add_argument("--seed", type=int, default=0)
     explain.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the map and the pictures")
-
-
-def _add_train(commands: Any) -> None:
-    train = _command(commands, "train", _train, "train a model that ships with the app")
-    train.add_argument("what", choices=("generator", "encoder", "detector", "fakes", "ganprintr", "trnet", "references"))
-    train.add_argument("name", nargs="?", help="which detector")
-    train.add_argument(
-        "--data", required=True, type=Path, metavar="DIR", help="folder of aligned faces, or of tar packs"
-    )
-    train.add_argument("--out", required=True, type=Path, metavar="PATH")
-    train.add_argument(
-        "--fakes",
-        type=Path,
-        action="append",
-        metavar="DIR",
-        help="for detectors: folder with train/ and val/ of fakes; repeat it for several",
-    )
-    train.add_argument(
-        "--defence",
-        choices=("shipped", "none", "weak"),
-        help="for detectors: what training pictures go through; none gives NAME_plain (default: shipped)",
-    )
-    train.add_argument(
-        "--adversarial", type=Path, metavar="DIR", help="for detectors: attacked fakes, for the strong defence"
-    )
-    train.add_argument(
-        "--initial", metavar="FILE", help="for detectors: weights to start from, or `installed` (default: random)"
-    )
-    train.add_argument("--packs", default="*", help="for fakes: which tar packs to use (default: all)")
-    train.add_argument("--kinds", default="swap,reconstruction,edit,sample", help="for fakes: which (default: all)")
-    train.add_argument("--per-kind", type=int, default=1000, help="for fakes: how many of each kind")
-    train.add_argument("--codes", type=Path, help="for encoder: codes.safetensors of the generator's run")
-    train.add_argument("--steps", type=int, help="for detectors: training steps")
-    train.add_argument("--seed", type=int, default=0)
-    train.add_argument("--install", action="store_true", help="put the result into weights/ and the registry")
 
 
 def _command(

@@ -157,9 +157,10 @@ def test_installing_a_file_writes_an_entry_that_verifies(tmp_path, monkeypatch):
     weights.save_half(tmp_path / "toy.safetensors", {"weight": torch.ones(2, 3)})
     weights.entries.cache_clear()
     try:
-        entry = install.install("toy", tmp_path / "toy.safetensors", {"width": 0.5})
+        entry = install.install("toy", tmp_path / "toy.safetensors", {"width": 0.5}, "three holiday photographs")
         assert entry.state() == "verified"
         assert entry.options["width"] == 0.5
+        assert entry.source.endswith("on three holiday photographs")
         assert torch.equal(weights.load_entry("toy")["weight"], torch.ones(2, 3))
         entry.path.write_bytes(entry.path.read_bytes()[:-1] + b"x")
         assert entry.state() == "damaged"

@@ -46,11 +46,23 @@ def load(data: Path, size: int, packs: str = "*") -> Photographs:
     source = _from_archives(archives) if archives else _from_folder(data)
     decoded = sorted(((name, _decode(content, size)) for name, content in source), key=lambda item: item[0])
     if not decoded:
-        raise UserError(
-            f"There are no pictures in {data.name}.", "Name a folder with JPEG or PNG files, or with packs."
-        )
+        raise _nothing_in(data)
     stacked = np.stack([array for _, array in decoded])
     return Photographs([name for name, _ in decoded], torch.from_numpy(stacked).permute(0, 3, 1, 2).contiguous())
+
+
+def names(data: Path, packs: str = "*") -> list[str]:
+    """Return the names of what `load` would read, sorted.
+
+    Raises:
+        UserError: There is nothing to read.
+    """
+    archives = sorted(data.glob(f"{packs}.tar"))
+    source = _members(archives) if archives else (path.relative_to(data).as_posix() for path in _files(data))
+    found = sorted(source)
+    if not found:
+        raise _nothing_in(data)
+    return found
 
 
 def split(data: Path, size: int) -> tuple[Photographs, Photographs]:
@@ -66,16 +78,32 @@ def split(data: Path, size: int) -> tuple[Photographs, Photographs]:
 def _from_archives(archives: list[Path]) -> Iterator[tuple[str, bytes]]:
     for archive in archives:
         with tarfile.open(archive) as pack:
-            for member in pack:
-                file = pack.extractfile(member) if member.isfile() else None
-                if file is not None and Path(member.name).suffix.lower() in SUFFIXES:
-                    yield member.name.removeprefix("./"), file.read()
+            for member in _pictures(pack):
+                file = pack.extractfile(member)
+                assert file is not None
+                yield member.name.removeprefix("./"), file.read()
+
+
+def _members(archives: list[Path]) -> Iterator[str]:
+    for archive in archives:
+        with tarfile.open(archive) as pack:
+            yield from (member.name.removeprefix("./") for member in _pictures(pack))
+
+
+def _pictures(pack: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    return (member for member in pack if member.isfile() and Path(member.name).suffix.lower() in SUFFIXES)
 
 
 def _from_folder(folder: Path) -> Iterator[tuple[str, bytes]]:
-    for path in folder.rglob("*"):
-        if path.is_file() and path.suffix.lower() in SUFFIXES:
-            yield path.relative_to(folder).as_posix(), path.read_bytes()
+    return ((path.relative_to(folder).as_posix(), path.read_bytes()) for path in _files(folder))
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.rglob("*") if path.is_file() and path.suffix.lower() in SUFFIXES)
+
+
+def _nothing_in(data: Path) -> UserError:
+    return UserError(f"There are no pictures in {data.name}.", "Name a folder with JPEG or PNG files, or with packs.")
 
 
 def _decode(content: bytes, size: int) -> np.ndarray:

@@ -11,15 +11,13 @@ from torch import nn
 from backend import weights
 from backend.detectors import registry
 from backend.detectors.card import Card, Detector
-from backend.errors import UserError
 from backend.progress import Step, finish
-from backend.training import detector, harness, install, labelled, measure, recipes, reports
+from backend.training import description, detector, harness, labelled, measure, recipes, reports, starting
 from backend.training.defences import Name
 from backend.training.detector import DetectorSettings
 
 AGAINST = {"ciplab_photoshop": "ciplab_real"}
 FALSE_ALARMS = 0.04  # share of calibration photographs that the threshold lets pass as fake
-INSTALLED = "installed"
 SUFFIXES: dict[Name, str] = {"shipped": "", "none": "_plain", "weak": "_weak"}
 STRONG = "_strong"
 HOW: dict[Name, str] = {
@@ -41,6 +39,7 @@ def train_detector(
     out: Path,
     on_step: Callable[[Step], None],
     *,
+    photographs: str,
     initial: str | None = None,
     adversarial: Path | None = None,
     **changes: Any,
@@ -53,6 +52,7 @@ def train_detector(
         folders: Folders of fakes with `train/` and `val/`.
         out: Where the weights go; the run's folder and the report lie beside it.
         on_step: Called at every step.
+        photographs: What the photographs are, in words.
         initial: What the weights start from: a file, `installed` for the entry of the same name, or random.
         adversarial: Attacked fakes, for the strong defence.
         changes: Settings that differ from those of the settings file.
@@ -64,7 +64,7 @@ def train_detector(
     torch.manual_seed(settings.seed)
     network = registry.build_embedded(architecture, {})
     if initial:
-        settings = start_from(network, initial, name, settings)
+        settings = replace(settings, initial=starting.load(initial, name, [network]))
     else:
         recipes.prepare(network, detector.batches_of(split.training, settings))
     task = recipes.task(architecture, network, card, split.training, settings)
@@ -79,22 +79,10 @@ def train_detector(
     ending = measure.as_stored if settings.defence == "none" else measure.same_ending
     rates = measure.error_rates(ready, split.measuring, AGAINST, ending)
     weights.save_half(out, half)
-    options = calibration | {"errors": rates} | _facts(architecture, settings, strong=adversarial is not None)
+    learned = description.examples(photographs, split.training.kinds.tolist())
+    facts = _facts(architecture, settings, photographs, learned, strong=adversarial is not None)
+    options = calibration | {"errors": rates} | facts
     return reports.write(out.with_suffix(".json"), {"errors": rates}, run, {name: out}, {name: options})
-
-
-def start_from(network: nn.Module, initial: str, name: str, settings: DetectorSettings) -> DetectorSettings:
-    """Load trained weights into a network, and return the settings that say which."""
-    path = weights.entry(name).path if initial == INSTALLED else Path(initial)
-    state = weights.read_checkpoint(path)
-    try:
-        network.load_state_dict(state, strict=True)  # halves become floats, as in the network
-    except RuntimeError:
-        raise UserError(
-            f"The weights in {path.name} are of another network than the one to be trained.",
-            "Give a file that the same command wrote, or leave out --initial.",
-        ) from None
-    return replace(settings, initial=f"{path.name}, sha256 {weights.file_hash(path)}")
 
 
 def untrained_card(architecture: str) -> Card:
@@ -124,7 +112,9 @@ def _calibration(network: nn.Module, card: Card, examples: labelled.Examples, ar
     return {"threshold": float(f"{threshold:.5g}"), "temperature": float(f"{temperature:.5g}")}
 
 
-def _facts(architecture: str, settings: DetectorSettings, *, strong: bool) -> dict[str, Any]:
+def _facts(
+    architecture: str, settings: DetectorSettings, photographs: str, learned: str, *, strong: bool
+) -> dict[str, Any]:
     """Return what the registry's entry says beyond the calibration."""
     command = f"python -m backend train detector {architecture}"
     if architecture not in recipes.MEASURED:
@@ -135,7 +125,7 @@ def _facts(architecture: str, settings: DetectorSettings, *, strong: bool) -> di
         command += f" --initial {settings.initial.split(',', maxsplit=1)[0]}"
     if strong:
         command += " --adversarial"
-    facts = {"source": f"{command}, on {install.PHOTOGRAPHS}", "defence": settings.defence}
+    facts = {"source": f"{command}, on {photographs}", "defence": settings.defence, "trained_on": learned}
     if settings.defence == "shipped" and not strong:
         return facts
     title = registry.ARCHITECTURES[architecture].title
@@ -144,5 +134,5 @@ def _facts(architecture: str, settings: DetectorSettings, *, strong: bool) -> di
     return facts | {
         "architecture": architecture,
         "title": f"{title}, {how}{' and strong defence' if strong else ''}",
-        "trained_on": f"{install.DETECTOR_FACTS['trained_on']}; {HOW[settings.defence]}{attacked}",
+        "trained_on": f"{learned}; {HOW[settings.defence]}{attacked}",
     }

@@ -46,6 +46,7 @@ class EncoderSettings:
     perceptual_weight: float
     average_decay: float
     seed: int
+    initial: str = ""  # weights that the run started from, where it did
 
 
 class EncoderTask:

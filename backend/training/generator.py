@@ -37,6 +37,7 @@ class GeneratorSettings:
     perceptual_weight: float
     average_decay: float
     seed: int
+    initial: str = ""  # weights that the run started from, where it did
 
 
 class GeneratorTask:

@@ -17,7 +17,6 @@ else:
     import tomli as tomllib
 
 LICENCE = "non-commercial research and teaching"
-PHOTOGRAPHS = "CelebA, All-Age-Faces, FFHQ and official portraits, 12,453 aligned faces of 128 pixels"
 SOURCES = {
     "generator": "python -m backend train generator",
     "encoder": "python -m backend train encoder",
@@ -26,8 +25,6 @@ SOURCES = {
     "traces": "python -m backend train references",
 }
 DETECTOR_FACTS: dict[str, Any] = {
-    "trained_on": "12,453 aligned photographs (CelebA, All-Age-Faces, FFHQ, official portraits) and fakes made from "
-    "them: face swaps, renderings and edits by the embedded generator, and public StyleGAN, GAN and hand-edited faces",
     "known_failures": "Photographs that were sharpened, filtered or scaled strongly; fakes by methods it never saw "
     "(diffusion models, video deepfakes); faces that are small, turned away or covered.",
 }
@@ -41,10 +38,10 @@ FACTS: dict[str, dict[str, Any]] = {
 HEADER = "# One entry a model file; written by `python -m backend train ... --install`, read by backend/weights.py.\n\n"
 
 
-def install(name: str, file: Path, options: dict[str, Any]) -> weights.Entry:
+def install(name: str, file: Path, options: dict[str, Any], trained_on: str) -> weights.Entry:
     """Copy `file` to `weights/NAME.safetensors`, write its registry entry and return it.
 
-    What the entry said before stays where `options` does not name it anew.
+    What the entry said before stays where `options` does not name it anew. `trained_on` describes the photographs.
     """
     target = SETTINGS.weights_dir / f"{name}.safetensors"
     if file.resolve() != target.resolve():
@@ -58,7 +55,7 @@ def install(name: str, file: Path, options: dict[str, Any]) -> weights.Entry:
         "sha256": weights.file_hash(target),
         "bytes": target.stat().st_size,
         "licence": LICENCE,
-        "source": SOURCES.get(name, f"python -m backend train detector {name}") + f", on {PHOTOGRAPHS}",
+        "source": SOURCES.get(name, f"python -m backend train detector {name}") + f", on {trained_on}",
     }
     registry[name] = before | FACTS.get(name, DETECTOR_FACTS) | facts | options
     path.write_text(HEADER + tomli_w.dumps(dict(sorted(registry.items()))), encoding="utf-8")

@@ -1,0 +1,46 @@
+"""The arguments of `python -m backend train`."""
+
+import argparse
+from pathlib import Path
+
+TRAINED = ("generator", "encoder", "detector", "fakes", "ganprintr", "trnet", "references")
+
+
+def add(train: argparse.ArgumentParser) -> None:
+    """Add them to the parser of the command."""
+    train.add_argument("what", choices=TRAINED)
+    train.add_argument("name", nargs="?", help="which detector")
+    train.add_argument(
+        "--data", required=True, type=Path, metavar="DIR", help="folder of aligned faces, or of tar packs"
+    )
+    train.add_argument("--out", required=True, type=Path, metavar="PATH")
+    train.add_argument(
+        "--describe", metavar="TEXT", help="what the photographs are, for the model card (default: how many)"
+    )
+    train.add_argument(
+        "--fakes",
+        type=Path,
+        action="append",
+        metavar="DIR",
+        help="for detectors: folder with train/ and val/ of fakes; repeat it for several",
+    )
+    train.add_argument(
+        "--defence",
+        choices=("shipped", "none", "weak"),
+        help="for detectors: what training pictures go through; none gives NAME_plain (default: shipped)",
+    )
+    train.add_argument(
+        "--adversarial", type=Path, metavar="DIR", help="for detectors: attacked fakes, for the strong defence"
+    )
+    train.add_argument(
+        "--initial",
+        metavar="FILE",
+        help="for generator, encoder and detectors: weights to start from, or `installed` (default: random)",
+    )
+    train.add_argument("--packs", default="*", help="for fakes: which tar packs to use (default: all)")
+    train.add_argument("--kinds", default="swap,reconstruction,edit,sample", help="for fakes: which (default: all)")
+    train.add_argument("--per-kind", type=int, default=1000, help="for fakes: how many of each kind")
+    train.add_argument("--codes", type=Path, help="for encoder: codes.safetensors of the generator's run")
+    train.add_argument("--steps", type=int, help="for detectors: training steps")
+    train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--install", action="store_true", help="put the result into weights/ and the registry")

@@ -1,0 +1,96 @@
+"""What the training commands say about their data, and what they start from."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from backend import cli, weights
+from backend.errors import UserError
+from backend.generators.stylegan2 import StyleGAN2
+from backend.training import commands, datasets, description, install, starting
+
+
+def folder_of_pictures(folder, count: int):
+    folder.mkdir()
+    for number in range(count):
+        Image.fromarray(np.full((16, 16, 3), 8 * number, np.uint8)).save(folder / f"{number}.png")
+    return folder
+
+
+def test_only_the_shipped_packs_get_the_shipped_description(tmp_path, monkeypatch):
+    data = folder_of_pictures(tmp_path / "mine", 3)
+    assert description.photographs(data) == "3 aligned photographs, supplied by whoever trained it"
+    assert description.photographs(data, "my family") == "my family"
+    monkeypatch.setattr(description, "SHIPPED_NAMES", description.names_hash(["x/0.png", "1.png", "y/2.png"]))
+    assert description.photographs(data) == description.SHIPPED
+    learned = description.examples("my family", ["real", "ciplab_real", "swap", "swap", "odd"])
+    assert learned == "my family; and fakes: odd, face swaps"
+
+
+def test_the_shipped_packs_are_known_by_their_names(shared_folder):
+    assert description.photographs(shared_folder / "faces") == description.SHIPPED
+
+
+def test_names_are_those_of_what_is_read(tmp_path):
+    data = folder_of_pictures(tmp_path / "mine", 3)
+    assert datasets.names(data) == datasets.load(data, 16).names
+    with pytest.raises(UserError, match="no pictures"):
+        datasets.names(tmp_path / "nowhere")
+
+
+def test_packs_of_a_plain_folder_are_refused_in_one_sentence(tmp_path, capsys):
+    data = folder_of_pictures(tmp_path / "mine", 3)
+    command = ["train", "fakes", "--data", str(data), "--out", str(tmp_path / "out"), "--packs", "real-*", "--json"]
+    assert cli.main(command) == 2
+    assert "no pack named real-*.tar" in json.loads(capsys.readouterr().out)["error"]
+    assert not (tmp_path / "out").exists()
+
+
+def small_generator() -> StyleGAN2:
+    return StyleGAN2(16, mapping_layers=1, channels={4: 4, 8: 4, 16: 4})
+
+
+def test_a_run_starts_from_half_precision_weights(tmp_path):
+    trained, network, average = small_generator(), small_generator(), small_generator()
+    state = {f"generator.{key}": value for key, value in trained.state_dict().items()}
+    path = tmp_path / "generator.safetensors"
+    weights.save_half(path, state | {"latent_average": torch.zeros(6, 512)})
+    label = starting.load(str(path), "generator", (network, average), "generator.")
+    assert label == f"generator.safetensors, sha256 {weights.file_hash(path)}"
+    for one in (network, average):
+        for mine, given in zip(one.state_dict().values(), trained.state_dict().values(), strict=True):
+            assert mine.dtype == torch.float32 and torch.equal(mine, given.half().float())
+    with pytest.raises(UserError, match="another network"):
+        starting.load(str(path), "generator", (StyleGAN2(16, mapping_layers=2),), "generator.")
+    with pytest.raises(UserError, match="no file"):
+        starting.load(str(tmp_path / "absent.safetensors"), "generator", (network,))
+
+
+def test_the_installed_generator_and_encoder_can_be_trained_on(tmp_path, monkeypatch):
+    data = folder_of_pictures(tmp_path / "mine", 30)
+    begun = []
+
+    def no_training(task, folder, settings):
+        begun.append((task, settings))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands.harness, "train", no_training)
+    for what in ("generator", "encoder"):
+        with pytest.raises(KeyboardInterrupt):
+            train = commands.train_generator if what == "generator" else commands.train_encoder
+            extra = {} if what == "generator" else {"codes": None}
+            train(data, tmp_path / "out", print, initial="installed", **extra)
+    (first, settings), (second, others) = begun
+    assert settings.initial.startswith("generator.safetensors") and others.initial.startswith("encoder.safetensors")
+    stored = weights.load_entry("generator")
+    assert torch.equal(first.generator.conv1.conv.weight, stored["generator.conv1.conv.weight"])
+    assert torch.equal(
+        second.encoder.body[0].res_layer[1].weight, weights.load_entry("encoder")["body.0.res_layer.1.weight"]
+    )
+
+
+def test_the_step_of_a_search_is_stated_in_one_place():
+    assert weights.entry("generator").options["epsilon"] == install.FACTS["generator"]["epsilon"]
