@@ -106,3 +106,18 @@ def test_the_spectral_discriminator_standardises_every_frequency():
     assert float(shown[:, 1].std()) == pytest.approx(1, abs=0.02)
     paper = SpectralDiscriminator(0.125, form="paper").inputs(faces)
     assert float(paper[0, 0, 0, 0]) == pytest.approx(float(spectra.grey(faces[:1]).sum()), rel=1e-4)
+
+
+def test_what_rounding_hides_has_no_slope(noise):
+    """A smooth picture has next to no high frequencies: a bare logarithm's slope would be without limit there."""
+    error = (noise * 255).round() / 255 - noise
+    assert float(spectra.log_power(error).exp().mean()) == pytest.approx(spectra.rounding_power(128, 128), rel=0.05)
+    place = 2 * math.pi * 3 * torch.arange(128) / 128
+    smooth = (0.5 + 0.2 * torch.cos(place[:, None] + place[None])).expand(1, 3, 128, 128).clone()
+    module = SpectralDiscriminator(0.125)
+    slopes = []
+    for shown in (module.inputs, lambda images: spectra.log_power(images)[:, None]):
+        images = smooth.clone().requires_grad_(True)
+        shown(images)[:, :1, 40:88, 40:88].sum().backward()
+        slopes.append(float(images.grad.norm()))
+    assert slopes[0] < slopes[1] / 20

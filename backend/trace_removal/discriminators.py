@@ -66,6 +66,10 @@ class SpatialDiscriminator(nn.Module):
         super().__init__()
         self.backbone = Backbone(3, width, norm)
 
+    def inputs(self, images: Tensor) -> Tensor:
+        """Return what the backbone is shown: the pictures."""
+        return images
+
     def forward(self, images: Tensor) -> Tensor:
         """Return the log-odds of real (N,) of pictures (N, 3, 128, 128) in [0, 1]."""
         return cast(Tensor, self.backbone(images))
@@ -78,7 +82,8 @@ class SpectralDiscriminator(nn.Module):
         width: Factor on the channels.
         norm: As in `Backbone`.
         form: What it is shown. `standardised`: log power and phase, two channels, each frequency of the power
-            shifted and scaled by its mean and deviation over real pictures (see `fit`). `paper`: amplitude and
+            shifted and scaled by its mean and deviation over real pictures (see `fit`), and both without what
+            rounding to 8 bits hides. `paper`: amplitude and
             phase as printed, of which the one at frequency 0 is a thousand times the others. `code`: the log power
             alone, as released.
         size: Side of the pictures.
@@ -99,7 +104,7 @@ class SpectralDiscriminator(nn.Module):
     @torch.no_grad()
     def fit(self, images: Tensor) -> None:
         """Take mean and deviation of the log power from real pictures (N, 3, size, size) in [0, 1]."""
-        power = spectra.log_power(images)
+        power = spectra.log_power(images, self._floor())
         self.mean.copy_(power.mean(0))
         self.deviation.copy_(power.std(0).clamp_min(SMALLEST_DEVIATION))
 
@@ -109,8 +114,13 @@ class SpectralDiscriminator(nn.Module):
             return spectra.log_power(images)[:, None]
         if self.form == "paper":
             return torch.stack([spectra.amplitude(images), spectra.phase(images)], dim=1)
-        power = (spectra.log_power(images) - self.mean) / self.deviation
-        return torch.stack([power, spectra.phase(images) / spectra.PHASE_STD], dim=1)
+        power = spectra.log_power(images, self._floor())
+        visible = 1 - self._floor() * torch.exp(-power)  # share of the power that is not rounding
+        angle = visible * spectra.phase(images) / spectra.PHASE_STD
+        return torch.stack([(power - self.mean) / self.deviation, angle], dim=1)
+
+    def _floor(self) -> float:
+        return spectra.rounding_power(*self.mean.shape)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the log-odds of real (N,) of pictures (N, 3, size, size) in [0, 1]."""
@@ -138,16 +148,23 @@ class FingerprintDiscriminator(nn.Module):
             else None
         )
 
+    def inputs(self, images: Tensor) -> Tensor:
+        """Return what the backbone is shown: three noise maps (N, 3, 128, 128)."""
+        return residuals.srm(images)
+
     def forward(self, images: Tensor) -> Tensor:
         """Return the log-odds of real (N,) of pictures (N, 3, 128, 128) in [0, 1]."""
-        return cast(Tensor, self.backbone(residuals.srm(images)))
+        return cast(Tensor, self.backbone(self.inputs(images)))
 
     def with_source(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the log-odds of real (N,) and one logit a source (N, sources)."""
         if self.source_head is None:
             raise ValueError("this discriminator was built without sources")
-        features = self.backbone.features(residuals.srm(images))
+        features = self.backbone.features(self.inputs(images))
         return self.backbone.logit(features), cast(Tensor, self.source_head(features))
+
+
+Discriminator = SpatialDiscriminator | SpectralDiscriminator | FingerprintDiscriminator
 
 
 def source_loss(logits: Tensor, sources: Tensor) -> Tensor:

@@ -62,9 +62,9 @@ def gradient_penalty(discriminate: Discriminate, real: Tensor, fake: Tensor, pla
     """Return the zero-centred penalty: the mean squared slope on lines from fake to real pictures.
 
     Args:
-        discriminate: Pictures to log-odds (N,).
-        real: Pictures (N, 3, H, W).
-        fake: The fakes before the generator, as the released code has it.
+        discriminate: What a backbone is shown, to log-odds (N,).
+        real: That of real pictures (N, C, H, W).
+        fake: That of fakes before the generator, as the released code has it.
         places: (N,) in [0, 1], where on each line.
     """
     share = places.view(-1, 1, 1, 1)
@@ -127,7 +127,8 @@ def profile_loss(kind: Profile, real: Tensor, made: Tensor) -> Tensor:
         return (spectra.without_lowest(spectra.psd_as_coded(made)) - wanted).square().mean()
     wanted, found = (spectra.psd(spectra.split(images)[1]) for images in (real, made))
     if kind == "log":
-        return (torch.log(found + spectra.FLOOR) - torch.log(wanted + spectra.FLOOR)).square().mean()
+        hidden = spectra.ROUNDING
+        return (torch.log(found + hidden) - torch.log(wanted + hidden)).square().mean()
     unit = wanted.mean(1, keepdim=True) + spectra.FLOOR
     return ((found - wanted) / unit).square().mean()
 

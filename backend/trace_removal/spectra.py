@@ -15,6 +15,7 @@ from backend.trace_removal.network import gaussian_kernel
 
 GREY = (0.299, 0.587, 0.114)
 FLOOR = 1e-8  # added to a power before its logarithm
+ROUNDING = sum(weight**2 for weight in GREY) / 12 / 255**2  # variance of the brightness after rounding
 SIGMA = 20.0  # of the Gaussian filters, in frequency bins of a picture of 128 pixels; as a blur of 1.02 pixels
 SIGMA_SIDE = 128
 SKIPPED_SHARE = 0.1  # of the profile's lowest frequencies, which the released code leaves out
@@ -26,10 +27,17 @@ def grey(images: Tensor) -> Tensor:
     return (images * weights.view(3, 1, 1)).sum(1)
 
 
-def log_power(images: Tensor) -> Tensor:
-    """Return ln(|F|^2 + 1e-8) of the brightness, (N, H, W), frequency 0 at [0, 0], from (N, 3, H, W) in [0, 1]."""
-    spectrum = torch.fft.fft2(grey(images))
-    return torch.log(_power(spectrum) + FLOOR)
+def log_power(images: Tensor, floor: float = FLOOR) -> Tensor:
+    """Return ln(|F|^2 + floor) of the brightness, (N, H, W), frequency 0 at [0, 0], from (N, 3, H, W) in [0, 1]."""
+    return torch.log(_power(torch.fft.fft2(grey(images))) + floor)
+
+
+def rounding_power(height: int, width: int) -> float:
+    """Return the |F|^2 of the brightness that rounding to 8 bits adds to every frequency of a picture in [0, 1].
+
+    What is weaker is not in the saved picture, while the slope of its logarithm and of its phase has no limit.
+    """
+    return ROUNDING * height * width
 
 
 def phase(images: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from backend.trace_removal import losses
 from backend.trace_removal.discriminators import (
+    Discriminator,
     FingerprintDiscriminator,
     Norm,
     SpatialDiscriminator,
@@ -79,7 +80,7 @@ class TRNetTask:
         self.spectral = SpectralDiscriminator(width, norm, settings.spectral_form, settings.size)
         self.spectral.fit(data.real[:: max(1, len(data) // FITTED_ON)][:FITTED_ON].float() / 255)
         self.fingerprint = FingerprintDiscriminator(1 + len(data.kinds), width, norm)
-        self.discriminators: dict[str, nn.Module] = {
+        self.discriminators: dict[str, Discriminator] = {
             "spatial": SpatialDiscriminator(width, norm),
             "spectral": self.spectral,
             "fingerprint": self.fingerprint,
@@ -96,7 +97,7 @@ class TRNetTask:
 
     def modules(self) -> Mapping[str, nn.Module]:
         """Return what a checkpoint holds."""
-        return {"network": self.network, "average": self.average} | self.discriminators
+        return {"network": self.network, "average": self.average, **self.discriminators}
 
     def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
         """Return both optimisers."""
@@ -178,9 +179,11 @@ class TRNetTask:
             total = total + value
         if settings.penalty and number % settings.penalty_every == 0:
             places = torch.from_numpy(np.random.default_rng([settings.seed, number, 1]).random(count, np.float32))
-            values["penalty"] = torch.stack(
-                [losses.gradient_penalty(one, batch.real, batch.fake, places) for one in self.discriminators.values()]
-            ).sum()
+            slopes = []
+            for module in self.discriminators.values():
+                real, fake = (module.inputs(one).detach() for one in (batch.real, batch.fake))
+                slopes.append(losses.gradient_penalty(module.backbone, real, fake, places))
+            values["penalty"] = torch.stack(slopes).sum()
             total = total + settings.penalty * settings.penalty_every * values["penalty"]
         self._update(self.discriminator_optimizer, total)
         return values
