@@ -9,11 +9,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from backend.detectors import registry
+from backend.detectors import efficientnet, f3net, registry
+from backend.detectors.mesonet_deepfakebench import (
+    DeepfakeBenchMeso4,
+    DeepfakeBenchMesoInception4,
+    meso4_from_deepfakebench,
+    mesoinception4_from_deepfakebench,
+)
 from backend.detectors.xception import from_deepfakebench
 from backend.generators.arcface import ArcFace
 from backend.generators.e4e import E4EEncoder
 from backend.generators.stylegan2 import StyleGAN2
+from tests.published import official_b4
 
 TOLERANCE = 1e-4  # relative to the largest absolute expected value
 
@@ -75,3 +82,45 @@ def test_xception(shared_folder: Path, parity_fill: ModuleType) -> None:
     network.load_state_dict(from_deepfakebench(checkpoint))
     found = network(parity_fill.image("xception.x", 256, 256, 2) * 2 - 1)
     assert error(shared_folder, "detectors.npz", "xception_logits", found) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("name", "network", "convert", "seed"),
+    [
+        ("meso4", DeepfakeBenchMeso4, meso4_from_deepfakebench, 22),
+        ("mesoinception4", DeepfakeBenchMesoInception4, mesoinception4_from_deepfakebench, 23),
+    ],
+)
+@torch.no_grad()
+def test_deepfakebench_mesonet(
+    shared_folder: Path, parity_fill: ModuleType, name: str, network: Any, convert: Any, seed: int
+) -> None:
+    network = network().eval()
+    checkpoint = {f"backbone.{key}": value.clone() for key, value in network.state_dict().items()}
+    parity_fill.fill_(checkpoint, seed, gain=1.5)
+    network.load_state_dict(convert(checkpoint))
+    found = network(parity_fill.image(f"{name}.x", 256, 256, 2) * 2 - 1)
+    assert error(shared_folder, "detectors.npz", f"{name}_logits", found) < TOLERANCE
+
+
+@torch.no_grad()
+def test_deepfakebench_efficientnet(shared_folder: Path, parity_fill: ModuleType) -> None:
+    network = efficientnet.build_deepfakebench_b4().eval()
+    checkpoint = {f"backbone.efficientnet.{key}": value for key, value in official_b4(network).items()}
+    for part in ("weight", "bias"):
+        checkpoint[f"backbone.last_layer.{part}"] = checkpoint.pop(f"backbone.efficientnet._fc.{part}")
+    parity_fill.fill_(checkpoint, 24, gain=1.38)
+    network.load_state_dict(efficientnet.from_deepfakebench(checkpoint))
+    found = network(parity_fill.image("efficientnetb4.x", 256, 256, 2) * 2 - 1)
+    assert error(shared_folder, "detectors.npz", "efficientnetb4_logits", found) < TOLERANCE
+
+
+@torch.no_grad()
+def test_f3net(shared_folder: Path, parity_fill: ModuleType) -> None:
+    network = registry.build("f3net").eval()
+    checkpoint = {key: value.clone() for key, value in network.state_dict().items()}  # the published keys
+    checkpoint["backbone.adjust_channel.0.weight"] = torch.zeros(512, 2048, 1, 1)  # as published, never run
+    parity_fill.fill_(checkpoint, 25, gain=1.1)
+    network.load_state_dict(f3net.from_deepfakebench(checkpoint))
+    found = network(parity_fill.image("f3net.x", 256, 256, 2) * 2 - 1)
+    assert error(shared_folder, "detectors.npz", "f3net_logits", found) < TOLERANCE

@@ -75,7 +75,8 @@ class TextureEnhancement(nn.Module):
         if extracted.shape[-2] > means.shape[-2]:
             extracted = extracted - F.interpolate(means, size, mode="nearest")
         gates = torch.tanh(F.interpolate(attention.detach(), size, mode="bilinear", align_corners=True))
-        dense = self.conv0((extracted[:, None] * gates[:, :, None]).flatten(1, 2))
+        seen = _last(extracted)[..., None, :] * _last(gates)[..., None]  # (N, H, W, maps, channels)
+        dense = self.conv0(_first(seen.flatten(3)))
         layers = ((self.bn1, self.conv1), (self.bn2, self.conv2), (self.bn3, self.conv3))
         for norm, conv in layers:
             dense = self._join(dense, conv(torch.relu(norm(dense))))
@@ -84,8 +85,17 @@ class TextureEnhancement(nn.Module):
 
     def _join(self, first: Tensor, second: Tensor) -> Tensor:
         """Put the channels of two feature maps behind one another, group by group."""
-        groups = [features.unflatten(1, (self.maps, -1)) for features in (first, second)]
-        return torch.cat(groups, dim=2).flatten(1, 2)
+        groups = [_last(features).unflatten(3, (self.maps, -1)) for features in (first, second)]
+        return _first(torch.cat(groups, dim=4).flatten(3))
+
+
+# Channels are joined where they lie last in memory, as the convolutions want them, so that nothing is copied twice.
+def _last(features: Tensor) -> Tensor:
+    return features.permute(0, 2, 3, 1)
+
+
+def _first(features: Tensor) -> Tensor:
+    return features.permute(0, 3, 1, 2)
 
 
 def attention_sums(features: Tensor, attention: Tensor) -> Tensor:

@@ -89,8 +89,9 @@ class RECCE(nn.Module):
         """Return faces, in training mode half of them with faint white noise."""
         if not self.training:
             return faces
-        chosen = (torch.rand(len(faces), 1, 1, 1, device=faces.device) > 0.5).to(faces)
-        return (faces + NOISE * chosen * torch.randn_like(faces)).clamp(-1, 1)
+        chosen = (torch.rand(len(faces), device=faces.device) > 0.5).nonzero()[:, 0]
+        noise = NOISE * torch.randn_like(faces[chosen])
+        return faces.index_add(0, chosen, noise).clamp(-1, 1)
 
 
 def _upsample(inputs: int, outputs: int) -> nn.Sequential:

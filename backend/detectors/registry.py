@@ -10,10 +10,13 @@ from backend import runtime, weights
 from backend.detectors.card import Card, Detector, ErrorRate
 from backend.detectors.dct_a import DCTA
 from backend.detectors.efficientnet import build_efficientnet, build_slim_efficientnet
+from backend.detectors.f3net import F3Net
 from backend.detectors.lf import LF, SOURCES
+from backend.detectors.mat import MAT
 from backend.detectors.mesonet import Meso4, MesoInception4
 from backend.detectors.nf import NoiseFingerprints
 from backend.detectors.patch_cnn import PatchCNN
+from backend.detectors.recce import RECCE
 from backend.detectors.xception import Xception
 from backend.errors import UserError
 from backend.settings import SETTINGS
@@ -65,6 +68,18 @@ def _mesoinception4(options: Options) -> nn.Module:
     return MesoInception4(width=options.get("width", 1.0), input_size=_input_size(options))
 
 
+def _mat(options: Options) -> nn.Module:
+    return MAT(options.get("width", 0.25), options.get("depth", 0.33))
+
+
+def _recce(options: Options) -> nn.Module:
+    return RECCE(options.get("width", 0.2))
+
+
+def _f3net(options: Options) -> nn.Module:
+    return F3Net(options.get("width", 0.2), _input_size(options))
+
+
 def _patch_cnn(options: Options) -> nn.Module:
     return PatchCNN(options.get("depth", 3), options.get("width", 0.35))
 
@@ -86,6 +101,9 @@ MESO = "one logit, real high"
 CHOLLET = "Chollet 2017, arXiv 1610.02357; for faces Roessler et al. 2019, arXiv 1901.08971"
 TAN = "Tan and Le 2019, arXiv 1905.11946"
 AFCHAR = "Afchar et al. 2018, arXiv 1809.00888"
+ZHAO = "Zhao et al. 2021, arXiv 2103.02406"
+CAO = "Cao et al. 2022, CVPR, End-to-End Reconstruction-Classification Learning for Face Forgery Detection"
+QIAN = "Qian et al. 2020, arXiv 2007.09355"
 CHAI = "Chai et al. 2020, arXiv 2008.10588"
 FRANK = "Frank et al. 2020, arXiv 2003.08685"
 YU = "Yu et al. 2019, arXiv 1811.08180"
@@ -99,6 +117,10 @@ ARCHITECTURES: dict[str, Architecture] = {
     B4: Architecture("EfficientNet", TAN, TWO, "bn2", 0.5, 0.5, lambda: build_efficientnet(B4), _efficientnet),
     "meso4": Architecture("Meso-4", AFCHAR, MESO, "bn4", 0.0, 1.0, Meso4, _meso4),
     "mesoinception4": Architecture("MesoInception-4", AFCHAR, MESO, "bn4", 0.0, 1.0, MesoInception4, _mesoinception4),
+    # Both the attention maps and the last features of MAT come from the end of stage 5.
+    "mat": Architecture("MAT", ZHAO, TWO, "net.blocks.4", 0.5, 0.5, MAT, _mat),
+    "recce": Architecture("RECCE", CAO, TWO, "encoder.act4", 0.5, 0.5, lambda: RECCE(imagenet_head=True), _recce),
+    "f3net": Architecture("F3-Net", QIAN, TWO, "backbone.act4", 0.5, 0.5, F3Net, _f3net),
     "patch_cnn": Architecture("Patch-CNN", CHAI, PATCHES, "convout", 0.5, 0.5, PatchCNN, _patch_cnn),
     "dct_a": Architecture("DCT-A", FRANK, TWO, "conv4", 0.0, 1 / 255, DCTA, _dct_a),
     "lf": Architecture("LF", YU, BY_SOURCE, "blocks.8.conv1", 0.5, 0.5, LF, _lf),
