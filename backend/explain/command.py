@@ -1,17 +1,15 @@
 """`python -m backend explain`: one explanation from a file to a map, its pictures and `result.json`."""
 
 import argparse
-import io
 import json
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
-from backend import images, provenance
+from backend import images
 from backend.errors import UserError
+from backend.explain.bundle import contents
 from backend.explain.explanation import ExplainSettings
-from backend.explain.photo import ExplainedPhoto, explain_photo
+from backend.explain.photo import explain_photo
 from backend.progress import Step, finish
 
 
@@ -36,7 +34,7 @@ def run(options: argparse.Namespace, on_step: Callable[[Step], None]) -> dict[st
     try:
         options.out.mkdir(parents=True, exist_ok=True)
         files = {}
-        for name, content in _contents(made, answer).items():
+        for name, content in contents(made, answer).items():
             (options.out / name).write_bytes(content)
             files[name.partition(".")[0]] = str(options.out / name)
         answer |= {"map": files["map"], "overlay": files["overlay"]}
@@ -45,11 +43,3 @@ def run(options: argparse.Namespace, on_step: Callable[[Step], None]) -> dict[st
     except OSError:
         raise UserError("The pictures could not be written.", "Choose another folder with --out.") from None
     return answer
-
-
-def _contents(made: ExplainedPhoto, answer: dict[str, Any]) -> dict[str, bytes]:
-    """Return the files by name; the crop alone is not made by the app."""
-    saved = io.BytesIO()
-    np.save(saved, made.explanation.saliency.numpy())
-    drawn = {f"{name}.png": provenance.marked_png(picture, answer) for name, picture in made.drawings().items()}
-    return {"map.npy": saved.getvalue(), "crop.png": images.encode_png(made.aligned.crop), **drawn}

@@ -1,0 +1,266 @@
+"""The tab that asks where a detector looked, and whether its map can be believed."""
+
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
+
+import gradio as gr
+
+from backend import images
+from backend.detectors import registry
+from backend.detectors.choice import suggested
+from backend.errors import UserError
+from backend.examples import Example
+from backend.progress import Step
+from backend.regions import PARTS
+from backend.verdicts import JudgedFace
+from tabs import explain_words as words
+from tabs.common import MODEL, QUICK, answered, photo_from, session_folder
+from tabs.explain_pair import PairStep
+from tabs.explain_result import ExplainResult
+from tabs.photo import PhotoStep
+
+Updates = dict[Any, Any]
+HEADLINE = (
+    "**Where did the detector look, and why should you believe the map?** "
+    "A map (a *saliency map*) marks the places that made a detector say “fake”. Different methods draw different maps, "
+    "so each can be put to the test: only its strongest places are attacked, and the verdict should fall."
+)
+WAITING = "*First choose a photo with a face, in step 1 above.*"
+STOPPED = "**Stopped.** Choose a method and start again whenever you like."
+# Title and name of every method; `backend.explain.methods` is the table, and its imports would keep the page waiting.
+METHODS = [
+    ("LIME", "lime"),
+    ("SHAP", "shap"),
+    ("SOBOL", "sobol"),
+    ("RISE", "rise"),
+    ("Grad-CAM", "gradcam"),
+    ("Grad-CAM++", "gradcampp"),
+    ("XRAI", "xrai"),
+]
+REFERENCES = [
+    ("The face as an attack made the detector call it real (adversarial)", "adversarial"),
+    ("The method's usual fill (original)", "original"),
+]
+PRESETS = [("Quick", "quick"), ("Full: as many samples as in the paper", "full"), ("As released", "as_released")]
+NO_GUESS = "I do not guess"
+
+
+class ExplainTab:
+    """Layout and wiring of the tab."""
+
+    def __init__(self, photo: PhotoStep) -> None:
+        self.choice = photo
+        gr.Markdown(HEADLINE)
+        self.waiting = gr.Markdown(WAITING)
+        with gr.Column(visible=False) as self.ask:
+            self._lay_out_question()
+        self.result = ExplainResult()
+        with gr.Accordion("You also have the real photo of this fake?", open=False, visible=False) as self.pairing:
+            self.pair = PairStep()
+        self._wire()
+
+    def _lay_out_question(self) -> None:
+        gr.Markdown("## 3 Ask where it looked")
+        named = [(registry.card(name).title, name) for name in registry.loadable()]
+        with gr.Row():
+            self.detector = gr.Dropdown(
+                named,
+                value=named[0][1] if named else None,
+                label="Which detector?",
+                filterable=False,
+                min_width=200,
+            )
+            self.method = gr.Dropdown(METHODS, value="lime", label="Which method?", filterable=False, min_width=200)
+        self.about = gr.Markdown(elem_classes="note")
+        self.guess = gr.Radio(
+            [(NO_GUESS, ""), *((part.capitalize(), part) for part in PARTS)],
+            value="",
+            label="Guess first: which part of the face matters most to the detector?",
+        )
+        with gr.Row():
+            self.show = gr.Button("Show where it looked", variant="primary", scale=2, min_width=200)
+            self.compare = gr.Button("Compare all methods", scale=1, min_width=160)
+            self.stop = gr.Button("Stop", interactive=False, scale=1, min_width=90)
+        with gr.Accordion("More options", open=False):
+            self._lay_out_options()
+        self.note = gr.Markdown(elem_classes="note")
+        self.progress = gr.HTML()
+
+    def _lay_out_options(self) -> None:
+        self.reference = gr.Radio(
+            REFERENCES,
+            value="adversarial",
+            label="What a hidden part shows (reference)",
+            info="LIME, SHAP, SOBOL and RISE hide parts of the face. What they put there decides what they can see.",
+        )
+        self.preset = gr.Radio(PRESETS, value="quick", label="How many samples")
+        self.proof = gr.Checkbox(
+            value=True,
+            label="Put the map to the test",
+            info="Attacks only the 1, 2 and 3 strongest segments, and as much elsewhere, and compares the verdicts.",
+        )
+        self.shortcut = gr.Checkbox(
+            value=True,
+            label="Attack with the detector's gradients (PGD), which is faster",
+            info="Without it, attacks see only the score (NES), as in the paper. The result says which was used.",
+        )
+        self.seed = gr.Number(0, precision=0, label="Seed", info="Recorded with the result.")
+
+    def _wire(self) -> None:
+        private: dict[str, Any] = {"api_visibility": "private"}
+        face = [self.choice.photo, self.choice.which]
+        options = [self.reference, self.preset, self.shortcut, self.seed]
+        asked = [*face, self.detector, self.method, *options, self.proof, self.guess]
+        hidden: dict[str, Any] = {"show_progress": "hidden"}
+        run = self.show.click(answered(self._explain), asked, self._job_outputs(), **hidden, **MODEL, **private)
+        every = self.compare.click(
+            answered(self._compare),
+            [self.choice.faces, self.choice.which, self.detector, *options],
+            self._job_outputs(),
+            **hidden,
+            **MODEL,
+            **private,
+        )
+        pair = self.pair.wire(self.choice, self.detector, self.method, self.seed)
+        self.running = [run, every, pair]
+        for job in (run, every):
+            job.then(self._idle, None, [self.show, self.compare, self.stop], **QUICK, **private)
+        self.stop.click(
+            self._stopped,
+            None,
+            [self.show, self.compare, self.stop, self.note],
+            cancels=[run, every],
+            **QUICK,
+            **private,
+        )
+        for changed in (self.method, self.detector, self.reference, self.preset, self.shortcut):
+            changed.change(
+                answered(self._about),
+                [self.detector, self.method, self.reference, self.preset, self.shortcut],
+                self.about,
+                **QUICK,
+                **private,
+            )
+        self.result.wire()
+
+    def _job_outputs(self) -> list[Any]:
+        return [self.show, self.compare, self.stop, self.note, self.progress, *self.result.outputs()]
+
+    def outputs(self) -> list[Any]:
+        """Return what the methods below may update."""
+        return [self.waiting, self.ask, self.pairing, self.detector, *self._job_outputs(), *self.pair.outputs()]
+
+    def offer(self, face: JudgedFace | None) -> Updates:
+        """Return the updates for another face, or for none."""
+        updates = {
+            self.waiting: gr.Markdown(visible=face is None),
+            self.ask: gr.Column(visible=face is not None),
+            self.pairing: gr.Accordion(visible=face is not None),
+            **self._idle(),
+            self.note: "",
+            self.progress: "",
+            **self.result.hide(),
+            **self.pair.hide(),
+        }
+        if face is not None:
+            updates[self.detector] = gr.Dropdown(value=suggested(face.p_fake))
+        return updates
+
+    def show_example(self, example: Example, request: gr.Request) -> Updates:
+        """Return no update: explanations of examples are made when they are asked for, in seconds."""
+        del example, request
+        return {}
+
+    def _idle(self) -> Updates:
+        return {
+            self.show: gr.Button(interactive=True),
+            self.compare: gr.Button(interactive=True),
+            self.stop: gr.Button(interactive=False),
+        }
+
+    def _busy(self) -> Updates:
+        return {
+            self.show: gr.Button(interactive=False),
+            self.compare: gr.Button(interactive=False),
+            self.stop: gr.Button(interactive=True),
+            self.note: "",
+            self.progress: words.progress(Step(0, 1, "The face is cut out.")),
+            **self.result.hide(),
+        }
+
+    def _stopped(self) -> Updates:
+        return {**self._idle(), self.note: STOPPED}
+
+    def _about(self, detector: str, method: str, reference: Any, preset: Any, shortcut: Any) -> str:
+        """Say what the chosen method does and about how long it takes."""
+        from backend.explain import ExplainSettings  # its imports would keep the page waiting
+        from backend.explain.expected import expected_seconds
+
+        settings = ExplainSettings(method=method, reference=reference, preset=preset, shortcut=shortcut)
+        return words.about(method, expected_seconds(detector, settings))
+
+    def _explain(
+        self,
+        path: str | None,
+        number: int | None,
+        detector: str,
+        method: str,
+        reference: Any,
+        preset: Any,
+        shortcut: Any,
+        seed: float | None,
+        proof: Any,
+        guess: str,
+        request: gr.Request,
+    ) -> Iterator[Updates]:
+        """Draw one map and put it to the test."""
+        from backend.explain import ExplainSettings
+        from backend.explain.photo import explain_photo
+
+        photo = photo_from(path)
+        settings = ExplainSettings(
+            method=method, reference=reference, preset=preset, seed=int(seed or 0), shortcut=shortcut
+        )
+        yield self._busy()
+        test = words.proof_settings(int(seed or 0), shortcut=shortcut) if proof else None
+        with closing(explain_photo(photo, detector, settings, number, test)) as job:
+            while True:
+                try:
+                    step = next(job)
+                except StopIteration as end:
+                    made = end.value
+                    break
+                yield {self.progress: words.progress(step)}
+        yield {**self._idle(), self.progress: "", **self.result.show(made, guess, session_folder(request))}
+
+    def _compare(
+        self,
+        faces: list[JudgedFace],
+        number: int | None,
+        detector: str,
+        reference: Any,
+        preset: Any,
+        shortcut: Any,
+        seed: float | None,
+        request: gr.Request,
+    ) -> Iterator[Updates]:
+        """Draw the maps of all methods, each as soon as it is finished, and put each to the test."""
+        from backend.explain import ExplainSettings
+        from backend.explain.comparing import Finished, compare_all
+
+        if not faces:
+            raise UserError("There is no face yet.", "Choose a photo in step 1.")
+        crop = faces[(number or 1) - 1].aligned.crop
+        settings = ExplainSettings(reference=reference, preset=preset, seed=int(seed or 0), shortcut=shortcut)
+        yield self._busy()
+        loaded = registry.load(detector)
+        with closing(words.tested_maps(compare_all, images.to_tensor(crop), loaded, settings)) as job:
+            done = []
+            for step in job:
+                updates: Updates = {self.progress: words.progress(step)}
+                if isinstance(step, Finished) and step.explanation is not None:
+                    done.append((step.explanation, step.values.get("sufficiency")))
+                    updates |= self.result.show_grid(crop, done)
+                yield updates
+        yield {**self._idle(), self.progress: "", **self.result.finish_grid(crop, done, session_folder(request))}
