@@ -5,6 +5,7 @@ end of stage 2. Of the authors' training, attention-guided augmentation (AGDA) i
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -113,7 +114,7 @@ class MAT(nn.Module):
         return self.net.blocks[stage - 1][-1].conv_pwl.out_channels  # type: ignore[index, union-attr, return-value]
 
 
-def from_official(checkpoint: Mapping[str, Tensor] | Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+def from_official(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     """Turn a checkpoint of the authors into a state of `MAT()`, every key matched.
 
     Args:
@@ -122,7 +123,7 @@ def from_official(checkpoint: Mapping[str, Tensor] | Mapping[str, Mapping[str, T
     Raises:
         UserError: Keys are unknown or missing, or tensors have other shapes.
     """
-    state: Mapping[str, Tensor] = checkpoint.get("state_dict", checkpoint)  # type: ignore[assignment]
+    state: Mapping[str, Tensor] = checkpoint.get("state_dict", checkpoint)
 
     def rename(key: str) -> str:
         return f"net.{timm_name(key.removeprefix('net.'))}" if key.startswith("net.") else key

@@ -71,7 +71,7 @@ class TextureEnhancement(nn.Module):
         """
         size = features.shape[-2:]
         extracted = self.conv_extract(features)
-        means = F.adaptive_avg_pool2d(extracted, attention.shape[-2:])
+        means = F.adaptive_avg_pool2d(extracted, (attention.shape[2], attention.shape[3]))
         if extracted.shape[-2] > means.shape[-2]:
             extracted = extracted - F.interpolate(means, size, mode="nearest")
         gates = torch.tanh(F.interpolate(attention.detach(), size, mode="bilinear", align_corners=True))
