@@ -5,7 +5,17 @@ import os
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 
 import logging
+import sys
 import threading
+
+from backend import settings
+from backend.errors import UserError
+
+try:
+    settings.read()  # before gradio, which trips over some of the same variables
+except UserError as error:
+    sys.stderr.write(f"{error}\n")
+    sys.exit(2)
 
 import gradio as gr
 
@@ -37,6 +47,11 @@ def build() -> gr.Blocks:
 def main() -> None:
     """Launch the app, and load the models once the page can be read."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    try:
+        runtime.device()
+    except UserError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(2)
     runtime.keep_freed_memory()
     demo = build()
     demo.launch(

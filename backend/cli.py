@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from backend import images, runtime, verdicts, weights
+from backend import images, runtime, settings, verdicts, weights
 from backend.detectors import registry
 from backend.errors import UserError
 from backend.progress import Step, finish
@@ -23,6 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     as_json = "--json" in given
     try:
         options = _parser().parse_args(given)
+        settings.read()  # says what is wrong with the environment
+        runtime.device()
         runtime.keep_freed_memory()
         answer = options.run(options)
     except UserError as error:
@@ -113,20 +115,10 @@ def _explain(options: argparse.Namespace) -> Answer:
 
 
 def _evaluate(options: argparse.Namespace) -> Answer:
+    from backend import samples
     from backend.evaluate import command
 
-    data = options.data
-    if options.sample:
-        from backend import samples
-
-        data = samples.draw(options.out / "sample")
-    return command.run(options, data, _show_step)
-
-
-def _remove_traces(options: argparse.Namespace) -> Answer:
-    from backend.trace_removal import command  # the models' packages take seconds to import
-
-    return command.run(options, _show_step)
+    return command.run(options, samples.draw, _show_step)
 
 
 def _weights(options: argparse.Namespace) -> Answer:

@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from backend.errors import UserError
 from backend.settings import SETTINGS
 
 T = TypeVar("T")
@@ -19,10 +20,22 @@ MODEL_LOCK = threading.RLock()
 
 
 def device() -> torch.device:
-    """Return the device that the settings name; `auto` takes CUDA where it is present."""
-    if SETTINGS.device != "auto":
-        return torch.device(SETTINGS.device)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """Return the device that the settings name; `auto` takes CUDA where it is present.
+
+    Raises:
+        UserError: The device is not there.
+    """
+    if SETTINGS.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    named = torch.device(SETTINGS.device)
+    there = {
+        "cpu": lambda: True,
+        "cuda": lambda: (named.index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available,
+    }
+    if not there[named.type]():
+        raise UserError(f"The device {named} that DEVICE names is not there.", "Set DEVICE to auto or cpu.")
+    return named
 
 
 def loaded(key: str, build: Callable[[], T]) -> T:

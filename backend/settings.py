@@ -1,24 +1,72 @@
 """What the environment may set, read once."""
 
 import os
-from dataclasses import dataclass, field
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
+from backend.errors import UserError
+
 ROOT = Path(__file__).resolve().parent.parent
+PROFILES = ("embedded", "hub")
+DEVICES = re.compile(r"auto|cpu|cuda(:\d+)?|mps")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of one process; every field can be set by the environment variable named beside it."""
+    """Settings of one process; the environment variable that sets each stands beside it."""
 
-    profile: str = field(default_factory=lambda: os.environ.get("PROFILE", "embedded"))  # PROFILE
-    device: str = field(default_factory=lambda: os.environ.get("DEVICE", "auto"))  # DEVICE: auto, cpu, cuda
-    host: str = field(default_factory=lambda: os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"))
-    port: int = field(default_factory=lambda: int(os.environ.get("GRADIO_SERVER_PORT", "7860")))
-    max_bytes: int = field(default_factory=lambda: int(os.environ.get("MAX_UPLOAD_BYTES", str(20_000_000))))
-    max_pixels: int = field(default_factory=lambda: int(os.environ.get("MAX_UPLOAD_PIXELS", str(50_000_000))))
-    queue_size: int = field(default_factory=lambda: int(os.environ.get("QUEUE_SIZE", "16")))
+    profile: str = "embedded"  # PROFILE: embedded, hub
+    device: str = "auto"  # DEVICE: auto, cpu, cuda, cuda:N, mps
+    host: str = "127.0.0.1"  # GRADIO_SERVER_NAME
+    port: int = 7860  # GRADIO_SERVER_PORT
+    max_bytes: int = 20_000_000  # MAX_UPLOAD_BYTES
+    max_pixels: int = 50_000_000  # MAX_UPLOAD_PIXELS
+    queue_size: int = 16  # QUEUE_SIZE
     weights_dir: Path = ROOT / "weights"
 
 
-SETTINGS = Settings()
+def read(environment: Mapping[str, str] = os.environ) -> Settings:
+    """Read the settings; a variable that is absent or empty leaves its default.
+
+    Raises:
+        UserError: A variable has a value that it cannot have.
+    """
+    usual = Settings()
+    profile = environment.get("PROFILE") or usual.profile
+    if profile not in PROFILES:
+        raise UserError(f"PROFILE cannot be {profile!r}.", f"Set it to one of: {', '.join(PROFILES)}.")
+    device = environment.get("DEVICE") or usual.device
+    if not DEVICES.fullmatch(device):
+        raise UserError(f"DEVICE cannot be {device!r}.", "Set it to auto, cpu, cuda, cuda:0, cuda:1, ... or mps.")
+    return Settings(
+        profile=profile,
+        device=device,
+        host=environment.get("GRADIO_SERVER_NAME") or usual.host,
+        port=_integer(environment, "GRADIO_SERVER_PORT", usual.port, least=1, most=65535),
+        max_bytes=_integer(environment, "MAX_UPLOAD_BYTES", usual.max_bytes),
+        max_pixels=_integer(environment, "MAX_UPLOAD_PIXELS", usual.max_pixels),
+        queue_size=_integer(environment, "QUEUE_SIZE", usual.queue_size),
+    )
+
+
+def _integer(environment: Mapping[str, str], name: str, usual: int, *, least: int = 1, most: int | None = None) -> int:
+    given = environment.get(name)
+    if not given:
+        return usual
+    limits = f"from {least}" if most is None else f"from {least} to {most}"
+    if not re.fullmatch(r"\d{1,18}", given) or int(given) < least or (most is not None and int(given) > most):
+        raise UserError(f"{name} cannot be {given!r}.", f"Set it to a whole number {limits}, for example {usual}.")
+    return int(given)
+
+
+def _usable() -> Settings:
+    """Return what `read` says; where it refuses, app and command line say so before they do anything."""
+    try:
+        return read()
+    except UserError:
+        return Settings()
+
+
+SETTINGS = _usable()

@@ -10,7 +10,8 @@ from PIL import Image
 from backend import cli, weights
 from backend.errors import UserError
 from backend.generators.stylegan2 import StyleGAN2
-from backend.training import commands, datasets, description, install, starting
+from backend.training import commands, datasets, description, fakes, install, measure, starting
+from tests.test_inversion import small_inverter
 
 
 def folder_of_pictures(folder, count: int):
@@ -94,3 +95,13 @@ def test_the_installed_generator_and_encoder_can_be_trained_on(tmp_path, monkeyp
 
 def test_the_step_of_a_search_is_stated_in_one_place():
     assert weights.entry("generator").options["epsilon"] == install.FACTS["generator"]["epsilon"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_samples_and_reconstructions_are_the_same_on_a_gpu():
+    here, there = small_inverter(), small_inverter().to(torch.device("cuda"))
+    pictures = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8)
+    ours, theirs = (measure.reconstructions(one, pictures, batch=2) for one in (here, there))
+    assert (ours.int() - theirs.int()).abs().max() <= 1
+    ours, theirs = (fakes.draw_samples(one, 3, seed=1, truncation=0.7).cpu() for one in (here, there))
+    assert torch.allclose(ours, theirs, atol=1e-3)

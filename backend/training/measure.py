@@ -20,8 +20,11 @@ FINAL_QUALITY = 90
 @torch.no_grad()
 def reconstructions(inverter: Inverter, pictures: Tensor, batch: int = 32) -> Tensor:
     """Return uint8 (N, 3, S, S) inversions of uint8 pictures."""
-    drawn = [inverter.synthesize(inverter.invert(part.float() / 255)) for part in pictures.split(batch)]
-    return (torch.cat(drawn).clamp(0, 1) * 255).round().byte()
+    device = inverter.latent_average.device
+    drawn = [
+        inverter.synthesize(inverter.invert(part.to(device).float() / 255)).cpu() for part in pictures.split(batch)
+    ]
+    return (torch.cat(drawn) * 255).round().byte()
 
 
 def inversion(inverter: Inverter, pictures: Tensor, *, find_faces: bool = True) -> dict[str, float]:
@@ -43,23 +46,27 @@ def log_odds(detector: Detector, pictures: Tensor, batch: int = 64) -> np.ndarra
     return torch.cat(parts).float().cpu().numpy() if parts else np.empty(0)
 
 
-def calibration(scores: np.ndarray, fake: np.ndarray, *, false_alarms: float | None) -> tuple[float, float]:
-    """Choose threshold and temperature of raw log-odds.
+def threshold(scores: np.ndarray, fake: np.ndarray, *, false_alarms: float | None) -> float:
+    """Choose the log-odds from which a picture is called fake.
 
-    The threshold lets `false_alarms` of the photographs pass as fake, or, where that is None, gives the best mean
-    of the accuracies on real and on fake; the temperature minimises the log loss of the shifted scores with both
-    classes weighted equally.
+    Args:
+        scores: Raw log-odds (N,).
+        fake: Which are fake (N,).
+        false_alarms: Share of the photographs that may pass as fake; None asks for the best mean of the accuracies
+            on real and on fake.
     """
     if false_alarms is None:
-        threshold = _balanced_threshold(scores, fake)
-    else:
-        threshold = float(np.quantile(scores[~fake], 1 - false_alarms))
-    shifted = scores - threshold
+        return _balanced_threshold(scores, fake)
+    return float(np.quantile(scores[~fake], 1 - false_alarms))
+
+
+def temperature(shifted: np.ndarray, fake: np.ndarray) -> float:
+    """Choose what divides log-odds, shifted by their threshold: the log loss is least, both classes weighing alike."""
     signs = np.where(fake, 1.0, -1.0)
     weights = np.where(fake, 0.5 / max(1, fake.sum()), 0.5 / max(1, (~fake).sum()))
     candidates = np.geomspace(0.05, 20, 120) * float(np.abs(shifted).mean())  # scores may be correlations or logits
     losses = [float((weights * np.logaddexp(0, -signs * shifted / t)).sum()) for t in candidates]
-    return threshold, float(candidates[int(np.argmin(losses))])
+    return float(candidates[int(np.argmin(losses))])
 
 
 def _balanced_threshold(scores: np.ndarray, fake: np.ndarray) -> float:

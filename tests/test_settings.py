@@ -1,0 +1,84 @@
+"""What the environment may set, and how a mistake in it is said."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from backend import cli, runtime, settings
+from backend.errors import UserError
+
+WRONG = {
+    "PROFILE": ["cloud", "Hub "],
+    "DEVICE": ["gpu", "cuda:", "cuda:x", "cpu\n"],
+    "GRADIO_SERVER_PORT": ["80x", "-1", "0", "70000", "7860.0"],
+    "MAX_UPLOAD_BYTES": ["20 MB", "0"],
+    "MAX_UPLOAD_PIXELS": ["many", "1e6"],
+    "QUEUE_SIZE": ["none", "-3"],
+}
+
+
+def test_everything_has_a_default_and_empty_means_it():
+    assert settings.read({}) == settings.Settings()
+    assert settings.read(dict.fromkeys(WRONG, "")) == settings.Settings()
+
+
+def test_every_variable_is_read():
+    given = {
+        "PROFILE": "hub",
+        "DEVICE": "cuda:1",
+        "GRADIO_SERVER_NAME": "0.0.0.0",
+        "GRADIO_SERVER_PORT": "8080",
+        "MAX_UPLOAD_BYTES": "1000",
+        "MAX_UPLOAD_PIXELS": "2000",
+        "QUEUE_SIZE": "3",
+    }
+    found = settings.read(given)
+    assert found == settings.Settings("hub", "cuda:1", "0.0.0.0", 8080, 1000, 2000, 3)
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in WRONG.items() for value in values])
+def test_a_wrong_value_is_one_sentence_that_names_the_variable(name, value):
+    with pytest.raises(UserError, match=name) as caught:
+        settings.read({name: value})
+    assert caught.value.hint.startswith("Set it to")
+
+
+def test_the_command_line_refuses_it_with_2(monkeypatch, capsys):
+    monkeypatch.setenv("QUEUE_SIZE", "long")
+    assert cli.main(["weights", "list", "--json"]) == 2
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["error"] == "QUEUE_SIZE cannot be 'long'."
+    assert len(printed.err.strip().splitlines()) == 1
+
+
+def test_a_device_that_is_not_there_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name, there in (("cpu", True), ("cuda", True), ("cuda:1", True), ("cuda:2", False)):
+        monkeypatch.setattr(runtime, "SETTINGS", dataclasses.replace(settings.SETTINGS, device=name))
+        if there:
+            assert runtime.device() == torch.device(name)
+            continue
+        with pytest.raises(UserError, match="cuda:2"):
+            runtime.device()
+        assert cli.main(["weights", "list"]) == 2
+        assert "DEVICE" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "value"), [("GRADIO_SERVER_PORT", "80x"), ("DEVICE", "cuda:99")])
+def test_the_app_refuses_it_before_it_starts(name, value):
+    done = subprocess.run(
+        [sys.executable, "app.py"],
+        cwd=settings.ROOT,
+        env={**os.environ, name: value},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert name in done.stderr and "Traceback" not in done.stderr and len(done.stderr.strip().splitlines()) == 1
