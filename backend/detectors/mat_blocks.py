@@ -137,12 +137,11 @@ class RegionIndependence(nn.Module):
     Args:
         maps: Number of attention maps.
         channels: Of the features.
-        alpha: How far a batch moves the centres; the authors multiply it by `decay` after each epoch.
+        alpha: How far a batch moves the centres; the authors multiply it by 0.9 after each epoch.
         margin: Distance below which two centres repel each other.
         inner_margin: Distance up to which a real face may lie from the centres, and, negative, from which a fake may.
     """
 
-    decay = 0.9
     feature_centers: Tensor
     alpha: Tensor
     inner_margin: Tensor

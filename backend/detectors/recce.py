@@ -28,7 +28,7 @@ class RECCE(nn.Module):
         imagenet_head: Carry the encoder's ImageNet layer, which published checkpoints save and nothing runs.
     """
 
-    flood = 0.04  # the level that the authors keep the classification loss at
+    flood = 0.04  # training keeps the classification loss near this level instead of below it
 
     def __init__(self, width: float = 1.0, classes: int = 2, *, imagenet_head: bool = False) -> None:
         super().__init__()

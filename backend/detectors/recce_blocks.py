@@ -124,10 +124,5 @@ def reconstruction_loss(reconstruction: Tensor, faces: Tensor, fake: Tensor) -> 
     return difference.sum() / max(1, difference.numel())
 
 
-def flooded(loss: Tensor, level: float) -> Tensor:
-    """Return |loss - level| + level: gradient descent keeps the loss near the level instead of below it."""
-    return (loss - level).abs() + level
-
-
 def _mean_where(values: Tensor, chosen: Tensor) -> Tensor:
     return (values * chosen).sum() / (chosen.sum() + 1e-6)
