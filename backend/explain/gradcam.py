@@ -4,6 +4,7 @@ from typing import Literal
 
 import torch
 
+from backend.errors import UserError
 from backend.explain.question import Question, RawMap
 from backend.progress import Job, Step
 
@@ -26,7 +27,10 @@ def activation_map(question: Question, variant: Literal["Grad-CAM", "Grad-CAM++"
     from backend.counterfactual.cam import grad_cam  # its package takes seconds to import
 
     masked = question.masked
-    found = grad_cam(masked.detector, masked.face, masked.towards, variant=variant)
+    try:
+        found = grad_cam(masked.detector, masked.face, masked.towards, variant=variant)
+    except UserError as error:  # a detector without a layer to read; other methods explain it
+        return RawMap(torch.zeros(masked.size), empty=str(error))
     masked.count(images=1, calls=1)
     yield Step(1, 1, f"{variant}: the gradients at the layer {found.layer} are read.")
     saliency = torch.from_numpy(found.maps[0])

@@ -175,11 +175,15 @@ class MaskedFace:
         return torch.cat(answers)
 
     def gradients(self, pictures: Tensor) -> Tensor:
-        """Return the gradients (B, 3, H, W) of the log-odds of `towards` at pictures (B, 3, H, W); counts them."""
+        """Return the gradients (B, 3, H, W) of the log-odds of `towards` at pictures (B, 3, H, W); counts them.
+
+        They are 0 for a detector that no gradient passes through.
+        """
         sign = 1.0 if self.towards == "fake" else -1.0
         with MODEL_LOCK, frozen(self.judge.detector), torch.enable_grad():
             leaf = pictures.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
-            (gradient,) = torch.autograd.grad(sign * self.judge.detector.logit_fake(leaf).sum(), leaf)
+            logit = sign * self.judge.detector.logit_fake(leaf)
+            gradient = torch.autograd.grad(logit.sum(), leaf)[0] if logit.requires_grad else torch.zeros_like(leaf)
         self.count(len(pictures), 1)
         return gradient
 

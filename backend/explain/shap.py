@@ -104,7 +104,7 @@ def halves(shape: tuple[int, int, int]) -> np.ndarray:
         sizes = [end - start for start, end in part]
         axis = 0 if sizes[0] >= sizes[1] and sizes[0] > 1 else 1 if sizes[1] > 1 else 2
         start, end = part[axis]
-        middle = start + sizes[axis] // 2
+        middle = end - sizes[axis] // 2  # the package counts values from the last one, so the first half is the larger
         tree[row, 3] = sizes[0] * sizes[1] * sizes[2]
         for column, span in enumerate(((start, middle), (middle, end))):
             half = [*part[:axis], span, *part[axis + 1 :]]

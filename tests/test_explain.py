@@ -1,0 +1,234 @@
+import dataclasses
+import threading
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from backend.attacks.nes import NESSettings
+from backend.detectors.card import Detector
+from backend.errors import UserError
+from backend.explain import ExplainSettings, Finished, compare_all, explain, pictures
+from backend.explain.masking import Inferences, MaskedFace
+from backend.explain.methods import METHODS
+from backend.progress import finish
+from tests.patch_toys import PATCH, face, in_patch, patch_detector, untextured
+from tests.toys import grey, hooks, toy_detector
+
+PERTURBING = ("lime", "shap", "sobol", "rise")
+FEW = {"lime": 120, "shap": 120, "sobol": 4, "rise": 200, "gradcam": 1, "gradcampp": 1, "xrai": 4}
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Make the quick preset quicker still, for tests that look at something else than the map."""
+    for name, samples in FEW.items():
+        made = dataclasses.replace(METHODS[name], samples={**METHODS[name].samples, "quick": samples})
+        monkeypatch.setitem(METHODS, name, made)
+
+
+def ask(method="lime", picture=None, detector=None, reference_image=None, **options):
+    picture = face() if picture is None else picture
+    detector = detector or patch_detector()
+    return finish(explain(picture, detector, ExplainSettings(method=method, **options), reference_image))
+
+
+@pytest.mark.parametrize("reference", ["original", "adversarial"])
+@pytest.mark.parametrize("method", PERTURBING)
+def test_every_method_finds_the_patch(method, reference):
+    image = untextured() if reference == "adversarial" else None
+    made = ask(method, reference=reference, reference_image=image)
+    assert not made.degenerate and in_patch(made.saliency), made.summary
+    assert made.saliency.dtype == torch.float32 and made.saliency.shape == (64, 64)
+    assert made.signed == (method in {"lime", "shap"})
+    best = int(made.segment_scores.argmax())
+    assert (made.labels == best)[PATCH].float().mean() > 0.5
+    assert made.reference == reference and made.reference_words
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_detector_is_left_as_it_was(method, few):
+    detector = patch_detector().train()
+    ask(method, detector=detector, reference="original")
+    assert detector.training and hooks(detector) == 0
+    assert all(weight.requires_grad and weight.grad is None for weight in detector.parameters())
+
+
+# Counts of Adv-XAI (2502.03957), table 3: calls and, from the code, pictures.
+@pytest.mark.parametrize(
+    ("method", "calls", "count"), [("lime", 200, 2000), ("shap", 45, 2000), ("sobol", 17, 2112), ("rise", 32, 4000)]
+)
+def test_counts_as_released(method, calls, count):
+    detector = patch_detector()
+    made = ask(method, detector=detector, reference="original", preset="as_released")
+    assert made.explanation == Inferences(count, calls) == made.inferences
+    # What the detector itself counted, without the verdicts on face and reference.
+    assert detector.network.images == count + made.checks.images and made.checks.images == 2
+    assert detector.network.calls == calls + made.checks.calls
+    assert not made.degenerate and in_patch(made.saliency)
+
+
+def test_a_second_softmax_only_where_the_released_code_has_one():
+    p = torch.sigmoid(patch_detector().logit_fake(face())).item()
+    for method, doubled in (("lime", True), ("shap", False), ("sobol", False), ("rise", True)):
+        assert METHODS[method].doubled == doubled
+    masked = MaskedFace(face(), untextured(), patch_detector(), doubled=True)
+    once, other = torch.tensor([1 - p, p]).softmax(0)
+    assert float(masked.ask(torch.ones(1, 64, 64))) == pytest.approx(float(other), abs=1e-6)
+    assert once + other == pytest.approx(1)
+
+
+@pytest.mark.parametrize("method", PERTURBING)
+def test_a_reference_that_is_the_face_is_degenerate(method):
+    made = ask(method, reference_image=face())
+    assert made.degenerate and "the face itself" in made.reason and (made.saliency == 0).all()
+    assert made.reason in made.summary and made.explanation == Inferences()
+
+
+@pytest.mark.parametrize("reference", ["original", "adversarial"])
+@pytest.mark.parametrize("method", PERTURBING)
+def test_a_face_that_is_called_real_is_degenerate(method, reference):
+    made = ask(method, untextured(), reference=reference)
+    assert made.degenerate and "calls this face real" in made.reason and (made.saliency == 0).all()
+    assert made.inferences == Inferences()
+
+
+@pytest.mark.parametrize("method", PERTURBING)
+def test_a_constant_answer_is_degenerate(method, few):
+    class Constant(nn.Module):
+        def forward(self, images):  # rounding is all that varies
+            return 2 + 1e-7 * images.mean((2, 3))[:, :1]
+
+    detector = Detector(Constant(), toy_detector(size=64).card).eval()
+    made = ask(method, detector=detector, reference_image=untextured())
+    assert made.degenerate and "stays at 0.88" in made.reason
+    assert (made.saliency == 0).all() and (pictures.relative(made) == 0).all()
+
+
+def test_the_verdict_real_can_be_explained_with_the_usual_fill(few):
+    made = ask("rise", untextured(), towards="real", reference="original")
+    assert "real" in made.summary  # the neutral colour is called real too
+    refused = ask("rise", untextured(), towards="real")
+    assert refused.degenerate and "called fake" in refused.reason
+
+
+@pytest.mark.parametrize("method", PERTURBING)
+def test_the_batch_does_not_matter_and_the_seed_does(method, few):
+    one, other = (ask(method, reference_image=untextured(), batch=batch) for batch in (11, 64))
+    assert (one.saliency - other.saliency).abs().max() < 1e-6 * one.saliency.abs().max() + 1e-7
+    assert one.explanation.calls > other.explanation.calls
+    again = ask(method, reference_image=untextured(), batch=11)
+    assert torch.equal(one.saliency, again.saliency)
+    if method in {"lime", "rise"}:
+        assert not torch.equal(one.saliency, ask(method, reference_image=untextured(), batch=11, seed=1).saliency)
+
+
+@pytest.mark.parametrize("method", PERTURBING)
+def test_stopping_takes_one_batch(method, few):
+    detector, threads = patch_detector().train(), threading.active_count()
+    job = explain(face(), detector, ExplainSettings(method=method, reference="original", batch=16))
+    for _ in range(3):
+        step = next(job)
+    asked = detector.network.images
+    job.close()
+    assert detector.network.images == asked and step.number < step.total
+    assert detector.training and hooks(detector) == 0 and threading.active_count() == threads
+
+
+def test_the_attack_is_made_counted_and_stopped():
+    detector = toy_detector(slope=8.0)
+    settings = ExplainSettings(method="rise", attack=NESSettings(probes=20, iterations=40), segments=4)
+    picture = grey(181)
+    steps = []
+    made = finish(explain(picture, detector, settings), steps.append)
+    assert made.reference_flipped and made.p_reference < 0.5 < made.p_fake
+    assert made.attack.images > 10 and "NES" in made.summary and made.inferences == made.attack + made.explanation
+    assert (made.reference_image - picture).abs().max() <= 16 / 255 + 1e-6
+    numbers = [step.number for step in steps]
+    assert numbers == sorted(numbers) and numbers[-1] == steps[-1].total
+    given = finish(explain(picture, detector, settings, made.reference_image))
+    assert torch.equal(given.saliency, made.saliency) and given.attack == Inferences()
+
+
+def test_a_reference_that_never_flipped_is_flagged(few):
+    made = ask(attack=NESSettings(probes=2, iterations=1))
+    assert made.reference_flipped is False and "trust this map less" in made.summary
+
+
+def test_the_shortcut_is_labelled(few):
+    made = ask(shortcut=True)
+    assert made.reference_flipped and "White-box shortcut" in made.summary and in_patch(made.saliency)
+
+
+def test_compare_all_attacks_once_and_gives_eleven_maps(few):
+    detector, face_ = patch_detector(), face()
+    steps = []
+    settings = ExplainSettings(attack=NESSettings(probes=4, iterations=3), segments=30)
+    compared = finish(compare_all(face_, detector, settings), steps.append)
+    assert [(one.settings.method, one.reference) for one in compared.done] == [
+        *((name, reference) for name in PERTURBING for reference in ("original", "adversarial")),
+        *((name, None) for name in ("gradcam", "gradcampp", "xrai")),
+    ]
+    finished = [step.explanation for step in steps if isinstance(step, Finished)]
+    assert finished == list(compared.done)
+    assert all(one.attack == Inferences() for one in compared.done)
+    images = {id(one.reference_image): one.reference_image for one in compared.done if one.reference == "adversarial"}
+    assert all(torch.equal(image, compared.attacked.images) for image in images.values())
+    assert compared.inferences.images == compared.attack.images + sum(one.explanation.images for one in compared.done)
+    numbers = [step.number for step in steps]
+    assert numbers == sorted(numbers) and numbers[-1] == steps[-1].total
+    assert "maps show something" in compared.summary and hooks(detector) == 0
+
+
+def test_compare_all_of_a_real_face_makes_no_attack(few):
+    compared = finish(compare_all(untextured(), patch_detector()))
+    assert compared.attacked is None and len(compared.done) == 11
+    assert all(one.degenerate for one in compared.done if one.reference)
+
+
+def test_pictures_have_one_scale_and_say_it():
+    made = ask(reference="original")
+    values = pictures.relative(made)
+    assert np.abs(values).max() == 1 and values.dtype == np.float32
+    crop = np.full((128, 128, 3), 128, np.uint8)
+    assert pictures.overlay(crop, made).shape == (128, 128, 3)
+    assert (pictures.overlay(crop, made, opacity=0) == crop).all()
+    best = int(made.segment_scores.argmax())
+    outlined = pictures.outlined(crop, made.labels, [best])
+    changed = (outlined != crop).any(2)
+    assert 0 < changed.mean() < 0.2 and (outlined[changed] != 128).any()
+    assert "Purple speaks for fake" in pictures.scale_words(made)
+    unsigned = ask("sobol", reference="original")
+    assert pictures.relative(unsigned).min() == 0 and pictures.relative(unsigned).max() == 1
+    assert pictures.scale_bar(signed=True).shape == (16, 256, 3)
+    nothing = ask(reference_image=face())
+    assert (pictures.overlay(crop, nothing) == crop).all() and "no map" in pictures.scale_words(nothing)
+    difference = pictures.reference_difference(face(), ask(reference_image=untextured()))
+    assert difference.gain > 1 and str(difference.gain) in difference.caption
+    assert pictures.reference_difference(face(), made) is None
+
+
+def test_a_fallen_short_of_memory_halves_the_batch(monkeypatch):
+    masked = MaskedFace(face(), untextured(), patch_detector())
+    masked.judge.batch = 32
+    true = masked.judge.logit_fake
+
+    def small_memory(images):
+        if len(images) > 8:
+            raise torch.cuda.OutOfMemoryError
+        return true(images)
+
+    monkeypatch.setattr(masked.judge, "logit_fake", small_memory)
+    assert len(masked.ask(torch.ones(32, 64, 64))) == 32
+    assert masked.batch == 8 and masked.inferences == Inferences(32, 4)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"method": "none"}, {"reference": "none"}, {"preset": "none"}, {"batch": 0}, {"segments": 1}, {"towards": "x"}],
+)
+def test_wrong_settings_are_one_sentence(wrong):
+    with pytest.raises(UserError) as error:
+        ask(**wrong)
+    assert error.value.message and error.value.hint

@@ -1,0 +1,61 @@
+import numpy as np
+import pytest
+import torch
+from pytorch_grad_cam import GradCAM, GradCAMPlusPlus
+from torch import nn
+
+from backend.counterfactual.cam import _LogOdds
+from backend.detectors.card import Detector
+from backend.explain import ExplainSettings, explain
+from backend.progress import finish
+from tests.patch_toys import PATCH, face, in_patch, patch_detector
+from tests.toys import hooks, toy_detector
+
+PACKAGE = {"gradcam": GradCAM, "gradcampp": GradCAMPlusPlus}
+
+
+class Convolutions(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.features = nn.Sequential(nn.Conv2d(3, 6, 5, 2, 2), nn.ReLU(), nn.Conv2d(6, 8, 3, 2, 1), nn.ReLU())
+        self.head = nn.Linear(8, 1)
+
+    def forward(self, images):
+        return self.head(self.features(images).mean((2, 3)))
+
+
+@pytest.mark.parametrize("towards", ["fake", "real"])
+@pytest.mark.parametrize("name", PACKAGE)
+def test_the_map_is_that_of_the_package_in_both_directions(name, towards):
+    detector = Detector(Convolutions(), toy_detector(size=32).card).eval()
+    picture = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    made = finish(explain(picture, detector, ExplainSettings(method=name, towards=towards)))
+    sign = 1 if towards == "fake" else -1
+    cam = PACKAGE[name](_LogOdds(detector), [detector.cam_module()])
+    expected = cam(picture.clone().requires_grad_(True), targets=[lambda scores: sign * scores[0]])[0]
+    cam.activations_and_grads.release()
+    assert not made.degenerate and not made.signed and made.reference is None
+    assert np.abs(made.saliency.numpy() - expected).max() < 1e-4
+
+
+@pytest.mark.parametrize("name", PACKAGE)
+def test_the_patch_is_found_and_nothing_speaks_against_it(name):
+    detector = patch_detector()
+    found = finish(explain(face(), detector, ExplainSettings(method=name)))
+    assert in_patch(found.saliency) and found.explanation.images == 1 and found.explanation.calls == 1
+    outside = found.saliency.clone()
+    outside[PATCH] = 0
+    assert outside.max() == 0
+    against = finish(explain(face(), detector, ExplainSettings(method=name, towards="real")))
+    assert against.degenerate and "real" in against.reason and (against.saliency == 0).all()
+    assert hooks(detector) == 0
+
+
+def test_a_detector_without_a_layer_says_so():
+    import dataclasses
+
+    detector = patch_detector()
+    detector.card = dataclasses.replace(detector.card, cam_layer="")
+    found = finish(explain(face(), detector, ExplainSettings(method="gradcam")))
+    assert found.degenerate and "layer" in found.reason
