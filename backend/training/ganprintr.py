@@ -27,6 +27,7 @@ class GanprintrSettings:
     steps: int
     batch: int
     lr: float
+    decay_share: float
     average_decay: float
     seed: int
 
@@ -57,7 +58,7 @@ class GanprintrTask:
         """Train one step."""
         settings = self.settings
         for group in self.optimizer.param_groups:
-            group["lr"] = settings.lr * (0.5 * (1 + math.cos(math.pi * number / settings.steps)) * 0.99 + 0.01)
+            group["lr"] = settings.lr * rate(number / settings.steps, settings.decay_share)
         chosen = self.pictures[datasets.draw(len(self.pictures), settings.batch, seed=settings.seed, step=number)]
         randomness = torch.Generator().manual_seed(settings.seed * 1_000_003 + number)
         faces = cropped(chosen, settings.crop, randomness).float() / 255
@@ -93,6 +94,11 @@ def initialize(network: GANprintR) -> None:
         nn.init.zeros_(cast(Tensor, layer.bias))
     decoder[-1].weight.mul_(0.1)
     cast(Tensor, decoder[-1].bias).fill_(MIDDLE)
+
+
+def rate(done: float, decay_share: float) -> float:
+    """Return the factor on the learning rate: 1, and in the last `decay_share` of the steps a half cosine to 0."""
+    return 0.5 * (1 + math.cos(math.pi * max(0.0, 1 - (1 - done) / decay_share)))
 
 
 def cropped(pictures: Tensor, size: int, randomness: torch.Generator) -> Tensor:
