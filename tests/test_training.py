@@ -142,9 +142,18 @@ def test_calibration_keeps_the_wanted_share_of_false_alarms():
     randomness = np.random.default_rng(0)
     scores = np.concatenate([randomness.normal(-3, 2, 1000), randomness.normal(4, 2, 1000)])
     fake = np.repeat([False, True], 1000)
-    threshold, temperature = measure.calibration(scores, fake, false_alarms=0.05)
+    threshold = measure.threshold(scores, fake, false_alarms=0.05)
     assert abs((scores[~fake] > threshold).mean() - 0.05) < 0.005
-    assert 0.2 <= temperature <= 20
+
+
+def test_the_temperature_makes_normal_scores_probabilities():
+    # Of normal classes at -2 and 2 with variance 4, the log-odds at x are exactly x; three times as much is too sure.
+    randomness = np.random.default_rng(0)
+    exact = np.concatenate([randomness.normal(-2, 2, 4000), randomness.normal(2, 2, 4000)])
+    fake = np.repeat([False, True], 4000)
+    assert measure.temperature(exact, fake) == pytest.approx(1, rel=0.1)
+    assert measure.temperature(3 * exact, fake) == pytest.approx(3, rel=0.1)
+    assert measure.temperature(exact / 200, fake) == pytest.approx(1 / 200, rel=0.1)
 
 
 def test_installing_a_file_writes_an_entry_that_verifies(tmp_path, monkeypatch):

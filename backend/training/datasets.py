@@ -44,11 +44,13 @@ def load(data: Path, size: int, packs: str = "*") -> Photographs:
     """Read a folder of pictures, or the tar packs in it whose name matches `packs`, sorted by name."""
     archives = sorted(data.glob(f"{packs}.tar"))
     source = _from_archives(archives) if archives else _from_folder(data)
-    decoded = sorted(((name, _decode(content, size)) for name, content in source), key=lambda item: item[0])
-    if not decoded:
+    encoded = sorted(source)
+    if not encoded:
         raise _nothing_in(data)
-    stacked = np.stack([array for _, array in decoded])
-    return Photographs([name for name, _ in decoded], torch.from_numpy(stacked).permute(0, 3, 1, 2).contiguous())
+    pictures = torch.empty((len(encoded), 3, size, size), dtype=torch.uint8)
+    for place, (_, content) in enumerate(encoded):
+        pictures[place] = torch.from_numpy(_decode(content, size)).permute(2, 0, 1)
+    return Photographs([name for name, _ in encoded], pictures)
 
 
 def names(data: Path, packs: str = "*") -> list[str]:
@@ -111,7 +113,7 @@ def _decode(content: bytes, size: int) -> np.ndarray:
         rgb = picture.convert("RGB")
         if rgb.size != (size, size):
             rgb = rgb.resize((size, size), Image.Resampling.LANCZOS)
-        return np.asarray(rgb)
+        return np.array(rgb)
 
 
 def draw(count: int, batch: int, *, seed: int, step: int) -> Tensor:

@@ -12,12 +12,13 @@ from backend import weights
 from backend.detectors import registry
 from backend.detectors.card import Card, Detector
 from backend.progress import Step, finish
-from backend.training import description, detector, harness, labelled, measure, recipes, reports, starting
+from backend.training import description, detector, harness, honesty, labelled, measure, recipes, reports, starting
 from backend.training.defences import Name
 from backend.training.detector import DetectorSettings
 
 AGAINST = {"ciplab_photoshop": "ciplab_real"}
 FALSE_ALARMS = 0.04  # share of calibration photographs that the threshold lets pass as fake
+MORE_ALARMS = 0.035  # share that saving, blurring or resizing them may add; honesty.MOST_MORE with a margin
 SUFFIXES: dict[Name, str] = {"shipped": "", "none": "_plain", "weak": "_weak"}
 STRONG = "_strong"
 HOW: dict[Name, str] = {
@@ -55,7 +56,8 @@ def train_detector(
         photographs: What the photographs are, in words.
         initial: What the weights start from: a file, `installed` for the entry of the same name, or random.
         adversarial: Attacked fakes, for the strong defence.
-        changes: Settings that differ from those of the settings file.
+        changes: Settings that differ from those of the settings file. With `steps=0` and `installed`, weights are
+            only calibrated and measured anew.
     """
     settings = detector.settings_for(architecture, **changes)
     name = entry_name(architecture, settings.defence, strong=adversarial is not None)
@@ -74,15 +76,20 @@ def train_detector(
         key: value.half().float() if value.is_floating_point() else value for key, value in trained.state_dict().items()
     }
     trained.load_state_dict(half)
-    calibration = _calibration(trained, card, split.calibrating, architecture)
+    undefended = settings.defence == "none"
+    calibration = _calibration(trained, card, split.calibrating, architecture, steady=not undefended)
     ready = Detector(trained, card, **calibration).eval()
-    ending = measure.as_stored if settings.defence == "none" else measure.same_ending
+    ending = measure.as_stored if undefended else measure.same_ending
+    alarms = honesty.false_alarms(ready, split.measuring.of(labelled.REAL))
     rates = measure.error_rates(ready, split.measuring, AGAINST, ending)
     weights.save_half(out, half)
     learned = description.examples(photographs, split.training.kinds.tolist())
     facts = _facts(architecture, settings, photographs, learned, strong=adversarial is not None)
-    options = calibration | {"errors": rates} | facts
-    return reports.write(out.with_suffix(".json"), {"errors": rates}, run, {name: out}, {name: options})
+    if settings.steps == 0 and initial == starting.INSTALLED:  # measured anew: where they come from stays
+        entry = weights.entry(name)
+        facts |= {"source": entry.source, "trained_on": entry.options["trained_on"]}
+    figures = {"errors": rates, "false_alarms": alarms}
+    return reports.write(out.with_suffix(".json"), figures, run, {name: out}, {name: calibration | figures | facts})
 
 
 def untrained_card(architecture: str) -> Card:
@@ -105,10 +112,20 @@ def untrained_card(architecture: str) -> Card:
     )
 
 
-def _calibration(network: nn.Module, card: Card, examples: labelled.Examples, architecture: str) -> dict[str, float]:
-    scores = measure.log_odds(Detector(network, card).eval(), examples.pictures)
-    alarms = None if architecture in recipes.BALANCED else FALSE_ALARMS
-    threshold, temperature = measure.calibration(scores, examples.kinds != labelled.REAL, false_alarms=alarms)
+def _calibration(
+    network: nn.Module, card: Card, examples: labelled.Examples, architecture: str, *, steady: bool
+) -> dict[str, float]:
+    """Return threshold and temperature; a steady threshold holds for photographs that were saved again, too."""
+    untuned = Detector(network, card).eval()
+    scores = measure.log_odds(untuned, examples.pictures)
+    fake = examples.kinds != labelled.REAL
+    wanted = None if architecture in recipes.BALANCED else FALSE_ALARMS
+    threshold = measure.threshold(scores, fake, false_alarms=wanted)
+    if steady:
+        photographs = examples.of(labelled.REAL)
+        after = [measure.log_odds(untuned, honesty.changed(photographs, change)) for change in honesty.CHANGES]
+        threshold = honesty.steady_threshold(threshold, scores[~fake], after, MORE_ALARMS)
+    temperature = measure.temperature(scores - threshold, fake)
     return {"threshold": float(f"{threshold:.5g}"), "temperature": float(f"{temperature:.5g}")}
 
 

@@ -26,9 +26,9 @@ class History:
         jpeg_share: How often.
     """
 
-    blur: float = 0.9
+    blur: float = 1.2
     blur_share: float = 0.25
-    rescale: float = 0.55
+    rescale: float = 0.45
     rescale_share: float = 0.25
     noise: float = 5.0
     noise_share: float = 0.2

@@ -90,7 +90,9 @@ def read(data: Path, folders: Sequence[Path], size: int, *, adversarial: Path | 
     if adversarial is not None:
         training += [row._replace(kind=ATTACKED) for row in _made(adversarial, size)]
     if not any(row.kind == REAL for row in calibrating) or not any(row.kind != REAL for row in calibrating):
-        raise UserError("There are too few photographs or fakes to set a threshold.", "Give at least a hundred of each.")
+        raise UserError(
+            "There are too few photographs or fakes to set a threshold.", "Give at least a hundred of each."
+        )
     return Split(_examples(training), _examples(calibrating), _examples(measuring))
 
 

@@ -1,0 +1,133 @@
+"""Installed detectors judge the forgery, not the file.
+
+Sixty pictures of each sort are enough to see a detector that lives on a shortcut. What is demanded of them comes
+from what was measured on all of them when the detector was trained: the figures of its card and of its entry.
+"""
+
+import io
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from backend import weights
+from backend.detectors import registry
+from backend.generators import inversion
+from backend.progress import finish
+from backend.training import datasets, fakes, honesty, labelled, measure
+
+COUNT = 60
+CHANCE = 0.5
+CLAIM = 0.65  # a card that says this much of a kind of fake must be right about it
+NAMES = registry.loadable()
+
+
+def some(items):
+    return items[:: max(1, len(items) // COUNT)][:COUNT]
+
+
+@pytest.fixture(scope="module")
+def originals(shared_folder):
+    """Return the bytes of validation photographs by name."""
+    with tarfile.open(shared_folder / "faces" / "real-val.tar") as pack:
+        members = some(sorted((one for one in pack if one.name.endswith(".jpg")), key=lambda one: one.name))
+        return {one.name.removeprefix("./"): pack.extractfile(one).read() for one in members}
+
+
+@pytest.fixture(scope="module")
+def photographs(originals):
+    pixels = [np.asarray(Image.open(io.BytesIO(content)).convert("RGB")) for content in originals.values()]
+    return datasets.Photographs(list(originals), torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous())
+
+
+@pytest.fixture(scope="module")
+def sets(shared_folder, originals, photographs, tmp_path_factory):
+    """Return fakes and photographs that differ in the forgery alone, by kind of fake."""
+    folder = tmp_path_factory.mktemp("swaps")
+    finish(fakes.build(photographs, folder, None, fakes.FakesSettings(COUNT, seed=5, kinds=("swap",))))
+    swaps, targets = datasets.load(folder, registry.EMBEDDED_SIZE), fakes.origins(folder)
+    own = photographs.subset([photographs.names.index(targets[name]) for name in swaps.names])
+    drawn = measure.reconstructions(inversion.load().to(torch.device("cpu")), photographs.pictures)
+    rendered = [
+        honesty.saved_like(picture.permute(1, 2, 0).numpy(), content)
+        for picture, content in zip(drawn, originals.values(), strict=True)
+    ]
+    wild = datasets.load(shared_folder / "faces", registry.EMBEDDED_SIZE, labelled.WILD)
+    ciplab = {}
+    for kind in ("ciplab_photoshop", "ciplab_real"):
+        measuring = [
+            index
+            for index, name in enumerate(wild.names)
+            if name.startswith(f"{kind}/") and datasets.one_in(labelled.MEASURING_PART, name)
+        ]
+        ciplab[kind] = measure.same_ending(wild.pictures[some(measuring)])
+    return {
+        "swap": (measure.same_ending(swaps.pictures), measure.same_ending(own.pictures)),
+        "reconstruction": (torch.from_numpy(np.stack(rendered)).permute(0, 3, 1, 2), photographs.pictures),
+        "ciplab_photoshop": (ciplab["ciplab_photoshop"], ciplab["ciplab_real"]),
+    }
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind", ["swap", "reconstruction", "ciplab_photoshop"])
+def test_like_for_like_a_detector_is_as_good_as_its_card_says(name, kind, sets):
+    claimed = next(rate for rate in registry.card(name).errors if rate.kind == kind)
+    found = honesty.like_for_like(registry.load(name), *sets[kind])
+    allowed = honesty.separation(claimed.auc, *(len(pictures) for pictures in sets[kind]))
+    assert found.auc >= claimed.auc - 4 * max(allowed.error, 0.02)
+    if claimed.auc >= CLAIM:
+        assert found.low > CHANCE
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_saving_blurring_and_resizing_photographs_raises_no_alarm(name, photographs):
+    found = honesty.false_alarms(registry.load(name), photographs.pictures)
+    stored = weights.entry(name).options.get("false_alarms")
+    if stored is None:
+        pytest.skip(f"{name} was trained before this was measured on all photographs")
+    before = stored[honesty.UNCHANGED]
+    assert (
+        before == next(rate.rate for rate in registry.card(name).errors if rate.kind == labelled.REAL) or before < 0.06
+    )
+    for change in honesty.CHANGES:
+        assert stored[change] <= before + honesty.MOST_MORE
+        # The share among sixty of as many as the entry says, within three standard errors.
+        spread = np.sqrt(max(stored[change] * (1 - stored[change]), 0.02) / COUNT)
+        assert found[change] <= stored[change] + 3 * spread
+
+
+def test_a_threshold_rises_until_changes_add_few_false_alarms():
+    scores = np.arange(100) / 100
+    after = scores + 0.2  # at any threshold up to 0.99, twenty more of a hundred pass it
+    assert honesty.steady_threshold(0.95, scores, [scores], 0.05) == 0.95
+    assert honesty.steady_threshold(0.5, scores, [after], 0.2) == 0.5
+    risen = honesty.steady_threshold(0.5, scores, [scores, after], 0.05)
+    assert risen == pytest.approx(1.14)
+    assert (after > risen).mean() == 0.05
+
+
+def test_an_auc_has_the_standard_error_of_hanley_and_mcneil():
+    # Equation 1 by hand: Q1 = .8/1.2 = 2/3, Q2 = 1.28/1.8; ten of each.
+    expected = np.sqrt((0.16 + 9 * (2 / 3 - 0.64) + 9 * (1.28 / 1.8 - 0.64)) / 100)
+    found = honesty.separation(0.8, 10, 10)
+    assert found.error == pytest.approx(expected)
+    assert found.low == pytest.approx(0.8 - 1.96 * expected)
+    assert honesty.separation(1.0, 10, 10).error == 0
+
+
+@pytest.mark.parametrize(("quality", "subsampling"), [(60, 0), (85, 2)])
+def test_a_picture_is_saved_with_the_tables_of_another(quality, subsampling):
+    randomness = np.random.default_rng(1)
+    pictures = [
+        np.asarray(Image.fromarray(randomness.integers(0, 256, (8, 8, 3), dtype=np.uint8)).resize((64, 64)))
+        for _ in range(2)
+    ]
+    files = []
+    for picture in pictures:
+        buffer = io.BytesIO()
+        Image.fromarray(picture).save(buffer, "JPEG", quality=quality, subsampling=subsampling)
+        files.append(buffer.getvalue())
+    expected = np.asarray(Image.open(io.BytesIO(files[0])).convert("RGB"))
+    assert np.array_equal(honesty.saved_like(pictures[0], files[1]), expected)
