@@ -5,6 +5,7 @@ import os
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 
 import logging
+import signal
 import sys
 import threading
 
@@ -69,6 +70,7 @@ def main() -> None:
         share=False,
         prevent_thread_lock=True,
     )
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a stop by the system tidies up too
     threading.Thread(target=common.warm_up, name="warm-up", daemon=True).start()
     demo.block_thread()
 

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,10 +25,14 @@ from backend.progress import finish
 from backend.settings import SETTINGS
 from backend.verdicts import JudgedFace
 
+if TYPE_CHECKING:
+    from backend.trace_removal.bundle import Bundle as RemovalBundle
+
 FOLDER = SETTINGS.weights_dir.parent / "examples"
 GENERATED, SWAPPED = 3, 2
 TRUNCATION = 0.7
 LAST_SEED = 80
+REMOVAL = "removal"  # folder of a stored removal, in that of an example's results
 FEATHER = 2.5  # of a swap, in pixels
 
 
@@ -68,6 +72,15 @@ class Example:
         """Return the stored result."""
         return bundle.load(self.results, images.read(self.photo_path), self.faces()[0].aligned)
 
+    def removal(self) -> "RemovalBundle | None":
+        """Return the stored removal of traces, or None where there is none."""
+        from backend.trace_removal import bundle as removals
+
+        folder = self.results / REMOVAL
+        if not (folder / removals.RECORD).exists():
+            return None
+        return removals.load(folder, images.read(self.photo_path), self.faces()[0].aligned)
+
 
 def load(folder: Path = FOLDER) -> list[Example]:
     """Return the examples in a folder; none where it was not built."""
@@ -84,12 +97,16 @@ def stale(example: Example) -> bool:
     except (OSError, ValueError, KeyError):
         return True
     known = weights.entries()
+    if set(example.faces()[0].p_fake) != set(registry.loadable()):
+        return True
     return any(name not in known or known[name].sha256 != sha256 for name, sha256 in used.items())
 
 
 def build(out: Path = FOLDER) -> list[Path]:
     """Draw the examples, run the app's own search on each and store everything; return the files."""
-    from backend.counterfactual.story import explain_photo  # its imports would keep the app's page waiting
+    from backend.counterfactual.story import explain_photo  # these imports would keep the app's page waiting
+    from backend.trace_removal import bundle as removals
+    from backend.trace_removal import trnet
 
     inverter = inversion.load()
     rows = []
@@ -100,6 +117,8 @@ def build(out: Path = FOLDER) -> list[Path]:
         detector = suggested(judged[0].p_fake) or registry.loadable()[0]
         example = Example(f"{name}.png", label, detector, out)
         bundle.of(finish(explain_photo(picture, detector))).save(example.results)
+        if trnet.ENTRY in weights.entries():
+            finish(removals.make(picture, detector=detector)).save(example.results / REMOVAL)
         text = json.dumps([_stored(face) for face in judged], indent=1)
         (example.results / "faces.json").write_text(text + "\n", encoding="utf-8")
         rows.append({"file": example.file, "label": label, "detector": detector})

@@ -1,5 +1,6 @@
 """What all tabs share: how errors are said, how events queue, and how a photo comes in."""
 
+import atexit
 import functools
 import inspect
 import logging
@@ -136,13 +137,21 @@ def shown(photo: np.ndarray, side: int = SHOWN_SIDE) -> np.ndarray:
 
 def session_folder(request: gr.Request | None) -> Path:
     """Return a folder for one visitor's downloads, and forget those of visitors who are long gone."""
-    root = Path(tempfile.gettempdir()) / "face-forgery-downloads"
+    root = _downloads()
     name = "".join(letter for letter in (getattr(request, "session_hash", None) or "api") if letter.isalnum())
     for old in root.glob("*"):
         if old.name != name and time.time() - old.stat().st_mtime > KEPT_SECONDS:
             shutil.rmtree(old, ignore_errors=True)
     folder = root / name
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@functools.cache
+def _downloads() -> Path:
+    """Return this process's own folder for downloads, closed to other users; it goes when the process ends."""
+    folder = Path(tempfile.mkdtemp(prefix="face-forgery-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 
 

@@ -20,7 +20,7 @@ from tabs.common import QUICK, SHOWN_SIDE, VERDICT, answered, photo_from, photo_
 Updates = dict[Any, Any]
 CONVERTED_SIDE = 2200  # of pictures that browsers cannot show, in pixels
 BLUE = "#1d4ed8"
-MAX_LISTED = 12  # faces that can be picked
+MAX_LISTED = 12  # faces that are marked and can be picked
 
 RULES = (
     "Use a photo of yourself, or of someone who agreed. For teaching and research, not for commercial use. "
@@ -167,7 +167,7 @@ class PhotoStep:
     def show(self, photo: np.ndarray, faces: Sequence[JudgedFace], number: int = 1) -> Updates:
         """Return the updates of step 2 for one of the faces, from 1."""
         boxes: list[tuple[np.ndarray | tuple[int, int, int, int], str]] = [
-            (_box(photo, face), f"Face {face.number}") for face in faces
+            (_box(photo, face), f"Face {face.number}") for face in faces[:MAX_LISTED]
         ]
         numbers = [(str(face.number), face.number) for face in faces[:MAX_LISTED]]
         return {
@@ -184,7 +184,7 @@ class PhotoStep:
         crop = faces[number - 1].aligned.crop if faces else None
         return {
             self.crop: gr.Image(crop, visible=crop is not None),
-            self.said: words.which_face(faces, number),
+            self.said: words.which_face(faces, number, MAX_LISTED),
             self.verdicts: words.answer(faces, number),
         }
 

@@ -96,7 +96,7 @@ class ResultStep:
             self.crop: drawn["crop"],
             self.slider: gr.ImageSlider((drawn["crop"], marked["counterfactual"]), slider_position=50),
             self.position: 50,
-            self.pasted: shown(marked["pasted"]),
+            self.pasted: shown(marked["photo"]),
             self.changes: words.changes(bundle.record),
             self.retest: words.retest(bundle.record),
             **{getattr(self, name): marked[name] for name in ("inversion", "counterfactual", "residual")},

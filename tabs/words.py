@@ -42,14 +42,15 @@ def answer(faces: Sequence[JudgedFace], number: int) -> str:
     return f'{head}<div class="cards">{cards}</div>'
 
 
-def which_face(faces: Sequence[JudgedFace], number: int) -> str:
-    """Say which face was taken."""
+def which_face(faces: Sequence[JudgedFace], number: int, listed: int) -> str:
+    """Say which face was taken, from 1, and which ones can be: the `listed` largest."""
     if not faces:
         return ""
     if len(faces) == 1:
         return "One face was found. Beside it is the cut-out that the detectors see."
     which = "the largest one" if number == 1 else f"number {number}, counted from the largest"
-    return f"{len(faces)} faces were found, and {which} was taken. You can pick another below."
+    others = "another" if len(faces) <= listed else f"another of the {listed} largest"
+    return f"{len(faces)} faces were found, and {which} was taken. You can pick {others} below."
 
 
 def refusal(error: UserError) -> str:

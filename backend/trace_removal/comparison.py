@@ -1,0 +1,96 @@
+"""Every attack on one face, side by side: what it changes and what all detectors then say."""
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from backend import images, verdicts
+from backend.counterfactual import traces
+from backend.detectors import registry
+from backend.progress import Job, Step
+from backend.trace_removal.attacks import COMPARED, WHITE_BOX, named
+
+
+@dataclass(frozen=True, eq=False)
+class Compared:
+    """One attack on the face.
+
+    Args:
+        name: Of the attack.
+        title: Name for people.
+        needs: What an attacker must have.
+        picture: uint8 (S, S, 3).
+        psnr: In dB against the face; None where no pixel differs.
+        ssim: Against the face, 1 = equal.
+        p_fake: By detector, the probability of fake in [0, 1].
+        seconds: Time taken.
+    """
+
+    name: str
+    title: str
+    needs: str
+    picture: np.ndarray
+    psnr: float | None
+    ssim: float | None
+    p_fake: dict[str, float]
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """All attacks on one face.
+
+    Args:
+        original: The face, uint8 (S, S, 3).
+        p_fake: By detector, of the face.
+        attacks: In the order of the table.
+        missing: Titles of attacks whose weights are not installed.
+    """
+
+    original: np.ndarray
+    p_fake: dict[str, float]
+    attacks: tuple[Compared, ...]
+    missing: tuple[str, ...]
+
+
+def compare(face: Tensor, *, seed: int = 0) -> Job[Comparison]:
+    """Run every attack of the table on a face (1, 3, H, W) in [0, 1] and ask all detectors about the 8-bit results.
+
+    Raises:
+        UserError: The white-box detector is not installed.
+    """
+    white_box = registry.load(WHITE_BOX)
+    original = images.to_array(face)
+    made, missing = [], []
+    for number, name in enumerate(COMPARED):
+        attack = named(name)
+        if not attack.available():
+            missing.append(attack.title)
+            continue
+        started = time.perf_counter()
+        job = attack.run(face, white_box, seed=seed)
+        try:
+            while True:
+                try:
+                    next(job)
+                except StopIteration as end:
+                    attacked = end.value
+                    break
+                yield Step(number, len(COMPARED), f"{attack.title} is running.")
+        finally:
+            job.close()
+        seconds = time.perf_counter() - started
+        made.append((attack, images.to_array(attacked.images), seconds))
+        yield Step(number + 1, len(COMPARED), f"{attack.title} is done.")
+    scores = verdicts.p_fake(torch.cat([face, *(images.to_tensor(picture) for _, picture, _ in made)]))
+    rows = []
+    for place, (attack, picture, seconds) in enumerate(made, 1):
+        likeness = traces.likeness(original, picture)
+        own = {name: values[place] for name, values in scores.items()}
+        rows.append(
+            Compared(attack.name, attack.title, attack.needs, picture, likeness["psnr"], likeness["ssim"], own, seconds)
+        )
+    return Comparison(original, {name: values[0] for name, values in scores.items()}, tuple(rows), tuple(missing))
