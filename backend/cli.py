@@ -121,6 +121,12 @@ def _evaluate(options: argparse.Namespace) -> Answer:
     return command.run(options, samples.draw, _show_step)
 
 
+def _remove_traces(options: argparse.Namespace) -> Answer:
+    from backend.trace_removal import command  # the models' packages take seconds to import
+
+    return command.run(options, _show_step)
+
+
 def _weights(options: argparse.Namespace) -> Answer:
     listed = []
     for name, entry in sorted(weights.entries().items()):
