@@ -15,17 +15,19 @@ from backend.evaluate.protocols.protocol import configured
 from backend.progress import Step, finish
 
 
-def run(options: argparse.Namespace, data: Path, on_step: Callable[[Step], None]) -> dict[str, Any]:
+def run(
+    options: argparse.Namespace, draw_sample: Callable[[Path], Path], on_step: Callable[[Step], None]
+) -> dict[str, Any]:
     """Run or resume a protocol, write its report, and return tables and files.
 
     Args:
-        options: What `add_arguments` of the command line collected.
-        data: The pictures: a folder or a zip file.
+        options: What the command line collected.
+        draw_sample: Writes the sample set to a folder and returns it.
         on_step: Called at every item.
     """
     protocol = configured(registry.get(options.protocol), options.preset, _changes(options.set))
     engine = engines.engine(options.engine, options.workers, options.ray_address)
-    dataset = open_data(data, options.out)
+    dataset = open_data(draw_sample(options.out / "sample") if options.sample else options.data, options.out)
     on_step(Step(0, 0, f"Settings: {json.dumps(vars(protocol.config))}"))
     found = finish(
         runs.evaluate(protocol, dataset, options.out, engine=engine, resume=options.resume),

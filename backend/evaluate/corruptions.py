@@ -13,6 +13,9 @@ NONE = "none"
 UNITS = {"jpeg": "JPEG quality", "blur": "standard deviation in pixels", "resize": "factor", "noise": "grey levels"}
 
 
+MOST = {"jpeg": 100, "blur": 100, "resize": 1, "noise": 255}
+
+
 def corrupt(picture: np.ndarray, kind: str, strength: float, seed: int, name: str) -> np.ndarray:
     """Return uint8 (H, W, 3) after one corruption.
 
@@ -44,7 +47,7 @@ def parse(text: str) -> tuple[str, float]:
         value = float(strength)
     except ValueError:
         value = -1.0
-    if kind not in UNITS or value <= 0 or (kind == "jpeg" and value > 100) or (kind == "resize" and value > 1):
+    if kind not in UNITS or not 0 < value <= MOST[kind]:
         raise UserError(f"There is no corruption {text}.", "Write for example: jpeg 70, blur 1, resize 0.5, noise 5.")
     return kind, value
 

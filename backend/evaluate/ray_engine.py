@@ -41,7 +41,7 @@ class RayEngine(engines.Pool):
             UserError: Ray is not installed, or there is no cluster at the address.
         """
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        os.environ.setdefault("RAY_worker_niceness", "0")  # otherwise whatever else runs comes first
         try:
             import ray
         except ModuleNotFoundError:

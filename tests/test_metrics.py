@@ -1,0 +1,229 @@
+"""Metrics: published golden numbers, values computed by hand, and agreement with packages."""
+
+import numpy as np
+import pytest
+import torch
+
+from backend import alignment, faces, images
+from backend.evaluate.metrics import classification as c
+from backend.evaluate.metrics import faithfulness, identity, likeness, naturalness, registry, success
+from backend.evaluate.metrics.metric import mean, proportion
+from tests import pictures
+
+UNIFORM = torch.from_numpy(np.random.RandomState(0).rand(256, 256, 3)).permute(2, 0, 1)[None]
+GAUSSIAN = torch.from_numpy(0.5 + np.random.RandomState(0).randn(256, 256, 3) * 10 / 255).permute(2, 0, 1)[None]
+
+
+def test_golden_noise_level_and_total_variation():
+    assert float(naturalness.noise_level(UNIFORM)[0]) == pytest.approx(72.44084, rel=1e-4)
+    assert float(naturalness.noise_level(GAUSSIAN)[0]) == pytest.approx(9.76473, rel=1e-4)
+    assert float(naturalness.total_variation(UNIFORM)[0]) == pytest.approx(21736.262, rel=1e-4)
+
+
+def test_total_variation_by_hand():
+    picture = torch.zeros(1, 3, 2, 3)
+    picture[0, :, 0, 0] = 10 / 255  # one vertical and one horizontal edge of 10 levels in every colour
+    # Three colours of 10 squared, over 1 x 3 x 3 vertical and 2 x 2 x 3 horizontal differences.
+    assert float(naturalness.total_variation(picture)[0]) == pytest.approx(300 / 9 + 300 / 12)
+
+
+def test_a_flat_picture_has_no_noise():
+    assert float(naturalness.noise_level(torch.full((1, 3, 32, 32), 0.5))[0]) == pytest.approx(0, abs=1e-6)
+
+
+def test_attack_success_over_its_four_denominators_by_hand():
+    # caught and turned; caught but turned by inversion alone; caught, not turned; never caught; caught only after
+    # inversion and turned; exactly on the threshold, which is neither
+    original = [0.9, 0.9, 0.9, 0.1, 0.2, 0.5]
+    inversion = [0.8, 0.3, 0.9, 0.9, 0.9, 0.9]
+    attacked = [0.1, 0.1, 0.6, 0.1, 0.1, 0.1]
+    found = success.attack_success(original, inversion, attacked)
+    assert (found.everything.value, found.everything.count) == (pytest.approx(1 / 6), 6)
+    assert (found.detected.value, found.detected.count) == (pytest.approx(1 / 3), 3)
+    assert (found.after_inversion.value, found.after_inversion.count) == (pytest.approx(1 / 5), 5)
+    assert (found.both.value, found.both.count) == (pytest.approx(1 / 2), 2)
+    assert success.transfer_rate(original, inversion, attacked) == found.both
+
+
+def test_nothing_to_count_is_not_zero():
+    found = success.attack_success([0.1], [0.1], [0.1])
+    assert found.everything.value == 0
+    assert found.both.value is None
+    assert found.both.count == 0
+    assert mean([None, float("nan")]).value is None
+
+
+def test_wilson_interval_by_hand():
+    # z = 1.959964: centre (p + z^2/2n) / (1 + z^2/n), half width z sqrt(p(1-p)/n + z^2/4n^2) / (1 + z^2/n)
+    found = proportion(8, 10)
+    assert (found.low, found.high) == (pytest.approx(0.490162, abs=1e-5), pytest.approx(0.943318, abs=1e-5))
+    none = proportion(0, 10)
+    assert none.low == 0
+    assert none.high == pytest.approx(0.277533, abs=1e-5)
+
+
+def test_mean_and_spread_by_hand():
+    found = mean([1.0, None, 2.0, 3.0])
+    assert (found.value, found.std, found.count) == (2.0, 1.0, 3)
+    assert mean([4.0]).std is None
+
+
+# Two reals below and one above the fakes' lowest score.
+LABELS = [0, 0, 0, 0, 1, 1, 1, 1, 1]
+SCORES = [0.1, 0.2, 0.45, 0.7, 0.4, 0.6, 0.8, 0.9, 0.95]
+
+
+def test_accuracy_per_class_by_hand():
+    assert c.accuracy_real(LABELS, SCORES).value == 0.75
+    assert c.accuracy_fake(LABELS, SCORES).value == 0.8
+    assert c.accuracy_fake([1], [0.5]).value == 1  # the threshold itself is called fake
+
+
+def test_ranking_by_hand():
+    # Pairs (fake, real) ranked rightly: 0.4 beats 2, 0.6 beats 3, the other three beat all 4: 17 of 20.
+    assert c.auc(LABELS, SCORES) == pytest.approx(17 / 20)
+    # Precision at each fake from the top: 1/1, 2/2, 3/3, then 0.7 is real: 4/5, then 0.45 is real: 5/7.
+    assert c.average_precision(LABELS, SCORES) == pytest.approx((1 + 1 + 1 + 4 / 5 + 5 / 7) / 5)
+
+
+def test_equal_error_rate_by_hand():
+    # At a threshold between 0.45 and 0.6, one real of four (0.25) and one fake of five (0.2) are wrong; at 0.7 the
+    # misses are 2 of 5 and the false alarms 1 of 4. In between the ROC is horizontal at 0.25 false alarms.
+    assert c.equal_error_rate(LABELS, SCORES) == pytest.approx(0.25)
+    assert c.equal_error_rate([0, 1], [0.2, 0.8]) == 0
+    assert c.equal_error_rate([0, 1], [0.8, 0.2]) == 1
+    assert c.equal_error_rate([0, 0, 1, 1], [0.1, 0.6, 0.4, 0.9]) == pytest.approx(0.5)
+
+
+def test_one_class_alone_has_no_ranking():
+    assert c.auc([1, 1], [0.2, 0.8]) is None
+    assert c.average_precision([0], [0.2]) is None
+    assert c.equal_error_rate([], []) is None
+    assert c.brier([], []) is None
+    assert c.calibration_error([], []) is None
+
+
+@pytest.mark.parametrize(("recall", "alarms"), [(1.0, 2), (0.8, 1), (0.9, 2), (0.6, 0), (0.2, 0)])
+def test_false_alarms_at_recall_by_hand(recall, alarms):
+    # All five fakes need a threshold of 0.4, with 0.45 and 0.7 above it; four need 0.6, with 0.7 above it.
+    found = c.false_alarms_at_recall(LABELS, SCORES, recall)
+    assert (found.value, found.count) == (alarms / 4, 4)
+    assert found.low < found.value < found.high or alarms == 0
+
+
+def test_recall_is_counted_exactly():
+    scores = [k / 10 for k in range(1, 11)]
+    found = c.false_alarms_at_recall(
+        [1] * 10 + [0] * 10, scores + scores, 0.9
+    )  # 0.9 * 10 is 9.000000000000002 at worst
+    assert found.value == 0.9
+
+
+def test_calibration_by_hand():
+    labels, said = [0, 1, 1, 1], [0.05, 0.15, 0.95, 1.0]
+    assert c.brier(labels, said) == pytest.approx((0.05**2 + 0.85**2 + 0.05**2 + 0) / 4)
+    assert c.reliability(labels, said) == [(0.05, 0.0, 1), (0.15, 1.0, 1), (0.975, 1.0, 2)]
+    assert c.calibration_error(labels, said) == pytest.approx((0.05 + 0.85 + 2 * 0.025) / 4)
+
+
+def test_psnr_and_ssim():
+    one = np.full((32, 32, 3), 100, np.uint8)
+    assert likeness.psnr(one, one) is None
+    assert likeness.psnr(one, one + 5) == pytest.approx(20 * np.log10(255 / 5))
+    assert likeness.ssim(one, one) == pytest.approx(1)
+    assert likeness.ssim(pictures.noise(32, 32), pictures.noise(32, 32, seed=1)) < 0.2
+
+
+def test_lpips_says_why_it_is_not_measured(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    assert "not on this machine" in likeness.lpips_missing()
+    with pytest.raises(RuntimeError, match="not measured"):
+        likeness.lpips(UNIFORM, UNIFORM)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / likeness.ALEXNET).write_bytes(b"not the weights")
+    assert "damaged" in likeness.lpips_missing()
+    assert "lpips" in registry.missing()
+
+
+def test_lpips_is_the_package_s(monkeypatch):
+    torch.manual_seed(0)
+    network = likeness.build_lpips(random=True)
+    monkeypatch.setattr(likeness, "lpips_missing", lambda: None)
+    monkeypatch.setattr(likeness, "loaded", lambda *_: network)
+    one, two = torch.rand(2, 3, 64, 64), torch.rand(2, 3, 64, 64)
+    expected = network(one * 2 - 1, two * 2 - 1).flatten()  # the package's own range is [-1, 1]
+    torch.testing.assert_close(likeness.lpips(one, two), expected, atol=1e-5, rtol=1e-5)
+    assert likeness.lpips(one, one).abs().max() == 0
+
+
+@pytest.fixture(scope="module")
+def aligned():
+    found = {}
+    for name, photo in (("astronaut", pictures.astronaut()), ("hopper", pictures.hopper())):
+        face = faces.find(photo)[0]
+        for template, size in (("embedded", 128), ("ffhq", 256)):
+            found[name, template] = images.to_tensor(alignment.align(photo, face, template, size).crop)
+    return found
+
+
+@pytest.mark.parametrize("template", ["embedded", "ffhq"])
+def test_identity_by_dlib(aligned, template):
+    pytest.importorskip("dlib", reason="dlib is optional (requirements-identity.txt)")
+    own = identity.recogniser()
+    if own is None or own.name != "dlib ResNet v1":
+        pytest.skip("needs dlib's files, and no better network")
+    one, other = aligned["astronaut", template], aligned["hopper", template]
+    same = identity.identity(one, one.flip(3), template)
+    assert same.retained
+    assert same.similarity > 0.98
+    assert same.recogniser == "dlib ResNet v1"
+    assert not identity.identity(one, other, template).retained
+    assert identity.identity(one, one, template).similarity == pytest.approx(1)
+
+
+def test_identity_without_any_network_is_said_in_words(monkeypatch):
+    monkeypatch.setattr(identity, "recogniser", lambda: None)
+    assert "neither ArcFace nor FaceNet" in identity.identity_missing()
+    assert {"identity", "identity_retained"} <= set(registry.missing())
+    with pytest.raises(RuntimeError, match="not measured"):
+        identity.identity(UNIFORM, UNIFORM, "embedded")
+
+
+def test_the_face_is_cut_as_e4e_does():
+    picture = torch.arange(256 * 256, dtype=torch.float32).reshape(1, 1, 256, 256)
+    expected = torch.nn.functional.adaptive_avg_pool2d(picture[..., 35:223, 32:220], 112)
+    torch.testing.assert_close(identity.recognised(picture, "ffhq", 112), expected)
+    assert identity.recognised(torch.rand(1, 3, 128, 128), "embedded", 160).shape == (1, 3, 160, 160)
+
+
+def test_faithfulness_by_hand():
+    assert faithfulness.accuracy_at_k([True, False, None, True]).value == pytest.approx(2 / 3)
+    found = faithfulness.sufficiency_at_k([0.9, 0.8, None, 0.5], [0.1, 0.6, 0.3, None])
+    assert (found.value, found.count) == (pytest.approx(0.5), 2)
+    ramp = np.arange(12.0).reshape(3, 4)
+    assert faithfulness.stability(ramp, 5 - 2 * ramp) == pytest.approx(-1)
+    assert faithfulness.stability(ramp, ramp**2) == pytest.approx(np.corrcoef(ramp.ravel(), ramp.ravel() ** 2)[0, 1])
+    assert faithfulness.stability(ramp, np.ones((3, 4))) is None
+    assert faithfulness.curve_area([0, 0.5, 1], [1.0, 0.5, 0.0]) == pytest.approx(0.5)
+
+
+def test_every_metric_says_what_it_is():
+    assert {
+        "asr_all",
+        "asr_detected",
+        "asr_after_inversion",
+        "asr_both",
+        "transfer_rate",
+        "tv",
+        "esnle",
+        "lpips",
+    } <= set(registry.METRICS)
+    assert len(registry.METRICS) == sum(len(family) for family in registry.FAMILIES.values())
+    for name, metric in registry.METRICS.items():
+        assert metric.name == name
+        assert metric.title
+        assert metric.source
+        assert metric.better in ("higher", "lower", "neither")
+        assert metric.sentence.endswith(".")
+        assert metric.sentence.count(". ") == 0  # one sentence
+        assert callable(metric.function)

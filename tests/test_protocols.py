@@ -1,0 +1,250 @@
+"""Each protocol over toy detectors, a toy generator and grey faces: every number computed by hand."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from backend import images
+from backend.detectors import registry as detector_registry
+from backend.errors import UserError
+from backend.evaluate import corruptions, edits, runs
+from backend.evaluate.data import open_data
+from backend.evaluate.metrics import identity
+from backend.evaluate.protocols import counterfactual, detectors, registry
+from backend.evaluate.protocols.protocol import PRESETS, configured
+from backend.progress import finish
+from tests import pictures
+from tests.toy_protocol import write_picture
+from tests.toys import toy_detector, toy_inverter
+
+SIZE = 32
+
+
+@pytest.fixture(scope="module")
+def toys():
+    """Put toys where the real models and the face finder are: `first` calls 0.7 and brighter fake, `second` 0.6."""
+    models = {
+        "first": toy_detector(threshold=0.7, name="first", size=SIZE),
+        "second": toy_detector(threshold=0.6, name="second", size=SIZE),
+    }
+    inverter = toy_inverter(SIZE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(detector_registry, "load", models.__getitem__)
+        patch.setattr(edits.inversion, "load", lambda: inverter)
+        patch.setattr(identity, "recogniser", lambda: None)
+        for module in (detectors, counterfactual):
+            patch.setattr(module, "crop", lambda data, name: SimpleNamespace(crop=images.read(data.path(name))))
+        yield
+
+
+def greys(folder, **levels):
+    """Write one picture a grey level to each folder, named by its level."""
+    for below, values in levels.items():
+        for value in values:
+            write_picture(folder / below.replace("_", "/") / f"{value}.png", value)
+    return open_data(folder, folder)
+
+
+def evaluated(protocol, config, data, out):
+    found = finish(runs.evaluate(protocol(config), data, out))
+    return found, {table.name: table.keyed() for table in found.tables}
+
+
+@pytest.fixture(scope="module")
+def measured(toys, tmp_path_factory):
+    """Return the detectors protocol over reals of 80, 150 and 190, and fakes of 230, 170 and 250."""
+    tmp_path = tmp_path_factory.mktemp("detectors")
+    data = greys(tmp_path / "data", real_a=[80, 150], real_b=[190], fake_swap=[230, 170], fake_drawn=[250])
+    config = detectors.DetectorsConfig(
+        detectors=("first", "second"), corruptions=("none", "resize 0.5", "noise 5"), recalls=(0.5, 1.0)
+    )
+    return evaluated(detectors.DetectorsProtocol, config, data, tmp_path / "out")
+
+
+def test_detectors_by_family_by_hand(measured):
+    _, tables = measured
+    # `first` has its threshold at 178.5: it misses 170 and accuses 190.
+    swap, drawn = tables["families"]["first", "swap"], tables["families"]["first", "drawn"]
+    assert (swap["accuracy_fake"], swap["accuracy_fake_n"]) == (0.5, 2)
+    assert swap["auc"] == pytest.approx(5 / 6)  # 230 above all three, 170 above two
+    assert swap["ap"] == pytest.approx((1 + 2 / 3) / 2)  # 230, then 190 comes before 170
+    assert (drawn["accuracy_fake"], drawn["auc"], drawn["eer"]) == (1, 1, 0)
+    assert drawn["auc_same_source"] is None  # nobody knows what the fakes were made from
+    assert tables["families"]["second", "swap"]["accuracy_fake"] == 1  # its threshold is 153
+
+
+def test_detectors_by_source_and_over_all_by_hand(measured):
+    found, tables = measured
+    assert tables["sources"]["first", "a"]["accuracy_real"] == 1
+    assert tables["sources"]["first", "b"]["accuracy_real"] == 0
+    everything = tables["detectors"]["first",]
+    assert everything["accuracy_real"] == pytest.approx(2 / 3)
+    assert everything["accuracy_fake"] == pytest.approx(2 / 3)
+    assert everything["auc"] == pytest.approx(8 / 9)
+    assert everything["false_alarms_1"] == pytest.approx(1 / 3)  # 170 must be caught, and 190 is with it
+    assert everything["false_alarms_0.5"] == 0  # two of three are 250 and 230
+    log_odds = np.array([20 * (level / 255 - 0.7) for level in (80, 150, 190, 230, 170, 250)])
+    p_fake = 1 / (1 + np.exp(-log_odds))
+    assert everything["brier"] == pytest.approx(((p_fake - [0, 0, 0, 1, 1, 1]) ** 2).mean(), abs=1e-6)
+    assert found.tables[0].by_family
+
+
+def test_grey_faces_survive_resizing_but_not_unchanged_noise(measured):
+    found, tables = measured
+    robust = tables["robustness"]
+    clean, resized, noisy = (robust["first", text] for text in ("none", "resize 0.5", "noise 5"))
+    assert {**clean, "corruption": ""} == {**resized, "corruption": ""}
+    assert noisy["auc"] == pytest.approx(8 / 9)  # the mean of 1024 pixels hardly moves
+    assert {"roc", "roc_swap", "roc_drawn", "calibration", "robustness_resize", "robustness_noise"} == {
+        plot.name for plot in found.plots
+    }
+    assert "first 0.89" in found.plots[0].alt
+
+
+@pytest.fixture(scope="module")
+def searched(toys, tmp_path_factory):
+    """Return the counterfactual protocol over fakes of 190, 180, 170 and 150 and a real picture that it leaves out."""
+    tmp_path = tmp_path_factory.mktemp("counterfactual")
+    data = greys(tmp_path / "data", real=[20], fake_swap=[190, 180], fake_drawn=[170, 150])
+    config = counterfactual.CounterfactualConfig(
+        reals=0,
+        detectors=("first", "second"),
+        methods=("reconstruction", "transfer", "fgsm"),
+        ablated=("first",),
+        ablated_method="transfer",
+        levels=("S", "D"),
+        factors=(2.0,),
+        steps=20,
+        kappa=0.0,
+    )
+    return evaluated(counterfactual.CounterfactualProtocol, config, data, tmp_path / "out")
+
+
+TRANSFER, RECONSTRUCTION = edits.TITLES["transfer"], edits.TITLES["reconstruction"]
+
+
+def test_success_over_four_denominators_by_hand(searched):
+    found, tables = searched
+    # A step darkens by 3 levels. `first` (178.5) catches 190 and 180, which become 178 and 177.
+    transfer = tables["success"]["first", TRANSFER]
+    assert [transfer[f"asr_{name}"] for name in ("all", "detected", "after_inversion", "both")] == [0.5, 1, 1, 1]
+    # `second` (153) catches three: 190, 180, 170 become 151, 150 (153 is exactly one half) and 152.
+    assert tables["success"]["second", TRANSFER]["asr_all"] == 0.75
+    # The toy generator draws every face at 0.5 to 0.62, so inversion alone turns whatever was caught.
+    inverted = tables["success"]["first", RECONSTRUCTION]
+    assert (inverted["asr_all"], inverted["asr_detected"], inverted["asr_both"]) == (0, 0, None)
+    # Artifact-Eraser's FGSM makes 8 steps of one level: 190 stays at 182, 180 becomes 172.
+    assert tables["success"]["first", "FGSM"]["asr_both"] == 0.5
+    assert found.about["data"]["reals"] == {}
+
+
+def test_transfer_by_hand(searched):
+    found, tables = searched
+    # 178 and 177 are still fake to `second`; 151, 150 and 152 are real to `first`, which had caught two of them.
+    assert tables["transfer"][TRANSFER, "first"]["judge_second"] == 0
+    assert tables["transfer"][TRANSFER, "first"]["judge_second_n"] == 3
+    assert tables["transfer"][TRANSFER, "second"]["judge_first"] == 1
+    assert tables["transfer"][TRANSFER, "second"]["judge_first_n"] == 2
+    assert tables["transfer"]["FGSM", "second"]["judge_first"] == 0.5
+    assert "first: 1.00, 0.00" in next(plot.alt for plot in found.plots if plot.name == "transfer_transfer")
+
+
+def test_quality_by_hand(searched):
+    found, tables = searched
+    quality = tables["quality"]["first", TRANSFER]
+    assert quality["psnr"] == pytest.approx(np.mean([20 * np.log10(255 / 12), 20 * np.log10(255 / 3)]))
+    assert (quality["psnr_n"], quality["tv"], quality["esnle_before"]) == (2, 0, pytest.approx(0, abs=1e-6))
+    assert quality["identity"] is None
+    assert quality["identity_retained"] is None
+    note = next(table.note for table in found.tables if table.name == "quality")
+    assert "Identity was not measured" in note
+    assert any("Identity was not measured" in sentence for sentence in found.limits)
+
+
+def test_levels_steps_and_codes_by_hand(searched):
+    _, tables = searched
+    # A level of 4 of 12 rows darkens by 1 level a step: 190 needs 12 steps and 180 needs 2; all rows, 4 and 1.
+    assert {key[1]: row["steps"] for key, row in tables["levels"].items()} == {"S": 7, "D": 7, "S,M,D": 2.5}
+    # With steps of twice the length 190 needs 2 and 180 needs 1.
+    assert [(row["epsilon"], row["steps"]) for row in by_step(searched)] == [(0.1, 2.5), (0.2, 1.5)]
+    for name in ("swap",):
+        changes = tables["latent_change"][name, "first", TRANSFER]
+        # 4 steps of 0.1 and 1 of 0.1, the same in every coordinate.
+        assert [changes[f"change_{level}"] for level in "SMD"] == [pytest.approx(0.25, abs=1e-6)] * 3
+
+
+def by_step(searched):
+    found, _ = searched
+    return next(table.records() for table in found.tables if table.name == "epsilon")
+
+
+def test_success_by_family_comes_first(searched):
+    found, tables = searched
+    assert found.tables[0].name == "families"
+    assert tables["families"]["drawn", "second", TRANSFER]["asr_both"] == 1
+    assert tables["families"]["drawn", "second", TRANSFER]["asr_both_n"] == 1
+    assert tables["families"]["drawn", "first", TRANSFER]["asr_both"] is None
+
+
+def test_the_paper_s_numbers_stand_beside(searched):
+    found, _ = searched
+    (table,) = found.published
+    assert table.keyed()["Counterfactual", "EfficientNet-B4"]["judge_RECCE"] == pytest.approx(0.54)
+    assert "differs from ours because" in table.note
+
+
+@pytest.mark.parametrize("name", registry.PROTOCOLS)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_are_frozen_and_spell_everything_out(name, preset):
+    protocol = configured(registry.get(name), preset, {})
+    assert protocol.name == name
+    assert protocol.config.detectors == tuple(detector_registry.loadable())
+    assert protocol.config.fakes == (12 if preset == "quick" else None)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        protocol.config.seed = 1
+
+
+def test_settings_can_be_changed_and_wrong_ones_are_sentences():
+    kind = registry.get("counterfactual")
+    changed = configured(kind, "quick", {"steps": 5, "factors": [1, 2.5], "methods": "pgd", "fakes": None, "kappa": 0})
+    assert changed.config.steps == 5
+    assert changed.config.factors == (1.0, 2.5)
+    assert changed.config.methods == ("pgd",)
+    assert changed.config.fakes is None
+    for wrong in ({"steps": "many"}, {"steps": True}, {"variant": "other"}, {"detectors": [1]}):
+        with pytest.raises(UserError, match="cannot be"):
+            configured(kind, "quick", wrong)
+    with pytest.raises(UserError, match="no setting colour"):
+        configured(kind, "quick", {"colour": 1})
+    with pytest.raises(UserError, match="no preset slow"):
+        configured(kind, "slow", {})
+    with pytest.raises(UserError, match="no protocol named nothing"):
+        registry.get("nothing")
+
+
+def test_keys_say_all_that_an_item_depends_on(tmp_path):
+    data = greys(tmp_path, fake=[1, 2])
+    protocol = configured(registry.get("counterfactual"), "quick", {})
+    items = protocol.items(data)
+    assert len({item.key for item in items}) == len(items)
+    assert items[0].key == "fake/1.png|detector=xception|method=transfer|level=S,M,D|factor=1.0"
+
+
+def test_corruptions():
+    picture = pictures.ramp(64, 64)
+    assert corruptions.corrupt(picture, *corruptions.parse("none"), 0, "a") is picture
+    for text in ("jpeg 30", "blur 1", "resize 0.5", "noise 5"):
+        changed = corruptions.corrupt(picture, *corruptions.parse(text), 0, "a")
+        assert changed.shape == picture.shape
+        assert changed.dtype == np.uint8
+        assert 0 < np.abs(changed.astype(int) - picture).mean() < 10
+        np.testing.assert_array_equal(changed, corruptions.corrupt(picture, *corruptions.parse(text), 0, "a"))
+    noisy = corruptions.corrupt(np.full((256, 256, 3), 128, np.uint8), "noise", 5, 0, "a").astype(int) - 128
+    assert noisy.std() == pytest.approx(5, rel=0.02)
+    other = corruptions.corrupt(np.full((256, 256, 3), 128, np.uint8), "noise", 5, 0, "b").astype(int) - 128
+    assert abs(np.corrcoef(noisy.ravel(), other.ravel())[0, 1]) < 0.02
+    for wrong in ("jpeg", "jpeg 0", "jpeg 101", "resize 2", "fog 1", "blur x", "noise nan"):
+        with pytest.raises(UserError, match="no corruption"):
+            corruptions.parse(wrong)

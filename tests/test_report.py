@@ -1,0 +1,183 @@
+"""Reports: one page that stands alone, and the same numbers in every form; and the command that writes them."""
+
+import base64
+import csv
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from backend import cli
+from backend.errors import UserError
+from backend.evaluate import report, runs, tables
+from backend.evaluate.metrics.metric import Estimate
+from backend.evaluate.tables import Column, Table
+from backend.progress import finish
+from tests.toy_protocol import ToyConfig, ToyProtocol, toy_data, write_picture
+
+COMMAND = "python -m backend evaluate toy --data data --out out"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    write_picture(folder / "data/fake/a<b>&c/1.png", 90)
+    data = toy_data(folder / "data", white=True)
+    found = finish(runs.evaluate(ToyProtocol(ToyConfig()), data, folder / "out"))
+    return found, report.write(found, folder / "out", COMMAND), folder / "out"
+
+
+class Reader(HTMLParser):
+    """Collects tags, and checks that they are closed in order."""
+
+    VOID = ("meta", "img", "br")
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.seen = [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.seen.append((tag, dict(attributes)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_page_stands_alone(run):
+    _, files, _ = run
+    page = Path(files["html"]).read_text(encoding="utf-8")
+    reader = Reader()
+    reader.feed(page)
+    assert not reader.open
+    tags = [tag for tag, _ in reader.seen]
+    assert not {"script", "link", "iframe", "object"} & set(tags)
+    for tag, attributes in reader.seen:
+        for name in ("src", "href", "srcset", "data"):
+            assert attributes.get(name, "data:").startswith("data:"), (tag, attributes)
+    assert "url(" not in page
+    assert "@import" not in page
+    (picture,) = [attributes for tag, attributes in reader.seen if tag == "img"]
+    svg = base64.b64decode(picture["src"].split(",", 1)[1])
+    assert svg.startswith(b"<?xml")
+    assert picture["alt"] == "Levels by factor."
+    assert "@media print" in page
+
+
+def test_the_page_says_what_a_reader_needs(run):
+    found, files, _ = run
+    page = Path(files["html"]).read_text(encoding="utf-8")
+    text = re.sub(r"<style>.*?</style>|<[^>]+>", " ", page, flags=re.DOTALL)
+    assert "too few to conclude from" in text
+    assert "The picture is white." in text
+    assert COMMAND in text
+    assert found.about["data"]["hash"] in text
+    assert "110.000 ± 10.000 (n = 3)" in text
+    assert page.index("What cannot be concluded") < page.index("By family of fakes") < page.index("How it was made")
+    assert "a&lt;b&gt;&amp;c" in page  # names of folders are a stranger's words
+    assert "a<b>" not in page
+
+
+def test_json_csv_and_the_loaded_report_say_the_same(run):
+    found, files, out = run
+    said = json.loads(Path(files["json"]).read_text(encoding="utf-8"))
+    assert said["summary"] == found.summary
+    loaded, command = report.load(out)
+    assert loaded == found
+    assert command == COMMAND
+    with Path(files["csv"]["levels"]).open(newline="") as file:
+        rows = {(row["family"], row["factor"]): row for row in csv.DictReader(file)}
+    assert float(rows["swap", "x2"]["level"]) == 220
+    assert float(rows["swap", "x2"]["level_std"]) == 20
+    with Path(files["rows"]).open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == found.counts["rows"]
+
+
+def test_latex_is_plain_and_escaped(run):
+    _, files, _ = run
+    text = Path(files["latex"]).read_text(encoding="utf-8")
+    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 1
+    assert r"a<b>\&c & x1" in text
+    assert r"110.000 $\pm$ 10.000" in text
+    assert r"\begin{tabular}{llr}" in text
+    assert tables.to_latex(Table("t", "50 % of #1_a", (Column("a", "A ↓"),), ())).count(r"50 \% of \#1\_a") == 1
+
+
+def test_cells_in_words():
+    assert tables.shown(None, 3) == "not measured"
+    assert tables.shown(Estimate(None, 0), 3) == "not measured"
+    assert tables.shown(Estimate(0.5, 12, 0.25, 0.75), 2) == "0.50 [0.25, 0.75] (n = 12)"
+    assert tables.shown(3, 3) == "3"
+    assert Column("tv", "TV", "tv").heading == "TV ↓"
+    assert Column("s", "Time", unit="s").heading == "Time (s)"
+
+
+def test_a_folder_without_a_report_is_one_sentence(tmp_path):
+    with pytest.raises(UserError, match="no finished report"):
+        report.load(tmp_path)
+    (tmp_path / report.JSON).write_text("{}")
+    with pytest.raises(UserError, match="no finished report"):
+        report.load(tmp_path)
+
+
+def command(capsys, *arguments):
+    code = cli.main(["evaluate", *map(str, arguments), "--json"])
+    said = capsys.readouterr()
+    return code, json.loads(said.out), said.err
+
+
+def test_the_command_measures_resumes_and_compares(tmp_path, capsys):
+    few = ("--workers", "0", "--set", 'corruptions=["none"]', "--set", "fakes=2")
+    code, said, err = command(capsys, "detectors", "--sample", "--out", tmp_path / "one", *few)
+    assert code == 0
+    assert "Settings:" in err
+    assert {row["table"] for row in said["rows"]} >= {"families", "sources", "detectors", "robustness", "calibration"}
+    assert said["settings"]["fakes"] == 2
+    assert said["seconds"] > 0
+    assert "too few to conclude" in " ".join(said["limits"])
+    for name in ("json", "html", "latex"):
+        assert Path(said["files"][name]).is_file()
+    code, again, _ = command(capsys, "detectors", "--sample", "--out", tmp_path / "one", *few)
+    assert code == 2
+    assert "holds a run already" in again["error"]
+    code, again, _ = command(capsys, "detectors", "--sample", "--out", tmp_path / "one", *few, "--resume")
+    assert code == 0
+    assert again["rows"] == said["rows"]
+    code, again, _ = command(
+        capsys, "detectors", "--sample", "--out", tmp_path / "one", *few, "--resume", "--set", "seed=3"
+    )
+    assert code == 2
+    assert "The setting seed was 0" in again["error"]
+    other = ("--workers", "0", "--set", 'corruptions=["none"]', "--set", "fakes=4", "--compare", tmp_path / "one")
+    code, second, _ = command(capsys, "detectors", "--data", tmp_path / "one/sample", "--out", tmp_path / "two", *other)
+    assert code == 0
+    assert {"table": "compare_settings", "setting": "settings.fakes", "first": "2", "second": "4"} in second[
+        "differences"
+    ]
+    assert str(tmp_path) not in Path(second["files"]["html"]).read_text(encoding="utf-8")
+
+
+def test_the_command_searches_counterfactuals_with_the_real_models(tmp_path, capsys):
+    few = ("--workers", "0", "--set", "fakes=1", "--set", "steps=4", "--set", 'detectors=["mesoinception4"]')
+    few += ("--set", 'methods=["transfer","pgd"]', "--set", "ablated=[]")
+    code, said, _ = command(capsys, "counterfactual", "--sample", "--out", tmp_path, *few)
+    assert code == 0
+    assert said["counts"]["done"] == 2
+    assert {row["method"] for row in said["rows"] if row["table"] == "success"} == {"Counterfactual (transfer)", "PGD"}
+
+
+def test_wrong_commands_are_one_sentence(tmp_path, capsys):
+    for arguments in (
+        ("nothing", "--sample", "--out", tmp_path),
+        ("detectors", "--out", tmp_path),
+        ("detectors", "--data", tmp_path / "absent", "--out", tmp_path),
+        ("detectors", "--data", tmp_path, "--out", tmp_path),
+        ("detectors", "--sample", "--out", tmp_path, "--set", "steps"),
+    ):
+        code, said, err = command(capsys, *arguments)
+        assert code == 2
+        assert said["error"]
+        assert "Traceback" not in err

@@ -1,0 +1,317 @@
+"""Runs: nothing that is finished gets lost, whoever does the work, and another run is never taken for this one."""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from backend.errors import UserError
+from backend.evaluate import engines, report, rows, runs
+from backend.evaluate.store import FILE, Outcome, Store
+from backend.progress import finish
+from backend.settings import ROOT
+from tests.toy_protocol import ToyConfig, ToyProtocol, toy_data, write_picture
+
+# By hand: real 10, 20, 30; swap 100, 110, 120; drawn 200, 205, 210.
+EXPECTED = {
+    ("drawn", "x1"): 205.0,
+    ("drawn", "x2"): 410.0,
+    ("real", "x1"): 20.0,
+    ("real", "x2"): 40.0,
+    ("swap", "x1"): 110.0,
+    ("swap", "x2"): 220.0,
+}
+
+
+def evaluated(protocol, data, out, **options):
+    return finish(runs.evaluate(protocol, data, out, **options))
+
+
+def stored(out):
+    store = Store(out)
+    try:
+        return [rows.without_timings(row) for row in store.rows()]
+    finally:
+        store.close()
+
+
+def levels(evaluation):
+    return {key: record["level"] for key, record in evaluation.tables[0].keyed().items()}
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """Return the data, the uninterrupted run's folder and its evaluation."""
+    folder = tmp_path_factory.mktemp("toy")
+    data = toy_data(folder / "data")
+    out = folder / "whole"
+    return data, out, evaluated(ToyProtocol(ToyConfig()), data, out)
+
+
+def test_the_table_is_the_one_computed_by_hand(reference):
+    _, _, found = reference
+    assert levels(found) == EXPECTED
+    assert found.counts == {"done": 18, "skipped": 0, "failed": 0, "rows": 18}
+    assert found.tables[0].rows[0][2].count == 3
+    assert found.tables[0].rows[0][2].std == pytest.approx(5.0)
+
+
+def test_a_run_says_what_it_is(reference):
+    _, _, found = reference
+    assert found.about["settings"]["factors"] == [1, 2]
+    assert found.about["data"]["fakes"] == {"drawn": 3, "swap": 3}
+    assert len(found.about["data"]["hash"]) == 64
+    assert {"python", "torch", "numpy"} <= set(found.sessions[0]["versions"])
+    assert found.sessions[0]["engine"] == "local"
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from backend.evaluate import runs
+from backend.evaluate.data import open_data
+from backend.progress import finish
+from tests.toy_protocol import ToyConfig, ToyProtocol
+data = open_data(Path(sys.argv[1]), Path(sys.argv[2]))
+finish(runs.evaluate(ToyProtocol(ToyConfig(pause=0.2)), data, Path(sys.argv[2])))
+"""
+
+
+def finished_items(out):
+    with contextlib.suppress(sqlite3.Error):
+        file = sqlite3.connect(f"file:{out / FILE}?mode=ro", uri=True)
+        try:
+            return dict(file.execute("SELECT key, seconds FROM items").fetchall())
+        finally:
+            file.close()
+    return {}
+
+
+def test_kill_9_loses_no_finished_item_and_the_resumed_table_is_the_uninterrupted_one(reference, tmp_path):
+    data, _, _ = reference
+    command = [sys.executable, "-c", KILLED, str(data.folder), str(tmp_path)]
+    process = subprocess.Popen(command, cwd=ROOT)
+    try:
+        patience = time.time() + 120
+        while len(finished_items(tmp_path)) < 4 and process.poll() is None and time.time() < patience:
+            time.sleep(0.05)
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    before = finished_items(tmp_path)
+    assert 4 <= len(before) < 18
+    resumed = evaluated(ToyProtocol(ToyConfig(pause=0.2)), data, tmp_path, resume=True)
+    after = finished_items(tmp_path)
+    assert {key: after[key] for key in before} == before  # what was finished was not done again
+    whole = evaluated(ToyProtocol(ToyConfig()), data, tmp_path / "whole")
+    assert resumed.tables == whole.tables
+    assert stored(tmp_path) == stored(tmp_path / "whole")
+    assert len(resumed.sessions) == 2
+    assert resumed.seconds == pytest.approx(sum(session["seconds"] for session in resumed.sessions))
+
+
+def test_closing_the_job_keeps_what_was_done(reference, tmp_path):
+    data, whole, _ = reference
+    job = runs.evaluate(ToyProtocol(ToyConfig()), data, tmp_path)
+    steps = [next(job) for _ in range(5)]
+    job.close()
+    assert [step.number for step in steps] == [0, 1, 2, 3, 4]
+    assert "left" in steps[-1].message
+    assert len(finished_items(tmp_path)) == 4
+    evaluated(ToyProtocol(ToyConfig()), data, tmp_path, resume=True)
+    assert stored(tmp_path) == stored(whole)
+
+
+def test_a_folder_with_a_run_is_not_overwritten(reference):
+    data, out, _ = reference
+    with pytest.raises(UserError, match="holds a run already"):
+        evaluated(ToyProtocol(ToyConfig()), data, out)
+
+
+def test_other_settings_refuse_to_resume(reference):
+    data, out, _ = reference
+    with pytest.raises(UserError, match="The setting seed was 0 in this run and is 7 now"):
+        evaluated(ToyProtocol(ToyConfig(seed=7)), data, out, resume=True)
+
+
+def test_other_pictures_refuse_to_resume(tmp_path):
+    data = toy_data(tmp_path / "data")
+    evaluated(ToyProtocol(ToyConfig()), data, tmp_path / "out")
+    write_picture(tmp_path / "data/real/0.png", 11)
+    with pytest.raises(UserError, match="pictures are not those"):
+        evaluated(ToyProtocol(ToyConfig()), data, tmp_path / "out", resume=True)
+
+
+@pytest.mark.parametrize("about", ["weights", "measures", "protocol"])
+def test_other_models_measures_or_protocols_refuse_to_resume(reference, tmp_path, monkeypatch, about):
+    data, _, _ = reference
+    evaluated(ToyProtocol(ToyConfig()), data, tmp_path)
+    said = runs.describe(ToyProtocol(ToyConfig()), data)
+    other = "another" if about == "protocol" else {"xception": "0" * 64}
+    monkeypatch.setattr(runs, "describe", lambda *_: said | {about: other})
+    with pytest.raises(UserError, match=r"model xception|can be measured|protocol toy"):
+        evaluated(ToyProtocol(ToyConfig()), data, tmp_path, resume=True)
+
+
+def test_what_lies_in_the_picture_is_skipped_and_listed(tmp_path):
+    data = toy_data(tmp_path / "data", white=True)
+    found = evaluated(ToyProtocol(ToyConfig()), data, tmp_path / "out")
+    assert found.counts["skipped"] == 2
+    assert ("real/white.png|factor=1", "The picture is white.") in found.skipped
+    assert levels(found) == EXPECTED
+
+
+def test_what_failed_is_listed_and_done_again_on_resuming(tmp_path, monkeypatch):
+    data = toy_data(tmp_path / "data")
+    protocol = ToyProtocol(ToyConfig(broken="real/1.png"))
+    found = evaluated(protocol, data, tmp_path / "out")
+    assert found.counts["failed"] == 2
+    assert ("real/1.png|factor=1", "Failed: ZeroDivisionError: broken") in found.skipped
+    assert levels(found) == EXPECTED  # by chance: the mean of 10 and 30 is 20
+    old = ToyProtocol.run_item
+    monkeypatch.setattr(ToyProtocol, "run_item", lambda self, item, data: old(mended(self), item, data))
+    again = evaluated(protocol, data, tmp_path / "out", resume=True)
+    assert again.counts == {"done": 18, "skipped": 0, "failed": 0, "rows": 18}
+
+
+def mended(protocol):
+    return ToyProtocol(replace(protocol.config, broken=""))
+
+
+def test_if_nothing_can_be_measured_the_first_reason_is_given(tmp_path):
+    write_picture(tmp_path / "data/real/white.png", 255)
+    from backend.evaluate.data import open_data
+
+    with pytest.raises(UserError, match="The picture is white"):
+        evaluated(ToyProtocol(ToyConfig()), open_data(tmp_path / "data", tmp_path), tmp_path / "out")
+
+
+def test_two_runs_can_be_compared(reference, tmp_path):
+    data, out, found = reference
+    (tmp_path / "two").mkdir()
+    second = evaluated(ToyProtocol(ToyConfig(factors=(1, 3))), data, tmp_path / "two")
+    report.write(found, out, "first")
+    report.write(second, tmp_path / "two", "second")
+    settings, table = report.compare(out, tmp_path / "two")
+    assert ("settings.factors", "[1, 2]", "[1, 3]") in settings.rows
+    assert ("swap, x2", "level", 220.0, None, None) in table.rows
+    assert ("swap, x3", "level", None, 330.0, None) in table.rows
+    assert not any(row[0] == "swap, x1" for row in table.rows)
+    assert report.compare(out, out) == []
+
+
+class FakePool(engines.Pool):
+    """Workers without processes, of which one dies at a given item as often as told."""
+
+    name = "fake"
+
+    def __init__(self, workers, deadly, times):
+        self.workers, self.deadly, self.left = workers, deadly, times
+        self.jobs, self.started, self.running = {}, 0, set()
+
+    def start(self, packed, number):
+        import pickle
+
+        self.started += 1
+        self.running.add(self.started)
+        self.work = pickle.loads(packed)
+        return self.started
+
+    def send(self, worker, item):
+        self.jobs[worker] = item
+
+    def wait(self, busy):
+        worker = busy[-1]  # the last one first: completion in another order
+        item = self.jobs[worker]
+        if item.key == self.deadly and self.left > 0:
+            self.left -= 1
+            return [(worker, None)]
+        return [(worker, engines.perform(*self.work, item, f"fake {worker}"))]
+
+    def stop(self, worker):
+        self.running.remove(worker)
+
+
+def test_a_worker_that_dies_is_replaced_and_its_item_done_again(reference, tmp_path):
+    data, out, _ = reference
+    pool = FakePool(3, "real/1.png|factor=2", times=2)
+    evaluated(ToyProtocol(ToyConfig()), data, tmp_path, engine=pool)
+    assert stored(tmp_path) == stored(out)
+    assert pool.started == 5
+    assert not pool.running
+
+
+def test_an_item_that_kills_every_worker_is_given_up_alone(reference, tmp_path):
+    data, _, _ = reference
+    found = evaluated(ToyProtocol(ToyConfig()), data, tmp_path, engine=FakePool(2, "real/1.png|factor=2", times=99))
+    assert found.counts == {"done": 17, "skipped": 0, "failed": 1, "rows": 17}
+    assert ("real/1.png|factor=2", "Failed: Its worker died 3 times.") in found.skipped
+
+
+def test_stopping_ends_all_workers(reference, tmp_path):
+    data, _, _ = reference
+    pool = FakePool(3, "", times=0)
+    job = runs.evaluate(ToyProtocol(ToyConfig()), data, tmp_path, engine=pool)
+    for _ in range(4):
+        next(job)
+    assert pool.running
+    job.close()
+    assert not pool.running
+
+
+def test_processes_give_the_same_rows_and_survive_a_death(reference, tmp_path):
+    data, out, _ = reference
+    protocol = ToyProtocol(ToyConfig(deadly="fake/swap/1.png", survived=str(tmp_path / "survived")))
+    found = evaluated(protocol, data, tmp_path / "out", engine=engines.engine("local", 2))
+    assert (tmp_path / "survived").exists()  # a worker did die
+    assert stored(tmp_path / "out") == stored(out)
+    assert levels(found) == EXPECTED
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.slow
+def test_ray_gives_the_same_rows_and_survives_a_death(reference, tmp_path):
+    pytest.importorskip("ray", reason="ray is optional (requirements-ray.txt)")
+    data, out, _ = reference
+    protocol = ToyProtocol(ToyConfig(deadly="fake/swap/1.png", survived=str(tmp_path / "survived")))
+    found = evaluated(protocol, data, tmp_path / "out", engine=engines.engine("ray", 1))
+    assert (tmp_path / "survived").exists()
+    assert stored(tmp_path / "out") == stored(out)
+    assert levels(found) == EXPECTED
+    assert found.sessions[0]["engine"] == "ray"
+
+
+def test_an_engine_that_does_not_exist_is_one_sentence():
+    with pytest.raises(UserError, match="no engine cloud"):
+        engines.engine("cloud")
+    with pytest.raises(UserError, match="-1 workers"):
+        engines.engine("local", -1)
+
+
+def test_rows_keep_arrays_and_refuse_nan():
+    kept = rows.decode(rows.encode([{"curve": np.arange(6, dtype=np.float32).reshape(2, 3), "n": np.int64(3)}]))
+    assert kept[0]["n"] == 3
+    np.testing.assert_array_equal(kept[0]["curve"], np.arange(6, dtype=np.float32).reshape(2, 3))
+    assert kept[0]["curve"].dtype == np.float32
+    with pytest.raises(ValueError, match="JSON"):
+        rows.encode([{"psnr": float("inf")}])
+
+
+def test_an_outcome_replaces_a_failed_one(tmp_path):
+    store = Store(tmp_path)
+    session = store.begin_session("now", "local", {})
+    store.add(Outcome("a", "failed", "[]", "why", 1.0, ""), session, 1.0)
+    assert store.finished() == set()
+    store.add(Outcome("a", "done", '[{"x": 1}]', "", 1.0, ""), session, 2.0)
+    assert store.finished() == {"a"}
+    assert list(store.rows()) == [{"x": 1}]
+    assert store.sessions()[0]["seconds"] == 2.0
+    store.close()
