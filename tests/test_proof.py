@@ -113,7 +113,8 @@ def test_random_sufficiency_is_that_of_the_random_segments():
         assert float(fall) == pytest.approx(sigmoid(BEFORE) - after(segment), abs=2e-4)
     assert torch.allclose(found.random_mean, found.random_sufficiency.mean(0))
     assert "random segments" in found.summary and found.random_mean[2] < found.sufficiency[2]
-    assert "better than chance" in found.summary
+    beaten = int((found.random_sufficiency[:, 2] < found.sufficiency[2]).sum())
+    assert beaten > 0 and f"better than {beaten} of 6 random rankings" in found.summary
 
 
 def test_a_map_no_better_than_chance_is_called_so():

@@ -134,10 +134,9 @@ class Proof:
             f"Only the {which} may change, {share:.0%} of the picture: p_fake goes from {before:.2f} to {after:.2f}.",
         ]
         if self.settings.draws:
-            random = float(self.random_mean[last])
-            parts.append(
-                f"With as many pixels in random segments it is {random:.2f} on average. {_compared(fall, random)}"
-            )
+            falls = self.random_sufficiency[:, last]
+            parts.append(f"With as many pixels in random segments it is {float(falls.mean()):.2f} on average.")
+            parts.append(_compared(fall, falls))
         if self.arbitrary:
             parts.append("All segments have the same score, so their order means nothing.")
         if self.attack == "PGD":
@@ -243,8 +242,8 @@ def _attack(images: Tensor, detector: Detector, settings: NESSettings | PGDSetti
     return (yield from pgd.attack(images, detector, settings, masks))
 
 
-def _compared(fall: float, random: float) -> str:
-    """Say what the control means for the map."""
-    if fall > random:
-        return "The map does better than chance on this face."
-    return "The map does no better than chance on this face: do not trust it."
+def _compared(fall: float, random: Tensor) -> str:
+    """Say what the controls (D,) mean for the map."""
+    if fall <= float(random.mean()):
+        return "The map does no better than chance on this face: do not trust it."
+    return f"The map does better than {int((random < fall).sum())} of {len(random)} random rankings."
