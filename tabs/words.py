@@ -132,8 +132,8 @@ def result_texts(bundle: Bundle) -> dict[str, str]:
         f"{likeness(metrics)} Right, the face after the search. All numbers: 0 = real, 1 = fake.",
         "residual": f"{bundle.residual().caption} "
         f"{regions.in_words([RegionChange(**one) for one in record['regions']])}",
-        "before": cam_text("the face", empty=before),
-        "after": cam_text("the counterfactual", empty=after),
+        "before": record.get("cam_missing") or cam_text("the face", empty=before),
+        "after": record.get("cam_missing") or cam_text("the counterfactual", empty=after),
         "pasted": pasted_text(record["p_pasted"]),
     }
 

@@ -10,6 +10,7 @@ from pytorch_grad_cam import GradCAM, GradCAMPlusPlus
 from torch import Tensor, nn
 
 from backend.detectors.card import Detector
+from backend.errors import UserError
 from backend.runtime import MODEL_LOCK, frozen
 
 Variant = Literal["Grad-CAM", "Grad-CAM++"]
@@ -25,17 +26,21 @@ class CamMap:
         empty: (N,), True where nothing in the picture speaks for the class asked about; a map is not drawn then,
             for scaling would show noise at full strength.
         towards: The class asked about.
-        layer: Name of the layer that was read.
+        layer: Name of the layer that was read, empty where there is none.
+        missing: Why there is no map at all, in words; empty where there is one.
     """
 
     maps: np.ndarray
     empty: np.ndarray
     towards: str
     layer: str
+    missing: str = ""
 
     @property
     def note(self) -> str:
         """Say in one sentence what the first map is."""
+        if self.missing:
+            return self.missing
         if self.empty[0]:
             return f"At this layer, nothing in the picture speaks for {self.towards}; there is no map to show."
         return f"Bright regions speak for {self.towards} at the layer {self.layer}; brightness compares within one map."
@@ -101,3 +106,12 @@ def grad_cam(
     empty = ~(raw.max(axis=1) > NEGLIGIBLE * np.abs(raw).max(axis=1))  # True also for what is not a number
     maps = np.where(empty[:, None, None], 0.0, maps).astype(np.float32)
     return CamMap(maps, empty, towards, detector.card.cam_layer)
+
+
+def grad_cam_or_reason(detector: Detector, images: Tensor, towards: Literal["fake", "real"] = "fake") -> CamMap:
+    """Return what `grad_cam` does; for a detector without a layer, empty maps that say so."""
+    try:
+        return grad_cam(detector, images, towards)
+    except UserError as error:
+        count, _, height, width = images.shape
+        return CamMap(np.zeros((count, height, width), np.float32), np.ones(count, bool), towards, "", error.message)

@@ -9,7 +9,7 @@ import torch
 
 from backend import alignment, faces, images, made_with
 from backend.counterfactual import regions, retest, traces
-from backend.counterfactual.cam import CamMap, grad_cam
+from backend.counterfactual.cam import CamMap, grad_cam_or_reason
 from backend.counterfactual.outcome import Search
 from backend.counterfactual.search import THRESHOLD, SearchSettings, search
 from backend.detectors import registry
@@ -134,6 +134,7 @@ class Story:
             },
             "regions": [{"region": one.region, "share": one.share, "area": one.area} for one in self.regions],
             "cam_empty": {"original": bool(self.cams.empty[0]), "counterfactual": bool(self.cams.empty[1])},
+            "cam_missing": self.cams.missing,
             "face": {
                 "number": self.face_number,
                 "count": self.face_count,
@@ -189,7 +190,7 @@ def explain_photo(
     counterfactual = images.to_array(outcome.counterfactual)
     drawn = images.to_array(outcome.inversion)
     yield Step(total - 2, total, "What changed is measured.", outcome.counterfactual)
-    cams = grad_cam(detector, torch.cat([outcome.original, outcome.counterfactual]).to(device()))
+    cams = grad_cam_or_reason(detector, torch.cat([outcome.original, outcome.counterfactual]).to(device()))
     landmarks = face.landmarks @ aligned.matrix[:, :2].T + aligned.matrix[:, 2]
     drawn_likeness = traces.likeness(aligned.crop, drawn)
     yield Step(total - 1, total, "The other detectors are asked.", outcome.counterfactual)
