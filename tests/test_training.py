@@ -158,9 +158,10 @@ def test_the_temperature_makes_normal_scores_probabilities():
 
 def test_installing_a_file_writes_an_entry_that_verifies(tmp_path, monkeypatch):
     from backend import settings, weights
+    from backend.training import modelcard
 
     changed = settings.Settings(weights_dir=tmp_path / "weights")
-    for module in (install, weights):
+    for module in (install, weights, modelcard):
         monkeypatch.setattr(module, "SETTINGS", changed)
     (tmp_path / "weights").mkdir()
     weights.save_half(tmp_path / "toy.safetensors", {"weight": torch.ones(2, 3)})
