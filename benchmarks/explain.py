@@ -8,14 +8,17 @@ take turns in one process, and the fastest turn of each counts. A new section is
 """
 
 import argparse
+import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,8 +28,16 @@ from backend.attacks.nes import AS_RELEASED, NESSettings
 from backend.attacks.probes import draw, noise_source
 from backend.detectors import registry
 from backend.detectors.card import Detector
+from backend.explain.lime import lime
+from backend.explain.masking import MaskedFace
+from backend.explain.question import Question
+from backend.explain.references import blurred, segment_means
+from backend.explain.segments import slic_segments
+from backend.explain.shap import BATCH, shap
+from backend.explain.xrai import xrai
 from backend.progress import finish
 
+AGREEMENT = 1e-3  # of a map's largest value; both sides round differently, and their quick copies fold batch norms
 FACE = Path(__file__).resolve().parent.parent / "examples" / "results" / "generated_1" / "crop.png"
 
 
@@ -172,7 +183,131 @@ def nes_loop(case: Case, settings: NESSettings) -> Tensor:
     return picture[None].clone()
 
 
-SECTIONS: dict[str, Callable[[Case], Comparison]] = {"nes": nes_section}
+def lime_section(case: Case) -> Comparison:
+    """Compare LIME with the package `lime`, called as its tutorial does, with batches of 10 and the same samples."""
+    from lime.lime_image import LimeImageExplainer
+
+    labels = slic_segments(case.face[0])
+    picture = case.face[0].permute(1, 2, 0).cpu().double().numpy()
+    samples = case.options.samples
+    maps: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def classify(pictures: np.ndarray) -> np.ndarray:
+        batch = torch.stack([torch.from_numpy(one.transpose(2, 0, 1)).float() for one in pictures])
+        p_fake = case.detector.p_fake(batch.to(case.face.device)).cpu().numpy()
+        return np.stack([1 - p_fake, p_fake], axis=1)
+
+    def peer() -> Side:
+        explainer = LimeImageExplainer(random_state=0)
+        with silence():
+            found = explainer.explain_instance(
+                picture,
+                classify,
+                labels=(1,),
+                top_labels=None,
+                num_samples=samples,
+                batch_size=10,
+                segmentation_fn=lambda _: labels.numpy(),
+                random_seed=0,
+            )
+        weights = dict(found.local_exp[1])
+        maps["peer"] = torch.tensor([weights[segment] for segment in range(len(weights))])[labels]
+        return Side("the package lime", samples, -(-samples // 10))
+
+    def ours() -> Side:
+        masked = MaskedFace(case.face, segment_means(case.face, labels.to(case.face.device)), case.detector)
+        maps["ours"] = finish(lime(Question(masked, labels, samples))).saliency
+        return Side("LIME", masked.inferences.images, masked.inferences.calls)
+
+    return _compared(case, peer, ours, maps, goal=3.0)
+
+
+def shap_section(case: Case) -> Comparison:
+    """Compare SHAP with the package `shap` and its own masker, its helpers compiled beforehand."""
+    from shap import Explainer
+    from shap.maskers import Image
+
+    reference = blurred(case.face)
+    hidden, picture = (one[0].permute(1, 2, 0).cpu().numpy() for one in (reference, case.face))
+    samples = case.options.samples
+    maps: dict[str, Tensor] = {}
+    asked = [0, 0]
+
+    @torch.no_grad()
+    def model(pictures: np.ndarray) -> np.ndarray:
+        asked[0], asked[1] = asked[0] + len(pictures), asked[1] + 1
+        batch = torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous().float()
+        return case.detector.p_fake(batch.to(case.face.device)).cpu().numpy()
+
+    def package(evaluations: int) -> np.ndarray:
+        outside = np.random.get_state()  # noqa: NPY002 - what the package breaks ties with
+        np.random.seed(0)  # noqa: NPY002
+        found = Explainer(model, Image(hidden))(picture[None], max_evals=evaluations, batch_size=BATCH, silent=True)
+        np.random.set_state(outside)  # noqa: NPY002
+        return found.values[0]
+
+    def peer() -> Side:
+        asked[:] = [0, 0]
+        maps["peer"] = torch.from_numpy(package(samples).sum(2))
+        return Side("the package shap", *asked)
+
+    def ours() -> Side:
+        masked = MaskedFace(case.face, reference, case.detector)
+        maps["ours"] = finish(shap(Question(masked, torch.zeros(masked.size), samples))).saliency
+        return Side("SHAP", masked.inferences.images, masked.inferences.calls)
+
+    package(10)
+    return _compared(case, peer, ours, maps, goal=1.0)
+
+
+def xrai_section(case: Case) -> Comparison:
+    """Compare XRAI with the package `saliency` alone, which asks for one gradient a call."""
+    from saliency.core import INPUT_OUTPUT_GRADIENTS, XRAI, XRAIParameters
+
+    picture = case.face[0].permute(1, 2, 0).cpu().double().numpy()
+    steps = case.options.steps
+    maps: dict[str, Tensor] = {}
+
+    def call(pictures: np.ndarray, **_: object) -> dict[str, np.ndarray]:
+        leaf = torch.from_numpy(pictures).permute(0, 3, 1, 2).float().to(case.face.device).requires_grad_()
+        (gradient,) = torch.autograd.grad(case.detector.logit_fake(leaf).sum(), leaf)
+        return {INPUT_OUTPUT_GRADIENTS: gradient.permute(0, 2, 3, 1).cpu().numpy()}
+
+    def peer() -> Side:
+        found = XRAI().GetMask(picture, call, extra_parameters=XRAIParameters(steps=steps))
+        maps["peer"] = torch.from_numpy(found)
+        return Side("the package saliency", 2 * steps, 2 * steps)
+
+    def ours() -> Side:
+        masked = MaskedFace(case.face, case.face, case.detector)
+        maps["ours"] = finish(xrai(Question(masked, torch.zeros(masked.size), steps))).saliency
+        return Side("XRAI", masked.inferences.images, masked.inferences.calls)
+
+    return _compared(case, peer, ours, maps, goal=1.0)
+
+
+def _compared(case: Case, peer: Turn, ours: Turn, maps: dict[str, Tensor], goal: float) -> Comparison:
+    """Let both sides take turns and compare their maps, which they leave in `maps`."""
+    theirs, own = in_turns(case.options.rounds, peer, ours)
+    difference = float((maps["peer"] - maps["ours"]).abs().max() / maps["peer"].abs().max())
+    agreement = f"the maps differ by {difference:.1e} of the largest value (goal {AGREEMENT:g})"
+    return Comparison(theirs, own, goal=goal, agreement=agreement, agrees=difference <= AGREEMENT)
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Keep a package's progress bar off the screen."""
+    with Path(os.devnull).open("w") as nowhere, redirect_stderr(nowhere):
+        yield
+
+
+SECTIONS: dict[str, Callable[[Case], Comparison]] = {
+    "nes": nes_section,
+    "lime": lime_section,
+    "shap": shap_section,
+    "xrai": xrai_section,
+}
 
 
 def _case(options: argparse.Namespace) -> Case:
@@ -190,6 +325,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--detector", default="xception", choices=registry.loadable())
     parser.add_argument("--face", type=Path, default=FACE)
     parser.add_argument("--iterations", type=int, default=2, help="of NES; each costs 81 pictures")
+    parser.add_argument("--samples", type=int, default=2000, help="of LIME and SHAP")
+    parser.add_argument("--steps", type=int, default=100, help="of XRAI from each of its two baselines")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each side")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
