@@ -71,6 +71,14 @@ def in_words(score: float) -> str:
     return f"{WORDS[verdict(score)]}: {score:.2f} (0 = real, 1 = fake)"
 
 
+def call(score: float, what: str = "the face") -> str:
+    """Say what a detector does with `what` at this probability of fake, with the words of every verdict."""
+    word = verdict(score)
+    if word == "uncertain":
+        return f"is uncertain about {what}, on the side of {'real' if score < 0.5 else 'fake'}"
+    return f"calls {what} {word}"
+
+
 def how_often_wrong(card: Card) -> str:
     """Say in one sentence how often a detector is wrong, and on what data."""
     alarm = card.false_alarm()

@@ -1,6 +1,8 @@
 """The app's structure, its endpoints and how it says errors."""
 
 import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -8,14 +10,19 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import gradio as gr
+import numpy as np
 import pytest
 
 import app
+from backend import faces
+from backend.alignment import AlignedFace
 from backend.counterfactual import story
 from backend.counterfactual.search import SearchSettings, search
 from backend.errors import UserError
-from backend.settings import SETTINGS
+from backend.settings import ROOT, SETTINGS
+from backend.verdicts import JudgedFace
 from tabs import common
+from tabs.photo import MAX_LISTED, PhotoStep
 from tests import pictures
 from tests.toys import grey, toy_detector, toy_inverter
 
@@ -109,6 +116,37 @@ def test_detect_endpoint_answers_with_json(demo: gr.Blocks, tmp_path: Path) -> N
             client.predict(client_library.handle_file(text), api_name="/detect")
     finally:
         demo.close()
+
+
+def test_as_many_faces_are_marked_as_can_be_picked() -> None:
+    landmarks = np.array([[85, 90], [115, 90], [100, 108], [88, 122], [112, 122]], dtype=np.float64)
+    face = faces.Face((60.0, 50.0, 140.0, 160.0), 0.99, landmarks)
+    crop = AlignedFace(np.zeros((128, 128, 3), np.uint8), np.eye(2, 3), "embedded", resampled=True, face=face)
+    found = [JudgedFace(number, crop, None, {}) for number in range(1, MAX_LISTED + 3)]
+    with gr.Blocks():
+        step = PhotoStep()
+    updates = step.show(np.zeros((200, 220, 3), np.uint8), found)
+    assert len(updates[step.which].choices) == MAX_LISTED
+    assert len(updates[step.found].value["annotations"]) == MAX_LISTED
+    assert "14 faces were found" in updates[step.said] and "another of the 12 largest" in updates[step.said]
+    assert "another below" in step.show(np.zeros((200, 220, 3), np.uint8), found[:3])[step.said]
+
+
+def test_downloads_are_private_and_go_with_visitor_and_process() -> None:
+    code = (
+        "from types import SimpleNamespace as R; from tabs import common; "
+        "one, two = (common.session_folder(R(session_hash=name)) for name in ('../a1', 'b2')); "
+        "(one / 'x.zip').write_bytes(b'x'); (two / 'y.zip').write_bytes(b'y'); common.forget(R(session_hash='../a1')); "
+        "root = one.parent; mode = oct(root.stat().st_mode & 0o777); "
+        "print(mode, root == two.parent, one.exists(), two.exists(), root)"
+    )
+    said = []
+    for _ in range(2):
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+        said.append(done.stdout.split())
+    assert said[0][:4] == ["0o700", "True", "False", "True"]
+    assert said[0][4] != said[1][4]
+    assert not any(Path(one[4]).exists() for one in said)
 
 
 @needs_models

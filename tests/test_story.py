@@ -1,11 +1,15 @@
+import io
 import json
+import zipfile
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from backend import faces
-from backend.counterfactual import retest
+from backend import cli, faces, images
+from backend.counterfactual import bundle, command, retest
 from backend.counterfactual.search import SearchSettings
 from backend.counterfactual.story import explain_photo
 from backend.detectors import registry
@@ -49,8 +53,18 @@ def test_the_whole_way_of_a_photo(detectors):
     assert story.pasted.shape == photo().shape and story.pasted[0, 0, 0] == 200 and story.pasted[100, 100, 0] == 173
     assert steps[-1].number == steps[-1].total
     assert all(one.number <= one.total for one in steps)
-    assert "calls the face real" in story.summary and "Put back into the photo" in story.summary
+    # The level 173 scores 0.39, for which the verdicts' word is uncertain.
+    assert "the detector toy is uncertain about the face, on the side of real: p_fake went" in story.summary
+    assert "Put back into the photo" in story.summary
     assert all(hooks(detector) == 0 for detector in detectors.values())
+
+
+def test_a_detector_without_a_layer_says_so_in_place_of_a_map(detectors):
+    detectors["toy"].card = replace(detectors["toy"].card, cam_layer="")
+    story = finish(explain_photo(photo(), "toy", SearchSettings(kappa=0.1), inverter=toy_inverter(SIZE)))
+    assert story.flipped and story.cams.empty.all()
+    assert "no layer whose attention could be shown" in story.record()["cam_missing"]
+    assert story.cams.note == story.record()["cam_missing"]
 
 
 def test_the_record_is_plain_json_with_everything_that_was_set(detectors):
@@ -104,4 +118,38 @@ def test_retest_leaves_out_the_attacked_one(detectors):
     scores = retest.retest(before, after, "toy")
     assert list(scores) == ["strict"] and scores["strict"][0].shape == (2,)
     plain = {name: (float(one[0]), float(other[0])) for name, (one, other) in scores.items()}
-    assert "1 now calls it real" in retest.in_words(plain)
+    assert retest.in_words(plain) == "Of 1 other detector that called it fake, 1 now calls it real."
+    plain = {"a": (0.9, 0.45), "b": (0.7, 0.1), "c": (0.6, 0.1)}
+    assert retest.in_words(plain) == "Of 2 other detectors that called it fake, 1 now calls it real and 1 is uncertain."
+
+
+@pytest.mark.parametrize(("level", "words"), [(100, "calls this face real"), (175, "is uncertain about this face")])
+def test_a_face_below_the_threshold_is_named_as_its_verdict_names_it(detectors, level, words):
+    story = finish(explain_photo(photo(level), "toy", inverter=toy_inverter(SIZE)))
+    assert story.already_real and words in story.summary and "nothing to turn" in story.summary
+
+
+def test_the_refinement_is_told_and_recorded(detectors):
+    steps = []
+    job = explain_photo(photo(), "toy", SearchSettings(kappa=0.1, refine=2), inverter=toy_inverter(SIZE))
+    story = finish(job, steps.append)
+    record = json.loads(json.dumps(story.record(), allow_nan=False))
+    assert record["refined"]["psnr_after"] > record["refined"]["psnr_before"]
+    assert record["settings"]["refine"] == 2 and "In 2 steps, the reconstruction" in story.summary
+    assert [step.number for step in steps] == sorted(step.number for step in steps)
+    assert len({step.total for step in steps}) == 1 and steps[-1].number == steps[-1].total
+
+
+def test_the_command_line_writes_the_pictures_of_the_zip(detectors, monkeypatch, tmp_path):
+    monkeypatch.setattr("backend.counterfactual.story.inversion.load", lambda: toy_inverter(SIZE))
+    (tmp_path / "photo.png").write_bytes(images.encode_png(photo()))
+    options = cli._parser().parse_args(
+        ["counterfactual", str(tmp_path / "photo.png"), "--detector", "toy", "--out", str(tmp_path / "out")]
+    )
+    answer = command.run(options, lambda step: None)
+    made = bundle.of(finish(explain_photo(photo(), "toy", inverter=toy_inverter(SIZE))))
+    with zipfile.ZipFile(io.BytesIO(made.zip())) as packed:
+        zipped = {name.removesuffix(".png") for name in packed.namelist() if name.endswith(".png")}
+    assert set(answer["files"]) - {"result"} == zipped == set(made.pictures())
+    assert {"crop", "counterfactual", "residual", "cam_before", "photo"} <= zipped
+    assert all(Path(file).is_file() for file in answer["files"].values())

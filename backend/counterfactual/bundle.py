@@ -46,7 +46,11 @@ class Bundle:
         return traces.residual(self.faces["crop"], self.faces["counterfactual"])
 
     def pictures(self) -> dict[str, np.ndarray]:
-        """Return all pictures, uint8 (H, W, 3), without a mark; of them, only `crop` is not made by the app."""
+        """Return all pictures, uint8 (H, W, 3), without a mark; of them, only `crop` is not made by the app.
+
+        `crop`, `inversion`, `counterfactual`, `residual`, the maps that are not empty, and `photo` with the changed
+        face in it; `crop` alone where nothing was searched. App, zip and command line all show these.
+        """
         if self.record["already_real"]:
             return {"crop": self.faces["crop"]}
         drawn = dict(self.faces)
@@ -54,7 +58,7 @@ class Bundle:
         for name, under in zip(MAPS, (drawn["crop"], drawn["counterfactual"]), strict=True):
             if name in self.maps:
                 drawn[name] = overlay(under, self.maps[name])
-        drawn["pasted"] = alignment.paste_back(self.photo, drawn["counterfactual"], self.aligned)
+        drawn["photo"] = alignment.paste_back(self.photo, drawn["counterfactual"], self.aligned)
         return drawn
 
     def zip(self) -> bytes:

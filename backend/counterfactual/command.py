@@ -6,10 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from backend import images, provenance
-from backend.counterfactual import levels
+from backend.counterfactual import bundle, levels
 from backend.counterfactual.search import SearchSettings
 from backend.counterfactual.story import Story, explain_photo
 from backend.errors import UserError
@@ -36,18 +34,10 @@ def run(options: argparse.Namespace, on_step: Callable[[Step], None]) -> dict[st
 
 
 def _write(story: Story, out: Path, answer: dict[str, Any], *, marked: bool) -> dict[str, str]:
-    made: dict[str, np.ndarray] = {
-        "inversion": story.inversion,
-        "counterfactual": story.counterfactual,
-        "residual": story.residual.picture,
-        "photo": story.pasted,
-    }
     encode = provenance.marked_png if marked else provenance.png
-    contents = {"crop": images.encode_png(story.original)}
-    if not story.already_real:
-        contents |= {name: encode(picture, answer) for name, picture in made.items()}
     files = {}
-    for name, content in contents.items():
+    for name, picture in bundle.of(story).pictures().items():
+        content = images.encode_png(picture) if name == "crop" else encode(picture, answer)
         (out / f"{name}.png").write_bytes(content)
         files[name] = str(out / f"{name}.png")
     files["result"] = str(out / "result.json")

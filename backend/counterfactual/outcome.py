@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from backend import verdicts
 from backend.counterfactual.levels import WORDS
 
 if TYPE_CHECKING:
@@ -82,13 +83,15 @@ class Search:
     def _one(self) -> str:
         before, after = float(self.p_original[0]), float(self.p_counterfactual[0])
         if self.already_real[0]:
-            return f"The detector {self.detector} calls this face real ({before:.2f}), so there is nothing to turn."
+            call = verdicts.call(before, "this face")
+            return f"The detector {self.detector} {call} ({before:.2f}), so there is nothing to turn."
         scores = f"from {before:.2f} to {after:.2f} (0 = real, 1 = fake)"
         rows = " and ".join(f"{level} ({WORDS[level]})" for level in self.settings.levels)
         where = f"changing the style levels {rows}" if len(self.settings.levels) > 1 else f"changing style level {rows}"
         steps = f"{int(self.steps[0])} step{'' if self.steps[0] == 1 else 's'} of {abs(self.epsilon):g}"
         if self.flipped[0]:
-            text = f"After {steps}, {where}, the detector {self.detector} calls the face real: p_fake went {scores}."
+            call = verdicts.call(after)
+            text = f"After {steps}, {where}, the detector {self.detector} {call}: p_fake went {scores}."
         else:
             text = f"{steps}, {where}, were not enough: for the detector {self.detector}, p_fake went {scores}."
         if self.settings.composite == "reconstruction" and self.flipped_by_inversion[0]:
@@ -99,8 +102,8 @@ class Search:
 
     def _many(self) -> str:
         searched = int((~self.already_real).sum())
-        text = f"Of {len(self.flipped)} faces, the detector {self.detector} called {searched} fake to begin with; "
-        text += f"{int(self.flipped.sum())} of these were turned."
+        text = f"Of {len(self.flipped)} faces, the detector {self.detector} put {searched} on the side of fake; "
+        text += f"{int(self.flipped.sum())} of these went over to the side of real."
         if self.flipped.any():
             text += f" The median took {int(self.steps[self.flipped].median())} steps of {abs(self.epsilon):g}."
         return text

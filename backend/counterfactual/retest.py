@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from backend.counterfactual.search import THRESHOLD
 from backend.detectors import registry
+from backend.detectors.card import verdict
 from backend.runtime import MODEL_LOCK, device, frozen
 
 Scores = dict[str, tuple[Tensor, Tensor]]
@@ -38,11 +38,12 @@ def retest(original: Tensor, counterfactual: Tensor, attacked: str, detectors: I
 
 def in_words(scores: Mapping[str, tuple[float, float]]) -> str:
     """Say in one sentence how many of the others were turned along with it, for one face."""
-    detected = [after for before, after in scores.values() if before >= THRESHOLD]
+    detected = [verdict(after) for before, after in scores.values() if verdict(before) == "fake"]
     if not scores:
         return "There is no other detector to ask."
     if not detected:
         return "No other detector called the face fake to begin with."
-    turned = sum(after < THRESHOLD for after in detected)
-    call = "calls" if turned == 1 else "call"
-    return f"Of {len(detected)} other detectors that called it fake, {turned} now {call} it real."
+    real, uncertain = detected.count("real"), detected.count("uncertain")
+    others = "1 other detector" if len(detected) == 1 else f"{len(detected)} other detectors"
+    text = f"Of {others} that called it fake, {real} now {'calls' if real == 1 else 'call'} it real"
+    return f"{text} and {uncertain} {'is' if uncertain == 1 else 'are'} uncertain." if uncertain else f"{text}."

@@ -218,7 +218,7 @@ class _State:
         if len(self.faces) == 1:
             return f"Step {number}: p_fake is {float(self.now_p[0]):.2f}."
         done, wanted = int(self.passed.sum()), int((~self.already_real).sum())
-        return f"Step {number}: {done} of {wanted} faces are called real."
+        return f"Step {number}: {done} of {wanted} faces passed the margin."
 
     def values(self) -> dict[str, float]:
         """Return the numbers that curves show."""

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from backend import alignment, faces, images, made_with
+from backend import alignment, faces, images, made_with, verdicts
 from backend.counterfactual import regions, retest, traces
 from backend.counterfactual.cam import CamMap, grad_cam_or_reason
 from backend.counterfactual.outcome import Search
-from backend.counterfactual.search import THRESHOLD, SearchSettings, search
+from backend.counterfactual.search import SearchSettings, search
 from backend.detectors import registry
 from backend.detectors.card import Card, Detector
 from backend.errors import UserError
@@ -152,8 +152,10 @@ class Story:
     def _pasted_in_words(self) -> str:
         if self.p_pasted is None:
             return "Put back into the photo, the face is not found again."
-        verdict = "real" if self.p_pasted < THRESHOLD else "fake"
-        return f"Put back into the photo, found and cut out anew, the face is called {verdict} ({self.p_pasted:.2f})."
+        call = verdicts.call(self.p_pasted, "it")
+        return (
+            f"Put back into the photo, the face was found and cut out anew: the detector {call} ({self.p_pasted:.2f})."
+        )
 
 
 def explain_photo(
