@@ -28,7 +28,7 @@ def device() -> torch.device:
     if SETTINGS.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     named = torch.device(SETTINGS.device)
-    there = {
+    there: dict[str, Callable[[], bool]] = {
         "cpu": lambda: True,
         "cuda": lambda: (named.index or 0) < torch.cuda.device_count(),
         "mps": torch.backends.mps.is_available,

@@ -14,6 +14,7 @@ from backend.counterfactual.search import SearchSettings
 from backend.detectors import registry
 from backend.detectors.choice import suggested
 from backend.examples import Example
+from backend.generators.refinement import RefineSettings
 from backend.progress import Step
 from backend.verdicts import JudgedFace
 from tabs import api, words
@@ -35,6 +36,10 @@ WAITING = "*First choose a photo with a face, in step 1 above.*"
 FRAME_SECONDS = 0.3  # between two pictures of a running search; the score is shown at every step
 STOPPED = "**Stopped.** What the search had reached stays below; choose a detector and start again whenever you like."
 DEFAULTS = SearchSettings()
+CLOSER = (
+    f"{RefineSettings.steps} steps bring the generator's drawing closer to the photo, by 3 dB on most photographs. "
+    "They take about two seconds more."
+)
 
 
 class CounterfactualTab:
@@ -92,6 +97,7 @@ class CounterfactualTab:
         self.kappa = gr.Slider(
             0, 0.9, DEFAULTS.kappa, step=0.05, label="Margin (kappa)", info="How clearly it must say “real”."
         )
+        self.closer = gr.Checkbox(DEFAULTS.refine > 0, label="Closer reconstruction first", info=CLOSER)
         self.seed = gr.Number(DEFAULTS.seed, precision=0, label="Seed", info="Recorded with the result.")
 
     def _wire(self) -> None:
@@ -106,6 +112,7 @@ class CounterfactualTab:
             self.epsilon,
             self.composite,
             self.kappa,
+            self.closer,
             self.seed,
         ]
         run = self.find.click(
@@ -162,6 +169,7 @@ class CounterfactualTab:
         epsilon: float | None,
         composite: Any,
         kappa: float,
+        closer: Any,
         seed: float | None,
         request: gr.Request,
     ) -> Iterator[Updates]:
@@ -176,6 +184,7 @@ class CounterfactualTab:
             kappa=kappa,
             composite=composite,
             seed=int(seed or 0),
+            refine=RefineSettings.steps if closer else 0,
         )
         yield {
             self.find: gr.Button(interactive=False),

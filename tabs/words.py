@@ -231,6 +231,7 @@ def settings_line(record: dict[str, Any]) -> str:
     return (
         f"Settings: detector {record['detector']}, generator {record['generator']}, levels {record['level']}, "
         f"{record['steps']} of at most {settings['steps']} steps, epsilon {record['epsilon']:g}, "
-        f"kappa {settings['kappa']:g}, composite {record['composite']}, seed {settings['seed']}; "
+        f"kappa {settings['kappa']:g}, composite {record['composite']}, {settings.get('refine', 0)} steps for a closer "
+        f"reconstruction, seed {settings['seed']}; "
         f"{record['seconds']:.1f} seconds; {packages}."
     )

@@ -26,7 +26,8 @@ caption { text-align: left; font-weight: 600; padding: .3rem 0; }
 th, td { border-bottom: 1px solid #ccc; padding: .25rem .6rem; text-align: right; white-space: nowrap; }
 th.text, td.text { text-align: left; } thead th { border-bottom: 2px solid #1a1a1a; vertical-align: bottom; }
 .note { font-size: .85rem; max-width: 60rem; }
-figure { margin: 1rem 0; } figure img { max-width: 100%; height: auto; } figcaption { font-size: .9rem; }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 1rem; }
+figure { margin: 0; } figure img { max-width: 100%; height: auto; } figcaption { font-size: .9rem; }
 .limits { border: 2px solid #1a1a1a; padding: .5rem 1rem; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f3f3f3; padding: .6rem; }
 dt { font-weight: 600; } dd { margin: 0 0 .5rem 1rem; }
@@ -43,12 +44,21 @@ def page(evaluation: "Evaluation", command: str, comparison: Sequence[Table] = (
         command: The command that made it.
         comparison: Tables of what differs from another run.
     """
+    title = f"{evaluation.title}: results"
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
+        f"<h1>{escape(title)}</h1>\n{article(evaluation, command, comparison)}\n</main>\n</body>\n</html>\n"
+    )
+
+
+def article(evaluation: "Evaluation", command: str, comparison: Sequence[Table] = ()) -> str:
+    """Return what stands on the page below its title; arguments as of `page`."""
     first = [table for table in evaluation.tables if table.by_family]
     other = [table for table in evaluation.tables if not table.by_family]
     published = {table.name: table for table in evaluation.published}
-    title = f"{evaluation.title}: results"
     parts = [
-        f"<h1>{escape(title)}</h1>",
         f"<p>{escape(evaluation.description)}</p>",
         f"<p><strong>{escape(evaluation.summary)}</strong></p>",
         '<section class="limits"><h2>What cannot be concluded</h2>',
@@ -59,7 +69,7 @@ def page(evaluation: "Evaluation", command: str, comparison: Sequence[Table] = (
         "<h2>All results</h2>",
         *map(_table, other),
         "<h2>Plots</h2>" if evaluation.plots else "",
-        *map(_figure, evaluation.plots),
+        f'<div class="plots">{"".join(map(_figure, evaluation.plots))}</div>' if evaluation.plots else "",
         "<h2>As the papers print it</h2>" if published else "",
         *map(_table, published.values()),
         "<h2>What differs from the other run</h2>" if comparison else "",
@@ -72,13 +82,7 @@ def page(evaluation: "Evaluation", command: str, comparison: Sequence[Table] = (
         f"<pre>{escape(command)}</pre>",
         _facts(evaluation),
     ]
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(part for part in parts if part)
-        + "\n</main>\n</body>\n</html>\n"
-    )
+    return "\n".join(part for part in parts if part)
 
 
 def _table(table: Table) -> str:

@@ -1,0 +1,169 @@
+"""The tab that shows how good detectors, attacks and explanations are: stored results, a small run, and a quiz."""
+
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from backend.errors import UserError
+from backend.progress import Step
+from backend.settings import SETTINGS
+from tabs.common import MODEL, QUICK, answered, session_folder
+from tabs.explain_words import progress
+from tabs.quiz import Quiz
+
+Updates = dict[Any, Any]
+HEADLINE = (
+    "**How far can any of this be trusted?** The same questions as in the other tabs, asked of many pictures and "
+    "counted: how often detectors are wrong, whether attacks carry over to other detectors, and whether maps name the "
+    "right places."
+)
+STORED = SETTINGS.weights_dir.parent / "results"
+OWN = (
+    "A zip file with the folders `real/` and `fake/`; pictures with equal names are pairs, and subfolders of `fake/` "
+    "are families. Only use pictures that you may use. What you upload and what a run finds is deleted when you leave, "
+    "at the latest after an hour; on the command line (`python -m backend evaluate`) runs are kept and can be resumed."
+)
+SAMPLE = "Fakes drawn by this project's own models, and two public portraits: too small a set to conclude from."
+SMALL = 12  # fakes and real pictures of a run in the app
+STOPPED = "**Stopped.** Start again with the same pictures to go on where it was."
+
+
+class EvaluateTab:
+    """Layout and wiring of the tab."""
+
+    running: list[Any]
+
+    def __init__(self) -> None:
+        gr.Markdown(HEADLINE)
+        with gr.Tabs():
+            with gr.Tab("Stored results"):
+                self._lay_out_stored()
+            with gr.Tab("Your own pictures"):
+                self._lay_out_run()
+            with gr.Tab("You against the detectors"):
+                self.quiz = Quiz()
+        self._wire()
+
+    def _lay_out_stored(self) -> None:
+        self.stored = stored()
+        gr.Markdown("Measured with the models of this app, each with the command that made it.")
+        self.which = gr.Radio(self.stored, value=None, label="Which protocol?", visible=bool(self.stored))
+        if not self.stored:
+            gr.Markdown("*No results are stored here. Make them with `python -m backend evaluate`.*")
+        self.report = gr.HTML(elem_classes="report")
+        self.page = gr.DownloadButton("Download as one page (HTML)", value=None, visible=False)
+
+    def _lay_out_run(self) -> None:
+        gr.Markdown(OWN)
+        with gr.Row():
+            self.data = gr.File(label="Your zip file", file_types=[".zip"], type="filepath", height=140)
+            with gr.Column():
+                self.protocol = gr.Dropdown(protocols(), value="detectors", label="Which protocol?", filterable=False)
+                self.use_sample = gr.Checkbox(value=False, label="Use the bundled sample set instead", info=SAMPLE)
+        with gr.Row():
+            self.start = gr.Button(f"Run it on {SMALL} fakes and {SMALL} real pictures", variant="primary", scale=3)
+            self.stop = gr.Button("Stop", interactive=False, scale=1)
+        self.note = gr.Markdown(elem_classes="note")
+        self.progress = gr.HTML()
+        self.found = gr.HTML(elem_classes="report")
+        self.download = gr.DownloadButton("Download tables, plots and page (zip)", value=None, visible=False)
+
+    def _wire(self) -> None:
+        private: dict[str, Any] = {"api_visibility": "private"}
+        self.which.change(answered(_show_stored), self.which, [self.report, self.page], **QUICK, **private)
+        outputs = [self.start, self.stop, self.note, self.progress, self.found, self.download]
+        run = self.start.click(
+            answered(self._run),
+            [self.data, self.protocol, self.use_sample],
+            outputs,
+            show_progress="hidden",
+            **MODEL,
+            **private,
+        )
+        run.then(self._idle, None, [self.start, self.stop], **QUICK, **private)
+        self.stop.click(self._stopped, None, [self.start, self.stop, self.note], cancels=[run], **QUICK, **private)
+        self.running = [run]
+        self.quiz.wire(self.data)
+
+    def _idle(self) -> Updates:
+        return {self.start: gr.Button(interactive=True), self.stop: gr.Button(interactive=False)}
+
+    def _stopped(self) -> Updates:
+        return {**self._idle(), self.note: STOPPED}
+
+    def _run(self, path: str | None, protocol: str, use_sample: Any, request: gr.Request) -> Iterator[Updates]:
+        """Run a protocol on a few pictures and show its report."""
+        from backend.evaluate import report, runs
+        from backend.evaluate.data import open_data
+        from backend.evaluate.page import article
+        from backend.evaluate.protocols import registry
+        from backend.evaluate.protocols.protocol import configured
+        from tabs.evaluate_files import folder_for, zipped
+
+        if path is None and not use_sample:
+            raise UserError("There are no pictures yet.", "Choose a zip file, or tick the bundled sample set.")
+        yield {
+            self.start: gr.Button(interactive=False),
+            self.stop: gr.Button(interactive=True),
+            self.note: "",
+            self.progress: progress(Step(0, 1, "The pictures are read.")),
+            self.found: "",
+            self.download: gr.DownloadButton(visible=False),
+        }
+        source = None if use_sample else Path(str(path))
+        out = folder_for(session_folder(request), source, protocol)
+        chosen = configured(registry.get(protocol), "quick", {"fakes": SMALL, "reals": SMALL})
+        data = open_data(source or _sample(out), out)
+        with closing(runs.evaluate(chosen, data, out, resume=True)) as job:
+            while True:
+                try:
+                    step = next(job)
+                except StopIteration as end:
+                    made = end.value
+                    break
+                yield {self.progress: progress(step)}
+        command = f"python -m backend evaluate {protocol} --data DIR --out DIR --preset quick"
+        report.write(made, out, command)
+        yield {
+            **self._idle(),
+            self.progress: "",
+            self.found: article(made, command),
+            self.download: gr.DownloadButton(value=str(zipped(out)), visible=True),
+        }
+
+
+def stored() -> list[tuple[str, str]]:
+    """Return title and name of every protocol with stored results."""
+    from backend.evaluate import report
+
+    if not STORED.is_dir():
+        return []
+    folders = sorted(folder for folder in STORED.iterdir() if (folder / report.JSON).exists())
+    return [(report.load(folder)[0].title, folder.name) for folder in folders]
+
+
+def protocols() -> list[tuple[str, str]]:
+    """Return title and name of every protocol."""
+    from backend.evaluate.protocols.registry import PROTOCOLS
+
+    return [(one.title, name) for name, one in PROTOCOLS.items()]
+
+
+def _show_stored(name: str | None) -> tuple[str, Any]:
+    """Return a stored report, and its page for download."""
+    from backend.evaluate import report
+    from backend.evaluate.page import article
+
+    if name not in {folder for _, folder in stored()}:
+        return "", gr.DownloadButton(visible=False)
+    folder = STORED / str(name)
+    return article(*report.load(folder)), gr.DownloadButton(value=str(folder / report.HTML), visible=True)
+
+
+def _sample(out: Path) -> Path:
+    from backend import samples
+
+    return samples.draw(out / "sample")

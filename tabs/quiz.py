@@ -1,0 +1,137 @@
+"""Real or fake? A quiz on the visitor's own pictures or the sample set, beside what the detectors say of the same."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import numpy as np
+import torch
+
+from backend import images, verdicts
+from backend.detectors import registry
+from backend.errors import UserError
+from tabs.common import MODEL, QUICK, answered, session_folder
+from tabs.words import table
+
+Updates = dict[Any, Any]
+QUESTIONS = 12
+ABOUT = (
+    "Say of each face whether it is real or fake. At the end, your score stands beside the detectors' on the same "
+    "pictures. The pictures come from your zip file in the tab before, or from the bundled sample set."
+)
+THRESHOLD = 0.5
+
+
+@dataclass(frozen=True)
+class Round:
+    """One quiz: the faces, what they are, and what was answered so far."""
+
+    faces: list[np.ndarray] = field(default_factory=list)
+    fake: list[bool] = field(default_factory=list)
+    answers: list[bool] = field(default_factory=list)
+
+    @property
+    def over(self) -> bool:
+        """Whether every face has an answer."""
+        return len(self.answers) == len(self.faces)
+
+
+class Quiz:
+    """Layout and handlers of the quiz."""
+
+    def __init__(self) -> None:
+        self.round = gr.State(Round())
+        gr.Markdown(ABOUT)
+        self.start = gr.Button("Start the quiz", variant="primary")
+        with gr.Column(visible=False) as self.asking:
+            self.count = gr.Markdown()
+            self.face = gr.Image(
+                label="Real or fake?",
+                format="png",
+                interactive=False,
+                buttons=["fullscreen"],
+                elem_classes="face",
+                alt_text="A face; say whether it is real or fake",
+            )
+            with gr.Row():
+                self.real = gr.Button("Real")
+                self.forged = gr.Button("Fake")
+        self.score = gr.HTML()
+
+    def wire(self, data: Any) -> None:
+        """Wire the buttons; `data` holds the visitor's zip file."""
+        private: dict[str, Any] = {"api_visibility": "private"}
+        outputs = [self.round, self.asking, self.count, self.face, self.score]
+        self.start.click(answered(self._begin), data, outputs, show_progress_on=[self.start], **MODEL, **private)
+        for button, said in ((self.real, False), (self.forged, True)):
+            handler = answered(self._said_fake if said else self._said_real)
+            button.click(handler, self.round, outputs, **QUICK, **private).then(
+                answered(self._judge), self.round, self.score, **MODEL, **private
+            )
+
+    def _begin(self, path: str | None, request: gr.Request) -> Updates:
+        from backend import samples
+        from backend.evaluate.data import open_data
+
+        workspace = session_folder(request) / "quiz"
+        source = Path(path) if path else samples.draw(workspace / "sample")
+        data = open_data(source, workspace / "zip" if path else workspace)
+        chosen = data.select(QUESTIONS // 2 + max(0, QUESTIONS // 2 - len(data.reals)), QUESTIONS // 2, 0)
+        found = [(one, self._crop(data.path(one.name))) for one in chosen.samples]
+        usable = [(crop, one.label == "fake") for one, crop in found if crop is not None]
+        if len(usable) < 2:
+            raise UserError("There are too few faces for a quiz.", "Use a zip file with more pictures.")
+        order = np.random.default_rng(len(usable)).permutation(len(usable))
+        usable = [usable[place] for place in order]
+        begun = Round([crop for crop, _ in usable], [fake for _, fake in usable])
+        return {self.asking: gr.Column(visible=True), self.score: "", **self._ask(begun)}
+
+    def _crop(self, path: Path) -> np.ndarray | None:
+        try:
+            judged = verdicts.judge(images.read(path), [])
+        except UserError:
+            return None
+        return judged[0].aligned.crop if judged else None
+
+    def _said_real(self, current: Round) -> Updates:
+        return self._answer(current, fake=False)
+
+    def _said_fake(self, current: Round) -> Updates:
+        return self._answer(current, fake=True)
+
+    def _answer(self, current: Round, *, fake: bool) -> Updates:
+        if current.over:
+            return {self.round: current}
+        return self._ask(replace(current, answers=[*current.answers, fake]))
+
+    def _ask(self, current: Round) -> Updates:
+        if current.over:
+            return {self.round: current, self.asking: gr.Column(visible=False), self.score: "<p>Counting…</p>"}
+        place = len(current.answers)
+        return {
+            self.round: current,
+            self.count: f"Face {place + 1} of {len(current.faces)}",
+            self.face: current.faces[place],
+        }
+
+    def _judge(self, current: Round) -> Any:
+        """Set the visitor's score beside the detectors', once every face has an answer."""
+        if not current.faces or not current.over:
+            return gr.skip()
+        scores = verdicts.p_fake(torch.cat([images.to_tensor(crop) for crop in current.faces]))
+        answers = {"You": current.answers}
+        for name, values in scores.items():
+            answers[registry.card(name).title] = [value >= THRESHOLD for value in values]
+        rows = [(who, *_right(said, current.fake)) for who, said in answers.items()]
+        rows[1:] = sorted(rows[1:], key=lambda row: -int(row[1].split(" ")[0]))
+        head = ("Who", "Right", "Fakes found", "Real faces wrongly called fake")
+        few = f"{len(current.faces)} faces are few: one face more or less decides little."
+        return table(head, rows, f"You and the detectors on the same faces. {few}")
+
+
+def _right(said: list[bool], fake: list[bool]) -> tuple[str, str, str]:
+    right = sum(one == other for one, other in zip(said, fake, strict=True))
+    found = sum(one and other for one, other in zip(said, fake, strict=True))
+    false = sum(one and not other for one, other in zip(said, fake, strict=True))
+    return f"{right} of {len(fake)}", f"{found} of {sum(fake)}", f"{false} of {len(fake) - sum(fake)}"
