@@ -1,5 +1,6 @@
 """The tab that shows how good detectors, attacks and explanations are: stored results, a small run, and a quiz."""
 
+import json
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -27,6 +28,7 @@ OWN = (
     "at the latest after an hour; on the command line (`python -m backend evaluate`) runs are kept and can be resumed."
 )
 SAMPLE = "Fakes drawn by this project's own models, and two public portraits: too small a set to conclude from."
+FIRST = ("Detectors", "detectors")  # the others are listed when the page is seen; their imports take seconds
 SMALL = 12  # fakes and real pictures of a run in the app
 STOPPED = "**Stopped.** Start again with the same pictures to go on where it was."
 
@@ -41,7 +43,7 @@ class EvaluateTab:
         with gr.Tabs():
             with gr.Tab("Stored results"):
                 self._lay_out_stored()
-            with gr.Tab("Your own pictures"):
+            with gr.Tab("Your own pictures") as self.own:
                 self._lay_out_run()
             with gr.Tab("You against the detectors"):
                 self.quiz = Quiz()
@@ -61,7 +63,7 @@ class EvaluateTab:
         with gr.Row():
             self.data = gr.File(label="Your zip file", file_types=[".zip"], type="filepath", height=140)
             with gr.Column():
-                self.protocol = gr.Dropdown(protocols(), value="detectors", label="Which protocol?", filterable=False)
+                self.protocol = gr.Dropdown([FIRST], value=FIRST[1], label="Which protocol?", filterable=False)
                 self.use_sample = gr.Checkbox(value=False, label="Use the bundled sample set instead", info=SAMPLE)
         with gr.Row():
             self.start = gr.Button(f"Run it on {SMALL} fakes and {SMALL} real pictures", variant="primary", scale=3)
@@ -74,6 +76,7 @@ class EvaluateTab:
     def _wire(self) -> None:
         private: dict[str, Any] = {"api_visibility": "private"}
         self.which.change(answered(_show_stored), self.which, [self.report, self.page], **QUICK, **private)
+        self.own.select(answered(_protocols), None, self.protocol, **QUICK, **private)
         outputs = [self.start, self.stop, self.note, self.progress, self.found, self.download]
         run = self.start.click(
             answered(self._run),
@@ -137,19 +140,15 @@ class EvaluateTab:
 
 def stored() -> list[tuple[str, str]]:
     """Return title and name of every protocol with stored results."""
-    from backend.evaluate import report
-
-    if not STORED.is_dir():
-        return []
-    folders = sorted(folder for folder in STORED.iterdir() if (folder / report.JSON).exists())
-    return [(report.load(folder)[0].title, folder.name) for folder in folders]
+    reports = sorted(STORED.glob("*/report.json"))
+    return [(json.loads(path.read_text(encoding="utf-8"))["title"], path.parent.name) for path in reports]
 
 
-def protocols() -> list[tuple[str, str]]:
-    """Return title and name of every protocol."""
+def _protocols() -> Any:
+    """Return the update that lists every protocol."""
     from backend.evaluate.protocols.registry import PROTOCOLS
 
-    return [(one.title, name) for name, one in PROTOCOLS.items()]
+    return gr.Dropdown([(one.title, name) for name, one in PROTOCOLS.items()])
 
 
 def _show_stored(name: str | None) -> tuple[str, Any]:
