@@ -137,6 +137,10 @@ def test_floors_ask_for_likeness_only_where_it_is_missing():
     # 0.1 everywhere is 20 dB: 12 dB short, and an even shift hardly changes the structure.
     assert float(losses.below_floors(fake, fake + 0.1, 32, 0.0)) == pytest.approx(1.2, abs=1e-4)
     assert float(losses.below_floors(fake, faces(2, seed=9), 0, 0.9)) > 1
+    # 40 dB and 20 dB are 30 dB on average.
+    uneven = fake + torch.tensor([0.01, 0.1]).view(2, 1, 1, 1)
+    assert float(losses.below_floors(fake, uneven, 29.9, 0.0)) == 0
+    assert float(losses.below_floors(fake, uneven, 31, 0.0)) == pytest.approx(0.1, abs=1e-3)
 
 
 def settings(**changes) -> TRNetSettings:
