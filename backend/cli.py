@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from backend import images, runtime, settings, verdicts, weights
+from backend import images, runtime, settings, verdicts
 from backend.detectors import registry
 from backend.errors import UserError
+from backend.hub import arguments as weights_arguments
 from backend.progress import Step, finish
 from backend.training import arguments
 
@@ -128,26 +129,9 @@ def _remove_traces(options: argparse.Namespace) -> Answer:
 
 
 def _weights(options: argparse.Namespace) -> Answer:
-    listed = []
-    for name, entry in sorted(weights.entries().items()):
-        state = entry.state() if options.action == "verify" else ("present" if entry.path.exists() else "absent")
-        listed.append(
-            {
-                "name": name,
-                "profile": entry.profile,
-                "present": entry.path.exists(),
-                "verified": entry.state() == "verified" if options.action == "verify" else None,
-                "bytes": entry.bytes,
-                "licence": entry.licence,
-                "state": state,
-            }
-        )
-    damaged = [str(row["name"]) for row in listed if options.action == "verify" and not row["verified"]]
-    if damaged:
-        error = UserError(f"Missing or damaged: {', '.join(damaged)}.", "Install the app again.")
-        print(str(error), file=sys.stderr)
-        return {"entries": listed, "error": error.message, "hint": error.hint, "exit": 2}
-    return {"entries": listed}
+    from backend.hub import command  # the Hub's client and the models' packages take seconds to import
+
+    return command.run(options, _show_step)
 
 
 def _train(options: argparse.Namespace) -> Answer:
@@ -218,8 +202,8 @@ def _parser() -> argparse.ArgumentParser:
     removal.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the pictures")
     removal.add_argument("--face", type=int, metavar="N", help="which face, 1 is the largest")
 
-    files = _command(commands, "weights", _weights, "list or verify the model files")
-    files.add_argument("action", choices=("list", "verify"))
+    files = _command(commands, "weights", _weights, "list, verify, fetch or publish the model files")
+    weights_arguments.add(files)
 
     attacked = _command(commands, "attack-table", _attack_table, "measure every attack against every detector")
     attacked.add_argument("--data", required=True, type=Path, metavar="DIR", help="photographs that measure")

@@ -97,7 +97,7 @@ def stale(example: Example) -> bool:
     except (OSError, ValueError, KeyError):
         return True
     known = weights.entries()
-    if set(example.faces()[0].p_fake) != set(registry.loadable()):
+    if set(example.faces()[0].p_fake) != set(registry.loadable("embedded")):
         return True
     return any(name not in known or known[name].sha256 != sha256 for name, sha256 in used.items())
 
@@ -113,8 +113,8 @@ def build(out: Path = FOLDER) -> list[Path]:
     out.mkdir(parents=True, exist_ok=True)
     for name, label, picture in _pictures(inverter):
         (out / f"{name}.png").write_bytes(images.encode_png(picture, {"Comment": label}))
-        judged = verdicts.judge(picture)
-        detector = suggested(judged[0].p_fake) or registry.loadable()[0]
+        judged = verdicts.judge(picture, registry.loadable("embedded"))
+        detector = suggested(judged[0].p_fake) or registry.loadable("embedded")[0]
         example = Example(f"{name}.png", label, detector, out)
         bundle.of(finish(explain_photo(picture, detector))).save(example.results)
         if trnet.ENTRY in weights.entries():

@@ -10,6 +10,7 @@ from backend.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 PROFILES = ("embedded", "hub")
+REPO = re.compile(r"[\w.-]+/[\w.-]+")
 DEVICES = re.compile(r"auto|cpu|cuda(:\d+)?|mps")
 
 
@@ -25,6 +26,9 @@ class Settings:
     max_pixels: int = 50_000_000  # MAX_UPLOAD_PIXELS
     queue_size: int = 16  # QUEUE_SIZE
     weights_dir: Path = ROOT / "weights"
+    cache_dir: Path = Path.home() / ".cache" / "face-forgery-explained"  # WEIGHTS_CACHE: files fetched from the Hub
+    weights_repo: str = ""  # WEIGHTS_REPO: OWNER/NAME on the Hub, where missing files of `weights_dir` come from
+    hub_endpoint: str = "https://huggingface.co"  # HF_ENDPOINT
 
 
 def read(environment: Mapping[str, str] = os.environ) -> Settings:
@@ -40,6 +44,9 @@ def read(environment: Mapping[str, str] = os.environ) -> Settings:
     device = environment.get("DEVICE") or usual.device
     if not DEVICES.fullmatch(device):
         raise UserError(f"DEVICE cannot be {device!r}.", "Set it to auto, cpu, cuda, cuda:0, cuda:1, ... or mps.")
+    repo = environment.get("WEIGHTS_REPO") or usual.weights_repo
+    if repo and not REPO.fullmatch(repo):
+        raise UserError(f"WEIGHTS_REPO cannot be {repo!r}.", "Set it to OWNER/NAME of a repository on the Hub.")
     return Settings(
         profile=profile,
         device=device,
@@ -48,6 +55,9 @@ def read(environment: Mapping[str, str] = os.environ) -> Settings:
         max_bytes=_integer(environment, "MAX_UPLOAD_BYTES", usual.max_bytes),
         max_pixels=_integer(environment, "MAX_UPLOAD_PIXELS", usual.max_pixels),
         queue_size=_integer(environment, "QUEUE_SIZE", usual.queue_size),
+        cache_dir=Path(environment.get("WEIGHTS_CACHE") or usual.cache_dir).expanduser(),
+        weights_repo=repo,
+        hub_endpoint=(environment.get("HF_ENDPOINT") or usual.hub_endpoint).rstrip("/"),
     )
 
 

@@ -1,4 +1,7 @@
-"""Where model files come from: `weights/registry.toml`, their hashes and licences, and safe loading."""
+"""Where model files come from, their hashes and licences, and safe loading.
+
+`weights/registry.toml` names the files that ship with the app, `weights/hub.toml` those that others publish.
+"""
 
 import hashlib
 import json
@@ -26,6 +29,7 @@ else:
     import tomli as tomllib
 
 REINSTALL = "Install the app again, or run: python -m backend weights verify"
+REGISTRIES = ("registry.toml", "hub.toml")
 
 
 @dataclass(frozen=True)
@@ -34,10 +38,10 @@ class Entry:
 
     Args:
         name: The name that code and command line use.
-        profile: `embedded` (ships with the app) or `hub` (downloaded on demand).
+        profile: `embedded` (ships with the app) or `hub` (fetched on demand, then converted).
         file: File name, in `weights/` or in the Hub repository.
-        sha256: Hash of the file; files with another are not loaded.
-        bytes: Size of the file.
+        sha256: Hash of the file as published, empty where it is not known; files with another are not loaded.
+        bytes: Size of the file as published, 0 where it is not known.
         licence: Licence in words.
         source: What it was trained on and by which command, or where it is published.
         options: Everything else the entry says: architecture options, card values, calibration.
@@ -54,20 +58,40 @@ class Entry:
 
     @property
     def path(self) -> Path:
-        """Return where the file lies on this machine."""
+        """Return where the file lies on this machine; one from the Hub lies converted in the cache."""
+        if self.profile == "hub":
+            return SETTINGS.cache_dir / f"{self.name}.safetensors"
         return SETTINGS.weights_dir / self.file
+
+    @property
+    def receipt_path(self) -> Path:
+        """Return where it stands what was fetched, for an entry of the Hub."""
+        return SETTINGS.cache_dir / f"{self.name}.json"
+
+    def receipt(self) -> dict[str, Any]:
+        """Return what was fetched and what it was converted into, or nothing where that is not known."""
+        try:
+            found = json.loads(self.receipt_path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
 
     def state(self) -> str:
         """Return `verified`, `absent` or `damaged`."""
         if not self.path.exists():
             return "absent"
-        return "verified" if file_hash(self.path) == self.sha256 else "damaged"
+        expected = self.receipt().get("sha256") if self.profile == "hub" else self.sha256
+        return "verified" if file_hash(self.path) == expected else "damaged"
 
 
 @lru_cache(maxsize=1)
 def entries() -> dict[str, Entry]:
-    """Read the registry."""
-    raw = tomllib.loads((SETTINGS.weights_dir / "registry.toml").read_text(encoding="utf-8"))
+    """Read both registries."""
+    raw: dict[str, dict[str, Any]] = {}
+    for file in REGISTRIES:
+        path = SETTINGS.weights_dir / file
+        if file == "registry.toml" or path.exists():
+            raw |= tomllib.loads(path.read_text(encoding="utf-8"))
     fields = ("profile", "file", "sha256", "bytes", "licence", "source")
     found = {}
     for name, values in raw.items():
@@ -98,10 +122,11 @@ def load_entry(name: str) -> dict[str, Tensor]:
     """Return the tensors of an entry as float32, after its hash was verified."""
     found = entry(name)
     state = found.state()
+    hint = f"Run: python -m backend weights fetch {name}" if found.profile == "hub" else REINSTALL
     if state == "absent":
-        raise UserError(f"The model file of {name} is missing.", REINSTALL)
+        raise UserError(f"The model file of {name} is missing.", hint)
     if state == "damaged":
-        raise UserError(f"The model file of {name} is damaged.", REINSTALL)
+        raise UserError(f"The model file of {name} is damaged.", hint)
     tensors = load_file(found.path)
     return {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
 

@@ -14,6 +14,7 @@ LAYERS = {
     "generators": 1,
     "detectors": 1,
     "verdicts": 2,
+    "hub": 2,
     "attacks": 3,
     "counterfactual": 3,
     "trace_removal": 4,

@@ -136,7 +136,7 @@ class Detector(nn.Module):
         """
         if not self.card.cam_layer:
             raise UserError(
-                f"{self.card.title} compares fingerprints and has no layer whose attention could be shown.",
+                f"{self.card.title} has no layer whose attention could be shown.",
                 "Choose another detector to see where it looked.",
             )
         return self.network.get_submodule(self.card.cam_layer)

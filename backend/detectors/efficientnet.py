@@ -132,3 +132,19 @@ def from_deepfakebench(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         unused=("adjust_channel.",),
         rename=lambda key: timm_name(key.removeprefix("efficientnet.")).replace("last_layer.", "classifier."),
     )
+
+
+def build_torchvision_b0() -> nn.Module:
+    """Return torchvision's untrained EfficientNet-B0 with two logits for faces (N, 3, 224, 224)."""
+    from torchvision.models import efficientnet_b0  # importing it takes seconds
+
+    return efficientnet_b0(weights=None, num_classes=2)
+
+
+def from_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Turn a checkpoint of torchvision's EfficientNet-B0 into a state of `build_torchvision_b0()`, every key matched.
+
+    Raises:
+        UserError: Keys are unknown or missing, or tensors have other shapes.
+    """
+    return matched(state, build_torchvision_b0, "torchvision's EfficientNet-B0 with two outputs")

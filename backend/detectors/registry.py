@@ -9,20 +9,27 @@ from torch import nn
 from backend import runtime, weights
 from backend.detectors.card import Card, Detector, ErrorRate
 from backend.detectors.dct_a import DCTA
-from backend.detectors.efficientnet import build_efficientnet, build_slim_efficientnet
+from backend.detectors.efficientnet import (
+    build_deepfakebench_b4,
+    build_efficientnet,
+    build_slim_efficientnet,
+    build_torchvision_b0,
+)
 from backend.detectors.f3net import F3Net
 from backend.detectors.lf import LF, SOURCES
 from backend.detectors.mat import MAT
 from backend.detectors.mesonet import Meso4, MesoInception4
+from backend.detectors.mesonet_deepfakebench import DeepfakeBenchMeso4, DeepfakeBenchMesoInception4
 from backend.detectors.nf import NoiseFingerprints
 from backend.detectors.patch_cnn import PatchCNN
 from backend.detectors.recce import RECCE
+from backend.detectors.vit import CommFor, build_vit_b
 from backend.detectors.xception import Xception
 from backend.errors import UserError
 from backend.settings import SETTINGS
 
 Options = Mapping[str, Any]
-Set = Literal["shipped", "plain", "all"]
+Set = Literal["shipped", "embedded", "plain", "all"]
 UNDEFENDED = "none"  # the defence of the plain set
 EMBEDDED_SIZE = 128  # side in pixels of the faces that embedded detectors take, unless `input_size` says otherwise
 
@@ -46,8 +53,8 @@ class Architecture:
     paper: str
     outputs: str
     cam_layer: str
-    mean: float
-    std: float
+    mean: float | list[float]
+    std: float | list[float]
     published: Callable[[], nn.Module]
     embedded: Callable[[Options], nn.Module]
 
@@ -96,6 +103,15 @@ def _nf(options: Options) -> nn.Module:
     return NoiseFingerprints(tuple(options.get("sources", SOURCES[1:])), _input_size(options))
 
 
+def _published(
+    title: str, paper: str, outputs: str, cam_layer: str, build: Callable[[], nn.Module], **normalised: Any
+) -> Architecture:
+    """Return an architecture that exists at its published size only."""
+    return Architecture(
+        title, paper, outputs, cam_layer, published=build, embedded=lambda _options: build(), **normalised
+    )
+
+
 TWO = "two logits, real then fake"
 MESO = "one logit, real high"
 CHOLLET = "Chollet 2017, arXiv 1610.02357; for faces Roessler et al. 2019, arXiv 1901.08971"
@@ -108,6 +124,8 @@ CHAI = "Chai et al. 2020, arXiv 2008.10588"
 FRANK = "Frank et al. 2020, arXiv 2003.08685"
 YU = "Yu et al. 2019, arXiv 1811.08180"
 MARRA = "Marra et al. 2019, arXiv 1812.11842"
+PARK = "Park and Owens 2025, arXiv 2411.04125"
+DOSOVITSKIY = "Dosovitskiy et al. 2021, arXiv 2010.11929"
 PATCHES = "patch logits, fake then real"
 BY_SOURCE = "logits by source, real first"
 CORRELATIONS = "correlations by source, fake high"
@@ -126,6 +144,25 @@ ARCHITECTURES: dict[str, Architecture] = {
     "lf": Architecture("LF", YU, BY_SOURCE, "blocks.8.conv1", 0.5, 0.5, LF, _lf),
     "nf": Architecture("NF", MARRA, CORRELATIONS, "", 0.0, 1.0, NoiseFingerprints, _nf),
 }
+# Networks that others publish in a form of their own; only entries of the Hub name them, as their `architecture`.
+IMAGENET: dict[str, list[float]] = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+HALF = {"mean": 0.5, "std": 0.5}
+FAKE_HIGH = "one logit, fake high"
+PUBLISHED: dict[str, Architecture] = {
+    "xception_deepfakebench": _published("Xception", CHOLLET, TWO, "act4", Xception, **HALF),
+    "efficientnet_b4_deepfakebench": _published("EfficientNet-B4", TAN, TWO, "bn2", build_deepfakebench_b4, **HALF),
+    "f3net_deepfakebench": _published("F3-Net", QIAN, TWO, "backbone.act4", F3Net, **HALF),
+    "recce_deepfakebench": _published("RECCE", CAO, TWO, "encoder.act4", lambda: RECCE(imagenet_head=True), **HALF),
+    "meso4_deepfakebench": _published("Meso-4", AFCHAR, TWO, "conv4", DeepfakeBenchMeso4, **HALF),
+    "mesoinception4_deepfakebench": _published(
+        "MesoInception-4", AFCHAR, TWO, "conv2", DeepfakeBenchMesoInception4, **HALF
+    ),
+    "efficientnet_b0_torchvision": _published(
+        "EfficientNet-B0", TAN, TWO, "features", build_torchvision_b0, **IMAGENET
+    ),
+    "vit_s_commfor": _published("Community Forensics ViT-S", PARK, FAKE_HIGH, "", CommFor, **IMAGENET),
+    "vit_b_transformers": _published("ViT-B", DOSOVITSKIY, TWO, "", build_vit_b, **HALF),
+}
 
 
 def names() -> list[str]:
@@ -137,17 +174,26 @@ def loadable(which: Set = "shipped") -> list[str]:
     """Return the detectors that have an entry in the registry of weights, in the order of `names()`.
 
     Args:
-        which: `shipped`, what the app uses: one entry for each architecture, of the same name; `plain`, the
-            undefended ones, whose entries are named `NAME_plain`; or `all`, with every other variant.
+        which: `shipped`, what the app uses: one entry for each architecture, of the same name, and after them what
+            was fetched from the Hub; `embedded`, without the latter; `plain`, the undefended ones, whose entries are
+            named `NAME_plain`; or `all`, with every other variant.
     """
     if not (SETTINGS.weights_dir / "registry.toml").exists():
         return []
     known = weights.entries()
-    if which == "shipped":
-        return [name for name in ARCHITECTURES if name in known]
-    named = [(entry.options.get("architecture", name), name) for name, entry in known.items()]
+    if which in {"shipped", "embedded"}:
+        own = [name for name in ARCHITECTURES if name in known and known[name].profile == "embedded"]
+        return own + (_fetched(known) if which == "shipped" else [])
+    embedded = [(name, entry) for name, entry in known.items() if entry.profile == "embedded"]
+    named = [(entry.options.get("architecture", name), name) for name, entry in embedded]
     ordered = [name for wanted in ARCHITECTURES for architecture, name in named if architecture == wanted]
     return ordered if which == "all" else [name for name in ordered if _defence(known[name].options) == UNDEFENDED]
+
+
+def _fetched(known: Mapping[str, weights.Entry]) -> list[str]:
+    """Return the detectors from the Hub whose files are here."""
+    hub = {name: entry for name, entry in known.items() if entry.profile == "hub" and entry.path.is_file()}
+    return [name for name, entry in hub.items() if entry.options.get("architecture") in ARCHITECTURES | PUBLISHED]
 
 
 def build(name: str) -> nn.Module:
@@ -209,7 +255,7 @@ def _architecture(name: str) -> Architecture:
     if name in ARCHITECTURES:
         return ARCHITECTURES[name]
     if (SETTINGS.weights_dir / "registry.toml").exists() and name in weights.entries():
-        found = ARCHITECTURES.get(weights.entry(name).options.get("architecture", ""))
+        found = (ARCHITECTURES | PUBLISHED).get(weights.entry(name).options.get("architecture", ""))
         if found is not None:
             return found
     raise UserError(f"There is no detector named {name}.", f"Choose one of: {', '.join(names())}.")

@@ -23,6 +23,8 @@ def files_table() -> str:
     """Return one line a file: name, bytes, hash, command."""
     lines = ["| model | bytes | sha256 (start) | trained by |", "|---|---|---|---|"]
     for name, entry in sorted(weights.entries().items()):
+        if entry.profile != "embedded":
+            continue
         command = entry.source.split(",")[0]
         lines.append(f"| {name} | {entry.bytes:,} | `{entry.sha256[:16]}` | `{command}` |")
     return "\n".join(lines)
@@ -31,7 +33,7 @@ def files_table() -> str:
 def rates_table() -> str:
     """Return one line a detector and kind: how many, how often wrong, AUC."""
     lines = ["| detector | pictures | count | judged wrongly | AUC |", "|---|---|---|---|---|"]
-    for name in registry.loadable():
+    for name in registry.loadable("embedded"):
         for rate in registry.card(name).errors:
             kind = verdicts.KINDS.get(rate.kind, rate.kind)
             auc = "" if rate.auc is None else f"{rate.auc:.3f}"

@@ -1,0 +1,96 @@
+"""Vision transformers (Dosovitskiy et al. 2021, arXiv 2010.11929) from timm, and two published checkpoints of them."""
+
+from collections.abc import Mapping
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from backend.detectors.checkpoints import matched
+from backend.errors import UserError
+
+COMMFOR_RESIZED, COMMFOR_CROP = 440, 384
+# Layers of a block as transformers names them, and as timm does.
+LAYERS = {
+    "attention.output.dense": "attn.proj",
+    "intermediate.dense": "mlp.fc1",
+    "output.dense": "mlp.fc2",
+    "layernorm_before": "norm1",
+    "layernorm_after": "norm2",
+}
+ENDS = {
+    "vit.embeddings.cls_token": "cls_token",
+    "vit.embeddings.position_embeddings": "pos_embed",
+    "vit.embeddings.patch_embeddings.projection.weight": "patch_embed.proj.weight",
+    "vit.embeddings.patch_embeddings.projection.bias": "patch_embed.proj.bias",
+    "vit.layernorm.weight": "norm.weight",
+    "vit.layernorm.bias": "norm.bias",
+    "classifier.weight": "head.weight",
+    "classifier.bias": "head.bias",
+}
+BLOCK = "vit.encoder.layer."
+ATTENTION = "attention.attention."
+TRANSFORMERS_EPSILON = 1e-12
+
+
+class CommFor(nn.Module):
+    """The community-forensics ViT-S (Park and Owens 2025, arXiv 2411.04125), under its published keys (`vit.*`)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.vit = _create("vit_small_patch16_384", classes=1)
+
+    def forward(self, faces: Tensor) -> Tensor:
+        """Return the logit of fake (N, 1) for pictures (N, 3, 440, 440), whose middle 384 pixels are looked at."""
+        margin = (faces.shape[-1] - COMMFOR_CROP) // 2
+        end = margin + COMMFOR_CROP
+        return self.vit(faces[..., margin:end, margin:end])
+
+
+def build_vit_b() -> nn.Module:
+    """Return an untrained ViT-B/16 as transformers builds it, with two logits for pictures (N, 3, 224, 224)."""
+    return _create("vit_base_patch16_224", classes=2, norm_layer=partial(nn.LayerNorm, eps=TRANSFORMERS_EPSILON))
+
+
+def from_commfor(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Turn the checkpoint `commfor-model-384` into a state of `CommFor()`, every key matched.
+
+    Raises:
+        UserError: Keys are unknown or missing, or tensors have other shapes.
+    """
+    return matched(state, CommFor, "the community-forensics ViT-S")
+
+
+def from_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Turn a ViT-B/16 classifier that transformers saved into a state of `build_vit_b()`, every key matched.
+
+    Raises:
+        UserError: Keys are unknown or missing, or tensors have other shapes.
+    """
+    renamed = {_timm_name(key): value for key, value in state.items() if ATTENTION not in key}
+    for key in (key for key in state if f"{ATTENTION}query." in key):
+        layer, _, part = key.partition(f"{ATTENTION}query.")
+        names = [f"{layer}{ATTENTION}{one}.{part}" for one in ("query", "key", "value")]
+        if any(name not in state for name in names):
+            raise UserError(f"The checkpoint lacks part of the attention {layer}.", "Use the checkpoint unchanged.")
+        renamed[f"{_block(layer)}attn.qkv.{part}"] = torch.cat([state[name] for name in names])
+    return matched(renamed, build_vit_b, "a ViT-B/16 classifier")
+
+
+def _timm_name(key: str) -> str:
+    """Return timm's name of a tensor of transformers, or the key itself where there is none."""
+    if not key.startswith(BLOCK):
+        return ENDS.get(key, key)
+    number, _, rest = key.removeprefix(BLOCK).partition(".")
+    layer, _, part = rest.rpartition(".")
+    return f"blocks.{number}.{LAYERS.get(layer, layer)}.{part}"
+
+
+def _block(layer: str) -> str:
+    return f"blocks.{layer.removeprefix(BLOCK)}"
+
+
+def _create(name: str, *, classes: int, **options: object) -> nn.Module:
+    import timm  # importing it takes seconds, for which the page would have to wait
+
+    return timm.create_model(name, pretrained=False, num_classes=classes, **options)

@@ -1,0 +1,183 @@
+"""Download one file of the Hub with its own client: in parts that are kept, with progress, and checked at the end.
+
+`hf_hub_download` forgets what had come when it is interrupted. Its two halves, which it calls itself, do not have to:
+the metadata of a file, and a request that goes on at a given byte.
+"""
+
+import queue
+import re
+import shutil
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from huggingface_hub import get_hf_file_metadata, hf_hub_url
+from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.file_download import HfFileMetadata, http_get
+from huggingface_hub.utils import build_hf_headers
+from tqdm import tqdm
+
+from backend.errors import UserError
+from backend.hub import troubles
+from backend.progress import Job, Step
+from backend.settings import SETTINGS
+from backend.weights import file_hash
+
+SHA256 = re.compile(r"[0-9a-f]{64}")
+SPARE = 50_000_000  # bytes that a download leaves free
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file on the Hub.
+
+    Args:
+        repo: OWNER/NAME.
+        file: Path in the repository.
+        revision: A commit, or a branch where none is known.
+        kind: `model`, `space` or `dataset`.
+    """
+
+    repo: str
+    file: str
+    revision: str = "main"
+    kind: str = "model"
+
+    def __str__(self) -> str:
+        """Return its name for people."""
+        return f"{self.repo}/{self.file}"
+
+
+class _StoppedError(Exception):
+    """Ends the thread of a download that nobody waits for any more."""
+
+
+def download(source: Source, folder: Path, sha256: str = "") -> Job[Path]:
+    """Download a file into `folder`, going on where an earlier attempt stopped, and return where it lies.
+
+    Closing the job stops the download and keeps what has come.
+
+    Args:
+        source: What to download.
+        folder: Where to put it; parts lie in it too, under names that end in `.part`.
+        sha256: Hash that the file must have; where it is empty, the one the Hub announces is checked.
+
+    Raises:
+        UserError: Anything that went wrong, in words.
+    """
+    what = str(source)
+    try:
+        # Redirects to another host must not carry the login along.
+        headers = build_hf_headers(library_name="face-forgery-explained")
+        url = hf_hub_url(
+            source.repo,
+            source.file,
+            revision=source.revision,
+            repo_type=source.kind,
+            endpoint=SETTINGS.hub_endpoint,
+        )
+        found = get_hf_file_metadata(url, headers=headers, endpoint=SETTINGS.hub_endpoint)
+        if urlsplit(found.location).netloc != urlsplit(url).netloc:
+            headers.pop("authorization", None)
+        folder.mkdir(parents=True, exist_ok=True)
+    except troubles.TROUBLES as error:
+        raise troubles.said(error, what) from error
+    announced = found.etag or "unnamed"
+    expected = sha256 or (announced if SHA256.fullmatch(announced) else "")
+    target = folder / Path(source.file).name
+    if expected and target.exists() and file_hash(target) == expected:
+        return target  # its conversion had failed
+    part = folder / f"{re.sub(r'[^0-9A-Za-z]', '', announced)}.part"
+    yield from _receive(found, part, headers, what)
+    yield Step(100, 100, f"The hash of {what} is checked.")
+    if expected and file_hash(part) != expected:
+        part.unlink()
+        raise UserError(
+            f"{what} is not the file that was expected: its hash is another one.",
+            "It was deleted. Try again; if it stays so, the file was replaced on the Hub, and should not be trusted.",
+        )
+    part.replace(target)
+    return target
+
+
+def _receive(found: HfFileMetadata, part: Path, headers: dict[str, str], what: str) -> Job[None]:
+    """Fill `part` in a thread of its own, whose progress the steps tell."""
+    there = part.stat().st_size if part.exists() else 0
+    if found.size is not None and there > found.size:
+        part.unlink()
+        there = 0
+    _require_room(part.parent, (found.size or 0) - there, what)
+    news: queue.SimpleQueue[int | Exception | None] = queue.SimpleQueue()
+    stopped = threading.Event()
+
+    def work() -> None:
+        try:
+            with part.open("ab") as file:
+                http_get(
+                    found.location,
+                    file,
+                    resume_size=there,
+                    headers=dict(headers),
+                    expected_size=found.size,
+                    displayed_filename=part.name,
+                    tqdm_class=_reporting(news.put, stopped),
+                )
+        except _StoppedError:
+            pass
+        except Exception as error:  # noqa: BLE001 - handed to the one who waits
+            news.put(error)
+        news.put(None)
+
+    worker = threading.Thread(target=work, name="download", daemon=True)
+    worker.start()
+    total, received = max(1, found.size or 0), there
+    try:
+        yield _step(received, total, what)
+        while (item := news.get()) is not None:
+            if isinstance(item, Exception):
+                raise _lasting(item, part, what) from item
+            received += item
+            yield _step(received, total, what)
+    finally:
+        stopped.set()
+        worker.join(timeout=10)
+
+
+def _lasting(error: Exception, part: Path, what: str) -> Exception:
+    """Return the error as a sentence; a part that no server can continue goes."""
+    received = part.stat().st_size if part.exists() else 0
+    if isinstance(error, HfHubHTTPError) and error.response.status_code == 416:
+        part.unlink(missing_ok=True)
+        return UserError(f"The download of {what} could not be continued.", "Run it again: it starts anew.")
+    return troubles.said(error, what, received=received) if isinstance(error, troubles.TROUBLES) else error
+
+
+def _step(received: int, total: int, what: str) -> Step:
+    percent = min(100, 100 * received // total)
+    return Step(percent, 100, f"{what}: {received / 1e6:,.1f} of {total / 1e6:,.1f} MB")
+
+
+def _require_room(folder: Path, needed: int, what: str) -> None:
+    # What was fetched and what it is converted into lie side by side for a moment.
+    if shutil.disk_usage(folder).free < 2 * needed + SPARE * bool(needed):
+        raise troubles.full(what, 2 * needed)
+
+
+def _reporting(report: Callable[[int], None], stopped: threading.Event) -> type[tqdm]:
+    """Return a progress bar, as the client wants one, that draws nothing and reports every block."""
+
+    class Reporting(tqdm):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            options.pop("name", None)
+            super().__init__(*arguments, **{**options, "disable": True})
+
+        def update(self, n: float | None = 1) -> bool | None:
+            if stopped.is_set():
+                raise _StoppedError
+            report(int(n or 0))
+            return None
+
+    return Reporting

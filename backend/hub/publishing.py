@@ -1,0 +1,95 @@
+"""Put the project's own trained models, with their model card, into a repository of their owner on the Hub."""
+
+import re
+import time
+from dataclasses import dataclass
+
+from huggingface_hub import CommitOperationAdd, HfApi
+
+from backend import weights
+from backend.errors import UserError
+from backend.hub import troubles
+from backend.progress import Job, Step
+from backend.settings import REPO, SETTINGS
+
+CARD = """---
+license: other
+license_name: non-commercial-research-and-teaching
+license_link: LICENSE.md
+library_name: pytorch
+tags: [deepfake-detection, explainability]
+---
+
+"""
+LICENCE = "The model files are for non-commercial research and teaching.\n"
+
+
+@dataclass(frozen=True)
+class Published:
+    """What was put on the Hub.
+
+    Args:
+        repo: OWNER/NAME.
+        revision: The commit.
+        files: Names of the files.
+        bytes: Size of the models.
+        seconds: How long it took.
+        summary: All this in words.
+    """
+
+    repo: str
+    revision: str
+    files: tuple[str, ...]
+    bytes: int
+    seconds: float
+    summary: str
+
+
+def publishing(repo: str, *, private: bool = False) -> Job[Published]:
+    """Upload every model that ships with the app, the registry and the model card, as one commit.
+
+    Args:
+        repo: OWNER/NAME; it is made where it does not exist.
+        private: Whether a new repository is private.
+
+    Raises:
+        UserError: The name is none, a file is damaged, or the Hub refused.
+    """
+    if not REPO.fullmatch(repo):
+        raise UserError(f"{repo!r} is not a repository.", "Give it as OWNER/NAME.")
+    started = time.monotonic()
+    own = [entry for entry in weights.entries().values() if entry.profile == "embedded"]
+    total = len(own) + 2
+    additions = []
+    for number, entry in enumerate(own):
+        yield Step(number, total, f"The hash of {entry.name} is checked.")
+        if entry.state() != "verified":
+            raise UserError(f"{entry.name} is missing or damaged and was not published.", weights.REINSTALL)
+        additions.append(CommitOperationAdd(entry.file, str(entry.path)))
+    folder = SETTINGS.weights_dir
+    card = re.sub(r"\A---\n.*?\n---\n+", "", (folder / "MODELCARD.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    additions += [
+        CommitOperationAdd("registry.toml", (folder / "registry.toml").read_bytes()),
+        CommitOperationAdd("README.md", (CARD + card).encode()),
+        CommitOperationAdd("LICENSE.md", LICENCE.encode()),
+    ]
+    yield Step(len(own), total, f"{len(own)} models are uploaded to {repo}.")
+    api = HfApi(endpoint=SETTINGS.hub_endpoint, library_name="face-forgery-explained")
+    try:
+        api.create_repo(repo, private=private, exist_ok=True)
+        done = api.create_commit(repo, additions, commit_message="Models, registry and model card")
+    except troubles.TROUBLES as error:
+        raise troubles.said(error, repo) from error
+    except (RuntimeError, ValueError) as error:  # what the client says of an upload that broke off
+        raise UserError(f"The upload to {repo} broke off.", "Nothing was changed there; run it again.") from error
+    yield Step(total, total, f"{repo} has them.")
+    size = sum(entry.bytes for entry in own)
+    return Published(
+        repo=repo,
+        revision=str(done.oid),
+        files=tuple(addition.path_in_repo for addition in additions),
+        bytes=size,
+        seconds=round(time.monotonic() - started, 3),
+        summary=f"{len(own)} models ({size / 1e6:.1f} MB) and their card are at {repo}, revision {done.oid}. "
+        f"With WEIGHTS_REPO={repo}, an app without them fetches them from there.",
+    )
