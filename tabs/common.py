@@ -7,6 +7,7 @@ import logging
 import secrets
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from html import escape
@@ -32,6 +33,7 @@ STYLE = Path(__file__).with_name("style.css")
 MODEL: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
 VERDICT: dict[str, Any] = {"concurrency_id": "verdict", "concurrency_limit": 1}
 QUICK: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
+_importing = threading.Lock()
 SHOWN_SIDE = 900  # longest side in pixels at which a whole photo is shown
 KEPT_SECONDS = 3600  # downloads of a visitor who left without closing the page
 
@@ -87,6 +89,7 @@ def answered(function: Callable[P, R]) -> Callable[P, R]:
         @functools.wraps(function)
         def stream(*args: P.args, **kwargs: P.kwargs) -> Iterator[Any]:
             try:
+                import_packages()
                 yield from function(*args, **kwargs)
             except Exception as error:
                 raise as_shown(error) from error
@@ -96,6 +99,7 @@ def answered(function: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
+            import_packages()
             return function(*args, **kwargs)
         except Exception as error:
             raise as_shown(error) from error
@@ -160,11 +164,22 @@ def forget(request: gr.Request) -> None:
     shutil.rmtree(session_folder(request), ignore_errors=True)
 
 
+def import_packages() -> None:
+    """Import what handlers need, which takes seconds; the page is shown without it.
+
+    One thread does it while the others wait: two that import the same packages at once may each see half of them.
+    """
+    with _importing:
+        import facenet_pytorch  # noqa: F401
+        import timm  # noqa: F401
+
+        from backend.counterfactual import story  # noqa: F401
+
+
 def warm_up() -> None:
     """Load every model and run it once, so that the first visitor does not wait for it."""
     try:
-        from backend.counterfactual import story  # noqa: F401 - importing it takes seconds
-
+        import_packages()
         blank = np.full((256, 256, 3), 128, np.uint8)
         verdicts.judge(blank)
         verdicts.p_fake(images.to_tensor(blank))

@@ -149,6 +149,18 @@ def test_downloads_are_private_and_go_with_visitor_and_process() -> None:
     assert not any(Path(one[4]).exists() for one in said)
 
 
+def test_the_first_visitors_import_the_packages_one_after_the_other() -> None:
+    code = (
+        "import sys, threading; from tabs import common; before = 'timm' in sys.modules; seen = []; "
+        "look = common.answered(lambda: seen.append('torchvision' in sys.modules and 'skimage' in sys.modules)); "
+        "threads = [threading.Thread(target=one) for one in (look, look, common.import_packages, look)]; "
+        "[one.start() for one in threads]; [one.join() for one in threads]; print(before, seen)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False [True, True, True]"
+    assert "Error" not in done.stderr
+
+
 @needs_models
 def test_a_verdict_does_not_wait_for_the_search_of_another_visitor(
     demo: gr.Blocks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
