@@ -34,8 +34,8 @@ class RefineSettings:
             and the mean squared error of the picture.
     """
 
-    steps: int = 30
-    rate: float = 0.1
+    steps: int = 15
+    rate: float = 0.15
     pull: float = 0.01
 
     def check(self) -> None:
