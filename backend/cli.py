@@ -60,7 +60,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _detect(options: argparse.Namespace) -> Answer:
     chosen = [options.detector] if options.detector else None
-    if options.detector and options.detector not in registry.loadable():
+    if options.detector and options.detector not in {*registry.loadable(), *registry.loadable("all")}:
         raise UserError(
             f"There is no detector named {options.detector}.", f"Choose one of: {', '.join(registry.loadable())}."
         )

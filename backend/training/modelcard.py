@@ -3,6 +3,7 @@
 from backend import verdicts, weights
 from backend.detectors import registry
 from backend.settings import SETTINGS
+from backend.training import honesty
 
 FILES, RATES = "files", "error rates"
 
@@ -31,11 +32,16 @@ def files_table() -> str:
 
 
 def rates_table() -> str:
-    """Return one line a detector and kind: how many, how often wrong, AUC."""
+    """Return one line a detector of either set and kind: how many, how often wrong, AUC; photographs also changed."""
     lines = ["| detector | pictures | count | judged wrongly | AUC |", "|---|---|---|---|---|"]
-    for name in registry.loadable("embedded"):
-        for rate in registry.card(name).errors:
+    for name in [*registry.loadable("embedded"), *registry.loadable("plain")]:
+        card = registry.card(name)
+        for rate in card.errors:
             kind = verdicts.KINDS.get(rate.kind, rate.kind)
             auc = "" if rate.auc is None else f"{rate.auc:.3f}"
             lines.append(f"| {name} | {kind} | {rate.count} | {rate.rate:.1%} | {auc} |")
+        alarm = card.false_alarm()
+        for change, share in weights.entry(name).options.get("false_alarms", {}).items():
+            after = "as they are" if change == honesty.UNCHANGED else f"after {change}"
+            lines.append(f"| {name} | real photographs, {after} | {alarm.count if alarm else ''} | {share:.1%} | |")
     return "\n".join(lines)
