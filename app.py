@@ -22,7 +22,7 @@ import gradio as gr
 
 from backend import runtime
 from backend.settings import SETTINGS
-from tabs import common
+from tabs import common, gpu, health
 from tabs.counterfactual import CounterfactualTab
 from tabs.photo import PhotoStep
 
@@ -42,6 +42,7 @@ def build() -> gr.Blocks:
             search = CounterfactualTab(photo)
         photo.connect([search])
         demo.unload(common.forget)
+    gpu.use(demo)
     return demo.queue(max_size=SETTINGS.queue_size, default_concurrency_limit=1)
 
 
@@ -67,6 +68,7 @@ def main() -> None:
         css_paths=[common.STYLE],
         theme=common.theme(),
         mcp_server=False,
+        app_kwargs={"routes": health.routes()},
         share=False,
         prevent_thread_lock=True,
     )

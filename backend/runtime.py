@@ -46,6 +46,11 @@ def loaded(key: str, build: Callable[[], T]) -> T:
         return _loaded[key]  # type: ignore[return-value]
 
 
+def loaded_names() -> list[str]:
+    """Return the names of the models that are loaded, without waiting for one that is being loaded."""
+    return sorted(_loaded.copy())
+
+
 def keep_freed_memory() -> None:
     """Tell the C library to reuse large blocks; without it, page faults are half the time of a CPU step."""
     if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc":

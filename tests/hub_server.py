@@ -126,6 +126,8 @@ class _Handler(BaseHTTPRequestHandler):
             name = f"{asked.get('organization') or 'owner'}/{asked['name']}"
             hub.repos[name] = bool(asked.get("private"))
             self._answer(200, {"url": f"{hub.url}/{name}", "name": name})
+        elif path == "/api/validate-yaml":
+            self._answer(200, {"errors": [], "warnings": []})
         elif "/preupload/" in path:
             modes = [
                 {"path": file["path"], "uploadMode": "lfs" if file["path"].endswith(".safetensors") else "regular"}

@@ -67,13 +67,14 @@ def from_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         UserError: Keys are unknown or missing, or tensors have other shapes.
     """
-    renamed = {_timm_name(key): value for key, value in state.items() if ATTENTION not in key}
+    renamed = {_timm_name(key): value for key, value in state.items()}
     for key in (key for key in state if f"{ATTENTION}query." in key):
         layer, _, part = key.partition(f"{ATTENTION}query.")
         names = [f"{layer}{ATTENTION}{one}.{part}" for one in ("query", "key", "value")]
-        if any(name not in state for name in names):
-            raise UserError(f"The checkpoint lacks part of the attention {layer}.", "Use the checkpoint unchanged.")
-        renamed[f"{_block(layer)}attn.qkv.{part}"] = torch.cat([state[name] for name in names])
+        parts = [renamed.pop(_timm_name(name), None) for name in names]
+        if any(value is None or value.shape != state[key].shape for value in parts):
+            raise UserError(f"The attention of {layer} is not whole.", "Use the checkpoint as it is published.")
+        renamed[f"{_block(layer)}attn.qkv.{part}"] = torch.cat([value for value in parts if value is not None])
     return matched(renamed, build_vit_b, "a ViT-B/16 classifier")
 
 

@@ -79,7 +79,7 @@ def publishing(repo: str, *, private: bool = False) -> Job[Published]:
         api.create_repo(repo, private=private, exist_ok=True)
         done = api.create_commit(repo, additions, commit_message="Models, registry and model card")
     except troubles.TROUBLES as error:
-        raise troubles.said(error, repo) from error
+        raise troubles.said(error, repo, otherwise="Nothing was changed there.") from error
     except (RuntimeError, ValueError) as error:  # what the client says of an upload that broke off
         raise UserError(f"The upload to {repo} broke off.", "Nothing was changed there; run it again.") from error
     yield Step(total, total, f"{repo} has them.")

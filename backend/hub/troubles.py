@@ -20,35 +20,36 @@ LOG_IN = "Log in with: hf auth login, or set HF_TOKEN"
 TROUBLES = (HTTPError, OSError, LocalTokenNotFoundError, OfflineModeIsEnabled)
 
 
-def said(error: Exception, what: str, *, received: int = 0) -> UserError:
+def said(error: Exception, what: str, *, received: int = 0, otherwise: str = ELSEWHERE) -> UserError:
     """Say what went wrong, and what to do.
 
     Args:
         error: What the Hub's client, or the disk, raised.
         what: What was fetched or sent, for the sentence.
         received: How many bytes had come when it happened.
+        otherwise: What else can be done.
     """
     if isinstance(error, UserError):
         return error
     if isinstance(error, OfflineModeIsEnabled):
         return UserError(
-            f"{what} was not fetched, because HF_HUB_OFFLINE is set.", f"Unset it where there is a network. {ELSEWHERE}"
+            f"{what} was not fetched, because HF_HUB_OFFLINE is set.", f"Unset it where there is a network. {otherwise}"
         )
     if isinstance(error, LocalTokenNotFoundError):
         return UserError("The Hub does not know who you are.", f"{LOG_IN}.")
     if isinstance(error, HfHubHTTPError):
-        return _answered(error, what)
+        return _answered(error, what, otherwise)
     if isinstance(error, HTTPError):
         if received:
             return UserError(
                 f"The download of {what} was interrupted after {received / 1e6:.1f} MB.",
                 "Run it again: it goes on where it stopped.",
             )
-        return UserError(f"{what} cannot be fetched: the Hub was not reached.", f"Check the network. {ELSEWHERE}")
+        return UserError(f"The Hub was not reached for {what}.", f"Check the network. {otherwise}")
     return _on_disk(error, what)
 
 
-def _answered(error: HfHubHTTPError, what: str) -> UserError:
+def _answered(error: HfHubHTTPError, what: str, otherwise: str) -> UserError:
     code = error.response.status_code
     if isinstance(error, GatedRepoError) or code == 403:
         return UserError(
@@ -56,13 +57,13 @@ def _answered(error: HfHubHTTPError, what: str) -> UserError:
             f"Accept the conditions on its page of the Hub, then log in. {LOG_IN}.",
         )
     if isinstance(error, RevisionNotFoundError):
-        return UserError(f"The Hub no longer has the revision of {what} that is named here.", ELSEWHERE)
+        return UserError(f"The Hub no longer has the revision of {what} that is named here.", otherwise)
     if isinstance(error, EntryNotFoundError):
-        return UserError(f"The repository no longer has the file of {what}.", ELSEWHERE)
+        return UserError(f"The repository no longer has the file of {what}.", otherwise)
     if code == 401:
-        return UserError(f"The Hub asks for a login for {what}, or has no such repository.", f"{LOG_IN}. {ELSEWHERE}")
+        return UserError(f"The Hub asks for a login for {what}, or has no such repository.", f"{LOG_IN}. {otherwise}")
     if code == 404:
-        return UserError(f"The Hub has no repository with {what}.", ELSEWHERE)
+        return UserError(f"The Hub has no repository with {what}.", otherwise)
     if code == 429:
         return UserError(
             f"The Hub says that too many requests came from here ({what}).", f"Wait a few minutes, or log in. {LOG_IN}."

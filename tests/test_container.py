@@ -1,0 +1,239 @@
+"""The container and the Space: their files say what they should, and the steps of the Dockerfile run as written."""
+
+import fnmatch
+import json
+import os
+import re
+import shlex
+import shutil
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from starlette.testclient import TestClient
+
+from backend.settings import ROOT, Settings, read
+
+IGNORED = [
+    line.strip()
+    for line in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    if line.strip() and not line.startswith("#")
+]
+
+
+def instructions() -> list[tuple[str, str]]:
+    """Return the instructions of the Dockerfile, comments and line ends taken out."""
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    text = re.sub(r"^\s*#.*\n", "", text, flags=re.MULTILINE)
+    lines = re.sub(r"\\\n", " ", text).splitlines()
+    return [(name, rest.strip()) for name, _, rest in (line.partition(" ") for line in lines if line.strip())]
+
+
+STEPS = instructions()
+
+
+def values(name: str) -> list[str]:
+    return [rest for own, rest in STEPS if own == name]
+
+
+def environment() -> dict[str, str]:
+    """Return the variables that the image sets."""
+    return dict(part.split("=", 1) for rest in values("ENV") for part in shlex.split(rest))
+
+
+def ignored(path: Path) -> bool:
+    """Say whether the build does not see a file of the repository."""
+    parts = path.relative_to(ROOT).parts
+    beginnings = ["/".join(parts[: number + 1]) for number in range(len(parts))]
+    for rule in IGNORED:
+        if rule.startswith("**/") and any(fnmatch.fnmatch(part, rule[3:]) for part in parts):
+            return True
+        if any(fnmatch.fnmatch(start, rule) and start.count("/") == rule.count("/") for start in beginnings):
+            return True
+    return False
+
+
+def test_the_image_is_slim_and_runs_as_a_user():
+    assert [name for name, _ in STEPS[:2]] == ["ARG", "FROM"]
+    assert values("FROM") == ["python:${PYTHON}-slim"]
+    assert values("USER") == ["user"]
+    order = [name for name, _ in STEPS]
+    assert order.index("USER") < order.index("CMD")
+    assert "--uid 1000 user" in values("RUN")[0]
+    # Nothing after the user is chosen needs rights that it has not.
+    after = STEPS[order.index("USER") :]
+    assert not any(re.search(r"\b(apt|apt-get|pip|useradd|chown)\b", rest) for name, rest in after if name == "RUN")
+
+
+def test_its_port_is_the_apps_and_its_variables_are_settings():
+    given = environment()
+    assert values("EXPOSE") == [given["GRADIO_SERVER_PORT"]] == [str(Settings().port)] == ["7860"]
+    found = read(given)
+    assert (found.host, found.port, str(found.cache_dir)) == ("0.0.0.0", 7860, given["WEIGHTS_CACHE"])
+    assert given["WEIGHTS_CACHE"] in values("RUN")[0], "the cache belongs to the user"
+    assert not {"VARIANT", "HUB_WEIGHTS"} & given.keys()
+
+
+def test_it_starts_the_app_and_asks_after_its_health():
+    assert json.loads(values("CMD")[0]) == ["python", "app.py"]
+    (check,) = values("HEALTHCHECK")
+    command = json.loads(check.partition("CMD ")[2])
+    compile(command[2], "health", "exec")
+    assert "http://127.0.0.1:7860/health" in command[2]
+
+
+def test_everything_it_copies_is_there():
+    assert values("COPY") == ["requirements.txt ./", "--chown=user:user . ."]
+    assert not ignored(ROOT / "requirements.txt")
+    for name in ("app.py", "backend/cli.py", "tabs/common.py", "tabs/style.css", "weights/registry.toml"):
+        assert (ROOT / name).exists() and not ignored(ROOT / name), name
+    for folder, pattern in (("weights", "*.safetensors"), ("weights", "*.toml"), ("examples", "*.json")):
+        files = list((ROOT / folder).glob(pattern))
+        assert files and not any(ignored(file) for file in files)
+    for name in (".git/config", ".venv/bin/python", "tests/test_app.py", "runs/x", "backend/__pycache__/cli.pyc"):
+        assert ignored(ROOT / name), name
+
+
+def test_nothing_that_the_app_imports_is_left_out():
+    for file in (path for folder in ("backend", "tabs") for path in (ROOT / folder).rglob("*.py")):
+        text = file.read_text(encoding="utf-8")
+        assert not re.search(r"^\s*(from|import) (tests|benchmarks)\b", text, flags=re.MULTILINE), file
+
+
+def build(folder: Path, **arguments: str) -> tuple[int, list[str]]:
+    """Run the shell steps as written, with commands that only write down how they were called."""
+    tools = folder / "tools"
+    tools.mkdir(exist_ok=True)
+    log = folder / "log"
+    log.write_text("")
+    for name in ("pip", "python", "useradd", "install"):
+        tool = tools / name
+        tool.write_text(f'#!/bin/sh\necho "{name} $*" >> {log}\n')
+        tool.chmod(tool.stat().st_mode | stat.S_IXUSR)
+    usual = dict(rest.split("=", 1) for rest in values("ARG"))
+    given = {key: value.strip('"') for key, value in usual.items()} | arguments
+    code = 0
+    for step in values("RUN"):
+        environ = {"PATH": f"{tools}:/usr/bin:/bin", **given}
+        code = subprocess.run(["/bin/sh", "-c", step], env=environ, capture_output=True, check=False).returncode
+        if code:
+            break
+    return code, log.read_text().splitlines()
+
+
+def test_the_steps_run_as_written(tmp_path):
+    code, calls = build(tmp_path)
+    assert code == 0
+    assert calls == [
+        "useradd --create-home --uid 1000 user",
+        "install --directory --owner user --group user /home/user/app /home/user/weights",
+        "pip install torch torchvision --index-url https://download.pytorch.org/whl/cpu",
+        "pip install -r requirements.txt",
+        "python -m backend weights verify",
+    ]
+
+
+def test_cuda_and_models_of_the_hub_come_only_when_asked(tmp_path):
+    code, calls = build(tmp_path, VARIANT="cuda", HUB_WEIGHTS="ffhq_1024 xception_ffpp")
+    assert code == 0
+    assert not any("whl/cpu" in call for call in calls)
+    assert "python -m backend weights fetch ffhq_1024 xception_ffpp" in calls
+    code, calls = build(tmp_path, VARIANT="rocm")
+    assert code == 1 and not any(call.startswith("pip") for call in calls)
+
+
+def front_matter() -> dict[str, str]:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert text.startswith("---\n")
+    lines = text.split("---\n", 2)[1].splitlines()
+    pairs = (line.partition(": ") for line in lines if line and not line.startswith((" ", "-")))
+    return {key.rstrip(":"): value.strip('"') for key, _, value in pairs}
+
+
+def test_the_readme_describes_a_space_and_still_begins_with_two_commands():
+    facts = front_matter()
+    assert facts["sdk"] == "gradio" and (ROOT / facts["app_file"]).is_file()
+    assert re.fullmatch(r"6\.\d+\.\d+", facts["sdk_version"])
+    assert facts["python_version"] in {"3.10", "3.12"}
+    assert len(facts["short_description"]) <= 60
+    text = (ROOT / "README.md").read_text(encoding="utf-8").split("---\n", 2)[2]
+    first, second = re.findall(r"```sh\n(.+?)\n```", text, flags=re.DOTALL)[:2]
+    assert first.endswith("python app.py") and "\n" not in first
+    assert second.endswith("python -m pytest -rs") and "\n" not in second
+    assert text.lstrip().startswith("# ")
+
+
+def test_the_version_of_a_space_is_one_that_the_app_allows():
+    from packaging.requirements import Requirement
+
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    (asked,) = [Requirement(line.partition("#")[0].strip()) for line in lines if line.startswith("gradio")]
+    assert asked.specifier.contains(front_matter()["sdk_version"])
+
+
+def test_the_readme_says_how_to_deploy():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = text.partition("\n## Deploy\n")[2].partition("\n## ")[0]
+    for word in ("Space", "docker build", "VARIANT=cuda", "HUB_WEIGHTS", "pip download", "/health", "WEIGHTS_REPO"):
+        assert word in section, word
+
+
+def test_health_answers_beside_the_page():
+    import gradio as gr
+    from gradio.routes import App
+
+    from tabs import health
+
+    with gr.Blocks() as demo:
+        gr.Markdown("page")
+    client = TestClient(App.create_app(demo, app_kwargs={"routes": health.routes()}))
+    answer = client.get("/health")
+    assert answer.status_code == 200
+    assert answer.json()["status"] == "ok" and answer.json()["device"] in {"cpu", "cuda", "mps"}
+    assert client.get("/gradio_api/info").status_code == 200
+
+
+@pytest.mark.slow
+def test_the_app_starts_in_a_clean_root_as_another_user():
+    root = Path(tempfile.mkdtemp(prefix="container-"))
+    try:
+        here = root / "app"
+        shutil.copytree(ROOT, here, ignore=lambda folder, names: [n for n in names if ignored(Path(folder) / n)])
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        given = environment() | {"HOME": str(root), "WEIGHTS_CACHE": str(root / "weights")}
+        given |= {"GRADIO_SERVER_PORT": str(port), "PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1"}
+        other = {"user": 1000, "group": 1000, "extra_groups": []} if os.geteuid() == 0 else {}
+        if other:
+            for path in (root, *root.rglob("*")):
+                os.chown(path, 1000, 1000)
+        command = [sys.executable, *json.loads(values("CMD")[0])[1:]]
+        app = subprocess.Popen(command, cwd=here, env=given, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, **other)
+        try:
+            answer = _health(app, port)
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=60) as page:
+                assert b"Is this face forged?" in page.read()
+        finally:
+            app.terminate()
+            app.wait(30)
+        assert answer["status"] == "ok"
+    finally:
+        shutil.rmtree(root)
+
+
+def _health(app: subprocess.Popen, port: int) -> dict:
+    for _ in range(300):
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
+                return json.loads(answer.read())
+        except OSError:
+            assert app.poll() is None, app.stderr.read().decode()
+            time.sleep(1)
+    pytest.fail("the app did not answer")
