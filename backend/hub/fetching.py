@@ -69,7 +69,7 @@ def fetching(name: str, local: Path | None = None) -> Job[Fetched]:
     """
     entry = weights.entry(name)
     started = time.monotonic()
-    folder = entry.path.parent
+    folder = entry.receipt_path.parent  # the cache, also for what ships with the app
     with _alone(folder, name):
         file, origin = (local, local.name) if local is not None else (yield from _downloaded(entry, folder))
         yield Step(DOWNLOADED, TOTAL, f"{name} is checked.")
