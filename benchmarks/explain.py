@@ -186,6 +186,7 @@ def nes_loop(case: Case, settings: NESSettings) -> Tensor:
 def lime_section(case: Case) -> Comparison:
     """Compare LIME with the package `lime`, called as its tutorial does, with batches of 10 and the same samples."""
     from lime.lime_image import LimeImageExplainer
+    from torchvision.transforms.functional import to_tensor
 
     labels = slic_segments(case.face[0])
     picture = case.face[0].permute(1, 2, 0).cpu().double().numpy()
@@ -194,7 +195,7 @@ def lime_section(case: Case) -> Comparison:
 
     @torch.no_grad()
     def classify(pictures: np.ndarray) -> np.ndarray:
-        batch = torch.stack([torch.from_numpy(one.transpose(2, 0, 1)).float() for one in pictures])
+        batch = torch.stack([to_tensor(one).float() for one in pictures])
         p_fake = case.detector.p_fake(batch.to(case.face.device)).cpu().numpy()
         return np.stack([1 - p_fake, p_fake], axis=1)
 

@@ -1,4 +1,5 @@
 import dataclasses
+import gc
 import threading
 
 import numpy as np
@@ -160,6 +161,20 @@ def test_a_reference_that_never_flipped_is_flagged(few):
 def test_the_shortcut_is_labelled(few):
     made = ask(shortcut=True)
     assert made.reference_flipped and "White-box shortcut" in made.summary and in_patch(made.saliency)
+
+
+def test_fifty_explanations_leave_nothing_behind(few):
+    detector, picture, image = patch_detector(), face(), untextured()
+
+    def tensors():
+        gc.collect()
+        return sum(isinstance(one, torch.Tensor) for one in gc.get_objects())
+
+    for number in range(51):
+        ask(PERTURBING[number % 4], picture, detector, image)
+        if number == 4:
+            before = tensors()
+    assert tensors() == before
 
 
 def test_compare_all_attacks_once_and_gives_eleven_maps(few):

@@ -7,7 +7,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from backend.attacks import nes, pgd
+from backend.attacks import nes
 from backend.attacks.nes import NESSettings
 from backend.attacks.pgd import PGDSettings
 from backend.attacks.result import Attacked
@@ -18,6 +18,7 @@ from backend.explain.masking import Inferences, MaskedFace
 from backend.explain.methods import Method
 from backend.explain.question import Question, RawMap
 from backend.explain.segments import segment_scores, slic_segments
+from backend.explain.shortcut import least_flip
 from backend.progress import Job
 from backend.runtime import MODEL_LOCK, frozen
 
@@ -65,7 +66,7 @@ def attack_job(face: Tensor, detector: Detector, settings: ExplainSettings) -> J
     """Return the attack that makes the adversarial image, not yet begun."""
     chosen = attack_settings(settings)
     if settings.shortcut:
-        return pgd.attack(face, detector, nes.white_box(chosen))
+        return least_flip(face, detector, nes.white_box(chosen))
     return nes.attack(face, detector, chosen)
 
 
