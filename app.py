@@ -46,6 +46,18 @@ def build() -> gr.Blocks:
     return demo.queue(max_size=SETTINGS.queue_size, default_concurrency_limit=1)
 
 
+def prepare() -> None:
+    """Fetch models that are missing, where the settings say from where, and load all."""
+    if SETTINGS.weights_repo:
+        from backend.hub import fetching  # the Hub's client takes a second to import
+
+        try:
+            fetching.complete()
+        except UserError:
+            logging.getLogger("app").exception("Models that are missing could not be fetched")
+    common.warm_up()
+
+
 def main() -> None:
     """Launch the app, and load the models once the page can be read."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
@@ -73,7 +85,7 @@ def main() -> None:
         prevent_thread_lock=True,
     )
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a stop by the system tidies up too
-    threading.Thread(target=common.warm_up, name="warm-up", daemon=True).start()
+    threading.Thread(target=prepare, name="warm-up", daemon=True).start()
     demo.block_thread()
 
 

@@ -95,6 +95,16 @@ def test_an_app_without_its_models_fetches_them_from_there(hub, capsys):
     }
 
 
+def test_the_app_fetches_what_is_missing_when_it_starts(hub, monkeypatch):
+    finish(publishing.publishing(REPO))
+    assert fetching.complete() == []
+    weights.entry("one").path.unlink()
+    assert fetching.complete() == ["one"] and weights.entry("one").state() == "verified"
+    monkeypatch.setattr(fetching, "SETTINGS", replace(fetching.SETTINGS, weights_repo=""))
+    weights.entry("one").path.unlink()
+    assert fetching.complete() == []
+
+
 def test_another_file_under_the_same_name_is_refused(hub):
     finish(publishing.publishing(REPO))
     path = weights.entry("one").path

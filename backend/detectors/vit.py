@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -91,7 +92,7 @@ def _block(layer: str) -> str:
     return f"blocks.{layer.removeprefix(BLOCK)}"
 
 
-def _create(name: str, *, classes: int, **options: object) -> nn.Module:
+def _create(name: str, *, classes: int, **options: Any) -> nn.Module:
     import timm  # importing it takes seconds, for which the page would have to wait
 
     return timm.create_model(name, pretrained=False, num_classes=classes, **options)

@@ -98,6 +98,24 @@ def fetching(name: str, local: Path | None = None) -> Job[Fetched]:
     )
 
 
+def complete(on_step: Callable[[Step], None] | None = None) -> list[str]:
+    """Fetch what ships with the app and is not here from the repository that `WEIGHTS_REPO` names, where it names one.
+
+    Returns:
+        The names of what was fetched.
+
+    Raises:
+        UserError: Anything that went wrong, in words.
+    """
+    if not SETTINGS.weights_repo:
+        return []
+    own = [entry for entry in weights.entries().values() if entry.profile == "embedded"]
+    missing = [entry.name for entry in own if not entry.path.exists()]
+    for name in missing:
+        fetch(name, on_step)
+    return missing
+
+
 def sources(entry: weights.Entry) -> list[Source]:
     """Return where an entry can be downloaded from, best first; none where it is only published elsewhere."""
     if entry.profile != "hub":
