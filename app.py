@@ -24,7 +24,10 @@ from backend import runtime
 from backend.settings import SETTINGS
 from tabs import common, gpu, health
 from tabs.counterfactual import CounterfactualTab
+from tabs.evaluate import EvaluateTab
+from tabs.explain import ExplainTab
 from tabs.photo import PhotoStep
+from tabs.trace_removal import TraceRemovalTab
 
 TITLE = "Is this face forged?"
 INTRODUCTION = (
@@ -38,9 +41,16 @@ def build() -> gr.Blocks:
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(600, 3600)) as demo:
         gr.Markdown(f"# {TITLE}\n{INTRODUCTION}")
         photo = PhotoStep()
-        with gr.Tabs(), gr.Tab("Counterfactual", id="counterfactual"):
-            search = CounterfactualTab(photo)
-        photo.connect([search])
+        with gr.Tabs():
+            with gr.Tab("Counterfactual", id="counterfactual"):
+                search = CounterfactualTab(photo)
+            with gr.Tab("Trace Removal", id="trace-removal"):
+                removal = TraceRemovalTab(photo)
+            with gr.Tab("Explain", id="explain"):
+                explain = ExplainTab(photo)
+            with gr.Tab("Evaluate", id="evaluate"):
+                EvaluateTab()
+        photo.connect([search, removal, explain])
         demo.unload(common.forget)
     gpu.use(demo)
     return demo.queue(max_size=SETTINGS.queue_size, default_concurrency_limit=1)
