@@ -129,6 +129,16 @@ def test_selection_is_even_over_families_and_decided_by_the_seed(tmp_path):
     assert [sample.name for sample in data.select_pairs(5, seed=0).samples] == ["fake/a/0.png", "real/4.png"]
 
 
+def test_another_picture_takes_the_place_of_one_that_cannot_be_used(tmp_path):
+    data = dataset(tmp_path)
+    first = next(iter(data.select(1, 0, seed=0).fakes)).name
+    chosen = data.select(1, 0, seed=0, problem=lambda name: "It is blurred." if name == first else None)
+    assert len(chosen.fakes) == 1
+    assert chosen.fakes[0].name != first
+    assert [(one.name, one.reason) for one in chosen.skipped] == [(first, "It is blurred.")]
+    assert data.select(5, 5, seed=0, problem=lambda _: "No.").samples == ()
+
+
 def test_the_hash_covers_names_labels_and_contents(tmp_path):
     write(tmp_path, "real/1.png", "fake/1.png")
     first = open_data(tmp_path, tmp_path).hash()

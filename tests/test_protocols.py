@@ -1,5 +1,6 @@
 """Each protocol over toy detectors, a toy generator and grey faces: every number computed by hand."""
 
+import contextlib
 import dataclasses
 from types import SimpleNamespace
 
@@ -22,7 +23,7 @@ from tests.toys import toy_detector, toy_inverter
 SIZE = 32
 
 
-@pytest.fixture(scope="module")
+@contextlib.contextmanager
 def toys():
     """Put toys where the real models and the face finder are: `first` calls 0.7 and brighter fake, `second` 0.6."""
     models = {
@@ -32,6 +33,7 @@ def toys():
     inverter = toy_inverter(SIZE)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(detector_registry, "load", models.__getitem__)
+        patch.setattr(detector_registry, "loadable", lambda: list(models))
         patch.setattr(edits.inversion, "load", lambda: inverter)
         patch.setattr(identity, "recogniser", lambda: None)
         for module in (detectors, counterfactual):
@@ -53,14 +55,15 @@ def evaluated(protocol, config, data, out):
 
 
 @pytest.fixture(scope="module")
-def measured(toys, tmp_path_factory):
+def measured(tmp_path_factory):
     """Return the detectors protocol over reals of 80, 150 and 190, and fakes of 230, 170 and 250."""
     tmp_path = tmp_path_factory.mktemp("detectors")
     data = greys(tmp_path / "data", real_a=[80, 150], real_b=[190], fake_swap=[230, 170], fake_drawn=[250])
     config = detectors.DetectorsConfig(
         detectors=("first", "second"), corruptions=("none", "resize 0.5", "noise 5"), recalls=(0.5, 1.0)
     )
-    return evaluated(detectors.DetectorsProtocol, config, data, tmp_path / "out")
+    with toys():
+        return evaluated(detectors.DetectorsProtocol, config, data, tmp_path / "out")
 
 
 def test_detectors_by_family_by_hand(measured):
@@ -104,13 +107,14 @@ def test_grey_faces_survive_resizing_but_not_unchanged_noise(measured):
 
 
 @pytest.fixture(scope="module")
-def searched(toys, tmp_path_factory):
+def searched(tmp_path_factory):
     """Return the counterfactual protocol over fakes of 190, 180, 170 and 150 and a real picture that it leaves out."""
     tmp_path = tmp_path_factory.mktemp("counterfactual")
     data = greys(tmp_path / "data", real=[20], fake_swap=[190, 180], fake_drawn=[170, 150])
     config = counterfactual.CounterfactualConfig(
         reals=0,
         detectors=("first", "second"),
+        attacked=("first", "second"),
         methods=("reconstruction", "transfer", "fgsm"),
         ablated=("first",),
         ablated_method="transfer",
@@ -119,7 +123,8 @@ def searched(toys, tmp_path_factory):
         steps=20,
         kappa=0.0,
     )
-    return evaluated(counterfactual.CounterfactualProtocol, config, data, tmp_path / "out")
+    with toys():
+        return evaluated(counterfactual.CounterfactualProtocol, config, data, tmp_path / "out")
 
 
 TRANSFER, RECONSTRUCTION = edits.TITLES["transfer"], edits.TITLES["reconstruction"]
@@ -222,6 +227,15 @@ def test_settings_can_be_changed_and_wrong_ones_are_sentences():
         configured(kind, "slow", {})
     with pytest.raises(UserError, match="no protocol named nothing"):
         registry.get("nothing")
+
+
+def test_detectors_that_cannot_be_asked_are_refused_at_once(tmp_path):
+    data = greys(tmp_path, fake=[1])
+    for name in ("detectors", "counterfactual"):
+        with pytest.raises(UserError, match="no detector named nobody"):
+            configured(registry.get(name), "quick", {"detectors": ["nobody"]}).items(data)
+    with pytest.raises(UserError, match="xception is attacked and does not judge"):
+        configured(registry.get("counterfactual"), "quick", {"detectors": ["mesoinception4"]}).items(data)
 
 
 def test_keys_say_all_that_an_item_depends_on(tmp_path):

@@ -162,6 +162,7 @@ def test_the_command_measures_resumes_and_compares(tmp_path, capsys):
 
 def test_the_command_searches_counterfactuals_with_the_real_models(tmp_path, capsys):
     few = ("--workers", "0", "--set", "fakes=1", "--set", "steps=4", "--set", 'detectors=["mesoinception4"]')
+    few += ("--set", "attacked=mesoinception4")
     few += ("--set", 'methods=["transfer","pgd"]', "--set", "ablated=[]")
     code, said, _ = command(capsys, "counterfactual", "--sample", "--out", tmp_path, *few)
     assert code == 0

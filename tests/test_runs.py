@@ -186,6 +186,14 @@ def mended(protocol):
     return ToyProtocol(replace(protocol.config, broken=""))
 
 
+def test_a_preset_counts_only_pictures_that_can_be_used(tmp_path):
+    data = toy_data(tmp_path / "data")
+    found = evaluated(ToyProtocol(ToyConfig(fakes=4, reals=1)), data, tmp_path / "out")
+    assert found.about["data"]["fakes"] == {"drawn": 2, "swap": 2}
+    assert all(reason == "It is number 0." for _, reason in found.skipped)
+    assert not any(row["sample"].endswith("0.png") for row in stored(tmp_path / "out"))
+
+
 def test_if_nothing_can_be_measured_the_first_reason_is_given(tmp_path):
     write_picture(tmp_path / "data/real/white.png", 255)
     from backend.evaluate.data import open_data

@@ -44,6 +44,9 @@ class ToyProtocol(Protocol):
     def preset(cls, name):
         return ToyConfig(fakes=2 if name == "quick" else None, reals=None)
 
+    def problem(self, data, name):
+        return "It is number 0." if name.endswith("0.png") else None
+
     def items(self, data):
         return [item(sample.name, factor=factor) for sample in data.samples for factor in self.config.factors]
 

@@ -25,6 +25,15 @@ def crop(data: Dataset, name: str, *, size: int = SIZE, template: str = TEMPLATE
     return _cut(data.path(name), size, template)
 
 
+def problem(data: Dataset, name: str) -> str | None:
+    """Say in one sentence why a sample cannot be used, or return None."""
+    try:
+        crop(data, name)
+    except UserError as error:
+        return error.message
+    return None
+
+
 def crop_pair(
     data: Dataset, fake: str, *, size: int = SIZE, template: str = TEMPLATE
 ) -> tuple[AlignedFace, AlignedFace]:
@@ -51,7 +60,7 @@ def _cut(path: Path, size: int, template: str) -> AlignedFace:
 
 def _found(photo: np.ndarray) -> faces.Face:
     face = faces.choose(faces.find(photo))
-    problem = faces.problem(face, photo.shape)
-    if problem is not None:
-        raise UserError(problem, "Use a photo in which a face is upright, large enough and seen from the front.")
+    reason = faces.problem(face, photo.shape)
+    if reason is not None:
+        raise UserError(reason, "Use a photo in which a face is upright, large enough and seen from the front.")
     return face

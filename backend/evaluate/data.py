@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -49,6 +49,10 @@ class Skipped:
     reason: str
 
 
+def _no_problem(_: str) -> str | None:
+    return None
+
+
 @dataclass(frozen=True)
 class Dataset:
     """Pictures below one folder.
@@ -86,25 +90,39 @@ class Dataset:
         """Return the file of a picture."""
         return self.folder / name
 
-    def select(self, fakes: int | None, reals: int | None, seed: int) -> "Dataset":
+    def select(
+        self, fakes: int | None, reals: int | None, seed: int, problem: Callable[[str], str | None] = _no_problem
+    ) -> "Dataset":
         """Return some of the pictures, spread evenly over families and sources; None takes all.
 
         Args:
             fakes: How many fakes at most.
             reals: How many real pictures at most.
             seed: Decides which; the same seed gives the same pictures.
+            problem: Says why a picture cannot be used, or returns None. Where only some are taken, another takes the
+                place of such a picture, which is listed as skipped.
         """
-        chosen = _spread(self.fakes, fakes, seed) | _spread(self.reals, reals, seed)
-        return self._only(chosen)
+        chosen = Choice(seed, problem)
+        return self._only(chosen.some(self.fakes, fakes) | chosen.some(self.reals, reals), chosen.skipped)
 
-    def select_pairs(self, count: int | None, seed: int) -> "Dataset":
-        """Return fakes whose original is here, spread evenly over families, with those originals; None takes all."""
+    def select_pairs(
+        self, count: int | None, seed: int, problem: Callable[[str], str | None] = _no_problem
+    ) -> "Dataset":
+        """Return fakes whose original is here, spread evenly over families, with those originals; None takes all.
+
+        Args:
+            count: How many fakes at most.
+            seed: Decides which.
+            problem: Says why a fake cannot be used with its original, as for `select`.
+        """
         paired = tuple(sample for sample in self.fakes if sample.pair in self.by_name)
-        fakes = _spread(paired, count, seed)
-        return self._only(fakes | {self.by_name[name].pair for name in fakes})
+        chosen = Choice(seed, problem)
+        fakes = chosen.some(paired, count)
+        return self._only(fakes | {self.by_name[name].pair for name in fakes}, chosen.skipped)
 
-    def _only(self, names: set[str]) -> "Dataset":
-        return dataclasses.replace(self, samples=tuple(sample for sample in self.samples if sample.name in names))
+    def _only(self, names: set[str], skipped: Iterable[Skipped]) -> "Dataset":
+        samples = tuple(sample for sample in self.samples if sample.name in names)
+        return dataclasses.replace(self, samples=samples, skipped=(*self.skipped, *skipped))
 
     def hash(self) -> str:
         """Return one SHA-256 of all names, labels and file contents."""
@@ -168,17 +186,43 @@ def _inner(folder: Path) -> Path:
         folder = inside[0]
 
 
-def _spread(samples: Iterable[Sample], count: int | None, seed: int) -> set[str]:
-    """Return the names of `count` samples, one a group in turn, in an order that the seed decides."""
-    groups: dict[tuple[str, str], list[str]] = {}
-    for sample in samples:
-        groups.setdefault((sample.family, "" if sample.family else sample.source), []).append(sample.name)
-    if count is None:
-        return {name for names in groups.values() for name in names}
-    order = [sorted(names, key=lambda name: _drawn(seed, name)) for _, names in sorted(groups.items())]
-    turns = (names[turn] for turn in range(max(map(len, order), default=0)) for names in order if turn < len(names))
-    return {name for name, _ in zip(turns, range(count), strict=False)}
+class Choice:
+    """Takes some of many pictures, one a group in turn, in an order that the seed decides.
 
+    Args:
+        seed: The seed.
+        problem: Says why a picture cannot be used, or returns None.
+    """
 
-def _drawn(seed: int, name: str) -> str:
-    return hashlib.sha256(f"{seed}:{name}".encode()).hexdigest()
+    def __init__(self, seed: int, problem: Callable[[str], str | None]) -> None:
+        self.seed, self.problem = seed, problem
+        self.skipped: list[Skipped] = []
+
+    def some(self, samples: Iterable[Sample], count: int | None) -> set[str]:
+        """Return the names of `count` of the samples; of all where it is None, and then unseen."""
+        groups: dict[tuple[str, str], list[str]] = {}
+        for sample in samples:
+            groups.setdefault((sample.family, "" if sample.family else sample.source), []).append(sample.name)
+        if count is None:
+            return {name for names in groups.values() for name in names}
+        turns = [iter(sorted(names, key=self._place)) for _, names in sorted(groups.items())]
+        chosen: set[str] = set()
+        while turns and len(chosen) < count:
+            turn = turns.pop(0)
+            name = self._next(turn)
+            if name is not None:
+                chosen.add(name)
+                turns.append(turn)
+        return chosen
+
+    def _next(self, names: Iterable[str]) -> str | None:
+        """Return the next picture of a group that can be used, or None where none is left."""
+        for name in names:
+            reason = self.problem(name)
+            if reason is None:
+                return name
+            self.skipped.append(Skipped(name, reason))
+        return None
+
+    def _place(self, name: str) -> str:
+        return hashlib.sha256(f"{self.seed}:{name}".encode()).hexdigest()

@@ -80,13 +80,13 @@ def evaluate(
         UserError: `out` holds a run already, or one with other settings, pictures or models; or every item failed.
     """
     engine = engine or InProcess()
+    if (out / FILE).exists() and not resume:
+        raise UserError("The folder holds a run already.", "Go on with it by --resume, or name another with --out.")
+    yield Step(0, len(data.samples), "The pictures are chosen.")
     chosen = protocol.choose(data)
     items = protocol.items(chosen)
     if not items:
         raise UserError("There is nothing to measure among these pictures.", _needed(chosen))
-    if (out / FILE).exists() and not resume:
-        raise UserError("The folder holds a run already.", "Go on with it by --resume, or name another with --out.")
-    yield Step(0, len(items), "The pictures are hashed.")
     about = describe(protocol, chosen)
     store = Store(out)
     try:
@@ -94,7 +94,7 @@ def evaluate(
         finished = store.finished()
         waiting = [item for item in items if item.key not in finished]
         yield from _work(protocol, chosen, engine, store, waiting, len(items))
-        return _result(protocol, chosen, store, len(items), [(one.name, one.reason) for one in data.skipped])
+        return _result(protocol, chosen, store, len(items), [(one.name, one.reason) for one in chosen.skipped])
     finally:
         store.close()
 

@@ -16,7 +16,7 @@ from backend.evaluate.data import Dataset
 from backend.evaluate.metrics import identity, likeness, naturalness
 from backend.evaluate.plots import Figure
 from backend.evaluate.protocols import counterfactual_tables
-from backend.evaluate.protocols.protocol import QUICK, Config, Item, Protocol, item
+from backend.evaluate.protocols.protocol import QUICK, Config, Item, Protocol, check_detectors, item
 from backend.evaluate.rows import Row
 from backend.evaluate.tables import Table
 
@@ -26,7 +26,8 @@ class CounterfactualConfig(Config):
     """Settings.
 
     Args:
-        detectors: Which detectors are attacked, and judge.
+        detectors: Which detectors judge.
+        attacked: Which of them are attacked.
         methods: Which edits, of `edits.METHODS`.
         variant: Whose settings the attacks on pixels have: Artifact-Eraser's (`paper000`) or the usual ones.
         ablated: Detectors on which levels and step lengths are varied.
@@ -38,6 +39,7 @@ class CounterfactualConfig(Config):
     """
 
     detectors: tuple[str, ...] = ()
+    attacked: tuple[str, ...] = ()
     methods: tuple[str, ...] = edits.METHODS
     variant: Literal["paper000", "standard"] = "paper000"
     ablated: tuple[str, ...] = ()
@@ -66,15 +68,16 @@ class CounterfactualProtocol(Protocol):
 
     @classmethod
     def preset(cls, name: str) -> CounterfactualConfig:
-        """Return 12 fakes with levels and steps varied on one detector, or all fakes with all detectors varied."""
+        """Return 12 fakes, 3 attacked detectors and levels and steps varied on one, or everything on all."""
         known = tuple(registry.loadable())
         if name == QUICK:
-            return CounterfactualConfig(12, 0, detectors=known, ablated=known[:1], factors=(0.5, 2.0))
-        return CounterfactualConfig(None, 0, detectors=known, ablated=known)
+            some = {"attacked": known[:3], "ablated": known[:1], "factors": (0.5, 2.0), "steps": 50}
+            return CounterfactualConfig(12, 0, detectors=known, **some)
+        return CounterfactualConfig(None, 0, detectors=known, attacked=known, ablated=known)
 
     def models(self) -> list[str]:
         """Return the detectors, the generator and its encoder."""
-        return [*self.config.detectors, "generator", "encoder"]
+        return [*self.config.detectors, *self.config.attacked, "generator", "encoder"]
 
     def measures(self) -> dict[str, str]:
         """Return which networks measure identity and LPIPS."""
@@ -87,9 +90,11 @@ class CounterfactualProtocol(Protocol):
     def items(self, data: Dataset) -> list[Item]:
         """Return every fake with every method against every detector, and the varied searches."""
         config = self.config
+        check_detectors(config.detectors)
+        check_detectors((*config.attacked, *config.ablated), config.detectors)
         settings = [
             {"detector": detector, "method": method, "level": edits.ALL_LEVELS, "factor": 1.0}
-            for detector in config.detectors
+            for detector in config.attacked
             for method in config.methods
         ]
         for detector in config.ablated:

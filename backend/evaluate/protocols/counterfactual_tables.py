@@ -122,7 +122,7 @@ def _transfer(rows: Sequence[Row], config: "CounterfactualConfig") -> Table:
     body: list[tuple[Cell, ...]] = [
         (edits.TITLES[method], name, *_judged(rows, method, name, config))
         for method in config.methods
-        for name in config.detectors
+        for name in config.attacked
     ]
     note = "Of what the judge itself called fake before and at the start; where both are one detector, its own ASR."
     return Table("transfer", "Transfer to other detectors", (METHOD, ATTACKED, *judges), tuple(body), note)
@@ -191,8 +191,8 @@ def _time(parts: Parts) -> Table:
 
 
 def _matrix(method: str, rows: Sequence[Row], config: "CounterfactualConfig") -> Figure:
-    names = list(config.detectors)
-    values = np.full((len(names), len(names)), np.nan)
+    names, judges = list(config.attacked), list(config.detectors)
+    values = np.full((len(names), len(judges)), np.nan)
     for number, attacked in enumerate(names):
         values[number] = [_number(one) for one in _judged(rows, method, attacked, config)]
     alt = "Rows: attacked detector; columns: judging detector. " + "; ".join(
@@ -200,7 +200,7 @@ def _matrix(method: str, rows: Sequence[Row], config: "CounterfactualConfig") ->
         for name, line in zip(names, values, strict=True)
     )
     title = f"Transfer, {edits.TITLES[method]}"
-    return plots.matrix(f"transfer_{method}", title, f"{alt}.", values, names, names, label="Transfer rate")
+    return plots.matrix(f"transfer_{method}", title, f"{alt}.", values, names, judges, label="Transfer rate")
 
 
 def _judged(rows: Sequence[Row], method: str, attacked: str, config: "CounterfactualConfig") -> list[Estimate]:
@@ -216,7 +216,7 @@ def _plain(rows: Sequence[Row]) -> list[Row]:
 def _each(rows: Sequence[Row], config: "CounterfactualConfig") -> Parts:
     return [
         (name, method, [row for row in rows if row["attacked"] == name and row["method"] == method])
-        for name in config.detectors
+        for name in config.attacked
         for method in config.methods
     ]
 

@@ -12,7 +12,7 @@ from backend.evaluate.crops import crop
 from backend.evaluate.data import Dataset
 from backend.evaluate.plots import Figure
 from backend.evaluate.protocols import detectors_tables
-from backend.evaluate.protocols.protocol import QUICK, Config, Item, Protocol, item
+from backend.evaluate.protocols.protocol import QUICK, Config, Item, Protocol, check_detectors, item
 from backend.evaluate.rows import Row
 from backend.evaluate.tables import Table
 
@@ -64,6 +64,7 @@ class DetectorsProtocol(Protocol):
 
     def items(self, data: Dataset) -> list[Item]:
         """Return every picture with every corruption."""
+        check_detectors(self.config.detectors)
         for text in self.config.corruptions:
             corruptions.parse(text)
         return [item(sample.name, corruption=text) for sample in data.samples for text in self.config.corruptions]

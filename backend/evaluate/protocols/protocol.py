@@ -11,7 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Union
 
+from backend.detectors import registry
 from backend.errors import UserError
+from backend.evaluate import crops
 from backend.evaluate.data import Dataset
 from backend.evaluate.plots import Figure
 from backend.evaluate.rows import Row
@@ -80,7 +82,12 @@ class Protocol(ABC):
 
     def choose(self, data: Dataset) -> Dataset:
         """Return the pictures that are measured."""
-        return data.select(self.config.fakes, self.config.reals, self.config.seed)
+        config = self.config
+        return data.select(config.fakes, config.reals, config.seed, lambda name: self.problem(data, name))
+
+    def problem(self, data: Dataset, name: str) -> str | None:
+        """Say why a picture cannot be used, or return None; asked where only some pictures are taken."""
+        return crops.problem(data, name)
 
     @abstractmethod
     def items(self, data: Dataset) -> list[Item]:
@@ -132,6 +139,24 @@ class Protocol(ABC):
     def published(self) -> list[Table]:
         """Return the paper's own numbers, each with a note on why ours differ."""
         return []
+
+
+def check_detectors(names: Sequence[str], judges: Sequence[str] = ()) -> None:
+    """Refuse detectors that cannot be loaded, or that do not judge.
+
+    Args:
+        names: Detectors of a config.
+        judges: Among which they must be, if there are any.
+
+    Raises:
+        UserError: One of them is not.
+    """
+    known = registry.loadable()
+    for name in names:
+        if name not in known:
+            raise UserError(f"There is no detector named {name}.", f"Choose among: {', '.join(known)}.")
+        if judges and name not in judges:
+            raise UserError(f"The detector {name} is attacked and does not judge.", "Name it in detectors too.")
 
 
 def configured(protocol: type[Protocol], preset: str, changes: Mapping[str, Any]) -> Protocol:
