@@ -224,8 +224,8 @@ def card(name: str) -> Card:
         paper=architecture.paper,
         weights=entry.name,
         input_size=_input_size(options),
-        mean=_channels(options.get("mean", architecture.mean)),
-        std=_channels(options.get("std", architecture.std)),
+        mean=channels(options.get("mean", architecture.mean)),
+        std=channels(options.get("std", architecture.std)),
         outputs=architecture.outputs,
         cam_layer=architecture.cam_layer,
         trained_on=options["trained_on"],
@@ -269,7 +269,7 @@ def _input_size(options: Options) -> int:
     return int(options.get("input_size", EMBEDDED_SIZE))
 
 
-def _channels(value: float | list[float]) -> tuple[float, float, float]:
+def channels(value: float | list[float]) -> tuple[float, float, float]:
     """Return one value a channel from one for all or a list of three."""
     red, green, blue = value if isinstance(value, list) else (value, value, value)
     return float(red), float(green), float(blue)
