@@ -231,7 +231,8 @@ def _alone(folder: Path, name: str) -> Iterator[None]:
     """Hold the lock of an entry, so that two visitors do not fetch it at once."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / f".{name}.lock", timeout=0)
+        # The page runs the steps of a job in several threads, and any of them may be the last.
+        lock = FileLock(folder / f".{name}.lock", timeout=0, thread_local=False)
         lock.acquire()
     except Timeout:
         raise UserError(f"{name} is being fetched already.", "Wait until it is here.") from None
