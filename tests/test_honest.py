@@ -14,6 +14,7 @@ from PIL import Image
 
 from backend import weights
 from backend.detectors import registry
+from backend.detectors.inference import for_inference
 from backend.generators import inversion
 from backend.progress import finish
 from backend.training import datasets, fakes, honesty, labelled, measure
@@ -21,7 +22,7 @@ from backend.training import datasets, fakes, honesty, labelled, measure
 COUNT = 60
 CHANCE = 0.5
 CLAIM = 0.65  # a card that says this much of a kind of fake must be right about it
-NAMES = registry.loadable()
+NAMES = registry.loadable("embedded")
 
 
 def some(items):
@@ -70,23 +71,25 @@ def sets(shared_folder, originals, photographs, tmp_path_factory):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("kind", ["swap", "reconstruction", "ciplab_photoshop"])
 def test_like_for_like_a_detector_is_as_good_as_its_card_says(name, kind, sets):
     claimed = next(rate for rate in registry.card(name).errors if rate.kind == kind)
-    found = honesty.like_for_like(registry.load(name), *sets[kind])
+    found = honesty.like_for_like(for_inference(registry.load(name)), *sets[kind])
     allowed = honesty.separation(claimed.auc, *(len(pictures) for pictures in sets[kind]))
     assert found.auc >= claimed.auc - 4 * max(allowed.error, 0.02)
     if claimed.auc >= CLAIM:
         assert found.low > CHANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_saving_blurring_and_resizing_photographs_raises_no_alarm(name, photographs):
-    found = honesty.false_alarms(registry.load(name), photographs.pictures)
     stored = weights.entry(name).options.get("false_alarms")
     if stored is None:
         pytest.skip(f"{name} was trained before this was measured on all photographs")
+    found = honesty.false_alarms(for_inference(registry.load(name)), photographs.pictures)
     before = stored[honesty.UNCHANGED]
     assert (
         before == next(rate.rate for rate in registry.card(name).errors if rate.kind == labelled.REAL) or before < 0.06
