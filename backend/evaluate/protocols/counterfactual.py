@@ -70,10 +70,11 @@ class CounterfactualProtocol(Protocol):
     def preset(cls, name: str) -> CounterfactualConfig:
         """Return 12 fakes, 3 attacked detectors and levels and steps varied on one, or everything on all."""
         known = tuple(registry.loadable())
-        if name == QUICK:
-            some = {"attacked": known[:3], "ablated": known[:1], "factors": (0.5, 2.0), "steps": 50}
-            return CounterfactualConfig(12, 0, detectors=known, **some)
-        return CounterfactualConfig(None, 0, detectors=known, attacked=known, ablated=known)
+        if name != QUICK:
+            return CounterfactualConfig(None, 0, detectors=known, attacked=known, ablated=known)
+        return CounterfactualConfig(
+            12, 0, detectors=known, attacked=known[:3], ablated=known[:1], factors=(0.5, 2.0), steps=50
+        )
 
     def models(self) -> list[str]:
         """Return the detectors, the generator and its encoder."""
