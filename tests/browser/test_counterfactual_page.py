@@ -64,6 +64,27 @@ def overflow(page: Page) -> int:
     return page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
 
 
+def broken_words(page: Page) -> list[str]:
+    """Return the words in sight that begin on one line and end on another."""
+    return page.evaluate(
+        """() => {
+            const found = [], range = document.createRange();
+            const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+            while (walker.nextNode()) {
+                const node = walker.currentNode;
+                if (!node.parentElement.checkVisibility()) continue;
+                for (const word of node.data.matchAll(/\\p{L}{2,}/gu)) {
+                    range.setStart(node, word.index);
+                    range.setEnd(node, word.index + word[0].length);
+                    const lines = [...range.getClientRects()].filter(one => one.width > 0).map(one => one.top);
+                    if (Math.max(...lines) - Math.min(...lines) > 4) found.push(word[0]);
+                }
+            }
+            return found;
+        }"""
+    )
+
+
 def violations(page: Page) -> list[str]:
     """Return what axe-core calls serious or critical."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-core is not installed").Axe()
@@ -159,6 +180,7 @@ def test_nothing_scrolls_sideways_on_a_phone(phone: Page, tmp_path: Path) -> Non
     assert overflow(phone) <= 0
     fake_example(phone)
     assert overflow(phone) <= 0
+    assert broken_words(phone) == []
     assert violations(phone) == []
     upload_again = phone.get_by_label("Clear")
     if upload_again.count():
