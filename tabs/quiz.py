@@ -11,7 +11,7 @@ import torch
 from backend import images, verdicts
 from backend.detectors import registry
 from backend.errors import UserError
-from tabs.common import MODEL, QUICK, answered, session_folder
+from tabs.common import MODEL, QUICK, VERDICT, answered, session_folder
 from tabs.words import table
 
 Updates = dict[Any, Any]
@@ -67,7 +67,7 @@ class Quiz:
         for button, said in ((self.real, False), (self.forged, True)):
             handler = answered(self._said_fake if said else self._said_real)
             button.click(handler, self.round, outputs, **QUICK, **private).then(
-                answered(self._judge), self.round, self.score, **MODEL, **private
+                answered(self._judge), self.round, self.score, **VERDICT, **private
             )
 
     def _begin(self, path: str | None, request: gr.Request) -> Updates:

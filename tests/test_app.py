@@ -19,17 +19,20 @@ from backend.alignment import AlignedFace
 from backend.counterfactual import story
 from backend.counterfactual.search import SearchSettings, search
 from backend.errors import UserError
+from backend.generators.refinement import RefineSettings
+from backend.progress import Step
 from backend.settings import ROOT, SETTINGS
 from backend.verdicts import JudgedFace
 from tabs import common
+from tabs.counterfactual import CounterfactualTab
 from tabs.photo import MAX_LISTED, PhotoStep
 from tests import pictures
 from tests.toys import grey, toy_detector, toy_inverter
 
 PICTURES = (gr.Image, gr.ImageSlider, gr.AnnotatedImage, gr.Gallery)
 PUBLIC = {"detect", "counterfactual"}
-LONG = {"_search", "counterfactual"}
-VERDICTS = {"_look", "_look_where_needed", "detect"}
+LONG = {"_search", "_remove", "_compare", "_explain", "_test", "_run", "_begin", "counterfactual"}
+VERDICTS = {"_look", "_look_where_needed", "_judge", "detect"}
 needs_models = pytest.mark.skipif(
     not (SETTINGS.weights_dir / "registry.toml").exists(), reason="the models are not in weights/"
 )
@@ -116,6 +119,25 @@ def test_detect_endpoint_answers_with_json(demo: gr.Blocks, tmp_path: Path) -> N
             client.predict(client_library.handle_file(text), api_name="/detect")
     finally:
         demo.close()
+
+
+@pytest.mark.parametrize("closer", [True, False])
+def test_a_closer_reconstruction_is_asked_for(closer: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "photo.png").write_bytes(pictures.encode(pictures.astronaut(), "PNG"))
+    asked = []
+
+    def no_story(photo, detector, settings, **_):
+        asked.append(settings)
+        yield Step(0, 1, "The face was inverted.")
+        raise UserError("Enough.")
+
+    monkeypatch.setattr(story, "explain_photo", no_story)
+    with gr.Blocks():
+        tab = CounterfactualTab(PhotoStep())
+    arguments = [str(tmp_path / "photo.png"), 1, "xception", ["S"], 5, None, "transfer", 0.3, closer, 0]
+    with pytest.raises(UserError, match="Enough"):
+        list(tab._search(*arguments, None))
+    assert asked[0].refine == (RefineSettings.steps if closer else 0)
 
 
 def test_as_many_faces_are_marked_as_can_be_picked() -> None:
