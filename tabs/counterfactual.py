@@ -38,7 +38,7 @@ STOPPED = "**Stopped.** What the search had reached stays below; choose a detect
 DEFAULTS = SearchSettings()
 CLOSER = (
     f"{RefineSettings.steps} steps bring the generator's drawing closer to the photo, by 3 dB on most photographs. "
-    "They take about two seconds more."
+    "They take about two seconds more, and matter most where the generator's own drawing is shown."
 )
 
 
