@@ -23,7 +23,8 @@ def faces(inverter, count: int = 2) -> torch.Tensor:
 def test_a_refined_drawing_is_closer_and_never_worse():
     inverter = small_inverter()
     wanted = faces(inverter)
-    found = finish(refine(inverter, wanted, codes(2), RefineSettings(steps=20)))
+    # A generator with random weights is steeper than a trained one, so its steps are shorter.
+    found = finish(refine(inverter, wanted, codes(2), RefineSettings(steps=40, rate=0.03)))
     assert (found.psnr_after > found.psnr_before + 0.5).all()
     with torch.no_grad():
         drawn = inverter.synthesize(found.codes)
