@@ -30,7 +30,7 @@ def test_a_refined_drawing_is_closer_and_never_worse():
         drawn = inverter.synthesize(found.codes)
     psnr = -10 * torch.log10((drawn - wanted).square().flatten(1).mean(1))
     assert torch.allclose(psnr, found.psnr_after, atol=1e-3)
-    assert "20 steps" in found.summary and "dB" in found.summary
+    assert "40 steps" in found.summary and "dB" in found.summary
     wild = finish(refine(inverter, wanted, codes(2), RefineSettings(steps=2, rate=1000.0)))
     assert torch.equal(wild.psnr_after, wild.psnr_before) and torch.equal(wild.codes, codes(2))
 
