@@ -8,7 +8,7 @@ from playwright.sync_api import Locator, Page, expect
 
 from tests import pictures
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.flaky(reruns=2)]  # a busy machine may be late, and pytest says so
 
 VERDICTS = ".card"
 REFUSAL = ".answer"
@@ -50,6 +50,7 @@ def set_steps(page: Page, steps: int) -> None:
     field = page.get_by_label(re.compile("number input for Steps at most"))
     field.fill(str(steps))
     field.press("Tab")
+    expect(page.get_by_label(re.compile("range slider for Steps at most"))).to_have_value(str(steps))
 
 
 def portrait(folder: Path) -> Path:
@@ -124,7 +125,7 @@ def test_live_search(page: Page) -> None:
     expect(page.locator(".progress")).to_contain_text(re.compile(r"Step \d+ of at most"))
     page.get_by_role("heading", name=RESULT).wait_for()
     expect(page.get_by_role("heading", name="Before and after")).to_be_visible()
-    expect(page.get_by_text(re.compile("of at most 5 steps"))).to_be_visible()
+    expect(page.get_by_text(re.compile(r"^Settings: .* of at most"))).to_contain_text("of at most 5 steps")
     with page.expect_download() as download:
         page.get_by_text("Download the pictures and numbers").click()
     assert download.value.suggested_filename.endswith(".zip")

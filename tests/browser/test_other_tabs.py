@@ -7,7 +7,7 @@ from playwright.sync_api import Page, expect
 
 from tests.browser.test_counterfactual_page import fake_example, overflow, violations
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.flaky(reruns=2)]  # a busy machine may be late, and pytest says so
 
 
 def open_tab(page: Page, name: str) -> None:
