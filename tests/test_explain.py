@@ -118,7 +118,7 @@ def test_the_verdict_real_can_be_explained_with_the_usual_fill(few):
 @pytest.mark.parametrize("method", PERTURBING)
 def test_the_batch_does_not_matter_and_the_seed_does(method, few):
     one, other = (ask(method, reference_image=untextured(), batch=batch) for batch in (11, 64))
-    assert (one.saliency - other.saliency).abs().max() < 1e-6 * one.saliency.abs().max() + 1e-7
+    assert (one.saliency - other.saliency).abs().max() < 1e-5 * one.saliency.abs().max() + 1e-6
     assert one.explanation.calls > other.explanation.calls
     again = ask(method, reference_image=untextured(), batch=11)
     assert torch.equal(one.saliency, again.saliency)
