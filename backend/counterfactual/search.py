@@ -83,7 +83,12 @@ class SearchSettings:
 
 
 def search(
-    inverter: Inverter, detector: Detector, faces: Tensor, settings: SearchSettings | None = None
+    inverter: Inverter,
+    detector: Detector,
+    faces: Tensor,
+    settings: SearchSettings | None = None,
+    *,
+    offset: Tensor | None = None,
 ) -> Job[Search]:
     """Search a counterfactual for each of several faces.
 
@@ -92,6 +97,8 @@ def search(
         detector: What is to be convinced.
         faces: Aligned faces (N, 3, H, W) in [0, 1].
         settings: Settings of the search.
+        offset: Where the search begins, (rows, 512) from the codes of every face: what was found for another picture
+            of the same face. None begins at the codes.
 
     Yields:
         One step for every update of the reconstruction where it is refined, one for the inversion and one for every
@@ -113,6 +120,8 @@ def search(
             refined = yield from counted(refine(inverter, faces, codes, RefineSettings(settings.refine)), total)
         with MODEL_LOCK:
             state = _State(inverter, detector, faces, settings, codes, refined)
+            if offset is not None:
+                state.codes += offset.to(codes.device)
         yield Step(done, total, "The face was inverted.", state.inversion[:1].cpu(), state.values())
         for number in range(settings.steps + 1):
             if not state.active.any():
