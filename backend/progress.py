@@ -31,13 +31,14 @@ class Step:
 Job = Generator[Step, None, T]
 
 
-def counted(job: Job[T], total: int, start: int = 0) -> Job[T]:
+def counted(job: Job[T], total: int, start: int = 0, prefix: str = "") -> Job[T]:
     """Pass on the steps of a job that is part of a longer one; closing this closes the job inside.
 
     Args:
         job: The part.
         total: How many steps the whole has at most.
         start: How many steps of the whole lie before the part.
+        prefix: What is said before every message, for example which part it is.
     """
     try:
         while True:
@@ -45,7 +46,7 @@ def counted(job: Job[T], total: int, start: int = 0) -> Job[T]:
                 step = next(job)
             except StopIteration as end:
                 return end.value
-            yield Step(start + step.number, total, step.message, step.preview, step.values)
+            yield Step(start + step.number, total, prefix + step.message, step.preview, step.values)
     finally:
         job.close()
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,19 @@ def mark(array: np.ndarray) -> np.ndarray:
 def marked_png(array: np.ndarray, record: dict[str, Any]) -> bytes:
     """Encode uint8 (H, W, 3) pixels as PNG with the visible sign and the record."""
     return png(mark(array), record)
+
+
+def marked_mp4(frames: Sequence[np.ndarray], rate: float, record: dict[str, Any]) -> bytes:
+    """Encode frames, uint8 (H, W, 3), as MP4 with the visible sign on every one of them and the record."""
+    return mp4([mark(frame) for frame in frames], rate, record)
+
+
+def mp4(frames: Sequence[np.ndarray], rate: float, record: dict[str, Any]) -> bytes:
+    """Encode frames, uint8 (H, W, 3), without the visible sign, as MP4 with the record (for research)."""
+    from backend import video  # its package would keep the app's page waiting
+
+    text = json.dumps(record, default=_plain, ensure_ascii=False)
+    return video.encode(frames, rate, {"title": SIGN, "comment": NOTE, "description": text})
 
 
 def png(array: np.ndarray, record: dict[str, Any]) -> bytes:

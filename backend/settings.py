@@ -11,6 +11,7 @@ from backend.errors import UserError
 ROOT = Path(__file__).resolve().parent.parent
 PROFILES = ("embedded", "hub")
 REPO = re.compile(r"[\w.-]+/[\w.-]+")
+FETCH = ("auto", "on", "off")
 DEVICES = re.compile(r"auto|cpu|cuda(:\d+)?|mps")
 
 
@@ -29,6 +30,8 @@ class Settings:
     cache_dir: Path = Path.home() / ".cache" / "face-forgery-explained"  # WEIGHTS_CACHE: files fetched from the Hub
     weights_repo: str = ""  # WEIGHTS_REPO: OWNER/NAME on the Hub, where missing files of `weights_dir` come from
     hub_endpoint: str = "https://huggingface.co"  # HF_ENDPOINT
+    max_video_bytes: int = 60_000_000  # MAX_VIDEO_BYTES
+    fetch: bool = True  # FETCH (auto, on, off): whether visitors may fetch models; auto says no in a Space of the Hub
 
 
 def read(environment: Mapping[str, str] = os.environ) -> Settings:
@@ -47,6 +50,9 @@ def read(environment: Mapping[str, str] = os.environ) -> Settings:
     repo = environment.get("WEIGHTS_REPO") or usual.weights_repo
     if repo and not REPO.fullmatch(repo):
         raise UserError(f"WEIGHTS_REPO cannot be {repo!r}.", "Set it to OWNER/NAME of a repository on the Hub.")
+    fetch = environment.get("FETCH") or "auto"
+    if fetch not in FETCH:
+        raise UserError(f"FETCH cannot be {fetch!r}.", f"Set it to one of: {', '.join(FETCH)}.")
     return Settings(
         profile=profile,
         device=device,
@@ -58,6 +64,8 @@ def read(environment: Mapping[str, str] = os.environ) -> Settings:
         cache_dir=Path(environment.get("WEIGHTS_CACHE") or usual.cache_dir).expanduser(),
         weights_repo=repo,
         hub_endpoint=(environment.get("HF_ENDPOINT") or usual.hub_endpoint).rstrip("/"),
+        max_video_bytes=_integer(environment, "MAX_VIDEO_BYTES", usual.max_video_bytes),
+        fetch=fetch == "on" or (fetch == "auto" and not environment.get("SPACE_ID")),
     )
 
 

@@ -19,6 +19,8 @@ WRONG = {
     "MAX_UPLOAD_BYTES": ["20 MB", "0"],
     "MAX_UPLOAD_PIXELS": ["many", "1e6"],
     "QUEUE_SIZE": ["none", "-3"],
+    "MAX_VIDEO_BYTES": ["60 MB", "0"],
+    "FETCH": ["yes", "0"],
 }
 
 
@@ -39,6 +41,20 @@ def test_every_variable_is_read():
     }
     found = settings.read(given)
     assert found == settings.Settings("hub", "cuda:1", "0.0.0.0", 8080, 1000, 2000, 3)
+
+
+@pytest.mark.parametrize(
+    ("given", "allowed"),
+    [
+        ({}, True),
+        ({"SPACE_ID": "owner/space"}, False),
+        ({"SPACE_ID": "owner/space", "FETCH": "on"}, True),
+        ({"FETCH": "off"}, False),
+        ({"FETCH": "auto", "SPACE_ID": "owner/space"}, False),
+    ],
+)
+def test_visitors_of_a_space_fetch_nothing_unless_it_is_allowed(given, allowed):
+    assert settings.read(given).fetch is allowed
 
 
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in WRONG.items() for value in values])

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from backend import images, provenance
-from backend.counterfactual import bundle, levels
+from backend.counterfactual import bundle, film, film_command, levels
 from backend.counterfactual.search import SearchSettings
 from backend.counterfactual.story import Story, explain_photo
 from backend.errors import UserError
@@ -15,14 +15,22 @@ from backend.progress import Step, finish
 
 
 def run(options: argparse.Namespace, on_step: Callable[[Step], None]) -> dict[str, Any]:
-    """Search a counterfactual for `options.image`, write pictures and `result.json`, and return the result."""
+    """Search a counterfactual for `options.image`, write pictures and `result.json`, and return the result.
+
+    With `options.video`, do it for a short video.
+    """
+    if (options.image is None) == (options.video is None):
+        raise UserError("Give either a picture or a video.", "Name one picture, or one video after --video.")
+    usual = 100 if options.video is None else film.STEPS
     settings = SearchSettings(
         levels=levels.parse(options.level),
         epsilon=options.epsilon,
-        steps=options.steps,
+        steps=usual if options.steps is None else options.steps,
         composite=options.composite,
         refine=options.refine,
     )
+    if options.video is not None:
+        return film_command.run(options, settings, on_step)
     story = finish(explain_photo(images.read(options.image), options.detector, settings, options.face), on_step)
     answer = story.record() | {"image": options.image.name, "marked": not options.unmarked}
     try:

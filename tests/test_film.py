@@ -1,0 +1,169 @@
+"""The search over the frames of a video, with toys whose searches can be computed by hand."""
+
+import io
+import json
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from backend import cli, faces, images, video
+from backend.counterfactual import film, film_command
+from backend.counterfactual.film import FilmSearch
+from backend.counterfactual.film_result import NO_FACE, NOT_REACHED
+from backend.counterfactual.search import SearchSettings
+from backend.detectors import registry
+from backend.errors import UserError
+from backend.progress import finish
+from backend.settings import SETTINGS
+from tests import films
+from tests.test_story import FACE
+from tests.toys import DARKER, hooks, toy_detector, toy_inverter
+
+SIZE = 64
+SETTINGS_USED = SearchSettings(kappa=0.1, steps=40)
+needs_models = pytest.mark.skipif(
+    not (SETTINGS.weights_dir / "registry.toml").exists(), reason="the models are not in weights/"
+)
+
+
+@pytest.fixture
+def detector(monkeypatch):
+    """Put a toy detector in place of the registry's, and a finder that finds a face wherever it is not dark."""
+    known = toy_detector(size=SIZE)
+    monkeypatch.setattr(registry, "load", lambda _name: known)
+    monkeypatch.setattr(faces, "find", lambda image: [FACE] if image.mean() > 20 else [])
+    return known
+
+
+def clip(*levels: int) -> video.Clip:
+    frames = tuple(np.full((200, 220, 3), level, np.uint8) for level in levels)
+    times = tuple(number / 5 for number in range(len(levels)))
+    return video.Clip(frames, times, 5.0, 30.0, (220, 200), len(levels) / 5)
+
+
+def searched(*levels: int, settings: SearchSettings = SETTINGS_USED) -> FilmSearch:
+    return FilmSearch(clip(*levels), "toy", settings, inverter=toy_inverter(SIZE))
+
+
+def test_every_frame_begins_at_the_change_of_the_one_before(detector):
+    made = finish(searched(200, 200, 203, 210, 200).run())
+    # A step darkens by 3, and below 176 a face passes: 200 needs 9 steps, and the others only what is left after these.
+    assert [frame.steps for frame in made.frames] == [9, 0, 1, 3, 0]
+    assert all(frame.flipped and frame.p_counterfactual < 0.5 < frame.p_original for frame in made.frames)
+    assert [int(picture[100, 100, 0]) for picture in made.pictures] == [173, 173, 173, 174, 173]
+    levels = zip(made.pictures, (200, 200, 203, 210, 200), strict=True)
+    assert all((picture[:20] == level).all() for picture, level in levels)
+    assert round(DARKER * 255) == 3 and hooks(detector) == 0
+
+
+def test_frames_without_the_face_stay_and_are_said(detector):
+    made = finish(searched(200, 5, 200, 100).run())
+    assert [frame.skipped for frame in made.frames] == ["", NO_FACE, "", ""]
+    assert (made.pictures[1] == 5).all() and made.frames[1].p_original is None
+    assert made.frames[3].steps == 0 and not made.frames[3].flipped and (made.pictures[3] == 100).all()
+    assert "1 frame was skipped: the face that was followed is not seen." in made.summary
+    assert "put 2 of 3 frames on the side of fake; 2 of these went over" in made.summary
+    assert not made.stopped
+
+
+def test_the_saved_video_is_judged_as_it_is(detector):
+    made = finish(searched(200, 200).run())
+    read = finish(video.reading(made.mp4))
+    assert len(read.frames) == 2 and read.frames[0][-6:, :20].min() < 90  # the mark
+    for frame in made.frames:
+        assert (
+            frame.p_saved == pytest.approx(frame.p_counterfactual, abs=0.1) and frame.p_saved != frame.p_counterfactual
+        )
+    assert "In the saved video, which is compressed, it is" in made.summary
+
+
+def test_the_zip_has_every_frame_marked_and_the_scores(detector):
+    made = finish(searched(200, 5).run())
+    with zipfile.ZipFile(io.BytesIO(made.zip())) as packed:
+        assert set(packed.namelist()) == {"record.json", "frames/001.png", "frames/002.png"}
+        record = json.loads(packed.read("record.json"))
+        first = images.read(packed.read("frames/001.png"))
+    assert record == json.loads(json.dumps(made.record(), allow_nan=False))
+    assert record["frames"][0]["p_original"] > 0.5 and record["frames"][1]["skipped"] == NO_FACE
+    assert np.array_equal(first[:180], made.pictures[0][:180]) and not np.array_equal(first, made.pictures[0])
+    with zipfile.ZipFile(io.BytesIO(made.zip(marked=False))) as packed:
+        assert np.array_equal(images.read(packed.read("frames/001.png")), made.pictures[0])
+
+
+def test_what_was_done_before_a_stop_is_kept(detector):
+    work = searched(*[200] * 9)
+    job = work.run()
+    assert work.so_far() is None
+    for step in job:
+        if "frames 7 to 9" in step.message:
+            break
+    job.close()
+    made = work.so_far()
+    assert made.stopped and [bool(frame.skipped) for frame in made.frames] == [False] * 6 + [True] * 3
+    assert made.frames[-1].skipped == NOT_REACHED and (made.pictures[-1] == 200).all()
+    assert len(finish(video.reading(made.mp4)).frames) == 9
+    assert "3 frames were skipped: the search was stopped" in made.summary
+    assert all(weight.requires_grad for weight in detector.parameters()) and hooks(detector) == 0
+
+
+def test_steps_are_counted_to_the_end(detector):
+    steps = []
+    finish(searched(*[200] * 7).run(), steps.append)
+    numbers = [step.number for step in steps]
+    assert numbers == sorted(numbers) and numbers[-1] == steps[-1].total
+    assert any(step.preview is not None for step in steps)
+
+
+@pytest.mark.parametrize(
+    ("levels", "found", "words"),
+    [((5, 5), None, "No face was found in this video"), ((200, 200), (20, 10), "The face is only 20 pixels wide")],
+)
+def test_a_video_without_a_usable_face_is_a_sentence(detector, monkeypatch, levels, found, words):
+    if found is not None:
+        small = replace(FACE, box=(60.0, 50.0, 80.0, 60.0))
+        monkeypatch.setattr(faces, "find", lambda _image: [small])
+    with pytest.raises(UserError, match=words):
+        finish(searched(*levels).run())
+
+
+def test_nothing_changes_where_every_frame_is_called_real(detector):
+    made = finish(searched(100, 100).run())
+    assert "on the side of fake, so nothing changed" in made.summary and not made.record()["flipped"]
+
+
+def options(*arguments: str):
+    return cli._parser().parse_args(["counterfactual", *arguments])
+
+
+def test_the_command_line_refuses_what_it_cannot_do(tmp_path, capsys):
+    for given in ([], ["photo.png", "--video", "film.mp4"]):
+        assert cli.main(["counterfactual", *given, "--detector", "toy", "--out", str(tmp_path)]) == 2
+        assert "either a picture or a video" in capsys.readouterr().err
+    with pytest.raises(UserError, match="--face belongs to a picture"):
+        film_command.run(options("--video", "x", "--detector", "a", "--out", "b", "--face", "2"), SETTINGS_USED, print)
+
+
+@needs_models
+def test_a_real_face_that_moves(tmp_path, capsys):
+    """The whole way with the models that ship: six frames, one of them without the face, and three steps."""
+    path = tmp_path / "film.mp4"
+    path.write_bytes(films.encode(films.moving_face(6, hidden=(3,))))
+    name = registry.loadable()[0]
+    out = tmp_path / "out"
+    given = ["counterfactual", "--video", str(path), "--detector", name, "--out", str(out), "--steps", "3", "--json"]
+    assert cli.main(given) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["video"] == "film.mp4" and answer["settings"]["steps"] == 3 and answer["batch"] == film.BATCH
+    assert [bool(frame["skipped"]) for frame in answer["frames"]] == [False] * 3 + [True] + [False] * 2
+    for frame in answer["frames"]:
+        if not frame["skipped"]:
+            assert 0 <= frame["p_counterfactual"] <= 1 and 0 <= frame["p_saved"] <= 1
+            assert frame["p_counterfactual"] <= frame["p_original"] + 1e-6
+    assert {Path(file).name for file in answer["files"].values()} == {"counterfactual.mp4", "frames.zip", "result.json"}
+    with av.open(answer["files"]["video"]) as container:
+        assert container.streams.video[0].frames == 6
+        assert json.loads(container.metadata["description"])["detector"] == name
