@@ -24,7 +24,8 @@ h1 { font-size: 1.6rem; } h2 { font-size: 1.25rem; margin-top: 2rem; } h3 { font
 table { border-collapse: collapse; font-size: .85rem; margin: .5rem 0; }
 caption { text-align: left; font-weight: 600; padding: .3rem 0; }
 th, td { border-bottom: 1px solid #ccc; padding: .25rem .6rem; text-align: right; white-space: nowrap; }
-th.text, td.text { text-align: left; } thead th { border-bottom: 2px solid #1a1a1a; vertical-align: bottom; }
+th.text, td.text { text-align: left; } td.text { white-space: normal; min-width: 6rem; }
+thead th { white-space: normal; border-bottom: 2px solid #1a1a1a; vertical-align: bottom; }
 .note { font-size: .85rem; max-width: 60rem; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 1rem; }
 figure { margin: 0; } figure img { max-width: 100%; height: auto; } figcaption { font-size: .9rem; }
@@ -55,15 +56,19 @@ def page(evaluation: "Evaluation", command: str, comparison: Sequence[Table] = (
 
 def article(evaluation: "Evaluation", command: str, comparison: Sequence[Table] = ()) -> str:
     """Return what stands on the page below its title; arguments as of `page`."""
-    first = [table for table in evaluation.tables if table.by_family]
-    other = [table for table in evaluation.tables if not table.by_family]
+    beside = [table for table in evaluation.tables if table.beside]
+    first = [table for table in evaluation.tables if table.by_family and not table.beside]
+    other = [table for table in evaluation.tables if not table.by_family and not table.beside]
     published = {table.name: table for table in evaluation.published}
     parts = [
+        f'<p class="finding"><strong>{escape(evaluation.finding)}</strong></p>' if evaluation.finding else "",
         f"<p>{escape(evaluation.description)}</p>",
-        f"<p><strong>{escape(evaluation.summary)}</strong></p>",
+        f"<p>{escape(evaluation.summary)}</p>",
         '<section class="limits"><h2>What cannot be concluded</h2>',
         _list(evaluation.limits),
         "</section>",
+        "<h2>Beside the paper</h2>" if beside else "",
+        *map(_table, beside),
         "<h2>By family of fakes</h2>" if first else "",
         *map(_table, first),
         "<h2>All results</h2>",

@@ -71,6 +71,7 @@ def as_json(evaluation: Evaluation, command: str, comparison: Sequence[Table] = 
         "counts": dict(evaluation.counts),
         "seconds": evaluation.seconds,
         "summary": evaluation.summary,
+        "finding": evaluation.finding,
         "limits": list(evaluation.limits),
         "skipped": [list(one) for one in evaluation.skipped],
         "tables": [table.to_json() for table in evaluation.tables],
@@ -111,6 +112,7 @@ def load(folder: Path) -> tuple[Evaluation, str]:
             skipped=tuple((name, reason) for name, reason in said["skipped"]),
             seconds=said["seconds"],
             summary=said["summary"],
+            finding=said.get("finding", ""),
         )
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"There is no finished report in {folder.name}.", "Name the folder of a run.") from None

@@ -1,6 +1,5 @@
 """A run: all items of a protocol over some pictures, kept as they finish, resumable, comparable."""
 
-import dataclasses
 import json
 import platform
 import time
@@ -44,6 +43,7 @@ class Evaluation:
         skipped: Name and reason of every file and item that was left out, or failed.
         seconds: Time that all sessions took together.
         summary: What happened, one paragraph in plain words.
+        finding: What came out, one plain sentence.
     """
 
     protocol: str
@@ -59,6 +59,7 @@ class Evaluation:
     skipped: tuple[tuple[str, str], ...]
     seconds: float
     summary: str
+    finding: str = ""
 
 
 def evaluate(
@@ -105,7 +106,7 @@ def describe(protocol: Protocol, data: Dataset) -> dict[str, Any]:
     sources = Counter(sample.source for sample in data.reals)
     said = {
         "protocol": protocol.name,
-        "settings": dataclasses.asdict(protocol.config),
+        "settings": protocol.settings(),
         "data": {
             "layout": data.layout,
             "hash": data.hash(),
@@ -113,7 +114,7 @@ def describe(protocol: Protocol, data: Dataset) -> dict[str, Any]:
             "reals": dict(sorted(sources.items())),
             "note": data.note,
         },
-        "weights": made_with.hashes(sorted(set(protocol.models()))),
+        "weights": protocol.hashes(),
         "measures": protocol.measures(),
     }
     return json.loads(json.dumps(said))
@@ -197,6 +198,7 @@ def _result(protocol: Protocol, data: Dataset, store: Store, total: int, left_ou
         skipped=tuple(left_out + skipped + [(key, f"Failed: {reason}") for key, reason in failed]),
         seconds=seconds,
         summary=_summary(protocol, data, counts, total, seconds),
+        finding=protocol.finding(rows),
     )
 
 

@@ -53,6 +53,7 @@ class Table:
         rows: One tuple of cells a row.
         note: What a reader must know; may be empty.
         by_family: Whether it says how each family of fakes does; such tables come first.
+        beside: Whether it sets ours beside a paper's numbers; its note says why they differ.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Table:
     rows: tuple[tuple[Cell, ...], ...]
     note: str = ""
     by_family: bool = False
+    beside: bool = False
 
     def records(self) -> list[dict[str, Any]]:
         """Return one flat dictionary a row; an estimate becomes its value, `_low`, `_high`, `_std` and `_n`."""

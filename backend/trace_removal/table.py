@@ -23,11 +23,12 @@ from backend.detectors.card import Detector
 from backend.errors import UserError
 from backend.progress import Job, Step
 from backend.runtime import MODEL_LOCK, frozen
-from backend.trace_removal import table_report
+from backend.trace_removal import sets, table_report
 from backend.trace_removal.attacks import COMPARED, WHITE_BOX, Attack, named
-from backend.trace_removal.table_report import CLEAN, PAPER001, REAL, Table
+from backend.trace_removal.sets import PAPER001
+from backend.trace_removal.table_report import CLEAN, REAL, Table
 
-SUFFIXES = {"plain": "_plain", "shipped": ""}  # set of detectors to the end of its entries' names
+SETS = {"plain": "none", "shipped": "shipped"}  # set of detectors to the defence of its training
 Detectors = Mapping[str, Mapping[str, Detector]]  # set to name to detector
 Measured = dict[str, Any]
 
@@ -77,11 +78,9 @@ class _Batch:
 
 def installed() -> dict[str, dict[str, Detector]]:
     """Load every installed detector of both sets, those of paper 001 first."""
-    order = [*PAPER001, *(name for name in registry.names() if name not in PAPER001)]
-    known = weights.entries()
     return {
-        kind: {name: registry.load(name + suffix) for name in order if name + suffix in known}
-        for kind, suffix in SUFFIXES.items()
+        kind: {name: registry.load(entry) for name, entry in sets.installed(defence, registry.names()).items()}
+        for kind, defence in SETS.items()
     }
 
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-PAPER001 = ("xception", "patch_cnn", "dct_a", "f3net", "lf", "nf")  # the six of TR-Net (2203.11433)
+from backend.trace_removal.sets import PAPER001
+
 THRESHOLD = 0.5
 CLEAN, REAL, ALL = "none", "real", "all"
 Spread = tuple[float, float]

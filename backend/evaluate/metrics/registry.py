@@ -1,6 +1,6 @@
 """The table of metrics: a new one is a new record in one of the files beside this one, or a new file and one line."""
 
-from backend.evaluate.metrics import classification, faithfulness, identity, likeness, naturalness, success
+from backend.evaluate.metrics import classification, faithfulness, identity, likeness, naturalness, success, traces
 from backend.evaluate.metrics.metric import Metric
 
 FAMILIES = {
@@ -10,6 +10,7 @@ FAMILIES = {
     "identity": identity.METRICS,
     "classification": classification.METRICS,
     "faithfulness": faithfulness.METRICS,
+    "traces": traces.METRICS,
 }
 METRICS: dict[str, Metric] = {metric.name: metric for family in FAMILIES.values() for metric in family}
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Union
 
+from backend import made_with
 from backend.detectors import registry
 from backend.errors import UserError
 from backend.evaluate import crops
@@ -119,6 +120,18 @@ class Protocol(ABC):
         It decides the numbers, so it is part of the run.
         """
         return {}
+
+    def hashes(self) -> dict[str, str]:
+        """Return the SHA-256 of every model file that the protocol uses, by name; they are part of the run."""
+        return made_with.hashes(sorted(set(self.models())))
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings as a report says them: plain values, and of files their names alone."""
+        return dataclasses.asdict(self.config)
+
+    def finding(self, rows: Sequence[Row]) -> str:  # noqa: ARG002 - of the subclasses
+        """Return the main finding in one plain sentence with its numbers; empty where none was thought of."""
+        return ""
 
     def limits(self, data: Dataset) -> list[str]:
         """Return in sentences what cannot be concluded from these pictures."""

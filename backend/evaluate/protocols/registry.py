@@ -4,12 +4,14 @@ from backend.errors import UserError
 from backend.evaluate.protocols.counterfactual import CounterfactualProtocol
 from backend.evaluate.protocols.detectors import DetectorsProtocol
 from backend.evaluate.protocols.protocol import Protocol
+from backend.evaluate.protocols.trace_removal import TraceRemovalProtocol
 
 PROTOCOLS: dict[str, type[Protocol]] = {
     protocol.name: protocol
     for protocol in (
         DetectorsProtocol,
         CounterfactualProtocol,
+        TraceRemovalProtocol,
     )
 }
 

@@ -1,0 +1,169 @@
+"""Plots of the trace-removal protocol."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from backend.evaluate import deep_features, plots, published
+from backend.evaluate.metrics.metric import mean
+from backend.evaluate.plots import Figure, Series
+from backend.evaluate.protocols.trace_removal_rows import (
+    NONE,
+    attacks,
+    defences_of,
+    feature_kinds,
+    groups,
+    mean_array,
+    mean_of_six,
+    of_kind,
+    real_power,
+    real_spectrum,
+    title,
+)
+from backend.evaluate.rows import Row
+from backend.trace_removal import sets
+from backend.trace_removal.references import References
+
+if TYPE_CHECKING:
+    from backend.evaluate.protocols.trace_removal import TraceRemovalConfig
+
+DRAWN = 600  # pictures of a group in a map of features
+LIMIT = 12.0  # dB at which the colours of a difference end
+
+
+def plots_of(rows: Sequence[Row], config: "TraceRemovalConfig", reference: References | None) -> list[Figure]:
+    """Return all plots; arguments as of `trace_removal_tables.tables`."""
+    verdicts, measured = of_kind(rows, "verdict"), of_kind(rows, "picture")
+    drawn = [
+        _accuracy(verdicts, config),
+        _families(verdicts, config),
+        _cost(verdicts, measured, config),
+        _power(measured, reference),
+        _spectra(measured, reference),
+        *(_features(kind, measured, config) for kind in feature_kinds(measured)),
+    ]
+    return [one for one in drawn if one is not None]
+
+
+def _accuracy(verdicts: Sequence[Row], config: "TraceRemovalConfig") -> Figure | None:
+    """Draw the mean of the six by attack, beside the paper's."""
+    shown = attacks(verdicts)
+    if not shown:
+        return None
+    series = [
+        Series(f"ours, {sets.DEFENCES[one].title}", (), [_value(verdicts, one, attack) for attack in shown])
+        for one in defences_of(verdicts, config)
+    ]
+    for one in ("none", "weak"):
+        printed = [published.TRACE_REMOVAL_MEANS[one].get(attack, float("nan")) for attack in shown]
+        series.append(Series(f"paper, {sets.DEFENCES[one].title}", (), printed))
+    labels = [title(attack) for attack in shown]
+    alt = f"Share of fakes still found, mean of the six detectors. {_spoken(series, labels)}"
+    return plots.bars("accuracy", "Fakes still found after each attack", alt, labels, series, y_label="Still found")
+
+
+def _families(verdicts: Sequence[Row], config: "TraceRemovalConfig") -> Figure | None:
+    families = sorted({row["family"] for row in verdicts if row["label"] == "fake"})
+    defences = defences_of(verdicts, config)
+    if not families or not defences:
+        return None
+    last = defences[-1]
+    series = [
+        Series(title(attack), (), [_value(verdicts, last, attack, family) for family in families])
+        for attack in attacks(verdicts)
+    ]
+    name = sets.DEFENCES[last].title
+    alt = f"Share of fakes still found by family, detectors trained with {name}. {_spoken(series, families)}"
+    return plots.bars("families", "Fakes still found, by family", alt, families, series, y_label="Still found")
+
+
+def _cost(verdicts: Sequence[Row], measured: Sequence[Row], config: "TraceRemovalConfig") -> Figure | None:
+    """Draw what each attack achieves over what it costs."""
+    defences = defences_of(verdicts, config)
+    series, said = [], []
+    for attack in attacks(verdicts):
+        psnr = mean(row.get("psnr") for row in measured if row["attack"] == attack).value
+        if attack != NONE and psnr is not None and defences:
+            left = _value(verdicts, defences[-1], attack)
+            series.append(Series(title(attack), [psnr], [left]))
+            said.append(f"{title(attack)} {left:.2f} at {psnr:.1f} dB")
+    if not series:
+        return None
+    alt = f"Share of fakes still found over PSNR; low and right is the better attack. {', '.join(said)}."
+    labels = "PSNR (dB)", "Fakes still found"
+    return plots.points("cost", "What an attack achieves and costs", alt, series, x_label=labels[0], y_label=labels[1])
+
+
+def _power(measured: Sequence[Row], reference: References | None) -> Figure | None:
+    real = real_power(measured, reference)
+    found = groups(measured)
+    if real is None or not found:
+        return None
+    radii = list(range(1, len(real[0])))
+    low, high = (real[0] + sign * real[1] for sign in (-1, 1))
+    series = [Series("real photographs ± std", radii, real[0][1:].tolist(), low[1:].tolist(), high[1:].tolist())]
+    means = {name: mean_array(own, "power") for name, own in found.items()}
+    series += [Series(name, radii, one[1:].tolist()) for name, one in means.items()]
+    last = ", ".join(f"{name} {one[-1] - real[0][-1]:+.1f}" for name, one in means.items())
+    alt = f"Mean power over spatial frequency. Distance to real photographs at the highest frequency in dB: {last}."
+    labels = "Frequency (periods a picture)", "Power (dB)"
+    name = "Power spectral density before and after"
+    return plots.lines("power", name, alt, series, x_label=labels[0], y_label=labels[1], markers=False)
+
+
+def _spectra(measured: Sequence[Row], reference: References | None) -> Figure | None:
+    """Draw how far each mean spectrum is from that of real photographs, side by side."""
+    real = real_spectrum(measured, reference)
+    found = groups(measured)
+    if real is None or not found:
+        return None
+    maps = {name: mean_array(own, "spectrum") - real for name, own in found.items()}
+    side = len(real)
+    gap = np.full((side, 2), np.nan)
+    strip = np.hstack([part for one in maps.values() for part in (one, gap)][:-1])
+
+    def draw(axes: Any) -> None:
+        shade = axes.imshow(strip, cmap="PuOr", vmin=-LIMIT, vmax=LIMIT, interpolation="nearest")
+        places = [number * (side + 2) + (side - 1) / 2 for number in range(len(maps))]
+        axes.set_xticks(places, list(maps), rotation=30, ha="right")
+        axes.set_yticks([])
+        axes.grid(visible=False)
+        axes.figure.colorbar(shade, ax=axes, label="dB against real photographs", orientation="horizontal", shrink=0.5)
+
+    said = ", ".join(f"{name} {np.abs(one).mean():.1f}" for name, one in maps.items())
+    alt = f"Mean spectrum minus that of real photographs, low frequencies in the middle. Mean difference in dB: {said}."
+    title_ = "Spectra against real photographs"
+    return plots.figure("spectra", title_, alt, draw, x_label="", y_label="", legend=False)
+
+
+def _features(kind: str, measured: Sequence[Row], config: "TraceRemovalConfig") -> Figure | None:
+    column = f"features_{kind}"
+    found = groups([row for row in measured if column in row])
+    kept = {name: np.array([row[column] for row in own[:DRAWN]]) for name, own in found.items()}
+    if sum(map(len, kept.values())) < 4:
+        return None
+    flat = deep_features.flat_map(np.concatenate(list(kept.values())), config.seed)
+    series, start = [], 0
+    for name, one in kept.items():
+        part = flat[start : start + len(one)]
+        series.append(Series(name, part[:, 0].tolist(), part[:, 1].tolist()))
+        start += len(one)
+    whose = f"the detector {config.features}" if kind == "detector" else f"TR-Net's {kind} discriminator"
+    counts = ", ".join(f"{len(one)} {name}" for name, one in kept.items())
+    alt = f"Features of {whose} in two dimensions; near points are alike, axes and sizes mean nothing. {counts}."
+    name = f"t-SNE of the features of {whose}"
+    return plots.points(f"features_{kind}", name, alt, series, x_label="", y_label="")
+
+
+def _value(verdicts: Sequence[Row], defence: str, attack: str, family: str = "") -> float:
+    value = mean_of_six(verdicts, defence, attack, family).value
+    return float("nan") if value is None else value
+
+
+def _spoken(series: Sequence[Series], labels: Sequence[str]) -> str:
+    def words(one: Series) -> str:
+        known = [(label, value) for label, value in zip(labels, one.y, strict=True) if not np.isnan(value)]
+        return f"{one.name}: " + ", ".join(f"{label} {value:.2f}" for label, value in known)
+
+    return "; ".join(map(words, series)) + "."
