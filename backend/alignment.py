@@ -16,6 +16,12 @@ from backend.faces import Face
 # Where the small models' training faces have their eyes, in sides of the crop.
 EYES_HEIGHT = 0.42
 EYES_DISTANCE = 0.265
+# Where DeepfakeBench's preprocessing puts the eyes, the nose and the corners of the mouth: the five points of ArcFace
+# (Deng et al. 2019) in 112 pixels, and a margin that makes the crop 1.3 times as wide.
+ARCFACE_POINTS = np.array(
+    [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
+)
+DEEPFAKEBENCH_POINTS = (ARCFACE_POINTS / 112 - 0.5) / 1.3 + 0.5
 # How far a landmark of an aligned picture may lie from its place, in sides of the crop. The finder scatters: over 1000
 # aligned faces of 128 pixels the largest of five distances has the median 0.011 and the 95th percentile 0.031.
 TOLERANCE = 0.04
@@ -31,7 +37,7 @@ class AlignedFace:
     Args:
         crop: uint8 (size, size, 3), RGB.
         matrix: float64 (2, 3), from coordinates in the photo to coordinates in the crop.
-        template: "embedded" or "ffhq".
+        template: One of `TEMPLATES`.
         resampled: Whether the crop's pixels were computed; False where they are the photo's own.
         face: Where the face is in the photo.
     """
@@ -52,10 +58,11 @@ def align(image: np.ndarray, face: Face, template: str, size: int) -> AlignedFac
     Args:
         image: The photo, uint8 (H, W, 3).
         face: A face in it.
-        template: "embedded" (eyes level) or "ffhq" (Karras et al. 2019, from eyes and mouth).
+        template: "embedded" (eyes level), "ffhq" (Karras et al. 2019, from eyes and mouth), or "deepfakebench" (Yan
+            et al. 2023, from all five landmarks).
         size: Side of the crop in pixels.
     """
-    matrix = _TEMPLATES[template](face.landmarks, size)
+    matrix = TEMPLATES[template](face.landmarks, size)
     height, width = image.shape[:2]
     whole = _whole_picture(width, size)
     if height == width and displacement(face.landmarks, matrix, whole) <= TOLERANCE * size:
@@ -97,6 +104,26 @@ def paste_back(photo: np.ndarray, edited: np.ndarray, aligned: AlignedFace) -> n
     return result
 
 
+def between(seen: AlignedFace, crop: AlignedFace) -> tuple[np.ndarray, np.ndarray]:
+    """Return how one crop of a photo lies in another.
+
+    Args:
+        seen: One crop, of S pixels.
+        crop: Another crop of the same photo.
+
+    Returns:
+        The matrix (2, 3) from coordinates in `seen` to coordinates in `crop`, and weights float32 (S, S): how much of
+        a change of `crop` arrives at a pixel of `seen`, with the seam of `paste_back`.
+    """
+    inverse = _invert(seen.matrix)
+    linear = crop.matrix[:, :2] @ inverse[:, :2]
+    matrix = np.column_stack([linear, _apply(crop.matrix, inverse[None, :, 2])[0]])
+    shape = seen.crop.shape[:2]
+    if not crop.matrix[0, 1] and not crop.matrix[:, 2].any():  # the whole photo, which has no seam
+        return matrix, np.ones(shape, dtype=np.float32)
+    return matrix, _seam(matrix, shape, len(crop.crop))
+
+
 def displacement(landmarks: np.ndarray, matrix: np.ndarray, other: np.ndarray) -> float:
     """Return the largest distance, in crop pixels, between where two matrices put the landmarks (5, 2)."""
     return float(np.linalg.norm(_apply(matrix, landmarks) - _apply(other, landmarks), axis=1).max())
@@ -116,7 +143,18 @@ def _ffhq_matrix(landmarks: np.ndarray, size: int) -> np.ndarray:
     return _similarity(eyes + 0.1 * eye_to_mouth, x, (0.5, 0.5), size)
 
 
-_TEMPLATES = {"embedded": _embedded_matrix, "ffhq": _ffhq_matrix}
+def _deepfakebench_matrix(landmarks: np.ndarray, size: int) -> np.ndarray:
+    """Return the similarity that brings the landmarks closest to their places (least squares, Umeyama 1991)."""
+    centre = landmarks.mean(axis=0)
+    # As complex numbers, a rotation with a scale is one factor.
+    source = (landmarks - centre) @ (1, 1j)
+    wanted = (DEEPFAKEBENCH_POINTS - DEEPFAKEBENCH_POINTS.mean(axis=0)) @ (1, 1j) * size
+    factor = np.vdot(source, wanted) / np.vdot(source, source)
+    linear = np.array([[factor.real, -factor.imag], [factor.imag, factor.real]])
+    return np.column_stack([linear, DEEPFAKEBENCH_POINTS.mean(axis=0) * size - linear @ centre])
+
+
+TEMPLATES = {"embedded": _embedded_matrix, "ffhq": _ffhq_matrix, "deepfakebench": _deepfakebench_matrix}
 
 
 def _similarity(anchor: np.ndarray, half_side: np.ndarray, place: tuple[float, float], size: int) -> np.ndarray:

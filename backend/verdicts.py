@@ -1,5 +1,6 @@
 """What every detector says about the faces of a photo; the first thing the app and the command line show."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from backend import alignment, faces, images, runtime
 from backend.detectors import registry
 from backend.detectors.card import Card, ErrorRate, Verdict, verdict
+from backend.views import Source
 
 WORDS = {"real": "Probably real", "fake": "Probably fake", "uncertain": "Uncertain"}
 TEMPLATE = "embedded"
@@ -19,7 +21,8 @@ class JudgedFace:
 
     Args:
         number: From 1, the largest face first.
-        aligned: The crop that the detectors saw, and where it lies in the photo.
+        aligned: The crop that the embedded detectors saw, and where it lies in the photo. One from the Hub sees a
+            crop of the position and the size that its card names.
         problem: Why the verdicts should not be trusted, or None.
         p_fake: Probability of fake in [0, 1] by detector; 0.5 is the threshold.
     """
@@ -47,7 +50,7 @@ def judge(photo: np.ndarray, detectors: list[str] | None = None, *, template: st
         return []
     aligned = [alignment.align(photo, face, template, registry.EMBEDDED_SIZE) for face in found]
     crops = torch.cat([images.to_tensor(one.crop) for one in aligned])
-    scores = p_fake(crops, detectors)
+    scores = p_fake(crops, detectors, [Source(photo, one) for one in aligned])
     judged = []
     for index, one in enumerate(aligned):
         own = {name: values[index] for name, values in scores.items()}
@@ -56,14 +59,35 @@ def judge(photo: np.ndarray, detectors: list[str] | None = None, *, template: st
 
 
 @torch.no_grad()
-def p_fake(crops: torch.Tensor, detectors: list[str] | None = None) -> dict[str, list[float]]:
-    """Return the probability of fake of crops (N, 3, H, W) in [0, 1], by detector."""
+def p_fake(
+    crops: torch.Tensor, detectors: list[str] | None = None, sources: Source | Sequence[Source] | None = None
+) -> dict[str, list[float]]:
+    """Return the probability of fake of crops, by detector.
+
+    Args:
+        crops: (N, 3, H, W) in [0, 1].
+        detectors: Names of the detectors to ask, by default all that can be loaded.
+        sources: Where the crops come from: one photo for all, or one for each. A detector that wants another crop is
+            then shown its own, cut from the photo, with what changed in ours; without it, every detector sees ours.
+    """
     scores = {}
     crops = crops.to(runtime.device())
     with runtime.MODEL_LOCK:
-        for name in detectors or registry.loadable():
-            scores[name] = [round(value, 6) for value in registry.load(name).p_fake(crops).tolist()]
+        for name in detectors if detectors is not None else registry.loadable():
+            detector = registry.load(name)
+            seen = seen_by(detector.card, crops, sources)
+            scores[name] = [round(value, 6) for value in detector.p_fake(seen).tolist()]
     return scores
+
+
+def seen_by(card: Card, crops: torch.Tensor, sources: Source | Sequence[Source] | None) -> torch.Tensor:
+    """Return what a detector sees of crops (N, 3, H, W) in [0, 1]; see `p_fake`."""
+    if sources is None:
+        return crops
+    if isinstance(sources, Source):
+        view = sources.view(card.template, card.input_size)
+        return crops if view is None else view.to(crops.device).of(crops)
+    return torch.cat([seen_by(card, crop[None], source) for crop, source in zip(crops, sources, strict=True)])
 
 
 def in_words(score: float) -> str:

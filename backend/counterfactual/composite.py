@@ -8,7 +8,8 @@ generator draws badly keeps its pixels.
 from typing import Literal
 
 from torch import Tensor
-from torch.nn import functional as F
+
+from backend.views import resized
 
 Composite = Literal["transfer", "reconstruction"]
 COMPOSITES: tuple[Composite, ...] = ("transfer", "reconstruction")
@@ -26,9 +27,8 @@ def compose(kind: Composite, original: Tensor, drawn: Tensor, drawn_start: Tenso
     Returns:
         (N, 3, H, W) in [0, 1].
     """
-    picture = (
-        _resized(drawn, original) if kind == "reconstruction" else original + _resized(drawn - drawn_start, original)
-    )
+    size = original.shape[-1]
+    picture = resized(drawn, size) if kind == "reconstruction" else original + resized(drawn - drawn_start, size)
     return picture.clamp(0, 1)
 
 
@@ -40,10 +40,3 @@ def as_saved(pictures: Tensor) -> Tensor:
     rounded = (pictures.detach() * 255).round() / 255
     # Only the first term has a value: the difference is zero to the last bit.
     return rounded + (pictures - pictures.detach())
-
-
-def _resized(pictures: Tensor, like: Tensor) -> Tensor:
-    size = like.shape[-2:]
-    if pictures.shape[-2:] == size:
-        return pictures
-    return F.interpolate(pictures, size=size, mode="bilinear", antialias=True, align_corners=False)

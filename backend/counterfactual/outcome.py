@@ -9,7 +9,7 @@ from backend import verdicts
 from backend.counterfactual.levels import WORDS
 
 if TYPE_CHECKING:
-    from backend.counterfactual.search import SearchSettings
+    from backend.counterfactual.search_settings import SearchSettings
     from backend.generators.refinement import Refined
 
 
@@ -33,8 +33,14 @@ class Search:
             `reconstruction` composite is none of the search.
         used_log_odds: The sigmoid was saturated at some step, and the slope before it was followed, (N,).
         trajectory: p_fake (steps made + 1, N), the first row before any update; a face that is done keeps its value.
+            Of drafts, until a face passed.
         epsilon: Step that was used.
         level: Levels that were open, as `S,M,D`.
+        resolution: Side in pixels of what was drawn while searching; what is handed back was drawn at `full_size`.
+        full_size: Side in pixels of the generator's pictures.
+        precision: Type of the layers while searching; what is handed back was judged in float32.
+        fell_back: Passed as a draft but not as what would be handed back, so the search went on at full size and in
+            float32, (N,).
         settings: Settings of the search.
         refined: How the reconstruction was refined, or None.
         generator: Name of the generator.
@@ -59,6 +65,10 @@ class Search:
     trajectory: Tensor
     epsilon: float
     level: str
+    resolution: int
+    full_size: int
+    precision: str
+    fell_back: Tensor
     settings: "SearchSettings"
     refined: "Refined | None"
     generator: str
@@ -98,7 +108,7 @@ class Search:
             text += " It did so as soon as the generator had drawn the face, before any change was searched."
         if self.used_log_odds[0]:
             text += " The detector was so sure at first that its slope vanished; the log-odds showed the way."
-        return text
+        return text + self._drafts()
 
     def _many(self) -> str:
         searched = int((~self.already_real).sum())
@@ -106,4 +116,16 @@ class Search:
         text += f"{int(self.flipped.sum())} of these went over to the side of real."
         if self.flipped.any():
             text += f" The median took {int(self.steps[self.flipped].median())} steps of {abs(self.epsilon):g}."
-        return text
+        return text + self._drafts()
+
+    def _drafts(self) -> str:
+        """Say how the search drew, where that differs from what is shown."""
+        how = [f"at {self.resolution} of {self.full_size} pixels"] if self.resolution < self.full_size else []
+        how += [f"in {self.precision}"] if self.precision != "float32" else []
+        if not how or self.already_real.all():
+            return ""
+        text = f" The search drew {' and '.join(how)}; the result was drawn and judged at full size in float32."
+        if not self.fell_back.any():
+            return text
+        which = "There" if len(self.fell_back) == 1 else f"There, for {int(self.fell_back.sum())} of the faces,"
+        return f"{text} {which} the verdict differed at first, so the search went on at full size."

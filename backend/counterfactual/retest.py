@@ -5,14 +5,22 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
+from backend import verdicts
 from backend.detectors import registry
 from backend.detectors.card import verdict
 from backend.runtime import MODEL_LOCK, device, frozen
+from backend.views import Source
 
 Scores = dict[str, tuple[Tensor, Tensor]]
 
 
-def retest(original: Tensor, counterfactual: Tensor, attacked: str, detectors: Iterable[str] | None = None) -> Scores:
+def retest(
+    original: Tensor,
+    counterfactual: Tensor,
+    attacked: str,
+    detectors: Iterable[str] | None = None,
+    source: Source | None = None,
+) -> Scores:
     """Return p_fake before and after by every other detector.
 
     Args:
@@ -20,6 +28,7 @@ def retest(original: Tensor, counterfactual: Tensor, attacked: str, detectors: I
         counterfactual: The same faces as they are saved.
         attacked: Name of the detector that was searched against; it is left out.
         detectors: Names of the detectors to ask, by default all that can be loaded.
+        source: The photo of the one face, from which detectors that want another crop are shown their own.
 
     Returns:
         By name, p_fake (N,) of `original` and of `counterfactual`.
@@ -31,7 +40,7 @@ def retest(original: Tensor, counterfactual: Tensor, attacked: str, detectors: I
             continue
         detector = registry.load(name)
         with MODEL_LOCK, frozen(detector), torch.no_grad():
-            p_fake = detector.p_fake(both).cpu()
+            p_fake = detector.p_fake(verdicts.seen_by(detector.card, both, source)).cpu()
         scores[name] = (p_fake[: len(original)], p_fake[len(original) :])
     return scores
 

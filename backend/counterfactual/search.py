@@ -2,84 +2,30 @@
 
 Artifact-Eraser, section 3.3, equations 2 to 4: steps of fixed length against the sign of the gradient of
 (p_fake - 0)^2, on the rows that the levels open. The paper prints a plus; a plus raises that loss. Each step
-is one forward and one backward pass: the picture that is judged is the picture that is kept.
+is one forward and one backward pass: the picture that is judged is the picture that is kept. Where drafts are enough
+for the steps (`rendering.py`), a face that passes as a draft is drawn and judged exactly; if it does not pass as such,
+its search goes on without drafts.
 """
 
-import math
 import time
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from backend.counterfactual import levels
-from backend.counterfactual.composite import COMPOSITES, Composite, as_saved, compose
+from backend.counterfactual.composite import as_saved
 from backend.counterfactual.outcome import Search
-from backend.detectors.card import UNCERTAIN_MARGIN, Detector
-from backend.errors import UserError
+from backend.counterfactual.rendering import Renderer, draft_effort
+from backend.counterfactual.search_settings import SearchSettings
+from backend.detectors.card import Detector
 from backend.generators.inversion import Inverter
-from backend.generators.refinement import MOST_STEPS, Refined, RefineSettings, refine
+from backend.generators.refinement import Refined, RefineSettings, refine
 from backend.progress import Job, Step, counted
 from backend.runtime import MODEL_LOCK, frozen
+from backend.views import View
 
 THRESHOLD = 0.5  # p_fake below it is called real
-
-
-@dataclass(frozen=True)
-class SearchSettings:
-    """Settings of a search.
-
-    Args:
-        levels: Style levels whose rows may change, of `S`, `M`, `D`.
-        epsilon: Length of a step in every coordinate of a code; None takes the generator's own. A negative one
-            climbs instead, which is useful as a check.
-        steps: How many steps at most; no coordinate moves further than steps * epsilon.
-        kappa: A face is done once p_real - p_fake passes this margin, in [0, 1).
-        composite: How an edited code becomes a picture, see `composite.py`.
-        seed: Recorded; the search draws nothing at random.
-        loss: `mse` as in the paper; `log_odds` follows the slope before the sigmoid for every face.
-        early_stop: Stop a face at its first success. Without it all steps are made and the last picture is kept.
-        refine: Steps that bring the reconstruction closer to the face before the search begins; 0 makes none.
-    """
-
-    levels: tuple[str, ...] = levels.LEVELS
-    epsilon: float | None = None
-    steps: int = 100
-    kappa: float = 2 * UNCERTAIN_MARGIN  # past it the verdict's word is real, and not uncertain
-    composite: Composite = "transfer"
-    seed: int = 0
-    loss: Literal["mse", "log_odds"] = "mse"
-    early_stop: bool = True
-    refine: int = 0
-
-    def check(self) -> None:
-        """Refuse what cannot be searched.
-
-        Raises:
-            UserError: A setting is out of its range.
-        """
-        if not self.levels or not set(self.levels) <= set(levels.LEVELS):
-            raise UserError("No style level may change.", "Open at least one of S, M and D.")
-        if self.epsilon is not None and (self.epsilon == 0 or not math.isfinite(self.epsilon)):
-            raise UserError("A step must have a length.", "Use an epsilon other than 0, for example 0.002.")
-        if self.composite not in COMPOSITES:
-            raise UserError(f"There is no composite {self.composite}.", f"Use one of: {', '.join(COMPOSITES)}.")
-        if self.loss not in ("mse", "log_odds"):
-            raise UserError(f"There is no loss {self.loss}.", "Use mse or log_odds.")
-        if self.steps < 1:
-            raise UserError("A search needs at least one step.", "Use a number of steps from 1.")
-        if not 0 <= self.kappa < 1:
-            raise UserError(f"The margin {self.kappa:g} cannot be reached.", "Use one from 0 to below 1.")
-        if not 0 <= self.refine <= MOST_STEPS:
-            raise UserError(
-                f"A reconstruction cannot be refined in {self.refine} steps.", f"Use 0 to {MOST_STEPS} steps."
-            )
-
-    @property
-    def total(self) -> int:
-        """Number of steps at most, with the inversion and its refinement."""
-        return self.refine + self.steps + 1
+LIFT = 4096.0  # slope for float16, in which gradients of a usual size would round to zero
 
 
 def search(
@@ -87,6 +33,7 @@ def search(
     detector: Detector,
     faces: Tensor,
     settings: SearchSettings | None = None,
+    view: View | None = None,
     *,
     offset: Tensor | None = None,
 ) -> Job[Search]:
@@ -97,6 +44,7 @@ def search(
         detector: What is to be convinced.
         faces: Aligned faces (N, 3, H, W) in [0, 1].
         settings: Settings of the search.
+        view: What the detector sees of the faces, all of one photo; None where it sees the faces themselves.
         offset: Where the search begins, (rows, 512) from the codes of every face: what was found for another picture
             of the same face. None begins at the codes.
 
@@ -119,7 +67,7 @@ def search(
         if settings.refine:
             refined = yield from counted(refine(inverter, faces, codes, RefineSettings(settings.refine)), total)
         with MODEL_LOCK:
-            state = _State(inverter, detector, faces, settings, codes, refined)
+            state = _State(inverter, detector, faces, settings, codes, refined, view)
             if offset is not None:
                 state.codes += offset.to(codes.device)
         yield Step(done, total, "The face was inverted.", state.inversion[:1].cpu(), state.values())
@@ -128,7 +76,9 @@ def search(
                 break
             with MODEL_LOCK:
                 state.judge_and_move(number)
-            yield Step(done + number + 1, total, state.message(number), state.shown[:1].cpu(), state.values())
+            yield Step(done + number + 1, total, state.message(number), state.shown.cpu(), state.values())
+        with MODEL_LOCK:
+            state.settle()
     return state.result(time.perf_counter() - started)
 
 
@@ -143,74 +93,135 @@ class _State:
         settings: SearchSettings,
         codes: Tensor,
         refined: Refined | None,
+        view: View | None,
     ) -> None:
         self.inverter, self.detector, self.settings = inverter, detector, settings
         self.faces, self.refined = faces, refined
         self.start = codes if refined is None else refined.codes
         self.epsilon = inverter.epsilon if settings.epsilon is None else settings.epsilon
         self.opened = levels.mask(settings.levels, inverter.rows).nonzero().flatten().tolist()
+        effort = draft_effort(
+            inverter,
+            detector.card.input_size,
+            self.opened,
+            truncate=settings.truncate,
+            precision=settings.precision,
+        )
+        self.renderer = Renderer(inverter, detector, faces, self.start, self.opened, settings.composite, view, effort)
         with torch.no_grad():
-            self.partial = inverter.begin(self.start, self.opened[0])
-            self.drawn_start = inverter.synthesize_from(self.partial, self.start, clamp=False)
-            self.inversion = as_saved(compose("reconstruction", self.faces, self.drawn_start, self.drawn_start))
-            self.p_original = torch.sigmoid(detector.logit_fake(self.faces))
-            self.p_inversion = torch.sigmoid(detector.logit_fake(self.inversion))
+            self.inversion = self.renderer.inversion()
+            self.p_original = torch.sigmoid(self.renderer.ask(self.faces))
+            self.p_inversion = torch.sigmoid(self.renderer.ask(self.inversion))
         own = settings.composite == "reconstruction"
         self.codes = self.start.clone()  # where the search is
         self.kept_codes = self.start.clone()  # what is handed back
         self.kept = (self.inversion if own else self.faces).clone()
         self.kept_p = (self.p_inversion if own else self.p_original).clone()
-        self.shown = self.kept.clone()
+        self.shown = self.kept[:1]
         self.now_p = self.kept_p.clone()
         self.already_real = self.p_original < THRESHOLD
         self.active = ~self.already_real
         self.passed = torch.zeros_like(self.active)
+        self.drafting = torch.full_like(self.active, self.renderer.drafts)
+        self.settled = torch.ones_like(self.active)  # what is kept was drawn and judged exactly
         self.used_log_odds = torch.zeros_like(self.active)
         self.steps = torch.zeros_like(self.active, dtype=torch.long)
         self.trajectory: list[Tensor] = []
 
     def judge_and_move(self, number: int) -> None:
         """Draw and judge the active faces, keep or freeze them, and move those that go on."""
-        chosen = self.active.nonzero().squeeze(1)
+        # Drafts first: those that are found wanting are among the others at once.
+        for draft in (True, False) if self.renderer.drafts else (False,):
+            chosen = (self.active & (self.drafting == draft)).nonzero().squeeze(1)
+            if len(chosen):
+                self._advance(number, chosen, draft=draft)
+        self.trajectory.append(self.now_p.clone())
+
+    def _advance(self, number: int, chosen: Tensor, *, draft: bool) -> None:
         last = number == self.settings.steps
         codes = self.codes[chosen]
         # One tensor a row, so that closed rows cost no gradient.
         rows = [codes[:, row].clone() for row in range(codes.shape[1])]
         leaves = [rows[row].requires_grad_(not last) for row in self.opened]
-        partial = self.partial if self.active.all() else self.partial.select(chosen)
         # Gradients are switched here and not around the loop: a generator would leak the switch to its caller.
         with torch.set_grad_enabled(not last):
-            drawn = self.inverter.synthesize_from(partial, rows, clamp=False)
-            composed = compose(self.settings.composite, self.faces[chosen], drawn, self.drawn_start[chosen])
-            picture = as_saved(composed).contiguous(memory_format=torch.channels_last)  # faster convolutions
-            logit = self.detector.logit_fake(picture)
-        going = self._judge(number, chosen, codes, picture.detach(), logit.detach())
-        self.trajectory.append(self.now_p.clone())
+            picture, logit = (self.renderer.sketch if draft else self.renderer.draw)(rows, chosen)
+        going = self._judge(number, chosen, codes, picture.detach(), logit.detach(), draft=draft)
         if last or not going.any():
             return
         slope = torch.where(going, self._slope(chosen, logit.detach(), going), 0.0)
+        if draft and self.renderer.effort.dtype == torch.float16:
+            slope = slope.sign() * LIFT
         gradients = torch.stack(torch.autograd.grad(logit, leaves, slope), dim=1)
+        if draft:  # what has no number in halves may have one in float32
+            going = going & self._exactly_where(~gradients.isfinite().flatten(1).all(1), chosen)
         moved = codes.clone()
-        moved[:, self.opened] -= self.epsilon * gradients.sign() * going[:, None, None]
+        moved[:, self.opened] -= self.epsilon * gradients.nan_to_num().sign() * going[:, None, None]
         self.codes[chosen] = moved
 
-    def _judge(self, number: int, chosen: Tensor, codes: Tensor, picture: Tensor, logit: Tensor) -> Tensor:
+    def _judge(
+        self, number: int, chosen: Tensor, codes: Tensor, picture: Tensor, logit: Tensor, *, draft: bool
+    ) -> Tensor:
         """Take in the pictures of this step, and return which of the chosen faces go on."""
         p_fake = torch.sigmoid(logit)
-        self.now_p[chosen], self.shown[chosen] = p_fake, picture
+        self.now_p[chosen] = p_fake
+        self.shown = picture[:1] if chosen[0] == 0 else self.shown
         # Before the first update the picture is one that was scored already; it is taken in all the same, since
         # another batch size may differ in the last bit.
         better = (p_fake <= self.kept_p[chosen]) | (number == 0) | (not self.settings.early_stop)
         kept = chosen[better]
-        self.kept[kept], self.kept_codes[kept], self.kept_p[kept] = picture[better], codes[better], p_fake[better]
-        passes = 1 - 2 * p_fake > self.settings.kappa
+        self.kept_codes[kept], self.kept_p[kept], self.settled[kept] = codes[better], p_fake[better], not draft
+        if not draft:
+            self.kept[kept] = picture[better]
+        passes = self._passes(p_fake)
+        going = torch.ones_like(passes)
+        if draft:
+            passes = passes & self._confirmed(chosen, passes & ~self.passed[chosen])
+            going = self.drafting[chosen]
         first = ~self.passed[chosen]
         self.steps[chosen[first]] = number
         self.passed[chosen[passes]] = True
         if self.settings.early_stop:
             self.active[chosen[passes]] = False
-            return ~passes
-        return torch.ones_like(passes)
+            return going & ~passes
+        return going
+
+    def _passes(self, p_fake: Tensor) -> Tensor:
+        return 1 - 2 * p_fake > self.settings.kappa
+
+    def _confirmed(self, chosen: Tensor, asked: Tensor) -> Tensor:
+        """Draw exactly the faces that passed as drafts, and go on without drafts where they do not pass as such.
+
+        Args:
+            chosen: Faces that were drafted, (n,).
+            asked: Which of them passed just now, (n,).
+
+        Returns:
+            Which of the chosen ones may count as passed, (n,).
+        """
+        faces = chosen[asked]
+        if len(faces):
+            self.kept_codes[faces] = self.codes[faces]
+            self._draw_exactly(faces)
+            self.now_p[faces] = self.kept_p[faces]
+        return self._exactly_where(asked & ~self._passes(self.kept_p[chosen]), chosen)
+
+    def _exactly_where(self, wanting: Tensor, chosen: Tensor) -> Tensor:
+        """End the drafts of those of the chosen faces that are `wanting`, (n,), and return the others, (n,)."""
+        self.drafting[chosen[wanting]] = False
+        return ~wanting
+
+    @torch.no_grad()
+    def _draw_exactly(self, faces: Tensor) -> None:
+        picture, logit = self.renderer.draw(self.kept_codes[faces].unbind(1), faces)
+        self.kept[faces], self.kept_p[faces], self.settled[faces] = picture, torch.sigmoid(logit), True
+        self.shown = picture[:1] if faces[0] == 0 else self.shown
+
+    def settle(self) -> None:
+        """Draw and judge exactly what is kept and was only drafted."""
+        faces = (~self.settled).nonzero().squeeze(1)
+        if len(faces):
+            self._draw_exactly(faces)
 
     def _slope(self, chosen: Tensor, logit: Tensor, going: Tensor) -> Tensor:
         """Return dL/dlogit (n,) of L = p^2, or 1 where a saturated sigmoid leaves none; both have one sign."""
@@ -254,6 +265,10 @@ class _State:
             trajectory=trajectory.cpu(),
             epsilon=self.epsilon,
             level=",".join(self.settings.levels),
+            resolution=self.renderer.effort.resolution,
+            full_size=self.inverter.size,
+            precision=self.renderer.effort.precision,
+            fell_back=(~self.drafting & self.renderer.drafts).cpu(),
             settings=self.settings,
             refined=self.refined,
             generator=self.inverter.name,

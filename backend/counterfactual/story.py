@@ -1,7 +1,7 @@
 """The whole way of one photo: face, inversion, search, what changed, the other detectors, and back into the photo."""
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from backend.generators import inversion
 from backend.generators.inversion import Inverter
 from backend.progress import Job, Step, counted
 from backend.runtime import MODEL_LOCK, device
+from backend.views import Source, View
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,6 +123,12 @@ class Story:
             "epsilon": found.epsilon,
             "level": found.level,
             "composite": found.settings.composite,
+            "searched": {
+                "resolution": found.resolution,
+                "full_size": found.full_size,
+                "precision": found.precision,
+                "fell_back": bool(found.fell_back[0]),
+            },
             "refined": _refined(found),
             "trajectory": [round(value, 6) for value in found.trajectory[:, 0].tolist()],
             "retest": {name: {"original": a, "counterfactual": b} for name, (a, b) in self.retest.items()},
@@ -187,16 +194,18 @@ def explain_photo(
     detector = _detector(detector_name)
     inverter = inverter or inversion.load()
     aligned = alignment.align(photo, face, inverter.template, inverter.size)
-    outcome = yield from counted(search(inverter, detector, images.to_tensor(aligned.crop), settings), total)
+    source = Source(photo, aligned)
+    view = source.view(detector.card.template, detector.card.input_size)
+    outcome = yield from counted(search(inverter, detector, images.to_tensor(aligned.crop), settings, view), total)
 
     counterfactual = images.to_array(outcome.counterfactual)
     drawn = images.to_array(outcome.inversion)
     yield Step(total - 2, total, "What changed is measured.", outcome.counterfactual)
-    cams = grad_cam_or_reason(detector, torch.cat([outcome.original, outcome.counterfactual]).to(device()))
+    cams = _cams(detector, torch.cat([outcome.original, outcome.counterfactual]), view)
     landmarks = face.landmarks @ aligned.matrix[:, :2].T + aligned.matrix[:, 2]
     drawn_likeness = traces.likeness(aligned.crop, drawn)
     yield Step(total - 1, total, "The other detectors are asked.", outcome.counterfactual)
-    scores = retest.retest(outcome.original, outcome.counterfactual, detector_name)
+    scores = retest.retest(outcome.original, outcome.counterfactual, detector_name, source=source)
     yield Step(total, total, "The face is put back into the photo and looked for again.", outcome.counterfactual)
     pasted = photo.copy() if outcome.already_real[0] else alignment.paste_back(photo, counterfactual, aligned)
     return Story(
@@ -244,11 +253,20 @@ def _detector(name: str) -> Detector:
     return registry.load(name)
 
 
+def _cams(detector: Detector, crops: torch.Tensor, view: View | None) -> CamMap:
+    """Return the maps over crops (N, 3, H, W), also where the detector sees another crop than these."""
+    if view is None:
+        return grad_cam_or_reason(detector, crops.to(device()))
+    found = grad_cam_or_reason(detector, view.of(crops).to(device()))
+    return replace(found, maps=view.maps_back(found.maps))
+
+
 def _judge_again(pasted: np.ndarray, face: faces.Face, detector: Detector, inverter: Inverter) -> float | None:
     """Find, align and judge the face again, as anyone would who is given only the photo."""
     again = faces.find_again(pasted, face)
     if again is None:
         return None
-    crop = alignment.align(pasted, again, inverter.template, inverter.size).crop
+    aligned = alignment.align(pasted, again, inverter.template, inverter.size)
     with MODEL_LOCK, torch.no_grad():
-        return float(detector.p_fake(images.to_tensor(crop).to(device()))[0])
+        crop = images.to_tensor(aligned.crop).to(device())
+        return float(detector.p_fake(verdicts.seen_by(detector.card, crop, Source(pasted, aligned)))[0])

@@ -48,6 +48,7 @@ class Card:
     licence: str
     errors: tuple[ErrorRate, ...]
     known_failures: str
+    template: str = "embedded"  # position of the faces that it was trained on, see `backend.alignment`
     defence: str = "shipped"  # what its training pictures went through: shipped, none (the plain set) or weak
 
     def false_alarm(self) -> ErrorRate | None:

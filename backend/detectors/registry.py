@@ -232,6 +232,7 @@ def card(name: str) -> Card:
         licence=entry.licence,
         errors=tuple(ErrorRate(**rate) for rate in options.get("errors", ())),
         known_failures=options["known_failures"],
+        template=options.get("template", Card.template),
         defence=_defence(options),
     )
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from backend import alignment, faces, images, made_with, verdicts
+from backend import alignment, faces, images, made_with
 from backend.detectors import registry
 from backend.explain import pictures
 from backend.explain.explaining import explain
@@ -130,7 +130,7 @@ def explain_photo(
     detector = registry.load(detector_name)
     found = faces.find(photo)
     face = faces.choose(found, face_number)
-    aligned = alignment.align(photo, face, verdicts.TEMPLATE, registry.EMBEDDED_SIZE)
+    aligned = alignment.align(photo, face, detector.card.template, detector.card.input_size)
     crop = images.to_tensor(aligned.crop)
     made = yield from explain(crop, detector, settings)
     tested = None

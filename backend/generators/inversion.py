@@ -79,17 +79,27 @@ class Inverter:
         """
         return _to_unit(self.generator.synthesize(codes, resolution=resolution), clamp=clamp)
 
-    def begin(self, codes: Tensor, row: int) -> Partial:
-        """Draw what does not depend on the rows from `row` on, once and without gradients."""
-        with torch.no_grad():
-            return self.generator.prefix(codes, row)
+    def begin(self, codes: Tensor, row: int, *, dtype: torch.dtype | None = None) -> Partial:
+        """Draw what does not depend on the rows from `row` on, once and without gradients.
 
-    def synthesize_from(self, partial: Partial, codes: Tensor | Sequence[Tensor], *, clamp: bool = True) -> Tensor:
+        With a `dtype`, the feature maps are of this type, here and in what `synthesize_from` adds.
+        """
+        with torch.no_grad():
+            return self.generator.prefix(codes, row, dtype=dtype)
+
+    def synthesize_from(
+        self,
+        partial: Partial,
+        codes: Tensor | Sequence[Tensor],
+        *,
+        resolution: int | None = None,
+        clamp: bool = True,
+    ) -> Tensor:
         """Finish what `begin` began; equals `synthesize(codes)`, and gradients stop at the row of `begin`.
 
         Codes may come as one tensor (N, 512) a row, so that gradients are taken for some rows only.
         """
-        return _to_unit(self.generator.resume(partial, codes), clamp=clamp)
+        return _to_unit(self.generator.resume(partial, codes, resolution=resolution), clamp=clamp)
 
     def to(self, target: torch.device) -> "Inverter":
         """Move everything to a device and return the inverter itself."""

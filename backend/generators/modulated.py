@@ -192,7 +192,8 @@ class ToRGB(nn.Module):
             self.upsample = Upsample()
 
     def forward(self, features: Tensor, code: Tensor, skip: Tensor | None = None) -> Tensor:  # noqa: D102
-        out = self.conv(features, code) + self.bias.to(features.dtype)
+        # Pictures of all sizes are added up in at least float32, in which halves would lose the darkest shades.
+        out = self.conv(features, code).to(self.bias.dtype) + self.bias
         return out if skip is None else out + self.upsample(skip)
 
 

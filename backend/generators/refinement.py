@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from backend.errors import UserError
 from backend.generators.inversion import Inverter
 from backend.progress import Job, Step
 from backend.runtime import MODEL_LOCK, frozen
+from backend.views import resized
 
 MOST_STEPS = 500
 SMALLEST_SPREAD = 1e-3  # of a code, so that one at the average can move too
@@ -126,7 +126,7 @@ class _State:
     def __init__(self, inverter: Inverter, faces: Tensor, codes: Tensor, settings: RefineSettings) -> None:
         self.inverter, self.settings = inverter, settings
         target = inverter.latent_average.device
-        self.faces = _sized(faces.detach().to(target), inverter.size)
+        self.faces = resized(faces.detach().to(target), inverter.size)
         self.start = codes.detach().to(target)
         spread = (self.start - inverter.latent_average).flatten(1).std(dim=1)
         self.spread = spread.clamp_min(SMALLEST_SPREAD)[:, None, None]
@@ -170,9 +170,3 @@ class _State:
     def psnr(self) -> Tensor:
         """Return the PSNR (N,) in dB of the closest drawings so far."""
         return -10 * torch.log10(self.error.clamp_min(1e-10))
-
-
-def _sized(faces: Tensor, size: int) -> Tensor:
-    if faces.shape[-2:] == (size, size):
-        return faces
-    return F.interpolate(faces, size=(size, size), mode="bilinear", antialias=True, align_corners=False)

@@ -1,7 +1,9 @@
 """StyleGAN2 synthesis in plain PyTorch (Karras et al. 2020, sections 2 and 4).
 
 State-dict keys and shapes are those of the widely used `g_ema` checkpoints, so an official file loads
-with `strict=True`. Nothing is compiled; the same code runs on a CPU and on CUDA, in float32 or bfloat16.
+with `strict=True`. Nothing is compiled; the same code runs on a CPU and on CUDA, in float32, bfloat16 or float16. In
+the latter two, the features are halves, while codes, styles and the picture that the layers add up stay float32, for
+a step of a latent search is smaller than what a half can tell apart.
 """
 
 import math
@@ -114,10 +116,24 @@ class StyleGAN2(nn.Module):
         return self.resume(self.prefix(codes, 0), codes, resolution=resolution, noise=noise)
 
     def prefix(
-        self, codes: Tensor, row: int, *, resolution: int | None = None, noise: list[Tensor] | None = None
+        self,
+        codes: Tensor,
+        row: int,
+        *,
+        resolution: int | None = None,
+        noise: list[Tensor] | None = None,
+        dtype: torch.dtype | None = None,
     ) -> Partial:
-        """Run only the layers that read the rows before `row`; arguments as in `synthesize`."""
-        start = self.input.input.to(codes.dtype).expand(len(codes), -1, -1, -1)
+        """Run only the layers that read the rows before `row`.
+
+        Args:
+            codes: As in `synthesize`.
+            row: The first row that is not read.
+            resolution: As in `synthesize`.
+            noise: As in `synthesize`.
+            dtype: Type of the feature maps, here and in what `resume` adds; None takes that of the codes.
+        """
+        start = self.input.input.to(dtype or codes.dtype).expand(len(codes), -1, -1, -1)
         # Convolutions are faster with the channels last, and every layer keeps the order that it is given.
         start = start.contiguous(memory_format=torch.channels_last)
         return self._run(Partial(0, start, None), row, codes, resolution, noise)

@@ -14,6 +14,7 @@ from backend.progress import Job, Step
 from backend.runtime import MODEL_LOCK, device, frozen
 from backend.trace_removal.network import TRNet
 from backend.trace_removal.trnet import ENTRY, TRNetSettings, load
+from backend.views import Source
 
 __all__ = ["Removal", "load", "remove"]
 
@@ -159,11 +160,12 @@ def remove(photo: np.ndarray, face_number: int | None = None, *, network: TRNet 
     pasted = alignment.paste_back(photo, removed, aligned)
     yield Step(2, TOTAL, "The face is put back and looked for again.", changed)
     again = faces.find_again(pasted, face)
-    crops = [aligned.crop, removed]
+    crops, sources = [aligned.crop, removed], [Source(photo, aligned)] * 2
     if again is not None:
-        crops.append(alignment.align(pasted, again, verdicts.TEMPLATE, registry.EMBEDDED_SIZE).crop)
+        sources.append(Source(pasted, alignment.align(pasted, again, verdicts.TEMPLATE, registry.EMBEDDED_SIZE)))
+        crops.append(sources[-1].aligned.crop)
     yield Step(3, TOTAL, "All detectors are asked.", changed)
-    scores = verdicts.p_fake(torch.cat([images.to_tensor(one) for one in crops]))
+    scores = verdicts.p_fake(torch.cat([images.to_tensor(one) for one in crops]), sources=sources)
     yield Step(4, TOTAL, "All detectors have answered.", changed)
     return Removal(
         photo=photo,

@@ -70,17 +70,18 @@ class DetectorsProtocol(Protocol):
         return [item(sample.name, corruption=text) for sample in data.samples for text in self.config.corruptions]
 
     def run_item(self, item: Item, data: Dataset) -> list[Row]:
-        """Ask every detector about one corrupted face."""
+        """Ask every detector about one face, cut out as the detector wants it and corrupted."""
         sample = data.by_name[item.sample]
         kind, strength = corruptions.parse(item.options["corruption"])
-        face = corruptions.corrupt(crop(data, sample.name).crop, kind, strength, self.config.seed, sample.name)
-        picture = images.to_tensor(face).to(runtime.device())
         said: Row = {"sample": sample.name, "label": sample.label, "family": sample.family, "source": sample.source}
         said |= {"corruption": kind, "strength": strength}
         rows = []
         for name in self.config.detectors:
+            detector = registry.load(name)
+            own = crop(data, sample.name, size=detector.card.input_size, template=detector.card.template)
+            face = corruptions.corrupt(own.crop, kind, strength, self.config.seed, sample.name)
             with runtime.MODEL_LOCK, torch.no_grad():
-                log_odds = float(registry.load(name).logit_fake(picture)[0])
+                log_odds = float(detector.logit_fake(images.to_tensor(face).to(runtime.device()))[0])
                 p_fake = float(torch.sigmoid(torch.tensor(log_odds)))
             rows.append(said | {"detector": name, "log_odds": log_odds, "p_fake": p_fake})
         return rows
@@ -92,6 +93,10 @@ class DetectorsProtocol(Protocol):
     def plots(self, rows: Sequence[Row]) -> list[Figure]:
         """Return ROC curves, calibration and robustness."""
         return detectors_tables.plots_of(rows, self.config)
+
+    def finding(self, rows: Sequence[Row]) -> str:
+        """Say which detector separates best, and which family is hardest."""
+        return detectors_tables.finding(rows, self.config)
 
     def limits(self, data: Dataset) -> list[str]:
         """Add what depends on how the pictures were made."""
