@@ -149,6 +149,10 @@ class CounterfactualProtocol(Protocol):
         """Return the transfer matrices, and success over levels and step length."""
         return counterfactual_tables.plots_of(rows, self.config)
 
+    def finding(self, rows: Sequence[Row]) -> str:
+        """Say how often edits turn the attacked detector, and others with it."""
+        return counterfactual_tables.finding(rows, self.config)
+
     def limits(self, data: Dataset) -> list[str]:
         """Add what the edits and the start pictures mean, and what could not be measured."""
         said = super().limits(data)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from backend.counterfactual.levels import LEVELS
-from backend.evaluate import edits, plots
+from backend.evaluate import edits, plots, published
 from backend.evaluate.metrics import success
 from backend.evaluate.metrics.metric import Estimate, mean, proportion
 from backend.evaluate.plots import Figure, Series
@@ -52,6 +52,7 @@ def tables(rows: Sequence[Row], config: "CounterfactualConfig", measures: Mappin
     parts = _each([row for row in plain if row["attacked"] == row["judge"]], config)
     return [
         _families(parts),
+        _beside(plain, config),
         _success(parts),
         _quality(parts, measures),
         _transfer(plain, config),
@@ -60,6 +61,18 @@ def tables(rows: Sequence[Row], config: "CounterfactualConfig", measures: Mappin
         _change(parts),
         _time(parts),
     ]
+
+
+def finding(rows: Sequence[Row], config: "CounterfactualConfig") -> str:
+    """Say in one sentence how often edits turn the attacked detector, and how often others with it."""
+    said = []
+    for method in config.methods:
+        own, others = _turning(_plain(rows), method, config)
+        if own.value is not None:
+            carried = "" if others.value is None else f" and {others.value:.0%}"
+            said.append(f"{edits.TITLES[method]} {own.value:.0%}{carried}")
+    about = "Verdicts of fake that an edit turns, on the attacked detector and on the others: "
+    return f"{about}{'; '.join(said)}." if said else ""
 
 
 def plots_of(rows: Sequence[Row], config: "CounterfactualConfig") -> list[Figure]:
@@ -92,6 +105,38 @@ def _families(parts: Parts) -> Table:
     ]
     columns = (FAMILY, ATTACKED, METHOD, BOTH)
     return Table("families", "Success by family of fakes", columns, tuple(body), by_family=True)
+
+
+def _beside(rows: Sequence[Row], config: "CounterfactualConfig") -> Table:
+    """Set success and transfer beside the paper's."""
+    printed = published.transfer_means()
+    printed |= {edits.TITLES[name]: printed["Counterfactual"] for name in edits.COMPOSITES}
+    absent = ("not printed", "not printed")
+    body: list[tuple[Cell, ...]] = []
+    for method in config.methods:
+        own, others = _turning(rows, method, config)
+        paper = printed.get(edits.TITLES[method], absent)
+        body.append((edits.TITLES[method], own, paper[0], others, paper[1]))
+    columns = (
+        METHOD,
+        *(Column("own", "ASR, ours", "asr_both", 2), Column("paper_own", "ASR, paper", digits=2)),
+        *(Column("others", "Transfer, ours", "transfer_rate", 2), Column("paper_others", "Transfer, paper", digits=2)),
+    )
+    note = (
+        "Means over attacked detectors, and over all pairs of an attacked and another detector. The paper is "
+        f"Artifact-Eraser (arXiv 2404.08341), table 2, Celeb-DF. {published.WHY_TRANSFER_DIFFERS}"
+    )
+    return Table("beside", "Success and transfer, ours and the paper's", columns, tuple(body), note, beside=True)
+
+
+def _turning(rows: Sequence[Row], method: str, config: "CounterfactualConfig") -> tuple[Estimate, Estimate]:
+    """Return the mean rate at which attacked detectors are turned, and that of all others."""
+    own: list[float | None] = []
+    others: list[float | None] = []
+    for attacked in config.attacked:
+        for judge, rate in zip(config.detectors, _judged(rows, method, attacked, config), strict=True):
+            (own if judge == attacked else others).append(rate.value)
+    return mean(own), mean(others)
 
 
 def _success(parts: Parts) -> Table:

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from backend.evaluate import corruptions, plots
+from backend.detectors import registry
+from backend.evaluate import corruptions, plots, published
 from backend.evaluate.metrics import classification as metrics
 from backend.evaluate.plots import Figure, Series
 from backend.evaluate.rows import Row
@@ -29,11 +30,36 @@ def tables(rows: Sequence[Row], config: "DetectorsConfig") -> list[Table]:
     clean = [(name, _after(own, corruptions.NONE)) for name, own in parts]
     return [
         _families(clean),
+        _beside(clean),
         _sources(clean),
         _overall(clean, config),
         _robustness(parts, config),
         _calibration(clean),
     ]
+
+
+def finding(rows: Sequence[Row], config: "DetectorsConfig") -> str:
+    """Say in one sentence which detector separates best, how often it is wrong, and which family is hardest."""
+    clean = [(name, _after(own, corruptions.NONE)) for name, own in _each(rows, config)]
+    areas = {name: metrics.auc(*_scores(own)) for name, own in clean}
+    known = {name: area for name, area in areas.items() if area is not None}
+    if not known:
+        return ""
+    best = max(known, key=known.__getitem__)
+    own = _probabilities(dict(clean)[best])
+    real, fake = metrics.accuracy_real(*own).value or 0, metrics.accuracy_fake(*own).value or 0
+    said = f"Of {len(known)} detectors {best} separates best (AUC {known[best]:.2f}): it finds {fake:.0%} of the fakes "
+    said += f"and wrongly calls {1 - real:.0%} of the real faces fake"
+    everything = [row for _, part in clean for row in part]
+    found = {
+        family: metrics.accuracy_fake(*_probabilities([row for row in everything if row["family"] == family])).value
+        for family in _values(everything, "family")
+    }
+    rates = {family: rate for family, rate in found.items() if rate is not None}
+    if len(rates) > 1:
+        hardest = min(rates, key=rates.__getitem__)
+        said += f"; the family {hardest} is the hardest, of which all detectors find {rates[hardest]:.0%} on average"
+    return f"{said}."
 
 
 def plots_of(rows: Sequence[Row], config: "DetectorsConfig") -> list[Figure]:
@@ -73,6 +99,22 @@ def _families(parts: Parts) -> Table:
         "were made from, where it is known."
     )
     return Table("families", "Detectors by family of fakes", columns, tuple(body), note, by_family=True)
+
+
+def _beside(parts: Parts) -> Table:
+    """Set accuracy beside what TR-Net's paper prints for the same architectures."""
+    printed = published.clean_accuracy()
+    body: list[tuple[Cell, ...]] = []
+    for name, own in parts:
+        title = registry.ARCHITECTURES[name].title if name in registry.ARCHITECTURES else name
+        if title in printed:
+            rates = metrics.accuracy_real(*_probabilities(own)), metrics.accuracy_fake(*_probabilities(own))
+            body.append((name, rates[0], printed[title][0], rates[1], printed[title][1]))
+    real, fake = (Column(f"paper_{one}", f"Paper, {one}", digits=2) for one in ("real", "fake"))
+    ours = Column("accuracy_real", "Ours, real", "accuracy_real", 2), Column("accuracy_fake", "Ours, fake", "", 2)
+    note = f"The paper is TR-Net (arXiv 2203.11433), table 1. {published.WHY_ACCURACY_DIFFERS}"
+    columns = (DETECTOR, ours[0], real, ours[1], fake)
+    return Table("beside", "Accuracy, ours and the paper's", columns, tuple(body), note, beside=True)
 
 
 def _sources(parts: Parts) -> Table:
