@@ -6,7 +6,7 @@ import torch
 
 from backend import alignment, faces, images
 from backend.evaluate.metrics import classification as c
-from backend.evaluate.metrics import faithfulness, identity, likeness, naturalness, registry, success
+from backend.evaluate.metrics import distributions, faithfulness, identity, likeness, naturalness, registry, success
 from backend.evaluate.metrics.metric import mean, proportion
 from tests import pictures
 
@@ -227,3 +227,13 @@ def test_every_metric_says_what_it_is():
         assert metric.sentence.endswith(".")
         assert metric.sentence.count(". ") == 0  # one sentence
         assert callable(metric.function)
+
+
+def test_kernel_distance_is_that_of_the_polynomial_kernel():
+    one, two = np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([[1.0, 1.0], [0.0, 0.0]])
+    # k(x, y) = (x . y / 2 + 1)^3: within one (0 / 2 + 1)^3 = 1, within two 1, across 1.5^3, 1, 1.5^3, 1.
+    assert distributions.kernel_distance(one, two) == pytest.approx(1 + 1 - 2 * (1.5**3 + 1) / 2)
+    same = np.random.default_rng(0).normal(size=(400, 8))
+    drawn = distributions.kernel_distance_of_draws(same, same, 100)
+    assert drawn.count == 10 and abs(drawn.value) < 3 * drawn.std
+    assert distributions.kernel_distance_of_draws(same, same + 1, 100).value > 10 * drawn.std
