@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from backend.errors import UserError
 from backend.progress import finish
 from backend.training import datasets, detector, fakes, harness, history, install, measure, swaps
 from tests import pictures
@@ -72,8 +73,10 @@ def test_every_epoch_shows_each_picture_once():
 
 def test_settings_files_are_read_and_unknown_ones_refused():
     assert harness.read_settings(detector.DetectorSettings, "detector", steps=7, lr=None).steps == 7
-    with pytest.raises(ValueError, match="unknown settings"):
+    with pytest.raises(UserError, match="no setting named"):
         harness.read_settings(ToySettings, "encoder")
+    with pytest.raises(UserError, match="no setting named stepz"):
+        detector.settings_for("xception", stepz=7)
 
 
 def faces_and_points():

@@ -41,6 +41,9 @@ def add(train: argparse.ArgumentParser) -> None:
     train.add_argument("--kinds", default="swap,reconstruction,edit,sample", help="for fakes: which (default: all)")
     train.add_argument("--per-kind", type=int, default=1000, help="for fakes: how many of each kind")
     train.add_argument("--codes", type=Path, help="for encoder: codes.safetensors of the generator's run")
-    train.add_argument("--steps", type=int, help="for detectors: training steps")
+    train.add_argument("--steps", type=int, help="for detectors, ganprintr and trnet: training steps")
+    train.add_argument(
+        "--set", action="append", metavar="NAME=VALUE", help="change a setting of the settings file; repeat it"
+    )
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--install", action="store_true", help="put the result into weights/ and the registry")

@@ -2,20 +2,20 @@
 
 import argparse
 import dataclasses
+import shlex
 import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from safetensors.torch import save_file
 
-from backend import weights
+from backend import arguments, weights
 from backend.detectors import registry
 from backend.errors import UserError
 from backend.generators import inversion
-from backend.progress import Job, Step, finish
+from backend.progress import Step, finish
 from backend.training import (
     datasets,
     description,
@@ -33,8 +33,10 @@ from backend.training import (
 )
 from backend.training.datasets import Photographs
 from backend.training.ganprintr import GanprintrSettings, GanprintrTask, copying
+from backend.training.sheets import with_sheets
 
 CODES = "codes.safetensors"
+UNCHANGEABLE = {"fakes", "references"}  # what they do, their own options say
 OnStep = Callable[[Step], None]
 
 
@@ -48,7 +50,7 @@ def train_generator(
     if initial:
         label = starting.load(initial, "generator", (task.generator, task.average), "generator.")
         settings = dataclasses.replace(settings, initial=label)
-    run = finish(_with_sheets(harness.train(task, out / "generator-run", settings), out / "generator-run"), on_step)
+    run = finish(with_sheets(harness.train(task, out / "generator-run", settings), out / "generator-run"), on_step)
     file = out / "generator.safetensors"
     weights.save_half(file, task.finished())
     save_file({key: value.contiguous() for key, value in task.codes.state_dict().items()}, out / CODES)
@@ -85,7 +87,7 @@ def train_encoder(
     if initial:
         label = starting.load(initial, "encoder", (task.encoder, task.average))
         settings = dataclasses.replace(settings, initial=label)
-    run = finish(_with_sheets(harness.train(task, out / "encoder-run", settings), out / "encoder-run"), on_step)
+    run = finish(with_sheets(harness.train(task, out / "encoder-run", settings), out / "encoder-run"), on_step)
     file = out / "encoder.safetensors"
     encoded = dict(task.average.state_dict())
     weights.save_half(file, encoded)
@@ -118,7 +120,7 @@ def train_ganprintr(data: Path, out: Path, on_step: OnStep, **changes: Any) -> r
     photographs, held_out = datasets.split(data, settings.size)
     task = GanprintrTask(photographs.pictures, settings, _shown(held_out))
     folder = out.parent / "ganprintr-run"
-    run = finish(_with_sheets(harness.train(task, folder, settings), folder), on_step)
+    run = finish(with_sheets(harness.train(task, folder, settings), folder), on_step)
     network = task.average.half().float()  # as it is stored
     weights.save_half(out, network.state_dict())
     metrics = copying(network, held_out.pictures)
@@ -131,30 +133,20 @@ def _shown(photographs: Photographs) -> torch.Tensor:
     return photographs.pictures[:: max(1, len(photographs) // 8)][:8]
 
 
-def _with_sheets(job: Job[harness.Run], folder: Path) -> Job[harness.Run]:
-    """Write every sample sheet that a run yields."""
-    while True:
-        try:
-            step = next(job)
-        except StopIteration as stop:
-            return stop.value
-        if step.preview is not None:
-            pixels = (step.preview[0].permute(1, 2, 0) * 255).round().byte().numpy()
-            Image.fromarray(pixels).save(folder / f"sheet-{step.number:06d}.png")
-        yield step
-
-
 def run(options: argparse.Namespace, on_step: OnStep) -> reports.Report:
     """Run the `train` command that the command line names; a request to end saves a checkpoint first."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     data, out, seed = options.data, options.out, options.seed
+    given = arguments.changes(options.set) | ({} if options.steps is None else {"steps": options.steps})
+    if given and options.what in UNCHANGEABLE:
+        raise UserError(f"{options.what} has no settings file.", "Leave out --set and --steps.")
     trained_on = "" if options.what == "fakes" else description.photographs(data, options.describe)
     if options.what == "generator":
-        report = train_generator(data, out, on_step, initial=options.initial, seed=seed)
+        report = train_generator(data, out, on_step, initial=options.initial, seed=seed, **given)
     elif options.what == "encoder":
-        report = train_encoder(data, out, on_step, codes=options.codes, initial=options.initial, seed=seed)
+        report = train_encoder(data, out, on_step, codes=options.codes, initial=options.initial, seed=seed, **given)
     elif options.what == "ganprintr":
-        report = train_ganprintr(data, out, on_step, steps=options.steps, seed=seed)
+        report = train_ganprintr(data, out, on_step, seed=seed, **given)
     elif options.what == "fakes":
         report = train_fakes(
             data, out, on_step, per_kind=options.per_kind, seed=seed, packs=options.packs, kinds=options.kinds
@@ -163,7 +155,7 @@ def run(options: argparse.Namespace, on_step: OnStep) -> reports.Report:
         if not options.fakes:
             raise UserError("Name the fakes with --fakes DIR.", "DIR is a folder that `train fakes` wrote.")
         if options.what == "trnet":
-            report = trnet_run.train_trnet(data, options.fakes, out, on_step, steps=options.steps, seed=seed)
+            report = trnet_run.train_trnet(data, options.fakes, out, on_step, seed=seed, **given)
         else:
             report = trnet_run.measure_references(data, options.fakes, out, on_step)
     else:
@@ -178,11 +170,24 @@ def run(options: argparse.Namespace, on_step: OnStep) -> reports.Report:
             photographs=trained_on,
             initial=options.initial,
             adversarial=options.adversarial,
-            steps=options.steps,
             seed=seed,
             defence=options.defence,
+            **given,
         )
     if options.install and options.what != "fakes":
         for name, file in report["files"].items():
-            install.install(name, Path(file), report["options"][name], trained_on)
+            facts = {"source": f"{_command(options)}, on {trained_on}"} | report["options"][name]
+            install.install(name, Path(file), facts, trained_on)
     return report
+
+
+def _command(options: argparse.Namespace) -> str:
+    """Return the command that was given, as far as it decides the weights, without the folders of this machine."""
+    words = ["python -m backend train", options.what, *([options.name] if options.name else [])]
+    if options.initial:
+        words += ["--initial", Path(options.initial).name]
+    if options.steps is not None:
+        words += ["--steps", str(options.steps)]
+    for change in options.set or []:
+        words += ["--set", shlex.quote(change)]
+    return " ".join(words)

@@ -39,10 +39,14 @@ class DetectorSettings:
 
 
 def settings_for(architecture: str, **changes: Any) -> DetectorSettings:
-    """Read the settings of an architecture; keyword arguments that are not None win."""
+    """Read the settings of an architecture; keyword arguments that are not None win.
+
+    Raises:
+        UserError: There is no setting of a name.
+    """
     common = harness.read_settings(DetectorSettings, "detector")
-    given = {key: value for key, value in changes.items() if value is not None}
-    return replace(common, own={}, **common.own.get(architecture, {}) | given)
+    own = common.own.get(architecture, {}) | harness.checked(DetectorSettings, changes)
+    return replace(common, own={}, **own)
 
 
 def batches_of(examples: Examples, settings: DetectorSettings) -> Batches:

@@ -17,6 +17,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import nn
 
+from backend.errors import UserError
 from backend.progress import Job, Step
 
 if sys.version_info >= (3, 11):
@@ -57,14 +58,28 @@ class Run:
 
 
 def read_settings(kind: type[S], name: str, **changes: Any) -> S:
-    """Read `settings/NAME.toml` into the dataclass `kind`; keyword arguments that are not None win."""
+    """Read `settings/NAME.toml` into the dataclass `kind`; keyword arguments that are not None win.
+
+    Raises:
+        UserError: There is no setting of a name.
+    """
     values = tomllib.loads((SETTINGS / f"{name}.toml").read_text(encoding="utf-8"))
-    known = {entry.name for entry in fields(kind)}  # type: ignore[arg-type]
-    values |= {key: value for key, value in changes.items() if value is not None}
-    unknown = set(values) - known
+    return kind(**checked(kind, values | checked(kind, changes)))
+
+
+def checked(kind: type, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the changes that are not None.
+
+    Raises:
+        UserError: `kind`, a dataclass of settings, has none of a name.
+    """
+    known = {entry.name for entry in fields(kind)}
+    unknown = set(changes) - known
     if unknown:
-        raise ValueError(f"unknown settings in {name}.toml: {', '.join(sorted(unknown))}")
-    return kind(**values)
+        raise UserError(
+            f"There is no setting named {', '.join(sorted(unknown))}.", f"Settings: {', '.join(sorted(known))}."
+        )
+    return {key: value for key, value in changes.items() if value is not None}
 
 
 def save_checkpoint(task: Task, folder: Path, step: int) -> Path:
