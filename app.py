@@ -23,11 +23,13 @@ import gradio as gr
 from backend import runtime
 from backend.settings import SETTINGS
 from tabs import common, gpu, health
+from tabs.choosers import Choosers
 from tabs.counterfactual import CounterfactualTab
 from tabs.evaluate import EvaluateTab
 from tabs.explain import ExplainTab
 from tabs.photo import PhotoStep
 from tabs.trace_removal import TraceRemovalTab
+from tabs.where import WherePanel
 
 TITLE = "Is this face forged?"
 INTRODUCTION = (
@@ -50,7 +52,9 @@ def build() -> gr.Blocks:
                 explain = ExplainTab(photo)
             with gr.Tab("Evaluate", id="evaluate"):
                 EvaluateTab()
+        where = WherePanel(Choosers([search.detector, search.video.detector, explain.detector], [search.generator]))
         photo.connect([search, removal, explain])
+        where.wire(demo)
         demo.unload(common.forget)
     gpu.use(demo)
     return demo.queue(max_size=SETTINGS.queue_size, default_concurrency_limit=1)
@@ -82,7 +86,7 @@ def main() -> None:
         server_name=SETTINGS.host,
         server_port=SETTINGS.port,
         show_error=False,
-        max_file_size=SETTINGS.max_bytes,
+        max_file_size=max(SETTINGS.max_bytes, SETTINGS.max_video_bytes),
         run_history=False,
         enable_monitoring=False,
         footer_links=["api"],

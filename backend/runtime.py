@@ -1,6 +1,7 @@
 """Device, precision, memory and one loaded copy of each model."""
 
 import ctypes
+import os
 import platform
 import threading
 from collections.abc import Callable, Iterator
@@ -36,6 +37,21 @@ def device() -> torch.device:
     if not there[named.type]():
         raise UserError(f"The device {named} that DEVICE names is not there.", "Set DEVICE to auto or cpu.")
     return named
+
+
+def device_in_words() -> str:
+    """Say on what the models run."""
+    here = device()
+    if here.type == "cpu":
+        cores = os.cpu_count() or 1
+        return f"the processor of this computer (CPU, {cores} core{'' if cores == 1 else 's'})"
+    if here.type == "mps":
+        return "the graphics unit of this Mac (MPS)"
+    try:
+        facts = torch.cuda.get_device_properties(here)
+    except (RuntimeError, AssertionError):  # where a GPU is lent only for seconds, it is not here now
+        return f"a graphics card ({here})"
+    return f"a graphics card ({facts.name}, {facts.total_memory / 2**30:.0f} GiB)"
 
 
 def loaded(key: str, build: Callable[[], T]) -> T:

@@ -32,6 +32,7 @@ STYLE = Path(__file__).with_name("style.css")
 # steps of a job the models are free. Events that run no model never wait.
 MODEL: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
 VERDICT: dict[str, Any] = {"concurrency_id": "verdict", "concurrency_limit": 1}
+FETCH: dict[str, Any] = {"concurrency_id": "fetch", "concurrency_limit": 1}  # it runs no model, and takes minutes
 QUICK: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
 _importing = threading.Lock()
 SHOWN_SIDE = 900  # longest side in pixels at which a whole photo is shown

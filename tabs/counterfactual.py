@@ -11,16 +11,17 @@ from backend import images
 from backend.counterfactual import bundle
 from backend.counterfactual.levels import WORDS
 from backend.counterfactual.search import SearchSettings
-from backend.detectors import registry
 from backend.detectors.choice import suggested
 from backend.examples import Example
+from backend.generators import choice
 from backend.generators.refinement import RefineSettings
 from backend.progress import Step
 from backend.verdicts import JudgedFace
-from tabs import api, words
+from tabs import api, choosers, words
 from tabs.common import MODEL, QUICK, answered, photo_from, session_folder
 from tabs.photo import PhotoStep
 from tabs.result import ResultStep
+from tabs.video import VideoStep
 
 Updates = dict[Any, Any]
 HEADLINE = (
@@ -52,14 +53,13 @@ class CounterfactualTab:
         with gr.Column(visible=False) as self.ask:
             self._lay_out_search()
         self.result = ResultStep()
+        with gr.Accordion("A short video instead of a photo", open=False):
+            self.video = VideoStep()
         self._wire()
 
     def _lay_out_search(self) -> None:
         gr.Markdown("## 3 Search what would make it say “real”")
-        named = [(registry.card(name).title, name) for name in registry.loadable()]
-        self.detector = gr.Dropdown(
-            named, value=named[0][1] if named else None, label="Which detector?", filterable=False
-        )
+        self.detector = choosers.detector()
         with gr.Row():
             self.find = gr.Button("Find what would make it say “real”", variant="primary", scale=3, min_width=220)
             self.stop = gr.Button("Stop", interactive=False, scale=1, min_width=90)
@@ -97,6 +97,7 @@ class CounterfactualTab:
         self.kappa = gr.Slider(
             0, 0.9, DEFAULTS.kappa, step=0.05, label="Margin (kappa)", info="How clearly it must say “real”."
         )
+        self.generator = choosers.generator()
         self.closer = gr.Checkbox(DEFAULTS.refine > 0, label="Closer reconstruction first", info=CLOSER)
         self.seed = gr.Number(DEFAULTS.seed, precision=0, label="Seed", info="Recorded with the result.")
 
@@ -114,6 +115,7 @@ class CounterfactualTab:
             self.kappa,
             self.closer,
             self.seed,
+            self.generator,
         ]
         run = self.find.click(
             answered(self._search), asked, self._search_outputs(), show_progress="hidden", **MODEL, **private
@@ -122,6 +124,7 @@ class CounterfactualTab:
         self.stop.click(self._stopped, None, [self.find, self.stop, self.note], cancels=[run], **QUICK, **private)
         self.running = [run]
         self.result.wire()
+        self.video.wire()
         api.add(photo, self.detector, self.levels, self.steps, self.composite)
 
     def _search_outputs(self) -> list[Any]:
@@ -139,7 +142,7 @@ class CounterfactualTab:
             **self._quiet(),
         }
         if face is not None:
-            updates[self.detector] = gr.Dropdown(value=suggested(face.p_fake))
+            updates[self.detector] = gr.Dropdown(choosers.detectors(), value=suggested(face.p_fake))
         return updates
 
     def show_example(self, example: Example, request: gr.Request) -> Updates:
@@ -171,6 +174,7 @@ class CounterfactualTab:
         kappa: float,
         closer: Any,
         seed: float | None,
+        generator: str,
         request: gr.Request,
     ) -> Iterator[Updates]:
         """Run a search, showing every step, and show its result."""
@@ -197,7 +201,8 @@ class CounterfactualTab:
         }
         scores: list[float] = []
         framed = 0.0
-        with closing(explain_photo(photo, detector, settings, face_number=number)) as job:
+        inverter = choice.load(generator)
+        with closing(explain_photo(photo, detector, settings, face_number=number, inverter=inverter)) as job:
             while True:
                 try:
                     step = next(job)

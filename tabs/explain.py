@@ -14,6 +14,7 @@ from backend.examples import Example
 from backend.progress import Step
 from backend.regions import PARTS
 from backend.verdicts import JudgedFace
+from tabs import choosers
 from tabs import explain_words as words
 from tabs.common import MODEL, QUICK, answered, photo_from, session_folder
 from tabs.explain_pair import PairStep
@@ -62,15 +63,8 @@ class ExplainTab:
 
     def _lay_out_question(self) -> None:
         gr.Markdown("## 3 Ask where it looked")
-        named = [(registry.card(name).title, name) for name in registry.loadable()]
         with gr.Row():
-            self.detector = gr.Dropdown(
-                named,
-                value=named[0][1] if named else None,
-                label="Which detector?",
-                filterable=False,
-                min_width=200,
-            )
+            self.detector = choosers.detector(min_width=200)
             self.method = gr.Dropdown(METHODS, value="lime", label="Which method?", filterable=False, min_width=200)
         self.about = gr.Markdown(elem_classes="note")
         self.guess = gr.Radio(
@@ -164,7 +158,7 @@ class ExplainTab:
             **self.pair.hide(),
         }
         if face is not None:
-            updates[self.detector] = gr.Dropdown(value=suggested(face.p_fake))
+            updates[self.detector] = gr.Dropdown(choosers.detectors(), value=suggested(face.p_fake))
         return updates
 
     def show_example(self, example: Example, request: gr.Request) -> Updates:

@@ -64,6 +64,8 @@ def seconds(event: BlockFunction, *values: Any) -> int:
         asked = {}
     steps = asked.get("steps")
     needed = JOB_SECONDS + STEP_SECONDS * (steps if isinstance(steps, int | float) else 0)
+    if "video" in asked:
+        return MOST_SECONDS
     return min(MOST_SECONDS, round(needed * PRESETS.get(str(asked.get("preset")), 1.0)))
 
 

@@ -53,13 +53,13 @@ def which_face(faces: Sequence[JudgedFace], number: int, listed: int) -> str:
     return f"{len(faces)} faces were found, and {which} was taken. You can pick {others} below."
 
 
-def refusal(error: UserError) -> str:
-    """Say why a photo cannot be used, and what to do."""
-    return _no_verdict(str(error))
+def refusal(error: UserError, title: str = "No verdict") -> str:
+    """Say what cannot be done, for example why a photo cannot be used, and what to do."""
+    return _no_verdict(str(error), title)
 
 
-def _no_verdict(reason: str) -> str:
-    return f'<div class="answer" role="alert"><h3>No verdict</h3><p>{escape(reason)}</p></div>'
+def _no_verdict(reason: str, title: str = "No verdict") -> str:
+    return f'<div class="answer" role="alert"><h3>{escape(title)}</h3><p>{escape(reason)}</p></div>'
 
 
 def _card(card: Card, score: float) -> str:

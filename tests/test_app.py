@@ -31,7 +31,7 @@ from tests.toys import grey, toy_detector, toy_inverter
 
 PICTURES = (gr.Image, gr.ImageSlider, gr.AnnotatedImage, gr.Gallery)
 PUBLIC = {"detect", "counterfactual"}
-LONG = {"_search", "_remove", "_compare", "_explain", "_test", "_run", "_begin", "counterfactual"}
+LONG = {"_search", "_remove", "_compare", "_explain", "_test", "_run", "_begin", "_search_video", "counterfactual"}
 VERDICTS = {"_look", "_look_where_needed", "_judge", "detect"}
 needs_models = pytest.mark.skipif(
     not (SETTINGS.weights_dir / "registry.toml").exists(), reason="the models are not in weights/"
@@ -57,9 +57,10 @@ def test_nothing_can_be_shared_or_filmed(demo: gr.Blocks) -> None:
 
 
 def test_jobs_run_one_at_a_time_and_verdicts_beside_them(demo: gr.Blocks) -> None:
-    waiting = [event for event in demo.fns.values() if event.concurrency_id in {"model", "verdict"}]
-    by_kind = {kind: {event.name for event in waiting if event.concurrency_id == kind} for kind in ("model", "verdict")}
-    assert by_kind == {"model": LONG, "verdict": VERDICTS}
+    kinds = ("model", "verdict", "fetch")
+    waiting = [event for event in demo.fns.values() if event.concurrency_id in kinds]
+    by_kind = {kind: {event.name for event in waiting if event.concurrency_id == kind} for kind in kinds}
+    assert by_kind == {"model": LONG, "verdict": VERDICTS, "fetch": {"_fetch"}}
     assert {event.concurrency_limit for event in waiting} == {1}
     others = [event for event in demo.fns.values() if event not in waiting and event.outputs]
     assert not [event.name for event in others if event.queue]
@@ -134,7 +135,7 @@ def test_a_closer_reconstruction_is_asked_for(closer: bool, tmp_path: Path, monk
     monkeypatch.setattr(story, "explain_photo", no_story)
     with gr.Blocks():
         tab = CounterfactualTab(PhotoStep())
-    arguments = [str(tmp_path / "photo.png"), 1, "xception", ["S"], 5, None, "transfer", 0.3, closer, 0]
+    arguments = [str(tmp_path / "photo.png"), 1, "xception", ["S"], 5, None, "transfer", 0.3, closer, 0, "generator"]
     with pytest.raises(UserError, match="Enough"):
         list(tab._search(*arguments, None))
     assert asked[0].refine == (RefineSettings.steps if closer else 0)

@@ -1,0 +1,97 @@
+"""What is here and what can be fetched: every model with its size, its licence and what it is for."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from backend import runtime, weights
+from backend.detectors import registry
+from backend.hub import fetching
+from backend.settings import SETTINGS
+from backend.weights import Entry
+
+State = Literal["loaded", "here", "absent"]
+DETECTOR = "detector"
+# Title and use of what ships with the app and is no detector.
+OWN: Mapping[str, tuple[str, str]] = {
+    "generator": ("Generator", "draws faces, for Counterfactual"),
+    "encoder": ("Encoder", "finds the code of a face, for Counterfactual"),
+    "trnet": ("TR-Net", "removes traces, for Trace Removal"),
+    "ganprintr": ("GANprintR", "an attack that Trace Removal compares with"),
+    "traces": ("Mean traces", "what Trace Removal compares spectra with"),
+}
+# Use of what others publish and is no detector, by its form; what has none is not used by the app.
+USES: Mapping[str, str] = {
+    "e4e": "generator and encoder of 1024 pixels, for Counterfactual",
+    "facenet": "recognises persons, for the measures of Evaluate",
+    "arcface": "recognises persons, for the measures of Evaluate",
+}
+UNUSED = "not used by the app, only by scripts"
+
+
+@dataclass(frozen=True)
+class Model:
+    """One model as people see it.
+
+    Args:
+        name: The name that the command line uses.
+        title: Name for people.
+        use: What it is for, a few words.
+        bytes: Size of its file, 0 where it is not known.
+        licence: Licence in words.
+        note: What else should be known, or empty.
+        state: `loaded`, `here` (loaded when it is needed) or `absent`.
+        sources: Where it can be downloaded from; none where it is only published elsewhere.
+        embedded: Whether it ships with the app.
+    """
+
+    name: str
+    title: str
+    use: str
+    bytes: int
+    licence: str
+    note: str
+    state: State
+    sources: tuple[str, ...]
+    embedded: bool
+
+    @property
+    def is_used(self) -> bool:
+        """Whether a tab of the app uses it."""
+        return self.use != UNUSED
+
+
+def models() -> list[Model]:
+    """Return every model of the registry, in its order; whether files are whole is checked when they are loaded."""
+    if not (SETTINGS.weights_dir / "registry.toml").exists():
+        return []
+    loaded = {name.partition(" ")[2] for name in runtime.loaded_names()}
+    if "generator" in loaded:
+        loaded.add("encoder")  # they are loaded together
+    return [_model(entry, loaded) for entry in weights.entries().values()]
+
+
+def _model(entry: Entry, loaded: set[str]) -> Model:
+    title, use = _named(entry)
+    present = entry.path.is_file()
+    return Model(
+        name=entry.name,
+        title=title,
+        use=use,
+        bytes=entry.path.stat().st_size if present else entry.bytes,
+        licence=entry.licence,
+        note=str(entry.options.get("note", "")),
+        state="absent" if not present else "loaded" if entry.name in loaded else "here",
+        sources=tuple(str(source) for source in fetching.sources(entry)),
+        embedded=entry.profile == "embedded",
+    )
+
+
+def _named(entry: Entry) -> tuple[str, str]:
+    if entry.name in OWN:
+        return OWN[entry.name]
+    options = entry.options
+    architecture = options.get("architecture", entry.name)
+    if architecture in registry.ARCHITECTURES | registry.PUBLISHED:
+        return registry.card(entry.name).title, DETECTOR
+    return str(options.get("title", entry.name)), USES.get(str(options.get("form")), UNUSED)

@@ -1,0 +1,100 @@
+"""What a search over a video found, as HTML: where it stands, and every frame's scores as a picture and a table."""
+
+from collections.abc import Sequence
+from html import escape
+from typing import TYPE_CHECKING
+
+from backend.detectors.card import verdict
+from backend.progress import Step
+from tabs.words import SCALE, table
+
+if TYPE_CHECKING:
+    from backend.counterfactual.film_result import FilmFrame
+
+WIDTH, HEIGHT, LEFT = 320, 120, 26
+LEGEND = (
+    "<p>Scores, frame by frame: <strong>○ before</strong> (dashed line) and <strong>● after</strong> (full line). The "
+    "dashed line at 0.5 is where the verdict turns. A gap is a frame that was skipped.</p>"
+)
+
+
+def progress(step: Step, frames: Sequence["FilmFrame"]) -> str:
+    """Return where a running search stands, with the scores so far."""
+    share = step.number / max(1, step.total)
+    return (
+        f'<div class="progress"><p>{escape(step.message)}</p>'
+        f'<progress max="1" value="{share:.3f}" aria-label="{share:.0%} done"></progress>{scores(frames)}</div>'
+    )
+
+
+def scores(frames: Sequence["FilmFrame"]) -> str:
+    """Draw p_fake of every frame before and after, as a picture that a screen reader can name."""
+    known = [frame for frame in frames if frame.p_original is not None and frame.p_counterfactual is not None]
+    if not known:
+        return ""
+    before, after = (
+        [(frame.number, getattr(frame, name)) for frame in known] for name in ("p_original", "p_counterfactual")
+    )
+    count = len(frames)
+    name = (
+        f"Scores of {len(known)} of {count} frames {SCALE}: before, {_range(before)}; after the search, {_range(after)}"
+    )
+    ticks = "".join(f'<text x="0" y="{HEIGHT * (1 - at) + 4:.0f}">{at:g}</text>' for at in (0, 0.5, 1))
+    half = HEIGHT / 2
+    return (
+        f'<svg class="curve film" role="img" aria-label="{escape(name)}" viewBox="0 -10 {WIDTH} {HEIGHT + 20}">{ticks}'
+        f'<line x1="{LEFT}" x2="{WIDTH}" y1="{half}" y2="{half}" class="threshold"></line>'
+        f"{_line(before, count, 'before')}{_line(after, count, 'after')}</svg>{LEGEND}"
+    )
+
+
+def frame_table(frames: Sequence["FilmFrame"]) -> str:
+    """Return the scores of every frame as a table, folded away."""
+    rows = [
+        (
+            f"{frame.number} ({frame.time:.1f} s)",
+            *((frame.skipped, "", "") if frame.skipped else map(_cell, _three(frame))),
+        )
+        for frame in frames
+    ]
+    body = table(("Frame", "Before", "After", "In the saved video"), rows, f"p_fake of every frame {SCALE}")
+    return f"<details><summary>The scores as a table</summary>{body}</details>"
+
+
+def settings_line(record: dict) -> str:
+    """Return everything that is needed to get the same result again."""
+    settings, versions = record["settings"], record["versions"]
+    packages = ", ".join(f"{name} {version}" for name, version in versions.items())
+    return (
+        f"Settings: detector {record['detector']}, generator {record['generator']}, levels "
+        f"{','.join(settings['levels'])}, at most {settings['steps']} steps for {record['batch']} frames together, "
+        f"epsilon {record['epsilon']:g}, kappa {settings['kappa']:g}, composite {settings['composite']}; "
+        f"{record['seconds']:.1f} seconds; {packages}."
+    )
+
+
+def _line(points: Sequence[tuple[int, float]], count: int, kind: str) -> str:
+    """Return one line with a mark at every frame, broken where frames are missing."""
+    runs: list[list[tuple[float, float]]] = []
+    last = None
+    for number, score in points:
+        if last is None or number != last + 1:
+            runs.append([])
+        runs[-1].append((LEFT + 4 + (WIDTH - LEFT - 8) * (number - 1) / max(1, count - 1), HEIGHT * (1 - score)))
+        last = number
+    lines = "".join(f'<polyline points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in run)}"></polyline>' for run in runs)
+    marks = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3"></circle>' for run in runs for x, y in run)
+    return f'<g class="{kind}">{lines}{marks}</g>'
+
+
+def _range(points: Sequence[tuple[int, float]]) -> str:
+    values = [score for _, score in points]
+    return f"from {min(values):.2f} to {max(values):.2f}, on average {sum(values) / len(values):.2f}"
+
+
+def _three(frame: "FilmFrame") -> tuple[float | None, ...]:
+    return frame.p_original, frame.p_counterfactual, frame.p_saved
+
+
+def _cell(score: float | None) -> str:
+    return "" if score is None else f"{score:.2f} {verdict(score)}"
