@@ -185,7 +185,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_explain(commands)
 
     measure = _command(commands, "evaluate", _evaluate, "measure detectors, attacks and explanations on many pictures")
-    measure.add_argument("protocol", metavar="PROTOCOL", help="what to measure, for example detectors")
+    measure.add_argument("protocol", metavar="PROTOCOL", help="what to measure, for example detectors, or all")
     pictures = measure.add_mutually_exclusive_group(required=True)
     pictures.add_argument("--data", type=Path, metavar="DIR", help="folder or zip with real/ and fake/")
     pictures.add_argument("--sample", action="store_true", help="the bundled sample set, too small to conclude from")

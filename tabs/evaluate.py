@@ -1,16 +1,16 @@
 """The tab that shows how good detectors, attacks and explanations are: stored results, a small run, and a quiz."""
 
-import json
 from collections.abc import Iterator
 from contextlib import closing
+from html import escape
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from backend.errors import UserError
+from backend.evaluate import stored
 from backend.progress import Step
-from backend.settings import SETTINGS
 from tabs.common import MODEL, QUICK, answered, session_folder
 from tabs.explain_words import progress
 from tabs.quiz import Quiz
@@ -21,7 +21,7 @@ HEADLINE = (
     "counted: how often detectors are wrong, whether attacks carry over to other detectors, and whether maps name the "
     "right places."
 )
-STORED = SETTINGS.weights_dir.parent / "results"
+NOTHING_STORED = f"*No results are stored here. Make them with* `{stored.COMMAND}`."
 OWN = (
     "A zip file with the folders `real/` and `fake/`; pictures with equal names are pairs, and subfolders of `fake/` "
     "are families. Only use pictures that you may use. What you upload and what a run finds is deleted when you leave, "
@@ -50,11 +50,18 @@ class EvaluateTab:
         self._wire()
 
     def _lay_out_stored(self) -> None:
-        self.stored = stored()
-        gr.Markdown("Measured with the models of this app, each with the command that made it.")
-        self.which = gr.Radio(self.stored, value=None, label="Which protocol?", visible=bool(self.stored))
-        if not self.stored:
-            gr.Markdown("*No results are stored here. Make them with `python -m backend evaluate`.*")
+        """Show every main finding at once, and tables and plots of the one that is chosen."""
+        kept = stored.found()
+        if kept:
+            gr.HTML(findings(kept))
+        else:
+            gr.Markdown(NOTHING_STORED)
+        self.which = gr.Radio(
+            [(one.title, one.name) for one in kept],
+            value=None,
+            label="Show tables and plots of",
+            visible=bool(kept),
+        )
         self.report = gr.HTML(elem_classes="report")
         self.page = gr.DownloadButton("Download as one page (HTML)", value=None, visible=False)
 
@@ -133,15 +140,18 @@ class EvaluateTab:
         yield {
             **self._idle(),
             self.progress: "",
-            self.found: article(made, command),
+            self.found: article(made, command, folded=True),
             self.download: gr.DownloadButton(value=str(zipped(out)), visible=True),
         }
 
 
-def stored() -> list[tuple[str, str]]:
-    """Return title and name of every protocol with stored results."""
-    reports = sorted(STORED.glob("*/report.json"))
-    return [(json.loads(path.read_text(encoding="utf-8"))["title"], path.parent.name) for path in reports]
+def findings(kept: list[stored.Stored]) -> str:
+    """Return the main finding of each stored result, one sentence each."""
+    said = "".join(f"<dt>{escape(one.title)}</dt><dd>{escape(one.finding)}</dd>" for one in kept)
+    return (
+        '<div class="report findings"><p>What the stored runs found, with the models of this app:</p>'
+        f"<dl>{said}</dl></div>"
+    )
 
 
 def _protocols() -> Any:
@@ -151,15 +161,32 @@ def _protocols() -> Any:
     return gr.Dropdown([(one.title, name) for name, one in PROTOCOLS.items()])
 
 
-def _show_stored(name: str | None) -> tuple[str, Any]:
+def _show_stored(name: str | None, request: gr.Request) -> tuple[str, Any]:
     """Return a stored report, and its page for download."""
     from backend.evaluate import report
-    from backend.evaluate.page import article
+    from backend.evaluate.files import HTML
+    from backend.evaluate.page import article, page
 
-    if name not in {folder for _, folder in stored()}:
+    if name not in {one.name for one in stored.found()}:
         return "", gr.DownloadButton(visible=False)
-    folder = STORED / str(name)
-    return article(*report.load(folder)), gr.DownloadButton(value=str(folder / report.HTML), visible=True)
+    made, command = report.load(stored.FOLDER / str(name))
+    folder = session_folder(request) / "stored" / str(name)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / HTML).write_text(page(made, command), encoding="utf-8")
+    return _outdated(made) + article(made, command, folded=True), gr.DownloadButton(
+        value=str(folder / HTML), visible=True
+    )
+
+
+def _outdated(made: Any) -> str:
+    """Say which models have changed since a result was stored."""
+    others = stored.other_weights(made)
+    if not others:
+        return ""
+    names = escape(", ".join(others))
+    return (
+        f"<p><strong>Measured with earlier weights of {names}; those of this app will give other numbers.</strong></p>"
+    )
 
 
 def _sample(out: Path) -> Path:

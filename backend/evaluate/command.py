@@ -1,30 +1,41 @@
-"""`python -m backend evaluate`: one protocol over a folder, a zip or the sample set, to a folder of results."""
+"""`python -m backend evaluate`: one protocol, or all, over a folder, a zip or the sample set, to a results folder."""
 
 import argparse
 import json
+import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from backend.errors import UserError
-from backend.evaluate import engines, report, runs
+from backend.evaluate import engines, everything, report, runs
 from backend.evaluate.data import open_data
 from backend.evaluate.protocols import registry
 from backend.evaluate.protocols.protocol import configured
 from backend.progress import Step, finish
 
+FOLDERS = re.compile(r"(?<![\w.])(~|\.{0,2})/([^/\s\"',\]]+/)*")  # what stands before a file's own name
+
 
 def run(
     options: argparse.Namespace, draw_sample: Callable[[Path], Path], on_step: Callable[[Step], None]
 ) -> dict[str, Any]:
-    """Run or resume a protocol, write its report, and return tables and files.
+    """Run or resume a protocol, write its report, and return tables and files; see `everything.py` for all of them.
 
     Args:
         options: What the command line collected.
         draw_sample: Writes the sample set to a folder and returns it.
         on_step: Called at every item.
     """
+    if options.protocol == everything.ALL:
+        return everything.run(
+            options,
+            _changes(options.set),
+            lambda work: open_data(draw_sample(work / "sample") if options.sample else options.data, work),
+            typed(options),
+            on_step,
+        )
     protocol = configured(registry.get(options.protocol), options.preset, _changes(options.set))
     engine = engines.engine(options.engine, options.workers, options.ray_address)
     dataset = open_data(draw_sample(options.out / "sample") if options.sample else options.data, options.out)
@@ -56,12 +67,12 @@ def run(
 
 
 def typed(options: argparse.Namespace) -> str:
-    """Return the command as a person would type it; folders by their last name only."""
+    """Return the command as a person would type it; folders and files by their last name only."""
     words = ["python", "-m", "backend", "evaluate", options.protocol]
     words += ["--sample"] if options.sample else ["--data", options.data.name]
     words += ["--out", options.out.name, "--preset", options.preset]
     for change in options.set or []:
-        words += ["--set", change]
+        words += ["--set", FOLDERS.sub("", change)]
     if options.engine != "local":
         words += ["--engine", options.engine]
     return shlex.join(words)

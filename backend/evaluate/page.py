@@ -54,8 +54,15 @@ def page(evaluation: "Evaluation", command: str, comparison: Sequence[Table] = (
     )
 
 
-def article(evaluation: "Evaluation", command: str, comparison: Sequence[Table] = ()) -> str:
-    """Return what stands on the page below its title; arguments as of `page`."""
+def article(evaluation: "Evaluation", command: str, comparison: Sequence[Table] = (), *, folded: bool = False) -> str:
+    """Return what stands on the page below its title.
+
+    Args:
+        evaluation: As of `page`, like the next two.
+        command: The same.
+        comparison: The same.
+        folded: Close what few readers need; on paper it would be missing.
+    """
     beside = [table for table in evaluation.tables if table.beside]
     first = [table for table in evaluation.tables if table.by_family and not table.beside]
     other = [table for table in evaluation.tables if not table.by_family and not table.beside]
@@ -75,19 +82,22 @@ def article(evaluation: "Evaluation", command: str, comparison: Sequence[Table] 
         *map(_table, other),
         "<h2>Plots</h2>" if evaluation.plots else "",
         f'<div class="plots">{"".join(map(_figure, evaluation.plots))}</div>' if evaluation.plots else "",
-        "<h2>As the papers print it</h2>" if published else "",
-        *map(_table, published.values()),
         "<h2>What differs from the other run</h2>" if comparison else "",
         *map(_table, comparison),
-        "<h2>What the numbers mean</h2>",
-        _meanings(evaluation.tables),
-        "<h2>What was left out</h2>",
-        _skipped(evaluation.skipped),
-        "<h2>How it was made</h2>",
-        f"<pre>{escape(command)}</pre>",
-        _facts(evaluation),
+        _section("As the papers print it", "".join(map(_table, published.values())), folded=folded),
+        _section("What the numbers mean", _meanings(evaluation.tables), folded=folded),
+        _section("What was left out", _skipped(evaluation.skipped), folded=folded),
+        _section("How it was made", f"<pre>{escape(command)}</pre>{_facts(evaluation)}", folded=folded),
     ]
     return "\n".join(part for part in parts if part)
+
+
+def _section(title: str, content: str, *, folded: bool) -> str:
+    if not content:
+        return ""
+    if folded:
+        return f"<details><summary><strong>{escape(title)}</strong></summary>{content}</details>"
+    return f"<h2>{escape(title)}</h2>{content}"
 
 
 def _table(table: Table) -> str:

@@ -94,14 +94,16 @@ def clean_accuracy() -> dict[str, tuple[float, float]]:
 def trace_removal() -> list[Table]:
     """Return tables 1 to 3 of TR-Net (arXiv 2203.11433) as far as they are known, as shares."""
     columns = (Column("detector", "Detector"), *(Column(name.lower(), name, digits=4) for name in _COLUMNS))
-    body = [(name, *(value / 100 for value in row)) for name, row in zip(_SIX, _UNDEFENDED, strict=True)]
+    body: list[tuple[Cell, ...]] = [
+        (name, *(value / 100 for value in row)) for name, row in zip(_SIX, _UNDEFENDED, strict=True)
+    ]
     defended = (
         Column("detector", "Detector"),
         Column("weak", "TR-Net, weak defence", digits=4),
         Column("strong_clean", "Fake, strong defence", digits=4),
         Column("strong", "TR-Net, strong defence", digits=4),
     )
-    rows = [
+    rows: list[tuple[Cell, ...]] = [
         (name, weak / 100, clean / 100, left / 100)
         for name, weak, (clean, left) in zip(_SIX, _WEAK, _STRONG, strict=True)
     ]

@@ -14,7 +14,7 @@ from backend.settings import ROOT
 
 INSTALL = "Install it with: pip install -r requirements-ray.txt"
 # What a remote node needs of the project is sent to it; these folders it does not need.
-NOT_SENT = [".git", ".venv*", "runs", "out", "examples/results", "tests", "**/__pycache__"]
+NOT_SENT = [".git", ".venv*", "runs", "out", "examples/results", "results", "tests", "**/__pycache__"]
 STORE_BYTES = 200_000_000  # of a cluster on this machine; rows are small
 
 

@@ -65,7 +65,7 @@ def parse(texts: tuple[str, ...]) -> tuple[Remover, ...]:
     Raises:
         UserError: A text has another form, or two have one name.
     """
-    found = []
+    found: list[Remover] = []
     for text in texts:
         name, _, path = text.partition("=")
         if not name or not path or name in {one.name for one in found}:

@@ -1,6 +1,7 @@
 """Reports of a run: CSV, JSON, LaTeX, the plots, and one page that needs nothing else."""
 
 import csv
+import gzip
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -11,6 +12,7 @@ import numpy as np
 
 from backend.errors import UserError
 from backend.evaluate import tables
+from backend.evaluate.files import HTML, JSON, LATEX, PACKED_PLOT, PLOTS, ROWS
 from backend.evaluate.metrics import registry
 from backend.evaluate.page import page
 from backend.evaluate.plots import Figure
@@ -18,8 +20,6 @@ from backend.evaluate.rows import Row
 from backend.evaluate.runs import Evaluation
 from backend.evaluate.store import Store
 from backend.evaluate.tables import Table
-
-JSON, HTML, LATEX, ROWS = "report.json", "report.html", "tables.tex", "rows.csv"
 
 
 def write(evaluation: Evaluation, out: Path, command: str, comparison: Sequence[Table] = ()) -> dict[str, Any]:
@@ -36,15 +36,15 @@ def write(evaluation: Evaluation, out: Path, command: str, comparison: Sequence[
     """
     files: dict[str, Any] = {"csv": {}}
     try:
-        for folder in ("tables", "plots"):
+        for folder in ("tables", PLOTS):
             (out / folder).mkdir(parents=True, exist_ok=True)
         for table in (*evaluation.tables, *evaluation.published, *comparison):
             path = out / "tables" / f"{table.name}.csv"
             path.write_text(tables.to_csv(table), encoding="utf-8")
             files["csv"][table.name] = str(path)
         for plot in evaluation.plots:
-            (out / "plots" / f"{plot.name}.png").write_bytes(plot.png)
-            (out / "plots" / f"{plot.name}.svg").write_bytes(plot.svg)
+            (out / PLOTS / f"{plot.name}.png").write_bytes(plot.png)
+            (out / PLOTS / f"{plot.name}.svg").write_bytes(plot.svg)
         contents = {
             "json": (JSON, json.dumps(as_json(evaluation, command, comparison), indent=1) + "\n"),
             "html": (HTML, page(evaluation, command, comparison)),
@@ -85,17 +85,15 @@ def as_json(evaluation: Evaluation, command: str, comparison: Sequence[Table] = 
 def load(folder: Path) -> tuple[Evaluation, str]:
     """Return what a report's folder holds, with the command that made it; nothing is computed.
 
+    The plots of a stored result (see `stored.py`) have no PNG.
+
     Raises:
         UserError: There is no report, or it is damaged.
     """
     try:
         said = json.loads((folder / JSON).read_text(encoding="utf-8"))
         plots = [
-            Figure(
-                **plot,
-                svg=(folder / "plots" / f"{plot['name']}.svg").read_bytes(),
-                png=(folder / "plots" / f"{plot['name']}.png").read_bytes(),
-            )
+            Figure(plot["name"], plot["title"], plot["alt"], *_drawn(folder / PLOTS, plot["name"]))
             for plot in said["plots"]
         ]
         evaluation = Evaluation(
@@ -114,7 +112,7 @@ def load(folder: Path) -> tuple[Evaluation, str]:
             summary=said["summary"],
             finding=said.get("finding", ""),
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, EOFError, ValueError, KeyError, TypeError):
         raise UserError(f"There is no finished report in {folder.name}.", "Name the folder of a run.") from None
     return evaluation, said["command"]
 
@@ -150,6 +148,14 @@ def compare_evaluations(one: Evaluation, two: Evaluation) -> list[Table]:
     )
     found = [tables.Table("compare_settings", "Differences: settings, data and models", columns, tuple(rows))]
     return (found if rows else []) + tables.compare(one.tables, two.tables)
+
+
+def _drawn(folder: Path, name: str) -> tuple[bytes, bytes]:
+    """Return SVG and PNG of a plot."""
+    packed = folder / f"{name}{PACKED_PLOT}"
+    if packed.exists():
+        return gzip.decompress(packed.read_bytes()), b""
+    return (folder / f"{name}.svg").read_bytes(), (folder / f"{name}.png").read_bytes()
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:

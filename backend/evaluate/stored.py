@@ -1,0 +1,82 @@
+"""Results that ship with the app: a run without its database, small enough for the repository.
+
+`results/NAME/` holds `report.json`, the plots as compressed SVG, and the rows as compressed CSV. Pages are written from
+them when somebody looks. `python -m backend evaluate all --data DIR --out results` makes them all.
+"""
+
+import gzip
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from backend import made_with, weights
+from backend.evaluate.files import JSON, PACKED_PLOT, PACKED_ROWS, PLOTS, ROWS
+from backend.settings import SETTINGS
+
+if TYPE_CHECKING:
+    from backend.evaluate.runs import Evaluation  # its packages would keep the app's page waiting
+
+FOLDER = SETTINGS.weights_dir.parent / "results"
+COMMAND = "python -m backend evaluate all --preset quick --data DIR --out results"
+
+
+def keep(run: Path, out: Path) -> Path:
+    """Write the stored form of a finished run, in place of an earlier one, and return its folder.
+
+    Args:
+        run: Folder of the run with its report.
+        out: Folder of the stored result.
+    """
+    unfinished = out.with_name(f".{out.name}.part")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    (unfinished / PLOTS).mkdir(parents=True)
+    said = json.loads((run / JSON).read_text(encoding="utf-8"))
+    text = json.dumps(said, separators=(",", ":"))
+    (unfinished / JSON).write_text(text + "\n", encoding="utf-8")
+    for plot in said["plots"]:
+        drawn = (run / PLOTS / f"{plot['name']}.svg").read_bytes()
+        (unfinished / PLOTS / f"{plot['name']}{PACKED_PLOT}").write_bytes(_packed(drawn))
+    (unfinished / PACKED_ROWS).write_bytes(_packed((run / ROWS).read_bytes()))
+    shutil.rmtree(out, ignore_errors=True)
+    unfinished.rename(out)
+    return out
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What is said of a stored result before it is opened.
+
+    Args:
+        name: Of its folder, and of the protocol.
+        title: For people.
+        finding: The main finding, one sentence.
+    """
+
+    name: str
+    title: str
+    finding: str
+
+
+def found(folder: Path | None = None) -> list[Stored]:
+    """Return the stored results of a folder, by default those of the app; none where they were not made."""
+    reports = sorted((folder or FOLDER).glob(f"[!.]*/{JSON}"))
+    said = [(path.parent.name, json.loads(path.read_text(encoding="utf-8"))) for path in reports]
+    return [Stored(name, one["title"], one["finding"] or one["summary"]) for name, one in said]
+
+
+def other_weights(evaluation: "Evaluation") -> list[str]:
+    """Return the models whose files are not those that a result was made with any more.
+
+    Models that others publish are not asked about: they lie on some machines only.
+    """
+    used = evaluation.about["weights"]
+    now = made_with.hashes(used)
+    known = weights.entries() if now else {}
+    own = [name for name in used if name not in known or known[name].profile == "embedded"]
+    return [name for name in own if used[name] != now.get(name)]
+
+
+def _packed(content: bytes) -> bytes:
+    return gzip.compress(content, 9, mtime=0)

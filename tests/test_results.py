@@ -1,0 +1,196 @@
+"""The results that ship with the app, and the command that makes them."""
+
+import gzip
+import json
+import re
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from backend import cli
+from backend.errors import UserError
+from backend.evaluate import everything, report, stored
+from backend.evaluate.files import JSON, PACKED_PLOT, PACKED_ROWS
+from backend.evaluate.page import article
+from backend.evaluate.protocols import registry
+from backend.settings import ROOT, SETTINGS
+from tabs import evaluate as tab
+from tests.toy_protocol import ToyProtocol, toy_data
+
+LARGEST = 300_000  # bytes of one stored result
+NAMES = [one.name for one in stored.found()]
+MACHINE_PATH = re.compile(r"(?<![\w.:/])/(home|root|tmp|work|Users|mnt|var|opt|srv|data)/|[A-Z]:\\\\")
+
+
+@pytest.mark.skipif(not NAMES, reason=f"results/ was not made yet: {stored.COMMAND}")
+class TestShipped:
+    """What lies in results/."""
+
+    def test_every_protocol_has_one(self):
+        assert set(NAMES) == set(registry.PROTOCOLS), f"Make them again with: {stored.COMMAND}"
+        assert not (stored.FOLDER / everything.RUNS).exists()
+
+    @pytest.mark.parametrize("name", NAMES)
+    def test_it_was_made_with_the_weights_that_ship(self, name):
+        evaluation, _ = report.load(stored.FOLDER / name)
+        others = stored.other_weights(evaluation)
+        assert not others, (
+            f"results/{name} was made with other weights of {', '.join(others)}. Make all results again with: "
+            f"{stored.COMMAND} (DIR holds real/ and fake/)"
+        )
+
+    @pytest.mark.parametrize("name", NAMES)
+    def test_it_is_small_whole_and_speaks_of_no_machine(self, name):
+        folder = stored.FOLDER / name
+        check(folder)
+        evaluation, command = report.load(folder)
+        assert evaluation.finding.endswith(".")
+        assert command.startswith("python -m backend evaluate ")
+        assert evaluation.counts["failed"] == 0
+        assert len(evaluation.about["data"]["hash"]) == 64
+        assert {"python", "torch"} <= set(evaluation.sessions[0]["versions"])
+
+
+def check(folder):
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < LARGEST
+    assert {path.name for path in files if path.parent == folder} == {JSON, PACKED_ROWS}
+    assert all(path.name.endswith(PACKED_PLOT) for path in files if path.parent != folder)
+    for path in files:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        assert not MACHINE_PATH.search(content.decode()), path.name
+
+
+class OtherProtocol(ToyProtocol):
+    name = "other"
+    title = "Other"
+
+    def finding(self, rows):
+        return f"There are {len(rows)} rows."
+
+
+class EmptyProtocol(ToyProtocol):
+    name = "empty"
+
+    def items(self, data):
+        return []
+
+
+@pytest.fixture
+def toys(monkeypatch):
+    monkeypatch.setattr(registry, "PROTOCOLS", {one.name: one for one in (ToyProtocol, OtherProtocol)})
+
+
+def command(capsys, *arguments):
+    code = cli.main(["evaluate", "all", *map(str, arguments), "--workers", "0", "--json"])
+    return code, json.loads(capsys.readouterr().out)
+
+
+def test_one_command_makes_all_results(toys, tmp_path, capsys):
+    toy_data(tmp_path / "data")
+    code, said = command(capsys, "--data", tmp_path / "data", "--out", tmp_path / "results")
+    assert code == 0
+    assert said["findings"] == {"toy": said["findings"]["toy"], "other": "There are 10 rows."}
+    assert [(one.name, one.title) for one in stored.found(tmp_path / "results")] == [
+        ("other", "Other"),
+        ("toy", "Toy"),
+    ]
+    assert stored.found(tmp_path / "results")[0].finding == "There are 10 rows."
+    assert not (tmp_path / "results" / everything.RUNS).exists()
+    for name in ("toy", "other"):
+        check(tmp_path / "results" / name)
+        evaluation, typed = report.load(tmp_path / "results" / name)
+        assert typed == "python -m backend evaluate all --data data --out results --preset quick"
+        assert evaluation.plots[0].svg.startswith(b"<?xml")
+        assert "data:image/svg+xml;base64," in article(evaluation, typed)
+        rows = gzip.decompress((tmp_path / "results" / name / PACKED_ROWS).read_bytes()).decode()
+        assert len(rows.splitlines()) == 11
+    before = {path: path.read_bytes() for path in (tmp_path / "results").rglob("*.gz") if PACKED_PLOT in path.name}
+    assert command(capsys, "--data", tmp_path / "data", "--out", tmp_path / "results")[0] == 0  # made anew
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_what_cannot_measure_is_named_and_the_rest_can_go_on(toys, tmp_path, capsys, monkeypatch):
+    toy_data(tmp_path / "data")
+    out = ("--data", tmp_path / "data", "--out", tmp_path / "results")
+    monkeypatch.setitem(registry.PROTOCOLS, "empty", EmptyProtocol)
+    code, said = command(capsys, *out)
+    assert code == 2
+    assert "nothing to measure" in said["left_out"]["empty"]
+    assert set(said["findings"]) == {"toy", "other"}
+    code, said = command(capsys, *out)
+    assert (code, said["error"]) == (2, "The folder holds unfinished runs.")
+    monkeypatch.delitem(registry.PROTOCOLS, "empty")
+    monkeypatch.setattr(ToyProtocol, "run_item", None)  # nothing is done again
+    assert command(capsys, *out, "--resume")[0] == 0
+    assert not (tmp_path / "results" / everything.RUNS).exists()
+
+
+def test_wrong_commands_run_nothing(toys, tmp_path, capsys):
+    toy_data(tmp_path / "data")
+    for wrong in (("--compare", tmp_path), ("--set", "unknown=1")):
+        code, said = command(capsys, "--data", tmp_path / "data", "--out", tmp_path / "results", *wrong)
+        assert code == 2
+        assert said["error"]
+        assert not (tmp_path / "results").exists()
+
+
+def test_folders_of_files_in_settings_are_not_told():
+    from backend.evaluate.command import typed
+
+    options = SimpleNamespace(protocol="trace-removal", sample=True, out=Path("/a/b/out"), preset="quick", engine="ray")
+    options.set = ['removers=["x=/secret/place/trnet.safetensors", "y=~/mine/y.st"]', "seed=3", "factors=[0.5]"]
+    said = typed(options)
+    assert "secret" not in said
+    assert "mine" not in said
+    assert "x=trnet.safetensors" in said
+    assert "seed=3 --set 'factors=[0.5]' --engine ray" in said
+
+
+@pytest.fixture
+def kept(toys, tmp_path, capsys, monkeypatch):
+    toy_data(tmp_path / "data")
+    command(capsys, "--data", tmp_path / "data", "--out", tmp_path / "results")
+    monkeypatch.setattr(stored, "FOLDER", tmp_path / "results")
+    monkeypatch.setattr(tab, "session_folder", lambda _: tmp_path)
+    return tmp_path / "results"
+
+
+def test_the_tab_shows_findings_at_once_and_a_report_on_request(kept):
+    assert "<dt>Other</dt><dd>There are 10 rows.</dd>" in tab.findings(stored.found())
+    shown, download = tab._show_stored("other", None)
+    assert "There are 10 rows." in shown
+    assert "earlier weights" not in shown
+    assert "<details>" in shown
+    page = Path(download.value if isinstance(download.value, str) else download.value["path"])
+    assert "<details>" not in page.read_text(encoding="utf-8")  # on paper nothing may be folded
+    assert tab._show_stored("../other", None)[0] == ""
+
+
+def test_other_weights_are_noticed_and_said(kept):
+    path = kept / "other" / JSON
+    said = json.loads(path.read_text())
+    if not (SETTINGS.weights_dir / "registry.toml").exists():
+        pytest.skip("the models are not in weights/")
+    from backend import weights
+
+    own = next(name for name, one in weights.entries().items() if one.profile == "embedded")
+    hub = next(name for name, one in weights.entries().items() if one.profile == "hub")
+    said["about"]["weights"] = {own: "0" * 64, hub: "0" * 64, "gone": "0" * 64}
+    path.write_text(json.dumps(said))
+    assert stored.other_weights(report.load(kept / "other")[0]) == [own, "gone"]
+    assert f"Measured with earlier weights of {own}, gone;" in tab._show_stored("other", None)[0]
+
+
+def test_a_damaged_result_is_one_sentence(kept):
+    shutil.rmtree(kept / "toy" / "plots")
+    with pytest.raises(UserError, match="no finished report in toy"):
+        report.load(kept / "toy")
+
+
+def test_results_are_not_ignored_by_the_repository():
+    ignored = (ROOT / ".gitignore").read_text().split()
+    assert "results/" not in ignored
+    assert "results/.*" in ignored
