@@ -227,7 +227,7 @@ def test_the_paper_s_numbers_stand_beside(searched):
 def test_presets_are_frozen_and_spell_everything_out(name, preset):
     protocol = configured(registry.get(name), preset, {})
     assert protocol.name == name
-    assert protocol.config.detectors == tuple(detector_registry.loadable())
+    assert protocol.config.detectors and set(protocol.config.detectors) <= set(detector_registry.loadable())
     assert protocol.config.fakes == (12 if preset == "quick" else None)
     with pytest.raises(dataclasses.FrozenInstanceError):
         protocol.config.seed = 1

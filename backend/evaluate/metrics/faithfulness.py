@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from backend.evaluate.metrics.metric import Estimate, Metric, mean, proportion
+from backend.evaluate.metrics.metric import Estimate, Metric, mean_with_interval, proportion
 
 SOURCE = "Tsigos et al. 2024, arXiv 2404.18649, section 3; Adv-XAI, arXiv 2502.03957, section 4"
 
@@ -31,7 +31,7 @@ def sufficiency_at_k(before: Sequence[float | None], after: Sequence[float | Non
         after: Probability of that class on the attacked picture; None is left out.
     """
     pairs = zip(before, after, strict=True)
-    return mean(None if one is None or two is None else one - two for one, two in pairs)
+    return mean_with_interval(None if one is None or two is None else one - two for one, two in pairs)
 
 
 def stability(first: np.ndarray, second: np.ndarray) -> float | None:

@@ -74,3 +74,15 @@ def mean(values: Iterable[float | None]) -> Estimate:
     if not len(kept):
         return Estimate(None, 0)
     return Estimate(float(kept.mean()), len(kept), std=float(kept.std(ddof=1)) if len(kept) > 1 else None)
+
+
+def mean_with_interval(values: Iterable[float | None]) -> Estimate:
+    """Return mean and Student's confidence interval of what was measured; None and NaN are left out."""
+    kept = np.array([value for value in values if value is not None and not np.isnan(value)], dtype=np.float64)
+    if len(kept) < 2:
+        return Estimate(float(kept[0]) if len(kept) else None, len(kept))
+    from scipy.stats import t
+
+    middle = float(kept.mean())
+    half = float(t.ppf((1 + CONFIDENCE) / 2, len(kept) - 1) * kept.std(ddof=1) / len(kept) ** 0.5)
+    return Estimate(middle, len(kept), middle - half, middle + half)

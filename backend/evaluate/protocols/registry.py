@@ -3,6 +3,8 @@
 from backend.errors import UserError
 from backend.evaluate.protocols.counterfactual import CounterfactualProtocol
 from backend.evaluate.protocols.detectors import DetectorsProtocol
+from backend.evaluate.protocols.faithfulness import FaithfulnessProtocol
+from backend.evaluate.protocols.paired import PairedProtocol
 from backend.evaluate.protocols.protocol import Protocol
 from backend.evaluate.protocols.trace_removal import TraceRemovalProtocol
 
@@ -12,6 +14,8 @@ PROTOCOLS: dict[str, type[Protocol]] = {
         DetectorsProtocol,
         CounterfactualProtocol,
         TraceRemovalProtocol,
+        FaithfulnessProtocol,
+        PairedProtocol,
     )
 }
 

@@ -1,0 +1,264 @@
+"""Tables and plots of the faithfulness protocol."""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from backend.evaluate import plots, published_maps
+from backend.evaluate.metrics.metric import Estimate, mean, mean_with_interval, proportion
+from backend.evaluate.plots import Figure, Series
+from backend.evaluate.protocols import proofs
+from backend.evaluate.rows import Row
+from backend.evaluate.tables import Cell, Column, Table
+from backend.explain.methods import METHODS
+
+if TYPE_CHECKING:
+    from backend.evaluate.protocols.faithfulness import FaithfulnessConfig
+
+FAMILY, DETECTOR = Column("family", "Family of fakes"), Column("detector", "Detector")
+METHOD, REFERENCE = Column("method", "Method"), Column("reference", "Reference")
+NONE = "none"  # the reference of random segments
+
+Variant = tuple[str, str]  # method and reference
+
+
+def tables(rows: Sequence[Row], config: "FaithfulnessConfig") -> list[Table]:
+    """Return all tables.
+
+    Args:
+        rows: One row a map.
+        config: What was measured.
+    """
+    found = [_families(rows, config), _everything(rows, config)]
+    if len(config.references) > 1:
+        found.append(_gain(rows, config))
+    return [_beside(rows, config), *found, _over_random(rows, config), _references(rows, config), _cost(rows, config)]
+
+
+def plots_of(rows: Sequence[Row], config: "FaithfulnessConfig") -> list[Figure]:
+    """Return one plot a detector: groups of bars for the variants and the random segments."""
+    drawn = []
+    for name in _detectors(rows, config):
+        own = [row for row in rows if row["detector"] == name]
+        measured = {_titled(one): proofs.cells(_of(own, one), config.tops) for one in _variants(config)}
+        measured[proofs.RANDOM] = proofs.random_cells(own, config.tops)
+        labels = list(measured)
+        start = len(config.tops)  # accuracies come first
+        groups = [
+            Series(f"top {top}", (), [proofs.bar_values(measured[label][start + place]) for label in labels])
+            for place, top in enumerate(config.tops)
+        ]
+        alt = f"Sufficiency by map on {name}; higher is better. " + " ".join(
+            f"{label}: " + ", ".join(f"{group.name} {group.y[place]:.2f}" for group in groups) + "."
+            for place, label in enumerate(labels)
+        )
+        title = f"Sufficiency, {name}"
+        drawn.append(plots.bars(f"sufficiency_{name}", title, alt, labels, groups, y_label="Sufficiency"))
+    return drawn
+
+
+def finding(rows: Sequence[Row], config: "FaithfulnessConfig") -> str:
+    """Say in one sentence what the adversarial reference adds at the smallest k, over all detectors."""
+    top = min(config.tops)
+    said = [
+        f"{_title(name)} {gain.value:+.3f}{_interval(gain)}"
+        for name in config.methods
+        if (gain := _difference([row for row in rows if row["method"] == name], f"p_after_{top}")).value is not None
+    ]
+    if not said:
+        return ""
+    return (
+        f"With an adversarial image behind the hidden parts in place of the usual fill, sufficiency@{top} changed by "
+        f"{', '.join(said)} (95 % interval, picture by picture)."
+    )
+
+
+def _beside(rows: Sequence[Row], config: "FaithfulnessConfig") -> Table:
+    """Set the accuracy that is left, over all detectors, beside the paper's."""
+    printed = published_maps.accuracy_means()
+    tops = [top for top in config.tops if top in published_maps.TOPS]
+    columns = (
+        METHOD,
+        REFERENCE,
+        *(
+            column
+            for top in tops
+            for column in (
+                Column(f"ours_{top}", f"Accuracy@{top}, ours", "accuracy_at_k"),
+                Column(f"paper_{top}", f"Accuracy@{top}, paper"),
+            )
+        ),
+    )
+    body: list[tuple[Cell, ...]] = []
+    for one in _variants(config):
+        ours = proofs.cells(_of(rows, one), tops)[: len(tops)]
+        paper = printed.get(_named(one), {})
+        pairs = ((mine, paper.get(top)) for top, mine in zip(tops, ours, strict=True))
+        body.append((*_named(one), *(cell for pair in pairs for cell in pair)))
+    note = f"The paper's is the mean of the families whose numbers are at hand. {published_maps.WHY_DIFFERS}"
+    return Table("beside", "Accuracy after the attack, ours and the paper's", columns, tuple(body), note, beside=True)
+
+
+def _families(rows: Sequence[Row], config: "FaithfulnessConfig") -> Table:
+    body = [
+        (family, *line)
+        for family in sorted({row["family"] for row in rows})
+        for line in _lines([row for row in rows if row["family"] == family], config)
+    ]
+    columns = (FAMILY, DETECTOR, METHOD, REFERENCE, *proofs.columns(config.tops))
+    return Table("families", "Faithfulness by family of fakes", columns, tuple(body), _note(config), by_family=True)
+
+
+def _everything(rows: Sequence[Row], config: "FaithfulnessConfig") -> Table:
+    columns = (DETECTOR, METHOD, REFERENCE, *proofs.columns(config.tops))
+    return Table("faithfulness", "Faithfulness over all fakes", columns, tuple(_lines(rows, config)), _note(config))
+
+
+def _lines(rows: Sequence[Row], config: "FaithfulnessConfig") -> list[tuple[Cell, ...]]:
+    body: list[tuple[Cell, ...]] = []
+    for name in _detectors(rows, config):
+        own = [row for row in rows if row["detector"] == name]
+        body += [(name, *_named(one), *proofs.cells(_of(own, one), config.tops)) for one in _variants(config)]
+        body.append((name, proofs.RANDOM, NONE, *proofs.random_cells(own, config.tops)))
+    return body
+
+
+def _note(config: "FaithfulnessConfig") -> str:
+    return (
+        f"{proofs.in_words(config)} Before any attack the accuracy is 1, because only detected fakes are measured. "
+        "LIME is attacked only in segments that speak for fake, and counts where there are enough of them."
+    )
+
+
+def _gain(rows: Sequence[Row], config: "FaithfulnessConfig") -> Table:
+    """Return the differences between the two references on the same fakes."""
+    columns = (
+        DETECTOR,
+        METHOD,
+        *(Column(f"gain_{top}", f"Sufficiency@{top}, adversarial - original") for top in config.tops),
+        Column("better", f"Fakes on which adversarial is better at {min(config.tops)}"),
+    )
+    body: list[tuple[Cell, ...]] = []
+    for name in _detectors(rows, config):
+        for one in config.methods:
+            own = [row for row in rows if row["detector"] == name and row["method"] == one]
+            gains = [_difference(own, f"p_after_{top}") for top in config.tops]
+            differences = [gain for gain in _differences(own, f"p_after_{min(config.tops)}") if gain]
+            better = proportion(sum(gain > 0 for gain in differences), len(differences))
+            body.append((name, _title(one), *gains, better))
+    note = "Picture by picture; above 0 the adversarial reference makes the better map. Ties are left out of the share."
+    return Table("gain", "What the adversarial reference adds", columns, tuple(body), note)
+
+
+def _over_random(rows: Sequence[Row], config: "FaithfulnessConfig") -> Table:
+    columns = (
+        DETECTOR,
+        METHOD,
+        REFERENCE,
+        *(Column(f"over_random_{top}", f"Sufficiency@{top}, map - random") for top in config.tops),
+    )
+    body: list[tuple[Cell, ...]] = [
+        (name, *_named(one), *(proofs.over_random(own, top) for top in config.tops))
+        for name in _detectors(rows, config)
+        for one in _variants(config)
+        for own in [_of([row for row in rows if row["detector"] == name], one)]
+    ]
+    note = "Against as many pixels in random segments of the same picture; a map whose interval holds 0 may be chance."
+    return Table("over_random", "Maps against random segments", columns, tuple(body), note)
+
+
+def _references(rows: Sequence[Row], config: "FaithfulnessConfig") -> Table:
+    columns = (
+        DETECTOR,
+        METHOD,
+        REFERENCE,
+        Column("p_before", "p_fake of the face"),
+        Column("p_reference", "p_fake of what stands behind"),
+        Column("called_real", "Reference called real"),
+        Column("change", "Its largest change", digits=1, unit="of 255"),
+        Column("iterations", "Updates of its attack", digits=1),
+        Column("empty", "Maps that show nothing"),
+    )
+    body: list[tuple[Cell, ...]] = []
+    for name in _detectors(rows, config):
+        for one in _variants(config):
+            own = _of([row for row in rows if row["detector"] == name], one)
+            shown = [row["p_reference"] for row in own if row["p_reference"] is not None]
+            body.append(
+                (
+                    name,
+                    *_named(one),
+                    mean(row["p_before"] for row in own),
+                    mean(shown),
+                    proportion(sum(p < proofs.THRESHOLD for p in shown), len(shown)),
+                    mean(255 * row["change"] for row in own if "change" in row),
+                    mean(row["iterations"] for row in own if "iterations" in row),
+                    proportion(sum(row["degenerate"] for row in own), len(own)),
+                )
+            )
+    note = "What a hidden part shows. A reference that is still called fake, or that is no face, makes a weaker map."
+    return Table("references", "What stood behind the hidden parts", columns, tuple(body), note)
+
+
+def _cost(rows: Sequence[Row], config: "FaithfulnessConfig") -> Table:
+    columns = (
+        DETECTOR,
+        METHOD,
+        REFERENCE,
+        Column("seconds", "Seconds", digits=2),
+        Column("images", "Pictures judged", digits=0),
+        Column("calls", "Calls of the detector", digits=0),
+    )
+    values: tuple[Callable[[Row], float], ...] = (
+        lambda row: row["map_seconds"] + row["attack_seconds"],
+        lambda row: row["images"] + row["attack_images"],
+        lambda row: row["calls"] + row["attack_calls"],
+    )
+    body: list[tuple[Cell, ...]] = [
+        (name, *_named(one), *(mean(value(row) for row in own) for value in values))
+        for name in _detectors(rows, config)
+        for one in _variants(config)
+        for own in [_of([row for row in rows if row["detector"] == name], one)]
+    ]
+    note = "The attack that makes the adversarial image counts with every map that needs it; the test of maps does not."
+    return Table("cost", "Time and inferences of one map", columns, tuple(body), note)
+
+
+def _differences(rows: Sequence[Row], name: str) -> list[float]:
+    """Return original - adversarial of a column for every picture and detector that has both."""
+    by_picture: dict[tuple[str, str], dict[str, float]] = {}
+    for row in rows:
+        if row[name] is not None:
+            by_picture.setdefault((row["detector"], row["sample"]), {})[row["reference"]] = row[name]
+    return [one["original"] - one["adversarial"] for one in by_picture.values() if len(one) > 1]
+
+
+def _difference(rows: Sequence[Row], name: str) -> Estimate:
+    return mean_with_interval(_differences(rows, name))
+
+
+def _interval(estimate: Estimate) -> str:
+    return "" if estimate.low is None else f" [{estimate.low:+.3f}, {estimate.high:+.3f}]"
+
+
+def _detectors(rows: Sequence[Row], config: "FaithfulnessConfig") -> list[str]:
+    return [name for name in config.detectors if any(row["detector"] == name for row in rows)]
+
+
+def _variants(config: "FaithfulnessConfig") -> list[Variant]:
+    return [(name, reference) for name in config.methods for reference in config.references]
+
+
+def _of(rows: Sequence[Row], variant: Variant) -> list[Row]:
+    return [row for row in rows if (row["method"], row["reference"]) == variant]
+
+
+def _named(variant: Variant) -> tuple[str, str]:
+    return _title(variant[0]), variant[1]
+
+
+def _titled(variant: Variant) -> str:
+    return f"{_title(variant[0])}, {variant[1]}"
+
+
+def _title(name: str) -> str:
+    return METHODS[name].title
