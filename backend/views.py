@@ -5,7 +5,7 @@ detector's own crop of the photo, to which every change of the generator's crop 
 through it, and where nothing changed it is the photo's own pixels.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -38,8 +38,14 @@ class View:
 
     def to(self, device: torch.device) -> "View":
         """Return the same on a device."""
-        moved = {field.name: getattr(self, field.name) for field in fields(self)}
-        return View(**{name: value.to(device) if isinstance(value, Tensor) else value for name, value in moved.items()})
+        return View(
+            original=self.original.to(device),
+            crop=self.crop.to(device),
+            theta=self.theta.to(device),
+            back=self.back.to(device),
+            weights=self.weights.to(device),
+            side=self.side,
+        )
 
     def of(self, crops: Tensor) -> Tensor:
         """Return what is seen of changed crops (N, 3, C', C') in [0, 1]: (N, 3, S, S) in [0, 1], differentiable."""

@@ -21,7 +21,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from backend import runtime
 from backend.counterfactual import levels
@@ -70,7 +70,9 @@ def main() -> int:
     return 0 if same else 1
 
 
-def loop(inverter: Inverter, detector: Detector, faces: Tensor, settings: SearchSettings) -> tuple[Tensor, float]:
+def loop(
+    inverter: Inverter, detector: Detector, faces: Tensor, settings: SearchSettings, tolerance: float = SAME_FACES
+) -> tuple[Tensor, float]:
     """Search as one writes it first; return the final p_fake (N,) and the seconds the steps took."""
     opened = levels.mask(settings.levels, inverter.rows)[None, :, None]
     start = inverter.invert(faces)
@@ -78,7 +80,7 @@ def loop(inverter: Inverter, detector: Detector, faces: Tensor, settings: Search
     with torch.no_grad():
         drawn_start = _draw(inverter, start)
         difference = float((drawn_start - inverter.synthesize(start, clamp=False)).abs().max())
-    if difference > SAME_FACES:
+    if difference > tolerance:
         raise RuntimeError(f"the two generators draw different faces, by up to {difference:.1e}")
 
     def picture(codes: Tensor) -> Tensor:
@@ -98,7 +100,7 @@ def loop(inverter: Inverter, detector: Detector, faces: Tensor, settings: Search
         (gradient,) = torch.autograd.grad(loss, codes)
         codes = codes.detach() - epsilon * gradient.sign() * opened
         scores.append(score(codes))
-    return scores[-1], time.perf_counter() - started
+    return scores[-1].cpu(), time.perf_counter() - started
 
 
 def _draw(inverter: Inverter, codes: Tensor) -> Tensor:
@@ -125,7 +127,11 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
     runtime.keep_freed_memory()
     inverter = inversion.load()
     faces = _faces(inverter, options.faces)
-    detector = _untrained(faces) if options.detector == UNTRAINED else registry.load(options.detector)
+    detector = (
+        untrained(faces, registry.build_embedded("xception", {}).eval())
+        if options.detector == UNTRAINED
+        else registry.load(options.detector)
+    )
     stopping = options.side == "stopping"
     level = levels.parse(options.level)
     settings = SearchSettings(level, epsilon=options.epsilon, steps=options.steps, early_stop=stopping)
@@ -154,14 +160,14 @@ def _faces(inverter: Inverter, count: int) -> Tensor:
 
 
 @torch.no_grad()
-def _untrained(faces: Tensor) -> Detector:
+def untrained(faces: Tensor, network: nn.Module, input_size: int = registry.EMBEDDED_SIZE) -> Detector:
     """Return an untrained Xception, shifted and scaled so that it calls all the faces fake."""
     card = Card(
         name=UNTRAINED,
         title="Untrained Xception",
         paper="",
         weights="",
-        input_size=registry.EMBEDDED_SIZE,
+        input_size=input_size,
         mean=(0.5, 0.5, 0.5),
         std=(0.5, 0.5, 0.5),
         outputs="two logits, real then fake",
@@ -171,8 +177,7 @@ def _untrained(faces: Tensor) -> Detector:
         errors=(),
         known_failures="knows nothing",
     )
-    network = registry.build_embedded("xception", {}).eval()
-    raw = Detector(network, card).logit_fake(faces)
+    raw = Detector(network, card).to(faces.device).logit_fake(faces)
     spread = float(raw.std()) if len(raw) > 1 else float(raw.abs().max()) / 10
     return Detector(network, card, temperature=spread, threshold=float(raw.min()) - spread).eval()
 

@@ -60,7 +60,11 @@ def load(name: str) -> Inverter:
 
 
 def _load(name: str) -> Inverter:
-    tensors = load_entry(name)
+    return from_tensors(load_entry(name), name)
+
+
+def from_tensors(tensors: Mapping[str, Tensor], name: str) -> Inverter:
+    """Build an inverter from what `from_e4e` returned."""
     with torch.device("meta"):  # the networks take the file's tensors as they are: nothing is drawn or held twice
         generator, encoder = StyleGAN2(FFHQ_SIZE), E4EEncoder(FFHQ_SIZE)
     for network, prefix in ((generator, DECODER), (encoder, ENCODER)):

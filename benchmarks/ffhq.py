@@ -1,0 +1,249 @@
+"""The search with FFHQ-1024: drawn no larger than the detector reads, drawn in full, and a straightforward loop.
+
+Generator and encoder are the fetched ones; where they are absent, networks of the same size are filled with arbitrary
+weights, since time and memory do not depend on their values. Everything is built as the app builds it. The
+straightforward loop is that of `counterfactual.py`: full synthesis in float32 by a plainly written generator, and two
+more scoring passes a step. Every side runs in a process of its own, so that its peak memory is its own.
+
+    python benchmarks/ffhq.py [--steps 100] [--device cuda] [--batch 1 8] [--dtype auto] [--level S,M] [--detector NAME]
+
+On a CPU, one face and one step are the default; they take about two minutes on two cores.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+ENTRY = "ffhq_1024"
+READ = 256  # pixels that the untrained detector reads
+SIDES = ("truncated", "full", "loop")
+TITLES = {
+    "truncated": "drawn as large as needed",
+    "full": "drawn in full, float32",
+    "loop": "straightforward loop",
+}
+
+
+def main() -> int:
+    """Run every side in a process of its own and print the comparison."""
+    options = _options()
+    if options.side:
+        print(json.dumps(_run(options)))
+        return 0
+    for batch in options.batch:
+        found = {side: _child(options, side, batch) for side in SIDES if side not in options.skip}
+        one = found["truncated"]
+        print(f"\n{one['device']}, batch {batch}, {one['weights']}, levels {options.level}, detector {one['detector']}")
+        for side, run in found.items():
+            print(
+                f"  {TITLES[side]:26s} {run['step']:8.3f} s a step ({run['core_step']:.2f} of a core), "
+                f"{run['seconds']:8.2f} s for {run['steps']} steps ({run['core_seconds']:.1f}), "
+                f"peak {run['peak']:6.0f} MB, {run['drawn']} px, {run['dtype']}"
+            )
+        for side in (side for side in SIDES[1:] if side in found):
+            by = "" if one["gpu"] else "core_"  # other programs take the processor's time, and not a core's
+            a_step, in_all = (found[side][by + name] / one[by + name] for name in ("step", "seconds"))
+            print(f"  {TITLES[side]}: {a_step:.1f} times the time of a step, {in_all:.1f} times in all")
+        for line in one["difference"]:
+            print(f"  {line}")
+    return 0
+
+
+def _run(options: argparse.Namespace) -> dict[str, Any]:
+    """Run one side in this process."""
+    import torch
+
+    from backend import runtime
+    from backend.counterfactual import levels
+    from backend.counterfactual.search import SearchSettings
+
+    torch.manual_seed(0)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    runtime.keep_freed_memory()
+    inverter, weights = _inverter()
+    detector, faces = _detector_and_faces(inverter, options.detector, options.batch[0])
+    settings = SearchSettings(
+        levels.parse(options.level),
+        steps=options.steps,
+        early_stop=False,
+        truncate=options.side == "truncated",
+        precision=options.dtype if options.side == "truncated" else "float32",
+    )
+    with runtime.frozen(*inverter.modules(), detector):
+        run = _loop if options.side == "loop" else _search
+        if options.warm:  # one step beforehand pays what only a first step pays
+            run(inverter, detector, faces, SearchSettings(settings.levels, steps=1, early_stop=False))
+        if runtime.device().type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        result = run(inverter, detector, faces, settings)
+        result["peak"] = _peak(runtime.device())
+        compared = options.side == "truncated" and result["dtype"] != "float32"
+        result["difference"] = _difference(inverter, detector, faces, settings) if compared else []
+    return result | {
+        "weights": weights,
+        "detector": detector.card.name,
+        "gpu": runtime.device().type == "cuda",
+        "device": torch.cuda.get_device_name() if runtime.device().type == "cuda" else str(runtime.device()),
+    }
+
+
+def _search(inverter: Any, detector: Any, faces: Any, settings: Any) -> dict[str, Any]:
+    """Search as the app does; the first step is the inversion, and the last waits for the picture at full size."""
+    from backend.counterfactual.search import search
+    from backend.progress import finish
+
+    times: list[float] = []
+    cores: list[float] = []
+
+    def note(_: Any = None) -> None:
+        times.append(time.perf_counter())
+        cores.append(time.process_time())
+
+    found = finish(search(inverter, detector, faces, settings), note)
+    note()
+    # What follows the last update only looks: a forward pass, and the picture at full size.
+    step, cores_step = (
+        median(after - before for before, after in pairwise(clocked[: settings.steps + 1]))
+        for clocked in (times, cores)
+    )
+    return {
+        "step": step,
+        "core_step": core_step,
+        "seconds": times[-1] - times[0],
+        "core_seconds": cores[-1] - cores[0],
+        "steps": settings.steps,
+        "drawn": found.resolution,
+        "dtype": found.precision,
+    }
+
+
+def _loop(inverter: Any, detector: Any, faces: Any, settings: Any) -> dict[str, Any]:
+    """Search as one writes it first."""
+    from benchmarks.counterfactual import loop
+
+    before = time.process_time()
+    _, seconds = loop(inverter, detector, faces, settings, tolerance=0.02)
+    cores = time.process_time() - before
+    return {
+        "step": seconds / settings.steps,
+        "core_step": cores / settings.steps,
+        "seconds": seconds,
+        "core_seconds": cores,
+        "steps": settings.steps,
+        "drawn": inverter.size,
+        "dtype": "float32",
+    }
+
+
+def _difference(inverter: Any, detector: Any, faces: Any, settings: Any) -> list[str]:
+    """Say how far the halves are from float32, in a draft before the first step and in its gradient."""
+    import torch
+
+    from backend.counterfactual import levels
+    from backend.counterfactual.rendering import Effort, Renderer, draft_effort
+
+    opened = levels.mask(settings.levels, inverter.rows).nonzero().flatten().tolist()
+    low = draft_effort(inverter, detector.card.input_size, opened, truncate=True, precision=settings.precision)
+    start = inverter.invert(faces)
+    drafts = []
+    for effort in (low, Effort(low.resolution, torch.float32)):
+        renderer = Renderer(inverter, detector, faces, start, opened, "reconstruction", None, effort)
+        rows = [row.clone().requires_grad_() for row in start.unbind(1)]
+        with torch.no_grad():
+            drawn = inverter.synthesize_from(renderer.draft.partial, rows, resolution=effort.resolution, clamp=False)
+        _, logit = renderer.sketch(rows, torch.arange(len(faces), device=faces.device))
+        gradient = torch.stack(torch.autograd.grad(logit.sum(), [rows[row] for row in opened]))
+        drafts.append((drawn, logit.detach(), gradient))
+    (picture, logit, gradient), (exact_picture, exact_logit, exact_gradient) = drafts
+    spread = float(exact_picture.std())
+    agree = float((gradient.sign() == exact_gradient.sign()).float().mean())
+    text = f"{low.precision} against float32: drawings differ by {float((picture - exact_picture).abs().mean()):.1e} "
+    text += f"(mean; spread {spread:.2f}), log-odds by {float((logit - exact_logit).abs().max()):.1e} at most, "
+    return [f"{text}and {agree:.1%} of the steps' signs agree"]
+
+
+def _inverter() -> tuple[Any, str]:
+    """Return FFHQ-1024 as the app loads it, or the same networks with arbitrary weights, and which it is."""
+    from backend import weights
+    from backend.generators import official
+    from benchmarks import filled
+
+    if weights.entry(ENTRY).path.is_file():
+        return official.load(ENTRY), "published weights"
+    tensors = official.from_e4e(filled.e4e(official.FFHQ_SIZE))
+    return official.from_tensors(tensors, ENTRY), "filled weights"
+
+
+def _detector_and_faces(inverter: Any, name: str, count: int) -> tuple[Any, Any]:
+    """Return the detector, and faces (N, 3, S, S) rounded to 8 bits that it calls fake."""
+    import torch
+
+    from backend import runtime
+    from backend.detectors import registry
+    from benchmarks.counterfactual import UNTRAINED, untrained
+
+    z = torch.randn(count, inverter.generator.style_dim, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        codes = inverter.generator.mapping(z.to(runtime.device()))[:, None].expand(-1, inverter.rows, -1)
+        drawn = torch.cat([inverter.synthesize(code) for code in codes.split(1)])
+        faces = (drawn * 255).round() / 255
+        if name != UNTRAINED:
+            return registry.load(name), faces
+        network = registry.build("xception").to(runtime.device()).eval()
+        return untrained(faces, network, READ).to(runtime.device()), faces
+
+
+def _peak(device: Any) -> float:
+    """Return the peak memory in MB: of the GPU, or of this process."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _child(options: argparse.Namespace, side: str, batch: int) -> dict[str, Any]:
+    command = [sys.executable, __file__, "--side", side, "--batch", str(batch), "--steps", str(options.steps)]
+    command += ["--level", options.level, "--detector", options.detector, "--dtype", options.dtype]
+    command += ["--warm"] if options.warm else []
+    command += ["--threads", str(options.threads)] if options.threads else []
+    environment = os.environ | ({"DEVICE": options.device} if options.device else {})
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _options() -> argparse.Namespace:
+    from backend import runtime
+
+    parser = argparse.ArgumentParser(description="The search with FFHQ-1024, timed.")
+    parser.add_argument("--device", help="auto, cpu, cuda or cuda:N (default: auto)")
+    parser.add_argument("--steps", type=int, help="(default: 100 on a GPU, 1 on a CPU)")
+    parser.add_argument("--batch", type=int, nargs="+", help="(default: 1 and 8 on a GPU, 1 on a CPU)")
+    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto")
+    parser.add_argument("--level", default="S,M")
+    parser.add_argument("--detector", default="untrained", help="of the registry (default: an untrained Xception)")
+    parser.add_argument("--skip", nargs="*", default=[], choices=SIDES[1:], help="sides to leave out")
+    parser.add_argument("--threads", type=int, help="of the CPU (default: as the environment says)")
+    parser.add_argument("--warm", action=argparse.BooleanOptionalAction, help="(default: on a GPU)")
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    gpu = (options.device or runtime.device().type).startswith("cuda")
+    options.steps = options.steps or (100 if gpu else 1)
+    options.batch = options.batch or ([1, 8] if gpu else [1])
+    options.warm = gpu if options.warm is None else options.warm
+    return options
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
