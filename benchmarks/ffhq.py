@@ -113,7 +113,7 @@ def _search(inverter: Any, detector: Any, faces: Any, settings: Any) -> dict[str
     found = finish(search(inverter, detector, faces, settings), note)
     note()
     # What follows the last update only looks: a forward pass, and the picture at full size.
-    step, cores_step = (
+    step, core_step = (
         median(after - before for before, after in pairwise(clocked[: settings.steps + 1]))
         for clocked in (times, cores)
     )
