@@ -53,7 +53,7 @@ class Commit:
 class HubServer:
     """The server; `files` by (repo, path), `asked` the requests (method, path, headers) in their order."""
 
-    def __init__(self) -> None:
+    def __init__(self, port: int = 0) -> None:
         self.files: dict[tuple[str, str], Hosted] = {}
         self.stored: dict[str, bytes] = {}
         self.commits: list[Commit] = []
@@ -66,7 +66,7 @@ class HubServer:
         class Handler(_Handler):
             server_of = hub
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
         # The same server under another name stands for the storage, which must never see a login.

@@ -1,19 +1,13 @@
 """Start the app once and drive it with an installed browser."""
 
-import os
 import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from backend.settings import ROOT, SETTINGS
+from backend.settings import SETTINGS
+from tests import running
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
@@ -35,7 +29,6 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-START_SECONDS = 240
 PATIENCE = 60_000  # milliseconds; a busy machine may need them
 
 
@@ -53,32 +46,8 @@ def address() -> Iterator[str]:
     """Return the address of the running app."""
     if not (SETTINGS.weights_dir / "registry.toml").exists():
         pytest.skip("the models are not in weights/")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = {**os.environ, "GRADIO_SERVER_PORT": str(port), "GRADIO_SERVER_NAME": "127.0.0.1", "DEVICE": "cpu"}
-    app = subprocess.Popen([sys.executable, "app.py"], cwd=ROOT, env=environment)
-    try:
-        wait_for(f"http://127.0.0.1:{port}", app)
-        yield f"http://127.0.0.1:{port}"
-        assert app.poll() is None, f"the app stopped by itself with exit code {app.returncode}"
-    finally:
-        app.terminate()
-        app.wait(timeout=30)
-
-
-def wait_for(url: str, app: subprocess.Popen) -> None:
-    """Wait until the app answers."""
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
-        assert app.poll() is None, "the app stopped before it answered"
-        try:
-            urllib.request.urlopen(url, timeout=2).close()
-        except (urllib.error.URLError, TimeoutError, ConnectionError):
-            time.sleep(0.1)
-        else:
-            return
-    pytest.fail("the app did not answer")
+    with running.app() as url:
+        yield url
 
 
 @pytest.fixture(scope="session")
