@@ -107,6 +107,7 @@ def test_one_command_makes_all_results(toys, tmp_path, capsys):
         assert "data:image/svg+xml;base64," in article(evaluation, typed)
         rows = gzip.decompress((tmp_path / "results" / name / PACKED_ROWS).read_bytes()).decode()
         assert len(rows.splitlines()) == 11
+        assert rows.splitlines()[1].startswith("fake/drawn/2.png,fake,drawn,1,210,")
     before = {path: path.read_bytes() for path in (tmp_path / "results").rglob("*.gz") if PACKED_PLOT in path.name}
     assert command(capsys, "--data", tmp_path / "data", "--out", tmp_path / "results")[0] == 0  # made anew
     assert {path: path.read_bytes() for path in before} == before

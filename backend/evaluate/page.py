@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from backend.evaluate import tables
 from backend.evaluate.metrics import registry
+from backend.evaluate.metrics.metric import Estimate
 from backend.evaluate.plots import Figure
 from backend.evaluate.tables import Table
 
 if TYPE_CHECKING:
     from backend.evaluate.runs import Evaluation
 
+LONG = 24  # lines of a table that is folded where few readers need it
 LISTED = 50  # skipped pictures that are named; the JSON names all
 DIRECTIONS = {"higher": "higher is better", "lower": "lower is better", "neither": "depends on the row"}
 STYLE = """
@@ -26,6 +28,7 @@ caption { text-align: left; font-weight: 600; padding: .3rem 0; }
 th, td { border-bottom: 1px solid #ccc; padding: .25rem .6rem; text-align: right; white-space: nowrap; }
 th.text, td.text { text-align: left; } td.text { white-space: normal; min-width: 6rem; }
 thead th { white-space: normal; border-bottom: 2px solid #1a1a1a; vertical-align: bottom; }
+td small { display: block; color: #444; }
 .note { font-size: .85rem; max-width: 60rem; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 1rem; }
 figure { margin: 0; } figure img { max-width: 100%; height: auto; } figcaption { font-size: .9rem; }
@@ -78,10 +81,13 @@ def article(evaluation: "Evaluation", command: str, comparison: Sequence[Table] 
         *map(_table, beside),
         "<h2>By family of fakes</h2>" if first else "",
         *map(_table, first),
-        "<h2>All results</h2>",
-        *map(_table, other),
         "<h2>Plots</h2>" if evaluation.plots else "",
         f'<div class="plots">{"".join(map(_figure, evaluation.plots))}</div>' if evaluation.plots else "",
+        "<h2>All results</h2>",
+        *(
+            _section(one.title, _table(one), folded=True) if folded and len(one.rows) > LONG else _table(one)
+            for one in other
+        ),
         "<h2>What differs from the other run</h2>" if comparison else "",
         *map(_table, comparison),
         _section("As the papers print it", "".join(map(_table, published.values())), folded=folded),
@@ -111,7 +117,7 @@ def _table(table: Table) -> str:
     for row in table.rows:
         cells = []
         for number, (kind, column, cell) in enumerate(zip(kinds, table.columns, row, strict=True)):
-            shown = escape(tables.shown(cell, column.digits))
+            shown = _cell(cell, column.digits)
             cells.append(f'<th scope="row"{kind}>{shown}</th>' if number == 0 else f"<td{kind}>{shown}</td>")
         body.append(f"<tr>{''.join(cells)}</tr>")
     if not body:
@@ -121,6 +127,14 @@ def _table(table: Table) -> str:
         f'<div class="scroll"><table id="{escape(table.name)}"><caption>{escape(table.title)}</caption>'
         f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>{note}"
     )
+
+
+def _cell(cell: tables.Cell, digits: int) -> str:
+    """Return a cell, the spread of an estimate in smaller letters so that columns stay narrow."""
+    value, space, spread = tables.shown(cell, digits).partition(" ")
+    if not isinstance(cell, Estimate) or cell.value is None:
+        return escape(value + space + spread)
+    return f"{escape(value)} <small>{escape(spread)}</small>"
 
 
 def _figure(plot: Figure) -> str:

@@ -4,8 +4,11 @@
 them when somebody looks. `python -m backend evaluate all --data DIR --out results` makes them all.
 """
 
+import csv
 import gzip
+import io
 import json
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     from backend.evaluate.runs import Evaluation  # its packages would keep the app's page waiting
 
 FOLDER = SETTINGS.weights_dir.parent / "results"
+NUMBER = re.compile(r"-?\d+\.\d+(e[+-]?\d+)?")
 COMMAND = "python -m backend evaluate all --preset quick --data DIR --out results"
 
 
@@ -38,7 +42,7 @@ def keep(run: Path, out: Path) -> Path:
     for plot in said["plots"]:
         drawn = (run / PLOTS / f"{plot['name']}.svg").read_bytes()
         (unfinished / PLOTS / f"{plot['name']}{PACKED_PLOT}").write_bytes(_packed(drawn))
-    (unfinished / PACKED_ROWS).write_bytes(_packed((run / ROWS).read_bytes()))
+    (unfinished / PACKED_ROWS).write_bytes(_packed(_shortened(run / ROWS)))
     shutil.rmtree(out, ignore_errors=True)
     unfinished.rename(out)
     return out
@@ -76,6 +80,15 @@ def other_weights(evaluation: "Evaluation") -> list[str]:
     known = weights.entries() if now else {}
     own = [name for name in used if name not in known or known[name].profile == "embedded"]
     return [name for name in own if used[name] != now.get(name)]
+
+
+def _shortened(path: Path) -> bytes:
+    """Return a CSV with 6 significant digits, which is what 32-bit numbers hold."""
+    buffer = io.StringIO()
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = [[f"{float(cell):.6g}" if NUMBER.fullmatch(cell) else cell for cell in row] for row in csv.reader(file)]
+    csv.writer(buffer, lineterminator="\n").writerows(rows)
+    return buffer.getvalue().encode()
 
 
 def _packed(content: bytes) -> bytes:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 DRAWN = 600  # pictures of a group in a map of features
 LIMIT = 12.0  # dB at which the colours of a difference end
+ACROSS, HEADING = 4, 7  # maps in a row; pixels above a map for its name
 
 
 def plots_of(rows: Sequence[Row], config: "TraceRemovalConfig", reference: References | None) -> list[Figure]:
@@ -120,16 +121,18 @@ def _spectra(measured: Sequence[Row], reference: References | None) -> Figure | 
         return None
     maps = {name: mean_array(own, "spectrum") - real for name, own in found.items()}
     side = len(real)
-    gap = np.full((side, 2), np.nan)
-    strip = np.hstack([part for one in maps.values() for part in (one, gap)][:-1])
+    height, width = side + HEADING, side + 2
+    sheet = np.full((-(-len(maps) // ACROSS) * height, ACROSS * width), np.nan)
+    corners = [(number // ACROSS * height + HEADING, number % ACROSS * width) for number in range(len(maps))]
+    for (top, left), one in zip(corners, maps.values(), strict=True):
+        sheet[top : top + side, left : left + side] = one
 
     def draw(axes: Any) -> None:
-        shade = axes.imshow(strip, cmap="PuOr", vmin=-LIMIT, vmax=LIMIT, interpolation="nearest")
-        places = [number * (side + 2) + (side - 1) / 2 for number in range(len(maps))]
-        axes.set_xticks(places, list(maps), rotation=30, ha="right")
-        axes.set_yticks([])
-        axes.grid(visible=False)
-        axes.figure.colorbar(shade, ax=axes, label="dB against real photographs", orientation="horizontal", shrink=0.5)
+        shade = axes.imshow(sheet, cmap="PuOr", vmin=-LIMIT, vmax=LIMIT, interpolation="nearest")
+        for (top, left), name in zip(corners, maps, strict=True):
+            axes.text(left, top - 1.5, name)
+        axes.axis("off")
+        axes.figure.colorbar(shade, ax=axes, label="dB against real photographs", shrink=0.8)
 
     said = ", ".join(f"{name} {np.abs(one).mean():.1f}" for name, one in maps.items())
     alt = f"Mean spectrum minus that of real photographs, low frequencies in the middle. Mean difference in dB: {said}."
