@@ -180,6 +180,8 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument("--composite", choices=("transfer", "reconstruction"), default="transfer")
     search.add_argument("--face", type=int, metavar="N", help="which face, 1 is the largest")
     search.add_argument("--refine", type=int, default=0, metavar="N", help="steps for a closer reconstruction first")
+    search.add_argument("--tune", type=int, default=0, metavar="N", help="steps that tune a copy of the generator")
+    search.add_argument("--generator", metavar="NAME", help="one from the Hub, for example ffhq_1024 (default: ours)")
     search.add_argument("--unmarked", action="store_true", help="leave out the visible mark, for research")
 
     _add_explain(commands)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from backend import alignment, faces, images
+from backend import alignment, faces, images, perceptual
 from backend.evaluate.metrics import classification as c
 from backend.evaluate.metrics import distributions, faithfulness, identity, likeness, naturalness, registry, success
 from backend.evaluate.metrics.metric import mean, proportion
@@ -140,14 +140,14 @@ def test_lpips_says_why_it_is_not_measured(monkeypatch, tmp_path):
     with pytest.raises(RuntimeError, match="not measured"):
         likeness.lpips(UNIFORM, UNIFORM)
     (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / likeness.ALEXNET).write_bytes(b"not the weights")
+    (tmp_path / "checkpoints" / perceptual.ALEXNET).write_bytes(b"not the weights")
     assert "damaged" in likeness.lpips_missing()
     assert "lpips" in registry.missing()
 
 
 def test_lpips_is_the_package_s(monkeypatch):
     torch.manual_seed(0)
-    network = likeness.build_lpips(random=True)
+    network = perceptual.build_lpips(random=True)
     monkeypatch.setattr(likeness, "lpips_missing", lambda: None)
     monkeypatch.setattr(likeness, "loaded", lambda *_: network)
     one, two = torch.rand(2, 3, 64, 64), torch.rand(2, 3, 64, 64)

@@ -11,6 +11,7 @@ from backend.counterfactual import bundle, film, film_command, levels
 from backend.counterfactual.search import SearchSettings
 from backend.counterfactual.story import Story, explain_photo
 from backend.errors import UserError
+from backend.generators import choice
 from backend.progress import Step, finish
 
 
@@ -28,10 +29,15 @@ def run(options: argparse.Namespace, on_step: Callable[[Step], None]) -> dict[st
         steps=usual if options.steps is None else options.steps,
         composite=options.composite,
         refine=options.refine,
+        tune=options.tune,
     )
     if options.video is not None:
+        if options.tune or options.generator:
+            raise UserError("--tune and --generator belong to a picture.", "Leave them out for a video.")
         return film_command.run(options, settings, on_step)
-    story = finish(explain_photo(images.read(options.image), options.detector, settings, options.face), on_step)
+    photo = images.read(options.image)
+    inverter = choice.load(options.generator) if options.generator else None
+    story = finish(explain_photo(photo, options.detector, settings, options.face, inverter=inverter), on_step)
     answer = story.record() | {"image": options.image.name, "marked": not options.unmarked}
     try:
         options.out.mkdir(parents=True, exist_ok=True)

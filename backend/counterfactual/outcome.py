@@ -11,6 +11,7 @@ from backend.counterfactual.levels import WORDS
 if TYPE_CHECKING:
     from backend.counterfactual.search_settings import SearchSettings
     from backend.generators.refinement import Refined
+    from backend.generators.tuning import Tuned
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +44,7 @@ class Search:
             float32, (N,).
         settings: Settings of the search.
         refined: How the reconstruction was refined, or None.
+        tuned: How a copy of the generator was tuned, or None.
         generator: Name of the generator.
         detector: Name of the detector.
         torch: Version of PyTorch.
@@ -71,6 +73,7 @@ class Search:
     fell_back: Tensor
     settings: "SearchSettings"
     refined: "Refined | None"
+    tuned: "Tuned | None"
     generator: str
     detector: str
     torch: str

@@ -20,6 +20,7 @@ from backend.counterfactual.search_settings import SearchSettings
 from backend.detectors.card import Detector
 from backend.generators.inversion import Inverter
 from backend.generators.refinement import Refined, RefineSettings, refine
+from backend.generators.tuning import Tuned, TuneSettings, tune
 from backend.progress import Job, Step, counted
 from backend.runtime import MODEL_LOCK, frozen
 from backend.views import View
@@ -49,8 +50,9 @@ def search(
             of the same face. None begins at the codes.
 
     Yields:
-        One step for every update of the reconstruction where it is refined, one for the inversion and one for every
-        update of the search; the preview is the first face's picture of now.
+        One step for every update of the reconstruction where it is refined, of the generator where a copy of it is
+        tuned, one for the inversion and one for every update of the search; the preview is the first face's picture
+        of now.
 
     Returns:
         The result; on pictures rounded to 8 bits throughout.
@@ -58,7 +60,7 @@ def search(
     settings = settings or SearchSettings()
     settings.check()
     started = time.perf_counter()
-    total, done = settings.total, settings.refine
+    total, done = settings.total, settings.refine + settings.tune
     with frozen(*inverter.modules(), detector):
         with MODEL_LOCK:
             faces = as_saved(faces.detach().to(inverter.latent_average.device))
@@ -66,8 +68,13 @@ def search(
         refined = None
         if settings.refine:
             refined = yield from counted(refine(inverter, faces, codes, RefineSettings(settings.refine)), total)
+            codes = refined.codes
+        tuned = None
+        if settings.tune:
+            job = tune(inverter, faces, codes, TuneSettings(settings.tune, seed=settings.seed))
+            tuned = yield from counted(job, total, settings.refine)
         with MODEL_LOCK:
-            state = _State(inverter, detector, faces, settings, codes, refined, view)
+            state = _State(inverter, detector, faces, settings, codes, view, refined, tuned)
             if offset is not None:
                 state.codes += offset.to(codes.device)
         yield Step(done, total, "The face was inverted.", state.inversion[:1].cpu(), state.values())
@@ -92,12 +99,14 @@ class _State:
         faces: Tensor,
         settings: SearchSettings,
         codes: Tensor,
-        refined: Refined | None,
         view: View | None,
+        refined: Refined | None,
+        tuned: Tuned | None,
     ) -> None:
+        inverter = inverter if tuned is None else tuned.inverter
         self.inverter, self.detector, self.settings = inverter, detector, settings
-        self.faces, self.refined = faces, refined
-        self.start = codes if refined is None else refined.codes
+        self.faces, self.refined, self.tuned = faces, refined, tuned
+        self.start = codes
         self.epsilon = inverter.epsilon if settings.epsilon is None else settings.epsilon
         self.opened = levels.mask(settings.levels, inverter.rows).nonzero().flatten().tolist()
         effort = draft_effort(
@@ -271,6 +280,7 @@ class _State:
             fell_back=(~self.drafting & self.renderer.drafts).cpu(),
             settings=self.settings,
             refined=self.refined,
+            tuned=self.tuned,
             generator=self.inverter.name,
             detector=self.detector.card.name,
             torch=torch.__version__,

@@ -27,6 +27,8 @@ class SearchSettings:
         loss: `mse` as in the paper; `log_odds` follows the slope before the sigmoid for every face.
         early_stop: Stop a face at its first success. Without it all steps are made and the last picture is kept.
         refine: Steps that bring the reconstruction closer to the face before the search begins; 0 makes none.
+        tune: Steps that tune a copy of the generator to the face before the search begins, after a refinement; 0 makes
+            none.
         truncate: Draw no larger than the detector reads while searching, where the open rows allow it.
         precision: Type of the generator's and the detector's layers while searching; `auto` is float32, and on CUDA
             bfloat16 or float16 for drawings of 256 pixels and more.
@@ -41,6 +43,7 @@ class SearchSettings:
     loss: Literal["mse", "log_odds"] = "mse"
     early_stop: bool = True
     refine: int = 0
+    tune: int = 0
     truncate: bool = True
     precision: Precision = "auto"
 
@@ -68,8 +71,10 @@ class SearchSettings:
             raise UserError(
                 f"A reconstruction cannot be refined in {self.refine} steps.", f"Use 0 to {MOST_STEPS} steps."
             )
+        if not 0 <= self.tune <= MOST_STEPS:
+            raise UserError(f"A generator cannot be tuned in {self.tune} steps.", f"Use 0 to {MOST_STEPS} steps.")
 
     @property
     def total(self) -> int:
-        """Number of steps at most, with the inversion and its refinement."""
-        return self.refine + self.steps + 1
+        """Number of steps at most, with the inversion, its refinement and the tuning."""
+        return self.refine + self.tune + self.steps + 1

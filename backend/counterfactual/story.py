@@ -17,6 +17,8 @@ from backend.detectors.card import Card, Detector
 from backend.errors import UserError
 from backend.generators import inversion
 from backend.generators.inversion import Inverter
+from backend.generators.refinement import Refined
+from backend.generators.tuning import Tuned
 from backend.progress import Job, Step, counted
 from backend.runtime import MODEL_LOCK, device
 from backend.views import Source, View
@@ -101,6 +103,8 @@ class Story:
             parts.append(self.problem)
         if self.search.refined is not None:
             parts.append(self.search.refined.summary)
+        if self.search.tuned is not None:
+            parts.append(self.search.tuned.summary)
         parts.append(self.search.summary)
         if not self.already_real:
             parts.append(regions.in_words(self.regions))
@@ -129,7 +133,8 @@ class Story:
                 "precision": found.precision,
                 "fell_back": bool(found.fell_back[0]),
             },
-            "refined": _refined(found),
+            "refined": _gained(found.refined),
+            "tuned": _gained(found.tuned),
             "trajectory": [round(value, 6) for value in found.trajectory[:, 0].tolist()],
             "retest": {name: {"original": a, "counterfactual": b} for name, (a, b) in self.retest.items()},
             "p_pasted": self.p_pasted,
@@ -229,21 +234,21 @@ def explain_photo(
         retest={name: (float(before[0]), float(after[0])) for name, (before, after) in scores.items()},
         pasted=pasted,
         p_pasted=_judge_again(pasted, face, detector, inverter),
-        hashes=made_with.hashes([inverter.name, "encoder", detector_name, *scores]),
+        hashes=made_with.hashes([*inverter.entries, detector_name, *scores]),
         versions=made_with.versions(),
         seconds=time.perf_counter() - started,
     )
 
 
-def _refined(found: Search) -> dict[str, float] | None:
-    refined = found.refined
-    if refined is None:
+def _gained(done: Refined | Tuned | None) -> dict[str, float | str] | None:
+    if done is None:
         return None
-    return {
-        "psnr_before": float(refined.psnr_before[0]),
-        "psnr_after": float(refined.psnr_after[0]),
-        "seconds": refined.seconds,
+    gained: dict[str, float | str] = {
+        "psnr_before": float(done.psnr_before[0]),
+        "psnr_after": float(done.psnr_after[0]),
+        "seconds": done.seconds,
     }
+    return gained if isinstance(done, Refined) else gained | {"perceptual": done.perceptual}
 
 
 def _detector(name: str) -> Detector:

@@ -52,6 +52,11 @@ class Inverter:
         return self.generator.size
 
     @property
+    def entries(self) -> tuple[str, ...]:
+        """Return the registry's entries that it was made from; those of the Hub hold both networks."""
+        return (self.name, "encoder") if self.template == "embedded" else (self.name,)
+
+    @property
     def rows(self) -> int:
         """Number of rows of a code (12 at 128 pixels, 18 at 1024)."""
         return self.generator.rows

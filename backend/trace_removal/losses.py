@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from backend.perceptual import ssim
 from backend.trace_removal import spectra
 
 Adversarial = Literal["log", "lsgan"]
@@ -19,8 +20,6 @@ Similarity = Literal["perceptual", "ssim"]
 Profile = Literal["paper", "log", "code"]
 Discriminate = Callable[[Tensor], Tensor]
 SSIM_WEIGHT = 10.0  # of the released code's similarity
-SSIM_SIDE, SSIM_SIGMA = 11, 1.5  # window (Wang et al. 2004)
-SSIM_CONSTANTS = (0.01**2, 0.03**2)  # for the range [0, 1]
 
 
 @dataclass(frozen=True)
@@ -88,26 +87,6 @@ def perceptual_similarity(network: Callable[[Tensor, Tensor], Tensor], fake: Ten
 def ssim_similarity(fake: Tensor, made: Tensor) -> Tensor:
     """Return the released code's similarity, 10 (1 - SSIM), of pictures blurred by 3 x 3 Gaussians."""
     return SSIM_WEIGHT * (1 - ssim(spectra.blur(fake), spectra.blur(made)).mean())
-
-
-def ssim(one: Tensor, other: Tensor) -> Tensor:
-    """Return the structural similarity (N,) of pictures in [0, 1], Gaussian windows, edges left out."""
-    line = torch.exp(-(torch.arange(SSIM_SIDE) - SSIM_SIDE // 2).square() / (2 * SSIM_SIGMA**2)).to(one)
-    line = line / line.sum()
-    channels = one.shape[1]
-
-    def local(values: Tensor) -> Tensor:
-        values = F.conv2d(values, line.view(1, 1, 1, -1).expand(channels, 1, 1, -1), groups=channels)
-        return F.conv2d(values, line.view(1, 1, -1, 1).expand(channels, 1, -1, 1), groups=channels)
-
-    # One pass over all five moments costs less than five.
-    stacked = torch.cat([one, other, one * one, other * other, one * other])
-    mean_a, mean_b, square_a, square_b, product = local(stacked).chunk(5)
-    c1, c2 = SSIM_CONSTANTS
-    variances = square_a - mean_a**2 + square_b - mean_b**2
-    covariance = product - mean_a * mean_b
-    luminance = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
-    return (luminance * (2 * covariance + c2) / (variances + c2)).flatten(1).mean(1)
 
 
 def profile_loss(kind: Profile, real: Tensor, made: Tensor) -> Tensor:

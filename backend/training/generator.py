@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from backend.generators.e4e import CODE
 from backend.generators.stylegan2 import StyleGAN2, ToRGB
+from backend.perceptual import build_st_lpips
 from backend.training import datasets, harness
 from backend.training.growth import Growth
 from backend.training.mapping import fit_mapping
@@ -136,7 +137,4 @@ def sheet(*rows: Tensor) -> Tensor:
 
 def perceptual_network(name: str) -> nn.Module:
     """Load a shift-tolerant perceptual network; its weights come with the package `stlpips-pytorch`."""
-    from stlpips_pytorch import stlpips
-
-    network = stlpips.LPIPS(net=name, variant="shift_tolerant", verbose=False)
-    return network.eval().requires_grad_(False)
+    return build_st_lpips(name)

@@ -1,17 +1,13 @@
 """How alike two pictures are: PSNR, SSIM and LPIPS."""
 
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from backend.evaluate.metrics.metric import Metric
+from backend.perceptual import build_lpips, lpips_missing
 from backend.runtime import loaded
-from backend.weights import file_hash
 
-ALEXNET = "alexnet-owt-7be5be79.pth"  # torchvision's file name carries the first digits of its hash
 SMALLEST = 32  # pixels; below, AlexNet's last feature map is empty
 
 
@@ -47,24 +43,6 @@ def lpips(original: Tensor, other: Tensor) -> Tensor:
     network = loaded("lpips alex", build_lpips)
     with torch.no_grad():
         return network(original, other, normalize=True).flatten()
-
-
-def build_lpips(*, random: bool = False) -> Any:
-    """Return the package's network; `random` leaves AlexNet untrained and needs no file."""
-    import lpips as package
-
-    network = package.LPIPS(net="alex", version="0.1", pnet_rand=random, verbose=False)
-    return network.eval().requires_grad_(requires_grad=False)
-
-
-def lpips_missing() -> str | None:
-    """Say why LPIPS cannot be measured here; nothing is downloaded."""
-    path = Path(torch.hub.get_dir()) / "checkpoints" / ALEXNET
-    if not path.is_file():
-        return f"LPIPS was not measured: its AlexNet weights ({ALEXNET}, from torchvision) are not on this machine."
-    if not file_hash(path).startswith(Path(ALEXNET).stem.rsplit("-", 1)[1]):
-        return f"LPIPS was not measured: the file {ALEXNET} is damaged."
-    return None
 
 
 METRICS = (

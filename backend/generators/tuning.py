@@ -1,0 +1,190 @@
+"""Tune a copy of the generator so that it draws given faces more closely (pivotal tuning, Roich et al. 2021).
+
+The codes stay where they are, and the generator's weights are moved by a few steps of Adam on the mean squared error
+and a perceptual distance (section 3.2), optionally held in place around the codes (section 3.3). The edits that the
+codes allow stay the generator's own, since it moves little. The shared generator is never touched.
+"""
+
+import copy
+import math
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from backend.errors import UserError
+from backend.generators.inversion import Inverter
+from backend.perceptual import perceptual
+from backend.progress import Job, Step
+from backend.runtime import MODEL_LOCK
+from backend.views import resized
+
+MOST_STEPS = 500
+COMPARED = 256  # pixels at most at which pictures are compared perceptually, the size that such networks know
+DISTANCE = 30.0  # of the codes at which the locality is held, from those that are drawn (section 3.3)
+
+
+@dataclass(frozen=True)
+class TuneSettings:
+    """Settings of a tuning.
+
+    Args:
+        steps: How many steps.
+        rate: Adam's rate; it falls to zero along a half cosine.
+        perceptual_weight: Weight of the perceptual distance beside the mean squared error, for pictures in [-1, 1].
+        locality: Weight of what keeps drawings of other codes as they were; 0 leaves it out, the paper's is 0.1.
+        seed: Of the codes at which the locality is held.
+    """
+
+    steps: int = 50
+    rate: float = 3e-4
+    perceptual_weight: float = 1.0
+    locality: float = 0.0
+    seed: int = 0
+
+    def check(self) -> None:
+        """Refuse what cannot be done.
+
+        Raises:
+            UserError: A setting is out of its range.
+        """
+        if not 1 <= self.steps <= MOST_STEPS:
+            raise UserError(f"A generator cannot be tuned in {self.steps} steps.", f"Use 1 to {MOST_STEPS} steps.")
+        weights = (self.perceptual_weight, self.locality)
+        if not (math.isfinite(self.rate) and self.rate > 0 and all(0 <= one < math.inf for one in weights)):
+            raise UserError("The rate must be above 0, and no weight below.", "Leave them out for the usual ones.")
+
+
+@dataclass(frozen=True, eq=False)
+class Tuned:
+    """Result of a tuning for N faces.
+
+    Args:
+        inverter: The same encoder with the tuned copy of the generator.
+        psnr_before: PSNR (N,) in dB of the shared generator's drawings.
+        psnr_after: The same of the copy's; on average never lower.
+        perceptual: Name of the perceptual distance.
+        settings: Settings of the tuning.
+        seconds: Time taken.
+    """
+
+    inverter: Inverter
+    psnr_before: Tensor
+    psnr_after: Tensor
+    perceptual: str
+    settings: TuneSettings
+    seconds: float
+
+    @property
+    def summary(self) -> str:
+        """Say in one sentence what was gained, and what it cost."""
+        before, after = float(self.psnr_before.mean()), float(self.psnr_after.mean())
+        average = " on average" if len(self.psnr_before) > 1 else ""
+        return (
+            f"A copy of the generator was tuned to the face in {self.settings.steps} steps, which took "
+            f"{self.seconds:.0f} seconds and brought its drawing from {before:.1f} to {after:.1f} dB PSNR{average}."
+        )
+
+
+def tune(inverter: Inverter, faces: Tensor, codes: Tensor, settings: TuneSettings | None = None) -> Job[Tuned]:
+    """Tune a copy of the generator so that it draws the faces from their codes.
+
+    Args:
+        inverter: Its generator is copied; neither it nor the encoder is changed.
+        faces: Aligned faces (N, 3, H, W) in [0, 1]; the copy is tuned to all of them together.
+        codes: Their codes (N, rows, 512).
+        settings: Settings of the tuning.
+
+    Yields:
+        One step for every update; the preview is the first face's drawing, `psnr` the mean PSNR in dB before the
+        update.
+
+    Raises:
+        UserError: A setting is out of its range.
+    """
+    settings = settings or TuneSettings()
+    settings.check()
+    started = time.perf_counter()
+    with MODEL_LOCK:
+        state = _State(inverter, faces, codes, settings)
+    for number in range(settings.steps):
+        with MODEL_LOCK:
+            drawn = state.move(number)
+        psnr = float(_psnr(drawn, state.faces).mean())
+        message = f"A copy of the generator is tuned to the face: {psnr:.1f} dB."
+        yield Step(number + 1, settings.steps, message, drawn[:1].cpu(), {"psnr": psnr})
+    with MODEL_LOCK:
+        tuned, before, after = state.finish()
+    return Tuned(tuned, before.cpu(), after.cpu(), state.perceptual.name, settings, time.perf_counter() - started)
+
+
+class _State:
+    """What a tuning knows between two steps."""
+
+    def __init__(self, inverter: Inverter, faces: Tensor, codes: Tensor, settings: TuneSettings) -> None:
+        self.shared, self.settings = inverter, settings
+        target = inverter.latent_average.device
+        self.faces = resized(faces.detach().to(target), inverter.size)
+        self.codes = codes.detach().to(target)
+        self.generator = copy.deepcopy(inverter.generator).eval().requires_grad_(False)
+        # The mapping network is not used for codes that are given.
+        drawing = [weight for name, weight in self.generator.named_parameters() if not name.startswith("style.")]
+        for weight in drawing:
+            weight.requires_grad_(True)
+        self.weights = drawing
+        self.optimizer = torch.optim.Adam(drawing, settings.rate)
+        self.perceptual = perceptual()
+        with torch.no_grad():
+            self.before = _psnr(inverter.synthesize(self.codes), self.faces)
+
+    def move(self, number: int) -> Tensor:
+        """Draw the faces in [0, 1], move the weights by one step, and return the drawings."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.rate * (1 + math.cos(math.pi * number / self.settings.steps)) / 2
+        # Gradients are switched here and not around the loop: a generator would leak the switch to its caller.
+        with torch.enable_grad():
+            drawn = self.generator.synthesize(self.codes)
+            loss = self._distance(drawn, self.faces * 2 - 1)
+            if self.settings.locality:
+                loss = loss + self.settings.locality * self._locality(number)
+            gradients = torch.autograd.grad(loss, self.weights, allow_unused=True)
+        for weight, gradient in zip(self.weights, gradients, strict=True):
+            weight.grad = gradient
+        self.optimizer.step()
+        return ((drawn.detach() + 1) / 2).clamp(0, 1)
+
+    @torch.no_grad()
+    def finish(self) -> tuple[Inverter, Tensor, Tensor]:
+        """Return the inverter with the frozen copy, and the PSNR before and after; without a gain, the shared one."""
+        for weight in self.weights:
+            weight.grad = None
+        self.generator.requires_grad_(False)
+        old = self.shared
+        tuned = Inverter(self.generator, old.encoder, old.latent_average, old.name, old.template, old.epsilon)
+        after = _psnr(tuned.synthesize(self.codes), self.faces)
+        if not after.mean() > self.before.mean():
+            return old, self.before, self.before
+        return tuned, self.before, after
+
+    def _distance(self, drawn: Tensor, wanted: Tensor) -> Tensor:
+        side = min(drawn.shape[-1], COMPARED)
+        small, small_wanted = (F.interpolate(one, size=(side, side), mode="area") for one in (drawn, wanted))
+        perceived = self.perceptual.distance(small, small_wanted).mean()
+        return F.mse_loss(drawn, wanted) + self.settings.perceptual_weight * perceived
+
+    def _locality(self, number: int) -> Tensor:
+        """Return how far the copy's drawing of a random code near the first face's is from the shared one's."""
+        randomness = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + number)
+        z = torch.randn(1, self.generator.style_dim, generator=randomness).to(self.codes)
+        with torch.no_grad():
+            away = self.shared.generator.mapping(z)[:, None] - self.codes[:1]
+            near = self.codes[:1] + DISTANCE * away / away.flatten(1).norm()
+            wanted = self.shared.generator.synthesize(near)
+        return self._distance(self.generator.synthesize(near), wanted)
+
+
+def _psnr(drawn: Tensor, wanted: Tensor) -> Tensor:
+    """Return the PSNR (N,) in dB of pictures in [0, 1]."""
+    return -10 * torch.log10((drawn - wanted).square().flatten(1).mean(dim=1).clamp_min(1e-10))

@@ -1,0 +1,99 @@
+"""How different two pictures look: LPIPS, its shift-tolerant sister, and SSIM; nothing is downloaded.
+
+LPIPS needs AlexNet's weights from torchvision. Where they are absent, a loss can use ST-LPIPS (Ghildyal and Liu 2022),
+whose weights come with its package, and without that package SSIM (Wang et al. 2004), which needs no weights.
+"""
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from backend.runtime import device, loaded
+from backend.weights import file_hash
+
+ALEXNET = "alexnet-owt-7be5be79.pth"  # torchvision's file name carries the first digits of its hash
+SSIM_SIDE, SSIM_SIGMA = 11, 1.5  # window (Wang et al. 2004)
+SSIM_CONSTANTS = (0.01**2, 0.03**2)  # for the range [0, 1]
+
+
+@dataclass(frozen=True)
+class Perceptual:
+    """A perceptual distance for training.
+
+    Args:
+        name: Its name, for results.
+        distance: From two batches (N, 3, H, W) in [-1, 1], of at least 32 pixels, to (N,) from 0; differentiable.
+    """
+
+    name: str
+    distance: Callable[[Tensor, Tensor], Tensor]
+
+
+def perceptual() -> Perceptual:
+    """Return the best distance that can be had on this machine: LPIPS, ST-LPIPS, or 1 - SSIM."""
+    return loaded("perceptual distance", _best)
+
+
+def _best() -> Perceptual:
+    if lpips_missing() is None:
+        return _of_network("LPIPS (AlexNet)", build_lpips())
+    if importlib.util.find_spec("stlpips_pytorch") is not None:
+        return _of_network("ST-LPIPS (AlexNet)", build_st_lpips("alex"))
+    return Perceptual("1 - SSIM", lambda one, other: 1 - ssim((one + 1) / 2, (other + 1) / 2))
+
+
+def _of_network(name: str, network: Any) -> Perceptual:
+    network = network.to(device())
+    return Perceptual(name, lambda one, other: network(one, other).flatten())
+
+
+def build_lpips(*, random: bool = False) -> Any:
+    """Return the package's network; `random` leaves AlexNet untrained and needs no file."""
+    import lpips as package
+
+    network = package.LPIPS(net="alex", version="0.1", pnet_rand=random, verbose=False)
+    return network.eval().requires_grad_(requires_grad=False)
+
+
+def build_st_lpips(name: str) -> Any:
+    """Return a shift-tolerant perceptual network; its weights come with the package `stlpips-pytorch`."""
+    from stlpips_pytorch import stlpips
+
+    network = stlpips.LPIPS(net=name, variant="shift_tolerant", verbose=False)
+    return network.eval().requires_grad_(requires_grad=False)
+
+
+def lpips_missing() -> str | None:
+    """Say why LPIPS cannot be measured here; nothing is downloaded."""
+    path = Path(torch.hub.get_dir()) / "checkpoints" / ALEXNET
+    if not path.is_file():
+        return f"LPIPS was not measured: its AlexNet weights ({ALEXNET}, from torchvision) are not on this machine."
+    if not file_hash(path).startswith(Path(ALEXNET).stem.rsplit("-", 1)[1]):
+        return f"LPIPS was not measured: the file {ALEXNET} is damaged."
+    return None
+
+
+def ssim(one: Tensor, other: Tensor) -> Tensor:
+    """Return the structural similarity (N,) of pictures in [0, 1], Gaussian windows, edges left out."""
+    line = torch.exp(-(torch.arange(SSIM_SIDE) - SSIM_SIDE // 2).square() / (2 * SSIM_SIGMA**2)).to(one)
+    line = line / line.sum()
+    channels = one.shape[1]
+
+    def local(values: Tensor) -> Tensor:
+        values = F.conv2d(values, line.view(1, 1, 1, -1).expand(channels, 1, 1, -1), groups=channels)
+        return F.conv2d(values, line.view(1, 1, -1, 1).expand(channels, 1, -1, 1), groups=channels)
+
+    # One pass over all five moments costs less than five.
+    stacked = torch.cat([one, other, one * one, other * other, one * other])
+    mean_a, mean_b, square_a, square_b, product = local(stacked).chunk(5)
+    c1, c2 = SSIM_CONSTANTS
+    variances = square_a - mean_a**2 + square_b - mean_b**2
+    covariance = product - mean_a * mean_b
+    luminance = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
+    return (luminance * (2 * covariance + c2) / (variances + c2)).flatten(1).mean(1)
