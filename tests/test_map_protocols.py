@@ -197,7 +197,7 @@ def test_cost_counts_the_attack_with_every_map_that_needs_it(explained):
 def test_what_faithfulness_reports_in_words(explained):
     _, _, _, found, tables = explained
     assert "RISE -0.000" in found.finding or "RISE +0.000" in found.finding
-    assert any("PGD, which sees the gradient: at most 4 of 255" in sentence for sentence in found.limits)
+    assert any("PGD, which sees the gradient: no value moved by more" in sentence for sentence in found.limits)
     assert {plot.name for plot in found.plots} == {"sufficiency_first"}
     printed = {table.name: table for table in found.published}
     lime = printed["published_accuracy"].keyed()["Deepfakes", "LIME", "adversarial"]
@@ -224,6 +224,7 @@ REAL_WEIGHTS = [-SLOPE, -4 * SLOPE, 0.0, -2 * SLOPE]
 FAKE_BEFORE, BRIGHTER = 1.0, 3
 REAL_BEFORE = FAKE_BEFORE + 3 * PIECE * BRIGHTER / 255 * sum(REAL_WEIGHTS)
 PAIRED = {
+    "grey_levels": LEVELS,
     "fakes": None,
     "detectors": ["first"],
     "methods": ["rise", "lime", "gradcam"],

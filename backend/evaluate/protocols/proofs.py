@@ -23,8 +23,6 @@ from backend.explain.proof import ITERATIONS, Proof, ProofSettings
 
 Attack = Literal["nes", "pgd"]
 ATTACKS: dict[Attack, str] = {"nes": "NES, which sees answers alone", "pgd": "PGD, which sees the gradient"}
-# PGD does not stop where the verdict turns, so with the paper's 16 grey levels every place would do.
-QUICK_LEVELS, QUICK_ITERATIONS = 4.0, 10
 RANDOM = "Random segments"
 
 
@@ -37,7 +35,8 @@ class ProofConfig(Config):
         attack: What attacks the segments: `nes`, as in the papers, or `pgd`, a white-box shortcut that is some 30
             times cheaper.
         grey_levels: How far any value may move, of 255.
-        iterations: How many updates at most, of one grey level each.
+        step_levels: How far one update moves a value, of 255.
+        iterations: How many updates at most.
         tops: How many of the highest segments are attacked, one attack for each number.
         draws: Random rankings that are attacked beside every map, as many pixels each.
     """
@@ -45,6 +44,7 @@ class ProofConfig(Config):
     samples: Preset = "full"
     attack: Attack = "nes"
     grey_levels: float = 16.0
+    step_levels: float = 1.0
     iterations: int = ITERATIONS
     tops: tuple[int, ...] = (1, 2, 3)
     draws: int = 3
@@ -63,7 +63,12 @@ class ProofConfig(Config):
 
 def nes_settings(config: ProofConfig) -> NESSettings:
     """Return the settings of NES; those of PGD have the same bounds."""
-    return NESSettings(delta=config.grey_levels / 255, iterations=config.iterations, seed=config.seed)
+    return NESSettings(
+        alpha=config.step_levels / 255,
+        delta=config.grey_levels / 255,
+        iterations=config.iterations,
+        seed=config.seed,
+    )
 
 
 def proof_settings(config: ProofConfig, seed: int, *, positive_only: bool = False) -> ProofSettings:
@@ -76,8 +81,8 @@ def proof_settings(config: ProofConfig, seed: int, *, positive_only: bool = Fals
 def in_words(config: ProofConfig) -> str:
     """Say how segments are attacked."""
     return (
-        f"Segments were attacked by {ATTACKS[config.attack]}: at most {config.grey_levels:g} of 255 grey levels, at "
-        f"most {config.iterations} updates."
+        f"Segments were attacked by {ATTACKS[config.attack]}: no value moved by more than {config.grey_levels:g} of "
+        f"255 grey levels, in at most {config.iterations} updates of {config.step_levels:g}."
     )
 
 
