@@ -112,11 +112,13 @@ def test_mean_of_the_six_leaves_out_other_detectors(measured):
     six = rows["shipped", "mean of the six"]  # Xception and Patch-CNN; MesoNet is none of them
     assert six["accuracy_fake"] == pytest.approx((2 / 3 + 2 / 3) / 2)
     assert six["after_fgsm"] == pytest.approx(1 / 3)
-    families = keyed(measured, "families")
-    assert families["swap", "shipped", "FGSM"]["mean"] == 0.5
-    assert families["swap", "shipped", "FGSM"]["fake_xception"] == 0.5
-    assert families["drawn", "shipped", "no attack"]["mean"] == 0
-    assert families["drawn", "shipped", "no attack"]["fake_meso4"] == 1
+    families, by_detector = keyed(measured, "families"), keyed(measured, "families_detectors")
+    assert (families["swap", "FGSM"]["mean_shipped"], families["swap", "FGSM"]["mean_none"]) == (0.5, 0)
+    assert families["drawn", "no attack"]["mean_shipped"] == 0
+    assert by_detector["swap", "shipped", "FGSM"]["xception"] == 0.5
+    assert by_detector["swap", "none", "FGSM"]["meso4"] is None
+    assert by_detector["drawn", "shipped", "no attack"]["meso4"] == 1
+    assert by_detector["swap", "shipped", "FGSM"]["count"] == 2
     assert measured[0].tables[0].by_family
 
 

@@ -31,7 +31,6 @@ from backend.trace_removal.references import REAL, References
 if TYPE_CHECKING:
     from backend.evaluate.protocols.trace_removal import TraceRemovalConfig
 
-SIX = Column("mean", "Mean of the six")
 FAMILY, DEFENCE, ATTACK = Column("family", "Family"), Column("defence", "Defence"), Column("attack", "After")
 NOT_PRINTED = "not printed"
 STILL_FAKE = "Shares of fakes that are still called fake: the lower, the stronger the attack."
@@ -51,6 +50,7 @@ def tables(rows: Sequence[Row], config: "TraceRemovalConfig", reference: Referen
         _beside(verdicts, config),
         _beside_quality(measured),
         _detectors(verdicts, config),
+        _families_by_detector(verdicts, config),
         _quality(measured),
         _traces(measured, reference),
         _neighbours(measured, config),
@@ -81,17 +81,16 @@ def finding(rows: Sequence[Row], config: "TraceRemovalConfig") -> str:
 
 
 def _families(verdicts: Sequence[Row], config: "TraceRemovalConfig") -> Table:
-    names = detectors_of(verdicts, config)
-    body: list[tuple[Cell, ...]] = []
-    for family in sorted({row["family"] for row in verdicts if row["label"] == "fake"}):
-        for defence in defences_of(verdicts, config):
-            for attack in attacks(verdicts):
-                own = [row for row in verdicts if row["family"] == family]
-                cells = [_share(judged(own, defence, name, attack)).value for name in names]
-                body.append((family, defence, title(attack), mean_of_six(own, defence, attack), *cells))
-    columns = (FAMILY, DEFENCE, ATTACK, SIX, *(Column(f"fake_{name}", name, digits=2) for name in names))
+    shown = defences_of(verdicts, config)
+    body: list[tuple[Cell, ...]] = [
+        (family, title(attack), *(mean_of_six(verdicts, one, attack, family) for one in shown))
+        for family in _families_of(verdicts)
+        for attack in attacks(verdicts)
+    ]
+    means = (Column(f"mean_{one}", f"Mean of the six, {sets.DEFENCES[one].title}", digits=2) for one in shown)
     note = f"{STILL_FAKE} The six are those of TR-Net's paper, as far as they are installed."
-    return Table("families", "Fakes still found, by family", columns, tuple(body), note, by_family=True)
+    name = "Fakes still found, by family"
+    return Table("families", name, (FAMILY, ATTACK, *means), tuple(body), note, by_family=True)
 
 
 def _detectors(verdicts: Sequence[Row], config: "TraceRemovalConfig") -> Table:
@@ -116,6 +115,20 @@ def _detectors(verdicts: Sequence[Row], config: "TraceRemovalConfig") -> Table:
         body.append((defence, "mean of the six", None, *means))
     note = f"Right verdicts on real pictures, then on fakes before and after each attack. {STILL_FAKE}"
     return Table("attacks", "Accuracy by detector and attack, all families", columns, tuple(body), note)
+
+
+def _families_by_detector(verdicts: Sequence[Row], config: "TraceRemovalConfig") -> Table:
+    names = detectors_of(verdicts, config)
+    body: list[tuple[Cell, ...]] = []
+    for family in _families_of(verdicts):
+        own = [row for row in verdicts if row["family"] == family]
+        for defence in defences_of(verdicts, config):
+            for attack in attacks(verdicts):
+                cells = [_share(judged(own, defence, name, attack)).value for name in names]
+                count = len({row["sample"] for row in own if (row["attack"], row["defence"]) == (attack, defence)})
+                body.append((family, defence, title(attack), count, *cells))
+    columns = (FAMILY, DEFENCE, ATTACK, Column("count", "Fakes"), *(Column(one, one, digits=2) for one in names))
+    return Table("families_detectors", "Fakes still found, by family and detector", columns, tuple(body), STILL_FAKE)
 
 
 def _beside(verdicts: Sequence[Row], config: "TraceRemovalConfig") -> Table:
@@ -160,7 +173,7 @@ def _quality(measured: Sequence[Row]) -> Table:
         Column("ssim", "SSIM", "ssim"),
         Column("unchanged", "Unchanged"),
     )
-    families = sorted({row["family"] for row in measured if row["label"] == "fake"})
+    families = _families_of(measured)
     body: list[tuple[Cell, ...]] = []
     for attack in attacks(measured):
         attacked = [row for row in measured if row["attack"] == attack and "ssim" in row]
@@ -233,6 +246,10 @@ def _missing(config: "TraceRemovalConfig") -> Table:
             body.append((sets.DEFENCES[name].title, ", ".join(absent), sets.DEFENCES[name].training))
     note = "The strong defence needs a folder of attacked fakes after --adversarial, one for each attack."
     return Table("missing", "Detectors that are not installed", columns, tuple(body), note)
+
+
+def _families_of(rows: Sequence[Row]) -> list[str]:
+    return sorted({row["family"] for row in rows if row["label"] == "fake"})
 
 
 def _share(rows: Sequence[Row]) -> Estimate:
