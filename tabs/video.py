@@ -76,14 +76,12 @@ class VideoStep:
         with gr.Column(visible=False) as self.result:
             self.summary = gr.Markdown(elem_classes="summary")
             with gr.Row():
-                self.made = gr.Video(
-                    label="The video with the changed face",
-                    interactive=False,
-                    buttons=["download"],
-                    height=260,
-                    min_width=260,
-                )
-                self.scores = gr.HTML(min_height=0)
+                with gr.Column(min_width=260):
+                    self.made = gr.Video(
+                        label="The video with the changed face", interactive=False, buttons=["download"], height=260
+                    )
+                with gr.Column(min_width=260):
+                    self.scores = gr.HTML()
             self.table = gr.HTML()
             gr.Markdown(DOUBTS)
             self.settings = gr.Markdown(elem_classes="note")

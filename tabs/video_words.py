@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from backend.detectors.card import verdict
 from backend.progress import Step
-from tabs.words import SCALE, table
+from tabs.words import SCALE
 
 if TYPE_CHECKING:
     from backend.counterfactual.film_result import FilmFrame
@@ -50,15 +50,12 @@ def scores(frames: Sequence["FilmFrame"]) -> str:
 
 def frame_table(frames: Sequence["FilmFrame"]) -> str:
     """Return the scores of every frame as a table, folded away."""
-    rows = [
-        (
-            f"{frame.number} ({frame.time:.1f} s)",
-            *((frame.skipped, "", "") if frame.skipped else map(_cell, _three(frame))),
-        )
-        for frame in frames
-    ]
-    body = table(("Frame", "Before", "After", "In the saved video"), rows, f"p_fake of every frame {SCALE}")
-    return f"<details><summary>The scores as a table</summary>{body}</details>"
+    head = "".join(f'<th scope="col">{name}</th>' for name in ("Frame", "Before", "After", "In the saved video"))
+    return (
+        "<details><summary>The scores as a table</summary>"
+        f'<table class="facts frames"><caption>p_fake of every frame {SCALE}</caption><tr>{head}</tr>'
+        f"{''.join(map(_frame_row, frames))}</table></details>"
+    )
 
 
 def settings_line(record: dict) -> str:
@@ -71,6 +68,14 @@ def settings_line(record: dict) -> str:
         f"epsilon {record['epsilon']:g}, kappa {settings['kappa']:g}, composite {settings['composite']}; "
         f"{record['seconds']:.1f} seconds; {packages}."
     )
+
+
+def _frame_row(frame: "FilmFrame") -> str:
+    name = f'<th scope="row">{frame.number} ({frame.time:.1f} s)</th>'
+    if frame.skipped:
+        return f'<tr>{name}<td colspan="3">{escape(frame.skipped)}</td></tr>'
+    scores = (frame.p_original, frame.p_counterfactual, frame.p_saved)
+    return f"<tr>{name}{''.join(f'<td>{_cell(score)}</td>' for score in scores)}</tr>"
 
 
 def _line(points: Sequence[tuple[int, float]], count: int, kind: str) -> str:
@@ -90,10 +95,6 @@ def _line(points: Sequence[tuple[int, float]], count: int, kind: str) -> str:
 def _range(points: Sequence[tuple[int, float]]) -> str:
     values = [score for _, score in points]
     return f"from {min(values):.2f} to {max(values):.2f}, on average {sum(values) / len(values):.2f}"
-
-
-def _three(frame: "FilmFrame") -> tuple[float | None, ...]:
-    return frame.p_original, frame.p_counterfactual, frame.p_saved
 
 
 def _cell(score: float | None) -> str:

@@ -33,14 +33,14 @@ class WherePanel:
         self.choosers = choosers
         with gr.Accordion("Where it runs, and which models are here", open=SETTINGS.profile == "hub"):
             self.place = gr.HTML()
-            self.present = gr.HTML()
-            self.fetchable = gr.HTML()
             with gr.Row(visible=SETTINGS.fetch) as self.asking:
                 self.model = gr.Dropdown([], label="Model to fetch", filterable=False, scale=3, min_width=220)
                 self.fetch = gr.Button("Fetch it", scale=1, min_width=100)
                 self.stop = gr.Button("Stop", interactive=False, scale=1, min_width=90)
             self.note = gr.Markdown("" if SETTINGS.fetch else words.NOT_ALLOWED, elem_classes="note")
             self.progress = gr.HTML()
+            self.fetchable = gr.HTML()
+            self.present = gr.HTML()
 
     def wire(self, page: gr.Blocks) -> None:
         """Wire the events; every page begins with what is here by then."""

@@ -12,7 +12,7 @@ PROFILES = {
     "embedded": "It uses the models that ship with it, and needs no network (profile “embedded”).",
     "hub": "Larger models of the Hub are preferred where they were fetched (profile “hub”).",
 }
-STATES = {"loaded": "loaded", "here": "here, loaded when needed", "absent": "missing"}
+STATES = {"loaded": "loaded", "here": "loaded when needed", "absent": "missing"}
 NOT_ALLOWED = (
     "Visitors cannot fetch models here: whoever runs this app has switched it off. In an app of your own, it works."
 )
@@ -36,13 +36,18 @@ def present(models: Sequence[Model]) -> str:
     """List what is here, with sizes and licences."""
     here = [model for model in models if model.state != "absent"]
     total = sum(model.bytes for model in here) / 1e6
-    rows = [(*_row(model), STATES[model.state]) for model in here]
-    return _table(("Model", "Size", "Licence", "Now"), rows, f"What is here: {len(here)} models, {total:.0f} MB")
+    caption = f"What is here: {len(here)} models, {total:.0f} MB."
+    own = {model.licence for model in here if model.embedded}
+    if len(own) == 1:  # said once, and not with each of them
+        caption += f" Licence of those that ship with the app: {own.pop()}."
+    licences = {model.name: model.licence for model in here if not model.embedded or len(own) > 1}
+    rows = [(_name(model, licences.get(model.name, "")), size(model), STATES[model.state]) for model in here]
+    return _table(("Model", "Size", "Now"), rows, caption)
 
 
 def fetchable(models: Sequence[Model]) -> str:
     """List what can be fetched from the Hub, and what comes only from a file."""
-    rows = [_row(model) for model in models if _can_be_fetched(model)]
+    rows = [(_name(model), size(model), escape(model.licence)) for model in models if _can_be_fetched(model)]
     text = _table(("Model", "Size", "Licence"), rows, "What can be fetched from the Hub") if rows else ""
     files = [f"{escape(model.title)} ({escape(model.name)})" for model in models if _needs_a_file(model)]
     if files:
@@ -55,14 +60,18 @@ def fetchable(models: Sequence[Model]) -> str:
 
 def choices(models: Sequence[Model]) -> list[tuple[str, str]]:
     """Return what can be fetched, as title with size, and name."""
-    return [(f"{model.title}, {size(model)}", model.name) for model in models if _can_be_fetched(model)]
+    return [
+        (f"{model.title}, {size(model)}" if model.bytes else model.title, model.name)
+        for model in models
+        if _can_be_fetched(model)
+    ]
 
 
 def size(model: Model) -> str:
     """Return the size of a file in words."""
     if not model.bytes:
-        return "size not known beforehand"
-    return f"{model.bytes / 1e6:,.0f} MB" if model.bytes >= 1e6 else f"{model.bytes / 1e6:.1f} MB"
+        return "not known"
+    return f"{model.bytes / 1e6:,.0f} MB" if model.bytes >= 1e6 else f"{model.bytes / 1e3:,.0f} kB"
 
 
 def progress(step: Step) -> str:
@@ -82,9 +91,9 @@ def _needs_a_file(model: Model) -> bool:
     return model.state == "absent" and not model.sources and not model.embedded and model.is_used
 
 
-def _row(model: Model) -> tuple[str, str, str]:
-    about = ". ".join(text.rstrip(".") for text in (model.use, model.note) if text)
-    return f"{escape(model.title)}<br><small>{escape(about)}</small>", size(model), escape(model.licence)
+def _name(model: Model, licence: str = "") -> str:
+    about = ". ".join(text.rstrip(".") for text in (model.use, model.note, licence) if text)
+    return f"<strong>{escape(model.title)}</strong> <small>{escape(about)}</small>"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:
@@ -94,7 +103,4 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> 
         f'<tr><th scope="row">{first}</th>' + "".join(f"<td>{cell}</td>" for cell in rest) + "</tr>"
         for first, *rest in rows
     )
-    return (
-        f'<div class="wide" tabindex="0" role="region" aria-label="{escape(caption)}">'
-        f'<table class="facts models"><caption>{escape(caption)}</caption><tr>{top}</tr>{body}</table></div>'
-    )
+    return f'<table class="facts models"><caption>{escape(caption)}</caption><tr>{top}</tr>{body}</table>'

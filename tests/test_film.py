@@ -94,6 +94,15 @@ def test_the_zip_has_every_frame_marked_and_the_scores(detector):
         assert np.array_equal(images.read(packed.read("frames/001.png")), made.pictures[0])
 
 
+def test_a_detector_with_a_crop_of_its_own_sees_it_in_every_frame(detector):
+    detector.card = replace(detector.card, input_size=SIZE // 2, template="deepfakebench")
+    steps = []
+    made = finish(searched(200, 200, 200).run(), steps.append)
+    assert not any("frames 2 to" in step.message for step in steps)  # each frame has its own view
+    assert [frame.flipped for frame in made.frames] == [True] * 3 and made.frames[1].steps == 0
+    assert made.frames[0].steps > 9  # around the crop, which alone changes, the view stays bright
+
+
 def test_what_was_done_before_a_stop_is_kept(detector):
     work = searched(*[200] * 9)
     job = work.run()

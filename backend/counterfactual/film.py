@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backend import alignment, faces, images, made_with, provenance, tracks, video
+from backend import alignment, faces, images, made_with, provenance, tracks, verdicts, video
 from backend.alignment import AlignedFace
 from backend.counterfactual.film_result import NO_FACE, NOT_REACHED, Film, FilmFrame
 from backend.counterfactual.search import SearchSettings, search
@@ -19,6 +19,7 @@ from backend.generators.inversion import Inverter
 from backend.progress import Job, Step, counted, finish
 from backend.runtime import MODEL_LOCK, device, frozen
 from backend.video import Clip
+from backend.views import Source, View
 
 STEPS = 40  # of a batch at most: most of them begin near their end
 BATCH = 5  # frames that are searched together: one second
@@ -84,15 +85,16 @@ class FilmSearch:
             UserError: No frame has a face that can be used.
         """
         count = len(self.clip.frames)
-        most = count + self._batches(count) * self.settings.total + 1
+        most = count + len(list(self._batched(list(range(count))))) * self.settings.total + 1
         found = []
         for number, frame in enumerate(self.clip.frames):
             yield Step(number, most, f"The face is looked for in frame {number + 1} of {count}.")
             found.append(faces.find(frame))
         usable = self._follow(found)
-        total = count + self._batches(len(usable)) * self.settings.total + 1
+        batches = list(self._batched(usable))
+        total = count + len(batches) * self.settings.total + 1
         start = count
-        for batch in _batched(usable):
+        for batch in batches:
             yield from self._search(batch, total, start)
             start += self.settings.total
         yield Step(total - 1, total, "The video is put together, and its frames are judged again.")
@@ -137,9 +139,16 @@ class FilmSearch:
         frames = tuple(replace(frame, p_saved=saved.get(frame.number - 1)) for frame in film.frames)
         return replace(film, frames=frames, mp4=content, seconds=time.perf_counter() - self._started)
 
-    @staticmethod
-    def _batches(count: int) -> int:
-        return 1 + -(-max(0, count - 1) // BATCH)
+    def _batched(self, numbers: list[int]) -> Iterator[list[int]]:
+        """Yield the first number alone and the others in batches; each alone where the detector wants its own crop."""
+        card, inverter = self._detector.card, self._inverter
+        size = BATCH if (card.template, card.input_size) == (inverter.template, inverter.size) else 1
+        yield numbers[:1]
+        for start in range(1, len(numbers), size):
+            yield numbers[start : start + size]
+
+    def _view(self, frame: np.ndarray, aligned: AlignedFace) -> View | None:
+        return Source(frame, aligned).view(self._detector.card.template, self._detector.card.input_size)
 
     def _follow(self, found: list[list[faces.Face]]) -> list[int]:
         """Choose the face, note which frames are skipped, and return the others."""
@@ -164,7 +173,8 @@ class FilmSearch:
     def _search(self, batch: list[int], total: int, start: int) -> Job[None]:
         crops = torch.cat([images.to_tensor(self._aligned[number].crop) for number in batch])
         which = f"frame {batch[0] + 1}" if len(batch) == 1 else f"frames {batch[0] + 1} to {batch[-1] + 1}"
-        job = search(self._inverter, self._detector, crops, self.settings, offset=self._offset)
+        view = self._view(self.clip.frames[batch[0]], self._aligned[batch[0]]) if len(batch) == 1 else None
+        job = search(self._inverter, self._detector, crops, self.settings, view, offset=self._offset)
         outcome = yield from counted(job, total, start, f"Of {len(self.clip.frames)} frames, {which}. ")
         self._epsilon = outcome.epsilon
         for place, number in enumerate(batch):
@@ -188,20 +198,12 @@ class FilmSearch:
     def _judge_saved(self, content: bytes) -> dict[int, float]:
         """Return p_fake of the faces as they are in the saved video, by frame."""
         saved = finish(video.reading(content)).frames
-        numbers = [number for number in self._found if number < len(saved)]
-        crops = [
-            alignment.align(
-                saved[number], self._aligned[number].face, self._inverter.template, self._inverter.size
-            ).crop
-            for number in numbers
-        ]
+        scores = {}
         with MODEL_LOCK, frozen(self._detector), torch.no_grad():
-            scores = [float(self._detector.p_fake(images.to_tensor(crop).to(device()))[0]) for crop in crops]
-        return dict(zip(numbers, scores, strict=True))
-
-
-def _batched(numbers: list[int]) -> Iterator[list[int]]:
-    """Yield the first number alone and the others in batches."""
-    yield numbers[:1]
-    for start in range(1, len(numbers), BATCH):
-        yield numbers[start : start + BATCH]
+            for number in self._found:
+                face = self._aligned[number].face
+                aligned = alignment.align(saved[number], face, self._inverter.template, self._inverter.size)
+                crop = images.to_tensor(aligned.crop).to(device())
+                seen = verdicts.seen_by(self._detector.card, crop, Source(saved[number], aligned))
+                scores[number] = float(self._detector.p_fake(seen)[0])
+        return scores

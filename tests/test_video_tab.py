@@ -1,0 +1,121 @@
+"""The part of the page that searches a video: what is shown while it runs, when it is stopped and when it cannot."""
+
+import io
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import gradio as gr
+import pytest
+
+from backend import faces
+from backend.counterfactual import film
+from backend.detectors import registry
+from backend.settings import SETTINGS
+from tabs import common, video, video_words
+from tabs.limits import Limit
+from tabs.video import VideoStep
+from tests import films
+from tests.test_film import clip, searched
+from tests.test_story import FACE
+from tests.toys import toy_detector, toy_inverter
+
+SIZE = 64
+REQUEST = SimpleNamespace(session_hash="videotest", client=SimpleNamespace(host="10.0.0.1"))
+pytestmark = pytest.mark.skipif(
+    not (SETTINGS.weights_dir / "registry.toml").exists(), reason="the models are not in weights/"
+)
+
+
+@pytest.fixture
+def step(monkeypatch) -> VideoStep:
+    """Return the part, with toys in place of the models."""
+    with gr.Blocks():
+        made = VideoStep()
+    known = toy_detector(size=SIZE)
+    monkeypatch.setattr(registry, "load", lambda _name: known)
+    monkeypatch.setattr(faces, "find", lambda image: [FACE] if image.mean() > 20 else [])
+    monkeypatch.setattr(film.inversion, "load", lambda: toy_inverter(SIZE))
+    monkeypatch.setattr(video, "LIMIT", Limit(100, 60, "Searching a video"))
+    monkeypatch.setattr(video, "FRAME_SECONDS", 0.0)
+    return made
+
+
+@pytest.fixture
+def path(tmp_path) -> Path:
+    found = tmp_path / "film.mp4"
+    found.write_bytes(films.encode([frame[:200, :220] for frame in clip(*[200] * 8).frames]))
+    return found
+
+
+def run(step: VideoStep, path: Path) -> Iterator[dict]:
+    return step._search_video(str(path), "toy", 40, REQUEST)
+
+
+def test_the_result_is_a_marked_video_its_scores_and_its_frames(step, path):
+    *before, last = run(step, path)
+    said = [updates[step.progress] for updates in before if step.progress in updates]
+    assert any("The face is looked for in frame 8 of 8" in one for one in said)
+    assert any("frames 2 to 6" in one and "<svg" in one for one in said), "the curve grows while it runs"
+    assert any(step.face in updates and updates[step.face] is not None for updates in before)
+    assert last[step.find].interactive and not last[step.stop].interactive and last[step.result].visible
+    assert "8 of 8 frames on the side of fake; 8 of these went over" in last[step.summary]
+    assert Path(last[step.made]).read_bytes()[4:8] == b"ftyp"
+    with zipfile.ZipFile(io.BytesIO(Path(last[step.download]).read_bytes())) as packed:
+        assert len(packed.namelist()) == 9
+    assert last[step.scores].count("<circle") == 16 and last[step.table].count('scope="row"') == 8
+    assert "detector toy" in last[step.settings]
+
+
+def test_a_stop_is_followed_within_a_step_and_keeps_what_is_done(step, path):
+    job = run(step, path)
+    for updates in job:
+        if "frames 7 to 8" in str(updates.get(step.progress)):
+            break
+    assert step._ask_to_stop(REQUEST)[step.stop].interactive is False
+    after = list(job)
+    assert len(after) == 1
+    (last,) = after
+    assert "2 frames were skipped: the search was stopped" in last[step.summary] and last[step.find].interactive
+    assert last[step.table].count('colspan="3"') == 2
+    # Another search is not stopped by what was asked of the last one.
+    assert "8 of these went over" in list(run(step, path))[-1][step.summary]
+
+
+def test_a_stop_before_anything_is_found_says_so(step, path):
+    job = run(step, path)
+    next(job), next(job)
+    step._ask_to_stop(REQUEST)
+    last = list(job)[-1]
+    assert "before the first frame" in last[step.note] and last[step.result].visible is False
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(b"no video", "This file is not a video"), (films.encode([clip(5).frames[0]] * 3), "No face was found in this")],
+)
+def test_what_cannot_be_searched_is_said_in_its_place(step, tmp_path, content, words):
+    (tmp_path / "film.mp4").write_bytes(content)
+    last = list(run(step, tmp_path / "film.mp4"))[-1]
+    assert words in last[step.refused] and 'role="alert"' in last[step.refused]
+    assert last[step.find].interactive and last[step.live].visible is False
+
+
+def test_no_video_and_too_many_are_sentences(step, path, monkeypatch):
+    with pytest.raises(gr.Error, match="no video yet"):
+        list(common.answered(step._search_video)(None, "toy", 40, REQUEST))
+    monkeypatch.setattr(video, "LIMIT", Limit(1, 3600, "Searching a video"))
+    list(run(step, path))
+    with pytest.raises(gr.Error, match="limited to 1 times"):
+        list(common.answered(step._search_video)(str(path), "toy", 40, REQUEST))
+
+
+def test_the_picture_of_the_scores_has_gaps_and_a_name(step):
+    work = searched(200, 200, 5, 200)
+    assert video_words.scores(work.frames()) == ""
+    for _ in work.run():
+        pass
+    drawn = video_words.scores(work.frames())
+    assert drawn.count("<polyline") == 4 and drawn.count("<circle") == 6
+    assert 'aria-label="Scores of 3 of 4 frames (0 = real, 1 = fake): before, from' in drawn
