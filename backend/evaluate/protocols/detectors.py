@@ -98,10 +98,6 @@ class DetectorsProtocol(Protocol):
         """Say which detector separates best, and which family is hardest."""
         return detectors_tables.finding(rows, self.config)
 
-    def finding(self, rows: Sequence[Row]) -> str:
-        """Say which detector separates best, and which family is hardest."""
-        return detectors_tables.finding(rows, self.config)
-
     def limits(self, data: Dataset) -> list[str]:
         """Add what depends on how the pictures were made."""
         said = super().limits(data)
