@@ -124,48 +124,16 @@ class FaithfulnessProtocol(Protocol):
 
     def run_item(self, item: Item, data: Dataset) -> list[Row]:
         """Explain one fake by one method with each reference, and test each map."""
-        sample, config = data.by_name[item.sample], self.config
+        sample = data.by_name[item.sample]
         detector = registry.load(item.options["detector"])
         p_fake = _p_fake(data, sample.name, detector)
         if p_fake < THRESHOLD:
             raise UserError(f"{detector.card.title} calls this fake real, so there is no verdict to explain.")
         picture = _seen(data, sample.name, detector)
-        face = images.to_tensor(picture)
         said: Row = {"sample": sample.name, "family": sample.family, "source": sample.source}
         said |= {"detector": item.options["detector"], "method": item.options["method"]}
-        rows = []
-        for reference in config.references:
-            settings = self._explain_settings(item.options["method"], reference)
-            row = said | {"reference": reference, "p_before": p_fake}
-            attacked = None
-            if reference == "adversarial":
-                attacked = _attacked(picture.tobytes(), len(picture), said["detector"], settings)
-                row |= {
-                    "flipped": bool(attacked.flipped[0]),
-                    "iterations": int(attacked.iterations[0]),
-                    "change": float((attacked.images[0] - face[0]).abs().max()),
-                }
-            made = finish(explain(face, detector, settings, attacked))
-            row |= {
-                "degenerate": made.degenerate,
-                "reason": made.reason,
-                "p_reference": made.p_reference,
-                "images": made.explanation.images,
-                "calls": made.explanation.calls,
-                "attack_images": attacked.image_count if attacked else 0,
-                "attack_calls": attacked.call_count if attacked else 0,
-                "map_seconds": made.seconds,
-                "attack_seconds": attacked.seconds if attacked else 0.0,
-            }
-            if made.degenerate:
-                rows.append(row | proofs.untested(config.tops))
-                continue
-            # As in the paper, LIME's segments count only where they speak for the verdict.
-            test = proofs.proof_settings(
-                config, proofs.own_seed(config.seed, item.key, reference), positive_only=said["method"] == "lime"
-            )
-            rows.append(row | proofs.tested(finish(prove(face, detector, made.saliency, made.labels, test))))
-        return rows
+        said["p_before"] = p_fake
+        return [said | self._tested(item, reference, picture, detector) for reference in self.config.references]
 
     def tables(self, rows: Sequence[Row]) -> list[Table]:
         """Return the tables by family, over all, of what the reference adds, against chance, and of the cost."""
@@ -199,6 +167,28 @@ class FaithfulnessProtocol(Protocol):
     def published(self) -> list[Table]:
         """Return the paper's tables, as far as they are at hand."""
         return published_maps.faithfulness()
+
+    def _tested(self, item: Item, reference: Reference, picture: np.ndarray, detector: Detector) -> Row:
+        """Explain a picture (S, S, 3) with one reference, and test the map."""
+        config, name = self.config, item.options["method"]
+        face, settings = images.to_tensor(picture), self._explain_settings(name, reference)
+        row: Row = {"reference": reference, "attack_images": 0, "attack_calls": 0, "attack_seconds": 0.0}
+        attacked = None
+        if reference == "adversarial":
+            attacked = _attacked(picture.tobytes(), len(picture), item.options["detector"], settings)
+            row |= {"attack_images": attacked.image_count, "attack_calls": attacked.call_count}
+            row |= {"attack_seconds": attacked.seconds, "flipped": bool(attacked.flipped[0])}
+            row |= {"iterations": int(attacked.iterations[0])}
+            row |= {"change": float((attacked.images[0] - face[0]).abs().max())}
+        made = finish(explain(face, detector, settings, attacked))
+        row |= {"degenerate": made.degenerate, "reason": made.reason, "p_reference": made.p_reference}
+        row |= {"images": made.explanation.images, "calls": made.explanation.calls, "map_seconds": made.seconds}
+        if made.degenerate:
+            return row | proofs.untested(config.tops)
+        # As in the paper, LIME's segments count only where they speak for the verdict.
+        seed = proofs.own_seed(config.seed, item.key, reference)
+        test = proofs.proof_settings(config, seed, positive_only=name == "lime")
+        return row | proofs.tested(finish(prove(face, detector, made.saliency, made.labels, test)))
 
     def _explain_settings(self, name: str, reference: Reference) -> ExplainSettings:
         config = self.config

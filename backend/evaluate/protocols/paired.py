@@ -154,34 +154,7 @@ class PairedProtocol(Protocol):
             raise UserError(wrong)
         said: Row = {"sample": sample.name, "family": sample.family, "source": sample.source}
         said |= {"detector": item.options["detector"], "resolution": item.options["resolution"], "side": real.shape[-1]}
-        rows = []
-        for name in config.methods:
-            settings = ExplainSettings(
-                method=name,
-                reference="original",
-                preset=config.samples,
-                seed=config.seed,
-                towards="real",
-                segments=config.segments,
-            )
-            made = finish(explain(real, detector, settings))
-            row = said | {
-                "method": name,
-                "degenerate": made.degenerate,
-                "reason": made.reason,
-                "images": made.explanation.images,
-                "map_seconds": made.seconds,
-            }
-            if made.degenerate:
-                rows.append(
-                    row | proofs.untested(config.tops) | {"p_before": None, "deletion": None, "insertion": None}
-                )
-                continue
-            test = proofs.proof_settings(config, proofs.own_seed(config.seed, item.key, name))
-            chosen = PairSettings(config.segments, config.segments_of, test)
-            found = finish(prove_pair(real, fake, detector, made.saliency, chosen))
-            row |= {"p_real_photo": found.p_real_photo} | proofs.tested(found.proof)
-            rows.append(row | self._curves(real, detector, made.saliency))
+        rows = [said | self._tested(item, name, real, fake, detector) for name in config.methods]
         return [*rows, said | self._random(real, detector, proofs.own_seed(config.seed, item.key))]
 
     def tables(self, rows: Sequence[Row]) -> list[Table]:
@@ -230,6 +203,28 @@ class PairedProtocol(Protocol):
         if called_fake[0]:
             return f"{detector.card.title} calls the real photo fake."
         return None if called_fake[1] else f"{detector.card.title} calls the fake real."
+
+    def _tested(self, item: Item, name: str, real: Tensor, fake: Tensor, detector: Detector) -> Row:
+        """Explain the photo by one method, and attack the fake where the map points."""
+        config = self.config
+        settings = ExplainSettings(
+            method=name,
+            reference="original",
+            preset=config.samples,
+            seed=config.seed,
+            towards="real",
+            segments=config.segments,
+        )
+        made = finish(explain(real, detector, settings))
+        row: Row = {"method": name, "degenerate": made.degenerate, "reason": made.reason}
+        row |= {"images": made.explanation.images, "map_seconds": made.seconds}
+        if made.degenerate:
+            return row | {"p_before": None, "deletion": None, "insertion": None} | proofs.untested(config.tops)
+        test = proofs.proof_settings(config, proofs.own_seed(config.seed, item.key, name))
+        chosen = PairSettings(config.segments, config.segments_of, test)
+        found = finish(prove_pair(real, fake, detector, made.saliency, chosen))
+        row |= {"p_real_photo": found.p_real_photo} | proofs.tested(found.proof)
+        return row | self._curves(real, detector, made.saliency)
 
     def _curves(self, real: Tensor, detector: Detector, saliency: Tensor) -> Row:
         """Follow p_real of the photo while the places of its map are removed, and put in."""
