@@ -45,7 +45,8 @@ class WherePanel:
     def wire(self, page: gr.Blocks) -> None:
         """Wire the events; every page begins with what is here by then."""
         private: dict[str, Any] = {"api_visibility": "private"}
-        page.load(answered(self._begin_page), None, self._lists(), **QUICK, **private)
+        # Not `answered`, which waits for the models' packages: they take long, and this needs none of them.
+        page.load(self._begin_page, None, self._lists(), **QUICK, **private)
         run = self.fetch.click(
             answered(self._fetch), self.model, self._outputs(), show_progress="hidden", **FETCH, **private
         )
