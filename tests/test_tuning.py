@@ -70,6 +70,7 @@ def test_without_a_gain_the_shared_generator_is_handed_back():
     inverter = small_inverter()
     found = finish(tune(inverter, face(inverter), codes(1), TuneSettings(steps=1, rate=1e3)))
     assert found.inverter is inverter and torch.equal(found.psnr_after, found.psnr_before)
+    assert "gained nothing" in found.summary
 
 
 def test_it_stops_within_a_step_and_restores_the_switch_for_gradients():

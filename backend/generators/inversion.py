@@ -145,13 +145,18 @@ def generator_from(tensors: Mapping[str, Tensor], options: Mapping[str, Any]) ->
 
 
 def from_official(
-    path: Path, *, size: int = FFHQ_SIZE, template: str = "ffhq", epsilon: float = FFHQ_EPSILON, name: str | None = None
+    path: Path,
+    *,
+    size: int | None = None,
+    template: str = "ffhq",
+    epsilon: float = FFHQ_EPSILON,
+    name: str | None = None,
 ) -> Inverter:
     """Read an e4e checkpoint in its published layout: `state_dict` with `encoder.*` and `decoder.*`, `latent_avg`.
 
     Args:
         path: The file.
-        size: Size of the generator in pixels.
+        size: Size of the generator in pixels, None takes that of the file.
         template: Position of the face that it knows.
         epsilon: Step of a latent search.
         name: Name for results, by default that of the file.
@@ -162,7 +167,8 @@ def from_official(
     content = read_checkpoint(path)
     states, average = content.get("state_dict"), content.get("latent_avg")
     if not isinstance(states, Mapping) or not isinstance(average, Tensor) or average.shape[-1] != CODE:
-        raise _other_layout(path, size)
+        raise _other_layout(path, size or FFHQ_SIZE)
+    size = size or _size_of(states)
     # Networks on the meta device take the file's tensors as they are: nothing is drawn, nothing is held twice.
     with torch.device("meta"):
         generator, encoder = StyleGAN2(size), E4EEncoder(size)
@@ -174,6 +180,12 @@ def from_official(
         raise _other_layout(path, size) from None
     _freeze(generator, encoder)
     return Inverter(generator, encoder, average, name or path.stem, template, epsilon).to(device())
+
+
+def _size_of(states: Mapping[str, Any]) -> int:
+    """Return the size of a published generator from the number of its colour layers, one for each from 8 pixels."""
+    layers = {key.split(".")[2] for key in states if key.startswith("decoder.to_rgbs.")}
+    return 2 ** (len(layers) + 2) if layers else FFHQ_SIZE
 
 
 def _load(name: str) -> Inverter:

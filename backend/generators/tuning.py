@@ -82,6 +82,11 @@ class Tuned:
         """Say in one sentence what was gained, and what it cost."""
         before, after = float(self.psnr_before.mean()), float(self.psnr_after.mean())
         average = " on average" if len(self.psnr_before) > 1 else ""
+        if torch.equal(self.psnr_before, self.psnr_after):
+            return (
+                f"Tuning a copy of the generator to the face in {self.settings.steps} steps took {self.seconds:.0f} "
+                f"seconds and gained nothing ({before:.1f} dB PSNR{average}), so the generator was used as it is."
+            )
         return (
             f"A copy of the generator was tuned to the face in {self.settings.steps} steps, which took "
             f"{self.seconds:.0f} seconds and brought its drawing from {before:.1f} to {after:.1f} dB PSNR{average}."

@@ -41,7 +41,13 @@ def add(train: argparse.ArgumentParser) -> None:
     train.add_argument("--kinds", default="swap,reconstruction,edit,sample", help="for fakes: which (default: all)")
     train.add_argument("--per-kind", type=int, default=1000, help="for fakes: how many of each kind")
     train.add_argument("--codes", type=Path, help="for encoder: codes.safetensors of the generator's run")
-    train.add_argument("--steps", type=int, help="for detectors, ganprintr and trnet: training steps")
+    train.add_argument(
+        "--from",
+        dest="source",
+        metavar="FILE",
+        help="for encoder: a published e4e checkpoint, or ffhq_1024 where it was fetched, to fine-tune on --data",
+    )
+    train.add_argument("--steps", type=int, help="for detectors, ganprintr, trnet and encoder --from: training steps")
     train.add_argument(
         "--set", action="append", metavar="NAME=VALUE", help="change a setting of the settings file; repeat it"
     )

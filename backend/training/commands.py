@@ -22,6 +22,7 @@ from backend.training import (
     detector_run,
     encoder,
     fakes,
+    finetune_run,
     generator,
     harness,
     install,
@@ -133,10 +134,28 @@ def _shown(photographs: Photographs) -> torch.Tensor:
     return photographs.pictures[:: max(1, len(photographs) // 8)][:8]
 
 
+def _check(options: argparse.Namespace) -> None:
+    """Refuse arguments that exclude each other."""
+    if options.source and (options.what != "encoder" or options.install or options.initial or options.codes):
+        raise UserError(
+            "--from belongs to `train encoder`, without --install, --initial and --codes.",
+            "See: python -m backend train --help",
+        )
+
+
+def _encoder(options: argparse.Namespace, on_step: OnStep, given: dict[str, Any]) -> reports.Report:
+    """Train the embedded encoder, or fine-tune a published one, with changed settings."""
+    data, out, seed = options.data, options.out, options.seed
+    if options.source:
+        return finetune_run.finetune_encoder(options.source, data, out, on_step, seed=seed, **given)
+    return train_encoder(data, out, on_step, codes=options.codes, initial=options.initial, seed=seed, **given)
+
+
 def run(options: argparse.Namespace, on_step: OnStep) -> reports.Report:
     """Run the `train` command that the command line names; a request to end saves a checkpoint first."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     data, out, seed = options.data, options.out, options.seed
+    _check(options)
     given = arguments.changes(options.set) | ({} if options.steps is None else {"steps": options.steps})
     if given and options.what in UNCHANGEABLE:
         raise UserError(f"{options.what} has no settings file.", "Leave out --set and --steps.")
@@ -144,7 +163,7 @@ def run(options: argparse.Namespace, on_step: OnStep) -> reports.Report:
     if options.what == "generator":
         report = train_generator(data, out, on_step, initial=options.initial, seed=seed, **given)
     elif options.what == "encoder":
-        report = train_encoder(data, out, on_step, codes=options.codes, initial=options.initial, seed=seed, **given)
+        report = _encoder(options, on_step, given)
     elif options.what == "ganprintr":
         report = train_ganprintr(data, out, on_step, seed=seed, **given)
     elif options.what == "fakes":

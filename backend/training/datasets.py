@@ -42,15 +42,24 @@ class Photographs:
 
 def load(data: Path, size: int, packs: str = "*") -> Photographs:
     """Read a folder of pictures, or the tar packs in it whose name matches `packs`, sorted by name."""
-    archives = sorted(data.glob(f"{packs}.tar"))
-    source = _from_archives(archives) if archives else _from_folder(data)
-    encoded = sorted(source)
-    if not encoded:
-        raise _nothing_in(data)
-    pictures = torch.empty((len(encoded), 3, size, size), dtype=torch.uint8)
-    for place, (_, content) in enumerate(encoded):
+    found = encoded(data, packs)
+    pictures = torch.empty((len(found), 3, size, size), dtype=torch.uint8)
+    for place, (_, content) in enumerate(found):
         pictures[place] = torch.from_numpy(_decode(content, size)).permute(2, 0, 1)
-    return Photographs([name for name, _ in encoded], pictures)
+    return Photographs([name for name, _ in found], pictures)
+
+
+def encoded(data: Path, packs: str = "*") -> list[tuple[str, bytes]]:
+    """Return names and files of what `load` would read, sorted.
+
+    Raises:
+        UserError: There is nothing to read.
+    """
+    archives = sorted(data.glob(f"{packs}.tar"))
+    found = sorted(_from_archives(archives) if archives else _from_folder(data))
+    if not found:
+        raise _nothing_in(data)
+    return found
 
 
 def names(data: Path, packs: str = "*") -> list[str]:

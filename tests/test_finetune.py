@@ -1,0 +1,150 @@
+"""Fine-tuning of a published encoder: the paper's losses, what is left out, and the whole command at a small size."""
+
+import json
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from backend import cli, faces, images, perceptual, weights
+from backend.errors import UserError
+from backend.generators import inversion
+from backend.generators.e4e import E4EEncoder
+from backend.generators.inversion import Inverter
+from backend.perceptual import Perceptual
+from backend.training import finetune, finetune_run, harness
+from backend.training.finetune import FinetuneSettings, FinetuneTask, Losses
+from benchmarks import filled
+from tests.test_views import FACE
+
+SIZE, WIDTH = 16, 0.0625
+SETTINGS = FinetuneSettings(steps=2, batch=2, rate=1e-4, l2_weight=1.0, lpips_weight=0.8, identity_weight=0.5, seed=0)
+
+
+@pytest.fixture
+def checkpoint(tmp_path, monkeypatch):
+    """A checkpoint in the published layout, 16 pixels in place of 1024 and a narrow encoder."""
+    monkeypatch.setattr(inversion, "E4EEncoder", partial(E4EEncoder, width=WIDTH))
+    file = tmp_path / "e4e.pt"
+    torch.save(filled.e4e(SIZE, width=WIDTH), file)
+    return file
+
+
+def l1_distance(one, other):
+    return (one - other).abs().flatten(1).mean(1)
+
+
+def embed(pictures):
+    """Return unit vectors: the mean colours."""
+    return torch.nn.functional.normalize(pictures.mean((2, 3)), dim=1)
+
+
+def pictures(count: int = 4) -> torch.Tensor:
+    return (torch.rand(count, 3, 256, 256, generator=torch.Generator().manual_seed(0)) * 255).byte()
+
+
+def task(inverter: Inverter, **changes) -> FinetuneTask:
+    losses = Losses(Perceptual("L1", l1_distance), embed, ())
+    return FinetuneTask(pictures(), replace(SETTINGS, **changes), pictures(2), inverter, losses)
+
+
+def test_the_settings_are_those_of_the_paper():
+    found = harness.read_settings(FinetuneSettings, "finetune")
+    assert (found.l2_weight, found.lpips_weight, found.identity_weight) == (1.0, 0.8, 0.5)
+    assert (found.rate, found.batch, found.steps) == (1e-4, 8, 80_000)
+
+
+def test_the_size_of_a_published_generator_is_read_from_its_file(checkpoint):
+    inverter = inversion.from_official(checkpoint)
+    assert inverter.size == SIZE and inversion._size_of({f"decoder.to_rgbs.{n}.bias": 0 for n in range(8)}) == 1024
+
+
+def test_a_step_follows_the_sum_of_the_losses_and_moves_the_encoder_alone(checkpoint):
+    inverter = inversion.from_official(checkpoint)
+    made = task(inverter)
+    decoder = {name: value.clone() for name, value in inverter.generator.state_dict().items()}
+    statistics = {name: value.clone() for name, value in made.encoder.named_buffers()}
+    weights_before = {name: value.detach().clone() for name, value in made.encoder.named_parameters()}
+    from backend.training.generator import draw_faces
+
+    shown = draw_faces(made.pictures, 2, 0, 0)
+    drawn, wanted = made.compared(shown)
+    assert drawn.shape == wanted.shape == (2, 3, SIZE, SIZE)
+    cosine = (embed((drawn + 1) / 2) * embed((wanted + 1) / 2)).sum(1).mean()
+    loss = (drawn - wanted).square().mean() + 0.8 * l1_distance(drawn, wanted).mean() + 0.5 * (1 - cosine)
+    expected = torch.autograd.grad(loss, list(made.encoder.parameters()), allow_unused=True)
+    values = made.step(0)
+    assert set(values) == {"l2", "lpips", "identity"}
+    assert values["identity"] == pytest.approx(1 - float(cosine.detach()), abs=1e-5)
+    moved = 0
+    for (name, weight), slope in zip(made.encoder.named_parameters(), expected, strict=True):
+        change = weight.detach() - weights_before[name]
+        if slope is None:  # nothing that is drawn depends on it
+            assert not change.any(), name
+            continue
+        steep = slope.abs() > 1e-5
+        moved += int(steep.sum())
+        # Adam's first step is its rate against the sign.
+        assert torch.allclose(change[steep], -1e-4 * slope.sign()[steep], atol=2e-6), name
+    assert moved > 1000
+    assert all(torch.equal(value, decoder[name]) for name, value in inverter.generator.state_dict().items())
+    assert all(torch.equal(value, statistics[name]) for name, value in made.encoder.named_buffers())
+
+
+def test_steps_bring_the_drawings_closer(checkpoint):
+    made = task(inversion.from_official(checkpoint), rate=1e-3)
+    first = made.step(0)["l2"]
+    for number in range(1, 12):
+        last = made.step(number)["l2"]
+    assert last < first and made.preview().shape == (1, 3, 2 * SIZE, 2 * SIZE)
+
+
+def test_what_cannot_be_had_is_said(monkeypatch):
+    monkeypatch.setattr(weights, "entries", dict)
+    monkeypatch.setattr(perceptual, "lpips_missing", lambda: "absent")
+    monkeypatch.setattr(perceptual, "perceptual", lambda: Perceptual("1 - SSIM", l1_distance))
+    found = finetune.losses_here("ffhq")
+    assert found.embed is None and found.perceptual.name == "1 - SSIM"
+    assert [sentence.split(" is ")[0] for sentence in found.left_out] == ["LPIPS", "The identity loss"]
+    monkeypatch.setattr(perceptual, "lpips_missing", lambda: None)
+    monkeypatch.setattr(finetune, "_arcface", lambda template: embed)
+    assert finetune.losses_here("ffhq").left_out == ()
+
+
+def test_the_command_writes_a_checkpoint_that_can_be_loaded(checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(faces, "find", lambda photo: [FACE] if photo.mean() > 40 else [])
+    monkeypatch.setattr(
+        finetune_run, "losses_here", lambda _t: Losses(Perceptual("L1", l1_distance), None, ("No ID.",))
+    )
+    data = tmp_path / "own"
+    data.mkdir()
+    for number in range(4):
+        photo = np.full((400, 420, 3), 60 * number, dtype=np.uint8)
+        (data / f"{number}.png").write_bytes(images.encode_png(photo))
+    out = tmp_path / "out"
+    command = ["train", "encoder", "--from", str(checkpoint), "--data", str(data), "--out", str(out), "--steps", "1"]
+    assert cli.main([*command, "--json"]) == 0
+    printed = capsys.readouterr()
+    report = json.loads(printed.out)
+    assert report["left_out"] == ["No ID."] and "No ID." in printed.err and "No ID." in report["summary"]
+    assert report["metrics"]["faces"] == 3  # the black picture has no face
+    assert report["metrics"]["held_out"] >= 1 and report["run"]["settings"]["lpips_weight"] == 0.8
+    tuned, before = inversion.from_official(out / "e4e_finetuned.pt"), inversion.from_official(checkpoint)
+    for name, value in before.generator.state_dict().items():
+        assert torch.equal(tuned.generator.state_dict()[name], value)
+    assert torch.equal(tuned.latent_average, before.latent_average)
+    assert not torch.equal(tuned.encoder.styles[0].linear.weight, before.encoder.styles[0].linear.weight)
+
+
+def test_mistakes_are_sentences(checkpoint, tmp_path, monkeypatch, capsys):
+    base = ["--data", str(tmp_path), "--out", str(tmp_path / "out")]
+    assert cli.main(["train", "generator", "--from", str(checkpoint), *base]) == 2
+    assert "--from belongs to" in capsys.readouterr().err
+    (tmp_path / "one.png").write_bytes(images.encode_png(np.zeros((50, 50, 3), np.uint8)))
+    assert cli.main(["train", "encoder", "--from", str(tmp_path / "absent.pt"), *base]) == 2
+    assert "There is no file named absent.pt" in capsys.readouterr().err
+    monkeypatch.setattr(faces, "find", lambda photo: [])
+    with pytest.raises(UserError, match="Only 0 of 1 photographs has a face"):
+        finetune_run.finetune_encoder(str(checkpoint), tmp_path, tmp_path / "out", lambda _step: None)
