@@ -38,7 +38,7 @@ class RayEngine(engines.Pool):
         """Connect to the cluster, or start one.
 
         Raises:
-            UserError: Ray is not installed, or there is no cluster at the address.
+            UserError: Ray is not installed, does not start, or there is no cluster at the address.
         """
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_worker_niceness", "0")  # otherwise whatever else runs comes first
@@ -55,19 +55,32 @@ class RayEngine(engines.Pool):
                 "address": self.address,
                 "runtime_env": {"working_dir": str(ROOT), "excludes": NOT_SENT},
             }
-        try:
-            ray.init(**options)
-        except (ConnectionError, ValueError, RuntimeError, OSError, TimeoutError):
-            where = f"at {self.address}" if self.address else "on this machine"
-            raise UserError(
-                f"No Ray cluster could be reached {where}.", "Check the address after --ray-address."
-            ) from None
+        self._connect(ray, options)
         resources = ray.cluster_resources()
         gpus = resources.get("GPU", 0)
         self.workers = self.workers or max(1, int(gpus or resources.get("CPU", 1)))
         self._share = min(1.0, gpus / self.workers)
         self._ray = ray
         self._actor = ray.remote(_Worker)
+
+    def _connect(self, ray: Any, options: dict[str, Any]) -> None:
+        """Call `ray.init`; a cluster on this machine gets a second chance, because Ray waits only 30 seconds for it."""
+        for last in (self.address is not None, True):
+            try:
+                ray.init(**options)
+            except Exception as error:  # a node that does not start raises a plain Exception
+                ray.shutdown()  # whatever of it did start
+                if not last:
+                    continue
+                if self.address is not None:
+                    raise UserError(
+                        f"No Ray cluster could be reached at {self.address}.", "Check the address after --ray-address."
+                    ) from error
+                raise UserError(
+                    "Ray could not be started on this machine.",
+                    "Try it again when the machine is less busy, or use --engine local.",
+                ) from error
+            return
 
     def close(self) -> None:
         """Leave the cluster; one that was started here ends."""
