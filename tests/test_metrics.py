@@ -200,6 +200,10 @@ def test_faithfulness_by_hand():
     assert faithfulness.accuracy_at_k([True, False, None, True]).value == pytest.approx(2 / 3)
     found = faithfulness.sufficiency_at_k([0.9, 0.8, None, 0.5], [0.1, 0.6, 0.3, None])
     assert (found.value, found.count) == (pytest.approx(0.5), 2)
+    # Two values 0.6 apart: 12.7062 standard errors of 0.3 each way, cut at 1.
+    assert (found.low, found.high) == (-1, 1)
+    found = faithfulness.sufficiency_at_k([0.52, 0.50], [0.0, 0.0])
+    assert (found.low, found.high) == (pytest.approx(0.51 - 0.127062), pytest.approx(0.51 + 0.127062))
     ramp = np.arange(12.0).reshape(3, 4)
     assert faithfulness.stability(ramp, 5 - 2 * ramp) == pytest.approx(-1)
     assert faithfulness.stability(ramp, ramp**2) == pytest.approx(np.corrcoef(ramp.ravel(), ramp.ravel() ** 2)[0, 1])

@@ -76,8 +76,13 @@ def mean(values: Iterable[float | None]) -> Estimate:
     return Estimate(float(kept.mean()), len(kept), std=float(kept.std(ddof=1)) if len(kept) > 1 else None)
 
 
-def mean_with_interval(values: Iterable[float | None]) -> Estimate:
-    """Return mean and Student's confidence interval of what was measured; None and NaN are left out."""
+def mean_with_interval(values: Iterable[float | None], bounds: tuple[float, float] = (-1.0, 1.0)) -> Estimate:
+    """Return mean and Student's confidence interval of what was measured; None and NaN are left out.
+
+    Args:
+        values: Within the bounds.
+        bounds: The least and the largest value that there can be, at which the interval is cut.
+    """
     kept = np.array([value for value in values if value is not None and not np.isnan(value)], dtype=np.float64)
     if len(kept) < 2:
         return Estimate(float(kept[0]) if len(kept) else None, len(kept))
@@ -85,4 +90,4 @@ def mean_with_interval(values: Iterable[float | None]) -> Estimate:
 
     middle = float(kept.mean())
     half = float(t.ppf((1 + CONFIDENCE) / 2, len(kept) - 1) * kept.std(ddof=1) / len(kept) ** 0.5)
-    return Estimate(middle, len(kept), middle - half, middle + half)
+    return Estimate(middle, len(kept), max(bounds[0], middle - half), min(bounds[1], middle + half))

@@ -164,7 +164,9 @@ def _curves(rows: Sequence[Row], config: "PairedConfig") -> Table:
     for name, size, own in _parts(rows, config):
         for one in (*config.methods, proofs.RANDOM):
             of_map = [row for row in own if row["method"] == one]
-            areas = [mean_with_interval(row[curve] for row in of_map) for curve in ("deletion", "insertion")]
+            areas = [
+                mean_with_interval((row[curve] for row in of_map), (0.0, 1.0)) for curve in ("deletion", "insertion")
+            ]
             body.append((name, size, one if one == proofs.RANDOM else _title(one), *areas))
     note = (
         f"Of p_real of the photo; a removed pixel shows {FILLS[config.fill]}. A good map should have a low area for "

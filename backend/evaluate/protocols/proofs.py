@@ -134,7 +134,7 @@ def random_cells(rows: Sequence[Row], tops: Iterable[int]) -> tuple[Estimate, ..
     """Return the same for the random segments beside all maps; those of one picture are averaged first."""
     tops = tuple(tops)
     return (
-        *(mean_with_interval(_by_picture(rows, f"random_called_fake_{top}")) for top in tops),
+        *(mean_with_interval(_by_picture(rows, f"random_called_fake_{top}"), (0.0, 1.0)) for top in tops),
         *(mean_with_interval(_by_picture(rows, f"random_p_after_{top}", falls=True)) for top in tops),
     )
 
