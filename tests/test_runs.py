@@ -1,6 +1,7 @@
 """Runs: nothing that is finished gets lost, whoever does the work, and another run is never taken for this one."""
 
 import contextlib
+import json
 import multiprocessing
 import os
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -73,16 +75,20 @@ def test_a_run_says_what_it_is(reference):
     assert found.sessions[0]["engine"] == "local"
 
 
-KILLED = """
+COMMAND_LINE = """
 import sys
-from pathlib import Path
-from backend.evaluate import runs
-from backend.evaluate.data import open_data
-from backend.progress import finish
-from tests.toy_protocol import ToyConfig, ToyProtocol
-data = open_data(Path(sys.argv[1]), Path(sys.argv[2]))
-finish(runs.evaluate(ToyProtocol(ToyConfig(pause=0.2)), data, Path(sys.argv[2])))
+from backend import cli
+from backend.evaluate.protocols import registry
+from tests.toy_protocol import ToyProtocol
+registry.PROTOCOLS["toy"] = ToyProtocol
+sys.exit(cli.main(["evaluate", "toy", "--preset", "full", "--json", *sys.argv[1:]]))
 """
+
+
+def command_line(*arguments):
+    """Start the command line, which knows the toy protocol, in a process of its own."""
+    command = [sys.executable, "-c", COMMAND_LINE, *map(str, arguments)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
 
 
 def finished_items(out):
@@ -96,26 +102,30 @@ def finished_items(out):
 
 
 def test_kill_9_loses_no_finished_item_and_the_resumed_table_is_the_uninterrupted_one(reference, tmp_path):
-    data, _, _ = reference
-    command = [sys.executable, "-c", KILLED, str(data.folder), str(tmp_path)]
-    process = subprocess.Popen(command, cwd=ROOT)
+    data, whole, expected = reference
+    usual = ("--data", data.folder, "--out", tmp_path, "--workers", 0, "--set", "pause=0.2")
+    process = command_line(*usual)
     try:
-        patience = time.time() + 120
+        patience = time.time() + 240
         while len(finished_items(tmp_path)) < 4 and process.poll() is None and time.time() < patience:
             time.sleep(0.05)
     finally:
         os.kill(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
     before = finished_items(tmp_path)
     assert 4 <= len(before) < 18
-    resumed = evaluated(ToyProtocol(ToyConfig(pause=0.2)), data, tmp_path, resume=True)
+    resumed = command_line(*usual, "--resume")
+    said = json.loads(resumed.communicate(timeout=240)[0])
+    assert resumed.returncode == 0
     after = finished_items(tmp_path)
+    assert len(after) == 18
     assert {key: after[key] for key in before} == before  # what was finished was not done again
-    whole = evaluated(ToyProtocol(ToyConfig()), data, tmp_path / "whole")
-    assert resumed.tables == whole.tables
-    assert stored(tmp_path) == stored(tmp_path / "whole")
-    assert len(resumed.sessions) == 2
-    assert resumed.seconds == pytest.approx(sum(session["seconds"] for session in resumed.sessions))
+    assert said["rows"] == [{"table": "levels"} | record for record in expected.tables[0].records()]
+    assert stored(tmp_path) == stored(whole)
+    found, _ = report.load(tmp_path)
+    assert len(found.sessions) == 2
+    assert found.seconds == pytest.approx(sum(session["seconds"] for session in found.sessions))
 
 
 def test_closing_the_job_keeps_what_was_done(reference, tmp_path):
@@ -295,6 +305,22 @@ def test_ray_gives_the_same_rows_and_survives_a_death(reference, tmp_path):
     assert stored(tmp_path / "out") == stored(out)
     assert levels(found) == EXPECTED
     assert found.sessions[0]["engine"] == "ray"
+
+
+@pytest.mark.parametrize(
+    ("address", "tries", "sentence"), [(None, 2, "on this machine"), ("1.2.3.4:5", 1, "1.2.3.4:5")]
+)
+def test_a_ray_that_does_not_start_is_one_sentence(reference, tmp_path, monkeypatch, address, tries, sentence):
+    asked, ended = [], []
+
+    def init(**options):
+        asked.append(options)
+        raise Exception("The current node timed out during startup.")  # noqa: TRY002 - as Ray does
+
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=init, shutdown=lambda: ended.append(1)))
+    with pytest.raises(UserError, match=sentence):
+        evaluated(ToyProtocol(ToyConfig()), reference[0], tmp_path, engine=engines.engine("ray", 1, address))
+    assert len(asked) == len(ended) == tries
 
 
 def test_an_engine_that_does_not_exist_is_one_sentence():
