@@ -19,7 +19,6 @@ def kernel_distance(one: NDArray[np.floating], two: NDArray[np.floating]) -> flo
         one: Features (N, D), N > 1.
         two: Features (M, D), M > 1.
     """
-    one, two = one.astype(np.float64), two.astype(np.float64)
 
     def kernel(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
         return (x @ y.T / x.shape[1] + 1) ** DEGREE
@@ -28,7 +27,8 @@ def kernel_distance(one: NDArray[np.floating], two: NDArray[np.floating]) -> flo
         values = kernel(x, x)
         return float((values.sum() - np.trace(values)) / (len(x) * (len(x) - 1)))
 
-    return within(one) + within(two) - 2 * float(kernel(one, two).mean())
+    first, second = one.astype(np.float64), two.astype(np.float64)
+    return within(first) + within(second) - 2 * float(kernel(first, second).mean())
 
 
 def kernel_distance_of_draws(

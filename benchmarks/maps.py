@@ -1,0 +1,125 @@
+"""How much maps agree: quick with full, and with the white-box shortcut in place of NES; and what memory does.
+
+python -m benchmarks.maps --fakes runs/fakes/val --detector xception --count 3
+
+The first fakes of a seeded draw that the detector calls fake. Agreement is Spearman's rank correlation of the two maps
+over the segments of the face, for every perturbing method with both references. Then `--repeats` explanations in a row:
+the resident memory before and after, and the hooks that are left on the detector.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import spearmanr
+from torch import Tensor
+
+from backend import runtime
+from backend.detectors import registry
+from backend.detectors.card import Detector
+from backend.explain import methods
+from backend.explain.explaining import explain
+from backend.explain.explanation import ExplainSettings, Explanation
+from backend.progress import finish
+from backend.training import datasets
+
+PERTURBING = [name for name, method in methods.METHODS.items() if method.references]
+
+
+def main() -> None:
+    """Print one JSON line a comparison, and one for all."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--fakes", type=Path, required=True)
+    parser.add_argument("--detector", default="xception")
+    parser.add_argument("--count", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    runtime.keep_freed_memory()
+    detector = registry.load(options.detector)
+    found = fakes(options.fakes, detector, options.count, options.seed)
+    rows = [row for face in found for row in compared(face, detector, options.seed)]
+    together: dict[str, Any] = {"detector": options.detector, "count": len(found)}
+    for what in ("quick_and_full", "shortcut_and_nes"):
+        for method, reference in itertools.product(PERTURBING, methods.REFERENCES):
+            own = [row for row in rows if (row["method"], row["reference"]) == (method, reference)]
+            values = [row[what] for row in own if what in row]
+            if values:
+                together[f"{what} {method} {reference}"] = statistics.fmean(values)
+    print(json.dumps(together | memory(found[0], detector, options.repeats), indent=1))
+
+
+def fakes(folder: Path, detector: Detector, count: int, seed: int) -> list[Tensor]:
+    """Return the first fakes (1, 3, S, S) of a seeded draw that the detector calls fake."""
+    pictures = datasets.load(folder, detector.card.input_size).pictures
+    found = []
+    for index in np.random.default_rng(seed).permutation(len(pictures)):
+        face = pictures[int(index)][None].float() / 255
+        if float(detector.p_fake(face)) > 0.5:
+            found.append(face)
+        if len(found) == count:
+            break
+    return found
+
+
+def compared(face: Tensor, detector: Detector, seed: int) -> list[dict[str, Any]]:
+    """Explain one face in all ways and compare them."""
+    rows = []
+    for method, reference in itertools.product(PERTURBING, methods.REFERENCES):
+        started = time.perf_counter()
+        quick = _map(face, detector, method=method, reference=reference, seed=seed)
+        seconds = time.perf_counter() - started
+        full = _map(face, detector, method=method, reference=reference, preset="full", seed=seed)
+        row: dict[str, Any] = {"method": method, "reference": reference, "quick_and_full": agreement(quick, full)}
+        row |= {"seconds_quick": seconds, "seconds_full": time.perf_counter() - started - seconds}
+        if reference == "adversarial":
+            short = _map(face, detector, method=method, reference=reference, shortcut=True, seed=seed)
+            row["shortcut_and_nes"] = agreement(short, quick)
+        print(json.dumps(row), flush=True)
+        rows.append(row)
+    return rows
+
+
+def agreement(one: Explanation, other: Explanation) -> float:
+    """Return the rank correlation in [-1, 1] of two maps over the segments of the face."""
+    return float(spearmanr(one.segment_scores, other.segment_scores).statistic)
+
+
+def memory(face: Tensor, detector: Detector, repeats: int) -> dict[str, Any]:
+    """Explain a face many times, with every method in turn, and say what is left behind."""
+    names = itertools.cycle(methods.METHODS)
+    for _ in methods.METHODS:
+        _map(face, detector, method=next(names))
+    before = resident_bytes()
+    for number in range(repeats):
+        _map(face, detector, method=next(names), seed=number)
+    modules = list(detector.network.modules())
+    hooks = sum(len(one._forward_hooks) + len(one._backward_hooks) for one in modules)  # noqa: SLF001 - torch has no way
+    return {
+        "explanations": repeats,
+        "resident_megabytes_before": round(before / 1e6),
+        "resident_megabytes_after": round(resident_bytes() / 1e6),
+        "hooks_left": hooks,
+    }
+
+
+def resident_bytes() -> int:
+    """Return the memory that the process holds now (Linux)."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _map(face: Tensor, detector: Detector, **settings: Any) -> Explanation:
+    method = methods.method(settings["method"])
+    if not method.references:
+        settings.pop("reference", None)
+    return finish(explain(face, detector, ExplainSettings(**settings)))
+
+
+if __name__ == "__main__":
+    main()
