@@ -34,7 +34,7 @@ def app(**environment: str) -> Iterator[str]:
         assert running.poll() is None, f"the app stopped by itself with exit code {running.returncode}"
     finally:
         running.terminate()
-        running.wait(timeout=30)
+        running.wait(timeout=120)
 
 
 def free_port() -> int:

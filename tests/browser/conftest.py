@@ -8,6 +8,7 @@ import pytest
 
 from backend.settings import SETTINGS
 from tests import running
+from tests.hub_server import HubServer
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
@@ -42,12 +43,17 @@ playwright.expect.set_options(timeout=PATIENCE)
 
 
 @pytest.fixture(scope="session")
-def address() -> Iterator[str]:
-    """Return the address of the running app."""
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Return the address of the running app, which has a Hub on loopback and an empty cache."""
     if not (SETTINGS.weights_dir / "registry.toml").exists():
         pytest.skip("the models are not in weights/")
-    with running.app() as url:
-        yield url
+    folder, hub = tmp_path_factory.mktemp("hub"), HubServer()
+    running.host_a_detector(hub, folder)
+    try:
+        with running.app(HF_ENDPOINT=hub.url, WEIGHTS_CACHE=str(folder / "cache")) as url:
+            yield url
+    finally:
+        hub.close()
 
 
 @pytest.fixture(scope="session")
