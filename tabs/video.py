@@ -101,8 +101,8 @@ class VideoStep:
         run.then(self._idle, None, [self.find, self.stop], **QUICK, **private)
         # The search is asked to end, and not cut off: what it has found by then is shown.
         self.stop.click(self._ask_to_stop, None, [self.stop, self.note], **QUICK, **private)
-        for change in (self.video.upload, self.video.clear):
-            change(self._quiet, None, self._outputs(), cancels=[run], **QUICK, **private)
+        # Another video comes only after this one was cleared. An event of its coming could end a search begun since.
+        self.video.clear(self._quiet, None, self._outputs(), cancels=[run], **QUICK, **private)
 
     def _outputs(self) -> list[Any]:
         return [self.find, self.stop, self.note, self.refused, self.live, self.progress, self.face, *self._shown()]

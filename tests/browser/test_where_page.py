@@ -44,6 +44,7 @@ def test_a_video_is_searched(phone: Page, tmp_path: Path) -> None:
     (tmp_path / "film.mp4").write_bytes(films.encode(films.moving_face(8, hidden=(4,))))
     phone.get_by_role("button", name=VIDEO).click()
     phone.locator("input[type=file][accept*=video]").set_input_files(tmp_path / "film.mp4")
+    phone.locator("video").first.wait_for()  # it has arrived
     phone.get_by_role("button", name="Search every frame").click()
     expect(phone.get_by_text("8 frames were taken")).to_be_visible(timeout=300_000)
     expect(phone.get_by_text("1 frame was skipped: the face that was followed is not seen.")).to_be_visible()
