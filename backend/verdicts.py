@@ -115,6 +115,16 @@ def how_often_wrong(card: Card) -> str:
     )
 
 
+def how_often_wrong_in_short(card: Card) -> str:
+    """Say the same in few words: the share of false alarms, and the smallest and the largest share of misses."""
+    alarm = card.false_alarm()
+    if alarm is None:
+        return how_often_wrong(card)
+    said = f"Calls {alarm.rate:.0%} of real photographs fake"
+    misses = [rate.rate for rate in card.misses() if not rate.kind.endswith("_real")]
+    return f"{said}; misses {min(misses):.0%} to {max(misses):.0%} of fakes, by kind." if misses else f"{said}."
+
+
 def _miss(rate: ErrorRate) -> str:
     return f"{rate.rate:.0%} of {rate.count} {KINDS.get(rate.kind, rate.kind)}"
 

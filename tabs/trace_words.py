@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from backend.detectors import registry
 from backend.detectors.card import verdict
-from backend.verdicts import how_often_wrong
+from backend.verdicts import how_often_wrong_in_short
 from tabs.explain_words import progress
 from tabs.words import SIGNS, table
 
@@ -29,7 +29,7 @@ def verdict_table(record: dict[str, Any]) -> str:
             registry.card(name).title,
             _cell(one["original"]),
             _cell(one["removed"]),
-            how_often_wrong(registry.card(name)),
+            how_often_wrong_in_short(registry.card(name)),
         )
         for name, one in record["p_fake"].items()
     ]

@@ -12,7 +12,7 @@ from backend.detectors import registry
 from backend.detectors.card import Card, verdict
 from backend.errors import UserError
 from backend.progress import Step
-from backend.verdicts import JudgedFace, how_often_wrong, in_words
+from backend.verdicts import JudgedFace, how_often_wrong, how_often_wrong_in_short, in_words
 
 SCALE = "(0 = real, 1 = fake)"
 SIGNS = {"fake": "▲", "real": "●", "uncertain": "?"}  # so that colour is never the only carrier
@@ -36,7 +36,8 @@ def answer(faces: Sequence[JudgedFace], number: int) -> str:
         if word in calls
     )
     head = (
-        f"<p>Of {len(calls)} detectors, {counts}. Each of them can be wrong; how often stands beside its verdict.</p>"
+        f"<p>Of {len(calls)} detectors, {counts}. Each of them can be wrong; how often stands beside its "
+        "verdict, and on photographs from other sources more often.</p>"
     )
     cards = "".join(_card(registry.card(name), score) for name, score in face.p_fake.items())
     return f'{head}<div class="cards">{cards}</div>'
@@ -69,8 +70,9 @@ def _card(card: Card, score: float) -> str:
         f'<section class="card {word}"><h3>{title}</h3>'
         f'<p class="score"><span aria-hidden="true">{SIGNS[word]}</span> {escape(in_words(score))}</p>'
         f'<meter min="0" max="1" value="{score:.3f}" aria-label="{title}: {score:.2f} {SCALE}"></meter>'
-        f"<p><strong>How often it is wrong:</strong> {escape(how_often_wrong(card))}</p>"
-        f"<details><summary>More about {title}</summary><p>Learned from: {escape(card.trained_on)}</p>"
+        f"<p><strong>How often it is wrong:</strong> {escape(how_often_wrong_in_short(card))}</p>"
+        f"<details><summary>More about {title}</summary><p>{escape(how_often_wrong(card))}</p>"
+        f"<p>Learned from: {escape(card.trained_on)}</p>"
         f"<p>Known failures: {escape(card.known_failures)}</p><p>{escape(card.paper)}</p></details></section>"
     )
 

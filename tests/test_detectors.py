@@ -10,7 +10,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from backend import runtime, weights
+from backend import runtime, verdicts, weights
 from backend.detectors import card as cards
 from backend.detectors import registry
 from backend.detectors.card import LOG_ODDS, Card, Detector
@@ -295,6 +295,17 @@ def test_card_is_complete(weights_folder: Path) -> None:
     false_alarm = card.false_alarm()
     assert false_alarm is not None and false_alarm.rate == 0.1
     assert [(miss.kind, miss.auc) for miss in card.misses()] == [("swap", 0.8)]
+
+
+def test_errors_are_said_in_short(weights_folder: Path) -> None:
+    write_entry(weights_folder, "mesoinception4")
+    card = registry.card("mesoinception4")
+    errors = [("real", 0.1), ("swap", 0.4), ("sample", 0.02), ("ciplab_real", 0.9)]
+    measured = replace(card, errors=tuple(cards.ErrorRate(kind, rate, 50, None) for kind, rate in errors))
+    said = verdicts.how_often_wrong_in_short(measured)
+    assert said == "Calls 10% of real photographs fake; misses 2% to 40% of fakes, by kind."
+    assert verdicts.how_often_wrong_in_short(replace(card, errors=measured.errors[:1])).endswith("photographs fake.")
+    assert "not measured here" in verdicts.how_often_wrong_in_short(replace(card, errors=()))
 
 
 def test_unknown_names_are_said(weights_folder: Path) -> None:
