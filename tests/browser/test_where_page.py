@@ -45,6 +45,8 @@ def test_a_video_is_searched(phone: Page, tmp_path: Path) -> None:
     phone.get_by_role("button", name=VIDEO).click()
     phone.locator("input[type=file][accept*=video]").set_input_files(tmp_path / "film.mp4")
     phone.locator("video").first.wait_for()  # it has arrived
+    expect(phone.get_by_role("button", name="Clear")).to_be_visible()
+    expect(phone.get_by_role("button", name="Trim video to selection")).to_be_hidden()  # it would need another site
     phone.get_by_role("button", name="Search every frame").click()
     expect(phone.get_by_text("8 frames were taken")).to_be_visible(timeout=300_000)
     expect(phone.get_by_text("1 frame was skipped: the face that was followed is not seen.")).to_be_visible()
