@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from backend.errors import UserError
+from backend import arguments
 from backend.evaluate import engines, everything, report, runs
 from backend.evaluate.data import open_data
 from backend.evaluate.protocols import registry
@@ -31,12 +31,12 @@ def run(
     if options.protocol == everything.ALL:
         return everything.run(
             options,
-            _changes(options.set),
+            arguments.changes(options.set),
             lambda work: open_data(draw_sample(work / "sample") if options.sample else options.data, work),
             typed(options),
             on_step,
         )
-    protocol = configured(registry.get(options.protocol), options.preset, _changes(options.set))
+    protocol = configured(registry.get(options.protocol), options.preset, arguments.changes(options.set))
     engine = engines.engine(options.engine, options.workers, options.ray_address)
     dataset = open_data(draw_sample(options.out / "sample") if options.sample else options.data, options.out)
     on_step(Step(0, 0, f"Settings: {json.dumps(vars(protocol.config))}"))
@@ -76,17 +76,3 @@ def typed(options: argparse.Namespace) -> str:
     if options.engine != "local":
         words += ["--engine", options.engine]
     return shlex.join(words)
-
-
-def _changes(given: list[str] | None) -> dict[str, Any]:
-    """Read NAME=VALUE; a value that is no JSON is taken as text."""
-    changes: dict[str, Any] = {}
-    for text in given or []:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise UserError(f"The setting {text} has no value.", "Write for example --set steps=50.")
-        try:
-            changes[name] = json.loads(value)
-        except ValueError:
-            changes[name] = value
-    return changes
