@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from backend import arguments
+from backend.errors import UserError
 from backend.evaluate import engines, everything, report, runs
 from backend.evaluate.data import open_data
 from backend.evaluate.protocols import registry
