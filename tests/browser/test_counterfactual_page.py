@@ -15,6 +15,7 @@ REFUSAL = ".answer"
 EXAMPLES = ".examples button.thumbnail-item"
 FIND = re.compile("^Find what would")
 RESULT = re.compile("^4 What would")
+TRIES, SETTLED = 30, 500  # how often something is tried on a page that is still being laid out, and milliseconds
 MAX_TABS = 80  # more presses than there are stops before anything on the page
 
 
@@ -48,9 +49,14 @@ def set_steps(page: Page, steps: int) -> None:
     options = page.get_by_role("button", name="More options")
     options.click()
     field = page.get_by_label(re.compile("number input for Steps at most"))
-    field.fill(str(steps))
-    field.press("Tab")
-    expect(page.get_by_label(re.compile("range slider for Steps at most"))).to_have_value(str(steps))
+    slider = page.get_by_label(re.compile("range slider for Steps at most"))
+    for _ in range(TRIES):  # fields that have only just appeared are set to their first value once more
+        field.fill(str(steps))
+        field.press("Tab")
+        page.wait_for_timeout(SETTLED)
+        if slider.input_value() == str(steps):
+            return
+    pytest.fail("the number of steps does not stay")
 
 
 def portrait(folder: Path) -> Path:
