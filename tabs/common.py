@@ -58,6 +58,18 @@ def theme() -> gr.themes.Base:
     )
 
 
+def live_face() -> gr.Image:
+    """Return the picture of the face while a search is under way."""
+    return gr.Image(
+        label="The face now",
+        format="png",
+        buttons=[],
+        interactive=False,
+        elem_classes="face",
+        alt_text="The face as the search has changed it so far",
+    )
+
+
 def photo_input(label: str) -> gr.Image:
     """Return an image component that hands over the path of the uploaded file itself, readable or not.
 

@@ -18,7 +18,7 @@ from backend.generators.refinement import RefineSettings
 from backend.progress import Step
 from backend.verdicts import JudgedFace
 from tabs import api, choosers, words
-from tabs.common import MODEL, QUICK, answered, photo_from, session_folder
+from tabs.common import MODEL, QUICK, answered, live_face, photo_from, session_folder
 from tabs.photo import PhotoStep
 from tabs.result import ResultStep
 from tabs.video import VideoStep
@@ -70,14 +70,7 @@ class CounterfactualTab:
             with gr.Column(min_width=280, scale=2):
                 self.progress = gr.HTML()
             with gr.Column(min_width=160):
-                self.face = gr.Image(
-                    label="The face now",
-                    format="png",
-                    buttons=[],
-                    interactive=False,
-                    elem_classes="face",
-                    alt_text="The face as the search has changed it so far",
-                )
+                self.face = live_face()
 
     def _lay_out_options(self) -> None:
         levels = [(f"{letter}: {word}", letter) for letter, word in WORDS.items()]

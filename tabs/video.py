@@ -13,7 +13,7 @@ from backend.errors import UserError
 from backend.progress import Job
 from tabs import choosers
 from tabs import video_words as words
-from tabs.common import MODEL, QUICK, answered, session_folder
+from tabs.common import MODEL, QUICK, answered, live_face, session_folder
 from tabs.limits import Limit
 from tabs.words import refusal
 
@@ -65,14 +65,7 @@ class VideoStep:
             with gr.Column(min_width=260, scale=2):
                 self.progress = gr.HTML()
             with gr.Column(min_width=140):
-                self.face = gr.Image(
-                    label="The face now",
-                    format="png",
-                    buttons=[],
-                    interactive=False,
-                    elem_classes="face",
-                    alt_text="The face as the search has changed it so far",
-                )
+                self.face = live_face()
         with gr.Column(visible=False) as self.result:
             self.summary = gr.Markdown(elem_classes="summary")
             with gr.Row():
