@@ -1,5 +1,6 @@
 """The tab that asks where a detector looked, and whether its map can be believed."""
 
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
@@ -9,12 +10,12 @@ import gradio as gr
 from backend import images
 from backend.detectors import registry
 from backend.detectors.choice import suggested
-from backend.errors import UserError
 from backend.examples import Example
 from backend.progress import Step
 from backend.regions import PARTS
 from backend.verdicts import JudgedFace
 from tabs import choosers
+from tabs import explain_tests as tests
 from tabs import explain_words as words
 from tabs.common import MODEL, QUICK, answered, photo_from, session_folder
 from tabs.explain_pair import PairStep
@@ -44,6 +45,7 @@ REFERENCES = [
     ("The method's usual fill (original)", "original"),
 ]
 PRESETS = [("Quick", "quick"), ("Full: as many samples as in the paper", "full"), ("As released", "as_released")]
+VERDICTS = [("Fake", "fake"), ("Real", "real")]
 NO_GUESS = "I do not guess"
 
 
@@ -67,6 +69,7 @@ class ExplainTab:
             self.detector = choosers.detector(min_width=200)
             self.method = gr.Dropdown(METHODS, value="lime", label="Which method?", filterable=False, min_width=200)
         self.about = gr.Markdown(elem_classes="note")
+        self.offered = gr.State(0.0)  # when; what its change sets off does not keep the page waiting
         self.guess = gr.Radio(
             [(NO_GUESS, ""), *((part.capitalize(), part) for part in PARTS)],
             value="",
@@ -82,6 +85,12 @@ class ExplainTab:
         self.progress = gr.HTML()
 
     def _lay_out_options(self) -> None:
+        self.towards = gr.Radio(
+            VERDICTS,
+            value="fake",
+            label="Which verdict to explain",
+            info=f"Grad-CAM, Grad-CAM++ and XRAI explain either. {words.USUAL}",
+        )
         self.reference = gr.Radio(
             REFERENCES,
             value="adversarial",
@@ -92,7 +101,8 @@ class ExplainTab:
         self.proof = gr.Checkbox(
             value=True,
             label="Put the map to the test",
-            info="Attacks only the 1, 2 and 3 strongest segments, and as much elsewhere, and compares the verdicts.",
+            info="Attacks only the 1, 2 and 3 strongest segments, and as much elsewhere, and compares the verdicts; "
+            "and removes and inserts the map's pixels in order.",
         )
         self.shortcut = gr.Checkbox(
             value=True,
@@ -104,19 +114,19 @@ class ExplainTab:
     def _wire(self) -> None:
         private: dict[str, Any] = {"api_visibility": "private"}
         face = [self.choice.photo, self.choice.which]
-        options = [self.reference, self.preset, self.shortcut, self.seed]
+        options = [self.reference, self.preset, self.shortcut, self.seed, self.towards]
         asked = [*face, self.detector, self.method, *options, self.proof, self.guess]
         hidden: dict[str, Any] = {"show_progress": "hidden"}
         run = self.show.click(answered(self._explain), asked, self._job_outputs(), **hidden, **MODEL, **private)
         every = self.compare.click(
             answered(self._compare),
-            [self.choice.faces, self.choice.which, self.detector, *options],
+            [*face, self.detector, *options],
             self._job_outputs(),
             **hidden,
             **MODEL,
             **private,
         )
-        pair = self.pair.wire(self.choice, self.detector, self.method, self.seed)
+        pair = self.pair.wire(self.choice, self.detector, self.seed)
         self.running = [run, every, pair]
         for job in (run, every):
             job.then(self._idle, None, [self.show, self.compare, self.stop], **QUICK, **private)
@@ -128,14 +138,9 @@ class ExplainTab:
             **QUICK,
             **private,
         )
-        for changed in (self.method, self.detector, self.reference, self.preset, self.shortcut):
-            changed.change(
-                answered(self._about),
-                [self.detector, self.method, self.reference, self.preset, self.shortcut],
-                self.about,
-                **QUICK,
-                **private,
-            )
+        told: list[Any] = [self.detector, self.method, self.reference, self.preset, self.shortcut, self.proof]
+        for changed in (self.offered, *told):
+            changed.change(answered(self._about), told, self.about, **QUICK, **private)
         self.result.wire()
 
     def _job_outputs(self) -> list[Any]:
@@ -143,7 +148,15 @@ class ExplainTab:
 
     def outputs(self) -> list[Any]:
         """Return what the methods below may update."""
-        return [self.waiting, self.ask, self.pairing, self.detector, *self._job_outputs(), *self.pair.outputs()]
+        return [
+            self.waiting,
+            self.ask,
+            self.offered,
+            self.pairing,
+            self.detector,
+            *self._job_outputs(),
+            *self.pair.outputs(),
+        ]
 
     def offer(self, face: JudgedFace | None) -> Updates:
         """Return the updates for another face, or for none."""
@@ -159,6 +172,7 @@ class ExplainTab:
         }
         if face is not None:
             updates[self.detector] = gr.Dropdown(choosers.detectors(), value=suggested(face.p_fake))
+            updates[self.offered] = time.monotonic()
         return updates
 
     def show_example(self, example: Example, request: gr.Request) -> Updates:
@@ -186,13 +200,18 @@ class ExplainTab:
     def _stopped(self) -> Updates:
         return {**self._idle(), self.note: STOPPED}
 
-    def _about(self, detector: str, method: str, reference: Any, preset: Any, shortcut: Any) -> str:
+    def _about(self, detector: str, method: str, reference: Any, preset: Any, shortcut: Any, proof: Any) -> str:
         """Say what the chosen method does and about how long it takes."""
         from backend.explain import ExplainSettings  # its imports would keep the page waiting
-        from backend.explain.expected import expected_seconds
+        from backend.explain.expected import expected_comparison_seconds, expected_seconds
 
         settings = ExplainSettings(method=method, reference=reference, preset=preset, shortcut=shortcut)
-        return words.about(method, expected_seconds(detector, settings))
+        test = tests.proof_settings(0, shortcut=shortcut) if proof else None
+        return words.about(
+            method,
+            expected_seconds(detector, settings, test),
+            expected_comparison_seconds(detector, settings, tests.quick_test(0)),
+        )
 
     def _explain(
         self,
@@ -204,6 +223,7 @@ class ExplainTab:
         preset: Any,
         shortcut: Any,
         seed: float | None,
+        towards: Any,
         proof: Any,
         guess: str,
         request: gr.Request,
@@ -214,10 +234,15 @@ class ExplainTab:
 
         photo = photo_from(path)
         settings = ExplainSettings(
-            method=method, reference=reference, preset=preset, seed=int(seed or 0), shortcut=shortcut
+            method=method,
+            reference=reference if towards == "fake" else "original",
+            preset=preset,
+            seed=int(seed or 0),
+            towards=towards,
+            shortcut=shortcut,
         )
         yield self._busy()
-        test = words.proof_settings(int(seed or 0), shortcut=shortcut) if proof else None
+        test = tests.proof_settings(int(seed or 0), shortcut=shortcut) if proof else None
         with closing(explain_photo(photo, detector, settings, number, test)) as job:
             while True:
                 try:
@@ -230,31 +255,40 @@ class ExplainTab:
 
     def _compare(
         self,
-        faces: list[JudgedFace],
+        path: str | None,
         number: int | None,
         detector: str,
         reference: Any,
         preset: Any,
         shortcut: Any,
         seed: float | None,
+        towards: Any,
         request: gr.Request,
     ) -> Iterator[Updates]:
         """Draw the maps of all methods, each as soon as it is finished, and put each to the test."""
         from backend.explain import ExplainSettings
         from backend.explain.comparing import Finished, compare_all
+        from backend.explain.photo import cut_face
 
-        if not faces:
-            raise UserError("There is no face yet.", "Choose a photo in step 1.")
-        crop = faces[(number or 1) - 1].aligned.crop
-        settings = ExplainSettings(reference=reference, preset=preset, seed=int(seed or 0), shortcut=shortcut)
+        settings = ExplainSettings(
+            reference=reference, preset=preset, seed=int(seed or 0), towards=towards, shortcut=shortcut
+        )
+        photo = photo_from(path)
         yield self._busy()
         loaded = registry.load(detector)
-        with closing(words.tested_maps(compare_all, images.to_tensor(crop), loaded, settings)) as job:
-            done = []
-            for step in job:
+        crop = cut_face(photo, loaded.card, number)[0].crop
+        with closing(tests.tested_maps(compare_all, images.to_tensor(crop), loaded, settings)) as job:
+            done: list[tests.Tested] = []
+            while True:
+                try:
+                    step = next(job)
+                except StopIteration as end:
+                    whole = end.value
+                    break
                 updates: Updates = {self.progress: words.progress(step)}
                 if isinstance(step, Finished) and step.explanation is not None:
-                    done.append((step.explanation, step.values.get("sufficiency")))
+                    done.append(tests.tested(step, step.explanation))
                     updates |= self.result.show_grid(crop, done)
                 yield updates
-        yield {**self._idle(), self.progress: "", **self.result.finish_grid(crop, done, session_folder(request))}
+        folder = session_folder(request)
+        yield {**self._idle(), self.progress: "", **self.result.finish_grid(crop, whole, done, folder)}

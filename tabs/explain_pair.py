@@ -1,28 +1,34 @@
-"""Real-fake pairs: explain the real photo, and attack the fake where its map points (Gowrisankar and Thing 2023)."""
+"""Real-fake pairs: explain the real photo, and attack the fake where its maps point (Gowrisankar and Thing 2023)."""
 
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 from gradio.events import Dependency
 
-from backend import images, provenance, verdicts
+from backend import images, provenance
 from backend.detectors import registry
-from backend.errors import UserError
-from backend.progress import Job, Step
-from backend.verdicts import JudgedFace
+from backend.progress import Step
+from tabs import explain_figures as figures
+from tabs import explain_tests as tests
 from tabs import explain_words as words
-from tabs.common import MODEL, answered, photo_from, photo_input
+from tabs.common import MODEL, QUICK, answered, photo_from, photo_input
+from tabs.explain_result import enlarged, maps_grid
 from tabs.photo import PhotoStep
+
+if TYPE_CHECKING:
+    from backend.explain.explanation import Explanation
 
 Updates = dict[Any, Any]
 ABOUT = (
     "A fake often has a real twin: the photo it was made from. A good map of the *real* photo names the places that "
     "make the detector say “real”; attacking the *fake* at the same places should then turn its verdict. The photo in "
-    "step 1 is the fake; put the real one here. Both must show the same face in nearly the same pose."
+    "step 1 is the fake; put the real one here. Both must show the same face in nearly the same pose. Every method is "
+    "tried, with its usual fill and few samples, and the fake is attacked with the detector's gradients (PGD)."
 )
+STOPPED = "Stopped. The maps so far are below."
+DRAWS = 1  # random rankings a method; the table shows their mean over all methods
 
 
 class PairStep:
@@ -33,87 +39,88 @@ class PairStep:
         with gr.Row():
             with gr.Column(min_width=240):
                 self.photo = photo_input("The real photo")
-                self.start = gr.Button("Test the map of the real photo on the fake")
             with gr.Column(min_width=240):
+                self.start = gr.Button("Test all methods on the pair")
+                self.stop = gr.Button("Stop", interactive=False)
                 self.progress = gr.HTML()
-                self.map = gr.Image(
-                    label="Map of the real photo",
-                    format="png",
-                    interactive=False,
-                    buttons=["fullscreen"],
-                    elem_classes="face",
-                    visible=False,
-                    alt_text="Where the detector looked in the real photo; the table below tests it",
-                )
         self.answer = gr.HTML()
+        self.scales = gr.HTML(visible=False)
+        self.maps = maps_grid("Maps of the real photo")
 
-    def wire(self, choice: PhotoStep, detector: Any, method: Any, seed: Any) -> Dependency:
-        """Wire the button and return its event."""
-        asked = [self.photo, choice.faces, choice.which, detector, method, seed]
-        return self.start.click(
-            answered(self._test), asked, self._outputs(), show_progress="hidden", api_visibility="private", **MODEL
+    def wire(self, choice: PhotoStep, detector: Any, seed: Any) -> Dependency:
+        """Wire the buttons and return the long event."""
+        private: dict[str, Any] = {"api_visibility": "private"}
+        run = self.start.click(
+            answered(self._test),
+            [self.photo, choice.photo, choice.which, detector, seed],
+            self.outputs(),
+            show_progress="hidden",
+            **private,
+            **MODEL,
         )
-
-    def _outputs(self) -> list[Any]:
-        return [self.start, self.progress, self.map, self.answer]
+        run.then(self._idle, None, [self.start, self.stop], **QUICK, **private)
+        self.stop.click(self._stopped, None, [self.start, self.stop, self.progress], cancels=[run], **QUICK, **private)
+        return run
 
     def outputs(self) -> list[Any]:
         """Return what `hide` may update."""
-        return self._outputs()
+        return [self.start, self.stop, self.progress, self.answer, self.scales, self.maps]
 
     def hide(self) -> Updates:
         """Return the updates that take an earlier result away."""
-        return {self.progress: "", self.map: gr.Image(None, visible=False), self.answer: ""}
-
-    def _test(
-        self,
-        path: str | None,
-        faces: list[JudgedFace],
-        number: int | None,
-        detector: str,
-        method: str,
-        seed: float | None,
-    ) -> Iterator[Updates]:
-        from backend.explain import ExplainSettings, pictures
-        from backend.explain.explaining import explain
-        from backend.explain.pairs import PairSettings, prove_pair
-
-        if not faces:
-            raise UserError("There is no fake yet.", "Choose it in step 1.")
-        fake = images.to_tensor(faces[(number or 1) - 1].aligned.crop)
-        judged = verdicts.judge(photo_from(path), [detector])
-        if not judged or judged[0].problem:
-            raise UserError(
-                "The real photo has no usable face.",
-                "Use one in which the face is upright, well lit and from the front.",
-            )
-        crop = judged[0].aligned.crop
-        real, loaded = images.to_tensor(crop), registry.load(detector)
-        settings = ExplainSettings(method=method, reference="original", towards="real", seed=int(seed or 0))
-        yield {**self.hide(), self.start: gr.Button(interactive=False)}
-        made = yield from self._watched(explain(real, loaded, settings))
-        if made.degenerate:
-            yield {
-                self.start: gr.Button(interactive=True),
-                self.progress: "",
-                self.answer: f"<p>{made.reason}</p>",
-            }
-            return
-        proof = words.proof_settings(int(seed or 0), shortcut=True)
-        pair = replace(PairSettings(), proof=proof)
-        found = yield from self._watched(prove_pair(real, fake, loaded, made.saliency, pair))
-        yield {
-            self.start: gr.Button(interactive=True),
+        return {
+            **self._idle(),
             self.progress: "",
-            self.map: gr.Image(provenance.mark(pictures.overlay(crop, made)), visible=True),
-            self.answer: f"<p>{found.summary}</p>{words.proof_table(found.proof)}",
+            self.answer: "",
+            self.scales: gr.HTML(visible=False),
+            self.maps: gr.Gallery(None, visible=False),
         }
 
-    def _watched(self, job: Job[Any]) -> Generator[Updates, None, Any]:
-        with closing(job):
+    def _idle(self) -> Updates:
+        return {self.start: gr.Button(interactive=True), self.stop: gr.Button(interactive=False)}
+
+    def _stopped(self) -> Updates:
+        return {**self._idle(), self.progress: f"<p>{STOPPED}</p>"}
+
+    def _test(
+        self, path: str | None, fake_path: str | None, number: int | None, detector: str, seed: float | None
+    ) -> Iterator[Updates]:
+        """Explain the real photo with every method, and show how far the fake's score falls for each."""
+        from backend.explain import pictures
+        from backend.explain.comparing import Finished
+        from backend.explain.comparing_pairs import PairComparisonSettings, compare_pair
+        from backend.explain.pairs import PairSettings
+        from backend.explain.photo import cut_face
+
+        photos = photo_from(path), photo_from(fake_path)
+        yield {
+            **self.hide(),
+            self.start: gr.Button(interactive=False),
+            self.stop: gr.Button(interactive=True),
+            self.progress: words.progress(Step(0, 1, "Both faces are cut out.")),
+        }
+        loaded = registry.load(detector)
+        real, fake = (
+            cut_face(photo, loaded.card, which)[0].crop for photo, which in zip(photos, (None, number), strict=True)
+        )
+        proof = tests.proof_settings(int(seed or 0), shortcut=True, draws=DRAWS)
+        settings = PairComparisonSettings(seed=int(seed or 0), pair=PairSettings(proof=proof))
+        shown: list[tuple[Any, str]] = []
+        with closing(compare_pair(images.to_tensor(real), images.to_tensor(fake), loaded, settings)) as job:
             while True:
                 try:
-                    step: Step = next(job)
+                    step = next(job)
                 except StopIteration as end:
-                    return end.value
-                yield {self.progress: words.progress(step)}
+                    found = end.value
+                    break
+                updates: Updates = {self.progress: words.progress(step)}
+                if isinstance(step, Finished) and step.explanation is not None:
+                    made: Explanation = step.explanation
+                    caption = words.grid_caption(tests.tested(step, made))
+                    shown.append((provenance.mark(pictures.overlay(enlarged(real), made)), caption))
+                    updates |= {
+                        self.maps: gr.Gallery(shown, visible=True),
+                        self.scales: gr.HTML(figures.grid_scales("real"), visible=True),
+                    }
+                yield updates
+        yield {**self._idle(), self.progress: "", self.answer: words.pair_table(found)}

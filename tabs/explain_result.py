@@ -12,15 +12,18 @@ import numpy as np
 from PIL import Image
 
 from backend import images, provenance
+from tabs import explain_figures as figures
 from tabs import explain_words as words
 from tabs.common import QUICK
+from tabs.explain_tests import Tested
 
 if TYPE_CHECKING:
-    from backend.explain.explanation import Explanation
+    from backend.explain.comparing import Comparison
     from backend.explain.photo import ExplainedPhoto
 
 Updates = dict[Any, Any]
-Done = Sequence[tuple["Explanation", "float | None"]]
+Done = Sequence[Tested]
+ONE, ALL = "Download the map, pictures and numbers (zip)", "Download all maps and numbers (zip)"
 SHOWN = 384  # side in pixels of shown maps, so that the mark covers little
 
 
@@ -35,42 +38,48 @@ class ExplainResult:
             self.guessed = gr.Markdown()
             with gr.Column(visible=False) as self.one:
                 self._lay_out_map()
-            self.grid = gr.Gallery(
-                label="All maps",
-                format="png",
-                columns=4,
-                height="auto",
-                object_fit="contain",
-                interactive=False,
-                buttons=["fullscreen"],
-                elem_classes="maps",
-                visible=False,
-            )
+            self.scales = gr.HTML(visible=False)
+            self.grid = maps_grid("All maps")
             self.doubts = gr.Markdown(words.DOUBTS)
             self.settings = gr.Markdown(elem_classes="note")
-            self.download = gr.DownloadButton("Download the map, pictures and numbers (zip)", value=None)
+            self.download = gr.DownloadButton(ONE, value=None)
 
     def _lay_out_map(self) -> None:
         with gr.Row():
             with gr.Column(min_width=220):
                 self.face = _picture("The face")
             with gr.Column(min_width=220):
-                self.map = _picture("The map, its strongest segments outlined")
+                self.map = _picture("The map")
+                self.scale = gr.HTML()
+            with gr.Column(min_width=220):
+                self.overlay = _picture("Both, the strongest segments outlined")
                 self.opacity = gr.Slider(0, 100, 60, step=5, label="How opaque the map is, in percent")
-        self.scale = gr.Markdown(elem_classes="note")
+        with gr.Column(visible=False) as self.hidden:
+            gr.Markdown("### What hidden parts showed")
+            with gr.Row():
+                with gr.Column(min_width=220):
+                    self.reference = _picture("The reference")
+                with gr.Column(min_width=220):
+                    self.difference = _picture("What the attack changed, amplified")
+                with gr.Column(min_width=220):
+                    self.attack = gr.Markdown()
         gr.Markdown("### The test")
-        self.proof = gr.HTML()
-        with gr.Row(visible=False) as self.attacked:
-            with gr.Column(min_width=220):
-                self.reference = _picture("What hidden parts show: the adversarial image")
-            with gr.Column(min_width=220):
-                self.difference = _picture("What the attack changed, amplified")
-        self.attack = gr.Markdown(elem_classes="note")
+        with gr.Row():
+            with gr.Column(min_width=320):
+                self.proof = gr.HTML()
+            with gr.Column(min_width=320, visible=False) as self.followed:
+                gr.Markdown("#### The usual curves, and why they mislead")
+                self.curves = gr.HTML()
 
     def wire(self) -> None:
         """Let the slider draw the map anew."""
         self.opacity.input(
-            _redraw, [self.made, self.opacity], self.map, trigger_mode="always_last", api_visibility="private", **QUICK
+            _redraw,
+            [self.made, self.opacity],
+            self.overlay,
+            trigger_mode="always_last",
+            api_visibility="private",
+            **QUICK,
         )
 
     def show(self, made: "ExplainedPhoto", guess: str, folder: Path) -> Updates:
@@ -84,51 +93,59 @@ class ExplainResult:
             self.all: gr.Column(visible=True),
             self.one: gr.Column(visible=shows),
             self.grid: gr.Gallery(visible=False),
-            self.summary: made.summary,
+            self.scales: gr.HTML(visible=False),
+            self.summary: words.found(made),
             self.guessed: words.guess_answer(made, guess),
             self.settings: words.settings_line(record),
-            self.download: gr.DownloadButton(value=str(file), visible=True),
+            self.download: gr.DownloadButton(
+                "Download the map, pictures and numbers (zip)", value=str(file), visible=True
+            ),
         }
         if not shows:
             return updates
         drawn = made.drawings()
-        attacked = "difference" in drawn
+        shown = {name: provenance.mark(enlarged(picture)) for name, picture in drawn.items()}
         return updates | {
-            self.face: _enlarged(made.aligned.crop),
-            self.map: provenance.mark(drawn["overlay"]),
+            self.face: enlarged(made.aligned.crop),
+            self.map: shown["map"],
+            self.overlay: shown["overlay"],
             self.opacity: 60,
-            self.scale: record["scale"],
-            self.proof: words.proof_table(made.proof) or "<p>The map was not put to the test; see More options.</p>",
-            self.attacked: gr.Row(visible=attacked),
-            self.reference: provenance.mark(_enlarged(drawn["reference"])) if attacked else None,
-            self.difference: provenance.mark(_enlarged(drawn["difference"])) if attacked else None,
-            self.attack: explanation.attack_words if attacked else "",
+            self.scale: figures.scale_of(explanation),
+            self.proof: words.proof_table(made.proof) or f"<p>{words.UNTESTED}</p>",
+            self.followed: gr.Column(visible=made.curves is not None),
+            self.curves: figures.curves_figure(made.curves),
+            self.hidden: gr.Column(visible="reference" in drawn),
+            self.reference: shown.get("reference"),
+            self.difference: gr.Image(shown.get("difference"), visible="difference" in drawn),
+            self.attack: words.hidden_parts(made),
         }
 
     def show_grid(self, crop: np.ndarray, done: Done) -> Updates:
         """Return the updates that show the maps finished so far."""
         from backend.explain import pictures
 
-        face = _enlarged(crop)
-        shown = [(provenance.mark(pictures.overlay(face, made)), words.grid_caption(made, fall)) for made, fall in done]
+        face = enlarged(crop)
+        shown = [(provenance.mark(pictures.overlay(face, one.explanation)), words.grid_caption(one)) for one in done]
         return {
             self.all: gr.Column(visible=True),
             self.one: gr.Column(visible=False),
             self.grid: gr.Gallery(shown, visible=True),
+            self.scales: gr.HTML(figures.grid_scales(done[0].explanation.settings.towards), visible=True),
             self.summary: f"{len(done)} maps so far.",
             self.guessed: "",
             self.settings: "",
             self.download: gr.DownloadButton(visible=False),
         }
 
-    def finish_grid(self, crop: np.ndarray, done: Done, folder: Path) -> Updates:
+    def finish_grid(self, crop: np.ndarray, whole: "Comparison", done: Done, folder: Path) -> Updates:
         """Return the updates that end a comparison, and write its download to `folder`."""
         file = folder / "comparison.zip"
         file.write_bytes(_grid_zip(crop, done))
         return {
             self.made: None,
             self.summary: words.grid_summary(done),
-            self.download: gr.DownloadButton(value=str(file), visible=True),
+            self.settings: words.comparison_line(whole),
+            self.download: gr.DownloadButton(ALL, value=str(file), visible=True),
         }
 
     def hide(self) -> Updates:
@@ -137,9 +154,25 @@ class ExplainResult:
 
     def outputs(self) -> list[Any]:
         """Return what the methods above may update."""
-        one = [self.face, self.map, self.opacity, self.scale, self.proof, self.attacked, self.reference]
-        rest = [self.difference, self.attack, self.doubts, self.settings, self.download]
+        one = [self.face, self.map, self.scale, self.overlay, self.opacity, self.proof, self.followed, self.curves]
+        rest = [self.hidden, self.reference, self.difference, self.attack, self.scales, self.settings, self.download]
         return [self.made, self.all, self.one, self.grid, self.summary, self.guessed, *one, *rest]
+
+
+def maps_grid(label: str) -> gr.Gallery:
+    """Return a grid of captioned maps, which has one column where the window is narrow."""
+    return gr.Gallery(
+        label=label,
+        show_label=False,
+        format="png",
+        columns=4,
+        height="auto",
+        object_fit="contain",
+        interactive=False,
+        buttons=["fullscreen"],
+        elem_classes="maps",
+        visible=False,
+    )
 
 
 def _picture(label: str) -> gr.Image:
@@ -153,7 +186,8 @@ def _picture(label: str) -> gr.Image:
     )
 
 
-def _enlarged(picture: np.ndarray) -> np.ndarray:
+def enlarged(picture: np.ndarray) -> np.ndarray:
+    """Return a square picture at the size at which it is shown."""
     return np.asarray(Image.fromarray(picture).resize((SHOWN, SHOWN), Image.Resampling.LANCZOS))
 
 
@@ -163,9 +197,8 @@ def _redraw(made: "ExplainedPhoto | None", opacity: float) -> np.ndarray | None:
         return None
     from backend.explain import pictures
 
-    laid = pictures.overlay(_enlarged(made.aligned.crop), made.explanation, opacity / 100)
-    outlined = pictures.outlined(laid, made.explanation.labels, made.top) if made.top else laid
-    return provenance.mark(outlined)
+    laid = pictures.overlay(enlarged(made.aligned.crop), made.explanation, opacity / 100)
+    return provenance.mark(pictures.outlined(laid, made.explanation.labels, made.top))
 
 
 def _zip(made: "ExplainedPhoto", record: dict[str, Any]) -> bytes:
@@ -185,16 +218,16 @@ def _grid_zip(crop: np.ndarray, done: Done) -> bytes:
     from backend.explain import pictures
 
     buffer = io.BytesIO()
-    face = _enlarged(crop)
+    face = enlarged(crop)
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as packed:
         packed.writestr("crop.png", images.encode_png(crop))
         records = []
-        for made, fall in done:
+        for made, fall, random in done:
             name = made.title.lower().replace(", ", "-").replace(" ", "-")
             saved = io.BytesIO()
             np.save(saved, made.saliency.numpy())
             packed.writestr(f"{name}.npy", saved.getvalue())
-            record = made.record() | {"sufficiency": fall}
+            record = made.record() | {"sufficiency": fall, "random": random}
             packed.writestr(f"{name}.png", provenance.marked_png(pictures.overlay(face, made), record))
             records.append(record)
         packed.writestr("record.json", json.dumps(records, indent=1))

@@ -1,37 +1,84 @@
 """What explanations say, as HTML and sentences, and the tests that go with them."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from backend.progress import Job, Step
-from tabs.words import table
+from backend.progress import Step
+from tabs.explain_tests import LAST, Tested
+from tabs.words import SCALE, table
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from backend.detectors.card import Detector
     from backend.explain.comparing import Comparison
-    from backend.explain.explanation import ExplainSettings, Explanation
+    from backend.explain.comparing_pairs import PairComparison
     from backend.explain.photo import ExplainedPhoto
-    from backend.explain.proof import Proof, ProofSettings
+    from backend.explain.proof import Proof
 
 DOUBTS = (
     "**How could this be wrong?** A map shows what changes *this detector's* answer, which need not be what is fake. "
     "Another method, another fill for the hidden parts or another seed may point elsewhere; compare them. Where the "
-    "test below makes the score fall no further than random places do, do not believe the map."
+    "test makes the score fall no further than random places do, do not believe the map."
 )
-SHORTCUT_DELTA = 4 / 255  # of pixels in [0, 1]
-LAST = 3  # segments of the test that a comparison shows
+UNTESTED = (
+    "This map was not put to the test: that was not asked for under More options, or the map explains another verdict "
+    "than the detector gave."
+)
+USUAL = "LIME, SHAP, SOBOL and RISE explain only the verdict that a detector gave, and “real” with their usual fill."
 
 
-def about(method: str, seconds: float) -> str:
-    """Say what a method does and how long it takes here."""
+def about(method: str, seconds: float, every: float) -> str:
+    """Say what a method does, and how long it and all methods take here, with their tests."""
     from backend.explain import methods
 
     one = methods.method(method)
-    return f"**{one.title}.** {one.about} About {max(1, round(seconds))} seconds on this machine, without the test."
+    return (
+        f"**{one.title}.** {one.about} About {_seconds(seconds)} on this machine; a comparison of all methods takes "
+        f"about {_seconds(every)}."
+    )
+
+
+def _seconds(seconds: float) -> str:
+    if seconds >= 120:
+        return f"{round(seconds / 60)} minutes"
+    return "1 second" if seconds < 1.5 else f"{round(seconds)} seconds"
+
+
+def found(made: "ExplainedPhoto") -> str:
+    """Say in a few sentences where the detector looked, and whether the test supports the map."""
+    from backend.explain.segments import places_in_words
+
+    explanation = made.explanation
+    parts = [made.about_face] if made.about_face else []
+    parts.append(f"p_fake is {explanation.p_fake:.2f} {SCALE}.")
+    if explanation.degenerate:
+        parts.append(explanation.reason)
+        if not explanation.explains_verdict:
+            parts.append("Under More options, the other verdict can be explained.")
+    else:
+        towards = explanation.settings.towards
+        places = places_in_words(made.top, made.parts, numbered=True)
+        parts.append(
+            f"**By {explanation.title}, these places speak most for “{towards}”: {places}.**"
+            if made.top
+            else f"No place speaks for “{towards}”; the map shows what speaks against it."
+        )
+    if explanation.caution:
+        parts.append(explanation.caution)
+    if made.proof is not None and (better := made.proof.better_than_chance) is not None:
+        parts.append("The test below supports the map." if better else "The test below does not support the map.")
+    return " ".join(parts)
+
+
+def hidden_parts(made: "ExplainedPhoto") -> str:
+    """Say what stood in for hidden parts, and what an attack did to the face for it."""
+    explanation = made.explanation
+    if not explanation.reference_words:
+        return ""
+    score = f" Its p_fake is {explanation.p_reference:.2f} {SCALE}." if explanation.p_reference is not None else ""
+    parts = [f"Hidden parts showed {explanation.reference_words}.{score}", explanation.attack_words]
+    if made.difference is not None:
+        parts.append(made.difference.caption)
+    return "\n\n".join(part for part in parts if part)
 
 
 def progress(step: Step) -> str:
@@ -41,60 +88,6 @@ def progress(step: Step) -> str:
         f'<div class="progress"><p>{escape(step.message)}</p>'
         f'<progress max="1" value="{share:.3f}" aria-label="{share:.0%} done"></progress></div>'
     )
-
-
-def proof_settings(seed: int, *, shortcut: bool, tops: tuple[int, ...] = (1, 2, 3), draws: int = 3) -> "ProofSettings":
-    """Return the test that goes with a map."""
-    from backend.attacks import nes
-    from backend.attacks.nes import NESSettings
-    from backend.explain.proof import ITERATIONS, ProofSettings
-
-    # PGD does not stop where the verdict turns, so with the full budget every place would do.
-    budget = SHORTCUT_DELTA if shortcut else NESSettings.delta
-    attack = NESSettings(iterations=ITERATIONS, delta=budget, seed=seed)
-    return ProofSettings(tops=tops, attack=nes.white_box(attack) if shortcut else attack, draws=draws, seed=seed)
-
-
-def tested_maps(
-    compare: "Callable[[Tensor, Detector, ExplainSettings], Job[Comparison]]",
-    crop: "Tensor",
-    detector: "Detector",
-    settings: "ExplainSettings",
-) -> Job["Comparison"]:
-    """Pass on the steps of a comparison, with the sufficiency of every finished map in the step's values."""
-    from backend.explain.comparing import Finished
-    from backend.explain.proof import prove
-
-    # One test for all, the fast one: eleven slow ones would take minutes.
-    test = proof_settings(settings.seed, shortcut=True, tops=(LAST,), draws=0)
-    job = compare(crop, detector, settings)
-    try:
-        while True:
-            try:
-                step = next(job)
-            except StopIteration as end:
-                return end.value
-            if isinstance(step, Finished) and step.explanation is not None and not step.explanation.degenerate:
-                made = step.explanation
-                proof = yield from _quietly(prove(crop, detector, made.saliency, made.labels, test), step)
-                yield replace(step, values={"sufficiency": float(proof.sufficiency[0])})
-            else:
-                yield step
-    finally:
-        job.close()
-
-
-def _quietly(job: Job["Proof"], step: Step) -> Job["Proof"]:
-    """Run a job under the number of a step, so that the progress bar does not jump."""
-    try:
-        while True:
-            try:
-                inner = next(job)
-            except StopIteration as end:
-                return end.value
-            yield Step(step.number, step.total, inner.message)
-    finally:
-        job.close()
 
 
 def guess_answer(made: "ExplainedPhoto", guess: str) -> str:
@@ -118,7 +111,7 @@ def proof_table(proof: "Proof | None") -> str:
     control = proof.random_mean.tolist() if proof.settings.draws else [float("nan")] * len(proof.settings.tops)
     rows = [
         (
-            f"Top {top}" if top > 1 else "The strongest",
+            f"Strongest {top}" if top > 1 else "The strongest",
             _p(after),
             _signed(fall),
             _signed(random),
@@ -129,42 +122,78 @@ def proof_table(proof: "Proof | None") -> str:
     ]
     caption = (
         f"p_fake was {proof.p_before:.2f}. Only these segments were attacked ({proof.attack}). Sufficiency is how far "
-        "the score fell: higher is better for the map."
+        "p_fake fell: higher is better for the map."
     )
     head = ("Segments", "p_fake after", "Sufficiency", "Random places")
     return table(head, rows, caption) + f"<p>{escape(proof.summary)}</p>"
 
 
-def grid_caption(made: "Explanation", sufficiency: float | None) -> str:
-    """Name one map of a comparison, with its test."""
-    if made.degenerate:
-        return f"{made.title}: nothing to show"
-    tested = "" if sufficiency is None else f" · sufficiency {sufficiency:.2f}"
-    return f"{made.title}{tested}"
-
-
-def grid_summary(done: Sequence[tuple["Explanation", float | None]]) -> str:
-    """Say which map of a comparison stood the test best."""
-    tested = sorted(((fall, made.title) for made, fall in done if fall is not None), reverse=True)
-    if not tested:
-        return "No map shows anything: the detector calls this face real, or its answer never changes."
-    best, worst = tested[0], tested[-1]
-    return (
-        f"**{len(tested)} maps were tested** by attacking only their {LAST} strongest segments (PGD). The score fell "
-        f"most for {best[1]} ({best[0]:.2f}) and least for {worst[1]} ({worst[0]:.2f}). Sufficiency: higher is better "
-        "for the map; all on one scale from least (dark blue) to largest (yellow), or from orange (real) to purple "
-        "(fake) for signed maps."
+def pair_table(found: "PairComparison") -> str:
+    """Return how far the fake's score falls for every method, the furthest first, with random places for comparison."""
+    said = f"<p>{escape(found.summary)}</p>"
+    if not found.done:
+        return said
+    tops = found.settings.pair.proof.tops
+    tested = [(made, proof.proof.sufficiency.tolist()) for made, proof in found.done if proof is not None]
+    tested.sort(key=lambda one: -one[1][-1])
+    rows = [(made.title, *map(_signed, falls)) for made, falls in tested]
+    rows.append(("Random places", *map(_signed, found.random_mean.tolist())))
+    rows += [(made.title, *["no map"] * len(tops)) for made, proof in found.done if proof is None]
+    head = ("Map of the real photo", *(f"Strongest {top}" if top > 1 else "The strongest" for top in tops))
+    reasons = sorted({made.reason for made, _ in found.done if made.degenerate})
+    caption = (
+        f"How far p_fake of the fake falls ({found.p_fake_photo:.2f} before) when only the segments that speak most "
+        "for “real” in the real photo are attacked in the fake. Further is better for the map."
     )
+    return said + table(head, rows, caption) + "".join(f"<p>{escape(reason)}</p>" for reason in reasons)
+
+
+def grid_caption(one: Tested) -> str:
+    """Name one map of a comparison, with its test."""
+    if one.explanation.degenerate:
+        return f"{one.explanation.title}: nothing to show"
+    tested = "" if one.sufficiency is None else f" · sufficiency {one.sufficiency:.2f}"
+    return f"{one.explanation.title}{tested}"
+
+
+def grid_summary(done: Sequence[Tested]) -> str:
+    """Say which map of a comparison stood the test best, and why some show nothing."""
+    tested = sorted(
+        ((one.sufficiency, one.explanation.title) for one in done if one.sufficiency is not None), reverse=True
+    )
+    reasons = " ".join(sorted({one.explanation.reason for one in done if one.explanation.degenerate}))
+    if not tested:
+        shown = sum(not one.explanation.degenerate for one in done)
+        return f"{shown} of {len(done)} maps show something; none was tested. {reasons}".strip()
+    best, worst = tested[0], tested[-1]
+    random = [one.random for one in done if one.random is not None]
+    chance = f", and by {sum(random) / len(random):.2f} on average for random places of the same size" if random else ""
+    return (
+        f"**{len(tested)} maps were tested** by attacking only their {LAST} strongest segments (PGD). p_fake fell most "
+        f"for {best[1]} ({best[0]:.2f}) and least for {worst[1]} ({worst[0]:.2f}){chance}. *Sufficiency* is this fall: "
+        f"higher is better for the map. {reasons}"
+    ).strip()
 
 
 def settings_line(record: dict[str, Any]) -> str:
     """Return what is needed to get the same map again."""
     packages = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
-    asked = record["inferences"]
+    asked, precision = record["inferences"], record["precision"]
+    numbers = f" {precision['dtype']} ({precision['reason'].rstrip('.')});" if precision else ""
     return (
         f"Settings: detector {record['detector']}, method {record['method']}, reference {record['reference']}, "
-        f"preset {record['preset']}, seed {record['seed']}; {asked['images']} pictures in {asked['calls']} calls; "
-        f"{record['seconds']:.1f} seconds; {packages}."
+        f"preset {record['preset']}, seed {record['seed']}; {asked['images']} pictures in {asked['calls']} calls;"
+        f"{numbers} {record['seconds'] + record['attack_seconds']:.1f} seconds; {packages}."
+    )
+
+
+def comparison_line(whole: "Comparison") -> str:
+    """Return what is needed to get the same comparison again."""
+    chosen, asked = whole.settings, whole.inferences
+    attack = f" One adversarial image served all maps. {whole.attacked.summary}" if whole.attacked else ""
+    return (
+        f"Settings: detector {whole.detector}, preset {chosen.preset}, seed {chosen.seed}; {asked.images} pictures in "
+        f"{asked.calls} calls; {whole.seconds:.1f} seconds with the tests.{attack}"
     )
 
 

@@ -126,15 +126,19 @@ def test_the_batch_does_not_matter_and_the_seed_does(method, few):
         assert not torch.equal(one.saliency, ask(method, reference_image=untextured(), batch=11, seed=1).saliency)
 
 
-@pytest.mark.parametrize("method", PERTURBING)
+@pytest.mark.parametrize("method", (*PERTURBING, "xrai"))
 def test_stopping_takes_one_batch(method, few):
     detector, threads = patch_detector().train(), threading.active_count()
-    job = explain(face(), detector, ExplainSettings(method=method, reference="original", batch=16))
+    job = explain(
+        face(), detector, ExplainSettings(method=method, reference="original", batch=16 if method != "xrai" else 2)
+    )
+    asked = []
     for _ in range(3):
         step = next(job)
-    asked = detector.network.images
+        asked.append(detector.network.images)
     job.close()
-    assert detector.network.images == asked and step.number < step.total
+    assert detector.network.images == asked[-1] and step.number < step.total
+    assert max(asked[1] - asked[0], asked[2] - asked[1]) <= 16
     assert detector.training and hooks(detector) == 0 and threading.active_count() == threads
 
 
@@ -222,6 +226,10 @@ def test_pictures_have_one_scale_and_say_it():
     assert (pictures.overlay(crop, nothing) == crop).all() and "no map" in pictures.scale_words(nothing)
     difference = pictures.reference_difference(face(), ask(reference_image=untextured()))
     assert difference.gain > 1 and str(difference.gain) in difference.caption
+    # An attack may change less than a step of 8 bits, and this is shown too.
+    little = pictures.reference_difference(face(), ask(reference_image=face() - 0.3 / 255))
+    assert little.largest == pytest.approx(0.3, abs=1e-3) and little.gain == 500
+    assert "0.3 of 255" in little.caption and (little.picture != 247).any()
     assert pictures.reference_difference(face(), made) is None
 
 

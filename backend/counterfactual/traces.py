@@ -1,5 +1,6 @@
 """What a counterfactual changed: the signed residual, the codes' change, and how alike the pictures are."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import matplotlib as mpl
@@ -28,7 +29,7 @@ class Residual:
     values: np.ndarray
     picture: np.ndarray
     gain: int
-    largest: int
+    largest: float
 
     @property
     def caption(self) -> str:
@@ -37,7 +38,7 @@ class Residual:
             return "No pixel changed."
         return (
             f"Changes x {self.gain}: orange became darker, purple brighter, white stayed. "
-            f"The largest change is {self.largest} of 255."
+            f"The largest change is {self.largest:.3g} of 255."
         )
 
 
@@ -57,13 +58,17 @@ class LatentChange:
 def residual(original: np.ndarray, counterfactual: np.ndarray) -> Residual:
     """Subtract two uint8 pictures (H, W, 3) with their sign, and choose a gain that shows the difference."""
     # Unsigned subtraction would wrap around at 256.
-    difference = counterfactual.astype(np.int16) - original.astype(np.int16)
+    return amplified(counterfactual.astype(np.int16) - original.astype(np.int16))
+
+
+def amplified(difference: np.ndarray, gains: Sequence[int] = GAINS) -> Residual:
+    """Draw a signed difference (H, W, 3), in 8-bit steps, with the largest gain that shows most of it."""
     values = (difference.mean(axis=2) / 255).astype(np.float32)
     strong = float(np.percentile(np.abs(values), COVERED)) or float(np.abs(values).max())
-    gain = next((gain for gain in GAINS if strong * gain <= 1), 1)
+    gain = next((gain for gain in gains if strong * gain <= 1), 1)
     shade = np.clip(values * gain, -1, 1) / 2 + 0.5
     colours = mpl.colormaps[MAP](shade)[..., :3]
-    return Residual(values, np.rint(colours * 255).astype(np.uint8), gain, int(np.abs(difference).max()))
+    return Residual(values, np.rint(colours * 255).astype(np.uint8), gain, float(np.abs(difference).max()))
 
 
 def latent_change(start: Tensor, codes: Tensor) -> LatentChange:

@@ -6,16 +6,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from backend.attacks.pixels import THRESHOLD
 from backend.attacks.result import Attacked
 from backend.detectors.card import Detector
-from backend.explain.explaining import PROGRESS, THRESHOLD, attack_job, explain, staged
+from backend.explain.explaining import PROGRESS, attack_job, attack_passes, explain, staged
 from backend.explain.explanation import ExplainSettings, Explanation
 from backend.explain.masking import Inferences
 from backend.explain.methods import METHODS, Reference
 from backend.progress import Job, Step
 from backend.runtime import MODEL_LOCK, frozen
-
-ATTACK_PICTURES = 2000  # about what an attack asks for; for the progress bar
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ def compare_all(face: Tensor, detector: Detector, settings: ExplainSettings | No
     settings.check()
     started = time.perf_counter()
     wanted = variants()
-    costs = [ATTACK_PICTURES, *(METHODS[name].pictures(settings.preset) for name, _ in wanted)]
+    costs = [attack_passes(settings), *(METHODS[name].pictures(settings.preset) for name, _ in wanted)]
     ends = [round(PROGRESS * sum(costs[: place + 1]) / sum(costs)) for place in range(len(costs))]
     attacked: Attacked | None = None
     if settings.towards == "fake" and _called_fake(face, detector):

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from torch import Tensor
 
 from backend.attacks.nes import NESSettings
+from backend.attacks.pixels import THRESHOLD
 from backend.errors import UserError
 from backend.explain import methods
 from backend.explain.masking import Inferences, Precision, Towards
@@ -123,9 +124,24 @@ class Explanation:
         return f"{self.method.title}, {self.reference} reference" if self.reference else self.method.title
 
     @property
+    def explains_verdict(self) -> bool:
+        """Return whether the verdict explained is the one that the detector gave."""
+        return self.settings.towards == ("fake" if self.p_fake >= THRESHOLD else "real")
+
+    @property
     def inferences(self) -> Inferences:
         """Return what attack and method asked of the detector; the checks are left out, as papers leave them out."""
         return self.attack + self.explanation
+
+    @property
+    def caution(self) -> str:
+        """Say why to trust the map less than others, or nothing."""
+        if self.reference_flipped is not False:
+            return ""
+        return (
+            f"The adversarial image is still called fake ({self.p_reference:.2f}), so hiding a part with it changes "
+            "less than it should; trust this map less."
+        )
 
     @property
     def summary(self) -> str:
@@ -134,11 +150,8 @@ class Explanation:
         parts = [f"{self.title}: p_fake is {self.p_fake:.2f} (0 = real, 1 = fake)."]
         if self.attack_words:
             parts.append(self.attack_words)
-        if self.reference_flipped is False:
-            parts.append(
-                f"The adversarial image is still called fake ({self.p_reference:.2f}), so hiding a part with it "
-                "changes less than it should; trust this map less."
-            )
+        if self.caution:
+            parts.append(self.caution)
         if self.degenerate:
             parts.append(self.reason)
             return " ".join(parts)

@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from backend import images
 from backend.explain.explanation import Explanation
 
 if TYPE_CHECKING:
@@ -16,6 +15,8 @@ if TYPE_CHECKING:
 SEQUENTIAL = "cividis"
 DIVERGING = "PuOr"  # orange against, white nothing, purple for
 OPACITY = 0.6
+SMALL_GAINS = (1000, 500, 200)  # for changes of less than one of 255 steps
+NUMBER = 0.06  # height of a number in a picture, in sides of it
 OUTLINE, UNDERLINE = (255, 255, 255), (0, 0, 0)  # white with a black edge shows on every picture
 
 
@@ -62,7 +63,7 @@ def overlay(picture: np.ndarray, explanation: Explanation, opacity: float = OPAC
 
 
 def outlined(picture: np.ndarray, labels: Tensor, segments: Sequence[int]) -> np.ndarray:
-    """Outline segments in a picture.
+    """Outline segments in a picture, and number them from 1 in the order given.
 
     Args:
         picture: uint8 (H, W, 3) of any size.
@@ -80,7 +81,29 @@ def outlined(picture: np.ndarray, labels: Tensor, segments: Sequence[int]) -> np
     drawn = picture.copy()
     drawn[find_boundaries(sized, mode="thick")] = UNDERLINE
     drawn[find_boundaries(sized, mode="inner")] = OUTLINE
-    return drawn
+    return _numbered(drawn, [sized == segment + 1 for segment in segments])
+
+
+def _numbered(picture: np.ndarray, regions: Sequence[np.ndarray]) -> np.ndarray:
+    """Write 1, 2, ... into regions (H, W), each where it is farthest from the region's edge."""
+    from scipy.ndimage import distance_transform_edt
+
+    drawn = Image.fromarray(picture)
+    pen, size = ImageDraw.Draw(drawn), NUMBER * picture.shape[0]
+    for number, region in enumerate(regions, start=1):
+        inside = distance_transform_edt(np.pad(region, 1))[1:-1, 1:-1]
+        farthest = np.argwhere(inside == inside.max())
+        row, column = farthest[len(farthest) // 2]
+        pen.text(
+            (int(column), int(row)),
+            str(number),
+            fill=OUTLINE,
+            font=ImageFont.load_default(max(8.0, size)),
+            anchor="mm",
+            stroke_width=max(1, round(size / 8)),
+            stroke_fill=UNDERLINE,
+        )
+    return np.asarray(drawn)
 
 
 def scale_bar(*, signed: bool, width: int = 256, height: int = 16) -> np.ndarray:
@@ -114,9 +137,11 @@ def reference_difference(face: Tensor, explanation: Explanation) -> "Residual | 
     """
     if explanation.reference != "adversarial" or explanation.reference_image is None:
         return None
-    from backend.counterfactual.traces import residual  # imports what draws maps
+    from backend.counterfactual.traces import GAINS, amplified  # imports what draws maps
 
-    return residual(images.to_array(face), images.to_array(explanation.reference_image))
+    # Not rounded to 8 bits: an attack may change less than one step of them.
+    change = 255 * (explanation.reference_image - face.cpu())[0].permute(1, 2, 0).numpy()
+    return amplified(change, (*SMALL_GAINS, *GAINS))
 
 
 def _colours(values: np.ndarray, *, signed: bool) -> np.ndarray:

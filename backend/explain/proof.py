@@ -117,6 +117,21 @@ class Proof:
         return self.random_sufficiency.mean(0)
 
     @property
+    def better_than_chance(self) -> bool | None:
+        """Whether the score falls further than on average in random places; None without a result or a control."""
+        falls = [
+            (top, float(fall), float(random))
+            for top, fall, random in zip(
+                self.settings.tops, self.sufficiency, self.random_mean if self.settings.draws else (), strict=False
+            )
+            if not fall.isnan()
+        ]
+        if self.already_real or not falls:
+            return None
+        _, fall, random = max(falls)
+        return fall > random
+
+    @property
     def summary(self) -> str:
         """Say in plain words what came out, with the direction of the number."""
         if self.already_real:

@@ -104,11 +104,13 @@ def segment_parts(labels: Tensor, landmarks: np.ndarray) -> list[tuple[str, ...]
     return found
 
 
-def places_in_words(order: Sequence[int], parts: Sequence[tuple[str, ...]]) -> str:
+def places_in_words(order: Sequence[int], parts: Sequence[tuple[str, ...]], *, numbered: bool = False) -> str:
     """Say where some segments lie, the first one first: "eyes; nose and cheeks".
 
     Args:
         order: Segments.
         parts: What `segment_parts` returned.
+        numbered: Put 1, 2, ... before them.
     """
-    return "; ".join(" and ".join(parts[segment]) for segment in order)
+    places = [" and ".join(parts[segment]) for segment in order]
+    return "; ".join(f"{number} {place}" if numbered else place for number, place in enumerate(places, start=1))

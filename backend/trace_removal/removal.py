@@ -110,7 +110,7 @@ class Removal:
             return "TR-Net left the face as it was."
         form = f" ({SIMPLE})" if self.settings.residual else ""
         return (
-            f"TR-Net{form} changed the face by up to {self.difference.largest} of 255 levels: PSNR {psnr:.1f} dB, "
+            f"TR-Net{form} changed the face by up to {self.difference.largest:.3g} of 255 levels: PSNR {psnr:.1f} dB, "
             f"SSIM {ssim:.3f} (1 = the same)."
         )
 

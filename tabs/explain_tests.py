@@ -1,0 +1,97 @@
+"""The tests that go with maps, and a comparison that puts every finished map to one."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
+
+from backend.progress import Job, Step
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from backend.detectors.card import Detector
+    from backend.explain.comparing import Comparison
+    from backend.explain.explanation import ExplainSettings, Explanation
+    from backend.explain.proof import Proof, ProofSettings
+
+SHORTCUT_DELTA = 4 / 255  # of pixels in [0, 1]
+SHORTCUT_STEPS = 12  # of a grey level each: three times the way to the edge of what is allowed
+LAST = 3  # segments of the test that a comparison shows
+
+
+class Tested(NamedTuple):
+    """One map of a comparison.
+
+    Args:
+        explanation: The map.
+        sufficiency: How far p_fake falls where it points; None for a map that was not tested.
+        random: How far it falls in random places of the same size; None likewise.
+    """
+
+    explanation: "Explanation"
+    sufficiency: float | None
+    random: float | None
+
+
+def tested(step: Step, explanation: "Explanation") -> Tested:
+    """Return the map that a step of a comparison finished, with what the step's values say of its test."""
+    return Tested(explanation, step.values.get("sufficiency"), step.values.get("random"))
+
+
+def proof_settings(seed: int, *, shortcut: bool, tops: tuple[int, ...] = (1, 2, 3), draws: int = 3) -> "ProofSettings":
+    """Return the test that goes with a map."""
+    from backend.attacks import nes
+    from backend.attacks.nes import NESSettings
+    from backend.explain.proof import ITERATIONS, ProofSettings
+
+    # PGD does not stop where the verdict turns, so with the full budget every place would do.
+    budget = SHORTCUT_DELTA if shortcut else NESSettings.delta
+    attack = NESSettings(iterations=SHORTCUT_STEPS if shortcut else ITERATIONS, delta=budget, seed=seed)
+    return ProofSettings(tops=tops, attack=nes.white_box(attack) if shortcut else attack, draws=draws, seed=seed)
+
+
+def quick_test(seed: int) -> "ProofSettings":
+    """Return the one test of every map of a comparison; eleven slow ones would take minutes."""
+    return proof_settings(seed, shortcut=True, tops=(LAST,), draws=1)
+
+
+def tested_maps(
+    compare: "Callable[[Tensor, Detector, ExplainSettings], Job[Comparison]]",
+    crop: "Tensor",
+    detector: "Detector",
+    settings: "ExplainSettings",
+) -> Job["Comparison"]:
+    """Pass on the steps of a comparison, with the sufficiency of every finished map in the step's values."""
+    from backend.explain.comparing import Finished
+    from backend.explain.proof import prove
+
+    test = quick_test(settings.seed)
+    job = compare(crop, detector, settings)
+    try:
+        while True:
+            try:
+                step = next(job)
+            except StopIteration as end:
+                return end.value
+            made = step.explanation if isinstance(step, Finished) else None
+            if made is not None and made.settings.towards == "fake" and made.explains_verdict and not made.degenerate:
+                proof = yield from _quietly(prove(crop, detector, made.saliency, made.labels, test), step)
+                values = {"sufficiency": float(proof.sufficiency[0]), "random": float(proof.random_mean[0])}
+                yield replace(step, values=values)
+            else:
+                yield step
+    finally:
+        job.close()
+
+
+def _quietly(job: Job["Proof"], step: Step) -> Job["Proof"]:
+    """Run a job under the number of a step, so that the progress bar does not jump."""
+    try:
+        while True:
+            try:
+                inner = next(job)
+            except StopIteration as end:
+                return end.value
+            yield Step(step.number, step.total, inner.message)
+    finally:
+        job.close()

@@ -1,0 +1,86 @@
+"""All methods on a real-fake pair, with a detector that calls a face real for its contrast in one patch."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from backend.attacks.pgd import PGDSettings
+from backend.errors import UserError
+from backend.explain.comparing import Finished
+from backend.explain.comparing_pairs import PairComparisonSettings, compare_pair
+from backend.explain.methods import METHODS
+from backend.explain.pairs import PairSettings
+from backend.explain.proof import ProofSettings
+from backend.progress import finish
+from tests.patch_toys import face, in_patch, patch_detector, untextured
+from tests.toys import hooks
+
+FEW = {"lime": 120, "shap": 120, "sobol": 4, "rise": 200, "gradcam": 1, "gradcampp": 1, "xrai": 4}
+PROOF = ProofSettings(attack=PGDSettings(16 / 255, 2 / 255, 16, random_start=False), draws=2)
+SETTINGS = PairComparisonSettings(pair=PairSettings(segments=50, proof=PROOF))
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch):
+    for name, samples in FEW.items():
+        made = dataclasses.replace(METHODS[name], samples={**METHODS[name].samples, "quick": samples})
+        monkeypatch.setitem(METHODS, name, made)
+
+
+def detector():
+    """Return a detector that calls the face with the chessboard real, and the one without it fake."""
+    return patch_detector(slope=-3000.0)
+
+
+def test_every_method_finds_what_makes_the_photo_real_and_turns_the_fake_there():
+    known, steps = detector(), []
+    found = finish(compare_pair(face(), untextured(), known, SETTINGS), steps.append)
+    assert found.both_right and [made.settings.method for made, _ in found.done] == list(METHODS)
+    random = found.random_mean
+    for made, proof in found.done:
+        assert not made.degenerate and in_patch(made.saliency), made.summary
+        assert made.settings.towards == "real" and made.reference in {"original", None}
+        # Most of the patch lies in one segment, which carries the fake over the threshold.
+        assert proof.proof.sufficiency[0] > 0.3 > random[0], made.title
+    tested = torch.cat([proof.proof.random_sufficiency for _, proof in found.done])
+    assert torch.allclose(random, tested.mean(0)) and len(tested) == 2 * len(METHODS)
+    finished = [step for step in steps if isinstance(step, Finished)]
+    assert [step.explanation for step in finished] == [made for made, _ in found.done]
+    assert all(
+        step.values["sufficiency"] == float(proof.proof.sufficiency[-1])
+        for step, (_, proof) in zip(finished, found.done, strict=True)
+    )
+    numbers = [step.number for step in steps]
+    assert numbers == sorted(numbers) and numbers[-1] == steps[-1].total
+    assert "falls most for" in found.summary and "Random places" in found.summary and hooks(known) == 0
+
+
+@pytest.mark.parametrize(("real", "fake"), [(untextured(), untextured()), (face(), face())])
+def test_a_pair_with_a_wrong_verdict_is_not_explained(real, fake):
+    known = detector()
+    found = finish(compare_pair(real, fake, known))
+    assert not found.both_right and found.done == () and found.random_mean.isnan().all()
+    assert "another detector or another pair" in found.summary and known.network.images == 2
+
+
+def test_maps_that_show_nothing_are_kept_and_not_tested():
+    chosen = dataclasses.replace(SETTINGS, methods=("gradcam", "lime"))
+    known = detector()
+    known.card = dataclasses.replace(known.card, cam_layer="")
+    found = finish(compare_pair(face(), untextured(), known, chosen))
+    (cam, untested), (_, tested) = found.done
+    assert cam.degenerate and untested is None and tested is not None
+    assert "falls most for LIME" in found.summary
+
+
+def test_stopping_takes_one_batch_and_sizes_must_fit():
+    known = detector().train()
+    job = compare_pair(face(), untextured(), known, SETTINGS)
+    for _ in range(5):
+        next(job)
+    asked = known.network.images
+    job.close()
+    assert known.network.images == asked and known.training and hooks(known) == 0
+    with pytest.raises(UserError, match="differ in size"):
+        next(compare_pair(face(), face(32), known))

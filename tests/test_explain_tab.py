@@ -1,0 +1,250 @@
+"""The explanation tab's handlers, with a detector that reads one patch in place of the models."""
+
+import dataclasses
+import io
+import json
+import threading
+import time
+import zipfile
+from types import SimpleNamespace
+
+import gradio as gr
+import numpy as np
+import pytest
+import torch
+
+from backend import faces, images
+from backend.detectors import registry
+from backend.detectors.inference import default_batch
+from backend.explain import expected, pictures
+from backend.explain.explanation import ExplainSettings
+from backend.explain.methods import METHODS
+from backend.settings import SETTINGS
+from tabs import explain_tests, explain_words
+from tabs.explain import ExplainTab
+from tabs.photo import PhotoStep
+from tests.patch_toys import SIZE, face, patch_detector, untextured
+
+FEW = {"lime": 120, "shap": 120, "sobol": 4, "rise": 200, "gradcam": 1, "gradcampp": 1, "xrai": 4}
+REQUEST = SimpleNamespace(session_hash="explaintest")
+OPTIONS = {"reference": "adversarial", "preset": "quick", "shortcut": True, "seed": 0, "towards": "fake"}
+# Where the crop expects the eyes, so that a picture of its size is taken as it is.
+EYES = np.array([[23.52, 26.88], [40.48, 26.88], [32, 36], [26, 46], [38, 46]])
+pytestmark = pytest.mark.skipif(
+    not (SETTINGS.weights_dir / "registry.toml").exists(), reason="the models are not in weights/"
+)
+
+
+@pytest.fixture
+def known(monkeypatch):
+    """Put a toy in place of every model, and a finder that always finds the same face."""
+    for name, samples in FEW.items():
+        made = dataclasses.replace(METHODS[name], samples={**METHODS[name].samples, "quick": samples})
+        monkeypatch.setitem(METHODS, name, made)
+    detector = patch_detector()
+    monkeypatch.setattr(registry, "load", lambda _name: detector)
+    monkeypatch.setattr(registry, "loadable", lambda: ["patch"])
+    monkeypatch.setattr(registry, "card", lambda _name: detector.card)
+    monkeypatch.setattr("backend.made_with.hashes", lambda _names: {})
+    monkeypatch.setattr(faces, "find", lambda image: [faces.Face((0.0, 0.0, *image.shape[:2]), 0.99, EYES)])
+    monkeypatch.setattr(faces, "problem", lambda _face, _shape: None)
+    return detector
+
+
+@pytest.fixture
+def tab(known):
+    with gr.Blocks():
+        return ExplainTab(PhotoStep())
+
+
+def saved(folder, picture, name="photo.png"):
+    """Write a face (1, 3, S, S) as a photo and return its path."""
+    path = folder / name
+    path.write_bytes(images.encode_png(images.to_array(picture)))
+    return str(path)
+
+
+def ask(tab, path, method="lime", guess="", proof=True, **options):
+    given = OPTIONS | options
+    return tab._explain(path, 1, "patch", method, *given.values(), proof, guess, REQUEST)
+
+
+def unzipped(update):
+    with zipfile.ZipFile(update.value["path"] if isinstance(update.value, dict) else update.value) as packed:
+        return {name: packed.read(name) for name in packed.namelist()}
+
+
+def test_one_map_with_everything_that_belongs_to_it(tab, tmp_path):
+    *before, last = ask(tab, saved(tmp_path, face()), guess="nose")
+    assert before[0][tab.stop].interactive and not last[tab.stop].interactive
+    shown = tab.result
+    assert last[shown.one].visible and not last[shown.grid].visible
+    assert "these places speak most for “fake”: 1 " in last[shown.summary]
+    assert "The test below supports the map" in last[shown.summary]
+    assert "You guessed: nose" in last[shown.guessed]
+    assert "for fake: " in last[shown.scale] and "for real: -" in last[shown.scale]
+    assert "Random places" in last[shown.proof] and "Sufficiency@3" in last[shown.proof]
+    assert last[shown.followed].visible
+    assert "Deletion: area" in last[shown.curves] and "never saw in training" in last[shown.curves]
+    assert last[shown.curves].count("<polyline") == 2
+    assert last[shown.hidden].visible and last[shown.difference].visible
+    assert "Changes x" in last[shown.attack] and "White-box shortcut" in last[shown.attack]
+    assert "float32 (" in last[shown.settings] or "bfloat16 (" in last[shown.settings]
+    files = unzipped(last[shown.download])
+    assert set(files) == {
+        *("record.json", "map.npy", "crop.png", "map.png", "overlay.png", "reference.png", "difference.png")
+    }
+    record = json.loads(files["record.json"])
+    assert np.load(io.BytesIO(files["map.npy"])).shape == (SIZE, SIZE)
+    assert record["precision"]["reason"] and len(record["curves"]["deletion"]) == 51
+    assert record["proof"]["sufficiency"][2]["value"] > record["proof"]["sufficiency"][2]["random"]
+
+
+def test_a_fill_is_shown_too_and_the_test_can_be_left_out(tab, tmp_path):
+    *_, last = ask(tab, saved(tmp_path, face()), "sobol", proof=False, reference="original")
+    shown = tab.result
+    assert last[shown.hidden].visible and not last[shown.difference].visible
+    assert "Hidden parts showed the blurred face" in last[shown.attack]
+    assert "not put to the test" in last[shown.proof] and not last[shown.followed].visible
+    assert "least: " in last[shown.scale]
+
+
+def test_the_verdict_real_is_explained_with_the_usual_fill(tab, tmp_path, known):
+    known.network.slope = -known.network.slope  # now the chessboard speaks for real
+    *_, last = ask(tab, saved(tmp_path, face()), "rise", towards="real")
+    made = last[tab.result.made].explanation
+    assert made.reference == "original" and made.settings.towards == "real" and not made.degenerate
+    *_, refused = ask(tab, saved(tmp_path, face()), "rise")
+    assert not refused[tab.result.one].visible
+    assert "calls this face real" in refused[tab.result.summary] and "More options" in refused[tab.result.summary]
+
+
+def test_a_map_of_the_other_verdict_is_not_tested(tab, tmp_path, known):
+    class Both(type(known.network)):
+        """Also has a second place that speaks for real."""
+
+        def forward(self, pictures):
+            return super().forward(pictures) - self.features(pictures[:, :1] * self.corner).mean((2, 3))
+
+    known.network.__class__ = Both
+    corner = known.network.patch.flip(2, 3)
+    known.network.register_buffer("corner", corner)
+    *_, last = ask(tab, saved(tmp_path, face()), "gradcam", towards="real")
+    assert last[tab.result.made].proof is None and last[tab.result.made].curves is None
+    if last[tab.result.one].visible:
+        assert "another verdict" in last[tab.result.proof]
+
+
+def shown_in(steps, component):
+    """Return what a component held at every step that showed it."""
+    return [step[component].value for step in steps if component in step and step[component].visible]
+
+
+def compared(tab, path, **options):
+    return tab._compare(path, 1, "patch", *(OPTIONS | options).values(), REQUEST)
+
+
+def test_all_maps_stand_in_one_grid_with_their_test(tab, tmp_path):
+    steps = list(compared(tab, saved(tmp_path, face())))
+    grids = shown_in(steps, tab.result.grid)
+    assert [len(one) for one in grids] == list(range(1, 12))
+    captions = [one["caption"] for one in grids[-1]]
+    assert captions[0].startswith("LIME, original reference · sufficiency 0.")
+    assert captions[-1].startswith("XRAI · sufficiency 0.")
+    assert shown_in(steps, tab.result.scales)[-1].count("data:image/png") == 2
+    last = steps[-1]
+    assert "11 maps were tested" in last[tab.result.summary] and "random places" in last[tab.result.summary]
+    assert "detector patch" in last[tab.result.settings] and "pictures in" in last[tab.result.settings]
+    records = json.loads(unzipped(last[tab.result.download])["record.json"])
+    assert len(records) == 11 and all(one["sufficiency"] >= one["random"] - 0.05 for one in records)
+
+
+def test_maps_of_a_verdict_that_was_not_given_have_no_sufficiency(tab, tmp_path):
+    *_, last = compared(tab, saved(tmp_path, untextured()))
+    assert "none was tested" in last[tab.result.summary] and "calls this face real" in last[tab.result.summary]
+
+
+@pytest.mark.parametrize("what", ["explain", "compare", "pair"])
+def test_a_stop_takes_one_batch(tab, tmp_path, known, what):
+    path, threads = saved(tmp_path, face()), threading.active_count()
+    known.train()
+    jobs = {
+        "explain": lambda: ask(tab, path, "shap", reference="original"),
+        "compare": lambda: compared(tab, path),
+        "pair": lambda: tab.pair._test(path, saved(tmp_path, untextured(), "fake.png"), 1, "patch", 0),
+    }
+    if what == "pair":
+        known.network.slope = -known.network.slope
+    job = jobs[what]()
+    asked = []
+    for _ in range(5):
+        next(job)
+        asked.append(known.network.images)
+    job.close()
+    assert known.network.images == asked[-1] > asked[0]  # nothing is asked after the stop
+    # And no step before it asks about more than one batch, and the face and what stands in for it once or twice.
+    assert max(np.diff(asked)) <= default_batch(torch.device("cpu")) + 4
+    assert known.training and threading.active_count() == threads
+
+
+def test_a_pair_shows_the_fall_for_every_method(tab, tmp_path, known):
+    known.network.slope = -known.network.slope
+    photos = saved(tmp_path, face()), saved(tmp_path, untextured(), "fake.png")
+    *before, last = tab.pair._test(*photos, 1, "patch", 0)
+    assert before[0][tab.pair.stop].interactive and not last[tab.pair.stop].interactive
+    for method in METHODS.values():
+        assert f">{method.title}" in last[tab.pair.answer]
+    assert "Random places" in last[tab.pair.answer] and "Strongest 3" in last[tab.pair.answer]
+    assert [len(one) for one in shown_in(before, tab.pair.maps)] == list(range(1, 8))
+    *_, wrong = tab.pair._test(*reversed(photos), 1, "patch", 0)
+    assert "another detector or another pair" in wrong[tab.pair.answer]
+
+
+def test_seconds_come_from_a_measurement(tab, monkeypatch):
+    monkeypatch.setattr(expected, "seconds_a_picture", lambda _name: 0.01)
+    said = tab._about("patch", "lime", "original", "full", True, False)
+    assert "LIME" in said and "About 20 seconds" in said  # 2000 pictures
+    settings = ExplainSettings("sobol", "original")
+    plain = expected.expected_seconds("patch", settings)
+    proof = explain_tests.proof_settings(0, shortcut=True)
+    # Twelve attacks of twelve steps, a backward pass counted as two forward ones, and two curves of 51 pictures.
+    assert expected.expected_seconds("patch", settings, proof) - plain == pytest.approx(0.01 * (12 * 12 * 3 + 102))
+    slow = explain_tests.proof_settings(0, shortcut=False)
+    assert expected.expected_seconds("patch", settings, slow) - plain == pytest.approx(0.01 * (12 * 50 * 81 + 102))
+
+
+def test_a_slower_detector_takes_longer(known):
+    expected.seconds_a_picture.cache_clear()
+    quick = expected.seconds_a_picture("patch")
+    known.network.register_forward_hook(lambda *_: time.sleep(0.2))
+    expected.seconds_a_picture.cache_clear()
+    assert expected.seconds_a_picture("patch") >= 0.2 / expected.PROBE
+    assert expected.seconds_a_picture("patch") > quick > 0
+    expected.seconds_a_picture.cache_clear()
+
+
+def test_another_face_sets_off_the_expected_seconds(tab):
+    judged = SimpleNamespace(p_fake={"patch": 0.9})
+    first, second = (tab.offer(judged)[tab.offered] for _ in range(2))
+    assert second > first > 0
+    assert tab.offered not in tab.offer(None)
+
+
+def test_segments_are_numbered_in_their_order():
+    crop = np.full((200, 200, 3), 128, np.uint8)
+    labels = np.zeros((100, 100), dtype=np.int64)
+    labels[:, 50:] = 1
+    plain = pictures.outlined(crop, torch.from_numpy(labels), [])
+    assert (plain == crop).all()
+    numbered = pictures.outlined(crop, torch.from_numpy(labels), [1, 0])
+    one, two = numbered[90:110, 140:160], numbered[90:110, 40:60]
+    assert (one != 128).any() and (two != 128).any() and not np.array_equal(one, two)
+    again = pictures.outlined(crop, torch.from_numpy(labels), [0, 1])
+    assert np.array_equal(again[90:110, 40:60], one)
+
+
+def test_words_of_times():
+    assert explain_words.about("rise", 1.2, 61.4).endswith(
+        "About 1 second on this machine; a comparison of all methods takes about 61 seconds."
+    )
+    assert "4 minutes" in explain_words.about("rise", 240, 1)
