@@ -49,7 +49,7 @@ def main() -> None:
     for what in ("quick_and_full", "shortcut_and_nes"):
         for method, reference in itertools.product(PERTURBING, methods.REFERENCES):
             own = [row for row in rows if (row["method"], row["reference"]) == (method, reference)]
-            values = [row[what] for row in own if what in row]
+            values = [row[what] for row in own if row.get(what) is not None]
             if values:
                 together[f"{what} {method} {reference}"] = statistics.fmean(values)
     print(json.dumps(together | memory(found[0], detector, options.repeats), indent=1))
@@ -86,8 +86,10 @@ def compared(face: Tensor, detector: Detector, seed: int) -> list[dict[str, Any]
     return rows
 
 
-def agreement(one: Explanation, other: Explanation) -> float:
-    """Return the rank correlation in [-1, 1] of two maps over the segments of the face."""
+def agreement(one: Explanation, other: Explanation) -> float | None:
+    """Return the rank correlation in [-1, 1] of two maps over the segments of the face; None where one is empty."""
+    if one.degenerate or other.degenerate:
+        return None
     return float(spearmanr(one.segment_scores, other.segment_scores).statistic)
 
 
@@ -100,7 +102,8 @@ def memory(face: Tensor, detector: Detector, repeats: int) -> dict[str, Any]:
     for number in range(repeats):
         _map(face, detector, method=next(names), seed=number)
     modules = list(detector.network.modules())
-    hooks = sum(len(one._forward_hooks) + len(one._backward_hooks) for one in modules)  # noqa: SLF001 - torch has no way
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    hooks = sum(len(getattr(one, kind)) for one in modules for kind in kinds)
     return {
         "explanations": repeats,
         "resident_megabytes_before": round(before / 1e6),

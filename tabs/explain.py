@@ -204,9 +204,10 @@ class ExplainTab:
         """Say what the chosen method does and about how long it takes."""
         from backend.explain import ExplainSettings  # its imports would keep the page waiting
         from backend.explain.expected import expected_comparison_seconds, expected_seconds
+        from backend.explain.proof import proof_settings
 
         settings = ExplainSettings(method=method, reference=reference, preset=preset, shortcut=shortcut)
-        test = tests.proof_settings(0, shortcut=shortcut) if proof else None
+        test = proof_settings(0, shortcut=shortcut) if proof else None
         return words.about(
             method,
             expected_seconds(detector, settings, test),
@@ -231,6 +232,7 @@ class ExplainTab:
         """Draw one map and put it to the test."""
         from backend.explain import ExplainSettings
         from backend.explain.photo import explain_photo
+        from backend.explain.proof import proof_settings
 
         photo = photo_from(path)
         settings = ExplainSettings(
@@ -242,7 +244,7 @@ class ExplainTab:
             shortcut=shortcut,
         )
         yield self._busy()
-        test = tests.proof_settings(int(seed or 0), shortcut=shortcut) if proof else None
+        test = proof_settings(int(seed or 0), shortcut=shortcut) if proof else None
         with closing(explain_photo(photo, detector, settings, number, test)) as job:
             while True:
                 try:

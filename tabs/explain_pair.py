@@ -91,6 +91,7 @@ class PairStep:
         from backend.explain.comparing_pairs import PairComparisonSettings, compare_pair
         from backend.explain.pairs import PairSettings
         from backend.explain.photo import cut_face
+        from backend.explain.proof import proof_settings
 
         photos = photo_from(path), photo_from(fake_path)
         yield {
@@ -103,7 +104,7 @@ class PairStep:
         real, fake = (
             cut_face(photo, loaded.card, which)[0].crop for photo, which in zip(photos, (None, number), strict=True)
         )
-        proof = tests.proof_settings(int(seed or 0), shortcut=True, draws=DRAWS)
+        proof = proof_settings(int(seed or 0), shortcut=True, draws=DRAWS)
         settings = PairComparisonSettings(seed=int(seed or 0), pair=PairSettings(proof=proof))
         shown: list[tuple[Any, str]] = []
         with closing(compare_pair(images.to_tensor(real), images.to_tensor(fake), loaded, settings)) as job:
@@ -116,7 +117,7 @@ class PairStep:
                 updates: Updates = {self.progress: words.progress(step)}
                 if isinstance(step, Finished) and step.explanation is not None:
                     made: Explanation = step.explanation
-                    caption = words.grid_caption(tests.tested(step, made))
+                    caption = words.grid_caption(tests.tested(step, made), made.method.title)
                     shown.append((provenance.mark(pictures.overlay(enlarged(real), made)), caption))
                     updates |= {
                         self.maps: gr.Gallery(shown, visible=True),

@@ -107,7 +107,7 @@ class ExplainResult:
         shown = {name: provenance.mark(enlarged(picture)) for name, picture in drawn.items()}
         return updates | {
             self.face: enlarged(made.aligned.crop),
-            self.map: shown["map"],
+            self.map: shown["map_picture"],
             self.overlay: shown["overlay"],
             self.opacity: 60,
             self.scale: figures.scale_of(explanation),

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from backend.explain.explanation import ExplainSettings, Explanation
     from backend.explain.proof import Proof, ProofSettings
 
-SHORTCUT_DELTA = 4 / 255  # of pixels in [0, 1]
-SHORTCUT_STEPS = 12  # of a grey level each: three times the way to the edge of what is allowed
 LAST = 3  # segments of the test that a comparison shows
 
 
@@ -38,20 +36,10 @@ def tested(step: Step, explanation: "Explanation") -> Tested:
     return Tested(explanation, step.values.get("sufficiency"), step.values.get("random"))
 
 
-def proof_settings(seed: int, *, shortcut: bool, tops: tuple[int, ...] = (1, 2, 3), draws: int = 3) -> "ProofSettings":
-    """Return the test that goes with a map."""
-    from backend.attacks import nes
-    from backend.attacks.nes import NESSettings
-    from backend.explain.proof import ITERATIONS, ProofSettings
-
-    # PGD does not stop where the verdict turns, so with the full budget every place would do.
-    budget = SHORTCUT_DELTA if shortcut else NESSettings.delta
-    attack = NESSettings(iterations=SHORTCUT_STEPS if shortcut else ITERATIONS, delta=budget, seed=seed)
-    return ProofSettings(tops=tops, attack=nes.white_box(attack) if shortcut else attack, draws=draws, seed=seed)
-
-
 def quick_test(seed: int) -> "ProofSettings":
     """Return the one test of every map of a comparison; eleven slow ones would take minutes."""
+    from backend.explain.proof import proof_settings
+
     return proof_settings(seed, shortcut=True, tops=(LAST,), draws=1)
 
 

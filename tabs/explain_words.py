@@ -19,6 +19,11 @@ DOUBTS = (
     "Another method, another fill for the hidden parts or another seed may point elsewhere; compare them. Where the "
     "test makes the score fall no further than random places do, do not believe the map."
 )
+PAIR_DOUBTS = (
+    "<strong>How could this be wrong?</strong> This is one face and one fake, and the attack saw the detector's "
+    "gradients. Where the two photos are not in the same position, the places do not match. The protocol “Maps of "
+    "real photos, tested on their fakes” under Evaluate measures many pairs."
+)
 UNTESTED = (
     "This map was not put to the test: that was not asked for under More options, or the map explains another verdict "
     "than the detector gave."
@@ -134,26 +139,28 @@ def pair_table(found: "PairComparison") -> str:
     if not found.done:
         return said
     tops = found.settings.pair.proof.tops
-    tested = [(made, proof.proof.sufficiency.tolist()) for made, proof in found.done if proof is not None]
-    tested.sort(key=lambda one: -one[1][-1])
-    rows = [(made.title, *map(_signed, falls)) for made, falls in tested]
-    rows.append(("Random places", *map(_signed, found.random_mean.tolist())))
-    rows += [(made.title, *["no map"] * len(tops)) for made, proof in found.done if proof is None]
-    head = ("Map of the real photo", *(f"Strongest {top}" if top > 1 else "The strongest" for top in tops))
+    falls = [(made.method.title, proof.proof.sufficiency.tolist()) for made, proof in found.done if proof is not None]
+    falls.append(("Random places", found.random_mean.tolist()))
+    falls.sort(key=lambda one: one[1][-1], reverse=True)
+    rows = [(title, *map(_signed, own)) for title, own in falls]
+    rows += [(made.method.title, *["no map"] * len(tops)) for made, proof in found.done if proof is None]
     reasons = sorted({made.reason for made, _ in found.done if made.degenerate})
     caption = (
-        f"How far p_fake of the fake falls ({found.p_fake_photo:.2f} before) when only the segments that speak most "
-        "for “real” in the real photo are attacked in the fake. Further is better for the map."
+        f"How far p_fake of the fake falls ({found.p_fake_photo:.2f} before) when only the 1, 2 and 3 segments that "
+        "speak most for “real” in the real photo are attacked in the fake. Further is better; a map below the random "
+        "places is not to be believed here."
     )
-    return said + table(head, rows, caption) + "".join(f"<p>{escape(reason)}</p>" for reason in reasons)
+    shown = table(("Map", *(f"Top {top}" for top in tops)), rows, caption)
+    why = "".join(f"<p>{escape(reason)}</p>" for reason in reasons)
+    return f'{said}<div class="wide">{shown}</div>{why}<p>{PAIR_DOUBTS}</p>'
 
 
-def grid_caption(one: Tested) -> str:
-    """Name one map of a comparison, with its test."""
+def grid_caption(one: Tested, title: str = "") -> str:
+    """Name one map of a comparison, with its test; its own title where no other is given."""
+    title = title or one.explanation.title
     if one.explanation.degenerate:
-        return f"{one.explanation.title}: nothing to show"
-    tested = "" if one.sufficiency is None else f" · sufficiency {one.sufficiency:.2f}"
-    return f"{one.explanation.title}{tested}"
+        return f"{title}: nothing to show"
+    return title if one.sufficiency is None else f"{title} · sufficiency {one.sufficiency:.2f}"
 
 
 def grid_summary(done: Sequence[Tested]) -> str:

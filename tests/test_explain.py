@@ -10,7 +10,7 @@ from torch import nn
 from backend.attacks.nes import NESSettings
 from backend.detectors.card import Detector
 from backend.errors import UserError
-from backend.explain import ExplainSettings, Finished, compare_all, explain, pictures
+from backend.explain import ExplainSettings, Finished, compare_all, explain, masking, pictures
 from backend.explain.masking import Inferences, MaskedFace
 from backend.explain.methods import METHODS
 from backend.progress import finish
@@ -231,6 +231,30 @@ def test_pictures_have_one_scale_and_say_it():
     assert little.largest == pytest.approx(0.3, abs=1e-3) and little.gain == 500
     assert "0.3 of 255" in little.caption and (little.picture != 247).any()
     assert pictures.reference_difference(face(), made) is None
+
+
+def test_bfloat16_is_used_where_it_says_the_same_and_the_result_says_so(monkeypatch, few):
+    monkeypatch.setattr(masking, "fast_bfloat16", lambda _device: True)
+    seen = []
+    detector = patch_detector(slope=300.0, threshold=0.0)
+    detector.network.features.register_forward_hook(lambda _, __, made: seen.append(made.dtype))
+    made = ask(detector=detector, attack=NESSettings(probes=2, iterations=1))
+    assert made.precision.dtype == "bfloat16" and made.precision.deviation <= 1e-2
+    assert "stay within" in made.precision.reason and made.record()["precision"]["dtype"] == "bfloat16"
+    # The attack asks first, and always in float32.
+    attacked = made.attack.calls
+    assert set(seen[: 1 + attacked]) == {torch.float32} and torch.bfloat16 in seen[1 + attacked :]
+    exact = ask(detector=detector, attack=NESSettings(probes=2, iterations=1), preset="as_released")
+    assert exact.precision.dtype == "float32"
+
+
+def test_bfloat16_is_refused_where_the_answer_moves(monkeypatch, few):
+    monkeypatch.setattr(masking, "fast_bfloat16", lambda _device: True)
+    contrast = float(patch_detector(slope=1.0, threshold=0.0).logit_fake(face()).detach()[0])
+    steep = patch_detector(slope=3e5, threshold=contrast - 1e-6)  # eight bits of the contrast are too few for it
+    made = ask(detector=steep, reference="original")
+    assert made.precision.dtype == "float32" and made.precision.deviation == 0
+    assert "would be off by up to" in made.precision.reason
 
 
 def test_a_fallen_short_of_memory_halves_the_batch(monkeypatch):

@@ -18,12 +18,12 @@ def run(capsys, *arguments):
 
 def test_a_map_is_written_with_its_pictures_and_numbers(capsys, tmp_path):
     code, answer, progress = run(
-        capsys, FAKE, "--detector", "efficientnet_b4", "--method", "sobol", "--shortcut", "--out", tmp_path
+        capsys, FAKE, "--detector", "efficientnet_b4", "--method", "sobol", "--shortcut", "--proof", "--out", tmp_path
     )
     assert code == 0 and not answer["degenerate"] and answer["reference"] == "adversarial"
     saved = np.load(answer["map"])
     assert saved.dtype == np.float32 and saved.shape == (128, 128) and np.isfinite(saved).all()
-    for name in ("overlay", "reference", "difference", "crop"):
+    for name in ("map_picture", "overlay", "reference", "difference", "crop"):
         with Image.open(answer["files"][name]) as picture:
             assert picture.format == "PNG"
             assert (provenance.read_record((tmp_path / f"{name}.png").read_bytes()) is None) == (name == "crop")
@@ -31,6 +31,9 @@ def test_a_map_is_written_with_its_pictures_and_numbers(capsys, tmp_path):
     assert answer["inferences"]["images"] == sum(answer["inferences"][of]["images"] for of in ("attack", "explanation"))
     assert answer["inferences"]["attack"]["images"] > 0 and answer["seconds"] > 0
     assert len(answer["regions"]) == 3 and all(one["parts"] for one in answer["regions"])
+    assert [one["k"] for one in answer["proof"]["sufficiency"]] == [1, 2, 3] and answer["proof"]["attack"] == "PGD"
+    assert len(answer["curves"]["deletion"]) == len(answer["curves"]["insertion"]) == 51
+    assert answer["precision"]["dtype"] in {"float32", "bfloat16"} and answer["precision"]["reason"]
     assert "White-box shortcut" in answer["summary"] and "They lie here" in answer["summary"]
     assert json.loads((tmp_path / "result.json").read_text())["summary"] == answer["summary"]
     assert "pictures" in progress
@@ -39,7 +42,7 @@ def test_a_map_is_written_with_its_pictures_and_numbers(capsys, tmp_path):
 def test_no_choice_of_reference_is_no_reference(capsys, tmp_path):
     _, answer, _ = run(capsys, FAKE, "--detector", "efficientnet_b4", "--method", "gradcam", "--out", tmp_path)
     assert answer["reference"] is None and answer["inferences"]["images"] == 1
-    assert set(answer["files"]) == {"map", "crop", "overlay", "result"}
+    assert set(answer["files"]) == {"map", "map_picture", "crop", "overlay", "result"}
 
 
 @pytest.mark.parametrize("wrong", [("--method", "none"), ("--method", "lime", "--face", "9")])

@@ -19,8 +19,9 @@ from backend.detectors.inference import default_batch
 from backend.explain import expected, pictures
 from backend.explain.explanation import ExplainSettings
 from backend.explain.methods import METHODS
+from backend.explain.proof import proof_settings
 from backend.settings import SETTINGS
-from tabs import explain_tests, explain_words
+from tabs import explain_words
 from tabs.explain import ExplainTab
 from tabs.photo import PhotoStep
 from tests.patch_toys import SIZE, face, patch_detector, untextured
@@ -92,7 +93,7 @@ def test_one_map_with_everything_that_belongs_to_it(tab, tmp_path):
     assert "float32 (" in last[shown.settings] or "bfloat16 (" in last[shown.settings]
     files = unzipped(last[shown.download])
     assert set(files) == {
-        *("record.json", "map.npy", "crop.png", "map.png", "overlay.png", "reference.png", "difference.png")
+        *("record.json", "map.npy", "crop.png", "map_picture.png", "overlay.png", "reference.png", "difference.png")
     }
     record = json.loads(files["record.json"])
     assert np.load(io.BytesIO(files["map.npy"])).shape == (SIZE, SIZE)
@@ -193,8 +194,9 @@ def test_a_pair_shows_the_fall_for_every_method(tab, tmp_path, known):
     *before, last = tab.pair._test(*photos, 1, "patch", 0)
     assert before[0][tab.pair.stop].interactive and not last[tab.pair.stop].interactive
     for method in METHODS.values():
-        assert f">{method.title}" in last[tab.pair.answer]
-    assert "Random places" in last[tab.pair.answer] and "Strongest 3" in last[tab.pair.answer]
+        assert f">{method.title}<" in last[tab.pair.answer]
+    assert "Random places" in last[tab.pair.answer] and "Top 3" in last[tab.pair.answer]
+    assert "How could this be wrong?" in last[tab.pair.answer]
     assert [len(one) for one in shown_in(before, tab.pair.maps)] == list(range(1, 8))
     *_, wrong = tab.pair._test(*reversed(photos), 1, "patch", 0)
     assert "another detector or another pair" in wrong[tab.pair.answer]
@@ -206,10 +208,10 @@ def test_seconds_come_from_a_measurement(tab, monkeypatch):
     assert "LIME" in said and "About 20 seconds" in said  # 2000 pictures
     settings = ExplainSettings("sobol", "original")
     plain = expected.expected_seconds("patch", settings)
-    proof = explain_tests.proof_settings(0, shortcut=True)
+    proof = proof_settings(0, shortcut=True)
     # Twelve attacks of twelve steps, a backward pass counted as two forward ones, and two curves of 51 pictures.
     assert expected.expected_seconds("patch", settings, proof) - plain == pytest.approx(0.01 * (12 * 12 * 3 + 102))
-    slow = explain_tests.proof_settings(0, shortcut=False)
+    slow = proof_settings(0, shortcut=False)
     assert expected.expected_seconds("patch", settings, slow) - plain == pytest.approx(0.01 * (12 * 50 * 81 + 102))
 
 

@@ -25,9 +25,9 @@ def run(options: argparse.Namespace, on_step: Callable[[Step], None]) -> dict[st
     )
     proof = None
     if options.proof:
-        from backend.explain.proof import ProofSettings
+        from backend.explain.proof import proof_settings
 
-        proof = ProofSettings(seed=options.seed)
+        proof = proof_settings(options.seed, shortcut=options.shortcut)
     photo = images.read(options.image)
     made = finish(explain_photo(photo, options.detector, settings, options.face, proof), on_step)
     answer = made.record() | {"image": options.image.name}

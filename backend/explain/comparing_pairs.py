@@ -77,7 +77,9 @@ class PairComparison:
                 f"{said} The test needs a detector that calls the real photo real and the fake fake; choose another "
                 "detector or another pair."
             )
-        falls = [(float(proof.proof.sufficiency[-1]), made.title) for made, proof in self.done if proof is not None]
+        falls = [
+            (float(proof.proof.sufficiency[-1]), made.method.title) for made, proof in self.done if proof is not None
+        ]
         falls = sorted((fall for fall in falls if fall[0] == fall[0]), reverse=True)
         if not falls:
             return f"{said} No method found a place in the real photo that speaks for real."

@@ -109,7 +109,7 @@ class ExplainedPhoto:
         laid = pictures.overlay(crop, made)
         drawn = {"overlay": pictures.outlined(laid, made.labels, self.top)}
         if not made.degenerate:
-            drawn["map"] = pictures.coloured(made)
+            drawn["map_picture"] = pictures.coloured(made)
         if made.reference_image is not None:
             drawn["reference"] = images.to_array(made.reference_image)
         if (difference := self.difference) is not None:

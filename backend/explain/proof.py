@@ -24,6 +24,9 @@ from backend.explain.segments import rank, segment_scores, top_mask
 from backend.progress import Job
 
 ITERATIONS = 50  # of an attack for evaluation; explanations take 80
+# Of the white-box shortcut. PGD does not stop where the verdict turns, so with the budget of NES every place would do.
+SHORTCUT_DELTA = 4 / 255  # of pixels in [0, 1]
+SHORTCUT_STEPS = 12  # of one grey level each: three times the way to the edge of what is allowed
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,23 @@ class ProofSettings:
             raise UserError("A proof attacks at least one segment.", "Use numbers of segments from 1, such as 1, 2, 3.")
         if self.draws < 0:
             raise UserError("The number of random rankings is negative.", "Use 0 or more.")
+
+
+def proof_settings(
+    seed: int = 0, *, shortcut: bool = False, tops: tuple[int, ...] = (1, 2, 3), draws: int = 3
+) -> ProofSettings:
+    """Return the usual test of a map: by NES, or by the white-box shortcut.
+
+    Args:
+        seed: Of the attack and of the random segments.
+        shortcut: Attack with PGD, which sees the gradient.
+        tops: See `ProofSettings`.
+        draws: See `ProofSettings`.
+    """
+    if not shortcut:
+        return ProofSettings(tops, NESSettings(iterations=ITERATIONS, seed=seed), draws, seed=seed)
+    attack = nes.white_box(NESSettings(iterations=SHORTCUT_STEPS, delta=SHORTCUT_DELTA, seed=seed))
+    return ProofSettings(tops, attack, draws, seed=seed)
 
 
 @dataclass(frozen=True)
