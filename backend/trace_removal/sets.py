@@ -7,6 +7,7 @@ from backend import weights
 from backend.settings import SETTINGS
 
 PAPER001 = ("xception", "patch_cnn", "dct_a", "f3net", "lf", "nf")  # the six of TR-Net
+UNTRAINED = ("nf",)  # averages residuals and has no network that a defence could train: it belongs to every set
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Defence:
     training: str
 
 
+SHIPPED = "shipped"
 _TRAIN = "python -m backend train detector NAME --data DIR --fakes DIR"
 _INSTALL = "--out NAME.safetensors --install"
 DEFENCES: dict[str, Defence] = {
@@ -34,13 +36,15 @@ DEFENCES: dict[str, Defence] = {
         Defence("none", "no defence", "_plain", f"{_TRAIN} --defence none {_INSTALL}"),
         Defence("weak", "the weak defence", "_weak", f"{_TRAIN} --defence weak {_INSTALL}"),
         Defence("strong", "the strong defence", "_strong", f"{_TRAIN} --adversarial DIR {_INSTALL}"),
-        Defence("shipped", "the app's own defence", "", f"{_TRAIN} {_INSTALL}"),
+        Defence(SHIPPED, "the app's own defence", "", f"{_TRAIN} {_INSTALL}"),
     )
 }
 
 
 def installed(defence: str, detectors: Iterable[str]) -> dict[str, str]:
     """Return those of the detectors that a set has, with the names of their entries, paper 001's first.
+
+    Those of `UNTRAINED` are in it, as they ship, where any other is.
 
     Args:
         defence: Name of the defence.
@@ -50,5 +54,8 @@ def installed(defence: str, detectors: Iterable[str]) -> dict[str, str]:
         return {}
     known, given = weights.entries(), list(detectors)
     ordered = [name for name in PAPER001 if name in given] + [name for name in given if name not in PAPER001]
-    entries = {name: name + DEFENCES[defence].suffix for name in ordered}
-    return {name: entry for name, entry in entries.items() if entry in known}
+    trained = [name for name in ordered if name not in UNTRAINED and name + DEFENCES[defence].suffix in known]
+    if not trained and defence != SHIPPED:
+        return {}
+    suffixes = dict.fromkeys(trained, DEFENCES[defence].suffix) | dict.fromkeys(UNTRAINED, "")
+    return {name: name + suffixes[name] for name in ordered if name in suffixes and name + suffixes[name] in known}
