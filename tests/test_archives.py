@@ -162,6 +162,23 @@ def test_a_name_given_twice_is_refused(tmp_path):
     refused(packed(tmp_path / "b.zip", {"real/a.png": PNG, "real/A.png": PNG}), tmp_path, "twice")
 
 
+@pytest.mark.parametrize("other", ["real//a.png", "real/./a.png"])
+def test_a_path_written_in_two_ways_is_refused(tmp_path, other):
+    refused(packed(tmp_path / "a.zip", {"real/a.png": PNG, other: PNG}), tmp_path, "twice")
+
+
+def test_a_name_that_is_a_file_and_a_folder_is_refused(tmp_path):
+    refused(packed(tmp_path / "a.zip", {"real/a.png": PNG, "real/a.png/b.png": PNG}), tmp_path, "could not be unpacked")
+
+
+def test_another_zip_is_never_taken_for_the_one_before(tmp_path):
+    """A zip that was mended, or another one, must not be measured by what was unpacked first."""
+    packed(tmp_path / "a.zip", {"set/real/a.png": PNG})
+    data.open_data(tmp_path / "a.zip", tmp_path / "run")
+    packed(tmp_path / "a.zip", {"set/real/b.png": PNG})
+    assert list(data.open_data(tmp_path / "a.zip", tmp_path / "run").by_name) == ["real/b.png"]
+
+
 def test_a_name_that_is_too_long_is_refused(tmp_path):
     refused(packed(tmp_path / "a.zip", {f"real/{'a' * 300}.png": PNG}), tmp_path, "name that is too long")
     refused(packed(tmp_path / "b.zip", {"a/" * 30 + "a.png": PNG}), tmp_path, "name that is too long")
@@ -196,7 +213,7 @@ def test_a_damaged_zip_is_refused(tmp_path):
 
 def test_a_zip_without_pictures_is_one_sentence(tmp_path):
     packed(tmp_path / "a.zip", {"notes.txt": b"x"})
-    with pytest.raises(UserError, match="neither real/ and fake/"):
+    with pytest.raises(UserError, match=r"a\.zip holds neither real/ and fake/"):
         data.open_data(tmp_path / "a.zip", tmp_path / "run")
 
 

@@ -95,6 +95,10 @@ def unpack(archive: Path, folder: Path, limits: Limits | None = None) -> Unpacke
         unfinished.rename(folder)
     except (zipfile.BadZipFile, zlib.error, EOFError, struct.error, UnicodeDecodeError, NotImplementedError):
         raise UserError("The zip file is damaged.", _AGAIN) from None
+    except OSError:  # no room, or one name is a file here and a folder there
+        raise UserError(
+            "The zip file could not be unpacked.", "Check that the disk has room, and zip the pictures again."
+        ) from None
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return Unpacked(folder, len(entries), tuple(left_out))
@@ -128,7 +132,7 @@ def _checked(entries: list[zipfile.ZipInfo], limits: Limits) -> tuple[list[zipfi
         _check_path(entry)
         if entry.is_dir():
             continue
-        name = entry.filename.lower()
+        name = str(PurePosixPath(entry.filename)).lower()  # a//b and a/./b are one file
         if name.startswith(LEFTOVERS[0]) or name.rsplit("/", 1)[-1] in LEFTOVERS:
             left_out.append(entry.filename)
             continue

@@ -14,6 +14,7 @@ from backend.evaluate import archives
 from backend.weights import file_hash
 
 Label = Literal["real", "fake"]
+FEW = 100  # pictures of a class; from fewer, reports say, nothing can be concluded
 VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm"}
 
 
@@ -134,11 +135,11 @@ class Dataset:
 
 
 def open_data(source: Path, workspace: Path, limits: archives.Limits | None = None) -> Dataset:
-    """Read the pictures of a folder, or of a zip, which is unpacked to `workspace / "data"` first.
+    """Read the pictures of a folder, or of a zip, which is unpacked below `workspace / "data"` first.
 
     Args:
         source: A folder in one of the layouts of `layouts.py`, or a zip file of one.
-        workspace: Where a zip is unpacked, once.
+        workspace: Where a zip is unpacked, once; another zip gets a folder of its own.
         limits: What a zip may hold.
 
     Raises:
@@ -147,14 +148,13 @@ def open_data(source: Path, workspace: Path, limits: archives.Limits | None = No
     from backend.evaluate import layouts  # it builds what this file defines
 
     if not source.exists():
-        raise UserError(f"There is no folder or zip file named {source.name}.", "Check the name after --data.")
+        raise UserError(f"There is no folder or zip file named {source.name}.", "Check its name, or choose it again.")
     folder = source
     if source.is_file():
-        folder = workspace / "data"
+        folder = workspace / "data" / file_hash(source)[:16]
         if not folder.exists():
-            workspace.mkdir(parents=True, exist_ok=True)
             archives.unpack(source, folder, limits)
-    return layouts.read(_inner(folder))
+    return layouts.read(_inner(folder), source.resolve().name)
 
 
 def files(folder: Path) -> list[str]:

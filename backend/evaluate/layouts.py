@@ -14,26 +14,30 @@ from backend.evaluate.data import Dataset, Label, Sample, Skipped, files, skip_r
 Found = tuple[list[Sample], list[Skipped], str]
 
 
-def read(folder: Path) -> Dataset:
+def read(folder: Path, title: str) -> Dataset:
     """Read a folder in the first layout that fits.
+
+    Args:
+        folder: The folder.
+        title: What the person called it, for sentences.
 
     Raises:
         UserError: No layout fits, or there is no picture.
     """
     top = {path.name.lower(): path.name for path in folder.iterdir() if path.is_dir()}
     names = files(folder)
-    for title, fits, collect in LAYOUTS:
+    for layout, fits, collect in LAYOUTS:
         if not fits(set(top), names):
             continue
         pictures = [name for name in names if skip_reason(name) is None]
         samples, skipped, note = collect(folder, pictures)
         skipped += [Skipped(name, reason) for name in names if (reason := skip_reason(name)) is not None]
         if not samples:
-            raise UserError(f"There are no pictures in {folder.name}.", "Put JPEG or PNG files into real/ and fake/.")
+            raise UserError(f"There are no pictures in {title}.", "Put JPEG or PNG files into real/ and fake/.")
         ordered = tuple(sorted(samples, key=lambda sample: sample.name))
-        return Dataset(folder, title, ordered, tuple(sorted(skipped, key=lambda one: one.name)), note)
+        return Dataset(folder, layout, ordered, tuple(sorted(skipped, key=lambda one: one.name)), note)
     raise UserError(
-        f"The folder {folder.name} holds neither real/ and fake/ nor a data set that is known here.",
+        f"{title} holds neither real/ and fake/ nor a data set that is known here.",
         "Put the pictures into two folders named real and fake.",
     )
 
