@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from backend import cli, faces, images, perceptual, weights
+from backend import cli, faces, identity_dlib, images, perceptual, weights
 from backend.errors import UserError
 from backend.generators import inversion
 from backend.generators.e4e import E4EEncoder
 from backend.generators.inversion import Inverter
 from backend.perceptual import Perceptual
-from backend.training import finetune, finetune_run, harness
+from backend.training import finetune, finetune_run, harness, identity_loss
 from backend.training.finetune import FinetuneSettings, FinetuneTask, Losses
+from backend.training.identity_loss import Embedding
 from benchmarks import filled
 from tests.test_views import FACE
 
@@ -46,7 +47,7 @@ def pictures(count: int = 4) -> torch.Tensor:
 
 
 def task(inverter: Inverter, **changes) -> FinetuneTask:
-    losses = Losses(Perceptual("L1", l1_distance), embed, ())
+    losses = Losses(Perceptual("L1", l1_distance), Embedding("colours", embed), ())
     return FinetuneTask(pictures(), replace(SETTINGS, **changes), pictures(2), inverter, losses)
 
 
@@ -103,13 +104,16 @@ def test_steps_bring_the_drawings_closer(checkpoint):
 
 def test_what_cannot_be_had_is_said(monkeypatch):
     monkeypatch.setattr(weights, "entries", dict)
+    monkeypatch.setattr(identity_dlib, "path", lambda: None)
     monkeypatch.setattr(perceptual, "lpips_missing", lambda: "absent")
     monkeypatch.setattr(perceptual, "perceptual", lambda: Perceptual("1 - SSIM", l1_distance))
     found = finetune.losses_here("ffhq")
-    assert found.embed is None and found.perceptual.name == "1 - SSIM"
+    assert found.embedding is None and found.perceptual.name == "1 - SSIM"
     assert [sentence.split(" is ")[0] for sentence in found.left_out] == ["LPIPS", "The identity loss"]
     monkeypatch.setattr(perceptual, "lpips_missing", lambda: None)
-    monkeypatch.setattr(finetune, "_arcface", lambda template: embed)
+    monkeypatch.setattr(identity_loss, "find", lambda template: Embedding("colours", embed))
+    assert finetune.losses_here("ffhq").left_out == ("ArcFace is replaced by colours: it was not fetched.",)
+    monkeypatch.setattr(identity_loss, "find", lambda template: Embedding("ArcFace", embed))
     assert finetune.losses_here("ffhq").left_out == ()
 
 

@@ -74,7 +74,7 @@ def test_the_installed_generator_and_encoder_can_be_trained_on(tmp_path, monkeyp
     data = folder_of_pictures(tmp_path / "mine", 30)
     begun = []
 
-    def no_training(task, folder, settings):
+    def no_training(task, folder, settings, **_pace):
         begun.append((task, settings))
         raise KeyboardInterrupt
 

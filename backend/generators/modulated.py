@@ -8,18 +8,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-def _binomial_kernel(gain: float) -> Tensor:
+def binomial_kernel(gain: float) -> Tensor:
     """Return the 4x4 low-pass filter [1, 3, 3, 1] of StyleGAN2, summing to `gain`."""
     taps = torch.tensor([1.0, 3.0, 3.0, 1.0])
     kernel = torch.outer(taps, taps)
     return kernel * (gain / kernel.sum())
 
 
-def _filter(images: Tensor, kernel: Tensor, padding: int = 0) -> Tensor:
+def filtered(images: Tensor, kernel: Tensor, padding: int = 0, stride: int = 1) -> Tensor:
     """Convolve every channel of (N, C, H, W) with one 2-D kernel."""
     channels = images.shape[1]
     weight = kernel.to(images.dtype).expand(channels, 1, *kernel.shape)
-    return F.conv2d(images, weight, padding=padding, groups=channels)
+    return F.conv2d(images, weight, padding=padding, stride=stride, groups=channels)
 
 
 class PixelNorm(nn.Module):
@@ -55,10 +55,10 @@ class Blur(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("kernel", _binomial_kernel(gain=4.0))
+        self.register_buffer("kernel", binomial_kernel(gain=4.0))
 
     def forward(self, images: Tensor) -> Tensor:  # noqa: D102
-        return _filter(images, self.kernel, padding=1)
+        return filtered(images, self.kernel, padding=1)
 
 
 class Upsample(nn.Module):
@@ -68,13 +68,13 @@ class Upsample(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("kernel", _binomial_kernel(gain=4.0))
+        self.register_buffer("kernel", binomial_kernel(gain=4.0))
 
     def forward(self, images: Tensor) -> Tensor:  # noqa: D102
         n, c, h, w = images.shape
         spread = images.new_zeros(n, c, 2 * h, 2 * w)
         spread[:, :, ::2, ::2] = images
-        return _filter(F.pad(spread, (2, 1, 2, 1)), self.kernel)
+        return filtered(F.pad(spread, (2, 1, 2, 1)), self.kernel)
 
 
 class ModulatedConv2d(nn.Module):

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-TRAINED = ("generator", "encoder", "detector", "fakes", "ganprintr", "trnet", "references")
+TRAINED = ("generator", "encoder", "joint", "detector", "fakes", "ganprintr", "trnet", "references")
 
 
 def add(train: argparse.ArgumentParser) -> None:
@@ -36,6 +36,15 @@ def add(train: argparse.ArgumentParser) -> None:
         "--initial",
         metavar="FILE",
         help="for generator, encoder and detectors: weights to start from, or `installed` (default: random)",
+    )
+    train.add_argument(
+        "--recipe",
+        metavar="NAME",
+        help="for generator: regression (default), adversarial, or continued, its second half on a CPU; for encoder: "
+        "regression or adversarial, as its generator",
+    )
+    train.add_argument(
+        "--minutes", type=float, metavar="N", help="for generator, encoder and joint: stop after N minutes"
     )
     train.add_argument("--packs", default="*", help="for fakes: which tar packs to use (default: all)")
     train.add_argument("--kinds", default="swap,reconstruction,edit,sample", help="for fakes: which (default: all)")

@@ -1,15 +1,11 @@
 """The `train` commands: each reads its settings file, trains (or resumes), measures, and writes safetensors."""
 
 import argparse
-import dataclasses
 import shlex
 import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import torch
-from safetensors.torch import save_file
 
 from backend import arguments, weights
 from backend.detectors import registry
@@ -20,82 +16,20 @@ from backend.training import (
     datasets,
     description,
     detector_run,
-    encoder,
     fakes,
     finetune_run,
-    generator,
     harness,
     install,
-    measure,
-    principal_codes,
     reports,
-    starting,
+    sheets,
     trnet_run,
 )
-from backend.training.datasets import Photographs
+from backend.training.encoder_run import train_encoder, train_joint
 from backend.training.ganprintr import GanprintrSettings, GanprintrTask, copying
-from backend.training.sheets import with_sheets
+from backend.training.generator_run import train_generator
 
-CODES = "codes.safetensors"
 UNCHANGEABLE = {"fakes", "references"}  # what they do, their own options say
 OnStep = Callable[[Step], None]
-
-
-def train_generator(
-    data: Path, out: Path, on_step: OnStep, *, initial: str | None = None, **changes: Any
-) -> reports.Report:
-    """Train the generator and write it, and the codes that an encoder run starts from, to the folder `out`."""
-    settings = harness.read_settings(generator.GeneratorSettings, "generator", **changes)
-    photographs, held_out = datasets.split(data, settings.size)
-    task = generator.GeneratorTask(photographs.pictures, settings, _shown(held_out))
-    if initial:
-        label = starting.load(initial, "generator", (task.generator, task.average), "generator.")
-        settings = dataclasses.replace(settings, initial=label)
-    run = finish(with_sheets(harness.train(task, out / "generator-run", settings), out / "generator-run"), on_step)
-    file = out / "generator.safetensors"
-    weights.save_half(file, task.finished())
-    save_file({key: value.contiguous() for key, value in task.codes.state_dict().items()}, out / CODES)
-    shape = {
-        "size": settings.size,
-        "mapping_layers": settings.mapping_layers,
-        "channels": settings.channels,
-        "template": "embedded",
-    }
-    return reports.write(out / "generator.json", run.losses, run, {"generator": file}, {"generator": shape})
-
-
-def train_encoder(
-    data: Path, out: Path, on_step: OnStep, *, codes: Path | None, initial: str | None = None, **changes: Any
-) -> reports.Report:
-    """Train the encoder against the generator in `weights/` and write it to the folder `out`.
-
-    `codes` is the file that the generator's run left beside it; without it, pictures alone are trained on.
-    """
-    settings = harness.read_settings(encoder.EncoderSettings, "encoder", **changes)
-    options = weights.entry("generator").options
-    photographs, held_out = datasets.split(data, options["size"])
-    tensors = weights.load_entry("generator")
-    drawing = inversion.generator_from(tensors, options)
-    task = encoder.EncoderTask(
-        photographs.pictures,
-        settings,
-        _shown(held_out),
-        generator=drawing,
-        codes=principal_codes.load(codes) if codes else None,
-        latent_average=tensors["latent_average"][0],
-        size=options["size"],
-    )
-    if initial:
-        label = starting.load(initial, "encoder", (task.encoder, task.average))
-        settings = dataclasses.replace(settings, initial=label)
-    run = finish(with_sheets(harness.train(task, out / "encoder-run", settings), out / "encoder-run"), on_step)
-    file = out / "encoder.safetensors"
-    encoded = dict(task.average.state_dict())
-    weights.save_half(file, encoded)
-    shape = {"input_size": settings.input_size, "width": settings.width}
-    inverter = inversion.from_tensors(tensors, encoded, options, shape, "generator")
-    metrics = measure.inversion(inverter, held_out.pictures)
-    return reports.write(out / "encoder.json", metrics, run, {"encoder": file}, {"encoder": shape})
 
 
 def train_fakes(
@@ -119,19 +53,14 @@ def train_ganprintr(data: Path, out: Path, on_step: OnStep, **changes: Any) -> r
     """Train GANprintR's autoencoder on photographs alone and write `out` (a .safetensors file)."""
     settings = harness.read_settings(GanprintrSettings, "ganprintr", **changes)
     photographs, held_out = datasets.split(data, settings.size)
-    task = GanprintrTask(photographs.pictures, settings, _shown(held_out))
+    task = GanprintrTask(photographs.pictures, settings, sheets.shown(held_out))
     folder = out.parent / "ganprintr-run"
-    run = finish(with_sheets(harness.train(task, folder, settings), folder), on_step)
+    run = finish(sheets.with_sheets(harness.train(task, folder, settings), folder), on_step)
     network = task.average.half().float()  # as it is stored
     weights.save_half(out, network.state_dict())
     metrics = copying(network, held_out.pictures)
     options = {"latent": settings.latent} | metrics
     return reports.write(out.with_suffix(".json"), metrics, run, {"ganprintr": out}, {"ganprintr": options})
-
-
-def _shown(photographs: Photographs) -> torch.Tensor:
-    """Return eight pictures for sample sheets."""
-    return photographs.pictures[:: max(1, len(photographs) // 8)][:8]
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -141,14 +70,29 @@ def _check(options: argparse.Namespace) -> None:
             "--from belongs to `train encoder`, without --install, --initial and --codes.",
             "See: python -m backend train --help",
         )
+    if options.recipe is not None and (options.what not in {"generator", "encoder"} or options.source):
+        raise UserError("--recipe belongs to generator and encoder.", "See: python -m backend train --help")
+    if options.minutes is not None and (options.what not in {"generator", "encoder", "joint"} or options.source):
+        raise UserError("--minutes belongs to generator, encoder and joint.", "See: python -m backend train --help")
 
 
-def _encoder(options: argparse.Namespace, on_step: OnStep, given: dict[str, Any]) -> reports.Report:
-    """Train the embedded encoder, or fine-tune a published one, with changed settings."""
-    data, out, seed = options.data, options.out, options.seed
+def _chosen(options: argparse.Namespace) -> dict[str, Any]:
+    """Return recipe and minutes, where they are given."""
+    chosen = {"recipe": options.recipe, "minutes": options.minutes}
+    return {name: value for name, value in chosen.items() if value is not None}
+
+
+def _generator_or_encoder(options: argparse.Namespace, on_step: OnStep, given: dict[str, Any]) -> reports.Report:
+    """Train the embedded generator, encoder or both, or fine-tune a published encoder, with changed settings."""
+    data, out, given = options.data, options.out, given | {"seed": options.seed}
     if options.source:
-        return finetune_run.finetune_encoder(options.source, data, out, on_step, seed=seed, **given)
-    return train_encoder(data, out, on_step, codes=options.codes, initial=options.initial, seed=seed, **given)
+        return finetune_run.finetune_encoder(options.source, data, out, on_step, **given)
+    given |= _chosen(options)
+    if options.what == "joint":
+        return train_joint(data, out, on_step, **given)
+    if options.what == "generator":
+        return train_generator(data, out, on_step, initial=options.initial, **given)
+    return train_encoder(data, out, on_step, codes=options.codes, initial=options.initial, **given)
 
 
 def run(options: argparse.Namespace, on_step: OnStep) -> reports.Report:
@@ -160,10 +104,8 @@ def run(options: argparse.Namespace, on_step: OnStep) -> reports.Report:
     if given and options.what in UNCHANGEABLE:
         raise UserError(f"{options.what} has no settings file.", "Leave out --set and --steps.")
     trained_on = "" if options.what == "fakes" else description.photographs(data, options.describe)
-    if options.what == "generator":
-        report = train_generator(data, out, on_step, initial=options.initial, seed=seed, **given)
-    elif options.what == "encoder":
-        report = _encoder(options, on_step, given)
+    if options.what in {"generator", "encoder", "joint"}:
+        report = _generator_or_encoder(options, on_step, given)
     elif options.what == "ganprintr":
         report = train_ganprintr(data, out, on_step, seed=seed, **given)
     elif options.what == "fakes":
@@ -205,6 +147,10 @@ def _command(options: argparse.Namespace) -> str:
     words = ["python -m backend train", options.what, *([options.name] if options.name else [])]
     if options.initial:
         words += ["--initial", Path(options.initial).name]
+    if options.recipe:
+        words += ["--recipe", options.recipe]
+    if options.minutes is not None:
+        words += ["--minutes", f"{options.minutes:g}"]
     if options.steps is not None:
         words += ["--steps", str(options.steps)]
     for change in options.set or []:

@@ -2,7 +2,8 @@
 
 First the base code alone is learned by regression: the generator was trained on known codes
 (`principal_codes.py`), so most of the work needs no generator. Then base code and offsets are trained through the
-frozen generator on L1 + L2 + a perceptual distance, with the offsets kept small.
+frozen generator on L1 + L2 + a perceptual distance, with the offsets kept small; an identity loss and a latent
+discriminator join where their weights say so.
 """
 
 import copy
@@ -14,9 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backend.generators.e4e import E4EEncoder, StyleHead
+from backend.errors import UserError
+from backend.generators.e4e import CODE, E4EEncoder, StyleHead
 from backend.generators.stylegan2 import StyleGAN2
-from backend.training import harness
+from backend.runtime import device
+from backend.training import harness, identity_loss
+from backend.training.adversary import Arithmetic
 from backend.training.generator import (
     draw_faces,
     perceptual_network,
@@ -26,7 +30,10 @@ from backend.training.generator import (
     update,
 )
 from backend.training.growth import Growth, Stage
+from backend.training.latent_discriminator import LatentDiscriminator
 from backend.training.principal_codes import PrincipalCodes
+
+TEMPLATE = "embedded"  # how the faces are aligned
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,9 @@ class EncoderSettings:
     code_weight: float
     delta_weight: float
     perceptual_weight: float
+    identity_weight: float
+    latent_weight: float
+    latent_rate: float
     average_decay: float
     seed: int
     initial: str = ""  # weights that the run started from, where it did
@@ -60,6 +70,9 @@ class EncoderTask:
         codes: What the generator was trained on; None skips the regression.
         latent_average: (512,) what the encoder's codes are relative to.
         size: Size of the generator in pixels.
+
+    Raises:
+        UserError: An identity loss is wanted, and no network for it is here.
     """
 
     def __init__(
@@ -73,28 +86,44 @@ class EncoderTask:
         latent_average: Tensor,
         size: int,
     ) -> None:
-        self.pictures, self.settings, self.held_out = pictures, settings, held_out
-        self.generator, self.codes, self.latent_average = generator, codes, latent_average
+        self.settings, self.arithmetic = settings, Arithmetic.of(device(), compiled=False)
+        here = self.arithmetic.device
+        self.pictures, self.held_out, self.latent_average = (
+            one.to(here) for one in (pictures, held_out, latent_average)
+        )
+        self.generator = None if generator is None else generator.to(here)
+        self.codes = None if codes is None else codes.to(here)
         torch.manual_seed(settings.seed)
         self.encoder = E4EEncoder(size, settings.input_size, settings.width)
         self.encoder.initialize()
         for head in list(self.encoder.styles)[1:]:  # offsets begin at nothing
             nn.init.zeros_(cast(StyleHead, head).linear.weight)
+        self.encoder.to(here)
         self.average = copy.deepcopy(self.encoder).eval().requires_grad_(False)
         self.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = torch.optim.Adam(self.encoder.parameters(), 1e-3, (0.9, 0.99), fused=True)
-        self.perceptual = perceptual_network("alex")
+        self.perceptual = perceptual_network("alex").to(here)
+        self.embedding = identity_loss.find(TEMPLATE) if settings.identity_weight else None
+        if settings.identity_weight and self.embedding is None:
+            raise UserError(
+                f"There is no network for the identity loss: {identity_loss.MISSING}", "Or: --set identity_weight=0."
+            )
+        self.latent: LatentDiscriminator | None = None
+        if settings.latent_weight and generator is not None:
+            self.latent = LatentDiscriminator(generator.rows, CODE, settings.latent_rate, here)
         self.code_steps = settings.code_steps if codes is not None else 0
         self.growth = Growth(settings.stages, settings.decay_share)
         self.total = self.code_steps + (0 if generator is None else self.growth.total)
 
     def modules(self) -> Mapping[str, nn.Module]:
         """Return what a checkpoint holds."""
-        return {"encoder": self.encoder, "average": self.average}
+        own = {"encoder": self.encoder, "average": self.average}
+        return own if self.latent is None else own | dict(self.latent.modules())
 
     def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
-        """Return the optimiser."""
-        return {"encoder": self.optimizer}
+        """Return the optimisers."""
+        own = {"encoder": self.optimizer}
+        return own if self.latent is None else own | dict(self.latent.optimizers())
 
     def stage(self, number: int) -> Stage:
         """Return what a step does; a resolution of 0 means the codes alone."""
@@ -103,42 +132,69 @@ class EncoderTask:
         rate = self.settings.code_rate * 0.1 ** max(0.0, (number / self.code_steps - 0.6) / 0.4)
         return Stage(0, self.settings.code_batch, rate)
 
-    def step(self, number: int) -> dict[str, float]:
+    def step(self, number: int) -> dict[str, float | Tensor]:
         """Train one step."""
         settings, stage = self.settings, self.stage(number)
         if number >= settings.statistics_steps:  # a small batch's statistics are noise in what must be exact
             keep_statistics(self.encoder)
         faces = draw_faces(self.pictures, stage.batch, settings.seed, number)
-        inputs = shrink(faces, settings.input_size).contiguous(memory_format=torch.channels_last)
-        losses: dict[str, Tensor] = {}
         if stage.resolution == 0:
-            base = self.encoder.base(inputs)
-            losses["code"] = loss = self._code_loss(base, faces)
+            loss = self._code_loss(self.encode(faces, base_alone=True), faces)
+            losses = {"code": loss}
         else:
-            codes = self.encoder(inputs)
-            base = codes[:, 0]
-            losses, loss = self._picture_loss(codes, faces, stage.resolution)
-            if self.codes is not None:
-                losses["code"] = self._code_loss(base, faces)
-                loss = loss + settings.code_weight * losses["code"]
+            codes = self.encode(faces)
+            _, losses, loss = self.inversion(codes, faces, stage.resolution)
+            if self.latent is not None:
+                losses["latent"] = self.train_latent(codes, number)
         update(self.optimizer, loss, stage.rate)
         harness.update_average(self.average, self.encoder, min(settings.average_decay, (1 + number) / (10 + number)))
-        return {"resolution": float(stage.resolution)} | {name: value.item() for name, value in losses.items()}
+        return {"resolution": float(stage.resolution)} | {name: value.detach() for name, value in losses.items()}
+
+    def encode(self, faces: Tensor, *, base_alone: bool = False) -> Tensor:
+        """Return codes (N, rows, 512), or the base codes (N, 512), of faces (N, 3, S, S), before the average."""
+        inputs = shrink(faces, self.settings.input_size).contiguous(memory_format=torch.channels_last)
+        with self.arithmetic.narrow():
+            codes: Tensor = self.encoder.base(inputs) if base_alone else self.encoder(inputs)
+        return codes.float()
+
+    def train_latent(self, codes: Tensor, number: int) -> Tensor:
+        """Train the latent discriminator on these codes, before the average, and as many of the mapping network."""
+        assert self.generator is not None
+        assert self.latent is not None
+        seed = self.settings.seed
+        z = torch.randn(
+            len(codes), CODE, generator=self.arithmetic.randomness(seed, number), device=self.arithmetic.device
+        )
+        with torch.no_grad():
+            real = self.generator.mapping(z)
+        return self.latent.train(real, codes + self.latent_average, number, seed)
 
     def _code_loss(self, base: Tensor, faces: Tensor) -> Tensor:
         assert self.codes is not None
         return F.mse_loss(base, self.codes(faces) - self.latent_average)
 
-    def _picture_loss(self, codes: Tensor, faces: Tensor, resolution: int) -> tuple[dict[str, Tensor], Tensor]:
+    def inversion(self, codes: Tensor, faces: Tensor, resolution: int) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """Return the drawings of codes (N, rows, 512) of faces (N, 3, S, S), every loss, and their weighted sum."""
         assert self.generator is not None
         settings = self.settings
-        drawn = self.generator.synthesize(codes + self.latent_average, resolution=resolution)
+        codes_in_w = codes + self.latent_average
+        start = self.generator.prefix(codes_in_w, 0, dtype=self.arithmetic.dtype)
+        drawn = self.generator.resume(start, codes_in_w, resolution=resolution)
         wanted = shrink(faces, resolution)
         losses = picture_losses(drawn, wanted)
         losses["delta"] = (codes[:, 1:] - codes[:, :1]).square().mean()
-        losses["perceptual"] = self.perceptual(drawn, wanted).mean()
-        loss = losses["l1"] + losses["l2"] + settings.delta_weight * losses["delta"]
-        return losses, loss + settings.perceptual_weight * losses["perceptual"]
+        weights = {"l1": 1.0, "l2": 1.0, "delta": settings.delta_weight, "perceptual": settings.perceptual_weight}
+        with self.arithmetic.narrow():
+            losses["perceptual"] = self.perceptual(drawn, wanted).mean()
+        if self.codes is not None:
+            losses["code"], weights["code"] = self._code_loss(codes[:, 0], faces), settings.code_weight
+        if self.embedding is not None:
+            losses["identity"] = self.embedding.distance(drawn, wanted)
+            weights["identity"] = settings.identity_weight
+        if self.latent is not None:
+            losses["latent_fooling"] = self.latent.fooling(codes_in_w)
+            weights["latent_fooling"] = settings.latent_weight
+        return drawn, losses, cast(Tensor, sum(weights[name] * value for name, value in losses.items()))
 
     @torch.no_grad()
     def preview(self) -> Tensor | None:
@@ -148,7 +204,8 @@ class EncoderTask:
         faces = self.held_out.float() / 127.5 - 1
         codes = self.average(shrink(faces, self.settings.input_size)) + self.latent_average
         base = codes[:, :1].expand_as(codes)
-        return sheet(faces, self.generator.synthesize(codes), self.generator.synthesize(base))
+        shown = faces, self.generator.synthesize(codes), self.generator.synthesize(base)
+        return sheet(*(row.cpu() for row in shown))
 
 
 def keep_statistics(network: nn.Module) -> None:

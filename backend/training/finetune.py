@@ -4,24 +4,21 @@ The decoder is frozen. The encoder learns to invert the faces on L2 + 0.8 LPIPS 
 of 1e-4. Drawings are pooled to the encoder's 256 pixels before they are compared, as in e4e (Tov et al. 2021).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backend import perceptual, weights
-from backend.evaluate.metrics.identity import ARCFACE_SIDE, recognised
-from backend.generators.arcface import ArcFace
+from backend import perceptual
 from backend.generators.inversion import Inverter
 from backend.perceptual import Perceptual
 from backend.runtime import device
+from backend.training import identity_loss
 from backend.training.encoder import keep_statistics
 from backend.training.generator import draw_faces, sheet, shrink
-
-ARCFACE = "arcface"  # entry of the registry
-Embed = Callable[[Tensor], Tensor]  # faces (N, 3, S, S) in [0, 1] to unit vectors (N, D)
+from backend.training.identity_loss import Embedding
 
 
 @dataclass(frozen=True)
@@ -44,12 +41,12 @@ class Losses:
 
     Args:
         perceptual: LPIPS, or what stands in for it.
-        embed: ArcFace, or None where it was not fetched.
+        embedding: ArcFace, or what stands in for it, or None.
         left_out: What differs from the paper because a network cannot be had, one sentence each.
     """
 
     perceptual: Perceptual
-    embed: Embed | None
+    embedding: Embedding | None
     left_out: tuple[str, ...]
 
 
@@ -60,12 +57,12 @@ def losses_here(template: str) -> Losses:
     missing = perceptual.lpips_missing()
     if missing is not None:
         left_out.append(f"LPIPS is replaced by {distance.name}: {perceptual.ALEXNET} of torchvision is not here.")
-    embed = _arcface(template)
-    if embed is None:
-        left_out.append(
-            f"The identity loss is left out: ArcFace was not fetched (python -m backend weights fetch {ARCFACE})."
-        )
-    return Losses(distance, embed, tuple(left_out))
+    embedding = identity_loss.find(template)
+    if embedding is None:
+        left_out.append(f"The identity loss is left out: {identity_loss.MISSING}")
+    elif embedding.name != identity_loss.NAME:
+        left_out.append(f"{identity_loss.NAME} is replaced by {embedding.name}: it was not fetched.")
+    return Losses(distance, embedding, tuple(left_out))
 
 
 class FinetuneTask:
@@ -106,9 +103,8 @@ class FinetuneTask:
         drawn, wanted = self.compared(faces)
         values = {"l2": F.mse_loss(drawn, wanted), "lpips": self.losses.perceptual.distance(drawn, wanted).mean()}
         loss = settings.l2_weight * values["l2"] + settings.lpips_weight * values["lpips"]
-        if self.losses.embed is not None:
-            one, other = (self.losses.embed((pictures + 1) / 2) for pictures in (drawn, wanted))
-            values["identity"] = 1 - (one * other).sum(1).mean()
+        if self.losses.embedding is not None:
+            values["identity"] = self.losses.embedding.distance(drawn, wanted)
             loss = loss + settings.identity_weight * values["identity"]
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -148,13 +144,3 @@ class FinetuneTask:
         }
         options = {"stylegan_size": self.inverter.size, "encoder_type": "Encoder4Editing"}
         return {"state_dict": states, "latent_avg": self.inverter.latent_average.cpu().contiguous(), "opts": options}
-
-
-def _arcface(template: str) -> Embed | None:
-    entry = weights.entries().get(ARCFACE)
-    if entry is None or not entry.path.is_file():
-        return None
-    network = ArcFace()
-    network.load_state_dict(weights.load_entry(ARCFACE), strict=True)
-    network = network.eval().requires_grad_(False).to(device())
-    return lambda faces: network(recognised(faces, template, ARCFACE_SIDE) * 2 - 1)

@@ -44,6 +44,8 @@ class GeneratorSettings:
 class GeneratorTask:
     """A generator in training, as a `harness.Task`."""
 
+    checkpoint_every = 500  # steps
+
     def __init__(self, pictures: Tensor, settings: GeneratorSettings, held_out: Tensor) -> None:
         """Prepare a run on uint8 pictures (N, 3, size, size); `held_out` (K, 3, size, size) is only shown."""
         self.pictures, self.settings, self.held_out = pictures, settings, held_out
@@ -101,10 +103,10 @@ class GeneratorTask:
 
 
 def draw_faces(pictures: Tensor, batch: int, seed: int, number: int) -> Tensor:
-    """Return the faces (batch, 3, S, S) in [-1, 1] of one step, half of them mirrored."""
+    """Return the faces (batch, 3, S, S) in [-1, 1] of one step, half of them mirrored, on the pictures' device."""
     randomness = torch.Generator().manual_seed(seed * 1_000_003 + number)
     chosen = pictures[datasets.draw(len(pictures), batch, seed=seed, step=number)]
-    flips = torch.rand(batch, 1, 1, 1, generator=randomness) < 0.5
+    flips = (torch.rand(batch, 1, 1, 1, generator=randomness) < 0.5).to(pictures.device)
     return torch.where(flips, chosen.flip(3), chosen).float() / 127.5 - 1
 
 
@@ -113,14 +115,14 @@ def picture_losses(drawn: Tensor, wanted: Tensor) -> dict[str, Tensor]:
     return {"l1": F.l1_loss(drawn, wanted), "l2": F.mse_loss(drawn, wanted)}
 
 
-def update(optimizer: torch.optim.Optimizer, loss: Tensor, rate: float) -> None:
-    """Make one step of an optimiser at a rate, with clipped gradients."""
+def update(optimizer: torch.optim.Optimizer, loss: Tensor, rate: float, *, longest: float = 5.0) -> None:
+    """Make one step of an optimiser at a rate, with gradients no longer than `longest`."""
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     for group in optimizer.param_groups:
-        nn.utils.clip_grad_norm_(group["params"], 5.0)
+        nn.utils.clip_grad_norm_(group["params"], longest)
     optimizer.step()
 
 

@@ -7,6 +7,7 @@ that was not.
 
 import csv
 import json
+import math
 import sys
 import time
 from collections.abc import Mapping
@@ -40,8 +41,8 @@ class Task(Protocol):
     def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
         """Return the optimisers, by name."""
 
-    def step(self, number: int) -> dict[str, float]:
-        """Train one step and return its losses."""
+    def step(self, number: int) -> Mapping[str, float | torch.Tensor]:
+        """Train one step and return its losses, as numbers or as tensors () without gradient."""
 
     def preview(self) -> torch.Tensor | None:
         """Return a sheet of samples (1, 3, H, W) in [0, 1], or nothing."""
@@ -112,15 +113,23 @@ def load_checkpoint(task: Task, folder: Path) -> int:
     return int(state["step"])
 
 
-def train(task: Task, folder: Path, settings: object, *, checkpoint_every: int = 500, log_every: int = 20) -> Job[Run]:
-    """Train a task to its last step, resuming from `folder` if it holds a checkpoint."""
+def train(
+    task: Task,
+    folder: Path,
+    settings: object,
+    *,
+    checkpoint_every: int = 500,
+    log_every: int = 20,
+    minutes: float = math.inf,
+) -> Job[Run]:
+    """Train a task to its last step, or for some minutes, resuming from `folder` if it holds a checkpoint."""
     folder.mkdir(parents=True, exist_ok=True)
     described: dict[str, Any] = asdict(settings)  # type: ignore[call-overload]
     (folder / "settings.json").write_text(json.dumps(described, indent=1), encoding="utf-8")
     start = load_checkpoint(task, folder)
     log = LossLog(folder / "losses.csv", start)
     begun = time.perf_counter()
-    window: dict[str, list[float]] = {}
+    window: dict[str, list[float | torch.Tensor]] = {}
     means: dict[str, float] = {}
     done = start
     try:
@@ -128,8 +137,9 @@ def train(task: Task, folder: Path, settings: object, *, checkpoint_every: int =
             for name, value in task.step(number).items():
                 window.setdefault(name, []).append(value)
             done = number + 1
-            if done % log_every == 0 or done == task.total:
-                means = {name: sum(values) / len(values) for name, values in window.items()}
+            ends = done == task.total or time.perf_counter() - begun > 60 * minutes
+            if done % log_every == 0 or ends:
+                means = {name: float(sum(values) / len(values)) for name, values in window.items()}
                 window.clear()
                 log.write(done, time.perf_counter() - begun, means)
                 described_losses = ", ".join(f"{name} {value:.4f}" for name, value in means.items())
@@ -139,6 +149,8 @@ def train(task: Task, folder: Path, settings: object, *, checkpoint_every: int =
                 sheet = task.preview()
                 if sheet is not None:
                     yield Step(done, task.total, "checkpoint", preview=sheet)
+            if ends:
+                break
     finally:
         if done > start:
             save_checkpoint(task, folder, done)

@@ -2,9 +2,14 @@
 
 from pathlib import Path
 
+from torch import Tensor
+
 from backend import images
 from backend.progress import Job
 from backend.training import harness
+from backend.training.datasets import Photographs
+
+SHOWN = 8
 
 
 def with_sheets(job: Job[harness.Run], folder: Path) -> Job[harness.Run]:
@@ -20,3 +25,8 @@ def with_sheets(job: Job[harness.Run], folder: Path) -> Job[harness.Run]:
             yield step
     finally:
         job.close()
+
+
+def shown(photographs: Photographs) -> Tensor:
+    """Return the pictures for sample sheets, uint8 (K, 3, S, S)."""
+    return photographs.pictures[:: max(1, len(photographs) // SHOWN)][:SHOWN]

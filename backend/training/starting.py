@@ -11,7 +11,7 @@ from backend.errors import UserError
 INSTALLED = "installed"
 
 
-def load(given: str, name: str, networks: Sequence[nn.Module], prefix: str = "") -> str:
+def load(given: str, name: str, networks: Sequence[nn.Module], prefix: str = "", *, without: str | None = None) -> str:
     """Load weights, in float16 or float32, into networks of one kind, and return which they were.
 
     Args:
@@ -19,6 +19,7 @@ def load(given: str, name: str, networks: Sequence[nn.Module], prefix: str = "")
         name: Name of that entry.
         networks: The network in training and its average.
         prefix: What the names of the file's tensors begin with; others are left out.
+        without: What the names of a network's tensors begin with that stay as they are.
 
     Raises:
         UserError: There is no such file, or it holds another network.
@@ -28,7 +29,9 @@ def load(given: str, name: str, networks: Sequence[nn.Module], prefix: str = "")
     own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     try:
         for network in networks:
-            network.load_state_dict(own, strict=True)  # halves become floats, as in the network
+            kept = {key: value for key, value in network.state_dict().items() if without and key.startswith(without)}
+            taken = {key: value for key, value in own.items() if not (without and key.startswith(without))}
+            network.load_state_dict(taken | kept, strict=True)  # halves become floats, as in the network
     except RuntimeError:
         raise UserError(
             f"The weights in {path.name} are of another network than the one to be trained.",

@@ -9,7 +9,6 @@ import functools
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from backend import images, weights
+from backend import identity_dlib, images, weights
 from backend.evaluate.metrics.metric import Metric
 from backend.runtime import device, loaded
 
@@ -32,7 +31,6 @@ RECOGNISED: dict[str, Box] = {
 # Where dlib's own finder would see the face; its landmarks do the rest.
 FOUND: dict[str, Box] = {"ffhq": (0.235, 0.297, 0.765, 0.827), "embedded": (0.195, 0.22, 0.805, 0.83)}
 ARCFACE_SIDE, FACENET_SIDE = 112, 160
-DLIB = "dlib_face_recognition_resnet_model_v1.dat"
 LANDMARKS = "shape_predictor_5_face_landmarks.dat"
 _KEPT = 16  # vectors of dlib's network, which takes half a second; an original is compared with many edits
 INSTALL = "pip install -r requirements-identity.txt"
@@ -145,15 +143,14 @@ def _facenet(entry: weights.Entry) -> Recogniser:
 
 
 def _dlib() -> Recogniser | None:
-    """Return dlib's network; the package with its files is never imported, because that needs pkg_resources."""
-    spec = importlib.util.find_spec("face_recognition_models")
-    if spec is None or spec.origin is None or importlib.util.find_spec("dlib") is None:
+    """Return dlib's network."""
+    file = identity_dlib.path()
+    if file is None or importlib.util.find_spec("dlib") is None:
         return None
     import dlib
 
-    folder = Path(spec.origin).parent / "models"
-    network = dlib.face_recognition_model_v1(str(folder / DLIB))
-    landmarks = dlib.shape_predictor(str(folder / LANDMARKS))
+    network = dlib.face_recognition_model_v1(str(file))
+    landmarks = dlib.shape_predictor(str(file.parent / LANDMARKS))
 
     @functools.lru_cache(maxsize=_KEPT)
     def embedded(content: bytes, height: int, width: int, template: str) -> np.ndarray:

@@ -1,0 +1,165 @@
+"""Adaptive discriminator augmentation (Karras et al. 2020, "Training GANs with limited data", appendix B).
+
+The discriminator sees photographs and drawings only through random changes, each made with probability p. As long as p
+stays well below 1, the generator does not learn the changes themselves. p rises while the discriminator tells the
+photographs of the training set too surely.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+SHIFT = 0.125  # of the side: whole pixels at most, and the deviation of broken ones
+SCALE, BRIGHTNESS, CONTRAST, SATURATION = 0.2, 0.2, 0.5, 1.0  # deviations; of scales, of their binary logarithm
+LUMA = 1 / math.sqrt(3)  # of each colour
+
+
+def augment(pictures: Tensor, strength: Tensor | float, randomness: torch.Generator) -> Tensor:
+    """Change pictures (N, 3, S, S) in [-1, 1] at random: pixel blitting, geometry and colours; differentiable.
+
+    Args:
+        pictures: Of any range; what leaves [-1, 1] is kept.
+        strength: Probability p of every change, in [0, 1].
+        randomness: On the device of the pictures.
+    """
+    dice = _Dice(len(pictures), strength, randomness)
+    places = _geometry(dice, pictures.shape[-1])
+    grid = F.affine_grid(places[:, :2], list(pictures.shape), align_corners=False)
+    moved = F.grid_sample(pictures, grid, padding_mode="reflection", align_corners=False)
+    colours = _colours(dice)
+    return torch.baddbmm(colours[:, :3, 3:], colours[:, :3, :3], moved.flatten(2)).view_as(pictures)
+
+
+class AdaptiveStrength(nn.Module):
+    """The probability p, and what it is adjusted by; belongs to a checkpoint.
+
+    Args:
+        target: Mean sign of the photographs' logits at which p stays.
+        images: Photographs within which p can rise from 0 to 1.
+    """
+
+    p: Tensor
+    signs: Tensor
+    seen: Tensor
+
+    def __init__(self, target: float, images: float) -> None:
+        super().__init__()
+        self.target, self.images = target, images
+        for name in ("p", "signs", "seen"):
+            self.register_buffer(name, torch.zeros(()))
+
+    @torch.no_grad()
+    def observe(self, logits: Tensor) -> None:
+        """Take the logits (N,) of photographs into account."""
+        self.signs += logits.sign().sum()
+        self.seen += len(logits)
+
+    @torch.no_grad()
+    def adjust(self) -> None:
+        """Move p by what was observed since the last time."""
+        direction = (self.signs / self.seen.clamp_min(1) - self.target).sign()
+        self.p.add_(direction * self.seen / self.images).clamp_(0, 1)
+        self.signs.zero_()
+        self.seen.zero_()
+
+
+class _Dice:
+    """Random numbers, one a picture."""
+
+    def __init__(self, count: int, strength: Tensor | float, randomness: torch.Generator) -> None:
+        self.count, self.strength, self.randomness = count, strength, randomness
+
+    def uniform(self) -> Tensor:
+        """Return numbers in [0, 1)."""
+        return torch.rand(self.count, generator=self.randomness, device=self.randomness.device)
+
+    def normal(self) -> Tensor:
+        """Return standard normal numbers."""
+        return torch.randn(self.count, generator=self.randomness, device=self.randomness.device)
+
+    def maybe(self, values: Tensor, strength: Tensor | float | None = None) -> Tensor:
+        """Return the values where a change is made, and 0 where it is not."""
+        return torch.where(self.uniform() < (self.strength if strength is None else strength), values, 0.0)
+
+
+def _geometry(dice: _Dice, side: int) -> Tensor:
+    """Return matrices (N, 3, 3) from places in the result to places in the picture, in [-1, 1].
+
+    Every change is as likely as its inverse, so it does not matter which way the matrices go.
+    """
+    mirrored = dice.maybe((dice.uniform() < 0.5).float())
+    quarters = dice.maybe((dice.uniform() * 4).floor())
+    whole = [(dice.maybe(dice.uniform() * 2 - 1) * SHIFT * side).round() * 2 / side for _ in range(2)]
+    bigger = torch.exp2(dice.maybe(dice.normal() * SCALE))
+    # Two rotations, around a stretch; neither is made with probability 1 - p.
+    once = 1 - (1 - torch.as_tensor(dice.strength)).sqrt()
+    first, second = (dice.maybe((dice.uniform() * 2 - 1) * math.pi, once) for _ in range(2))
+    stretched = torch.exp2(dice.maybe(dice.normal() * SCALE))
+    broken = [dice.maybe(dice.normal()) * 2 * SHIFT for _ in range(2)]
+    steps = (
+        _scaling(1 - 2 * mirrored, torch.ones_like(mirrored)),
+        _rotation(quarters * (math.pi / 2)),
+        _shift(*whole),
+        _scaling(bigger, bigger),
+        _rotation(first),
+        _scaling(stretched, 1 / stretched),
+        _rotation(second),
+        _shift(*broken),
+    )
+    product = steps[0]
+    for step in steps[1:]:
+        product = product @ step
+    return product
+
+
+def _colours(dice: _Dice) -> Tensor:
+    """Return matrices (N, 4, 4) that change colours."""
+    one = torch.eye(4, device=dice.randomness.device)
+    axis = torch.tensor([LUMA, LUMA, LUMA, 0.0], device=one.device)
+    luma = torch.outer(axis, axis)
+    brighter = one.repeat(dice.count, 1, 1)
+    brighter[:, :3, 3] = (dice.maybe(dice.normal()) * BRIGHTNESS)[:, None]
+    contrast = torch.exp2(dice.maybe(dice.normal() * CONTRAST))
+    inverted = dice.maybe((dice.uniform() < 0.5).float())
+    hue = dice.maybe((dice.uniform() * 2 - 1) * math.pi)
+    saturation = torch.exp2(dice.maybe(dice.normal() * SATURATION))
+    scaled = torch.diag_embed(torch.stack([contrast, contrast, contrast, torch.ones_like(contrast)], dim=1))
+    flipped = one - 2 * luma * inverted[:, None, None]
+    turned = _around_luma(hue, one, luma)
+    homogeneous = torch.diag(torch.tensor([0.0, 0, 0, 1], device=one.device))
+    chroma = one - luma - homogeneous
+    saturated = luma + homogeneous + chroma * saturation[:, None, None]
+    return saturated @ turned @ flipped @ scaled @ brighter
+
+
+def _around_luma(angle: Tensor, one: Tensor, luma: Tensor) -> Tensor:
+    """Return rotations (N, 4, 4) around the grey axis (Rodrigues)."""
+    cross = torch.zeros_like(one)
+    for row, column, sign in ((0, 1, -1), (0, 2, 1), (1, 0, 1), (1, 2, -1), (2, 0, -1), (2, 1, 1)):
+        cross[row, column] = sign * LUMA
+    cosine, sine = angle.cos()[:, None, None], angle.sin()[:, None, None]
+    turned = cosine * one + sine * cross + (1 - cosine) * luma
+    turned[:, 3, 3] = 1
+    return turned
+
+
+def _matrix(rows: list[list[Tensor]]) -> Tensor:
+    return torch.stack([torch.stack(row, dim=1) for row in rows], dim=1)
+
+
+def _scaling(x: Tensor, y: Tensor) -> Tensor:
+    zero, one = torch.zeros_like(x), torch.ones_like(x)
+    return _matrix([[x, zero, zero], [zero, y, zero], [zero, zero, one]])
+
+
+def _shift(x: Tensor, y: Tensor) -> Tensor:
+    zero, one = torch.zeros_like(x), torch.ones_like(x)
+    return _matrix([[one, zero, x], [zero, one, y], [zero, zero, one]])
+
+
+def _rotation(angle: Tensor) -> Tensor:
+    zero, one = torch.zeros_like(angle), torch.ones_like(angle)
+    cosine, sine = angle.cos(), angle.sin()
+    return _matrix([[cosine, -sine, zero], [sine, cosine, zero], [zero, zero, one]])

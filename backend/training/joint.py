@@ -1,0 +1,94 @@
+"""Fine-tune encoder and generator together, at a low rate, once both are trained.
+
+Inversions must resemble their photographs, and inversions and samples alike must pass as photographs; the latent
+discriminator keeps the encoder's codes where samples come from. The mapping network stays as it is.
+"""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from backend.generators.e4e import CODE
+from backend.generators.stylegan2 import StyleGAN2
+from backend.training import harness
+from backend.training.adversary import ZEROES, Adversary, AdversarySettings
+from backend.training.encoder import EncoderSettings, EncoderTask, keep_statistics
+from backend.training.generator import draw_faces, sheet, shrink, update
+
+
+@dataclass(frozen=True, kw_only=True)
+class JointSettings(EncoderSettings, AdversarySettings):
+    """Settings of a run; `settings/joint.toml` explains them."""
+
+    generator_rate: float
+    adversarial_weight: float
+
+
+class JointTask(EncoderTask):
+    """Encoder and generator in training, as a `harness.Task`; arguments as for `EncoderTask`, with a generator."""
+
+    settings: JointSettings
+    generator: StyleGAN2
+
+    def __init__(
+        self, pictures: Tensor, settings: JointSettings, held_out: Tensor, *, generator: StyleGAN2, **more: Any
+    ) -> None:
+        super().__init__(pictures, settings, held_out, generator=generator, codes=None, **more)
+        keep_statistics(self.encoder)
+        self.generator_average = copy.deepcopy(self.generator)
+        drawing = [weight for name, weight in self.generator.named_parameters() if not name.startswith("style.")]
+        for weight in drawing:
+            weight.requires_grad_()
+        self.generator_optimizer = torch.optim.Adam(drawing, settings.generator_rate, (0.0, 0.99), ZEROES, fused=True)
+        self.adversary = Adversary(self.generator.size, settings, self.arithmetic)
+
+    def modules(self) -> Mapping[str, nn.Module]:
+        """Return what a checkpoint holds."""
+        own = {"generator": self.generator, "generator_average": self.generator_average}
+        return dict(super().modules()) | own | dict(self.adversary.modules())
+
+    def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
+        """Return the optimisers."""
+        return dict(super().optimizers()) | {"generator": self.generator_optimizer} | dict(self.adversary.optimizers())
+
+    def step(self, number: int) -> dict[str, float | Tensor]:
+        """Train everything one step."""
+        settings, stage = self.settings, self.stage(number)
+        randomness = self.arithmetic.randomness(settings.seed, number)
+        faces = draw_faces(self.pictures, stage.batch, settings.seed, number)
+        codes = self.encode(faces)
+        inversions, losses, loss = self.inversion(codes, faces, stage.resolution)
+        drawn = torch.cat([inversions, self.samples(stage.batch, stage.resolution, randomness)])
+        losses["fooling"] = self.adversary.fooling(drawn, randomness)
+        self.generator_optimizer.zero_grad(set_to_none=True)
+        update(self.optimizer, loss + settings.adversarial_weight * losses["fooling"], stage.rate)
+        self.generator_optimizer.step()
+        if self.latent is not None:
+            losses["latent"] = self.train_latent(codes, number)
+        values = {name: value.detach() for name, value in losses.items()}
+        values |= self.adversary.train(shrink(faces, stage.resolution), drawn, number, randomness)
+        harness.update_average(self.average, self.encoder, settings.average_decay)
+        harness.update_average(self.generator_average, self.generator, settings.average_decay)
+        return {"resolution": float(stage.resolution)} | values
+
+    def samples(self, count: int, resolution: int, randomness: torch.Generator) -> Tensor:
+        """Return drawings (count, 3, resolution, resolution) of random z."""
+        z = torch.randn(count, CODE, generator=randomness, device=self.arithmetic.device)
+        with torch.no_grad():
+            codes = self.generator.mapping(z)[:, None].expand(-1, self.generator.rows, -1)
+        start = self.generator.prefix(codes, 0, dtype=self.arithmetic.dtype)
+        return self.generator.resume(start, codes, resolution=resolution)
+
+    @torch.no_grad()
+    def preview(self) -> Tensor:
+        """Return held-out faces, their inversions, and samples, below each other."""
+        faces = self.held_out.float() / 127.5 - 1
+        codes = self.average(shrink(faces, self.settings.input_size)) + self.latent_average
+        z = torch.randn(len(faces), CODE, generator=self.arithmetic.randomness(0, 0), device=self.arithmetic.device)
+        samples = self.generator_average.mapping(z)[:, None].expand_as(codes)
+        shown = faces, self.generator_average.synthesize(codes), self.generator_average.synthesize(samples)
+        return sheet(*(row.cpu() for row in shown))

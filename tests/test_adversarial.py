@@ -1,0 +1,289 @@
+"""Adversarial training: hand-computed losses, the augmentation, and whole tasks at a toy's size."""
+
+import math
+from collections import OrderedDict
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from backend import weights
+from backend.errors import UserError
+from backend.generators.stylegan2 import StyleGAN2
+from backend.progress import finish
+from backend.training import (
+    adversarial,
+    encoder,
+    generator_run,
+    harness,
+    identity_loss,
+    joint,
+    latent_discriminator,
+    regularisers,
+)
+from backend.training.adversarial import AdversarialSettings, AdversarialTask
+from backend.training.augmentation import AdaptiveStrength, augment
+from backend.training.discriminator import Discriminator, with_spread
+from backend.training.encoder import EncoderSettings, EncoderTask
+from backend.training.identity_loss import Embedding
+from backend.training.joint import JointSettings, JointTask
+from backend.training.latent_discriminator import CodePool, LatentDiscriminator
+
+SIZE = 32
+CHANNELS = {"4": 8, "8": 8, "16": 8, "32": 8}
+
+
+class SmallEncoder(nn.Module):
+    """One convolution, and a head a row, with the interface of e4e's encoder."""
+
+    def __init__(self, size: int, input_size: int, width: float) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 4, stride=4), nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(2))
+        self.styles = nn.ModuleList(nn.Sequential(OrderedDict(linear=nn.Linear(32, 512))) for _ in range(8))
+
+    def initialize(self) -> None:
+        """Keep the weights that were drawn."""
+
+    def forward(self, pictures):
+        features = self.stem(pictures).flatten(1)
+        base, *offsets = (head(features) for head in self.styles)
+        return torch.stack([base, *(base + offset for offset in offsets)], dim=1)
+
+
+@pytest.fixture(autouse=True)
+def small_networks(monkeypatch):
+    """Perceptual distance and encoder of a toy's size."""
+
+    class L1(nn.Module):
+        def forward(self, one, other):
+            return (one - other).abs().flatten(1).mean(1)
+
+    for module in (adversarial, encoder):
+        monkeypatch.setattr(module, "perceptual_network", lambda _name: L1())
+    monkeypatch.setattr(encoder, "E4EEncoder", SmallEncoder)
+    monkeypatch.setattr(identity_loss, "find", lambda _t: Embedding("colours", lambda faces: faces.mean((2, 3))))
+
+
+def random(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def pictures(count: int = 6) -> torch.Tensor:
+    return (torch.rand(count, 3, SIZE, SIZE, generator=random()) * 255).byte()
+
+
+def settings(recipe: str = "generator_continued", **changes) -> AdversarialSettings:
+    small = {"size": SIZE, "mapping_layers": 1, "channels": CHANNELS, "discriminator_width": 0.02}
+    small |= {"stages": [[16, 3, 2, 1e-3], [32, 3, 2, 1e-3]], "r1_every": 2, "augmentation_images": 20.0}
+    return harness.read_settings(AdversarialSettings, recipe, **(small | changes))
+
+
+def test_the_slope_of_a_linear_discriminator_is_its_weight():
+    examples = torch.randn(4, 3, 2, 2, generator=random()).requires_grad_()
+    weight = torch.arange(12.0).view(3, 2, 2)
+    assert regularisers.r1((examples * weight).sum((1, 2, 3)), examples).item() == pytest.approx(506)  # 0 + 1 + ... 121
+    squared = examples.square().sum((1, 2, 3)) / 2  # its slope is the example
+    expected = examples.detach().square().sum((1, 2, 3)).mean()
+    assert regularisers.r1(squared, examples).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_the_path_length_of_a_linear_generator_is_its_gain():
+    # Every code's first number is the brightness of one pixel of a 1 x 1 picture, times 3, from both rows.
+    codes = torch.zeros(2000, 2, 4, requires_grad=True)
+    drawn = 3 * codes[:, :, 0].sum(1)[:, None, None, None]
+    noise = torch.randn(drawn.shape, generator=random(5)).flatten()
+    lengths = regularisers.path_lengths(drawn, codes, random(5))
+    assert torch.allclose(lengths, 3 * noise.abs(), atol=1e-5)
+    mean = torch.tensor(1.0)
+    penalty = regularisers.path_penalty(torch.tensor([2.0, 6.0]), mean, 0.99)
+    assert mean.item() == pytest.approx(1.03)  # a hundredth of the way from 1 to 4
+    assert penalty.item() == pytest.approx((0.97**2 + 4.97**2) / 2)
+
+
+def test_the_losses_at_even_chances():
+    assert regularisers.fooling(torch.zeros(3)).item() == pytest.approx(math.log(2))
+    assert regularisers.telling(torch.zeros(3), torch.zeros(3)).item() == pytest.approx(2 * math.log(2))
+    assert regularisers.fooling(torch.tensor([5.0])) < 0.01 < 5 < regularisers.fooling(torch.tensor([-5.0]))
+    assert regularisers.lazy_share(16) == pytest.approx(16 / 17) and regularisers.lazy_share(0) == 1
+    assert regularisers.lazy_betas(16) == (0, pytest.approx(0.99 ** (16 / 17)))
+
+
+def test_augmentation_at_probability_0_changes_nothing_and_at_1_everything():
+    shown = torch.rand(8, 3, SIZE, SIZE, generator=random()) * 2 - 1
+    assert torch.allclose(augment(shown, 0.0, random(1)), shown, atol=1e-4)
+    changed = augment(shown, torch.tensor(1.0), random(1))
+    assert changed.shape == shown.shape and (changed - shown).abs().flatten(1).mean(1).min() > 0.05
+    assert torch.equal(changed, augment(shown, 1.0, random(1)))
+    shown.requires_grad_()
+    augment(shown, 0.5, random(2)).square().sum().backward()
+    assert shown.grad.abs().flatten(1).sum(1).min() > 0
+
+
+def test_augmentation_is_made_as_often_as_asked():
+    flat = torch.full((2000, 3, 8, 8), 0.25)  # even pictures show changes of colour alone
+    changed = ((augment(flat, 0.3, random()) - flat).abs().flatten(1).amax(1) > 1e-3).float().mean().item()
+    # A grey keeps its colour under hue and saturation: brightness, contrast, and half of the inversions remain.
+    assert changed == pytest.approx(1 - 0.7 * 0.7 * 0.85, abs=0.04)
+
+
+def test_p_rises_while_photographs_are_told_too_surely_and_falls_otherwise():
+    strength = AdaptiveStrength(target=0.6, images=100)
+    strength.observe(torch.ones(10))
+    strength.adjust()
+    assert strength.p.item() == pytest.approx(0.1)
+    strength.observe(torch.tensor([1.0, 1, 1, -1]))  # a mean sign of 0.5
+    strength.adjust()
+    assert strength.p.item() == pytest.approx(0.06)
+    strength.observe(-torch.ones(50))
+    strength.adjust()
+    assert strength.p.item() == 0  # and never below
+
+
+def network_of(size: int) -> Discriminator:
+    with torch.device("meta"):
+        return Discriminator(size)
+
+
+def used(name: str) -> bool:
+    """Say whether pictures of 256 pixels go through a layer."""
+    return not name.startswith("from_rgbs.") or name.startswith("from_rgbs.256.")
+
+
+def test_the_discriminator_sees_the_spread_of_a_batch():
+    features = torch.zeros(4, 2, 4, 4)
+    assert with_spread(features)[:, 2].abs().max() < 1e-3
+    features[::2] = 2.0  # deviation 1 around the mean
+    assert torch.allclose(with_spread(features)[:, 2], torch.ones(4, 4, 4), atol=1e-5)
+    network = Discriminator(SIZE, 0.05)
+    for side in (8, 16, SIZE):
+        assert network(torch.randn(4, 3, side, side)).shape == (4,)
+    published = sum(weight.numel() for name, weight in network_of(256).named_parameters() if used(name))
+    assert published == 28_864_129  # as in the published network of 256 pixels
+
+
+@pytest.mark.parametrize("recipe", ["generator_continued", "generator_adversarial"])
+def test_an_adversarial_run_resumes_exactly(recipe, tmp_path):
+    chosen = settings(recipe, path_every=2)
+    whole, first, second = (AdversarialTask(pictures(), chosen, pictures(2)) for _ in range(3))
+    finish(harness.train(whole, tmp_path / "whole", chosen, log_every=1))
+    job = harness.train(first, tmp_path / "parts", chosen, log_every=1)
+    for _ in range(3):
+        next(job)
+    job.close()
+    run = finish(harness.train(second, tmp_path / "parts", chosen, log_every=1))
+    assert run.steps == 6 and {"fooling", "discriminator", "augmentation"} <= set(run.losses)
+    for name, module in whole.modules().items():
+        other = second.modules()[name].state_dict()
+        assert all(torch.equal(value, other[key]) for key, value in module.state_dict().items()), name
+    assert whole.path_mean.value > 0
+    assert not torch.equal(whole.generator.conv1.conv.weight, first.generator.conv1.conv.weight)
+    mapped = whole.generator.style[1].weight, first.generator.style[1].weight
+    assert torch.equal(*mapped) == (recipe == "generator_continued")  # its mapping network stays
+
+
+@pytest.mark.parametrize("recipe", ["generator_continued", "generator_adversarial"])
+def test_it_ends_in_the_tensors_of_the_shipped_file(recipe):
+    task = AdversarialTask(pictures(), settings(recipe), pictures(2))
+    tensors = task.finished()
+    small = StyleGAN2(SIZE, mapping_layers=1, channels={int(key): width for key, width in CHANNELS.items()})
+    assert set(tensors) == {f"generator.{key}" for key in small.state_dict()} | {"latent_average"}
+    assert tensors["latent_average"].shape == (8, 512)
+    assert task.preview().shape == (1, 3, (4 if recipe == "generator_continued" else 2) * SIZE, 2 * SIZE)
+
+
+def test_mixed_styles_share_the_rows_in_use():
+    task = AdversarialTask(pictures(), settings(style_mixing=1.0), pictures(2))
+    codes = task.sample_codes(64, 16, random())
+    changes = (codes[:, 1:] != codes[:, :-1]).any(2)
+    assert (changes.sum(1) == 1).all() and changes[:, :5].any(1).all()  # 16 pixels read six rows
+    pure = AdversarialTask(pictures(), settings(style_mixing=0.0), pictures(2)).sample_codes(8, 16, random())
+    assert torch.equal(pure, pure[:, :1].expand_as(pure))
+
+
+def test_a_run_may_end_after_minutes_and_goes_on(tmp_path):
+    chosen = settings()
+    task = AdversarialTask(pictures(), chosen, pictures(2))
+    assert finish(harness.train(task, tmp_path, chosen, minutes=0)).steps == 1
+    assert finish(harness.train(task, tmp_path, chosen, minutes=0)).steps == 2
+
+
+def test_recipes_are_checked(tmp_path):
+    with pytest.raises(UserError, match="no recipe named gan"):
+        generator_run.settings_of("gan")
+    with pytest.raises(UserError, match="needs trained weights"):
+        generator_run.train_generator(tmp_path, tmp_path, print, recipe="continued")
+    assert isinstance(generator_run.settings_of("adversarial"), AdversarialSettings)
+    options = weights.entry("generator").options
+    found = generator_run.settings_of("continued", "installed", seed=3)
+    assert found.mapping_layers == options["mapping_layers"] and found.channels == options["channels"]
+    assert found.seed == 3
+
+
+def test_the_latent_discriminator_pulls_codes_towards_the_mapping_network():
+    judge = LatentDiscriminator(2, 8, 1e-2, torch.device("cpu"))
+    for number in range(150):
+        real = torch.randn(16, 8, generator=random(number)) + 1
+        judge.train(real, torch.randn(16, 2, 8, generator=random(number + 999)) - 1, number, seed=0)
+    codes = torch.full((1, 2, 8), -1.0, requires_grad=True)
+    before = judge.fooling(codes)
+    before.backward()
+    assert (codes.grad.sum(2) < 0).all()  # descending it moves every row up, to the real codes
+    assert judge.fooling(codes.detach() - 0.1 * codes.grad.sign()) < before < judge.fooling(codes.detach() - 1)
+
+
+def test_the_pool_returns_older_codes_half_of_the_time():
+    pool, randomness = CodePool(1, 1), random()
+    first = torch.arange(50.0).view(50, 1, 1)
+    assert torch.equal(pool.exchange(first, randomness), first)
+    later = pool.exchange(torch.arange(50.0, 250).view(200, 1, 1), randomness).flatten()
+    older = (later != torch.arange(50.0, 250)).float().mean().item()
+    assert older == pytest.approx(0.5, abs=0.12) and latent_discriminator.POOLED == 50
+
+
+def inverting(kind, name: str, **changes):
+    small = {"input_size": 32, "width": 1.0, "stages": [[32, 4, 2, 1e-3]], "identity_weight": 0.1}
+    return harness.read_settings(kind, name, **(small | {"latent_weight": 0.1} | changes))
+
+
+def small_generator() -> StyleGAN2:
+    torch.manual_seed(1)
+    return StyleGAN2(SIZE, mapping_layers=1, channels={int(key): width for key, width in CHANNELS.items()}).eval()
+
+
+def build(kind, chosen):
+    frozen = small_generator().requires_grad_(False)
+    shared = {"generator": frozen, "latent_average": torch.zeros(512), "size": SIZE}
+    return kind(pictures(), chosen, pictures(2), **shared, **({"codes": None} if kind is EncoderTask else {}))
+
+
+@pytest.mark.parametrize("kind", [EncoderTask, JointTask])
+def test_encoder_runs_with_every_loss_resume_exactly(kind, tmp_path):
+    if kind is EncoderTask:
+        chosen = inverting(EncoderSettings, "encoder_adversarial", statistics_steps=2)
+    else:
+        chosen = inverting(JointSettings, "joint", discriminator_width=0.02, r1_every=2, generator_rate=1e-3)
+    whole, first, second = (build(kind, chosen) for _ in range(3))
+    finish(harness.train(whole, tmp_path / "whole", chosen, log_every=1))
+    job = harness.train(first, tmp_path / "parts", chosen, log_every=1)
+    next(job)
+    next(job)
+    job.close()
+    run = finish(harness.train(second, tmp_path / "parts", chosen, log_every=1))
+    assert {"identity", "latent", "latent_fooling", "delta"} <= set(run.losses)
+    for name, module in whole.modules().items():
+        other = second.modules()[name].state_dict()
+        assert all(torch.equal(value, other[key]) for key, value in module.state_dict().items()), name
+    before, after = small_generator().state_dict(), whole.generator.state_dict()
+    moved = {name.split(".")[0] for name, value in before.items() if not torch.equal(value, after[name])}
+    expected = {"input", "conv1", "to_rgb1", "convs", "to_rgbs"} if kind is JointTask else set()
+    assert moved == expected  # the mapping network stays
+    assert whole.preview().shape == (1, 3, 3 * SIZE, 2 * SIZE) and issubclass(joint.JointTask, EncoderTask)
+
+
+def test_an_identity_loss_without_a_network_is_refused_in_one_sentence(monkeypatch):
+    monkeypatch.setattr(identity_loss, "find", lambda _template: None)
+    chosen = inverting(EncoderSettings, "encoder")
+    with pytest.raises(UserError, match="no network for the identity loss"):
+        build(EncoderTask, chosen)
+    assert build(EncoderTask, replace(chosen, identity_weight=0.0)).embedding is None

