@@ -182,3 +182,5 @@ def test_wrong_commands_are_one_sentence(tmp_path, capsys):
         assert code == 2
         assert said["error"]
         assert "Traceback" not in err
+        ("detectors", "--sample", "--out", tmp_path / "long", "--compare", tmp_path / "absent"),
+    assert not (tmp_path / "long").exists()  # nothing is measured, perhaps for hours, before --compare is read

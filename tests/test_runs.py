@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from backend.errors import UserError
-from backend.evaluate import engines, report, rows, runs
+from backend.evaluate import engines, ray_engine, report, rows, runs
 from backend.evaluate.store import FILE, Outcome, Store
 from backend.progress import finish
 from backend.settings import ROOT
@@ -196,6 +196,15 @@ def mended(protocol):
     return ToyProtocol(replace(protocol.config, broken=""))
 
 
+def test_an_error_that_names_a_file_tells_no_folder(tmp_path, monkeypatch):
+    data = toy_data(tmp_path / "data")
+    monkeypatch.setattr(ToyProtocol, "run_item", lambda *_: (tmp_path / "secret" / "absent.png").read_bytes())
+    with pytest.raises(UserError, match="FileNotFoundError") as caught:
+        evaluated(ToyProtocol(ToyConfig()), data, tmp_path / "out")
+    assert "'absent.png'" in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
 def test_a_preset_counts_only_pictures_that_can_be_used(tmp_path):
     data = toy_data(tmp_path / "data")
     found = evaluated(ToyProtocol(ToyConfig(fakes=4, reals=1)), data, tmp_path / "out")
@@ -217,13 +226,14 @@ def test_two_runs_can_be_compared(reference, tmp_path):
     (tmp_path / "two").mkdir()
     second = evaluated(ToyProtocol(ToyConfig(factors=(1, 3))), data, tmp_path / "two")
     report.write(found, out, "first")
-    report.write(second, tmp_path / "two", "second")
-    settings, table = report.compare(out, tmp_path / "two")
+    settings, table = report.compare(report.load_of("toy", out), second)
     assert ("settings.factors", "[1, 2]", "[1, 3]") in settings.rows
     assert ("swap, x2", "level", 220.0, None, None) in table.rows
     assert ("swap, x3", "level", None, 330.0, None) in table.rows
     assert not any(row[0] == "swap, x1" for row in table.rows)
-    assert report.compare(out, out) == []
+    assert report.compare(found, found) == []
+    with pytest.raises(UserError, match="That is a run of toy"):
+        report.load_of("detectors", out)
 
 
 class FakePool(engines.Pool):
@@ -233,7 +243,7 @@ class FakePool(engines.Pool):
 
     def __init__(self, workers, deadly, times):
         self.workers, self.deadly, self.left = workers, deadly, times
-        self.jobs, self.started, self.running = {}, 0, set()
+        self.jobs, self.started, self.running, self.places = {}, 0, set(), []
 
     def start(self, packed, number):
         import pickle
@@ -244,6 +254,7 @@ class FakePool(engines.Pool):
         return self.started
 
     def send(self, worker, item):
+        self.places.append(number)
         self.jobs[worker] = item
 
     def wait(self, busy):
@@ -268,6 +279,8 @@ def test_a_worker_that_dies_is_replaced_and_its_item_done_again(reference, tmp_p
 
 
 def test_an_item_that_kills_every_worker_is_given_up_alone(reference, tmp_path):
+    assert pool.places == [0, 1, 2, pool.places[3], pool.places[3]]  # the place of the one that died, and its GPU
+    assert pool.places[3] < 3
     data, _, _ = reference
     found = evaluated(ToyProtocol(ToyConfig()), data, tmp_path, engine=FakePool(2, "real/1.png|factor=2", times=99))
     assert found.counts == {"done": 17, "skipped": 0, "failed": 1, "rows": 17}
@@ -327,6 +340,14 @@ def test_an_engine_that_does_not_exist_is_one_sentence():
     with pytest.raises(UserError, match="no engine cloud"):
         engines.engine("cloud")
     with pytest.raises(UserError, match="-1 workers"):
+@pytest.mark.parametrize(
+    ("gpus", "workers", "share"), [(0, 4, 0), (1, 1, 1), (4, 2, 1), (2, 3, 1 / 2), (2, 4, 1 / 2), (1, 3, 1 / 3)]
+)
+def test_every_worker_finds_room_on_one_gpu(gpus, workers, share):
+    assert ray_engine.gpu_share(gpus, workers) == share
+    assert share == 0 or int(1 / share + 1e-9) * gpus >= workers
+
+
         engines.engine("local", -1)
 
 
@@ -349,3 +370,7 @@ def test_an_outcome_replaces_a_failed_one(tmp_path):
     assert list(store.rows()) == [{"x": 1}]
     assert store.sessions()[0]["seconds"] == 2.0
     store.close()
+    store._connection.execute("PRAGMA query_only = ON")  # as on a disk that is full
+    with pytest.raises(UserError, match="could not be written"):
+        store.add(Outcome("b", "done", "[]", "", 1.0, ""), session, 3.0)
+    assert store.finished() == {"a"}

@@ -2,21 +2,18 @@
 
 import argparse
 import json
-import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from backend import arguments
-from backend.errors import UserError
 from backend.evaluate import engines, everything, report, runs
 from backend.evaluate.data import open_data
+from backend.evaluate.files import without_folders
 from backend.evaluate.protocols import registry
 from backend.evaluate.protocols.protocol import configured
 from backend.progress import Step, finish
-
-FOLDERS = re.compile(r"(?<![\w.])(~|\.{0,2})/([^/\s\"',\]]+/)*")  # what stands before a file's own name
 
 
 def run(
@@ -38,6 +35,7 @@ def run(
             on_step,
         )
     protocol = configured(registry.get(options.protocol), options.preset, arguments.changes(options.set))
+    earlier = None if options.compare is None else report.load_of(protocol.name, options.compare)
     engine = engines.engine(options.engine, options.workers, options.ray_address)
     dataset = open_data(draw_sample(options.out / "sample") if options.sample else options.data, options.out)
     on_step(Step(0, 0, f"Settings: {json.dumps(vars(protocol.config))}"))
@@ -45,12 +43,7 @@ def run(
         runs.evaluate(protocol, dataset, options.out, engine=engine, resume=options.resume),
         on_step,
     )
-    comparison = []
-    if options.compare is not None:
-        earlier, _ = report.load(options.compare)
-        if earlier.protocol != found.protocol:
-            raise UserError(f"That is a run of {earlier.protocol}.", "Name a run of the same protocol after --compare.")
-        comparison = report.compare_evaluations(earlier, found)
+    comparison = [] if earlier is None else report.compare(earlier, found)
     files = report.write(found, options.out, typed(options), comparison)
     rows = [{"table": table.name} | record for table in found.tables for record in table.records()]
     return {
@@ -73,7 +66,7 @@ def typed(options: argparse.Namespace) -> str:
     words += ["--sample"] if options.sample else ["--data", options.data.name]
     words += ["--out", options.out.name, "--preset", options.preset]
     for change in options.set or []:
-        words += ["--set", FOLDERS.sub("", change)]
+        words += ["--set", without_folders(change)]
     if options.engine != "local":
         words += ["--engine", options.engine]
     return shlex.join(words)

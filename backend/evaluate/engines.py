@@ -16,6 +16,7 @@ from typing import Protocol as Interface
 from backend.errors import UserError
 from backend.evaluate import rows
 from backend.evaluate.data import Dataset
+from backend.evaluate.files import without_folders
 from backend.evaluate.protocols.protocol import Item, Protocol
 from backend.evaluate.store import Outcome
 
@@ -77,7 +78,8 @@ def perform(protocol: Protocol, data: Dataset, item: Item, worker: str) -> Outco
     except UserError as error:
         state, reason = "skipped", error.message
     except Exception as error:  # noqa: BLE001 - one odd picture must not end a run of thousands; it is listed
-        state, reason = "failed", f"{type(error).__name__}: {error}"
+        said = without_folders(str(error)).partition("\n")[0]
+        state, reason = "failed", f"{type(error).__name__}: {said}"
     return Outcome(item.key, state, text, reason, time.perf_counter() - started, worker)  # type: ignore[arg-type]
 
 
@@ -124,11 +126,14 @@ class Pool(ABC):
         """Yield what became of every item, in the order in which they finish."""
         waiting, deaths, lost = deque(items), Counter[str](), 0
         busy: dict[Any, Item] = {}
+        places: dict[Any, int] = {}  # each has its GPU
         packed = pickle.dumps((protocol, data))
         self.open()
         try:
             for number in range(min(self.workers, len(items))):
-                self._next(busy, self.start(packed, number), waiting)
+                worker = self.start(packed, number)
+                places[worker] = number
+                self._next(busy, worker, waiting)
             while busy:
                 for worker, outcome in self.wait(list(busy)):
                     item = busy.pop(worker)
@@ -149,7 +154,9 @@ class Pool(ABC):
                     else:
                         yield Outcome(item.key, "failed", "[]", f"Its worker died {ATTEMPTS} times.", 0.0, "")
                     if waiting:
-                        self._next(busy, self.start(packed, sum(deaths.values()) + self.workers - 1), waiting)
+                        replacement = self.start(packed, places[worker])
+                        places[replacement] = places.pop(worker)
+                        self._next(busy, replacement, waiting)
         finally:
             for worker in busy:
                 self.stop(worker)

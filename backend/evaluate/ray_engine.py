@@ -1,5 +1,6 @@
 """Items on a Ray cluster: one actor with loaded models a worker (Moritz et al. 2018; package ray, Ray Core)."""
 
+import math
 import os
 import pickle
 import sys
@@ -59,7 +60,7 @@ class RayEngine(engines.Pool):
         resources = ray.cluster_resources()
         gpus = resources.get("GPU", 0)
         self.workers = self.workers or max(1, int(gpus or resources.get("CPU", 1)))
-        self._share = min(1.0, gpus / self.workers)
+        self._share = gpu_share(gpus, self.workers)
         self._ray = ray
         self._actor = ray.remote(_Worker)
 
@@ -106,7 +107,7 @@ class RayEngine(engines.Pool):
             worker = by_answer[answer]
             try:
                 found.append((worker, Outcome(*self._ray.get(answer))))
-            except self._ray.exceptions.RayActorError:
+            except self._ray.exceptions.RayError:  # of the actor, its node or its memory: it is replaced
                 found.append((worker, None))
             del self._asked[worker]
         return found
@@ -115,6 +116,11 @@ class RayEngine(engines.Pool):
         """End an actor."""
         self._asked.pop(worker, None)
         self._ray.kill(worker, no_restart=True)
+
+
+def gpu_share(gpus: float, workers: int) -> float:
+    """Return how much of a GPU each worker asks for, so that all of them find room: no actor spans two GPUs."""
+    return 0.0 if gpus < 1 else 1 / math.ceil(workers / int(gpus))
 
 
 def item_values(item: Item) -> tuple[str, str, dict[str, Any]]:

@@ -117,23 +117,19 @@ def load(folder: Path) -> tuple[Evaluation, str]:
     return evaluation, said["command"]
 
 
-def compare(first: Path, second: Path) -> list[Table]:
-    """Return the tables of what differs between two runs, the settings first.
+def load_of(protocol: str, folder: Path) -> Evaluation:
+    """Return what a run of a protocol found, to be compared with another.
 
-    Args:
-        first: Folder of the earlier run's report.
-        second: Folder of the later one's.
+    Raises:
+        UserError: There is no report, or it is of another protocol.
     """
-    (one, _), (two, _) = load(first), load(second)
-    if one.protocol != two.protocol:
-        raise UserError(
-            f"A run of {one.protocol} cannot be compared with one of {two.protocol}.",
-            "Name a run of the same protocol.",
-        )
-    return compare_evaluations(one, two)
+    found, _ = load(folder)
+    if found.protocol != protocol:
+        raise UserError(f"That is a run of {found.protocol}.", "Name a run of the same protocol after --compare.")
+    return found
 
 
-def compare_evaluations(one: Evaluation, two: Evaluation) -> list[Table]:
+def compare(one: Evaluation, two: Evaluation) -> list[Table]:
     """Return the tables of what differs between two evaluations of one protocol, the settings first."""
     first, second = _flat(one.about), _flat(two.about)
     rows = [

@@ -96,14 +96,24 @@ class Store:
         ]
 
     def add(self, outcome: Outcome, session: int, seconds: float) -> None:
-        """Write an item for good, together with the time that the session has taken so far."""
-        with self._connection:
-            self._connection.execute("BEGIN")
-            self._connection.execute(
-                "INSERT OR REPLACE INTO items VALUES (?, ?, ?, ?, ?, ?)",
-                (outcome.key, outcome.state, outcome.rows, outcome.reason, outcome.seconds, outcome.worker),
-            )
-            self._connection.execute("UPDATE sessions SET seconds = ? WHERE number = ?", (seconds, session))
+        """Write an item for good, together with the time that the session has taken so far.
+
+        Raises:
+            UserError: The file cannot be written; what is in it already is safe.
+        """
+        try:
+            with self._connection:
+                self._connection.execute("BEGIN")
+                self._connection.execute(
+                    "INSERT OR REPLACE INTO items VALUES (?, ?, ?, ?, ?, ?)",
+                    (outcome.key, outcome.state, outcome.rows, outcome.reason, outcome.seconds, outcome.worker),
+                )
+                self._connection.execute("UPDATE sessions SET seconds = ? WHERE number = ?", (seconds, session))
+        except sqlite3.Error:
+            raise UserError(
+                "A finished item could not be written to the run's file.",
+                "Check that the disk has room and that nobody else works on this run, then resume it.",
+            ) from None
 
     def finished(self) -> set[str]:
         """Return the keys of items that need not be done again."""
