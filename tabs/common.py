@@ -1,9 +1,11 @@
 """What all tabs share: how errors are said, how events queue, and how a photo comes in."""
 
 import atexit
+import contextlib
 import functools
 import inspect
 import logging
+import os
 import secrets
 import shutil
 import tempfile
@@ -36,7 +38,7 @@ FETCH: dict[str, Any] = {"concurrency_id": "fetch", "concurrency_limit": 1}  # i
 QUICK: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
 _importing = threading.Lock()
 SHOWN_SIDE = 900  # longest side in pixels at which a whole photo is shown
-KEPT_SECONDS = 3600  # downloads of a visitor who left without closing the page
+KEPT_SECONDS, SWEPT_SECONDS = 3600, 300  # of a visitor's files since the last event; how often is looked
 
 
 def theme() -> gr.themes.Base:
@@ -153,15 +155,20 @@ def shown(photo: np.ndarray, side: int = SHOWN_SIDE) -> np.ndarray:
 
 
 def session_folder(request: gr.Request | None) -> Path:
-    """Return a folder for one visitor's downloads, and forget those of visitors who are long gone."""
-    root = _downloads()
+    """Return a folder for one visitor's files, which are deleted when an hour has passed without another call."""
     name = "".join(letter for letter in (getattr(request, "session_hash", None) or "api") if letter.isalnum())
-    for old in root.glob("*"):
-        if old.name != name and time.time() - old.stat().st_mtime > KEPT_SECONDS:
-            shutil.rmtree(old, ignore_errors=True)
-    folder = root / name
+    folder = _downloads() / name
     folder.mkdir(exist_ok=True)
+    os.utime(folder)
     return folder
+
+
+def sweep(root: Path) -> None:
+    """Delete the folders of visitors of whom nothing was heard for an hour."""
+    for folder in root.glob("*"):
+        with contextlib.suppress(OSError):  # its visitor has left in this moment
+            if time.time() - folder.stat().st_mtime > KEPT_SECONDS:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 @functools.cache
@@ -169,7 +176,14 @@ def _downloads() -> Path:
     """Return this process's own folder for downloads, closed to other users; it goes when the process ends."""
     folder = Path(tempfile.mkdtemp(prefix="face-forgery-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    threading.Thread(target=_keep_sweeping, args=(folder,), name="sweep", daemon=True).start()
     return folder
+
+
+def _keep_sweeping(root: Path) -> None:
+    while True:
+        time.sleep(SWEPT_SECONDS)
+        sweep(root)
 
 
 def forget(request: gr.Request) -> None:

@@ -24,12 +24,13 @@ HEADLINE = (
 NOTHING_STORED = f"*No results are stored here. Make them with* `{stored.COMMAND}`."
 OWN = (
     "A zip file with the folders `real/` and `fake/`; pictures with equal names are pairs, and subfolders of `fake/` "
-    "are families. Only use pictures that you may use. What you upload and what a run finds is deleted when you leave, "
-    "at the latest after an hour; on the command line (`python -m backend evaluate`) runs are kept and can be resumed."
+    "are families. Only use pictures that you may use. What a run unpacks and finds is deleted when you leave, or when "
+    "you have done nothing here for an hour, and your zip file itself after about an hour; on the command line "
+    "(`python -m backend evaluate`) runs are kept and can be resumed."
 )
 SAMPLE = "Fakes drawn by this project's own models, and two public portraits: too small a set to conclude from."
 FIRST = ("Detectors", "detectors")  # the others are listed when the page is seen; their imports take seconds
-SMALL = 12  # fakes and real pictures of a run in the app
+PRESET, SMALL = "quick", 12  # fakes and real pictures at most of that preset; some protocols take no real ones
 STOPPED = "**Stopped.** Start again with the same pictures to go on where it was."
 
 
@@ -73,7 +74,9 @@ class EvaluateTab:
                 self.protocol = gr.Dropdown([FIRST], value=FIRST[1], label="Which protocol?", filterable=False)
                 self.use_sample = gr.Checkbox(value=False, label="Use the bundled sample set instead", info=SAMPLE)
         with gr.Row():
-            self.start = gr.Button(f"Run it on {SMALL} fakes and {SMALL} real pictures", variant="primary", scale=3)
+            self.start = gr.Button(
+                f"Run it on up to {SMALL} fakes and {SMALL} real pictures", variant="primary", scale=3
+            )
             self.stop = gr.Button("Stop", interactive=False, scale=1)
         self.note = gr.Markdown(elem_classes="note")
         self.progress = gr.HTML()
@@ -93,13 +96,16 @@ class EvaluateTab:
             **MODEL,
             **private,
         )
-        run.then(self._idle, None, [self.start, self.stop], **QUICK, **private)
+        run.then(self._ended, None, [self.start, self.stop, self.progress], **QUICK, **private)
         self.stop.click(self._stopped, None, [self.start, self.stop, self.note], cancels=[run], **QUICK, **private)
         self.running = [run]
         self.quiz.wire(self.data)
 
     def _idle(self) -> Updates:
         return {self.start: gr.Button(interactive=True), self.stop: gr.Button(interactive=False)}
+
+    def _ended(self) -> Updates:
+        return {**self._idle(), self.progress: ""}
 
     def _stopped(self) -> Updates:
         return {**self._idle(), self.note: STOPPED}
@@ -111,7 +117,7 @@ class EvaluateTab:
         from backend.evaluate.page import article
         from backend.evaluate.protocols import registry
         from backend.evaluate.protocols.protocol import configured
-        from tabs.evaluate_files import folder_for, zipped
+        from tabs.evaluate_files import LIMITS, folder_for, zipped
 
         if path is None and not use_sample:
             raise UserError("There are no pictures yet.", "Choose a zip file, or tick the bundled sample set.")
@@ -124,9 +130,9 @@ class EvaluateTab:
             self.download: gr.DownloadButton(visible=False),
         }
         source = None if use_sample else Path(str(path))
-        out = folder_for(session_folder(request), source, protocol)
-        chosen = configured(registry.get(protocol), "quick", {"fakes": SMALL, "reals": SMALL})
-        data = open_data(source or _sample(out), out)
+        chosen = configured(registry.get(protocol), PRESET, {})
+        out = folder_for(session_folder(request), source, chosen)
+        data = open_data(source or _sample(out), out, LIMITS)
         with closing(runs.evaluate(chosen, data, out, resume=True)) as job:
             while True:
                 try:
@@ -135,7 +141,8 @@ class EvaluateTab:
                     made = end.value
                     break
                 yield {self.progress: progress(step)}
-        command = f"python -m backend evaluate {protocol} --data DIR --out DIR --preset quick"
+        pictures = "--data ZIP" if source else "--sample"
+        command = f"python -m backend evaluate {protocol} {pictures} --out DIR --preset {PRESET}"
         report.write(made, out, command)
         yield {
             **self._idle(),

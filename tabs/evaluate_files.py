@@ -1,16 +1,26 @@
 """Where a visitor's runs lie, so that one that was stopped can go on, and how they are handed out."""
 
 import hashlib
+import json
 import zipfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from backend.evaluate.archives import Limits
+
+if TYPE_CHECKING:
+    from backend.evaluate.protocols.protocol import Protocol
+
+LIMITS = Limits(files=5_000, total=500_000_000)  # of a visitor's zip: others share the disk
 KEPT = (".csv", ".json", ".html", ".tex", ".png", ".svg")
 
 
-def folder_for(session: Path, source: Path | None, protocol: str) -> Path:
-    """Return the folder of a run: the same for the same pictures and protocol in one visit."""
-    digest = hashlib.sha256(source.read_bytes() if source else b"sample").hexdigest()[:16]
-    return session / "runs" / f"{protocol}-{digest}"
+def folder_for(session: Path, source: Path | None, protocol: "Protocol") -> Path:
+    """Return the folder of a run: the same in one visit for the same pictures, protocol, settings and models."""
+    models = [protocol.settings(), protocol.hashes(), protocol.measures()]  # a visitor may fetch others in between
+    digest = hashlib.sha256(json.dumps(models, sort_keys=True).encode())
+    digest.update(source.read_bytes() if source else b"sample")
+    return session / "runs" / f"{protocol.name}-{digest.hexdigest()[:16]}"
 
 
 def zipped(run: Path) -> Path:

@@ -1,5 +1,6 @@
 """The app's structure, its endpoints and how it says errors."""
 
+import os
 import re
 import subprocess
 import sys
@@ -170,6 +171,21 @@ def test_downloads_are_private_and_go_with_visitor_and_process() -> None:
     assert said[0][:4] == ["0o700", "True", "False", "True"]
     assert said[0][4] != said[1][4]
     assert not any(Path(one[4]).exists() for one in said)
+
+
+def test_files_go_an_hour_after_the_last_event_though_the_page_is_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(common, "_downloads", lambda: tmp_path)
+    one, two = (common.session_folder(SimpleNamespace(session_hash=name)) for name in ("one", "two"))
+    (one / "runs").mkdir()
+    (two / "runs").mkdir()
+    for folder in (one, two):
+        os.utime(folder, (0, time.time() - common.KEPT_SECONDS - 1))
+    common.session_folder(SimpleNamespace(session_hash="one"))  # something happens on this page
+    common.sweep(tmp_path)
+    assert (one / "runs").exists()
+    assert not two.exists()
 
 
 def test_the_first_visitors_import_the_packages_one_after_the_other() -> None:

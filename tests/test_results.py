@@ -4,9 +4,11 @@ import gzip
 import json
 import re
 import shutil
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
+import gradio as gr
 import pytest
 
 from backend import cli
@@ -17,6 +19,7 @@ from backend.evaluate.page import article
 from backend.evaluate.protocols import registry
 from backend.settings import ROOT, SETTINGS
 from tabs import evaluate as tab
+from tabs.evaluate_files import LIMITS
 from tests.toy_protocol import ToyProtocol, toy_data
 
 LARGEST = 300_000  # bytes of one stored result
@@ -171,6 +174,46 @@ def test_the_tab_shows_findings_at_once_and_a_report_on_request(kept):
 
 
 def test_other_weights_are_noticed_and_said(kept):
+def zipped(folder, out):
+    with zipfile.ZipFile(out, "w") as pack:
+        for path in folder.rglob("*.png"):
+            pack.write(path, path.relative_to(folder))
+    return str(out)
+
+
+def run_in_the_app(monkeypatch, folder, data):
+    """Run the toy protocol as a click does, and return the tab and its last update."""
+    monkeypatch.setattr(tab, "session_folder", lambda _: folder)
+    with gr.Blocks():
+        own = tab.EvaluateTab()
+    *_, last = own._run(data, "toy", False, None)
+    return own, last
+
+
+def test_a_run_in_the_app_is_the_preset_and_says_its_command(toys, tmp_path, monkeypatch):
+    toy_data(tmp_path / "pictures")
+    own, last = run_in_the_app(monkeypatch, tmp_path, zipped(tmp_path / "pictures", tmp_path / "a.zip"))
+    assert "10 of 10 items over 2 fakes and 3 real pictures" in last[own.found]  # 2 fakes, as the command below says
+    assert "python -m backend evaluate toy --data ZIP --out DIR --preset quick" in last[own.found]
+    download = last[own.download].value
+    with zipfile.ZipFile(download if isinstance(download, str) else download["path"]) as pack:
+        names = pack.namelist()
+    assert "report.html" in names
+    assert not any(name.startswith("data/") for name in names)
+    # With another model, fetched in the same visit, it is another run, not one that cannot be resumed.
+    monkeypatch.setattr(ToyProtocol, "measures", lambda _: {"identity": "ArcFace"})
+    own, last = run_in_the_app(monkeypatch, tmp_path, str(tmp_path / "a.zip"))
+    assert "10 of 10 items" in last[own.found]
+
+
+def test_a_zip_that_would_fill_the_disk_of_all_visitors_is_refused(toys, tmp_path, monkeypatch):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as pack:
+        for number in range(LIMITS.files + 1):
+            pack.writestr(f"real/{number}.png", b"")
+    with pytest.raises(UserError, match="more than 5,000 files"):
+        run_in_the_app(monkeypatch, tmp_path, str(tmp_path / "a.zip"))
+
+
     path = kept / "other" / JSON
     said = json.loads(path.read_text())
     if not (SETTINGS.weights_dir / "registry.toml").exists():
