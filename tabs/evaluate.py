@@ -153,8 +153,10 @@ class EvaluateTab:
 
 
 def findings(kept: list[stored.Stored]) -> str:
-    """Return the main finding of each stored result, one sentence each."""
-    said = "".join(f"<dt>{escape(one.title)}</dt><dd>{escape(one.finding)}</dd>" for one in kept)
+    """Return the main finding of each stored result, one sentence each, and from how many pictures it is."""
+    said = "".join(
+        f"<dt>{escape(one.title)}</dt><dd>{escape(one.finding)} <small>{escape(one.basis)}</small></dd>" for one in kept
+    )
     return (
         '<div class="report findings"><p>What the stored runs found, with the models of this app:</p>'
         f"<dl>{said}</dl></div>"

@@ -16,7 +16,7 @@ from backend.detectors.card import Detector
 from backend.errors import UserError
 from backend.evaluate import crops, report, rows, runs
 from backend.evaluate.data import open_data
-from backend.evaluate.protocols import faithfulness, paired, proofs
+from backend.evaluate.protocols import faithfulness, faithfulness_tables, paired, proofs
 from backend.evaluate.protocols.protocol import configured
 from backend.evaluate.store import Store
 from backend.progress import finish
@@ -203,9 +203,26 @@ def test_what_faithfulness_reports_in_words(explained):
     lime = printed["published_accuracy"].keyed()["Deepfakes", "LIME", "adversarial"]
     assert (lime["accuracy_0"], lime["accuracy_1"], lime["accuracy_3"]) == (0.978, 0.673, 0.205)
     assert all("differs from ours because" in printed[f"published_{one}"].note for one in ("accuracy", "sufficiency"))
+    note = next(table.note for table in found.tables if table.name == "beside")
+    assert "SHAP: Deepfakes; SOBOL: Deepfakes; RISE: Deepfakes, NeuralTextures)" in note
     beside = tables["beside"]["LIME", "adversarial"]
     assert beside["paper_1"] == pytest.approx(np.mean([0.673, 0.784, 0.790, 0.411]))
     assert beside["ours_1"] == tables["faithfulness"]["first", "LIME", "adversarial"]["accuracy_1"]
+
+
+def test_a_picture_counts_once_in_the_finding_however_many_detectors_explain_it():
+    config = configured(faithfulness.FaithfulnessProtocol, "quick", {"detectors": ["xception", "meso4"]}).config
+    rows_ = [
+        {"sample": sample, "detector": detector, "method": "lime", "reference": reference, "p_after_1": p_after}
+        for sample, detector, original, adversarial in (
+            *(("a", "xception", 0.8, 0.2), ("a", "meso4", 0.4, 0.4)),
+            *(("b", "xception", 0.5, 0.4), ("b", "meso4", 0.5, None)),
+        )
+        for reference, p_after in (("original", original), ("adversarial", adversarial))
+    ]
+    # The mean of 0.6 and 0 for a, 0.1 for b: two values, not three.
+    assert sorted(faithfulness_tables._differences(rows_, "p_after_1")) == pytest.approx([0.1, 0.3])
+    assert "LIME +0.200 [" in faithfulness_tables.finding(rows_, config)
 
 
 def test_nes_finds_the_same_order_by_answers_alone(tmp_path):

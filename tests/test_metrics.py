@@ -7,7 +7,7 @@ import torch
 from backend import alignment, faces, images, perceptual
 from backend.evaluate.metrics import classification as c
 from backend.evaluate.metrics import distributions, faithfulness, identity, likeness, naturalness, registry, success
-from backend.evaluate.metrics.metric import mean, proportion
+from backend.evaluate.metrics.metric import mean, mean_with_interval, proportion
 from tests import pictures
 
 UNIFORM = torch.from_numpy(np.random.RandomState(0).rand(256, 256, 3)).permute(2, 0, 1)[None]
@@ -66,6 +66,12 @@ def test_mean_and_spread_by_hand():
     found = mean([1.0, None, 2.0, 3.0])
     assert (found.value, found.std, found.count) == (2.0, 1.0, 3)
     assert mean([4.0]).std is None
+
+
+def test_values_that_are_all_equal_have_no_interval_rather_than_a_point():
+    found = mean_with_interval([0.1] * 7 + [None], (0.0, 1.0))
+    assert (found.value, found.count) == (pytest.approx(0.1), 7)
+    assert found.low is found.high is None
 
 
 # Two reals below and one above the fakes' lowest score.

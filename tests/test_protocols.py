@@ -98,9 +98,10 @@ def test_the_finding_names_the_best_detector_and_the_hardest_family(measured):
     found, _ = measured
     # `first` finds two of three fakes and `second` all, and both accuse 190; of `swap` they find three of four.
     said = (
-        "Of 2 detectors first separates best (AUC 0.89): it finds 67% of the fakes and wrongly calls 33% of the real "
+        "Of 2 detectors first separates these pictures best (AUC 0.89): it finds 67% of the 3 fakes and wrongly calls "
+        "33% of the 3 real faces fake (95 % interval 6% to 79%"
     )
-    said += "faces fake; the family swap is the hardest, of which all detectors find 75% on average."
+    said += "); the family swap is the hardest, of which all detectors find 75% on average."
     assert found.finding == said
 
 

@@ -163,7 +163,8 @@ def kept(toys, tmp_path, capsys, monkeypatch):
 
 
 def test_the_tab_shows_findings_at_once_and_a_report_on_request(kept):
-    assert "<dt>Other</dt><dd>There are 10 rows.</dd>" in tab.findings(stored.found())
+    few = "Measured on 2 fakes and 3 real pictures: too few to conclude from."
+    assert f"<dt>Other</dt><dd>There are 10 rows. <small>{few}</small></dd>" in tab.findings(stored.found())
     shown, download = tab._show_stored("other", None)
     assert "There are 10 rows." in shown
     assert "earlier weights" not in shown

@@ -175,6 +175,10 @@ def test_what_lies_in_the_picture_is_skipped_and_listed(tmp_path):
     data = toy_data(tmp_path / "data", white=True)
     found = evaluated(ToyProtocol(ToyConfig()), data, tmp_path / "out")
     assert found.counts["skipped"] == 2
+    assert "only 6 fakes and 4 real pictures" in found.limits[0]
+    found = evaluated(ToyProtocol(ToyConfig(reals=0)), data, tmp_path / "fakes")
+    assert "only 6 fakes: enough" in found.limits[0]  # real pictures were not asked for
+    found = evaluated(ToyProtocol(ToyConfig()), data, tmp_path / "again")
     assert ("real/white.png|factor=1", "The picture is white.") in found.skipped
     assert levels(found) == EXPECTED
 

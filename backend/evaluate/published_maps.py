@@ -60,6 +60,15 @@ def accuracy_means() -> dict[tuple[str, str], dict[int, float]]:
     return found
 
 
+def at_hand() -> str:
+    """Say of which families `accuracy_means` are the means."""
+    methods = dict.fromkeys(method for _, method, _ in _ACCURACY)
+    families = {
+        name: dict.fromkeys(_FAMILIES[family] for family, method, _ in _ACCURACY if method == name) for name in methods
+    }
+    return "; ".join(f"{name}: {', '.join(found)}" for name, found in families.items())
+
+
 def faithfulness() -> list[Table]:
     """Return tables 1 to 3 of Adv-XAI-Deepfakes (arXiv 2502.03957) as far as they are at hand."""
     named = (Column("family", "Family of fakes"), Column("method", "Method"), Column("reference", "Reference"))

@@ -10,11 +10,13 @@ import io
 import json
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backend import made_with, weights
+from backend.evaluate.data import FEW
 from backend.evaluate.files import JSON, PACKED_PLOT, PACKED_ROWS, PLOTS, ROWS
 from backend.settings import SETTINGS
 
@@ -56,18 +58,30 @@ class Stored:
         name: Of its folder, and of the protocol.
         title: For people.
         finding: The main finding, one sentence.
+        basis: From how many pictures it is, and whether these are too few, one sentence.
     """
 
     name: str
     title: str
     finding: str
+    basis: str
 
 
 def found(folder: Path | None = None) -> list[Stored]:
     """Return the stored results of a folder, by default those of the app; none where they were not made."""
     reports = sorted((folder or FOLDER).glob(f"[!.]*/{JSON}"))
     said = [(path.parent.name, json.loads(path.read_text(encoding="utf-8"))) for path in reports]
-    return [Stored(name, one["title"], one["finding"] or one["summary"]) for name, one in said]
+    return [
+        Stored(name, one["title"], one["finding"] or one["summary"], _basis(one["about"]["data"])) for name, one in said
+    ]
+
+
+def _basis(data: Mapping[str, Mapping[str, int]]) -> str:
+    """Say from how many pictures a result is."""
+    counts = {"fakes": sum(data["fakes"].values()), "real pictures": sum(data["reals"].values())}
+    measured = [(count, word) for word, count in counts.items() if count]
+    few = ": too few to conclude from" if measured and min(measured)[0] < FEW else ""
+    return f"Measured on {' and '.join(f'{count} {word}' for count, word in measured)}{few}."
 
 
 def other_weights(evaluation: "Evaluation") -> list[str]:

@@ -188,8 +188,8 @@ METRICS = (
         "Expected calibration error",
         "probability",
         "lower",
-        "By how much a stated probability differs from how often it is right.",
-        "Guo et al. 2017, arXiv 1706.04599, equation 3",
+        "By how much the stated probability of fake differs from the share of fakes among the pictures that got it.",
+        "Guo et al. 2017, arXiv 1706.04599, equation 3, of p_fake",
         calibration_error,
     ),
 )

@@ -51,7 +51,7 @@ METRICS = (
         "PSNR",
         "dB",
         "higher",
-        "How little the pixels changed; above 40 dB nobody sees it, below 30 dB most people do.",
+        "How little the pixels changed; above 40 dB it is hard to see, below 30 dB it is often plain.",
         "scikit-image; TR-Net, arXiv 2203.11433, table 4",
         psnr,
     ),

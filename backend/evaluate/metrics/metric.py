@@ -79,12 +79,14 @@ def mean(values: Iterable[float | None]) -> Estimate:
 def mean_with_interval(values: Iterable[float | None], bounds: tuple[float, float] = (-1.0, 1.0)) -> Estimate:
     """Return mean and Student's confidence interval of what was measured; None and NaN are left out.
 
+    There is no interval where all values are equal: Student's would be a point, as if nothing were left unknown.
+
     Args:
         values: Within the bounds.
         bounds: The least and the largest value that there can be, at which the interval is cut.
     """
     kept = np.array([value for value in values if value is not None and not np.isnan(value)], dtype=np.float64)
-    if len(kept) < 2:
+    if len(kept) < 2 or np.ptp(kept) == 0:
         return Estimate(float(kept[0]) if len(kept) else None, len(kept))
     from scipy.stats import t
 

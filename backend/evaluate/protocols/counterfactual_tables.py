@@ -123,7 +123,8 @@ def _beside(rows: Sequence[Row], config: "CounterfactualConfig") -> Table:
         *(Column("others", "Transfer, ours", "transfer_rate", 2), Column("paper_others", "Transfer, paper", digits=2)),
     )
     note = (
-        "Means over attacked detectors, and over all pairs of an attacked and another detector. The paper is "
+        "Means over attacked detectors, and over all pairs of an attacked and another detector: n counts these, not "
+        "pictures, and ± is the spread among them. The paper is "
         f"Artifact-Eraser (arXiv 2404.08341), table 2, Celeb-DF. {published.WHY_TRANSFER_DIFFERS}"
     )
     return Table("beside", "Success and transfer, ours and the paper's", columns, tuple(body), note, beside=True)

@@ -102,5 +102,13 @@ class DetectorsProtocol(Protocol):
         """Add what depends on how the pictures were made."""
         said = super().limits(data)
         said.append("A detector can win by sharpness, size or JPEG history alone where real and fake differ in these.")
+        said.append(
+            "The detectors that come with this app were trained on fakes by its own models; on fakes of these kinds "
+            "they are better than on a stranger's."
+        )
+        said.append(
+            "AUC, average precision and equal error rate stand without an interval, and are no surer than the rates "
+            "beside them; the best of many detectors is partly the luckiest."
+        )
         said.append("Average precision depends on how many of the pictures are fake; in the world, few are.")
         return said

@@ -47,9 +47,10 @@ def finding(rows: Sequence[Row], config: "DetectorsConfig") -> str:
         return ""
     best = max(known, key=known.__getitem__)
     own = _probabilities(dict(clean)[best])
-    real, fake = metrics.accuracy_real(*own).value or 0, metrics.accuracy_fake(*own).value or 0
-    said = f"Of {len(known)} detectors {best} separates best (AUC {known[best]:.2f}): it finds {fake:.0%} of the fakes "
-    said += f"and wrongly calls {1 - real:.0%} of the real faces fake"
+    real, fake = metrics.accuracy_real(*own), metrics.accuracy_fake(*own)
+    said = f"Of {len(known)} detectors {best} separates these pictures best (AUC {known[best]:.2f}): it finds "
+    said += f"{fake.value or 0:.0%} of the {fake.count} fakes and wrongly calls {1 - (real.value or 0):.0%} of the "
+    said += f"{real.count} real faces fake (95 % interval {1 - (real.high or 0):.0%} to {1 - (real.low or 0):.0%})"
     everything = [row for _, part in clean for row in part]
     found = {
         family: metrics.accuracy_fake(*_probabilities([row for row in everything if row["family"] == family])).value
@@ -111,7 +112,10 @@ def _beside(parts: Parts) -> Table:
             rates = metrics.accuracy_real(*_probabilities(own)), metrics.accuracy_fake(*_probabilities(own))
             body.append((name, rates[0], printed[title][0], rates[1], printed[title][1]))
     real, fake = (Column(f"paper_{one}", f"Paper, {one}", digits=2) for one in ("real", "fake"))
-    ours = Column("accuracy_real", "Ours, real", "accuracy_real", 2), Column("accuracy_fake", "Ours, fake", "", 2)
+    ours = (
+        Column("accuracy_real", "Ours, real", "accuracy_real", 2),
+        Column("accuracy_fake", "Ours, fake", "accuracy_fake", 2),
+    )
     note = f"The paper is TR-Net (arXiv 2203.11433), table 1. {published.WHY_ACCURACY_DIFFERS}"
     columns = (DETECTOR, ours[0], real, ours[1], fake)
     return Table("beside", "Accuracy, ours and the paper's", columns, tuple(body), note, beside=True)
@@ -174,7 +178,10 @@ def _calibration(parts: Parts) -> Table:
         for said, true, count in metrics.reliability(*_probabilities(own)):
             number = min(int(said * metrics.BINS), metrics.BINS - 1)
             body.append((name, f"{number / metrics.BINS:.1f}", said, true, count))
-    note = "A calibrated detector's mean p_fake equals the share of fakes, if the data's own share is the world's."
+    note = (
+        "A calibrated detector's mean p_fake equals the share of fakes, where fakes are as frequent as in the pictures "
+        "it was calibrated on; where they are rarer, as in the world, p_fake says too much."
+    )
     columns = (DETECTOR, Column("bin", "p_fake from"), *numbers)
     return Table("calibration", "What stated probabilities are worth", columns, tuple(body), note)
 

@@ -94,7 +94,11 @@ def _beside(rows: Sequence[Row], config: "FaithfulnessConfig") -> Table:
         paper = printed.get(_named(one), {})
         pairs = ((mine, paper.get(top)) for top, mine in zip(tops, ours, strict=True))
         body.append((*_named(one), *(cell for pair in pairs for cell in pair)))
-    note = f"The paper's is the mean of the families whose numbers are at hand. {published_maps.WHY_DIFFERS}"
+    note = (
+        f"The paper's is the mean of the families whose numbers are at hand ({published_maps.at_hand()}), so its "
+        "methods cannot be compared with each other here. Ours counts only fakes that are detected before the attack, "
+        f"the paper's all; n counts a picture once for every detector. {published_maps.WHY_DIFFERS}"
+    )
     return Table("beside", "Accuracy after the attack, ours and the paper's", columns, tuple(body), note, beside=True)
 
 
@@ -224,12 +228,16 @@ def _cost(rows: Sequence[Row], config: "FaithfulnessConfig") -> Table:
 
 
 def _differences(rows: Sequence[Row], name: str) -> list[float]:
-    """Return original - adversarial of a column for every picture and detector that has both."""
-    by_picture: dict[tuple[str, str], dict[str, float]] = {}
+    """Return original - adversarial of a column for every picture that has both, the mean over detectors."""
+    by_map: dict[tuple[str, str], dict[str, float]] = {}
     for row in rows:
         if row[name] is not None:
-            by_picture.setdefault((row["detector"], row["sample"]), {})[row["reference"]] = row[name]
-    return [one["original"] - one["adversarial"] for one in by_picture.values() if len(one) > 1]
+            by_map.setdefault((row["sample"], row["detector"]), {})[row["reference"]] = row[name]
+    by_picture: dict[str, list[float]] = {}
+    for (sample, _), one in by_map.items():
+        if len(one) > 1:
+            by_picture.setdefault(sample, []).append(one["original"] - one["adversarial"])
+    return [sum(values) / len(values) for values in by_picture.values()]
 
 
 def _difference(rows: Sequence[Row], name: str) -> Estimate:

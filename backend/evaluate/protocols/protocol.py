@@ -15,14 +15,13 @@ from backend import made_with
 from backend.detectors import registry
 from backend.errors import UserError
 from backend.evaluate import crops
-from backend.evaluate.data import Dataset
+from backend.evaluate.data import FEW, Dataset
 from backend.evaluate.plots import Figure
 from backend.evaluate.rows import Row
 from backend.evaluate.tables import Table
 
 QUICK, FULL = "quick", "full"
 PRESETS = (QUICK, FULL)
-FEW = 100  # pictures of a class; with fewer, a report says that nothing can be concluded
 
 
 @dataclass(frozen=True)
@@ -138,8 +137,11 @@ class Protocol(ABC):
         said = []
         small = [
             f"{len(group)} {word}"
-            for group, word in ((data.fakes, "fakes"), (data.reals, "real pictures"))
-            if len(group) < FEW
+            for group, word, wanted in (
+                (data.fakes, "fakes", self.config.fakes),
+                (data.reals, "real pictures", self.config.reals),
+            )
+            if len(group) < FEW and wanted != 0
         ]
         if small:
             said.append(
@@ -147,6 +149,10 @@ class Protocol(ABC):
                 "The intervals say how little is known."
             )
         said.append("Numbers hold for these pictures and these families of fakes; other sources give other numbers.")
+        said.append(
+            "Intervals take the pictures as independent of each other. Frames of one video and fakes of one photo are "
+            "not, and with these the intervals are too narrow."
+        )
         return said
 
     def published(self) -> list[Table]:

@@ -67,7 +67,8 @@ def finding(rows: Sequence[Row], config: "TraceRemovalConfig") -> str:
         if NONE not in known:
             continue
         count = sum(name in sets.PAPER001 for name in sets.installed(defence, config.detectors))
-        said = f"{count} of the six detectors of TR-Net's paper, trained with {sets.DEFENCES[defence].title}, find "
+        which = "All" if count == len(sets.PAPER001) else f"{count} of the"
+        said = f"{which} six detectors of TR-Net's paper, trained with {sets.DEFENCES[defence].title}, find "
         said += f"{known[NONE]:.0%} of the untouched fakes on average"
         if trnet.ENTRY in known:
             said += f" and {known[trnet.ENTRY]:.0%} after TR-Net{_at(measured, trnet.ENTRY)}"
@@ -217,10 +218,11 @@ def _neighbours(measured: Sequence[Row], config: "TraceRemovalConfig") -> Table:
         Column("real_neighbours", "Real neighbours", "real_neighbours", 2),
     )
     body: list[tuple[Cell, ...]] = []
+    fakes = [row for row in measured if row["label"] == "fake" and row["attack"] == NONE]
+    reals = [row for row in measured if row["label"] == REAL]
     for kind in feature_kinds(measured):
         column = f"features_{kind}"
-        real = [row[column] for row in measured if row["label"] == REAL]
-        fakes = [row for row in measured if row["label"] == "fake" and row["attack"] == NONE]
+        real = [row[column] for row in reals]
         place = {row["sample"]: number for number, row in enumerate(fakes)}
         shown = [row for row in measured if row["sample"] in place and column in row]
         for name, own in groups(shown).items():
@@ -233,6 +235,9 @@ def _neighbours(measured: Sequence[Row], config: "TraceRemovalConfig") -> Table:
             )
             body.append((config.features if kind == "detector" else f"{kind} discriminator", name, mean(shares)))
     note = f"Among the {config.neighbours} nearest real pictures and untouched other fakes; t-SNE shows the same space."
+    if reals and len(fakes) > 1:
+        chance = len(reals) / (len(reals) + len(fakes) - 1)
+        note += f" Were the features of real and fake alike, it would be {chance:.2f} with these pictures."
     return Table("features", "Where fakes lie among real pictures", columns, tuple(body), note)
 
 
