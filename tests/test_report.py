@@ -4,6 +4,7 @@ import base64
 import csv
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -11,8 +12,10 @@ import pytest
 
 from backend import cli
 from backend.errors import UserError
-from backend.evaluate import report, runs, tables
+from backend.evaluate import plots, report, runs, tables
 from backend.evaluate.metrics.metric import Estimate
+from backend.evaluate.page import article
+from backend.evaluate.plots import Series
 from backend.evaluate.tables import Column, Table
 from backend.progress import finish
 from tests.toy_protocol import ToyConfig, ToyProtocol, toy_data, write_picture
@@ -81,6 +84,13 @@ def test_the_page_says_what_a_reader_needs(run):
     assert "a<b>" not in page
 
 
+def test_families_come_before_the_paper(run):
+    found, _, _ = run
+    beside = Table("beside", "Beside", (Column("a", "A"),), (("x",),), beside=True)
+    text = article(replace(found, tables=(beside, *found.tables)), COMMAND)
+    assert text.index("By family of fakes") < text.index("Beside the paper") < text.index("All results")
+
+
 def test_json_csv_and_the_loaded_report_say_the_same(run):
     found, files, out = run
     said = json.loads(Path(files["json"]).read_text(encoding="utf-8"))
@@ -113,6 +123,17 @@ def test_cells_in_words():
     assert tables.shown(3, 3) == "3"
     assert Column("tv", "TV", "tv").heading == "TV ↓"
     assert Column("s", "Time", unit="s").heading == "Time (s)"
+
+
+def test_a_name_with_dollars_is_no_formula():
+    labels = ["$^$", "a$b$c"]
+    drawn = plots.bars("p", "P", "Two.", labels, [Series("one", (), [0.5, 1])], y_label="y")
+    assert drawn.svg.startswith(b"<?xml")
+
+
+def test_plots_are_put_in_words_with_what_was_not_measured():
+    two = [Series("one", (), [0.5, float("nan")]), Series("two", (), [0, 1])]
+    assert plots.spoken(two, ["a", "b"]) == "one: a 0.50, b not measured; two: a 0.00, b 1.00."
 
 
 def test_a_folder_without_a_report_is_one_sentence(tmp_path):
@@ -172,6 +193,7 @@ def test_the_command_searches_counterfactuals_with_the_real_models(tmp_path, cap
 
 def test_wrong_commands_are_one_sentence(tmp_path, capsys):
     for arguments in (
+        ("detectors", "--sample", "--out", tmp_path / "long", "--compare", tmp_path / "absent"),
         ("nothing", "--sample", "--out", tmp_path),
         ("detectors", "--out", tmp_path),
         ("detectors", "--data", tmp_path / "absent", "--out", tmp_path),
@@ -182,5 +204,4 @@ def test_wrong_commands_are_one_sentence(tmp_path, capsys):
         assert code == 2
         assert said["error"]
         assert "Traceback" not in err
-        ("detectors", "--sample", "--out", tmp_path / "long", "--compare", tmp_path / "absent"),
     assert not (tmp_path / "long").exists()  # nothing is measured, perhaps for hours, before --compare is read

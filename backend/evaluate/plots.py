@@ -133,6 +133,16 @@ def matrix(
     return figure(name, title, alt, draw, x_label="", y_label="", legend=False)
 
 
+def spoken(series: Sequence[Series], labels: Sequence[str]) -> str:
+    """Return the values of some series in words, for those who do not see the plot; what is NaN was not measured."""
+
+    def words(one: Series) -> str:
+        values = ("not measured" if np.isnan(value) else f"{value:.2f}" for value in one.y)
+        return f"{one.name}: " + ", ".join(map(" ".join, zip(labels, values, strict=True)))
+
+    return "; ".join(map(words, series)) + "."
+
+
 def figure(
     name: str,
     title: str,
@@ -149,6 +159,7 @@ def figure(
     from matplotlib.figure import Figure as Canvas
 
     style: Any = {"svg.hashsalt": name, "font.size": 9, "axes.grid": True, "grid.alpha": 0.25, "svg.fonttype": "path"}
+    style["text.parse_math"] = False  # a family's name is a stranger's, and $ in it no formula
     with rc_context(style):
         canvas = Canvas(figsize=(WIDTH, HEIGHT), layout="constrained")
         FigureCanvasAgg(canvas)

@@ -26,6 +26,7 @@ class Column:
         metric: Name of the metric in the registry, where it shows one.
         digits: Digits after the decimal point.
         unit: Unit, where no metric says it.
+        key: Whether it names the row, as text does, though it holds a number.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Column:
     metric: str = ""
     digits: int = 3
     unit: str = ""
+    key: bool = False
 
     @property
     def heading(self) -> str:
@@ -69,10 +71,11 @@ class Table:
         return [_flat(self.columns, row) for row in self.rows]
 
     def keyed(self) -> dict[tuple[str, ...], dict[str, Any]]:
-        """Return the records by the text cells that name them."""
+        """Return the records by the cells that name them."""
         found = {}
         for row, record in zip(self.rows, self.records(), strict=True):
-            found[tuple(cell for cell in row if isinstance(cell, str))] = record
+            cells = zip(self.columns, row, strict=True)
+            found[tuple(str(cell) for column, cell in cells if column.key or isinstance(cell, str))] = record
         return found
 
     def to_json(self) -> dict[str, Any]:
@@ -125,8 +128,8 @@ def to_latex(table: Table) -> str:
         )
         for row in table.rows
     ]
-    columns = "l" * sum(all(isinstance(row[i], str) for row in table.rows) for i in range(len(table.columns)))
-    columns += "r" * (len(table.columns) - len(columns))
+    text = (all(isinstance(row[i], str) for row in table.rows) for i in range(len(table.columns)))
+    columns = "".join("l" if one else "r" for one in text)
     lines = [
         r"\begin{table}",
         r"\centering",

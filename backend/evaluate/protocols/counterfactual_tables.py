@@ -82,12 +82,12 @@ def plots_of(rows: Sequence[Row], config: "CounterfactualConfig") -> list[Figure
     labels = _unique(row[1] for row in levels.rows)
     if labels:
         groups = [Series(name, (), _rates(levels, name, labels)) for name in config.ablated]
-        alt = "Attack success rate by the style levels that were open. " + _spoken(groups, labels)
+        alt = "Attack success rate by the style levels that were open. " + plots.spoken(groups, labels)
         drawn.append(plots.bars("levels", "Success by style level", alt, labels, groups, y_label="ASR, both"))
     lengths = sorted(_unique(row[1] for row in steps.rows))
     if len(lengths) > 1:
         lines = [Series(name, lengths, _rates(steps, name, lengths)) for name in config.ablated]
-        alt = "Attack success rate over the length of a step. " + _spoken(lines, [f"{one:g}" for one in lengths])
+        alt = "Attack success rate over the length of a step. " + plots.spoken(lines, [f"{one:g}" for one in lengths])
         title, below = "Success by length of a step", "Length of a step in the codes"
         drawn.append(plots.lines("epsilon", title, alt, lines, x_label=below, y_label="ASR, both"))
     return drawn
@@ -192,7 +192,7 @@ def _steps(rows: Sequence[Row], config: "CounterfactualConfig") -> Table:
         for length in lengths
         for line in _varied(length, [row for row in own if row.get("epsilon") == length], config)
     ]
-    return _varied_table("epsilon", "Length of a step", Column("epsilon", "Step", digits=5), body, config)
+    return _varied_table("epsilon", "Length of a step", Column("epsilon", "Step", digits=5, key=True), body, config)
 
 
 def _varied(value: str | float, rows: Sequence[Row], config: "CounterfactualConfig") -> list[tuple[Cell, ...]]:
@@ -283,13 +283,6 @@ def _rates(table: Table, detector: str, keys: Sequence[Any]) -> list[float]:
 
 def _number(cell: Cell) -> float:
     return float("nan") if not isinstance(cell, Estimate) or cell.value is None else cell.value
-
-
-def _spoken(groups: Sequence[Series], labels: Sequence[str]) -> str:
-    return " ".join(
-        f"{one.name}: " + ", ".join(f"{label} {value:.2f}" for label, value in zip(labels, one.y, strict=True)) + "."
-        for one in groups
-    )
 
 
 def _unique(values: Iterable[Any]) -> list[Any]:

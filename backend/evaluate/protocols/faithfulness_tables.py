@@ -1,6 +1,6 @@
 """Tables and plots of the faithfulness protocol."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from backend.evaluate import plots, published_maps
@@ -9,13 +9,13 @@ from backend.evaluate.plots import Figure, Series
 from backend.evaluate.protocols import proofs
 from backend.evaluate.rows import Row
 from backend.evaluate.tables import Cell, Column, Table
-from backend.explain.methods import METHODS
 
 if TYPE_CHECKING:
     from backend.evaluate.protocols.faithfulness import FaithfulnessConfig
 
 FAMILY, DETECTOR = Column("family", "Family of fakes"), Column("detector", "Detector")
 METHOD, REFERENCE = Column("method", "Method"), Column("reference", "Reference")
+MAP = (DETECTOR, METHOD, REFERENCE)
 NONE = "none"  # the reference of random segments
 
 Variant = tuple[str, str]  # method and reference
@@ -31,7 +31,8 @@ def tables(rows: Sequence[Row], config: "FaithfulnessConfig") -> list[Table]:
     found = [_families(rows, config), _everything(rows, config)]
     if len(config.references) > 1:
         found.append(_gain(rows, config))
-    return [_beside(rows, config), *found, _over_random(rows, config), _references(rows, config), _cost(rows, config)]
+    against_random = proofs.against_random(MAP, _maps(rows, config), config.tops, "the same picture")
+    return [_beside(rows, config), *found, against_random, _references(rows, config), _cost(rows, config)]
 
 
 def plots_of(rows: Sequence[Row], config: "FaithfulnessConfig") -> list[Figure]:
@@ -47,10 +48,7 @@ def plots_of(rows: Sequence[Row], config: "FaithfulnessConfig") -> list[Figure]:
             Series(f"top {top}", (), [proofs.bar_values(measured[label][start + place]) for label in labels])
             for place, top in enumerate(config.tops)
         ]
-        alt = f"Sufficiency by map on {name}; higher is better. " + " ".join(
-            f"{label}: " + ", ".join(f"{group.name} {group.y[place]:.2f}" for group in groups) + "."
-            for place, label in enumerate(labels)
-        )
+        alt = f"Sufficiency by map on {name}; higher is better. {plots.spoken(groups, labels)}"
         title = f"Sufficiency, {name}"
         drawn.append(plots.bars(f"sufficiency_{name}", title, alt, labels, groups, y_label="Sufficiency"))
     return drawn
@@ -60,7 +58,7 @@ def finding(rows: Sequence[Row], config: "FaithfulnessConfig") -> str:
     """Say in one sentence what the adversarial reference adds at the smallest k, over all detectors."""
     top = min(config.tops)
     said = [
-        f"{_title(name)} {gain.value:+.3f}{_interval(gain)}"
+        f"{proofs.title(name)} {gain.value:+.3f}{_interval(gain)}"
         for name in config.methods
         if (gain := _difference([row for row in rows if row["method"] == name], f"p_after_{top}")).value is not None
     ]
@@ -108,12 +106,12 @@ def _families(rows: Sequence[Row], config: "FaithfulnessConfig") -> Table:
         for family in sorted({row["family"] for row in rows})
         for line in _lines([row for row in rows if row["family"] == family], config)
     ]
-    columns = (FAMILY, DETECTOR, METHOD, REFERENCE, *proofs.columns(config.tops))
+    columns = (FAMILY, *MAP, *proofs.columns(config.tops))
     return Table("families", "Faithfulness by family of fakes", columns, tuple(body), _note(config), by_family=True)
 
 
 def _everything(rows: Sequence[Row], config: "FaithfulnessConfig") -> Table:
-    columns = (DETECTOR, METHOD, REFERENCE, *proofs.columns(config.tops))
+    columns = (*MAP, *proofs.columns(config.tops))
     return Table("faithfulness", "Faithfulness over all fakes", columns, tuple(_lines(rows, config)), _note(config))
 
 
@@ -148,33 +146,14 @@ def _gain(rows: Sequence[Row], config: "FaithfulnessConfig") -> Table:
             gains = [_difference(own, f"p_after_{top}") for top in config.tops]
             differences = [gain for gain in _differences(own, f"p_after_{min(config.tops)}") if gain]
             better = proportion(sum(gain > 0 for gain in differences), len(differences))
-            body.append((name, _title(one), *gains, better))
+            body.append((name, proofs.title(one), *gains, better))
     note = "Picture by picture; above 0 the adversarial reference makes the better map. Ties are left out of the share."
     return Table("gain", "What the adversarial reference adds", columns, tuple(body), note)
 
 
-def _over_random(rows: Sequence[Row], config: "FaithfulnessConfig") -> Table:
-    columns = (
-        DETECTOR,
-        METHOD,
-        REFERENCE,
-        *(Column(f"over_random_{top}", f"Sufficiency@{top}, map - random") for top in config.tops),
-    )
-    body: list[tuple[Cell, ...]] = [
-        (name, *_named(one), *(proofs.over_random(own, top) for top in config.tops))
-        for name in _detectors(rows, config)
-        for one in _variants(config)
-        for own in [_of([row for row in rows if row["detector"] == name], one)]
-    ]
-    note = "Against as many pixels in random segments of the same picture; a map whose interval holds 0 may be chance."
-    return Table("over_random", "Maps against random segments", columns, tuple(body), note)
-
-
 def _references(rows: Sequence[Row], config: "FaithfulnessConfig") -> Table:
     columns = (
-        DETECTOR,
-        METHOD,
-        REFERENCE,
+        *MAP,
         Column("p_before", "p_fake of the face"),
         Column("p_reference", "p_fake of what stands behind"),
         Column("called_real", "Reference called real"),
@@ -183,31 +162,24 @@ def _references(rows: Sequence[Row], config: "FaithfulnessConfig") -> Table:
         Column("empty", "Maps that show nothing"),
     )
     body: list[tuple[Cell, ...]] = []
-    for name in _detectors(rows, config):
-        for one in _variants(config):
-            own = _of([row for row in rows if row["detector"] == name], one)
-            shown = [row["p_reference"] for row in own if row["p_reference"] is not None]
-            body.append(
-                (
-                    name,
-                    *_named(one),
-                    mean(row["p_before"] for row in own),
-                    mean(shown),
-                    proportion(sum(p < proofs.THRESHOLD for p in shown), len(shown)),
-                    mean(255 * row["change"] for row in own if "change" in row),
-                    mean(row["iterations"] for row in own if "iterations" in row),
-                    proportion(sum(row["degenerate"] for row in own), len(own)),
-                )
-            )
+    for names, own in _maps(rows, config):
+        shown = [row["p_reference"] for row in own if row["p_reference"] is not None]
+        cells = (
+            mean(row["p_before"] for row in own),
+            mean(shown),
+            proportion(sum(p < proofs.THRESHOLD for p in shown), len(shown)),
+            mean(255 * row["change"] for row in own if "change" in row),
+            mean(row["iterations"] for row in own if "iterations" in row),
+            proportion(sum(row["degenerate"] for row in own), len(own)),
+        )
+        body.append((*names, *cells))
     note = "What a hidden part shows. A reference that is still called fake, or that is no face, makes a weaker map."
     return Table("references", "What stood behind the hidden parts", columns, tuple(body), note)
 
 
 def _cost(rows: Sequence[Row], config: "FaithfulnessConfig") -> Table:
     columns = (
-        DETECTOR,
-        METHOD,
-        REFERENCE,
+        *MAP,
         Column("seconds", "Seconds", digits=2),
         Column("images", "Pictures judged", digits=0),
         Column("calls", "Calls of the detector", digits=0),
@@ -218,10 +190,7 @@ def _cost(rows: Sequence[Row], config: "FaithfulnessConfig") -> Table:
         lambda row: row["calls"] + row["attack_calls"],
     )
     body: list[tuple[Cell, ...]] = [
-        (name, *_named(one), *(mean(value(row) for row in own) for value in values))
-        for name in _detectors(rows, config)
-        for one in _variants(config)
-        for own in [_of([row for row in rows if row["detector"] == name], one)]
+        (*names, *(mean(value(row) for row in own) for value in values)) for names, own in _maps(rows, config)
     ]
     note = "The attack that makes the adversarial image counts with every map that needs it; the test of maps does not."
     return Table("cost", "Time and inferences of one map", columns, tuple(body), note)
@@ -252,6 +221,14 @@ def _detectors(rows: Sequence[Row], config: "FaithfulnessConfig") -> list[str]:
     return [name for name in config.detectors if any(row["detector"] == name for row in rows)]
 
 
+def _maps(rows: Sequence[Row], config: "FaithfulnessConfig") -> Iterator[proofs.Map]:
+    """Yield the maps of every detector, method and reference."""
+    for name in _detectors(rows, config):
+        own = [row for row in rows if row["detector"] == name]
+        for one in _variants(config):
+            yield (name, *_named(one)), _of(own, one)
+
+
 def _variants(config: "FaithfulnessConfig") -> list[Variant]:
     return [(name, reference) for name in config.methods for reference in config.references]
 
@@ -261,12 +238,8 @@ def _of(rows: Sequence[Row], variant: Variant) -> list[Row]:
 
 
 def _named(variant: Variant) -> tuple[str, str]:
-    return _title(variant[0]), variant[1]
+    return proofs.title(variant[0]), variant[1]
 
 
 def _titled(variant: Variant) -> str:
-    return f"{_title(variant[0])}, {variant[1]}"
-
-
-def _title(name: str) -> str:
-    return METHODS[name].title
+    return f"{proofs.title(variant[0])}, {variant[1]}"

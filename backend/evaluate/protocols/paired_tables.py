@@ -9,13 +9,13 @@ from backend.evaluate.plots import Figure, Series
 from backend.evaluate.protocols import proofs
 from backend.evaluate.rows import Row
 from backend.evaluate.tables import Cell, Column, Table
-from backend.explain.methods import METHODS
 
 if TYPE_CHECKING:
     from backend.evaluate.protocols.paired import PairedConfig
 
 FAMILY, DETECTOR = Column("family", "Family of fakes"), Column("detector", "Detector")
 SIZE, METHOD = Column("resolution", "Resolution"), Column("method", "Map of the real photo")
+MAP = (DETECTOR, SIZE, METHOD)
 CLAIMS = (
     "The paper says in words that SOBOL does best throughout, and that attacks succeed less at its larger resolution "
     "(299 pixels, against 256); its numbers were not at hand."
@@ -36,7 +36,7 @@ def tables(rows: Sequence[Row], config: "PairedConfig") -> list[Table]:
     return [
         _families(rows, config),
         _everything(rows, config),
-        _over_random(rows, config),
+        proofs.against_random(MAP, _maps(rows, config), config.tops, "the same fake"),
         _curves(rows, config),
         _agreement(rows, config),
         _cost(rows, config),
@@ -46,7 +46,7 @@ def tables(rows: Sequence[Row], config: "PairedConfig") -> list[Table]:
 def plots_of(rows: Sequence[Row], config: "PairedConfig") -> list[Figure]:
     """Return sufficiency by method, one plot a detector, and sufficiency over the area under the deletion curve."""
     top, drawn = max(config.tops), []
-    labels = [*map(_title, config.methods), proofs.RANDOM]
+    labels = [*map(proofs.title, config.methods), proofs.RANDOM]
     for name in config.detectors:
         groups = [
             Series(size, (), [proofs.bar_values(line[-1]) for line in _lines(own, config)])
@@ -55,17 +55,13 @@ def plots_of(rows: Sequence[Row], config: "PairedConfig") -> list[Figure]:
         ]
         if not groups:
             continue
-        alt = f"Sufficiency@{top} on fakes by map of the real photo, {name}; higher is better. " + " ".join(
-            f"{group.name}: "
-            + ", ".join(f"{label} {value:.2f}" for label, value in zip(labels, group.y, strict=True))
-            + "."
-            for group in groups
-        )
+        alt = f"Sufficiency@{top} on fakes by map of the real photo, {name}; higher is better. "
+        alt += plots.spoken(groups, labels)
         title = f"Sufficiency@{top}, {name}"
         drawn.append(plots.bars(f"sufficiency_{name}", title, alt, labels, groups, y_label=f"Sufficiency@{top}"))
     clouds = [
         Series(
-            _title(one),
+            proofs.title(one),
             [row["deletion"] for row in own],
             [row["p_before"] - row[f"p_after_{top}"] for row in own],
         )
@@ -87,7 +83,7 @@ def finding(rows: Sequence[Row], config: "PairedConfig") -> str:
     """Say in one sentence, over all detectors and resolutions, which map is best and what chance does."""
     top = max(config.tops)
     falls = {
-        _title(one): proofs.cells([row for row in rows if row["method"] == one], config.tops)[-1]
+        proofs.title(one): proofs.cells([row for row in rows if row["method"] == one], config.tops)[-1]
         for one in config.methods
     }
     measured = {name: fall.value for name, fall in falls.items() if fall.value is not None}
@@ -110,19 +106,19 @@ def _families(rows: Sequence[Row], config: "PairedConfig") -> Table:
         for name, size, own in _parts([row for row in rows if row["family"] == family], config)
         for line in _lines(own, config)
     ]
-    columns = (FAMILY, DETECTOR, SIZE, METHOD, *proofs.columns(config.tops))
+    columns = (FAMILY, *MAP, *proofs.columns(config.tops))
     return Table("families", "Attacked fakes by family", columns, tuple(body), _note(config), by_family=True)
 
 
 def _everything(rows: Sequence[Row], config: "PairedConfig") -> Table:
     body = [(name, size, *line) for name, size, own in _parts(rows, config) for line in _lines(own, config)]
-    columns = (DETECTOR, SIZE, METHOD, *proofs.columns(config.tops))
+    columns = (*MAP, *proofs.columns(config.tops))
     return Table("paired", "Attacked fakes over all pairs", columns, tuple(body), f"{_note(config)} {CLAIMS}")
 
 
 def _lines(rows: Sequence[Row], config: "PairedConfig") -> list[tuple[Cell, ...]]:
     body: list[tuple[Cell, ...]] = [
-        (_title(one), *proofs.cells([row for row in rows if row["method"] == one], config.tops))
+        (proofs.title(one), *proofs.cells([row for row in rows if row["method"] == one], config.tops))
         for one in config.methods
     ]
     return [*body, (proofs.RANDOM, *proofs.random_cells(rows, config.tops))]
@@ -135,28 +131,9 @@ def _note(config: "PairedConfig") -> str:
     )
 
 
-def _over_random(rows: Sequence[Row], config: "PairedConfig") -> Table:
-    columns = (
-        DETECTOR,
-        SIZE,
-        METHOD,
-        *(Column(f"over_random_{top}", f"Sufficiency@{top}, map - random") for top in config.tops),
-    )
-    body: list[tuple[Cell, ...]] = [
-        (name, size, _title(one), *(proofs.over_random(of_map, top) for top in config.tops))
-        for name, size, own in _parts(rows, config)
-        for one in config.methods
-        for of_map in [[row for row in own if row["method"] == one]]
-    ]
-    note = "Against as many pixels in random segments of the same fake; a map whose interval holds 0 may be chance."
-    return Table("over_random", "Maps against random segments", columns, tuple(body), note)
-
-
 def _curves(rows: Sequence[Row], config: "PairedConfig") -> Table:
     columns = (
-        DETECTOR,
-        SIZE,
-        METHOD,
+        *MAP,
         Column("deletion", "Area, deletion", "curve_area"),
         Column("insertion", "Area, insertion", "curve_area"),
     )
@@ -167,7 +144,7 @@ def _curves(rows: Sequence[Row], config: "PairedConfig") -> Table:
             areas = [
                 mean_with_interval((row[curve] for row in of_map), (0.0, 1.0)) for curve in ("deletion", "insertion")
             ]
-            body.append((name, size, one if one == proofs.RANDOM else _title(one), *areas))
+            body.append((name, size, one if one == proofs.RANDOM else proofs.title(one), *areas))
     note = (
         f"Of p_real of the photo; a removed pixel shows {FILLS[config.fill]}. A good map should have a low area for "
         "deletion and a high one for insertion, and random segments neither."
@@ -207,9 +184,7 @@ def _agreement(rows: Sequence[Row], config: "PairedConfig") -> Table:
 
 def _cost(rows: Sequence[Row], config: "PairedConfig") -> Table:
     columns = (
-        DETECTOR,
-        SIZE,
-        METHOD,
+        *MAP,
         Column("map_seconds", "Seconds of the map", digits=2),
         Column("proof_seconds", "Seconds of the attacks", digits=2),
         Column("curve_seconds", "Seconds of the curves", digits=2),
@@ -217,10 +192,7 @@ def _cost(rows: Sequence[Row], config: "PairedConfig") -> Table:
     )
     names = ("map_seconds", "proof_seconds", "curve_seconds", "images")
     body: list[tuple[Cell, ...]] = [
-        (name, size, _title(one), *(mean(row.get(value) for row in of_map) for value in names))
-        for name, size, own in _parts(rows, config)
-        for one in config.methods
-        for of_map in [[row for row in own if row["method"] == one]]
+        (*named, *(mean(row.get(value) for row in own) for value in names)) for named, own in _maps(rows, config)
     ]
     note = f"The attacks are on {len(config.tops)} numbers of segments, each also on {config.draws} random rankings."
     return Table("cost", "Time of map, attack and curves", columns, tuple(body), note)
@@ -233,6 +205,13 @@ def _parts(rows: Sequence[Row], config: "PairedConfig") -> Iterator[Part]:
             own = [row for row in rows if row["detector"] == name and row["resolution"] == factor]
             if own:
                 yield name, f"{factor:g} x ({own[0]['side']} pixels)", own
+
+
+def _maps(rows: Sequence[Row], config: "PairedConfig") -> Iterator[proofs.Map]:
+    """Yield the maps of every detector, resolution and method."""
+    for name, size, own in _parts(rows, config):
+        for one in config.methods:
+            yield (name, size, proofs.title(one)), [row for row in own if row["method"] == one]
 
 
 def _rank_correlation(one: Sequence[float], other: Sequence[float]) -> float | None:
@@ -250,7 +229,3 @@ def _spoken(table: Table) -> str:
         if isinstance(cell, Estimate) and cell.value is not None
     ]
     return f"Rank correlation with deletion: {'; '.join(said)}." if said else ""
-
-
-def _title(name: str) -> str:
-    return METHODS[name].title

@@ -17,13 +17,15 @@ from backend.evaluate.metrics import faithfulness
 from backend.evaluate.metrics.metric import Estimate, mean_with_interval
 from backend.evaluate.protocols.protocol import Config
 from backend.evaluate.rows import Row
-from backend.evaluate.tables import Cell, Column
-from backend.explain.methods import Preset
+from backend.evaluate.tables import Cell, Column, Table
+from backend.explain.methods import METHODS, Preset
 from backend.explain.proof import ITERATIONS, Proof, ProofSettings
 
 Attack = Literal["nes", "pgd"]
 ATTACKS: dict[Attack, str] = {"nes": "NES, which sees answers alone", "pgd": "PGD, which sees the gradient"}
 RANDOM = "Random segments"
+
+Map = tuple[tuple[str, ...], list[Row]]  # the cells that name a method's maps, and their rows
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,27 @@ def random_cells(rows: Sequence[Row], tops: Iterable[int]) -> tuple[Estimate, ..
         *(mean_with_interval(_by_picture(rows, f"random_called_fake_{top}"), (0.0, 1.0)) for top in tops),
         *(mean_with_interval(_by_picture(rows, f"random_p_after_{top}", falls=True)) for top in tops),
     )
+
+
+def against_random(named: tuple[Column, ...], maps: Iterable[Map], tops: Iterable[int], tested_on: str) -> Table:
+    """Return the table of maps against random segments.
+
+    Args:
+        named: The columns that name a map.
+        maps: All maps.
+        tops: Numbers of segments.
+        tested_on: Which picture was attacked, in words.
+    """
+    tops = tuple(tops)
+    columns = (*named, *(Column(f"over_random_{top}", f"Sufficiency@{top}, map - random") for top in tops))
+    body: list[tuple[Cell, ...]] = [(*names, *(over_random(rows, top) for top in tops)) for names, rows in maps]
+    note = f"Against as many pixels in random segments of {tested_on}; a map whose interval holds 0 may be chance."
+    return Table("over_random", "Maps against random segments", columns, tuple(body), note)
+
+
+def title(method: str) -> str:
+    """Return the name of an explanation method for people."""
+    return METHODS[method].title
 
 
 def over_random(rows: Sequence[Row], top: int) -> Estimate:

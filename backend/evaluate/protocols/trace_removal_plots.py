@@ -60,7 +60,7 @@ def _accuracy(verdicts: Sequence[Row], config: "TraceRemovalConfig") -> Figure |
         printed = [published.TRACE_REMOVAL_MEANS[one].get(attack, float("nan")) for attack in shown]
         series.append(Series(f"paper, {sets.DEFENCES[one].title}", (), printed))
     labels = [title(attack) for attack in shown]
-    alt = f"Share of fakes still found, mean of the six detectors. {_spoken(series, labels)}"
+    alt = f"Share of fakes still found, mean of the six detectors. {plots.spoken(series, labels)}"
     return plots.bars("accuracy", "Fakes still found after each attack", alt, labels, series, y_label="Still found")
 
 
@@ -75,7 +75,7 @@ def _families(verdicts: Sequence[Row], config: "TraceRemovalConfig") -> Figure |
         for attack in attacks(verdicts)
     ]
     name = sets.DEFENCES[last].title
-    alt = f"Share of fakes still found by family, detectors trained with {name}. {_spoken(series, families)}"
+    alt = f"Share of fakes still found by family, detectors trained with {name}. {plots.spoken(series, families)}"
     return plots.bars("families", "Fakes still found, by family", alt, families, series, y_label="Still found")
 
 
@@ -162,11 +162,3 @@ def _features(kind: str, measured: Sequence[Row], config: "TraceRemovalConfig") 
 def _value(verdicts: Sequence[Row], defence: str, attack: str, family: str = "") -> float:
     value = mean_of_six(verdicts, defence, attack, family).value
     return float("nan") if value is None else value
-
-
-def _spoken(series: Sequence[Series], labels: Sequence[str]) -> str:
-    def words(one: Series) -> str:
-        known = [(label, value) for label, value in zip(labels, one.y, strict=True) if not np.isnan(value)]
-        return f"{one.name}: " + ", ".join(f"{label} {value:.2f}" for label, value in known)
-
-    return "; ".join(map(words, series)) + "."
