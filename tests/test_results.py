@@ -174,7 +174,6 @@ def test_the_tab_shows_findings_at_once_and_a_report_on_request(kept):
     assert tab._show_stored("../other", None)[0] == ""
 
 
-def test_other_weights_are_noticed_and_said(kept):
 def zipped(folder, out):
     with zipfile.ZipFile(out, "w") as pack:
         for path in folder.rglob("*.png"):
@@ -215,6 +214,7 @@ def test_a_zip_that_would_fill_the_disk_of_all_visitors_is_refused(toys, tmp_pat
         run_in_the_app(monkeypatch, tmp_path, str(tmp_path / "a.zip"))
 
 
+def test_other_weights_are_noticed_and_said(kept):
     path = kept / "other" / JSON
     said = json.loads(path.read_text())
     if not (SETTINGS.weights_dir / "registry.toml").exists():

@@ -196,10 +196,6 @@ def test_what_failed_is_listed_and_done_again_on_resuming(tmp_path, monkeypatch)
     assert again.counts == {"done": 18, "skipped": 0, "failed": 0, "rows": 18}
 
 
-def mended(protocol):
-    return ToyProtocol(replace(protocol.config, broken=""))
-
-
 def test_an_error_that_names_a_file_tells_no_folder(tmp_path, monkeypatch):
     data = toy_data(tmp_path / "data")
     monkeypatch.setattr(ToyProtocol, "run_item", lambda *_: (tmp_path / "secret" / "absent.png").read_bytes())
@@ -207,6 +203,10 @@ def test_an_error_that_names_a_file_tells_no_folder(tmp_path, monkeypatch):
         evaluated(ToyProtocol(ToyConfig()), data, tmp_path / "out")
     assert "'absent.png'" in str(caught.value)
     assert "secret" not in str(caught.value)
+
+
+def mended(protocol):
+    return ToyProtocol(replace(protocol.config, broken=""))
 
 
 def test_a_preset_counts_only_pictures_that_can_be_used(tmp_path):
@@ -254,11 +254,11 @@ class FakePool(engines.Pool):
 
         self.started += 1
         self.running.add(self.started)
+        self.places.append(number)
         self.work = pickle.loads(packed)
         return self.started
 
     def send(self, worker, item):
-        self.places.append(number)
         self.jobs[worker] = item
 
     def wait(self, busy):
@@ -279,12 +279,12 @@ def test_a_worker_that_dies_is_replaced_and_its_item_done_again(reference, tmp_p
     evaluated(ToyProtocol(ToyConfig()), data, tmp_path, engine=pool)
     assert stored(tmp_path) == stored(out)
     assert pool.started == 5
+    assert pool.places == [0, 1, 2, pool.places[3], pool.places[3]]  # the place of the one that died, and its GPU
+    assert pool.places[3] < 3
     assert not pool.running
 
 
 def test_an_item_that_kills_every_worker_is_given_up_alone(reference, tmp_path):
-    assert pool.places == [0, 1, 2, pool.places[3], pool.places[3]]  # the place of the one that died, and its GPU
-    assert pool.places[3] < 3
     data, _, _ = reference
     found = evaluated(ToyProtocol(ToyConfig()), data, tmp_path, engine=FakePool(2, "real/1.png|factor=2", times=99))
     assert found.counts == {"done": 17, "skipped": 0, "failed": 1, "rows": 17}
@@ -340,10 +340,6 @@ def test_a_ray_that_does_not_start_is_one_sentence(reference, tmp_path, monkeypa
     assert len(asked) == len(ended) == tries
 
 
-def test_an_engine_that_does_not_exist_is_one_sentence():
-    with pytest.raises(UserError, match="no engine cloud"):
-        engines.engine("cloud")
-    with pytest.raises(UserError, match="-1 workers"):
 @pytest.mark.parametrize(
     ("gpus", "workers", "share"), [(0, 4, 0), (1, 1, 1), (4, 2, 1), (2, 3, 1 / 2), (2, 4, 1 / 2), (1, 3, 1 / 3)]
 )
@@ -352,6 +348,10 @@ def test_every_worker_finds_room_on_one_gpu(gpus, workers, share):
     assert share == 0 or int(1 / share + 1e-9) * gpus >= workers
 
 
+def test_an_engine_that_does_not_exist_is_one_sentence():
+    with pytest.raises(UserError, match="no engine cloud"):
+        engines.engine("cloud")
+    with pytest.raises(UserError, match="-1 workers"):
         engines.engine("local", -1)
 
 
@@ -373,8 +373,8 @@ def test_an_outcome_replaces_a_failed_one(tmp_path):
     assert store.finished() == {"a"}
     assert list(store.rows()) == [{"x": 1}]
     assert store.sessions()[0]["seconds"] == 2.0
-    store.close()
     store._connection.execute("PRAGMA query_only = ON")  # as on a disk that is full
     with pytest.raises(UserError, match="could not be written"):
         store.add(Outcome("b", "done", "[]", "", 1.0, ""), session, 3.0)
     assert store.finished() == {"a"}
+    store.close()

@@ -156,8 +156,8 @@ def test_neighbours_in_feature_space_by_hand(measured):
     # 180, 177, 170; to 180: 177, 190 and 170; to 170: 177, 180 and 190: one real among three each time.
     for name in ("fakes", "TR-Net copy"):
         assert rows["xception", name]["real_neighbours"] == pytest.approx(1 / 3)
-    assert "it would be 0.60" in measured[1]["features"].note  # three real ones among five others
     assert ("xception", "FGSM") not in rows
+    assert "it would be 0.60" in measured[1]["features"].note  # three real ones among five others
     shares = traces.real_neighbours(*(np.array([[x] for x in xs]) for xs in ([5], [4, 9], [5, 6])), np.array([0]), 2)
     assert shares.tolist() == [0.5]
     assert np.isnan(traces.real_neighbours(np.ones((1, 1)), np.empty((0, 1)), np.ones((1, 1)), np.array([0]), 2)).all()
