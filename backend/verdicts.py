@@ -90,6 +90,15 @@ def seen_by(card: Card, crops: torch.Tensor, sources: Source | Sequence[Source] 
     return torch.cat([seen_by(card, crop[None], source) for crop, source in zip(crops, sources, strict=True)])
 
 
+def by_crop(detectors: Sequence[str] | None = None) -> dict[tuple[str, int], list[str]]:
+    """Return detectors (all that can be loaded by default) by the crop that they want: its position and its size."""
+    groups: dict[tuple[str, int], list[str]] = {}
+    for name in detectors if detectors is not None else registry.loadable():
+        card = registry.load(name).card
+        groups.setdefault((card.template, card.input_size), []).append(name)
+    return groups
+
+
 def in_words(score: float) -> str:
     """Put a probability of fake into words with its scale."""
     return f"{WORDS[verdict(score)]}: {score:.2f} (0 = real, 1 = fake)"

@@ -91,6 +91,16 @@ def reading(source: bytes | Path) -> Job[Clip]:
             return (yield from _decoded(container))
 
 
+def length(path: Path) -> float:
+    """Return how many seconds a file says that it lasts, MAX_SECONDS at most, and so many where it does not say."""
+    try:
+        with path.open("rb") as file, av.open(file, options={"format_whitelist": CONTAINERS}) as container:
+            assert isinstance(container, InputContainer)
+            return min(MAX_SECONDS, _seconds(container, container.streams.video[0]) or MAX_SECONDS)
+    except Exception:  # noqa: BLE001 - openers raise anything; `reading` is what says why
+        return MAX_SECONDS
+
+
 def encode(frames: Sequence[np.ndarray], rate: float, metadata: Mapping[str, str]) -> bytes:
     """Encode frames as MP4 (H.264), which every browser plays.
 

@@ -15,6 +15,7 @@ import resource
 import subprocess
 import sys
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,8 @@ def loop(
     epsilon = inverter.epsilon if settings.epsilon is None else settings.epsilon
     with torch.no_grad():
         drawn_start = _draw(inverter, start)
-        difference = float((drawn_start - inverter.synthesize(start, clamp=False)).abs().max())
+    with torch.no_grad(), _all_digits():
+        difference = float((_draw(inverter, start) - inverter.synthesize(start, clamp=False)).abs().max())
     if difference > tolerance:
         raise RuntimeError(f"the two generators draw different faces, by up to {difference:.1e}")
 
@@ -101,6 +103,12 @@ def loop(
         codes = codes.detach() - epsilon * gradient.sign() * opened
         scores.append(score(codes))
     return scores[-1].cpu(), time.perf_counter() - started
+
+
+def _all_digits() -> AbstractContextManager[None]:
+    """Compute convolutions in full float32 also on a GPU, which otherwise rounds their factors to 10 bits (TF32)."""
+    own = torch.backends.cudnn
+    return own.flags(enabled=own.enabled, benchmark=own.benchmark, deterministic=own.deterministic, allow_tf32=False)
 
 
 def _draw(inverter: Inverter, codes: Tensor) -> Tensor:

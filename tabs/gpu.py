@@ -8,13 +8,18 @@ import functools
 import importlib
 import importlib.util
 import inspect
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from gradio.blocks import Block, BlockFunction
 
+from backend import verdicts
+from backend.detectors import registry
+from backend.generators.refinement import RefineSettings
 from tabs.common import MODEL, VERDICT, session_folder
 
 VERDICT_SECONDS = 15
@@ -22,6 +27,9 @@ JOB_SECONDS = 30  # loading, faces, metrics and whatever has no number of steps
 STEP_SECONDS = 0.1
 MOST_SECONDS = 120  # a visitor without an account has this much in a day
 PRESETS = {"quick": 1.0, "full": 3.0, "as_released": 4.0}
+EVERY_METHOD = 2.0  # all maps beside each other, in times of one
+PROTOCOLS = {"detectors": 1.0}  # in times of a job; any other protocol is asked all the time that there is for
+RETEST_STEPS = 2  # asking the other detectors about some frames, in steps
 
 
 @dataclass(frozen=True)
@@ -59,14 +67,38 @@ def seconds(event: BlockFunction, *values: Any) -> int:
         return VERDICT_SECONDS
     assert event.fn is not None
     try:
-        asked = inspect.signature(event.fn).bind(*values).arguments
+        asked = inspect.signature(event.fn).bind_partial(*values).arguments
     except TypeError:
         asked = {}
+    needed = JOB_SECONDS + STEP_SECONDS * _steps(asked)
+    if "preset" in asked:
+        needed *= PRESETS.get(str(asked["preset"]), 1.0) * (1.0 if "method" in asked else EVERY_METHOD)
+    if "protocol" in asked:
+        needed *= PROTOCOLS.get(str(asked["protocol"]), MOST_SECONDS / JOB_SECONDS)
+    return min(MOST_SECONDS, round(needed))
+
+
+def _steps(asked: Mapping[str, Any]) -> float:
+    """Return how many steps were asked for at most: of a closer reconstruction too, and in all batches of a video."""
     steps = asked.get("steps")
-    needed = JOB_SECONDS + STEP_SECONDS * (steps if isinstance(steps, int | float) else 0)
-    if "video" in asked:
-        return MOST_SECONDS
-    return min(MOST_SECONDS, round(needed * PRESETS.get(str(asked.get("preset")), 1.0)))
+    count = float(steps) if isinstance(steps, int | float) else 0.0
+    if asked.get("closer"):
+        count += RefineSettings.steps
+    return count if "video" not in asked else _batches(asked) * (count + RETEST_STEPS)
+
+
+def _batches(asked: Mapping[str, Any]) -> int:
+    """Return in how many batches the frames of a video are searched at most."""
+    from backend import video  # these imports would keep the page waiting
+    from backend.counterfactual.film import BATCH
+
+    if asked["video"] is None:  # it will be refused
+        return 0
+    frames = math.ceil(min(video.MAX_FRAMES, video.length(Path(str(asked["video"]))) * video.RATE))
+    card = registry.card(str(asked["detector"])) if asked.get("detector") in registry.loadable() else None
+    if card is not None and (card.template, card.input_size) != (verdicts.TEMPLATE, registry.EMBEDDED_SIZE):
+        return frames  # every frame has a view of its own
+    return 1 + math.ceil((frames - 1) / BATCH)  # the first is searched by itself
 
 
 def _lent(event: BlockFunction, lend: Callable[..., Any]) -> Callable[..., Any]:

@@ -8,7 +8,7 @@ import gradio as gr
 import numpy as np
 import torch
 
-from backend import images, verdicts
+from backend import alignment, images, verdicts
 from backend.detectors import registry
 from backend.errors import UserError
 from tabs.common import MODEL, QUICK, VERDICT, answered, session_folder
@@ -23,11 +23,15 @@ ABOUT = (
 THRESHOLD = 0.5
 
 
+Crops = dict[tuple[str, int], np.ndarray]  # of one face, by position and size
+
+
 @dataclass(frozen=True)
 class Round:
-    """One quiz: the faces, what they are, and what was answered so far."""
+    """One quiz: the faces, the crops of them that detectors want, what they are, and what was answered so far."""
 
     faces: list[np.ndarray] = field(default_factory=list)
+    crops: list[Crops] = field(default_factory=list)
     fake: list[bool] = field(default_factory=list)
     answers: list[bool] = field(default_factory=list)
 
@@ -78,21 +82,28 @@ class Quiz:
         source = Path(path) if path else samples.draw(workspace / "sample")
         data = open_data(source, workspace / "zip" if path else workspace)
         chosen = data.select(QUESTIONS // 2 + max(0, QUESTIONS // 2 - len(data.reals)), QUESTIONS // 2, 0)
-        found = [(one, self._crop(data.path(one.name))) for one in chosen.samples]
-        usable = [(crop, one.label == "fake") for one, crop in found if crop is not None]
+        wanted = list(verdicts.by_crop())
+        found = [(one, self._cut(data.path(one.name), wanted)) for one in chosen.samples]
+        usable = [(*cut, one.label == "fake") for one, cut in found if cut is not None]
         if len(usable) < 2:
             raise UserError("There are too few faces for a quiz.", "Use a zip file with more pictures.")
         order = np.random.default_rng(len(usable)).permutation(len(usable))
         usable = [usable[place] for place in order]
-        begun = Round([crop for crop, _ in usable], [fake for _, fake in usable])
+        faces, crops, fake = map(list, zip(*usable, strict=True))
+        begun = Round(faces, crops, fake)
         return {self.asking: gr.Column(visible=True), self.score: "", **self._ask(begun)}
 
-    def _crop(self, path: Path) -> np.ndarray | None:
+    def _cut(self, path: Path, wanted: list[tuple[str, int]]) -> tuple[np.ndarray, Crops] | None:
+        """Return the largest face of a picture as it is shown, and as detectors want it."""
         try:
-            judged = verdicts.judge(images.read(path), [])
+            photo = images.read(path)
+            judged = verdicts.judge(photo, [])
         except UserError:
             return None
-        return judged[0].aligned.crop if judged else None
+        if not judged:
+            return None
+        aligned = judged[0].aligned
+        return aligned.crop, {form: alignment.align(photo, aligned.face, *form).crop for form in wanted}
 
     def _said_real(self, current: Round) -> Updates:
         return self._answer(current, fake=False)
@@ -119,10 +130,13 @@ class Quiz:
         """Set the visitor's score beside the detectors', once every face has an answer."""
         if not current.faces or not current.over:
             return gr.skip()
-        scores = verdicts.p_fake(torch.cat([images.to_tensor(crop) for crop in current.faces]))
         answers = {"You": current.answers}
-        for name, values in scores.items():
-            answers[registry.card(name).title] = [value >= THRESHOLD for value in values]
+        for form, names in verdicts.by_crop().items():
+            if form not in current.crops[0]:  # a detector that was fetched since the quiz began
+                continue
+            crops = torch.cat([images.to_tensor(own[form]) for own in current.crops])
+            for name, values in verdicts.p_fake(crops, names).items():
+                answers[registry.card(name).title] = [value >= THRESHOLD for value in values]
         rows = [(who, *_right(said, current.fake)) for who, said in answers.items()]
         rows[1:] = sorted(rows[1:], key=lambda row: -int(row[1].split(" ")[0]))
         head = ("Who", "Right", "Fakes found", "Real faces wrongly called fake")

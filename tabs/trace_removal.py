@@ -10,6 +10,7 @@ from backend import images
 from backend.examples import Example
 from backend.progress import Job, Step
 from backend.verdicts import JudgedFace
+from backend.views import Source
 from tabs import trace_words as words
 from tabs.common import MODEL, QUICK, answered, photo_from, session_folder
 from tabs.limits import Limit
@@ -57,7 +58,11 @@ class TraceRemovalTab:
         asked = [self.choice.photo, self.choice.which]
         run = self.remove.click(answered(self._remove), asked, self._job_outputs(), **MODEL, **private)
         others = self.compare.click(
-            answered(self._compare), [self.choice.faces, self.choice.which], self._job_outputs(), **MODEL, **private
+            answered(self._compare),
+            [self.choice.photo, self.choice.faces, self.choice.which],
+            self._job_outputs(),
+            **MODEL,
+            **private,
         )
         self.running = [run, others]
         for job in self.running:
@@ -116,14 +121,17 @@ class TraceRemovalTab:
         made = yield from self._watched(bundle.make(photo, number))
         yield {**self._idle(), self.progress: "", **self.result.show(made, session_folder(request))}
 
-    def _compare(self, faces: list[JudgedFace], number: int | None, request: gr.Request) -> Iterator[Updates]:
+    def _compare(
+        self, path: str | None, faces: list[JudgedFace], number: int | None, request: gr.Request
+    ) -> Iterator[Updates]:
         """Run every attack on the chosen face and set the verdicts side by side."""
         from backend.trace_removal.comparison import compare
 
+        photo = photo_from(path)
         LIMIT.check(request)
         yield self._busy()
-        crop = faces[(number or 1) - 1].aligned.crop
-        made = yield from self._watched(compare(images.to_tensor(crop)))
+        aligned = faces[(number or 1) - 1].aligned
+        made = yield from self._watched(compare(images.to_tensor(aligned.crop), Source(photo, aligned)))
         yield {**self._idle(), self.progress: "", **self.result.show_comparison(made)}
 
     def _watched(self, job: Job[Any]) -> Any:

@@ -76,6 +76,7 @@ class VideoStep:
                 with gr.Column(min_width=260):
                     self.scores = gr.HTML()
             self.table = gr.HTML()
+            self.others = gr.HTML()
             gr.Markdown(DOUBTS)
             self.settings = gr.Markdown(elem_classes="note")
             self.download = gr.DownloadButton("Download the frames and numbers (zip)", value=None)
@@ -101,7 +102,16 @@ class VideoStep:
         return [self.find, self.stop, self.note, self.refused, self.live, self.progress, self.face, *self._shown()]
 
     def _shown(self) -> list[Any]:
-        return [self.result, self.summary, self.made, self.scores, self.table, self.settings, self.download]
+        return [
+            self.result,
+            self.summary,
+            self.made,
+            self.scores,
+            self.table,
+            self.others,
+            self.settings,
+            self.download,
+        ]
 
     def _idle(self) -> Updates:
         return {self.find: gr.Button(interactive=True), self.stop: gr.Button(interactive=False)}
@@ -186,6 +196,7 @@ class VideoStep:
             self.made: str(made),
             self.scores: words.scores(film.frames),
             self.table: words.frame_table(film.frames),
+            self.others: words.retest(film),
             self.settings: words.settings_line(film.record()),
             self.download: str(packed),
         }

@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
+from backend.detectors import registry
 from backend.detectors.card import verdict
 from backend.progress import Step
-from tabs.words import SCALE
+from tabs.words import SCALE, table
 
 if TYPE_CHECKING:
-    from backend.counterfactual.film_result import FilmFrame
+    from backend.counterfactual.film_result import Film, FilmFrame
 
 WIDTH, HEIGHT, LEFT = 320, 120, 26
 LEGEND = (
@@ -56,6 +57,22 @@ def frame_table(frames: Sequence["FilmFrame"]) -> str:
         f'<table class="facts frames"><caption>p_fake of every frame {SCALE}</caption><tr>{head}</tr>'
         f"{''.join(map(_frame_row, frames))}</table></details>"
     )
+
+
+def retest(film: "Film") -> str:
+    """Return what share of the frames each detector calls fake, before and after."""
+    title = "<h3>What the other detectors say</h3>"
+    if not film.retested:
+        return f"{title}<p>There is no other detector to ask.</p>"
+    own = film.searched_against
+    rows = [
+        (registry.card(one.detector).title + note, f"{one.fake_before:.0%}", f"{one.fake_after:.0%}")
+        for note, one in ((" (searched against)", own), *(("", one) for one in film.retested))
+    ]
+    caption = (
+        f"Share of the {own.frames} searched frames that a detector calls fake, before they were saved as a video."
+    )
+    return title + table(("Detector", "Before", "After"), rows, caption)
 
 
 def settings_line(record: dict) -> str:

@@ -71,7 +71,8 @@ def size(model: Model) -> str:
     """Return the size of a file in words."""
     if not model.bytes:
         return "not known"
-    return f"{model.bytes / 1e6:,.0f} MB" if model.bytes >= 1e6 else f"{model.bytes / 1e3:,.0f} kB"
+    text = f"{model.bytes / 1e6:,.0f} MB" if model.bytes >= 1e6 else f"{model.bytes / 1e3:,.0f} kB"
+    return f"about {text}" if model.about else text
 
 
 def progress(step: Step) -> str:

@@ -59,3 +59,31 @@ class _Two(Brightness):
 
     def forward(self, images):
         return torch.cat([torch.zeros(len(images), 1), super().forward(images)], dim=1)
+
+
+def test_goals_by_hand():
+    fast, slow = ({"gpu": True, "seconds": seconds, "steps": 50} for seconds in (0.9, 5.4))
+    said = ffhq._goals({"truncated": fast, "loop": slow})
+    assert said == [
+        "goal, 2 s for 100 steps: met (1.80 s)",
+        "goal, 5 times faster than the straightforward loop: met (6.0 times)",
+    ]
+    assert "missed (10.80 s)" in ffhq._goals({"truncated": slow})[0]
+    assert ffhq._goals({"truncated": fast | {"gpu": False}}) == []
+
+
+def test_a_side_that_does_not_fit_is_said(monkeypatch, capsys):
+    def full(_options):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(ffhq, "_run", full)
+    failed = ffhq._unless_full(None)
+    run = {"step": 0.01, "core_step": 0.01, "seconds": 1.0, "core_seconds": 1.0, "steps": 100, "peak": 900.0}
+    run |= {"drawn": 256, "dtype": "bfloat16", "difference": [], "gpu": True, "device": "a GPU"}
+    run |= {"weights": "filled weights", "detector": "untrained"}
+    monkeypatch.setattr(ffhq, "_child", lambda _options, side, _batch: failed if side == "loop" else run)
+    monkeypatch.setattr(ffhq.sys, "argv", ["ffhq.py", "--device", "cuda", "--batch", "8"])
+    assert ffhq.main() == 0
+    said = capsys.readouterr().out
+    assert "straightforward loop, batch 8: the memory of the GPU does not suffice" in said
+    assert "a GPU, batch 8" in said and "goal, 2 s for 100 steps: met (1.00 s)" in said

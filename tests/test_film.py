@@ -35,6 +35,7 @@ def detector(monkeypatch):
     """Put a toy detector in place of the registry's, and a finder that finds a face wherever it is not dark."""
     known = toy_detector(size=SIZE)
     monkeypatch.setattr(registry, "load", lambda _name: known)
+    monkeypatch.setattr(registry, "loadable", lambda: ["toy"])
     monkeypatch.setattr(faces, "find", lambda image: [FACE] if image.mean() > 20 else [])
     return known
 
@@ -101,6 +102,36 @@ def test_a_detector_with_a_crop_of_its_own_sees_it_in_every_frame(detector):
     assert not any("frames 2 to" in step.message for step in steps)  # each frame has its own view
     assert [frame.flipped for frame in made.frames] == [True] * 3 and made.frames[1].steps == 0
     assert made.frames[0].steps > 9  # around the crop, which alone changes, the view stays bright
+
+
+def test_other_detectors_are_asked_about_the_frames_that_were_searched(detector, monkeypatch):
+    others = {
+        "lax": toy_detector(threshold=0.75, name="lax", size=SIZE),
+        "strict": toy_detector(threshold=0.5, name="strict", size=SIZE),
+        "wide": toy_detector(threshold=0.5, name="wide", size=SIZE // 2),
+    }
+    others["wide"].card = replace(others["wide"].card, template="deepfakebench")
+    monkeypatch.setattr(registry, "load", lambda name: others.get(name, detector))
+    monkeypatch.setattr(registry, "loadable", lambda: ["toy", *others])
+    made = finish(searched(200, 5, 180, 100).run())
+    found = {one.detector: one for one in made.retested}
+    # Of 200, 180 and 100 of 255, 200 alone is above 0.75, and the first two are above 0.5; afterwards they are 173
+    # and darker than 176 with it, which is above 0.5 still.
+    assert {name: one.frames for name, one in found.items()} == dict.fromkeys(others, 3)
+    assert (found["lax"].fake_before, found["lax"].fake_after) == (0.3333, 0.0)
+    assert (found["strict"].fake_before, found["strict"].fake_after) == (0.6667, 0.6667)
+    # The wider crop is the frame's own: around the generator's crop nothing changed.
+    assert found["wide"].p_before == pytest.approx(found["strict"].p_before, abs=1e-3)
+    assert found["wide"].p_after > found["strict"].p_after + 0.005
+    own = made.searched_against
+    assert (own.detector, own.fake_before, own.fake_after) == ("toy", 0.6667, 0.0)
+    assert made.summary.endswith("Of 2 other detectors that called most of the frames fake, 2 still do so.")
+    assert made.record()["retest"]["lax"]["fake_before"] == 0.3333 and set(made.record()["retest"]) == set(others)
+
+
+def test_where_there_is_no_other_detector_this_is_said(detector):
+    made = finish(searched(200, 200).run())
+    assert made.retested == () and made.summary.endswith("There is no other detector to ask.")
 
 
 def test_what_was_done_before_a_stop_is_kept(detector):
@@ -172,6 +203,8 @@ def test_a_real_face_that_moves(tmp_path, capsys):
         if not frame["skipped"]:
             assert 0 <= frame["p_counterfactual"] <= 1 and 0 <= frame["p_saved"] <= 1
             assert frame["p_counterfactual"] <= frame["p_original"] + 1e-6
+    assert set(answer["retest"]) == set(registry.loadable()) - {name}
+    assert all(one["frames"] == 5 for one in answer["retest"].values())
     assert {Path(file).name for file in answer["files"].values()} == {"counterfactual.mp4", "frames.zip", "result.json"}
     with av.open(answer["files"]["video"]) as container:
         assert container.streams.video[0].frames == 6

@@ -1,5 +1,6 @@
 """A GPU that is lent for seconds: what crosses the border of the process, and for how long it is asked."""
 
+import inspect
 import pickle
 import sys
 from collections.abc import Iterator
@@ -9,8 +10,15 @@ from typing import Any
 import gradio as gr
 import pytest
 
+import app
+from backend.detectors import registry
+from backend.generators.refinement import RefineSettings
+from backend.settings import SETTINGS
 from tabs import gpu
 from tabs.common import MODEL, QUICK, VERDICT
+from tests import films
+from tests.test_app import LONG, VERDICTS
+from tests.test_film import clip
 
 
 def lent(asked: list[int]) -> ModuleType:
@@ -91,7 +99,73 @@ def test_handlers_work_across_the_border(demo, monkeypatch):
     [((0, "quick"), 30), ((300, "quick"), 60), ((100, "full"), 120), ((10**6, "quick"), 120), ((None, None), 30)],
 )
 def test_the_time_comes_from_the_request_and_has_an_end(values, expected):
-    def handler(steps: Any, preset: Any) -> None: ...
+    def handler(steps: Any, preset: Any, method: Any) -> None: ...
 
     event = SimpleNamespace(fn=handler, concurrency_id="model")
-    assert gpu.seconds(event, *values) == expected
+    assert gpu.seconds(event, *values, "gradcam") == expected
+
+
+def test_all_methods_take_longer_than_one():
+    def handler(steps: Any, preset: Any) -> None: ...
+
+    assert gpu.seconds(SimpleNamespace(fn=handler, concurrency_id="model"), 0, "quick") == 60
+
+
+@pytest.fixture(scope="module")
+def asked() -> dict[str, tuple[Any, Any]]:
+    """Return what the app asks `spaces` for: by handler, its event and the function that says for how long."""
+    given: list[Any] = []
+    package = lent([])
+    package.GPU = lambda task, *, duration: given.append(duration) or task
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "spaces", package)
+        demo = app.build()
+    events = [
+        event for event in demo.fns.values() if event.fn is not None and event.concurrency_id in {"model", "verdict"}
+    ]
+    assert len(events) == len(given)
+    return {event.fn.__name__: (event, duration) for event, duration in zip(events, given, strict=True)}
+
+
+def first_request(event: Any, **values: Any) -> list[Any]:
+    """Return what a page sends as it was opened, but for the values that are named."""
+    names = list(inspect.signature(event.fn).parameters)
+    usual = [getattr(block, "value", None) for block in event.inputs]
+    sent = [values.get(name, value) for name, value in zip(names, usual, strict=False)]
+    return sent + [gpu.Visitor("abc", gpu.Client("10.0.0.1"))] * ("request" in names)
+
+
+needs_models = pytest.mark.skipif(
+    not (SETTINGS.weights_dir / "registry.toml").exists(), reason="the models are not in weights/"
+)
+
+
+@needs_models
+def test_every_long_action_and_every_verdict_asks_and_nothing_else(asked):
+    assert set(asked) == LONG | VERDICTS
+    for name, (event, duration) in asked.items():
+        needed = duration(*first_request(event))
+        assert (needed == gpu.VERDICT_SECONDS) if name in VERDICTS else (30 <= needed <= gpu.MOST_SECONDS), name
+
+
+@needs_models
+def test_what_is_asked_for_decides_how_long(asked, tmp_path):
+    def needed(name: str, **values: Any) -> int:
+        event, duration = asked[name]
+        return duration(*first_request(event, **values))
+
+    search = needed("_search", steps=100, closer=False)
+    assert (search, needed("_search", steps=300, closer=False)) == (40, 60)
+    assert needed("_search", steps=100, closer=True) == round(40 + RefineSettings.steps / 10)
+    assert needed("counterfactual", steps=200) == 50
+    quick, full = needed("_explain", preset="quick"), needed("_explain", preset="full")
+    assert (quick, full) == (30, 90)
+    assert needed("_run", protocol="detectors") == 30 and needed("_run", protocol="counterfactual") == 120
+    path = tmp_path / "film.mp4"
+    path.write_bytes(films.encode(list(clip(*[200] * 8).frames), rate=4))
+    # Two seconds are ten frames: one alone, and two batches of five of which one is not full; 40 + 2 steps each.
+    name = registry.loadable()[0]
+    assert needed("_search_video", video=str(path), detector=name, steps=40) == 30 + round(3 * 42 / 10)
+    path.write_bytes(b"no video")  # ten seconds are reckoned with, in eleven batches
+    assert needed("_search_video", video=str(path), detector=name, steps=40) == 30 + round(11 * 42 / 10)
+    assert needed("_search_video", video=None) == 30

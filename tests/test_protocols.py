@@ -2,12 +2,10 @@
 
 import contextlib
 import dataclasses
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from backend import images
 from backend.detectors import registry as detector_registry
 from backend.errors import UserError
 from backend.evaluate import corruptions, edits, runs
@@ -17,7 +15,7 @@ from backend.evaluate.protocols import counterfactual, detectors, registry
 from backend.evaluate.protocols.protocol import PRESETS, configured
 from backend.progress import finish
 from tests import pictures
-from tests.toy_protocol import write_picture
+from tests.toy_protocol import whole_picture, write_picture
 from tests.toys import toy_detector, toy_inverter
 
 SIZE = 32
@@ -36,8 +34,8 @@ def toys():
         patch.setattr(detector_registry, "loadable", lambda: list(models))
         patch.setattr(edits.inversion, "load", lambda: inverter)
         patch.setattr(identity, "recogniser", lambda: None)
-        for module in (detectors, counterfactual):
-            patch.setattr(module, "crop", lambda data, name, **_: SimpleNamespace(crop=images.read(data.path(name))))
+        patch.setattr(detectors, "crop", lambda data, name, **_: whole_picture(data, name).aligned)
+        patch.setattr(counterfactual, "source_of", whole_picture)
         yield
 
 

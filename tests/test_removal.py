@@ -1,5 +1,6 @@
 """The whole way of a removal: face, network, photo, verdicts, re-saves, views, bundle and command line."""
 
+import dataclasses
 import io
 import json
 import zipfile
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from backend import faces, provenance, weights
+from backend import alignment, faces, provenance, verdicts, weights
 from backend.detectors import registry
 from backend.errors import UserError
 from backend.progress import finish
@@ -16,6 +17,7 @@ from backend.trace_removal import bundle, command, references, removal, resaves,
 from backend.trace_removal.network import TRNet
 from backend.trace_removal.views import attention, drawing, noise, power, spectrum, views
 from backend.training import curves, pairs, trnet_run
+from backend.views import Source
 from tests.toys import hooks, toy_detector
 
 SIZE = 128
@@ -111,6 +113,20 @@ def test_saving_again_is_asked_of_both_pictures(detectors):
     told = resaves.in_words(before, found)
     assert "the one detector" in told and "0 after JPEG 90" in told and "0 after half size and back" in told
     assert "no verdict" in resaves.in_words({"toy": (0.9, 0.9)}, found)
+
+
+def test_a_detector_with_a_crop_of_its_own_sees_that_saved_again(detectors, monkeypatch):
+    wide = toy_detector(threshold=0.7, name="wide", size=2 * SIZE)
+    wide.card = dataclasses.replace(wide.card, template="deepfakebench")
+    monkeypatch.setitem(detectors, "wide", wide)
+    picture = np.full((300, 320, 3), 200, dtype=np.uint8)
+    aligned = alignment.align(picture, FACE, verdicts.TEMPLATE, SIZE)
+    removed = np.full((SIZE, SIZE, 3), 150, dtype=np.uint8)
+    source = Source(picture, aligned)
+    for one in resaves.resave(aligned.crop, removed, ["toy", "wide"], source):
+        assert list(one.p_fake) == ["toy", "wide"]
+        assert one.p_fake["wide"][0] == pytest.approx(one.p_fake["toy"][0], abs=0.02)
+        assert one.p_fake["wide"][1] > one.p_fake["toy"][1] + 0.02  # around the crop the photo is as bright as before
 
 
 def test_saving_again_really_changes_the_pixels():

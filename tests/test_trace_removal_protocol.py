@@ -3,14 +3,13 @@
 import contextlib
 import dataclasses
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from scipy.signal import wiener
 
-from backend import images, weights
+from backend import weights
 from backend.detectors import registry as detector_registry
 from backend.errors import UserError
 from backend.evaluate import engines, published, removers, report, runs
@@ -24,7 +23,7 @@ from backend.progress import finish
 from backend.trace_removal import sets, trnet
 from backend.trace_removal.network import TRNet
 from backend.trace_removal.references import References
-from tests.toy_protocol import write_picture
+from tests.toy_protocol import whole_picture, write_picture
 from tests.toys import toy_detector
 
 SIZE = 32
@@ -57,7 +56,7 @@ def toys():
         patch.setattr(detector_registry, "loadable", lambda: ["xception", "meso4", "patch_cnn"])
         patch.setattr(sets, "installed", installed)
         patch.setattr(trace_removal, "shipped", lambda: reference)
-        patch.setattr(trace_removal, "crop", lambda data, name: SimpleNamespace(crop=images.read(data.path(name))))
+        patch.setattr(trace_removal, "source_of", whole_picture)
         yield
 
 

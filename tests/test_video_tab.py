@@ -3,6 +3,7 @@
 import io
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -35,6 +36,8 @@ def step(monkeypatch) -> VideoStep:
         made = VideoStep()
     known = toy_detector(size=SIZE)
     monkeypatch.setattr(registry, "load", lambda _name: known)
+    monkeypatch.setattr(registry, "card", lambda name: replace(known.card, title=name.title()))
+    monkeypatch.setattr(registry, "loadable", lambda: ["toy", "other"])
     monkeypatch.setattr(faces, "find", lambda image: [FACE] if image.mean() > 20 else [])
     monkeypatch.setattr(film.inversion, "load", lambda: toy_inverter(SIZE))
     monkeypatch.setattr(video, "LIMIT", Limit(100, 60, "Searching a video"))
@@ -65,6 +68,8 @@ def test_the_result_is_a_marked_video_its_scores_and_its_frames(step, path):
     with zipfile.ZipFile(io.BytesIO(Path(last[step.download]).read_bytes())) as packed:
         assert len(packed.namelist()) == 9
     assert last[step.scores].count("<circle") == 16 and last[step.table].count('scope="row"') == 8
+    assert "Toy (searched against)</th><td>100%</td><td>0%</td>" in last[step.others]
+    assert "Other</th><td>100%</td><td>0%</td>" in last[step.others] and "the 8 searched frames" in last[step.others]
     assert "detector toy" in last[step.settings]
 
 

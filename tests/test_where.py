@@ -53,9 +53,11 @@ def test_only_what_a_tab_uses_is_offered(panel):
     offered = {name: label for label, name in where_words.choices(catalogue.models())}
     assert {"ffhq_1024", "xception_ffpp", NAME, "facenet"} <= offered.keys()
     assert not {"xception", "f3net_ffpp", "ucf_ffpp", "face_parsing"} & offered.keys()
-    assert offered["ffhq_1024"] == "FFHQ 1024 (Hub), 1,202 MB" and offered[NAME] == "EfficientNet-B0 (FF++)"
+    assert (
+        offered["ffhq_1024"] == "FFHQ 1024 (Hub), 1,202 MB" and offered[NAME] == "EfficientNet-B0 (FF++), about 21 MB"
+    )
     text = where_words.fetchable(catalogue.models())
-    assert "F3-Net (FF++) (f3net_ffpp)" in text and "--from FILE" in text and "About 21 MB" in text
+    assert "F3-Net (FF++) (f3net_ffpp)" in text and "--from FILE" in text and "<td>about 21 MB</td>" in text
 
 
 def test_the_hub_profile_says_what_is_missing(panel, monkeypatch):

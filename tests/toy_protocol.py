@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from backend import images
+from backend.alignment import AlignedFace
 from backend.errors import UserError
 from backend.evaluate import plots
 from backend.evaluate.data import open_data
@@ -17,6 +18,10 @@ from backend.evaluate.metrics.metric import mean
 from backend.evaluate.plots import Series
 from backend.evaluate.protocols.protocol import Config, Protocol, item
 from backend.evaluate.tables import Column, Table
+from backend.faces import Face
+from backend.views import Source
+
+LANDMARKS = np.array([[10, 12], [22, 12], [16, 18], [12, 24], [20, 24]], dtype=np.float64)
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,13 @@ class ToyProtocol(Protocol):
 def write_picture(path, level):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.full((32, 32, 3), level, np.uint8)).save(path)
+
+
+def whole_picture(data, name):
+    """Return a picture as the face that was found in it, whose place is all of it."""
+    pixels = images.read(data.path(name))
+    place = Face((0.0, 0.0, 32.0, 32.0), 1.0, LANDMARKS)
+    return Source(pixels, AlignedFace(pixels, np.eye(2, 3), "embedded", resampled=False, face=place))
 
 
 def toy_data(folder, count=3, white=False):

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from backend import alignment, faces, images, made_with, provenance, tracks, verdicts, video
 from backend.alignment import AlignedFace
-from backend.counterfactual.film_result import NO_FACE, NOT_REACHED, Film, FilmFrame
-from backend.counterfactual.search import SearchSettings, search
+from backend.counterfactual.film_result import NO_FACE, NOT_REACHED, Film, FilmFrame, Retested
+from backend.counterfactual.retest import retest
+from backend.counterfactual.search import Search, SearchSettings, search
 from backend.detectors import registry
 from backend.errors import UserError
 from backend.generators import inversion
@@ -33,6 +34,9 @@ class _Found:
     p_counterfactual: float
     steps: int
     flipped: bool
+
+
+Scores = dict[str, tuple[float, float]]  # p_fake before and after of one frame, by detector
 
 
 class FilmSearch:
@@ -71,6 +75,7 @@ class FilmSearch:
         self._skipped: dict[int, str] = {}
         self._aligned: dict[int, AlignedFace] = {}
         self._found: dict[int, _Found] = {}
+        self._others: dict[int, Scores] = {}
         self._offset: Tensor | None = None
         self._epsilon = 0.0
         self._started = time.perf_counter()
@@ -85,18 +90,19 @@ class FilmSearch:
             UserError: No frame has a face that can be used.
         """
         count = len(self.clip.frames)
-        most = count + len(list(self._batched(list(range(count))))) * self.settings.total + 1
+        length = self.settings.total + 1  # of a batch, with the other detectors
+        most = count + len(list(self._batched(list(range(count))))) * length + 1
         found = []
         for number, frame in enumerate(self.clip.frames):
             yield Step(number, most, f"The face is looked for in frame {number + 1} of {count}.")
             found.append(faces.find(frame))
         usable = self._follow(found)
         batches = list(self._batched(usable))
-        total = count + len(batches) * self.settings.total + 1
+        total = count + len(batches) * length + 1
         start = count
         for batch in batches:
             yield from self._search(batch, total, start)
-            start += self.settings.total
+            start += length
         yield Step(total - 1, total, "The video is put together, and its frames are judged again.")
         made = self.so_far()
         assert made is not None
@@ -123,13 +129,14 @@ class FilmSearch:
                 "width": clip.source_size[0],
                 "height": clip.source_size[1],
             },
+            retested=self._retested(),
             detector=self._detector.card.name,
             generator=self._inverter.name,
             epsilon=self._epsilon,
             settings=self.settings,
             batch=BATCH,
             stopped=any(frame.skipped == NOT_REACHED for frame in self.frames()),
-            hashes=made_with.hashes([self._inverter.name, "encoder", self._detector.card.name]),
+            hashes=made_with.hashes([*self._inverter.entries, self._detector.card.name, *self._asked()]),
             versions=made_with.versions(),
             seconds=time.perf_counter() - self._started,
         )
@@ -175,7 +182,8 @@ class FilmSearch:
         which = f"frame {batch[0] + 1}" if len(batch) == 1 else f"frames {batch[0] + 1} to {batch[-1] + 1}"
         view = self._view(self.clip.frames[batch[0]], self._aligned[batch[0]]) if len(batch) == 1 else None
         job = search(self._inverter, self._detector, crops, self.settings, view, offset=self._offset)
-        outcome = yield from counted(job, total, start, f"Of {len(self.clip.frames)} frames, {which}. ")
+        told = f"Of {len(self.clip.frames)} frames, {which}. "
+        outcome = yield from counted(job, total, start, told)
         self._epsilon = outcome.epsilon
         for place, number in enumerate(batch):
             if not outcome.already_real[place]:
@@ -188,6 +196,26 @@ class FilmSearch:
                 int(outcome.steps[place]),
                 bool(outcome.flipped[place]),
             )
+        yield Step(start + self.settings.total, total, f"{told}The other detectors are asked.")
+        self._ask_others(batch, outcome)
+
+    def _ask_others(self, batch: list[int], outcome: Search) -> None:
+        """Ask the detectors that were not searched against about frames before and after."""
+        same = outcome.already_real[:, None, None, None]
+        after = torch.where(same, outcome.original, outcome.counterfactual)
+        sources = [Source(self.clip.frames[number], self._aligned[number]) for number in batch]
+        scores = retest(outcome.original, after, self._detector.card.name, sources=sources)
+        for place, number in enumerate(batch):
+            self._others[number] = {name: (float(a[place]), float(b[place])) for name, (a, b) in scores.items()}
+
+    def _asked(self) -> list[str]:
+        """Return the other detectors that were asked."""
+        return list(dict.fromkeys(name for scores in self._others.values() for name in scores))
+
+    def _retested(self) -> tuple[Retested, ...]:
+        """Return what the other detectors said of the frames that they were asked about."""
+        asked = {name: [scores[name] for scores in self._others.values() if name in scores] for name in self._asked()}
+        return tuple(Retested.of(name, scores) for name, scores in asked.items())
 
     def _frame(self, number: int) -> FilmFrame:
         at, found = self.clip.times[number], self._found.get(number)

@@ -1,6 +1,7 @@
 """What a search over the frames of a video found, as numbers, pictures and words."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import mean
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 from backend import packing
 from backend.counterfactual.search import SearchSettings
 
+THRESHOLD = 0.5  # p_fake from it on is called fake
 NO_FACE = "The face that was followed is not seen."
 NOT_REACHED = "The search was stopped before this frame."
 
@@ -39,6 +41,35 @@ class FilmFrame:
     flipped: bool = False
 
 
+@dataclass(frozen=True)
+class Retested:
+    """What a detector that was not searched against says of the frames that were searched.
+
+    Args:
+        detector: Its name.
+        frames: How many frames it was asked about.
+        fake_before: Share of them that it called fake, in [0, 1].
+        fake_after: The same after the search, before the video was saved.
+        p_before: Mean of p_fake.
+        p_after: The same after the search.
+    """
+
+    detector: str
+    frames: int
+    fake_before: float
+    fake_after: float
+    p_before: float
+    p_after: float
+
+    @classmethod
+    def of(cls, detector: str, scores: Sequence[tuple[float, float]]) -> "Retested":
+        """Return it from p_fake before and after, frame by frame."""
+        sides = list(zip(*scores, strict=True))
+        shares = (round(mean(score >= THRESHOLD for score in side), 4) for side in sides)
+        means = (round(mean(side), 6) for side in sides)
+        return cls(detector, len(scores), *shares, *means)
+
+
 @dataclass(frozen=True, eq=False)
 class Film:
     """Everything that is told about one video and one detector.
@@ -50,6 +81,7 @@ class Film:
         mp4: The same as an MP4 file, marked unless this was not wanted.
         rate: Frames a second.
         source: Seconds, frames a second, width and height of the file.
+        retested: What the detectors that were not searched against say of the same frames.
         detector: Name of the detector.
         generator: Name of the generator.
         epsilon: Step that was used.
@@ -66,6 +98,7 @@ class Film:
     mp4: bytes = field(repr=False)
     rate: float
     source: dict[str, float]
+    retested: tuple[Retested, ...]
     detector: str
     generator: str
     epsilon: float
@@ -82,10 +115,16 @@ class Film:
         return [frame for frame in self.frames if not frame.skipped]
 
     @property
+    def searched_against(self) -> Retested:
+        """Return the same shares for the detector that was searched against."""
+        scores = [(frame.p_original or 0.0, frame.p_counterfactual or 0.0) for frame in self.searched]
+        return Retested.of(self.detector, scores)
+
+    @property
     def summary(self) -> str:
         """Tell in one paragraph of plain words what happened."""
         found = self.searched
-        fake = [frame for frame in found if (frame.p_original or 0) >= 0.5]
+        fake = [frame for frame in found if (frame.p_original or 0) >= THRESHOLD]
         taken, size = len(self.frames), self.pictures[0].shape
         how = f"{self.rate:.2g} a second, {size[1]} by {size[0]} pixels"
         parts = [
@@ -111,7 +150,19 @@ class Film:
             )
         if len(means) > 2:
             parts.append(f"In the saved video, which is compressed, it is {means[2]:.2f}.")
+        parts.append(self._retested_in_words())
         return " ".join(parts)
+
+    def _retested_in_words(self) -> str:
+        """Say how many of the others call most frames fake, before and after."""
+        before = [one for one in self.retested if one.fake_before > THRESHOLD]
+        still = sum(one.fake_after > THRESHOLD for one in before)
+        if not self.retested:
+            return "There is no other detector to ask."
+        if not before:
+            return "No other detector called most of the frames fake to begin with."
+        others = "1 other detector" if len(before) == 1 else f"{len(before)} other detectors"
+        return f"Of {others} that called most of the frames fake, {still} still {'does' if still == 1 else 'do'} so."
 
     def record(self) -> dict[str, Any]:
         """Return what a program reads and what a saved picture carries, as plain values for JSON."""
@@ -121,6 +172,10 @@ class Film:
             "frames": [asdict(frame) for frame in self.frames],
             "searched": len(self.searched),
             "flipped": sum(frame.flipped for frame in self.frames),
+            "retest": {
+                one.detector: {key: value for key, value in asdict(one).items() if key != "detector"}
+                for one in self.retested
+            },
             "stopped": self.stopped,
             "rate": self.rate,
             "source": self.source,

@@ -1,6 +1,6 @@
 """Ask the detectors that were not attacked."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ def retest(
     counterfactual: Tensor,
     attacked: str,
     detectors: Iterable[str] | None = None,
-    source: Source | None = None,
+    sources: Source | Sequence[Source] | None = None,
 ) -> Scores:
     """Return p_fake before and after by every other detector.
 
@@ -28,19 +28,20 @@ def retest(
         counterfactual: The same faces as they are saved.
         attacked: Name of the detector that was searched against; it is left out.
         detectors: Names of the detectors to ask, by default all that can be loaded.
-        source: The photo of the one face, from which detectors that want another crop are shown their own.
+        sources: The photo of all faces, or one for each, from which detectors that want another crop are shown theirs.
 
     Returns:
         By name, p_fake (N,) of `original` and of `counterfactual`.
     """
     both = torch.cat([original, counterfactual]).to(device())
+    twice = [*sources, *sources] if isinstance(sources, Sequence) else sources
     scores: Scores = {}
     for name in detectors if detectors is not None else registry.loadable():
         if name == attacked:
             continue
         detector = registry.load(name)
         with MODEL_LOCK, frozen(detector), torch.no_grad():
-            p_fake = detector.p_fake(verdicts.seen_by(detector.card, both, source)).cpu()
+            p_fake = detector.p_fake(verdicts.seen_by(detector.card, both, twice)).cpu()
         scores[name] = (p_fake[: len(original)], p_fake[len(original) :])
     return scores
 

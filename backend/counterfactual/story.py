@@ -210,7 +210,7 @@ def explain_photo(
     landmarks = face.landmarks @ aligned.matrix[:, :2].T + aligned.matrix[:, 2]
     drawn_likeness = traces.likeness(aligned.crop, drawn)
     yield Step(total - 1, total, "The other detectors are asked.", outcome.counterfactual)
-    scores = retest.retest(outcome.original, outcome.counterfactual, detector_name, source=source)
+    scores = retest.retest(outcome.original, outcome.counterfactual, detector_name, sources=source)
     yield Step(total, total, "The face is put back into the photo and looked for again.", outcome.counterfactual)
     pasted = photo.copy() if outcome.already_real[0] else alignment.paste_back(photo, counterfactual, aligned)
     return Story(

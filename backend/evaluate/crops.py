@@ -10,6 +10,7 @@ from backend.alignment import AlignedFace
 from backend.detectors import registry
 from backend.errors import UserError
 from backend.evaluate.data import Dataset
+from backend.views import Source
 
 SIZE = registry.EMBEDDED_SIZE
 TEMPLATE = "embedded"
@@ -23,6 +24,15 @@ def crop(data: Dataset, name: str, *, size: int = SIZE, template: str = TEMPLATE
         UserError: The file is no picture, or no face in it is in scope; the message says why.
     """
     return _cut(data.path(name), size, template)
+
+
+def source_of(data: Dataset, name: str) -> Source:
+    """Return a sample with its face, from which every detector's own crop can be cut.
+
+    Raises:
+        UserError: As `crop`.
+    """
+    return Source(images.read(data.path(name)), crop(data, name))
 
 
 def problem(data: Dataset, name: str) -> str | None:

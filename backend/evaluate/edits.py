@@ -11,9 +11,11 @@ from backend.counterfactual import levels, traces
 from backend.counterfactual.composite import COMPOSITES
 from backend.counterfactual.search import SearchSettings, search
 from backend.detectors.card import Detector
+from backend.detectors.looking import Looking
 from backend.errors import UserError
 from backend.generators import inversion
 from backend.progress import Job, finish
+from backend.views import Source
 
 ALL_LEVELS = ",".join(levels.LEVELS)
 PIXELS: dict[str, tuple[Callable[..., Job[Any]], dict[str, Any]]] = {
@@ -63,6 +65,7 @@ def edit(
     steps: int = 100,
     kappa: float = 0.0,
     variant: str = "paper000",
+    source: Source | None = None,
 ) -> Edited:
     """Edit one aligned face (1, 3, H, W) in [0, 1] against a detector.
 
@@ -75,10 +78,13 @@ def edit(
         steps: Steps at most, for a latent search.
         kappa: Margin, for a latent search.
         variant: `paper000` or `standard`, for attacks on pixels.
+        source: The photo of the face, from which a detector that wants another crop is shown its own.
     """
+    view = None if source is None else source.view(detector.card.template, detector.card.input_size)
     if method in PIXELS:
         attack, settings = PIXELS[method]
-        attacked = finish(attack(face, detector, settings[variant]))
+        asked = detector if view is None else Looking(detector, view)
+        attacked = finish(attack(face, asked, settings[variant]))
         return Edited(
             face, attacked.images, int(attacked.iterations[0]), None, settings[variant].epsilon, attacked.seconds
         )
@@ -97,6 +103,7 @@ def edit(
                 kappa=kappa,
                 composite=method,  # type: ignore[arg-type]
             ),
+            view,
         )
     )
     change = traces.latent_change(found.codes_start, found.codes).levels

@@ -38,6 +38,7 @@ class Model:
         title: Name for people.
         use: What it is for, a few words.
         bytes: Size of its file, 0 where it is not known.
+        about: Whether that size is only roughly known.
         licence: Licence in words.
         note: What else should be known, or empty.
         state: `loaded`, `here` (loaded when it is needed) or `absent`.
@@ -49,6 +50,7 @@ class Model:
     title: str
     use: str
     bytes: int
+    about: bool
     licence: str
     note: str
     state: State
@@ -78,7 +80,8 @@ def _model(entry: Entry, loaded: set[str]) -> Model:
         name=entry.name,
         title=title,
         use=use,
-        bytes=entry.path.stat().st_size if present else entry.bytes,
+        bytes=entry.path.stat().st_size if present else entry.bytes or int(entry.options.get("about_bytes", 0)),
+        about=not present and not entry.bytes,
         licence=entry.licence,
         note=str(entry.options.get("note", "")),
         state="absent" if not present else "loaded" if entry.name in loaded else "here",

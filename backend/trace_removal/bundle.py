@@ -19,6 +19,7 @@ from backend.trace_removal.references import References
 from backend.trace_removal.removal import Removal, remove
 from backend.trace_removal.resaves import Resave
 from backend.trace_removal.views import View, views
+from backend.views import Source
 
 FACES = ("crop", "removed")
 RECORD = "removal.json"
@@ -89,7 +90,7 @@ def make(
     """
     removal = yield from remove(photo, face_number, network=network)
     yield Step(4, 6, "The face is saved again in four ways.", images.to_tensor(removal.removed))
-    again = resaves.resave(removal.original, removal.removed)
+    again = resaves.resave(removal.original, removal.removed, source=Source(removal.photo, removal.aligned))
     yield Step(5, 6, "The traces are drawn.", images.to_tensor(removal.removed))
     before = {name: values[0] for name, values in removal.p_fake.items() if registry.card(name).cam_layer}
     shown = detector or suggested(before)

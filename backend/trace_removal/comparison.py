@@ -12,6 +12,7 @@ from backend.counterfactual import traces
 from backend.detectors import registry
 from backend.progress import Job, Step
 from backend.trace_removal.attacks import COMPARED, WHITE_BOX, named
+from backend.views import Source
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,8 +57,13 @@ class Comparison:
     missing: tuple[str, ...]
 
 
-def compare(face: Tensor, *, seed: int = 0) -> Job[Comparison]:
-    """Run every attack of the table on a face (1, 3, H, W) in [0, 1] and ask all detectors about the 8-bit results.
+def compare(face: Tensor, source: Source | None = None, *, seed: int = 0) -> Job[Comparison]:
+    """Run every attack of the table on a face and ask all detectors about the 8-bit results.
+
+    Args:
+        face: (1, 3, H, W) in [0, 1].
+        source: The photo of the face, from which detectors that want another crop are shown their own.
+        seed: Of the attacks that draw at random.
 
     Raises:
         UserError: The white-box detector is not installed.
@@ -85,7 +91,8 @@ def compare(face: Tensor, *, seed: int = 0) -> Job[Comparison]:
         seconds = time.perf_counter() - started
         made.append((attack, images.to_array(attacked.images), seconds))
         yield Step(number + 1, len(COMPARED), f"{attack.title} is done.")
-    scores = verdicts.p_fake(torch.cat([face, *(images.to_tensor(picture) for _, picture, _ in made)]))
+    pictures = torch.cat([face, *(images.to_tensor(picture) for _, picture, _ in made)])
+    scores = verdicts.p_fake(pictures, sources=source)
     rows = []
     for place, (attack, picture, seconds) in enumerate(made, 1):
         likeness = traces.likeness(original, picture)

@@ -10,6 +10,8 @@ import torch
 from PIL import Image
 
 from backend import images, verdicts
+from backend.detectors import registry
+from backend.views import Source
 
 THRESHOLD = 0.5  # p_fake below it is called real
 Save = Callable[[Image.Image], Image.Image]
@@ -58,17 +60,26 @@ SAVES: dict[str, tuple[str, Save]] = {
 }
 
 
-def resave(original: np.ndarray, removed: np.ndarray, detectors: list[str] | None = None) -> list[Resave]:
+def resave(
+    original: np.ndarray, removed: np.ndarray, detectors: list[str] | None = None, source: Source | None = None
+) -> list[Resave]:
     """Save a face and its removal again in every way, and ask the detectors (all loadable ones by default).
 
     Args:
         original: The face, uint8 (S, S, 3).
         removed: The same after TR-Net.
         detectors: Names of detectors.
+        source: The photo of the face. A detector that wants another crop is then shown its own of it, with the removal
+            in it; that crop is what is saved again.
     """
-    made = [save(Image.fromarray(picture)) for _, save in SAVES.values() for picture in (original, removed)]
-    crops = torch.cat([images.to_tensor(np.asarray(one)) for one in made])
-    scores = verdicts.p_fake(crops, detectors)
+    names = detectors if detectors is not None else registry.loadable()
+    both = torch.cat([images.to_tensor(original), images.to_tensor(removed)])
+    found: dict[str, list[float]] = {}
+    for alike in verdicts.by_crop(names).values():
+        seen = [images.to_array(one) for one in verdicts.seen_by(registry.load(alike[0]).card, both, source)]
+        made = [save(Image.fromarray(picture)) for _, save in SAVES.values() for picture in seen]
+        found |= verdicts.p_fake(torch.cat([images.to_tensor(np.asarray(one)) for one in made]), alike)
+    scores = {name: found[name] for name in names}
     return [
         Resave(name, title, {one: (values[2 * row], values[2 * row + 1]) for one, values in scores.items()})
         for row, (name, (title, _)) in enumerate(SAVES.items())

@@ -11,7 +11,7 @@ from backend.counterfactual.levels import LEVELS
 from backend.counterfactual.search import SearchSettings
 from backend.detectors import registry
 from backend.evaluate import edits, published
-from backend.evaluate.crops import TEMPLATE, crop
+from backend.evaluate.crops import TEMPLATE, source_of
 from backend.evaluate.data import Dataset
 from backend.evaluate.metrics import identity, likeness, naturalness
 from backend.evaluate.plots import Figure
@@ -108,7 +108,8 @@ class CounterfactualProtocol(Protocol):
     def run_item(self, item: Item, data: Dataset) -> list[Row]:
         """Edit one fake and ask every detector about original, start and edit."""
         sample, options, config = data.by_name[item.sample], item.options, self.config
-        face = images.to_tensor(crop(data, sample.name).crop)
+        source = source_of(data, sample.name)
+        face = images.to_tensor(source.aligned.crop)
         edited = edits.edit(
             options["method"],
             face,
@@ -118,9 +119,10 @@ class CounterfactualProtocol(Protocol):
             steps=config.steps,
             kappa=config.kappa,
             variant=config.variant,
+            source=source,
         )
         scores = {
-            name: verdicts.p_fake(picture, list(config.detectors))
+            name: verdicts.p_fake(picture, list(config.detectors), source)
             for name, picture in (("p_original", face), ("p_start", edited.start), ("p_edited", edited.picture))
         }
         said = {

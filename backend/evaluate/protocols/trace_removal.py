@@ -28,7 +28,7 @@ from backend import images, made_with, verdicts
 from backend.detectors import registry
 from backend.errors import UserError
 from backend.evaluate import deep_features, published, removers
-from backend.evaluate.crops import crop
+from backend.evaluate.crops import source_of
 from backend.evaluate.data import Dataset, Sample
 from backend.evaluate.metrics import likeness, traces
 from backend.evaluate.plots import Figure
@@ -145,7 +145,8 @@ class TraceRemovalProtocol(Protocol):
     def run_item(self, item: Item, data: Dataset) -> list[Row]:
         """Attack one face, ask every detector of every set, and measure what is left of the traces."""
         sample, attack = data.by_name[item.sample], item.options["attack"]
-        face = images.to_tensor(crop(data, sample.name).crop)
+        source = source_of(data, sample.name)
+        face = images.to_tensor(source.aligned.crop)
         started = images.to_array(face)
         made = images.to_array(self._attacked(attack, face, sample))
         picture = images.to_tensor(made)
@@ -154,7 +155,7 @@ class TraceRemovalProtocol(Protocol):
         rows = [
             said | {"kind": "verdict", "defence": defence, "detector": name, "p_fake": scores[entry][0]}
             for defence, judges in self.judges().items()
-            for scores in [verdicts.p_fake(picture, list(judges.values())) if judges else {}]
+            for scores in [verdicts.p_fake(picture, list(judges.values()), source) if judges else {}]
             for name, entry in judges.items()
         ]
         measured = said | {"kind": "picture"} | _traces(picture)

@@ -1,0 +1,137 @@
+"""Wherever detectors are asked, one that was trained on another crop sees that crop of the photo."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from backend import faces, images, verdicts, views
+from backend.attacks import fgsm
+from backend.detectors import registry
+from backend.detectors.looking import Looking
+from backend.evaluate import edits
+from backend.evaluate.data import open_data
+from backend.evaluate.protocols import counterfactual, trace_removal
+from backend.progress import finish
+from backend.trace_removal import comparison
+from tabs.quiz import Quiz, Round
+from tests.test_views import FACE
+from tests.toys import toy_detector, toy_inverter
+
+SIZE = registry.EMBEDDED_SIZE
+OWN = ("deepfakebench", 2 * SIZE)
+INSIDE, AROUND = 200, 60  # grey levels of the face, and of what is around it
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Put two toys in place of the models, and return the pictures that each was shown, by its name."""
+    own = toy_detector(5, 0.3, "own", OWN[1])
+    own.card = replace(own.card, template=OWN[0], title="Own")
+    plain = toy_detector(5, 0.3, "xception", SIZE)  # the name of the white box
+    known = {"xception": plain, "own": own}
+    shown: dict[str, list] = {name: [] for name in known}
+    for name, detector in known.items():
+        detector.network.register_forward_pre_hook(lambda _, given, name=name: shown[name].append(given[0].detach()))
+    monkeypatch.setattr(registry, "load", known.__getitem__)
+    monkeypatch.setattr(registry, "loadable", lambda: list(known))
+    monkeypatch.setattr(registry, "card", lambda name: known[name].card)
+    monkeypatch.setattr(faces, "find", lambda _image: [FACE])
+    return shown
+
+
+@pytest.fixture
+def photo():
+    """Return a photo whose face is bright where the embedded crop lies and dark around it."""
+    picture = np.full((400, 420, 3), AROUND, np.uint8)
+    picture[130:300, 140:262] = INSIDE
+    return picture
+
+
+@pytest.fixture
+def data(tmp_path, photo):
+    """Return the photo as a real picture and as a fake."""
+    for folder in ("real", "fake/swap"):
+        path = tmp_path / "data" / folder / "one.png"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(images.encode_png(photo))
+    return open_data(tmp_path / "data", tmp_path)
+
+
+def own_crop(photo):
+    return verdicts.alignment.align(photo, FACE, *OWN).crop
+
+
+def test_detectors_are_grouped_by_the_crop_that_they_want(asked):
+    assert verdicts.by_crop() == {("embedded", SIZE): ["xception"], OWN: ["own"]}
+    assert verdicts.by_crop(["own"]) == {OWN: ["own"]}
+
+
+def test_a_detector_that_looks_for_itself_is_the_same_detector(asked, photo):
+    source = views.Source(photo, verdicts.judge(photo, [])[0].aligned)
+    crop = images.to_tensor(source.aligned.crop)
+    own, view = registry.load("own"), source.view(*OWN)
+    looking = Looking(own, view)
+    assert torch.equal(looking.p_fake(crop), own.p_fake(view.of(crop)))
+    assert looking.card is own.card and looking.network is own.network
+    attacked = finish(fgsm.attack(crop, looking, fgsm.FGSMSettings()))
+    # The gradient reaches the crop through the view: what is changed there lowers the score of the view.
+    assert float(attacked.p_after) < float(attacked.p_before)
+
+
+def test_the_quiz_asks_each_about_its_own_crop(asked, photo, data):
+    quiz = Quiz.__new__(Quiz)
+    quiz.score = "score"
+    shown, crops = quiz._cut(data.path("real/one.png"), list(verdicts.by_crop()))
+    assert shown.shape == (SIZE, SIZE, 3) and np.array_equal(crops["embedded", SIZE], shown)
+    assert np.array_equal(crops[OWN], own_crop(photo))
+    said = quiz._judge(Round([shown] * 2, [crops] * 2, [True, False], [True, True]))
+    assert "Own" in said and "Toy" in said and "You" in said
+    assert torch.equal(asked["own"][0], images.to_tensor(own_crop(photo)).expand(2, -1, -1, -1))
+
+
+def test_a_detector_that_came_during_the_quiz_is_left_out(asked, photo, data):
+    quiz = Quiz.__new__(Quiz)
+    shown, crops = quiz._cut(data.path("real/one.png"), [("embedded", SIZE)])
+    said = quiz._judge(Round([shown] * 2, [crops] * 2, [True, False], [True, True]))
+    assert "Own" not in said and "Toy" in said and not asked["own"]
+
+
+def test_attacks_side_by_side_are_judged_in_each_one_s_own_crop(asked, photo, monkeypatch):
+    monkeypatch.setattr(comparison, "COMPARED", ("noise", "fgsm"))
+    source = views.Source(photo, verdicts.judge(photo, [])[0].aligned)
+    made = finish(comparison.compare(images.to_tensor(source.aligned.crop), source))
+    (seen,) = asked["own"][-1:]
+    assert seen.shape == (3, 3, OWN[1], OWN[1])  # the face and two attacks
+    assert torch.equal(seen[0], images.to_tensor(own_crop(photo))[0]) and not torch.equal(seen[0], seen[1])
+    assert set(made.p_fake) == {"xception", "own"}
+
+
+def test_evaluate_searches_and_judges_in_each_one_s_own_crop(asked, photo, data, monkeypatch):
+    monkeypatch.setattr(edits.inversion, "load", lambda: toy_inverter(SIZE))
+    names = ("xception", "own")
+    config = counterfactual.CounterfactualConfig(
+        detectors=names, attacked=("own",), methods=("transfer", "fgsm"), ablated=(), steps=2
+    )
+    protocol = counterfactual.CounterfactualProtocol(config)
+    items = protocol.items(data)
+    assert len(items) == 2
+    for one in items:
+        rows = protocol.run_item(one, data)
+        before = {row["judge"]: row["p_original"] for row in rows}
+        assert before["own"] < before["xception"] - 0.02  # its crop holds more of what is dark
+    # Around the embedded crop, which alone is changed, every picture is the photo's own.
+    corner = images.to_tensor(own_crop(photo))[..., :8, :8]
+    assert all((one[..., :8, :8] == corner).all() for one in asked["own"])
+
+
+def test_trace_removal_is_evaluated_in_each_one_s_own_crop(asked, photo, data, monkeypatch):
+    monkeypatch.setattr(trace_removal.sets, "installed", lambda _defence, names: {name: name for name in names})
+    config = trace_removal.TraceRemovalConfig(detectors=("xception", "own"), defences=("shipped",), attacks=("fgsm",))
+    protocol = trace_removal.TraceRemovalProtocol(config)
+    monkeypatch.setattr(trace_removal, "shipped", lambda: None)
+    monkeypatch.setattr(protocol.__class__, "_features", lambda _self, _picture: {})
+    for one in protocol.items(data):
+        scores = {row["detector"]: row["p_fake"] for row in protocol.run_item(one, data) if row["kind"] == "verdict"}
+        assert scores["own"] < scores["xception"] - 0.02
