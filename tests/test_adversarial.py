@@ -29,6 +29,7 @@ from backend.training.encoder import EncoderSettings, EncoderTask
 from backend.training.identity_loss import Embedding
 from backend.training.joint import JointSettings, JointTask
 from backend.training.latent_discriminator import CodePool, LatentDiscriminator
+from backend.training.principal_codes import PrincipalCodes
 
 SIZE = 32
 CHANNELS = {"4": 8, "8": 8, "16": 8, "32": 8}
@@ -77,6 +78,12 @@ def settings(recipe: str = "generator_continued", **changes) -> AdversarialSetti
     small = {"size": SIZE, "mapping_layers": 1, "channels": CHANNELS, "discriminator_width": 0.02}
     small |= {"stages": [[16, 3, 2, 1e-3], [32, 3, 2, 1e-3]], "r1_every": 2, "augmentation_images": 20.0}
     return harness.read_settings(AdversarialSettings, recipe, **(small | changes))
+
+
+def task_of(recipe: str = "generator_continued", **changes) -> AdversarialTask:
+    codes = PrincipalCodes(512, 0.25)
+    codes.basis.normal_(0, 0.02, generator=random())  # fitting them takes seconds
+    return AdversarialTask(pictures(), settings(recipe, **changes), pictures(2), codes)
 
 
 def test_the_slope_of_a_linear_discriminator_is_its_weight():
@@ -165,7 +172,7 @@ def test_the_discriminator_sees_the_spread_of_a_batch():
 @pytest.mark.parametrize("recipe", ["generator_continued", "generator_adversarial"])
 def test_an_adversarial_run_resumes_exactly(recipe, tmp_path):
     chosen = settings(recipe, path_every=2)
-    whole, first, second = (AdversarialTask(pictures(), chosen, pictures(2)) for _ in range(3))
+    whole, first, second = (task_of(recipe, path_every=2) for _ in range(3))
     finish(harness.train(whole, tmp_path / "whole", chosen, log_every=1))
     job = harness.train(first, tmp_path / "parts", chosen, log_every=1)
     for _ in range(3):
@@ -184,7 +191,7 @@ def test_an_adversarial_run_resumes_exactly(recipe, tmp_path):
 
 @pytest.mark.parametrize("recipe", ["generator_continued", "generator_adversarial"])
 def test_it_ends_in_the_tensors_of_the_shipped_file(recipe):
-    task = AdversarialTask(pictures(), settings(recipe), pictures(2))
+    task = task_of(recipe)
     tensors = task.finished()
     small = StyleGAN2(SIZE, mapping_layers=1, channels={int(key): width for key, width in CHANNELS.items()})
     assert set(tensors) == {f"generator.{key}" for key in small.state_dict()} | {"latent_average"}
@@ -193,17 +200,17 @@ def test_it_ends_in_the_tensors_of_the_shipped_file(recipe):
 
 
 def test_mixed_styles_share_the_rows_in_use():
-    task = AdversarialTask(pictures(), settings(style_mixing=1.0), pictures(2))
+    task = task_of(style_mixing=1.0)
     codes = task.sample_codes(64, 16, random())
     changes = (codes[:, 1:] != codes[:, :-1]).any(2)
     assert (changes.sum(1) == 1).all() and changes[:, :5].any(1).all()  # 16 pixels read six rows
-    pure = AdversarialTask(pictures(), settings(style_mixing=0.0), pictures(2)).sample_codes(8, 16, random())
+    pure = task_of(style_mixing=0.0).sample_codes(8, 16, random())
     assert torch.equal(pure, pure[:, :1].expand_as(pure))
 
 
 def test_a_run_may_end_after_minutes_and_goes_on(tmp_path):
     chosen = settings()
-    task = AdversarialTask(pictures(), chosen, pictures(2))
+    task = task_of()
     assert finish(harness.train(task, tmp_path, chosen, minutes=0)).steps == 1
     assert finish(harness.train(task, tmp_path, chosen, minutes=0)).steps == 2
 

@@ -65,8 +65,18 @@ class PathMean(nn.Module):
 class AdversarialTask:
     """A generator in adversarial training, as a `harness.Task`."""
 
-    def __init__(self, pictures: Tensor, settings: AdversarialSettings, held_out: Tensor) -> None:
-        """Prepare a run on uint8 pictures (N, 3, size, size); `held_out` (K, 3, size, size) is only shown."""
+    def __init__(
+        self,
+        pictures: Tensor,
+        settings: AdversarialSettings,
+        held_out: Tensor,
+        codes: PrincipalCodes | None = None,
+    ) -> None:
+        """Prepare a run on uint8 pictures (N, 3, size, size); `held_out` (K, 3, size, size) is only shown.
+
+        `codes` are those that the generator learned; without them they are fitted anew, which gives the same on the
+        same pictures.
+        """
         self.settings, self.arithmetic = settings, Arithmetic.of(device(), compiled=settings.compiled)
         self.checkpoint_every = settings.checkpoint_every
         here = self.arithmetic.device
@@ -82,7 +92,7 @@ class AdversarialTask:
         self.optimizer = torch.optim.Adam(trained, 1e-3, lazy_betas(settings.path_every), ZEROES, fused=True)
         self.codes: PrincipalCodes | None = None
         if settings.reconstruction_weight:
-            self.codes = PrincipalCodes(CODE, settings.code_power).fit(pictures).to(here)
+            self.codes = (codes or PrincipalCodes(CODE, settings.code_power).fit(pictures)).to(here)
             self.perceptual = perceptual_network("alex").to(here)
         self.pictures, self.held_out = pictures.to(here), held_out.to(here)
         self.growth = Growth(settings.stages, settings.decay_share)

@@ -49,7 +49,9 @@ def add(train: argparse.ArgumentParser) -> None:
     train.add_argument("--packs", default="*", help="for fakes: which tar packs to use (default: all)")
     train.add_argument("--kinds", default="swap,reconstruction,edit,sample", help="for fakes: which (default: all)")
     train.add_argument("--per-kind", type=int, default=1000, help="for fakes: how many of each kind")
-    train.add_argument("--codes", type=Path, help="for encoder: codes.safetensors of the generator's run")
+    train.add_argument(
+        "--codes", type=Path, help="for encoder, and --recipe continued: codes.safetensors of the run before"
+    )
     train.add_argument(
         "--from",
         dest="source",

@@ -91,7 +91,7 @@ def _generator_or_encoder(options: argparse.Namespace, on_step: OnStep, given: d
     if options.what == "joint":
         return train_joint(data, out, on_step, **given)
     if options.what == "generator":
-        return train_generator(data, out, on_step, initial=options.initial, **given)
+        return train_generator(data, out, on_step, initial=options.initial, codes=options.codes, **given)
     return train_encoder(data, out, on_step, codes=options.codes, initial=options.initial, **given)
 
 

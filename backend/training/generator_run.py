@@ -12,9 +12,10 @@ from torch import Tensor
 from backend import weights
 from backend.errors import UserError
 from backend.progress import Step, finish
-from backend.training import datasets, harness, reports, sheets, starting
+from backend.training import datasets, harness, principal_codes, reports, sheets, starting
 from backend.training.adversarial import AdversarialSettings, AdversarialTask
 from backend.training.generator import GeneratorSettings, GeneratorTask
+from backend.training.principal_codes import PrincipalCodes
 
 CODES = "codes.safetensors"
 # Name to the settings file: a regression, StyleGAN2's training, or the latter as the second half of the former.
@@ -28,6 +29,7 @@ def train_generator(
     *,
     recipe: str = "regression",
     initial: str | None = None,
+    codes: Path | None = None,
     minutes: float = math.inf,
     **changes: Any,
 ) -> reports.Report:
@@ -39,6 +41,7 @@ def train_generator(
         on_step: Called at every step.
         recipe: One of `RECIPES`.
         initial: Weights to start from.
+        codes: For the recipe continued: the codes that the run before it left beside those weights.
         minutes: After which it stops; the same call goes on from there.
         changes: Settings other than those of the recipe's file.
 
@@ -48,8 +51,11 @@ def train_generator(
     settings = settings_of(recipe, initial, **changes)
     if recipe == "continued" and not initial:
         raise UserError("The recipe continued needs trained weights.", "Add --initial installed, or a file.")
+    if codes and recipe != "continued":
+        raise UserError("For the generator, --codes belongs to --recipe continued.", "Leave out --codes.")
     photographs, held_out = datasets.split(data, settings.size)
-    task = task_of(settings, photographs.pictures, sheets.shown(held_out))
+    known = principal_codes.load(codes) if codes else None
+    task = task_of(settings, photographs.pictures, sheets.shown(held_out), known)
     if initial:
         fitted = "style." if recipe == "regression" else None  # which fits the mapping at its end in any case
         label = starting.load(initial, "generator", (task.generator, task.average), "generator.", without=fitted)
@@ -87,9 +93,9 @@ def settings_of(recipe: str, initial: str | None = None, **changes: Any) -> Gene
 
 
 def task_of(
-    settings: GeneratorSettings | AdversarialSettings, pictures: Tensor, held_out: Tensor
+    settings: GeneratorSettings | AdversarialSettings, pictures: Tensor, held_out: Tensor, codes: PrincipalCodes | None
 ) -> GeneratorTask | AdversarialTask:
     """Return the task for settings of either kind."""
     if isinstance(settings, GeneratorSettings):
         return GeneratorTask(pictures, settings, held_out)
-    return AdversarialTask(pictures, settings, held_out)
+    return AdversarialTask(pictures, settings, held_out, codes)
