@@ -140,6 +140,7 @@ class EvaluateTab:
                 except StopIteration as end:
                     made = end.value
                     break
+                session_folder(request)  # a run is an event as long as it lasts: its files stay
                 yield {self.progress: progress(step)}
         pictures = "--data ZIP" if source else "--sample"
         command = f"python -m backend evaluate {protocol} {pictures} --out DIR --preset {PRESET}"
