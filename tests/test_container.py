@@ -1,10 +1,8 @@
 """The container and the Space: their files say what they should, and the steps of the Dockerfile run as written."""
 
-import fnmatch
 import json
 import os
 import re
-import shlex
 import shutil
 import socket
 import stat
@@ -19,44 +17,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from backend.settings import ROOT, Settings, read
-
-IGNORED = [
-    line.strip()
-    for line in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
-    if line.strip() and not line.startswith("#")
-]
-
-
-def instructions() -> list[tuple[str, str]]:
-    """Return the instructions of the Dockerfile, comments and line ends taken out."""
-    text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
-    text = re.sub(r"^\s*#.*\n", "", text, flags=re.MULTILINE)
-    lines = re.sub(r"\\\n", " ", text).splitlines()
-    return [(name, rest.strip()) for name, _, rest in (line.partition(" ") for line in lines if line.strip())]
-
-
-STEPS = instructions()
-
-
-def values(name: str) -> list[str]:
-    return [rest for own, rest in STEPS if own == name]
-
-
-def environment() -> dict[str, str]:
-    """Return the variables that the image sets."""
-    return dict(part.split("=", 1) for rest in values("ENV") for part in shlex.split(rest))
-
-
-def ignored(path: Path) -> bool:
-    """Say whether the build does not see a file of the repository."""
-    parts = path.relative_to(ROOT).parts
-    beginnings = ["/".join(parts[: number + 1]) for number in range(len(parts))]
-    for rule in IGNORED:
-        if rule.startswith("**/") and any(fnmatch.fnmatch(part, rule[3:]) for part in parts):
-            return True
-        if any(fnmatch.fnmatch(start, rule) and start.count("/") == rule.count("/") for start in beginnings):
-            return True
-    return False
+from tests.dockerfile import STEPS, environment, ignored, left_out, values
 
 
 def test_the_image_is_slim_and_runs_as_a_user():
@@ -204,7 +165,7 @@ def test_the_app_starts_in_a_clean_root_as_the_images_user_where_that_can_be():
     root = Path(tempfile.mkdtemp(prefix="container-"))
     try:
         here = root / "app"
-        shutil.copytree(ROOT, here, ignore=lambda folder, names: [n for n in names if ignored(Path(folder) / n)])
+        shutil.copytree(ROOT, here, ignore=left_out)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -244,3 +205,41 @@ def _health(app: subprocess.Popen, port: int) -> dict:
             assert app.poll() is None, app.stderr.read().decode()
             time.sleep(1)
     pytest.fail("the app did not answer")
+
+
+def _a_root_of_its_own_is_possible() -> bool:
+    """Say whether this process may mount, and has what starts another one that sees none of it."""
+    if os.geteuid() != 0 or shutil.which("unshare") is None or shutil.which("useradd") is None:
+        return False
+    return subprocess.run([*APART, "true"], capture_output=True, check=False).returncode == 0
+
+
+APART = ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
+
+
+@pytest.mark.slow
+def test_every_step_runs_as_written_in_an_empty_root_and_the_app_starts_as_its_user():
+    """What is stood in for, the base image and the download of packages, `image_replay` says."""
+    if not _a_root_of_its_own_is_possible():
+        pytest.skip("this process may not mount, so there is no root of its own to build the image in")
+    root = Path(tempfile.mkdtemp(prefix="image-"))
+    try:
+        root.chmod(0o755)
+        command = [*APART, sys.executable, str(ROOT / "tests" / "image_replay.py"), str(root)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
+        assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout.splitlines()[-1])
+        home = root / "home" / "user"
+        assert home.stat().st_uid == 1000 and (home / "app" / "app.py").stat().st_uid == 1000
+        assert re.search(r"^user:[^:]*:1000:", (root / "etc" / "passwd").read_text(), flags=re.MULTILINE)
+        assert not (home / "app" / "tests").exists() and not (home / "app" / ".git").exists()
+        installed = next(one for one in found["said"] if "Requirement already satisfied: gradio" in one)
+        assert "Collecting" not in installed and "files are here and whole" in found["said"][-1]
+        assert found["uid"] == 1000 and found["page"] and found["health"]["status"] == "ok"
+        # The home and the folder for what is passing are all that the app can write to.
+        assert found["writable"] and all(
+            one == "/tmp" or one.startswith(("/tmp/", "/home/user")) for one in found["writable"]
+        )
+    finally:
+        assert not (root / "usr").exists() or not any((root / "usr").iterdir()), "nothing of the machine is left there"
+        shutil.rmtree(root)
