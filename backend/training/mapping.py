@@ -9,7 +9,7 @@ from backend.generators.stylegan2 import StyleGAN2
 PEAK_RATE = 2.0  # the layers of the mapping network divide their weights, and with them every step, by 100
 
 
-def fit_mapping(generator: StyleGAN2, codes: Tensor, *, steps: int = 1500, batch: int = 256, seed: int = 0) -> float:
+def fit_mapping(generator: StyleGAN2, codes: Tensor, *, steps: int = 3000, batch: int = 256, seed: int = 0) -> float:
     """Train `generator.style` so that normalised z gives the Gaussian with the mean and covariance of `codes`.
 
     Args:
