@@ -97,7 +97,7 @@ class ExplainTab:
             label="What a hidden part shows (reference)",
             info="LIME, SHAP, SOBOL and RISE hide parts of the face. What they put there decides what they can see.",
         )
-        self.preset = gr.Radio(PRESETS, value="quick", label="How many samples")
+        self.preset = gr.Radio(PRESETS, value="quick", label="How many samples", info=words.QUICK_AND_FULL)
         self.proof = gr.Checkbox(
             value=True,
             label="Put the map to the test",
