@@ -86,10 +86,6 @@ class DlibResNet(nn.Module):
         features = F.relu(self.affine(self.conv((faces * 255 - self.mean) / DIVISOR)))
         return self.last(self.blocks(F.max_pool2d(features, 3, 2)).mean((2, 3)))
 
-    def embed(self, faces: Tensor, template: str) -> Tensor:
-        """Return unit vectors (N, 128) of faces (N, 3, S, S) in [0, 1] that are aligned as `template`."""
-        return F.normalize(self(chip(faces, template)))
-
 
 def path() -> Path | None:
     """Return the network's file, or None without its package, whose import would need pkg_resources."""

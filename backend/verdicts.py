@@ -94,7 +94,7 @@ def by_crop(detectors: Sequence[str] | None = None) -> dict[tuple[str, int], lis
     """Return detectors (all that can be loaded by default) by the crop that they want: its position and its size."""
     groups: dict[tuple[str, int], list[str]] = {}
     for name in detectors if detectors is not None else registry.loadable():
-        card = registry.load(name).card
+        card = registry.card(name)
         groups.setdefault((card.template, card.input_size), []).append(name)
     return groups
 

@@ -208,11 +208,12 @@ class ExplainTab:
 
         settings = ExplainSettings(method=method, reference=reference, preset=preset, shortcut=shortcut)
         test = proof_settings(0, shortcut=shortcut) if proof else None
-        return words.about(
-            method,
-            expected_seconds(detector, settings, test),
-            expected_comparison_seconds(detector, settings, tests.quick_test(0)),
-        )
+        try:
+            one = expected_seconds(detector, settings, test)
+            every = expected_comparison_seconds(detector, settings, tests.quick_test(0))
+        except (RuntimeError, AssertionError):  # where a GPU is lent only for seconds, it is not here now
+            return words.about(method, None, None)
+        return words.about(method, one, every)
 
     def _explain(
         self,

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 from gradio.events import Dependency
 
-from backend import images, provenance
+from backend import faces, images, provenance
 from backend.detectors import registry
+from backend.errors import UserError
 from backend.progress import Step
 from tabs import explain_figures as figures
 from tabs import explain_tests as tests
@@ -93,7 +94,12 @@ class PairStep:
         from backend.explain.photo import cut_face
         from backend.explain.proof import proof_settings
 
+        if path is None:
+            raise UserError("There is no real photo yet.", "Choose it beside the button.")
         photos = photo_from(path), photo_from(fake_path)
+        found = faces.find(photos[0])
+        if not found or faces.problem(found[0], photos[0].shape):
+            raise UserError("The real photo has no usable face.", "Use one that shows a face from the front.")
         yield {
             **self.hide(),
             self.start: gr.Button(interactive=False),
@@ -112,7 +118,7 @@ class PairStep:
                 try:
                     step = next(job)
                 except StopIteration as end:
-                    found = end.value
+                    compared = end.value
                     break
                 updates: Updates = {self.progress: words.progress(step)}
                 if isinstance(step, Finished) and step.explanation is not None:
@@ -124,4 +130,4 @@ class PairStep:
                         self.scales: gr.HTML(figures.grid_scales("real"), visible=True),
                     }
                 yield updates
-        yield {**self._idle(), self.progress: "", self.answer: words.pair_table(found)}
+        yield {**self._idle(), self.progress: "", self.answer: words.pair_table(compared)}

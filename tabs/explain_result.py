@@ -97,9 +97,7 @@ class ExplainResult:
             self.summary: words.found(made),
             self.guessed: words.guess_answer(made, guess),
             self.settings: words.settings_line(record),
-            self.download: gr.DownloadButton(
-                "Download the map, pictures and numbers (zip)", value=str(file), visible=True
-            ),
+            self.download: gr.DownloadButton(ONE, value=str(file), visible=True),
         }
         if not shows:
             return updates

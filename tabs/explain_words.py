@@ -1,4 +1,4 @@
-"""What explanations say, as HTML and sentences, and the tests that go with them."""
+"""What explanations say, as HTML and sentences."""
 
 from collections.abc import Sequence
 from html import escape
@@ -35,14 +35,16 @@ QUICK_AND_FULL = (
 USUAL = "LIME, SHAP, SOBOL and RISE explain only the verdict that a detector gave, and “real” with their usual fill."
 
 
-def about(method: str, seconds: float, every: float) -> str:
-    """Say what a method does, and how long it and all methods take here, with their tests."""
+def about(method: str, seconds: float | None, every: float | None) -> str:
+    """Say what a method does, and how long it and all methods take here, with their tests, where that is known."""
     from backend.explain import methods
 
     one = methods.method(method)
+    said = f"**{one.title}.** {one.about}"
+    if seconds is None or every is None:
+        return said
     return (
-        f"**{one.title}.** {one.about} About {_seconds(seconds)} on this machine; a comparison of all methods takes "
-        f"about {_seconds(every)}."
+        f"{said} About {_seconds(seconds)} on this machine; a comparison of all methods takes about {_seconds(every)}."
     )
 
 
@@ -150,9 +152,9 @@ def pair_table(found: "PairComparison") -> str:
     rows += [(made.method.title, *["no map"] * len(tops)) for made, proof in found.done if proof is None]
     reasons = sorted({made.reason for made, _ in found.done if made.degenerate})
     caption = (
-        f"How far p_fake of the fake falls ({found.p_fake_photo:.2f} before) when only the 1, 2 and 3 segments that "
-        "speak most for “real” in the real photo are attacked in the fake. Further is better; a map below the random "
-        "places is not to be believed here."
+        f"How far p_fake of the fake falls ({found.p_fake_photo:.2f} before) when only the "
+        f"{', '.join(map(str, tops))} segments that speak most for “real” in the real photo are attacked in the fake. "
+        "Further is better; a map below the random places is not to be believed here."
     )
     shown = table(("Map", *(f"Top {top}" for top in tops)), rows, caption)
     why = "".join(f"<p>{escape(reason)}</p>" for reason in reasons)
@@ -192,9 +194,9 @@ def settings_line(record: dict[str, Any]) -> str:
     asked, precision = record["inferences"], record["precision"]
     numbers = f" {precision['dtype']} ({precision['reason'].rstrip('.')});" if precision else ""
     return (
-        f"Settings: detector {record['detector']}, method {record['method']}, reference {record['reference']}, "
-        f"preset {record['preset']}, seed {record['seed']}; {asked['images']} pictures in {asked['calls']} calls;"
-        f"{numbers} {record['seconds'] + record['attack_seconds']:.1f} seconds; {packages}."
+        f"Settings: detector {record['detector']}, method {record['method']}, verdict {record['towards']}, "
+        f"reference {record['reference']}, preset {record['preset']}, seed {record['seed']}; {asked['images']} pictures "
+        f"in {asked['calls']} calls;{numbers} {record['seconds'] + record['attack_seconds']:.1f} seconds; {packages}."
     )
 
 
@@ -203,8 +205,8 @@ def comparison_line(whole: "Comparison") -> str:
     chosen, asked = whole.settings, whole.inferences
     attack = f" One adversarial image served all maps. {whole.attacked.summary}" if whole.attacked else ""
     return (
-        f"Settings: detector {whole.detector}, preset {chosen.preset}, seed {chosen.seed}; {asked.images} pictures in "
-        f"{asked.calls} calls; {whole.seconds:.1f} seconds with the tests.{attack}"
+        f"Settings: detector {whole.detector}, verdict {chosen.towards}, preset {chosen.preset}, seed {chosen.seed}; "
+        f"{asked.images} pictures in {asked.calls} calls; {whole.seconds:.1f} seconds with the tests.{attack}"
     )
 
 

@@ -1,5 +1,6 @@
 """The part of the counterfactual tab that searches through a short video."""
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -176,6 +177,7 @@ class VideoStep:
                     step = next(job)
                 except StopIteration as end:
                     return end.value
+                os.utime(folder)  # a search is an event as long as it lasts: its files stay
                 if (folder / STOP).exists():
                     return None
                 if time.monotonic() - framed > FRAME_SECONDS:

@@ -111,6 +111,12 @@ def test_all_methods_take_longer_than_one():
     assert gpu.seconds(SimpleNamespace(fn=handler, concurrency_id="model"), 0, "quick") == 60
 
 
+def test_a_pair_is_asked_by_all_methods():
+    def handler(path: Any, fake_path: Any) -> None: ...
+
+    assert gpu.seconds(SimpleNamespace(fn=handler, concurrency_id="model"), "real", "fake") == 60
+
+
 @pytest.fixture(scope="module")
 def asked() -> dict[str, tuple[Any, Any]]:
     """Return what the app asks `spaces` for: by handler, its event and the function that says for how long."""

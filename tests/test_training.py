@@ -63,6 +63,14 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
         assert [row["step"] for row in csv.DictReader(file)] == ["5", "10", "15", "20", "25", "30"]
 
 
+def test_a_run_of_another_kind_is_not_resumed(tmp_path):
+    finish(harness.train(Toy(2), tmp_path, ToySettings()))
+    other = Toy(2)
+    other.modules = lambda: {"net": other.net, "critic": other.net}
+    with pytest.raises(UserError, match="another kind of run"):
+        finish(harness.train(other, tmp_path, ToySettings()))
+
+
 def test_every_epoch_shows_each_picture_once():
     seen = torch.cat([datasets.draw(10, 4, seed=3, step=step) for step in range(5)])
     assert sorted(seen[:10].tolist()) == list(range(10))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from backend import alignment, faces, images, made_with, provenance, tracks, verdicts, video
 from backend.alignment import AlignedFace
-from backend.counterfactual.film_result import NO_FACE, NOT_REACHED, Film, FilmFrame, Retested
+from backend.counterfactual.film_result import NO_FACE, NOT_REACHED, CalledFake, Film, FilmFrame
 from backend.counterfactual.retest import retest
 from backend.counterfactual.search import Search, SearchSettings, search
 from backend.detectors import registry
@@ -196,8 +196,8 @@ class FilmSearch:
                 int(outcome.steps[place]),
                 bool(outcome.flipped[place]),
             )
-        yield Step(start + self.settings.total, total, f"{told}The other detectors are asked.")
         self._ask_others(batch, outcome)
+        yield Step(start + self.settings.total, total, f"{told}The other detectors were asked.")
 
     def _ask_others(self, batch: list[int], outcome: Search) -> None:
         """Ask the detectors that were not searched against about frames before and after."""
@@ -212,10 +212,10 @@ class FilmSearch:
         """Return the other detectors that were asked."""
         return list(dict.fromkeys(name for scores in self._others.values() for name in scores))
 
-    def _retested(self) -> tuple[Retested, ...]:
+    def _retested(self) -> tuple[CalledFake, ...]:
         """Return what the other detectors said of the frames that they were asked about."""
         asked = {name: [scores[name] for scores in self._others.values() if name in scores] for name in self._asked()}
-        return tuple(Retested.of(name, scores) for name, scores in asked.items())
+        return tuple(CalledFake.of(name, scores) for name, scores in asked.items())
 
     def _frame(self, number: int) -> FilmFrame:
         at, found = self.clip.times[number], self._found.get(number)

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from backend import packing
+from backend.attacks.pixels import THRESHOLD
 from backend.counterfactual.search import SearchSettings
 
-THRESHOLD = 0.5  # p_fake from it on is called fake
 NO_FACE = "The face that was followed is not seen."
 NOT_REACHED = "The search was stopped before this frame."
 
@@ -42,8 +42,8 @@ class FilmFrame:
 
 
 @dataclass(frozen=True)
-class Retested:
-    """What a detector that was not searched against says of the frames that were searched.
+class CalledFake:
+    """What share of the searched frames a detector calls fake, before and after.
 
     Args:
         detector: Its name.
@@ -62,7 +62,7 @@ class Retested:
     p_after: float
 
     @classmethod
-    def of(cls, detector: str, scores: Sequence[tuple[float, float]]) -> "Retested":
+    def of(cls, detector: str, scores: Sequence[tuple[float, float]]) -> "CalledFake":
         """Return it from p_fake before and after, frame by frame."""
         sides = list(zip(*scores, strict=True))
         shares = (round(mean(score >= THRESHOLD for score in side), 4) for side in sides)
@@ -98,7 +98,7 @@ class Film:
     mp4: bytes = field(repr=False)
     rate: float
     source: dict[str, float]
-    retested: tuple[Retested, ...]
+    retested: tuple[CalledFake, ...]
     detector: str
     generator: str
     epsilon: float
@@ -115,10 +115,10 @@ class Film:
         return [frame for frame in self.frames if not frame.skipped]
 
     @property
-    def searched_against(self) -> Retested:
+    def searched_against(self) -> CalledFake:
         """Return the same shares for the detector that was searched against."""
         scores = [(frame.p_original or 0.0, frame.p_counterfactual or 0.0) for frame in self.searched]
-        return Retested.of(self.detector, scores)
+        return CalledFake.of(self.detector, scores)
 
     @property
     def summary(self) -> str:

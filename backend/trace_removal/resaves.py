@@ -76,7 +76,7 @@ def resave(
     both = torch.cat([images.to_tensor(original), images.to_tensor(removed)])
     found: dict[str, list[float]] = {}
     for alike in verdicts.by_crop(names).values():
-        seen = [images.to_array(one) for one in verdicts.seen_by(registry.load(alike[0]).card, both, source)]
+        seen = [images.to_array(one) for one in verdicts.seen_by(registry.card(alike[0]), both, source)]
         made = [save(Image.fromarray(picture)) for _, save in SAVES.values() for picture in seen]
         found |= verdicts.p_fake(torch.cat([images.to_tensor(np.asarray(one)) for one in made]), alike)
     scores = {name: found[name] for name in names}

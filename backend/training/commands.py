@@ -74,6 +74,8 @@ def _check(options: argparse.Namespace) -> None:
         raise UserError("--recipe belongs to generator and encoder.", "See: python -m backend train --help")
     if options.minutes is not None and (options.what not in {"generator", "encoder", "joint"} or options.source):
         raise UserError("--minutes belongs to generator, encoder and joint.", "See: python -m backend train --help")
+    if options.what == "joint" and (options.initial or options.codes):
+        raise UserError("joint starts from the installed weights.", "Leave out --initial and --codes.")
 
 
 def _chosen(options: argparse.Namespace) -> dict[str, Any]:

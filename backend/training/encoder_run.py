@@ -55,7 +55,7 @@ def train_encoder(
     if initial:
         label = starting.load(initial, "encoder", (task.encoder, task.average))
         settings = dataclasses.replace(settings, initial=label)
-    folder = out / "encoder-run"
+    folder = out / ("encoder-run" if recipe == "regression" else f"encoder-{recipe}-run")
     run = finish(sheets.with_sheets(harness.train(task, folder, settings, minutes=minutes), folder), on_step)
     return _written(out, "encoder", run, task, settings, tensors, held_out)
 

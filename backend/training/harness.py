@@ -98,11 +98,17 @@ def save_checkpoint(task: Task, folder: Path, step: int) -> Path:
 
 
 def load_checkpoint(task: Task, folder: Path) -> int:
-    """Restore a task from its folder and return the number of steps already done (0 without a file)."""
+    """Restore a task from its folder and return the number of steps already done (0 without a file).
+
+    Raises:
+        UserError: The folder holds a run of another kind.
+    """
     path = folder / "checkpoint.pt"
     if not path.exists():
         return 0
     state = torch.load(path, map_location="cpu", weights_only=True)
+    if set(state["modules"]) != set(task.modules()):
+        raise UserError("The checkpoint in this folder is of another kind of run.", "Give another folder with --out.")
     for name, module in task.modules().items():
         module.load_state_dict(state["modules"][name])
     for name, optimizer in task.optimizers().items():
