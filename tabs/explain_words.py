@@ -196,7 +196,8 @@ def settings_line(record: dict[str, Any]) -> str:
     return (
         f"Settings: detector {record['detector']}, method {record['method']}, verdict {record['towards']}, "
         f"reference {record['reference']}, preset {record['preset']}, seed {record['seed']}; {asked['images']} "
-        f"pictures in {asked['calls']} calls;{numbers} {record['seconds'] + record['attack_seconds']:.1f} seconds; {packages}."
+        f"pictures in {asked['calls']} calls;{numbers} {record['seconds'] + record['attack_seconds']:.1f} seconds; "
+        f"{packages}."
     )
 
 
