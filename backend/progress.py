@@ -31,6 +31,19 @@ class Step:
 Job = Generator[Step, None, T]
 
 
+def mapped(job: Job[T], change: Callable[[Step], Step]) -> Job[T]:
+    """Pass on a job's steps, each of them changed, and return its result; closing this closes the job inside."""
+    try:
+        while True:
+            try:
+                step = next(job)
+            except StopIteration as end:
+                return end.value
+            yield change(step)
+    finally:
+        job.close()
+
+
 def counted(job: Job[T], total: int, start: int = 0, prefix: str = "") -> Job[T]:
     """Pass on the steps of a job that is part of a longer one; closing this closes the job inside.
 
@@ -40,15 +53,7 @@ def counted(job: Job[T], total: int, start: int = 0, prefix: str = "") -> Job[T]
         start: How many steps of the whole lie before the part.
         prefix: What is said before every message, for example which part it is.
     """
-    try:
-        while True:
-            try:
-                step = next(job)
-            except StopIteration as end:
-                return end.value
-            yield Step(start + step.number, total, prefix + step.message, step.preview, step.values)
-    finally:
-        job.close()
+    return mapped(job, lambda step: Step(start + step.number, total, prefix + step.message, step.preview, step.values))
 
 
 def finish(job: Job[T], on_step: Callable[[Step], None] | None = None) -> T:

@@ -5,6 +5,10 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
+
+from backend import alignment, faces, images
+from tests import pictures
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
 
@@ -25,3 +29,14 @@ def parity_fill(shared_folder: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def aligned_crops() -> dict[tuple[str, str], torch.Tensor]:
+    """Return the crops (1, 3, S, S) of two people by name and template."""
+    found = {}
+    for name, photo in (("astronaut", pictures.astronaut()), ("hopper", pictures.hopper())):
+        face = faces.find(photo)[0]
+        for template, size in (("embedded", 128), ("ffhq", 256)):
+            found[name, template] = images.to_tensor(alignment.align(photo, face, template, size).crop)
+    return found

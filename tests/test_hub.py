@@ -105,7 +105,9 @@ def test_a_model_is_fetched_checked_converted_and_judges(place):
     assert place.left() == ["meso4_here.json", "meso4_here.safetensors"]
     assert [step.number for step in steps] == sorted(step.number for step in steps)
     assert steps[-1].number == steps[-1].total and "MB" in steps[0].message
-    expected = {key.removeprefix("backbone."): value for key, value in torch.load(_saved(place)).items()}
+    expected = {
+        key.removeprefix("backbone."): value for key, value in torch.load(_saved(place), weights_only=True).items()
+    }
     found = load_file(path)
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[key], expected[key]) for key in found)

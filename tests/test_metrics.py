@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from backend import alignment, faces, images, perceptual
+from backend import perceptual
 from backend.evaluate.metrics import classification as c
 from backend.evaluate.metrics import distributions, faithfulness, identity, likeness, naturalness, registry, success
 from backend.evaluate.metrics.metric import mean, mean_with_interval, proportion
@@ -162,23 +162,13 @@ def test_lpips_is_the_package_s(monkeypatch):
     assert likeness.lpips(one, one).abs().max() == 0
 
 
-@pytest.fixture(scope="module")
-def aligned():
-    found = {}
-    for name, photo in (("astronaut", pictures.astronaut()), ("hopper", pictures.hopper())):
-        face = faces.find(photo)[0]
-        for template, size in (("embedded", 128), ("ffhq", 256)):
-            found[name, template] = images.to_tensor(alignment.align(photo, face, template, size).crop)
-    return found
-
-
 @pytest.mark.parametrize("template", ["embedded", "ffhq"])
-def test_identity_by_dlib(aligned, template):
+def test_identity_by_dlib(aligned_crops, template):
     pytest.importorskip("dlib", reason="dlib is optional (requirements-identity.txt)")
     own = identity.recogniser()
     if own is None or own.name != "dlib ResNet v1":
         pytest.skip("needs dlib's files, and no better network")
-    one, other = aligned["astronaut", template], aligned["hopper", template]
+    one, other = aligned_crops["astronaut", template], aligned_crops["hopper", template]
     same = identity.identity(one, one.flip(3), template)
     assert same.retained
     assert same.similarity > 0.98

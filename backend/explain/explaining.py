@@ -20,7 +20,7 @@ from backend.explain.methods import Method
 from backend.explain.question import Question, RawMap
 from backend.explain.segments import segment_scores, slic_segments
 from backend.explain.shortcut import least_flip
-from backend.progress import Job
+from backend.progress import Job, Step, mapped
 from backend.runtime import MODEL_LOCK, frozen
 
 T = TypeVar("T")
@@ -92,16 +92,12 @@ def attack_passes(settings: ExplainSettings) -> float:
 
 def staged(job: Job[T], first: int, last: int) -> Job[T]:
     """Pass a job's steps on as part of a longer one, from step `first` to `last`; closing this closes the job."""
-    try:
-        while True:
-            try:
-                step = next(job)
-            except StopIteration as end:
-                return end.value
-            number = first + round((last - first) * min(1.0, step.number / max(1, step.total)))
-            yield replace(step, number=number, total=PROGRESS)
-    finally:
-        job.close()
+
+    def placed(step: Step) -> Step:
+        number = first + round((last - first) * min(1.0, step.number / max(1, step.total)))
+        return replace(step, number=number, total=PROGRESS)
+
+    return mapped(job, placed)
 
 
 class _Explaining:

@@ -40,17 +40,13 @@ def train_encoder(
     if recipe not in RECIPES:
         raise UserError(f"There is no recipe named {recipe} for the encoder.", f"Recipes: {', '.join(RECIPES)}.")
     settings = harness.read_settings(EncoderSettings, RECIPES[recipe], **changes)
-    options = weights.entry("generator").options
-    photographs, held_out = datasets.split(data, options["size"])
-    tensors = weights.load_entry("generator")
+    photographs, held_out, tensors, drawing = _given(data)
     task = EncoderTask(
         photographs.pictures,
         settings,
         sheets.shown(held_out),
-        generator=inversion.generator_from(tensors, options),
         codes=principal_codes.load(codes) if codes else None,
-        latent_average=tensors["latent_average"][0],
-        size=options["size"],
+        **drawing,
     )
     if initial:
         label = starting.load(initial, "encoder", (task.encoder, task.average))
@@ -65,23 +61,25 @@ def train_joint(
 ) -> reports.Report:
     """Fine-tune the encoder and the generator in `weights/` together and write both to the folder `out`."""
     settings = harness.read_settings(JointSettings, "joint", **changes)
-    options = weights.entry("generator").options
-    photographs, held_out = datasets.split(data, options["size"])
-    tensors = weights.load_entry("generator")
-    task = JointTask(
-        photographs.pictures,
-        settings,
-        sheets.shown(held_out),
-        generator=inversion.generator_from(tensors, options),
-        latent_average=tensors["latent_average"][0],
-        size=options["size"],
-    )
+    photographs, held_out, tensors, drawing = _given(data)
+    task = JointTask(photographs.pictures, settings, sheets.shown(held_out), **drawing)
     label = starting.load(starting.INSTALLED, "encoder", (task.encoder, task.average))
     settings = dataclasses.replace(settings, initial=label)
     folder = out / "joint-run"
     run = finish(sheets.with_sheets(harness.train(task, folder, settings, minutes=minutes), folder), on_step)
     drawn = {f"generator.{key}": value.cpu() for key, value in task.generator_average.state_dict().items()}
     return _written(out, "joint", run, task, settings, tensors | drawn, held_out)
+
+
+def _given(data: Path) -> tuple[Photographs, Photographs, dict[str, Tensor], dict[str, Any]]:
+    """Return photographs, held-out ones, the tensors of the generator in `weights/`, and what a task needs of it."""
+    options, tensors = weights.entry("generator").options, weights.load_entry("generator")
+    drawing = {
+        "generator": inversion.generator_from(tensors, options),
+        "latent_average": tensors["latent_average"][0],
+        "size": options["size"],
+    }
+    return *datasets.split(data, options["size"]), tensors, drawing
 
 
 def _written(
