@@ -144,8 +144,9 @@ def test_floors_ask_for_likeness_only_where_it_is_missing():
 
 
 def settings(**changes) -> TRNetSettings:
-    small = harness.read_settings(TRNetSettings, "trnet", similarity="ssim", similarity_every=1, steps=4, batch=2)
-    return replace(small, width=0.0625, discriminator_width=0.0625, **changes)
+    small = harness.read_settings(TRNetSettings, "trnet", similarity="ssim", similarity_every=1, steps=3, batch=2)
+    given = {"discriminator_steps": 1, "originals": 0.5, "disturbed": 0.5} | changes
+    return replace(small, width=0.0625, discriminator_width=0.0625, **given)
 
 
 def examples(count: int = 6) -> pairs.Pairs:
@@ -167,16 +168,24 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
         for key, value in module.state_dict().items():
             assert torch.equal(value, resumed.modules()[name].state_dict()[key]), (name, key)
     expected = {"psnr", "profile", "similarity", "floors", "source"}
-    expected |= {f"{side}_{name}" for side in "dg" for name in ("spatial", "spectral", "fingerprint")}
+    expected |= {f"{side}_{name}" for side in "dog" for name in ("spatial", "spectral", "fingerprint")}
     assert set(run.losses) == expected and all(math.isfinite(value) for value in run.losses.values())
 
 
 def test_every_form_of_training_takes_a_step():
     task = TRNetTask(examples(), settings(identity_steps=1, residual=False), examples())
-    before = [one.detach().clone() for one in task.discriminators["spatial"].parameters()]
-    assert set(task.step(0)) == {"identity", "psnr"}
-    assert all(torch.equal(a, b) for a, b in zip(before, task.discriminators["spatial"].parameters(), strict=True))
-    code = settings(adversarial="lsgan", profile="code", penalty=1.0, spectral_form="code", statistics="fixed")
+    assert task.total == 5
+    watched = {"network": task.network.conv_final, "spatial": task.discriminators["spatial"].backbone.last}
+    for number, changed in enumerate(("network", "spatial", "both")):
+        before = {name: module.weight.detach().clone() for name, module in watched.items()}
+        found = task.step(number)
+        assert ("identity" in found) == (number == 0) and ("g_spatial" in found) == (number == 2)
+        for name, module in watched.items():
+            assert torch.equal(before[name], module.weight) == (changed not in (name, "both"))
+    code = settings(
+        adversarial="lsgan", profile="code", penalty=1.0, spectral_form="code", statistics="fixed",
+        originals=0.0, discriminator_steps=0, disturbed=0.0,
+    )  # fmt: skip
     found = TRNetTask(examples(), code, examples()).step(0)
     assert found["penalty"] > 0 and math.isfinite(found["penalty"])
     finished = task.finished()
@@ -221,3 +230,18 @@ def test_a_sample_is_paired_with_the_photograph_that_is_most_like_it(tmp_path):
     found = pairs.load(datasets.Photographs(["a.jpg", "b.jpg", "c.jpg"], real), [tmp_path])
     assert len(found) == 1 and int(found.real[0, 0, 0, 0]) == 120
     assert pairs.nearest(real, real).tolist() == [0, 1, 2]
+
+
+def test_disturbances_are_alike_for_all_batches_and_pass_gradients():
+    from backend.training.disturbances import disturb
+
+    kinds = set()
+    for seed in range(12):
+        one = faces(2).requires_grad_(True)
+        first, second = disturb([one, faces(2)], torch.Generator().manual_seed(seed))
+        assert torch.equal(first.detach(), second) and first.shape == one.shape
+        assert not torch.equal(second, faces(2))
+        first.sum().backward()
+        assert float(one.grad.abs().max()) > 0
+        kinds.add(float((second - faces(2)).std()))
+    assert len(kinds) >= 10  # another kind or strength for nearly every seed

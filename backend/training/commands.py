@@ -56,7 +56,7 @@ def train_ganprintr(data: Path, out: Path, on_step: OnStep, **changes: Any) -> r
     task = GanprintrTask(photographs.pictures, settings, sheets.shown(held_out))
     folder = out.parent / "ganprintr-run"
     run = finish(sheets.with_sheets(harness.train(task, folder, settings), folder), on_step)
-    network = task.average.half().float()  # as it is stored
+    network = task.average.cpu().half().float()  # as it is stored
     weights.save_half(out, network.state_dict())
     metrics = copying(network, held_out.pictures)
     options = {"latent": settings.latent} | metrics

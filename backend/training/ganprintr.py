@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from backend import runtime
 from backend.attacks.ganprintr import GANprintR
 from backend.training import datasets, harness
 
@@ -41,7 +42,8 @@ class GanprintrTask:
         torch.manual_seed(settings.seed)
         network = GANprintR(settings.latent)
         initialize(network)
-        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.device = runtime.device()
+        self.network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = copy.deepcopy(network).eval().requires_grad_(False)
         self.optimizer = torch.optim.Adam(self.network.parameters(), settings.lr, fused=True)
         self.total = settings.steps
@@ -62,7 +64,7 @@ class GanprintrTask:
         chosen = self.pictures[datasets.draw(len(self.pictures), settings.batch, seed=settings.seed, step=number)]
         randomness = torch.Generator().manual_seed(settings.seed * 1_000_003 + number)
         faces = cropped(chosen, settings.crop, randomness).float() / 255
-        faces = faces.contiguous(memory_format=torch.channels_last)
+        faces = faces.to(self.device, memory_format=torch.channels_last)
         loss = F.mse_loss(self.network(faces), faces)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -74,9 +76,9 @@ class GanprintrTask:
     @torch.no_grad()
     def preview(self) -> Tensor:
         """Return held-out faces above what the averaged weights make of them."""
-        faces = self.held_out.float() / 255
+        faces = self.held_out.float().to(self.device) / 255
         rows = [torch.cat(list(row), dim=2) for row in (faces, self.average(faces).clamp(0, 1))]
-        return torch.cat(rows, dim=1)[None]
+        return torch.cat(rows, dim=1)[None].cpu()
 
 
 @torch.no_grad()

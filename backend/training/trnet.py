@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from backend import runtime
 from backend.trace_removal import losses
 from backend.trace_removal.discriminators import (
     Discriminator,
@@ -21,6 +22,7 @@ from backend.trace_removal.discriminators import (
 )
 from backend.trace_removal.network import Statistics, TRNet
 from backend.training import harness, pairs
+from backend.training.disturbances import disturb, in_eight_bits
 from backend.training.generator import perceptual_network
 from backend.training.pairs import Batch, Pairs
 
@@ -49,16 +51,22 @@ class TRNetSettings:
     weight_similarity: float
     weight_profile: float
     weight_source: float
+    originals: float
+    disturbed: float
+    rounded: bool
     penalty: float
     penalty_every: int
     psnr_floor: float
     ssim_floor: float
     weight_floors: float
     identity_steps: int
+    discriminator_steps: int
+    discriminator_every: int
     steps: int
     batch: int
     lr_generator: float
     lr_discriminator: float
+    lr_discriminator_alone: float
     decay_share: float
     average_decay: float
     jpeg_share: float
@@ -73,9 +81,9 @@ class TRNetTask:
         """Prepare a run on pairs; `held_out` is only shown."""
         self.data, self.settings, self.held_out = data, settings, held_out
         torch.manual_seed(settings.seed)
-        layout = torch.channels_last
+        self.device = runtime.device()
         self.network = TRNet(settings.width, statistics=settings.statistics, residual=settings.residual)
-        self.average = copy.deepcopy(self.network).eval().requires_grad_(False)
+        self.average = copy.deepcopy(self.network).eval().requires_grad_(False).to(self.device)
         width, norm = settings.discriminator_width, settings.norm
         self.spectral = SpectralDiscriminator(width, norm, settings.spectral_form, settings.size)
         self.spectral.fit(data.real[:: max(1, len(data) // FITTED_ON)][:FITTED_ON].float() / 255)
@@ -86,14 +94,15 @@ class TRNetTask:
             "fingerprint": self.fingerprint,
         }
         for module in (self.network, *self.discriminators.values()):
-            module.train().to(memory_format=layout)  # type: ignore[call-overload]
+            module.train().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.generator_optimizer = torch.optim.RMSprop(self.network.parameters(), settings.lr_generator)
         self.discriminator_optimizer = torch.optim.RMSprop(
             [weight for module in self.discriminators.values() for weight in module.parameters()],
             settings.lr_discriminator,
         )
-        self.perceptual = perceptual_network(settings.perceptual) if settings.similarity == "perceptual" else None
-        self.total = settings.identity_steps + settings.steps
+        perceptual = perceptual_network(settings.perceptual) if settings.similarity == "perceptual" else None
+        self.perceptual = perceptual and perceptual.to(self.device)
+        self.total = settings.identity_steps + settings.discriminator_steps + settings.steps
 
     def modules(self) -> Mapping[str, nn.Module]:
         """Return what a checkpoint holds."""
@@ -108,12 +117,17 @@ class TRNetTask:
         settings = self.settings
         self._set_rates(number)
         batch = self._draw(number)
+        begun = number - settings.identity_steps - settings.discriminator_steps
+        if -settings.discriminator_steps <= begun < 0:
+            found = self._train_discriminators(batch, batch.fake, number)
+            return {name: value.item() for name, value in found.items()}
         made = self.network(batch.fake)
-        if number < settings.identity_steps:
+        if begun < 0:
             values = {"identity": F.l1_loss(made, batch.fake)}
             total = values["identity"]
         else:
-            values = self._train_discriminators(batch, made.detach(), number)
+            turn, wait = divmod(begun, settings.discriminator_every)
+            values = {} if wait else self._train_discriminators(batch, made.detach(), turn)
             own = self._generator_losses(batch, made, number)
             values |= own
             total = sum((self._weight(name) * value for name, value in own.items()), torch.zeros(()))
@@ -127,10 +141,10 @@ class TRNetTask:
     @torch.no_grad()
     def preview(self) -> Tensor:
         """Return held-out fakes above what is made of them and the amplified difference."""
-        fake = self.held_out.fake[:: max(1, len(self.held_out) // 8)][:8].float() / 255
+        fake = self.held_out.fake[:: max(1, len(self.held_out) // 8)][:8].float().to(self.device) / 255
         made = self.average(fake).clamp(0, 1)
         difference = ((made - fake) * GAIN + 0.5).clamp(0, 1)
-        return torch.cat([torch.cat(list(row), dim=2) for row in (fake, made, difference)], dim=1)[None]
+        return torch.cat([torch.cat(list(row), dim=2) for row in (fake, made, difference)], dim=1)[None].cpu()
 
     @torch.no_grad()
     def finished(self) -> TRNet:
@@ -155,38 +169,45 @@ class TRNetTask:
             jpeg_share=settings.jpeg_share,
             quality=settings.quality,
         )
-        layout = torch.channels_last
-        return Batch(
-            drawn.real.contiguous(memory_format=layout), drawn.fake.contiguous(memory_format=layout), drawn.sources
-        )
+        real, fake = (one.to(self.device, memory_format=torch.channels_last) for one in (drawn.real, drawn.fake))
+        return Batch(real, fake, drawn.sources.to(self.device))
 
-    def _train_discriminators(self, batch: Batch, made: Tensor, number: int) -> dict[str, Tensor]:
+    def _train_discriminators(self, batch: Batch, made: Tensor, turn: int) -> dict[str, Tensor]:
         settings, count = self.settings, len(made)
-        pictures = torch.cat([batch.real, made])
-        sources = torch.cat([torch.full((count,), pairs.REAL_SOURCE), batch.sources])
-        values, total = {}, torch.zeros(())
+        real, fake, changed = self._shown([batch.real, batch.fake, made], 2 * turn)
+        sources = torch.cat([torch.full_like(batch.sources, pairs.REAL_SOURCE), batch.sources])
+        # The source head learns from pictures of the data set, not from the generator's.
+        fingerprint, named = self.fingerprint.with_source(torch.cat([real, changed, fake]))
+        values = {"source": source_loss(torch.cat([named[:count], named[2 * count :]]), sources)}
+        total = settings.weight_source * values["source"]
+        pictures = torch.cat([real, changed, fake] if settings.originals else [real, changed])
         for name, module in self.discriminators.items():
-            if name == "fingerprint":
-                # The source head learns from pictures of the data set, not from the generator's.
-                logits, named = self.fingerprint.with_source(torch.cat([batch.real, batch.fake, made]))
-                logits = torch.cat([logits[:count], logits[2 * count :]])
-                values["source"] = source_loss(named[: 2 * count], sources)
-                total = total + settings.weight_source * values["source"]
-            else:
-                logits = module(pictures)
-            value = losses.discriminator_loss(settings.adversarial, logits[:count], logits[count:])
-            values[f"d_{name}"] = value
-            total = total + value
-        if settings.penalty and number % settings.penalty_every == 0:
-            places = torch.from_numpy(np.random.default_rng([settings.seed, number, 1]).random(count, np.float32))
+            logits = fingerprint if module is self.fingerprint else module(pictures)
+            found = logits.split(count)
+            values[f"d_{name}"] = losses.discriminator_loss(settings.adversarial, found[0], found[1])
+            total = total + (1 - settings.originals) * values[f"d_{name}"]
+            if settings.originals:
+                values[f"o_{name}"] = losses.discriminator_loss(settings.adversarial, found[0], found[2])
+                total = total + settings.originals * values[f"o_{name}"]
+        if settings.penalty and turn % settings.penalty_every == 0:
+            places = torch.from_numpy(np.random.default_rng([settings.seed, turn, 1]).random(count, np.float32))
             slopes = []
             for module in self.discriminators.values():
                 real, fake = (module.inputs(one).detach() for one in (batch.real, batch.fake))
-                slopes.append(losses.gradient_penalty(module.backbone, real, fake, places))
+                slopes.append(losses.gradient_penalty(module.backbone, real, fake, places.to(self.device)))
             values["penalty"] = torch.stack(slopes).sum()
             total = total + settings.penalty * settings.penalty_every * values["penalty"]
         self._update(self.discriminator_optimizer, total)
         return values
+
+    def _shown(self, pictures: list[Tensor], number: int) -> list[Tensor]:
+        """Return pictures as the discriminators see them: in eight bits, some batches disturbed, all of one alike."""
+        if self.settings.rounded:
+            pictures = [in_eight_bits(one) for one in pictures]
+        randomness = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + number)
+        if float(torch.rand((), generator=randomness)) >= self.settings.disturbed:
+            return pictures
+        return disturb(pictures, randomness)
 
     def _weight(self, name: str) -> float:
         settings = self.settings
@@ -199,8 +220,9 @@ class TRNetTask:
 
     def _generator_losses(self, batch: Batch, made: Tensor, number: int) -> dict[str, Tensor]:
         settings = self.settings
+        (shown,) = self._shown([made], 2 * number + 1)
         values = {
-            f"g_{name}": losses.generator_loss(settings.adversarial, module(made))
+            f"g_{name}": losses.generator_loss(settings.adversarial, module(shown))
             for name, module in self.discriminators.items()
         }
         if number % settings.similarity_every == 0:
@@ -225,4 +247,6 @@ class TRNetTask:
         start = self.total * (1 - self.settings.decay_share)
         factor = 0.1 ** max(0.0, (number - start) / (self.total - start))
         self.generator_optimizer.param_groups[0]["lr"] = self.settings.lr_generator * factor
-        self.discriminator_optimizer.param_groups[0]["lr"] = self.settings.lr_discriminator * factor
+        alone = 0 <= number - self.settings.identity_steps < self.settings.discriminator_steps
+        rate = self.settings.lr_discriminator_alone if alone else self.settings.lr_discriminator
+        self.discriminator_optimizer.param_groups[0]["lr"] = rate * factor

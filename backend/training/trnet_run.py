@@ -46,7 +46,7 @@ def train_trnet(data: Path, folders: Sequence[Path], out: Path, on_step: OnStep,
     folder = out.parent / f"{ENTRY}-run"
     run = finish(with_sheets(harness.train(task, folder, settings, checkpoint_every=200), folder), on_step)
     drawn = curves.draw(folder / "losses.csv", folder / "curves.png")
-    network = task.finished().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    network = task.finished().to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     half = {
         key: value.half().float() if value.is_floating_point() else value for key, value in network.state_dict().items()
     }
