@@ -1,8 +1,8 @@
 """The one form of every long job: a generator of steps that returns its result."""
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import torch
 
@@ -31,17 +31,37 @@ class Step:
 Job = Generator[Step, None, T]
 
 
+class Running(Generic[T]):
+    """A job as a `for` loop goes through it; leaving the `with` block closes it.
+
+    Attributes:
+        result: What the job returned; there is none before its last step.
+    """
+
+    result: T
+
+    def __init__(self, job: Job[T]) -> None:
+        self._job = job
+
+    def __enter__(self) -> "Running[T]":
+        """Return this."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the job."""
+        self._job.close()
+
+    def __iter__(self) -> Iterator[Step]:
+        """Yield the job's steps, and keep its result."""
+        self.result = yield from self._job
+
+
 def mapped(job: Job[T], change: Callable[[Step], Step]) -> Job[T]:
     """Pass on a job's steps, each of them changed, and return its result; closing this closes the job inside."""
-    try:
-        while True:
-            try:
-                step = next(job)
-            except StopIteration as end:
-                return end.value
+    with Running(job) as running:
+        for step in running:
             yield change(step)
-    finally:
-        job.close()
+    return running.result
 
 
 def counted(job: Job[T], total: int, start: int = 0, prefix: str = "") -> Job[T]:
@@ -56,12 +76,22 @@ def counted(job: Job[T], total: int, start: int = 0, prefix: str = "") -> Job[T]
     return mapped(job, lambda step: Step(start + step.number, total, prefix + step.message, step.preview, step.values))
 
 
+def within(job: Job[T], number: int, total: int, prefix: str = "") -> Job[T]:
+    """Pass on what a job says as said within one step of a longer one, whose number stays.
+
+    Args:
+        job: The part.
+        number: The step's.
+        total: How many steps the whole has at most.
+        prefix: What is said before every message.
+    """
+    return mapped(job, lambda step: Step(number, total, prefix + step.message))
+
+
 def finish(job: Job[T], on_step: Callable[[Step], None] | None = None) -> T:
     """Run a job to its end, calling `on_step` at every step, and return its result."""
-    while True:
-        try:
-            step = next(job)
-        except StopIteration as stop:
-            return stop.value
-        if on_step is not None:
-            on_step(step)
+    with Running(job) as running:
+        for step in running:
+            if on_step is not None:
+                on_step(step)
+    return running.result

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import closing
 from typing import Any
 
 import gradio as gr
@@ -15,7 +14,7 @@ from backend.detectors.choice import suggested
 from backend.examples import Example
 from backend.generators import choice
 from backend.generators.refinement import RefineSettings
-from backend.progress import Step
+from backend.progress import Running, Step
 from backend.verdicts import JudgedFace
 from tabs import api, choosers, words
 from tabs.common import MODEL, QUICK, answered, live_face, photo_from, session_folder
@@ -195,15 +194,11 @@ class CounterfactualTab:
         scores: list[float] = []
         framed = 0.0
         inverter = choice.load(generator)
-        with closing(explain_photo(photo, detector, settings, face_number=number, inverter=inverter)) as job:
-            while True:
-                try:
-                    step = next(job)
-                except StopIteration as end:
-                    story = end.value
-                    break
+        with Running(explain_photo(photo, detector, settings, face_number=number, inverter=inverter)) as running:
+            for step in running:
                 updates, framed = self._shown(step, scores, framed)
                 yield updates
+        story = running.result
         searched = gr.Row(visible=not story.already_real)  # otherwise there is no curve to look back on
         yield {**self._idle(), self.live: searched, **self.result.show(bundle.of(story), session_folder(request))}
 

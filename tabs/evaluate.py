@@ -1,7 +1,6 @@
 """The tab that shows how good detectors, attacks and explanations are: stored results, a small run, and a quiz."""
 
 from collections.abc import Iterator
-from contextlib import closing
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import gradio as gr
 
 from backend.errors import UserError
 from backend.evaluate import stored
-from backend.progress import Step
+from backend.progress import Running, Step
 from tabs.common import MODEL, QUICK, answered, session_folder
 from tabs.explain_words import progress
 from tabs.quiz import Quiz
@@ -133,15 +132,11 @@ class EvaluateTab:
         chosen = configured(registry.get(protocol), PRESET, {})
         out = folder_for(session_folder(request), source, chosen)
         data = open_data(source or _sample(out), out, LIMITS)
-        with closing(runs.evaluate(chosen, data, out, resume=True)) as job:
-            while True:
-                try:
-                    step = next(job)
-                except StopIteration as end:
-                    made = end.value
-                    break
+        with Running(runs.evaluate(chosen, data, out, resume=True)) as running:
+            for step in running:
                 session_folder(request)  # a run is an event as long as it lasts: its files stay
                 yield {self.progress: progress(step)}
+        made = running.result
         pictures = "--data ZIP" if source else "--sample"
         command = f"python -m backend evaluate {protocol} {pictures} --out DIR --preset {PRESET}"
         report.write(made, out, command)

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import closing
 from typing import Any
 
 import gradio as gr
@@ -11,7 +10,7 @@ from backend import images
 from backend.detectors import registry
 from backend.detectors.choice import suggested
 from backend.examples import Example
-from backend.progress import Step
+from backend.progress import Running, Step
 from backend.regions import PARTS
 from backend.verdicts import JudgedFace
 from tabs import choosers
@@ -246,15 +245,10 @@ class ExplainTab:
         )
         yield self._busy()
         test = proof_settings(int(seed or 0), shortcut=shortcut) if proof else None
-        with closing(explain_photo(photo, detector, settings, number, test)) as job:
-            while True:
-                try:
-                    step = next(job)
-                except StopIteration as end:
-                    made = end.value
-                    break
+        with Running(explain_photo(photo, detector, settings, number, test)) as running:
+            for step in running:
                 yield {self.progress: words.progress(step)}
-        yield {**self._idle(), self.progress: "", **self.result.show(made, guess, session_folder(request))}
+        yield {**self._idle(), self.progress: "", **self.result.show(running.result, guess, session_folder(request))}
 
     def _compare(
         self,
@@ -280,18 +274,13 @@ class ExplainTab:
         yield self._busy()
         loaded = registry.load(detector)
         crop = cut_face(photo, loaded.card, number)[0].crop
-        with closing(tests.tested_maps(compare_all, images.to_tensor(crop), loaded, settings)) as job:
+        with Running(tests.tested_maps(compare_all, images.to_tensor(crop), loaded, settings)) as running:
             done: list[tests.Tested] = []
-            while True:
-                try:
-                    step = next(job)
-                except StopIteration as end:
-                    whole = end.value
-                    break
+            for step in running:
                 updates: Updates = {self.progress: words.progress(step)}
                 if isinstance(step, Finished) and step.explanation is not None:
                     done.append(tests.tested(step, step.explanation))
                     updates |= self.result.show_grid(crop, done)
                 yield updates
         folder = session_folder(request)
-        yield {**self._idle(), self.progress: "", **self.result.finish_grid(crop, whole, done, folder)}
+        yield {**self._idle(), self.progress: "", **self.result.finish_grid(crop, running.result, done, folder)}

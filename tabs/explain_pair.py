@@ -1,7 +1,6 @@
 """Real-fake pairs: explain the real photo, and attack the fake where its maps point (Gowrisankar and Thing 2023)."""
 
 from collections.abc import Iterator
-from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -10,7 +9,7 @@ from gradio.events import Dependency
 from backend import faces, images, provenance
 from backend.detectors import registry
 from backend.errors import UserError
-from backend.progress import Step
+from backend.progress import Running, Step
 from tabs import explain_figures as figures
 from tabs import explain_tests as tests
 from tabs import explain_words as words
@@ -113,13 +112,8 @@ class PairStep:
         proof = proof_settings(int(seed or 0), shortcut=True, draws=DRAWS)
         settings = PairComparisonSettings(seed=int(seed or 0), pair=PairSettings(proof=proof))
         shown: list[tuple[Any, str]] = []
-        with closing(compare_pair(images.to_tensor(real), images.to_tensor(fake), loaded, settings)) as job:
-            while True:
-                try:
-                    step = next(job)
-                except StopIteration as end:
-                    compared = end.value
-                    break
+        with Running(compare_pair(images.to_tensor(real), images.to_tensor(fake), loaded, settings)) as running:
+            for step in running:
                 updates: Updates = {self.progress: words.progress(step)}
                 if isinstance(step, Finished) and step.explanation is not None:
                     made: Explanation = step.explanation
@@ -130,4 +124,4 @@ class PairStep:
                         self.scales: gr.HTML(figures.grid_scales("real"), visible=True),
                     }
                 yield updates
-        yield {**self._idle(), self.progress: "", self.answer: words.pair_table(compared)}
+        yield {**self._idle(), self.progress: "", self.answer: words.pair_table(running.result)}

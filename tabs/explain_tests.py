@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from backend.progress import Job, Step
+from backend.progress import Job, Running, Step, within
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from backend.detectors.card import Detector
     from backend.explain.comparing import Comparison
     from backend.explain.explanation import ExplainSettings, Explanation
-    from backend.explain.proof import Proof, ProofSettings
+    from backend.explain.proof import ProofSettings
 
 LAST = 3  # segments of the test that a comparison shows
 
@@ -54,32 +54,14 @@ def tested_maps(
     from backend.explain.proof import prove
 
     test = quick_test(settings.seed)
-    job = compare(crop, detector, settings)
-    try:
-        while True:
-            try:
-                step = next(job)
-            except StopIteration as end:
-                return end.value
+    with Running(compare(crop, detector, settings)) as running:
+        for step in running:
             made = step.explanation if isinstance(step, Finished) else None
             if made is not None and made.settings.towards == "fake" and made.explains_verdict and not made.degenerate:
-                proof = yield from _quietly(prove(crop, detector, made.saliency, made.labels, test), step)
+                testing = prove(crop, detector, made.saliency, made.labels, test)
+                proof = yield from within(testing, step.number, step.total)
                 values = {"sufficiency": float(proof.sufficiency[0]), "random": float(proof.random_mean[0])}
                 yield replace(step, values=values)
             else:
                 yield step
-    finally:
-        job.close()
-
-
-def _quietly(job: Job["Proof"], step: Step) -> Job["Proof"]:
-    """Run a job under the number of a step, so that the progress bar does not jump."""
-    try:
-        while True:
-            try:
-                inner = next(job)
-            except StopIteration as end:
-                return end.value
-            yield Step(step.number, step.total, inner.message)
-    finally:
-        job.close()
+    return running.result

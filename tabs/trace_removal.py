@@ -1,14 +1,13 @@
 """The tab that removes the traces of forgery from a fake, and shows what is left of every detector's verdict."""
 
 from collections.abc import Iterator
-from contextlib import closing
 from typing import Any
 
 import gradio as gr
 
 from backend import images
 from backend.examples import Example
-from backend.progress import Job, Step
+from backend.progress import Job, Running, Step
 from backend.verdicts import JudgedFace
 from backend.views import Source
 from tabs import trace_words as words
@@ -135,10 +134,7 @@ class TraceRemovalTab:
         yield {**self._idle(), self.progress: "", **self.result.show_comparison(made)}
 
     def _watched(self, job: Job[Any]) -> Any:
-        with closing(job):
-            while True:
-                try:
-                    step = next(job)
-                except StopIteration as end:
-                    return end.value
+        with Running(job) as running:
+            for step in running:
                 yield {self.progress: words.progress(step)}
+        return running.result

@@ -3,7 +3,6 @@
 import os
 import time
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,7 @@ import gradio as gr
 
 from backend import images
 from backend.errors import UserError
-from backend.progress import Job
+from backend.progress import Job, Running
 from tabs import choosers
 from tabs import video_words as words
 from tabs.common import MODEL, QUICK, answered, live_face, session_folder
@@ -171,12 +170,8 @@ class VideoStep:
     def _watched(self, job: Job[Any], folder: Path, search: "FilmSearch | None") -> Any:
         """Show the steps of a job, and return its result, or None where it was asked to stop."""
         framed = 0.0
-        with closing(job):
-            while True:
-                try:
-                    step = next(job)
-                except StopIteration as end:
-                    return end.value
+        with Running(job) as running:
+            for step in running:
                 os.utime(folder)  # a search is an event as long as it lasts: its files stay
                 if (folder / STOP).exists():
                     return None
@@ -186,6 +181,7 @@ class VideoStep:
                     if step.preview is not None:
                         updates[self.face] = images.to_array(step.preview)
                     yield updates
+        return running.result
 
     def _show(self, film: "Film", folder: Path) -> Updates:
         made, packed = folder / "counterfactual.mp4", folder / "counterfactual-frames.zip"

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import closing
 from typing import Any
 
 import gradio as gr
@@ -10,7 +9,7 @@ import gradio as gr
 from backend.errors import UserError
 from backend.generators import choice
 from backend.hub import catalogue, fetching
-from backend.progress import Step
+from backend.progress import Running, Step
 from backend.settings import SETTINGS
 from tabs import where_words as words
 from tabs.choosers import Choosers
@@ -96,17 +95,14 @@ class WherePanel:
             self.progress: words.progress(Step(0, 1, "The Hub is asked.")),
         }
         framed = 0.0
-        with closing(fetching.fetching(name)) as job:
-            while True:
-                try:
-                    step = next(job)
-                except StopIteration as end:
-                    done = end.value
-                    break
-                except UserError as error:
-                    yield {**self._idle(), self.progress: refusal(error, "Not fetched")}
-                    return
-                if time.monotonic() - framed > FRAME_SECONDS:
-                    framed = time.monotonic()
-                    yield {self.progress: words.progress(step)}
-        yield {**self._look(), **self._idle(), self.progress: "", self.note: f"**Fetched.** {done.summary}"}
+        try:
+            with Running(fetching.fetching(name)) as running:
+                for step in running:
+                    if time.monotonic() - framed > FRAME_SECONDS:
+                        framed = time.monotonic()
+                        yield {self.progress: words.progress(step)}
+        except UserError as error:
+            yield {**self._idle(), self.progress: refusal(error, "Not fetched")}
+            return
+        said = f"**Fetched.** {running.result.summary}"
+        yield {**self._look(), **self._idle(), self.progress: "", self.note: said}

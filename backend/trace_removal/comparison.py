@@ -10,7 +10,7 @@ from torch import Tensor
 from backend import images, verdicts
 from backend.counterfactual import traces
 from backend.detectors import registry
-from backend.progress import Job, Step
+from backend.progress import Job, Step, within
 from backend.trace_removal.attacks import COMPARED, WHITE_BOX, named
 from backend.views import Source
 
@@ -78,16 +78,7 @@ def compare(face: Tensor, source: Source | None = None, *, seed: int = 0) -> Job
             continue
         started = time.perf_counter()
         job = attack.run(face, white_box, seed=seed)
-        try:
-            while True:
-                try:
-                    next(job)
-                except StopIteration as end:
-                    attacked = end.value
-                    break
-                yield Step(number, len(COMPARED), f"{attack.title} is running.")
-        finally:
-            job.close()
+        attacked = yield from within(job, number, len(COMPARED), f"{attack.title}: ")
         seconds = time.perf_counter() - started
         made.append((attack, images.to_array(attacked.images), seconds))
         yield Step(number + 1, len(COMPARED), f"{attack.title} is done.")

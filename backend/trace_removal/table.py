@@ -16,12 +16,11 @@ import torch
 from torch import Tensor
 
 from backend import images, weights
-from backend.attacks.result import Attacked
 from backend.counterfactual.traces import likeness
 from backend.detectors import registry
 from backend.detectors.card import Detector
 from backend.errors import UserError
-from backend.progress import Job, Step
+from backend.progress import Job, Step, within
 from backend.runtime import MODEL_LOCK, frozen
 from backend.trace_removal import sets, table_report
 from backend.trace_removal.attacks import COMPARED, WHITE_BOX, Attack, named
@@ -158,15 +157,9 @@ def _attacked(batch: _Batch, white_box: Detector, seed: int, number: int, total:
     """Attack one batch and return uint8 pictures; the attack's steps pass as this job's, so it can be stopped there."""
     if batch.attack is None:
         return batch.pictures
-    job: Job[Attacked] = batch.attack.run(batch.pictures.float() / 255, white_box, seed=seed)
-    try:
-        while True:
-            step = next(job)
-            yield Step(number, total, f"{batch.attack.title}: {step.message}")
-    except StopIteration as stop:
-        return (stop.value.images.clamp(0, 1) * 255).round().byte().cpu()
-    finally:
-        job.close()
+    job = batch.attack.run(batch.pictures.float() / 255, white_box, seed=seed)
+    made = yield from within(job, number, total, f"{batch.attack.title}: ")
+    return (made.images.clamp(0, 1) * 255).round().byte().cpu()
 
 
 @torch.no_grad()

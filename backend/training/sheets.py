@@ -5,7 +5,7 @@ from pathlib import Path
 from torch import Tensor
 
 from backend import images
-from backend.progress import Job
+from backend.progress import Job, Running
 from backend.training import harness
 from backend.training.datasets import Photographs
 
@@ -14,17 +14,12 @@ SHOWN = 8
 
 def with_sheets(job: Job[harness.Run], folder: Path) -> Job[harness.Run]:
     """Pass a run's steps on, and write every preview as a PNG to `folder`; closing this closes the run."""
-    try:
-        while True:
-            try:
-                step = next(job)
-            except StopIteration as stop:
-                return stop.value
+    with Running(job) as running:
+        for step in running:
             if step.preview is not None:
                 (folder / f"sheet-{step.number:06d}.png").write_bytes(images.encode_png(images.to_array(step.preview)))
             yield step
-    finally:
-        job.close()
+    return running.result
 
 
 def shown(photographs: Photographs) -> Tensor:

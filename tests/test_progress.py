@@ -1,0 +1,55 @@
+"""Long jobs: generators of steps that return a result."""
+
+import pytest
+
+from backend.progress import Running, Step, counted, finish, within
+
+
+def counting(closed: list[bool], fail: bool = False):
+    try:
+        for number in range(3):
+            if fail and number == 2:
+                raise ValueError("broken")
+            yield Step(number + 1, 3, f"part {number}")
+        return "done"
+    finally:
+        closed.append(True)
+
+
+def test_a_loop_sees_every_step_and_keeps_the_result():
+    closed: list[bool] = []
+    with Running(counting(closed)) as running:
+        assert [step.number for step in running] == [1, 2, 3]
+    assert running.result == "done" and closed == [True]
+
+
+def test_leaving_a_loop_closes_the_job_at_once():
+    closed: list[bool] = []
+    with Running(counting(closed)) as running:
+        for _ in running:
+            break
+        assert not hasattr(running, "result")
+    assert closed == [True]
+
+
+def test_an_error_in_the_loop_and_one_in_the_job_both_close_it():
+    closed: list[bool] = []
+    with pytest.raises(RuntimeError), Running(counting(closed)) as running:
+        for _ in running:
+            raise RuntimeError
+    with pytest.raises(ValueError, match="broken"):
+        finish(counting(closed, fail=True))
+    assert closed == [True, True]
+
+
+def test_a_part_is_counted_in_the_whole_or_keeps_the_number_of_its_step():
+    seen: list[Step] = []
+    assert finish(counted(counting([]), 10, 4, "A: "), seen.append) == "done"
+    assert [(step.number, step.total, step.message) for step in seen] == [
+        (5, 10, "A: part 0"),
+        (6, 10, "A: part 1"),
+        (7, 10, "A: part 2"),
+    ]
+    seen.clear()
+    assert finish(within(counting([]), 4, 10, "B: "), seen.append) == "done"
+    assert [(step.number, step.message) for step in seen] == [(4, "B: part 0"), (4, "B: part 1"), (4, "B: part 2")]
