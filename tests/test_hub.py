@@ -203,7 +203,7 @@ def test_offline_is_a_sentence(place, monkeypatch):
     place.hub.close()
     with pytest.raises(UserError, match="Hub was not reached") as caught:
         fetch("meso4_here")
-    assert "--from PATH" in caught.value.hint
+    assert "weights fetch meso4_here --from PATH" in caught.value.hint
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match=r"HF_HUB_OFFLINE is set|Hub was not reached"):
         fetch("meso4_here")

@@ -241,7 +241,7 @@ def test_two_runs_can_be_compared(reference, tmp_path):
 
 
 class FakePool(engines.Pool):
-    """Workers without processes, of which one dies at a given item as often as told."""
+    """Workers without processes, of which one dies at given items, all together as often as told."""
 
     name = "fake"
 
@@ -264,7 +264,7 @@ class FakePool(engines.Pool):
     def wait(self, busy):
         worker = busy[-1]  # the last one first: completion in another order
         item = self.jobs[worker]
-        if item.key == self.deadly and self.left > 0:
+        if item.key in self.deadly and self.left > 0:
             self.left -= 1
             return [(worker, None)]
         return [(worker, engines.perform(*self.work, item, f"fake {worker}"))]
@@ -275,7 +275,7 @@ class FakePool(engines.Pool):
 
 def test_a_worker_that_dies_is_replaced_and_its_item_done_again(reference, tmp_path):
     data, out, _ = reference
-    pool = FakePool(3, "real/1.png|factor=2", times=2)
+    pool = FakePool(3, {"real/1.png|factor=2"}, times=2)
     evaluated(ToyProtocol(ToyConfig()), data, tmp_path, engine=pool)
     assert stored(tmp_path) == stored(out)
     assert pool.started == 5
@@ -286,14 +286,23 @@ def test_a_worker_that_dies_is_replaced_and_its_item_done_again(reference, tmp_p
 
 def test_an_item_that_kills_every_worker_is_given_up_alone(reference, tmp_path):
     data, _, _ = reference
-    found = evaluated(ToyProtocol(ToyConfig()), data, tmp_path, engine=FakePool(2, "real/1.png|factor=2", times=99))
+    found = evaluated(ToyProtocol(ToyConfig()), data, tmp_path, engine=FakePool(2, {"real/1.png|factor=2"}, times=99))
     assert found.counts == {"done": 17, "skipped": 0, "failed": 1, "rows": 17}
     assert ("real/1.png|factor=2", "Failed: Its worker died 3 times.") in found.skipped
 
 
+def test_two_such_items_in_a_row_do_not_end_a_run_and_three_do(reference, tmp_path):
+    data, _, _ = reference
+    keys = [item.key for item in ToyProtocol(ToyConfig()).items(data)]
+    found = evaluated(ToyProtocol(ToyConfig()), data, tmp_path / "two", engine=FakePool(1, set(keys[3:5]), times=99))
+    assert found.counts["failed"] == 2 and found.counts["done"] == 16
+    with pytest.raises(UserError, match="keep dying"):
+        evaluated(ToyProtocol(ToyConfig()), data, tmp_path / "three", engine=FakePool(1, set(keys[3:6]), times=99))
+
+
 def test_stopping_ends_all_workers(reference, tmp_path):
     data, _, _ = reference
-    pool = FakePool(3, "", times=0)
+    pool = FakePool(3, (), times=0)
     job = runs.evaluate(ToyProtocol(ToyConfig()), data, tmp_path, engine=pool)
     for _ in range(4):
         next(job)

@@ -23,7 +23,7 @@ from backend.evaluate.store import Outcome
 ENGINES = ("local", "ray")
 ATTEMPTS = 3  # at an item during which its worker died
 Outcomes = Generator[Outcome, None, None]
-LOST_STARTS = 6  # workers in a row that died before they finished anything
+GIVEN_UP = 3  # items in a row that no worker outlived: then it is not the items
 
 
 class Engine(Interface):
@@ -124,7 +124,7 @@ class Pool(ABC):
 
     def run(self, protocol: Protocol, data: Dataset, items: Sequence[Item]) -> Outcomes:
         """Yield what became of every item, in the order in which they finish."""
-        waiting, deaths, lost = deque(items), Counter[str](), 0
+        waiting, deaths, given_up = deque(items), Counter[str](), 0
         busy: dict[Any, Item] = {}
         places: dict[Any, int] = {}  # each has its GPU
         packed = pickle.dumps((protocol, data))
@@ -138,21 +138,21 @@ class Pool(ABC):
                 for worker, outcome in self.wait(list(busy)):
                     item = busy.pop(worker)
                     if outcome is not None:
-                        lost = 0
+                        given_up = 0
                         self._next(busy, worker, waiting)
                         yield outcome
                         continue
                     self.stop(worker)
                     deaths[item.key] += 1
-                    lost += 1
-                    if lost >= LOST_STARTS:
-                        raise UserError(
-                            "The workers keep dying.", "Use fewer workers; each needs about 1 GB of memory."
-                        )
                     if deaths[item.key] < ATTEMPTS:
                         waiting.appendleft(item)
                     else:
+                        given_up += 1
                         yield Outcome(item.key, "failed", "[]", f"Its worker died {ATTEMPTS} times.", 0.0, "")
+                    if given_up >= GIVEN_UP:
+                        raise UserError(
+                            "The workers keep dying.", "Use fewer workers; each needs about 1 GB of memory."
+                        )
                     if waiting:
                         replacement = self.start(packed, places[worker])
                         places[replacement] = places.pop(worker)

@@ -55,7 +55,7 @@ class _StoppedError(Exception):
     """Ends the thread of a download that nobody waits for any more."""
 
 
-def download(source: Source, folder: Path, sha256: str = "") -> Job[Path]:
+def download(source: Source, folder: Path, name: str, sha256: str = "") -> Job[Path]:
     """Download a file into `folder`, going on where an earlier attempt stopped, and return where it lies.
 
     Closing the job stops the download and keeps what has come.
@@ -63,6 +63,7 @@ def download(source: Source, folder: Path, sha256: str = "") -> Job[Path]:
     Args:
         source: What to download.
         folder: Where to put it; parts lie in it too, under names that end in `.part`.
+        name: What `weights fetch` calls it.
         sha256: Hash that the file must have; where it is empty, the one the Hub announces is checked.
 
     Raises:
@@ -84,14 +85,14 @@ def download(source: Source, folder: Path, sha256: str = "") -> Job[Path]:
             headers.pop("authorization", None)
         folder.mkdir(parents=True, exist_ok=True)
     except troubles.TROUBLES as error:
-        raise troubles.said(error, what) from error
+        raise troubles.said(error, what, otherwise=troubles.elsewhere(name)) from error
     announced = found.etag or "unnamed"
     expected = sha256 or (announced if SHA256.fullmatch(announced) else "")
     target = folder / Path(source.file).name
     if expected and target.exists() and file_hash(target) == expected:
         return target  # its conversion had failed
     part = folder / f"{re.sub(r'[^0-9A-Za-z]', '', announced)}.part"
-    yield from _receive(found, part, headers, what)
+    yield from _receive(found, part, headers, what, troubles.elsewhere(name))
     yield Step(100, 100, f"The hash of {what} is checked.")
     if expected and file_hash(part) != expected:
         part.unlink()
@@ -103,7 +104,7 @@ def download(source: Source, folder: Path, sha256: str = "") -> Job[Path]:
     return target
 
 
-def _receive(found: HfFileMetadata, part: Path, headers: dict[str, str], what: str) -> Job[None]:
+def _receive(found: HfFileMetadata, part: Path, headers: dict[str, str], what: str, otherwise: str) -> Job[None]:
     """Fill `part` in a thread of its own, whose progress the steps tell."""
     there = part.stat().st_size if part.exists() else 0
     if found.size is not None and there > found.size:
@@ -138,7 +139,7 @@ def _receive(found: HfFileMetadata, part: Path, headers: dict[str, str], what: s
         yield _step(received, total, what)
         while (item := news.get()) is not None:
             if isinstance(item, Exception):
-                raise _lasting(item, part, what) from item
+                raise _lasting(item, part, what, otherwise) from item
             received += item
             yield _step(received, total, what)
     finally:
@@ -146,13 +147,15 @@ def _receive(found: HfFileMetadata, part: Path, headers: dict[str, str], what: s
         worker.join(timeout=10)
 
 
-def _lasting(error: Exception, part: Path, what: str) -> Exception:
+def _lasting(error: Exception, part: Path, what: str, otherwise: str) -> Exception:
     """Return the error as a sentence; a part that no server can continue goes."""
     received = part.stat().st_size if part.exists() else 0
     if isinstance(error, HfHubHTTPError) and error.response.status_code == 416:
         part.unlink(missing_ok=True)
         return UserError(f"The download of {what} could not be continued.", "Run it again: it starts anew.")
-    return troubles.said(error, what, received=received) if isinstance(error, troubles.TROUBLES) else error
+    if not isinstance(error, troubles.TROUBLES):
+        return error
+    return troubles.said(error, what, received=received, otherwise=otherwise)
 
 
 def _step(received: int, total: int, what: str) -> Step:

@@ -142,7 +142,8 @@ def _downloaded(entry: weights.Entry, folder: Path) -> Job[tuple[Path, str]]:
     troubles_met = []
     for place in places:
         try:
-            path = yield from counted(download(place, folder / "downloads" / entry.name, entry.sha256), TOTAL)
+            job = download(place, folder / "downloads" / entry.name, entry.name, entry.sha256)
+            path = yield from counted(job, TOTAL)
         except UserError as error:  # noqa: PERF203 - a few places, each of which is tried
             troubles_met.append(error)
         else:
@@ -218,7 +219,7 @@ def _room_on_disk(name: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise troubles.said(error, name) from error
+        raise troubles.said(error, name, otherwise=troubles.elsewhere(name)) from error
     except Exception as error:
         # safetensors hides the disk's own error in the text of its own.
         if "No space left" in str(error) or "os error 28" in str(error):
@@ -237,7 +238,7 @@ def _alone(folder: Path, name: str) -> Iterator[None]:
     except Timeout:
         raise UserError(f"{name} is being fetched already.", "Wait until it is here.") from None
     except OSError as error:
-        raise troubles.said(error, name) from error
+        raise troubles.said(error, name, otherwise=troubles.elsewhere(name)) from error
     try:
         yield
     finally:

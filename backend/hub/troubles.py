@@ -14,13 +14,17 @@ from huggingface_hub.errors import (
 
 from backend.errors import UserError
 
-ELSEWHERE = "Or get the file elsewhere and run: python -m backend weights fetch NAME --from PATH"
 LOG_IN = "Log in with: hf auth login, or set HF_TOKEN"
 # What an upload or a download can raise. The client's own HTTPError stands for every failure of the connection.
 TROUBLES = (HTTPError, OSError, LocalTokenNotFoundError, OfflineModeIsEnabled)
 
 
-def said(error: Exception, what: str, *, received: int = 0, otherwise: str = ELSEWHERE) -> UserError:
+def elsewhere(name: str) -> str:
+    """Say how a model can be had without the Hub; `name` is that of its entry."""
+    return f"Or get the file elsewhere and run: python -m backend weights fetch {name} --from PATH"
+
+
+def said(error: Exception, what: str, *, received: int = 0, otherwise: str) -> UserError:
     """Say what went wrong, and what to do.
 
     Args:
