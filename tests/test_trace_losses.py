@@ -245,3 +245,13 @@ def test_disturbances_are_alike_for_all_batches_and_pass_gradients():
         assert float(one.grad.abs().max()) > 0
         kinds.add(float((second - faces(2)).std()))
     assert len(kinds) >= 10  # another kind or strength for nearly every seed
+
+
+def test_eight_bits_are_what_a_file_holds_and_pass_gradients():
+    from backend.training.disturbances import in_eight_bits
+
+    given = torch.tensor([[[[-0.2, 0.1, 0.5, 1.3]]]]).expand(1, 3, 1, 4).clone().requires_grad_(True)
+    made = in_eight_bits(given)
+    assert torch.allclose(made[0, 0, 0] * 255, torch.tensor([0.0, 26.0, 128.0, 255.0]), atol=1e-4)
+    made.sum().backward()
+    assert torch.equal(given.grad, torch.ones_like(given))

@@ -73,6 +73,24 @@ def test_values_below_zero_are_clamped_before_they_are_saved():
     assert float(network.remove(dark).max()) == 0
 
 
+def test_grain_is_seen_and_not_added_and_depends_on_the_picture_alone():
+    torch.manual_seed(3)
+    faces = (torch.rand(3, 3, 32, 40) * 255).round() / 255
+    fresh = TRNet(0.125, residual=True, grain=6.0).eval()
+    assert torch.equal(fresh.remove(faces), faces)  # the residual form still starts as the identity
+    drawing, plain = TRNet(0.125, grain=6.0).eval(), TRNet(0.125).eval()
+    plain.load_state_dict(drawing.state_dict())
+    seen = []
+    hook = drawing.down_blocks[0].register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    made = drawing.remove(faces)
+    hook.remove()
+    noise = (seen[0] - faces) * 255
+    assert float(noise.std()) == pytest.approx(6, rel=0.05) and abs(float(noise.mean())) < 0.2
+    assert abs(float(torch.corrcoef(noise.flatten(1))[0, 1])) < 0.1  # no pattern that pictures share
+    assert torch.allclose(drawing.remove(faces[1:2]), made[1:2], atol=1e-6)  # alone as among others
+    assert not torch.allclose(made, plain.remove(faces))
+
+
 def test_the_residual_form_starts_as_the_identity():
     faces = torch.rand(2, 3, 32, 32)
     assert torch.equal(TRNet(0.25, residual=True).eval().remove(faces), faces)

@@ -1,5 +1,6 @@
 """TR-Net's generator (arXiv 2203.11433, section 4.2; layer sizes as in the released code)."""
 
+import zlib
 from typing import Literal, cast
 
 import torch
@@ -22,11 +23,21 @@ class TRNet(nn.Module):
             released code trains so, because it calls the generator in evaluation mode.
         residual: False: the picture is tanh(network), the published form. True: picture + tanh(network), which
             starts as the identity and needs far less training to keep a face's detail; not in the paper.
+        grain: Standard deviation, in grey levels, of the noise that the network sees on the picture. It has to draw
+            texture where a generator left none, and cannot invent chance; not in the paper. The noise depends on the
+            picture alone: the same picture gives the same result, and no two share a pattern.
     """
 
-    def __init__(self, width: float = 1.0, *, statistics: Statistics = "batch", residual: bool = False) -> None:
+    def __init__(
+        self,
+        width: float = 1.0,
+        *,
+        statistics: Statistics = "batch",
+        residual: bool = False,
+        grain: float = 0.0,
+    ) -> None:
         super().__init__()
-        self.width, self.statistics, self.residual = width, statistics, residual
+        self.width, self.statistics, self.residual, self.grain = width, statistics, residual, grain
         channels = [max(1, round(count * width)) for count in CHANNELS]
         self.down_blocks = nn.ModuleList(_Down(a, b) for a, b in zip([3, *channels[:-1]], channels, strict=True))
         self.up_blocks = nn.ModuleList(_Up(channels[i + 1], channels[i]) for i in (2, 1, 0))
@@ -51,7 +62,7 @@ class TRNet(nn.Module):
 
         Where H or W is no multiple of 8, up to 7 rows or columns at the edges are lost, evenly on both sides.
         """
-        features, skips = images, []
+        features, skips = self._with_grain(images), []
         for number, block in enumerate(self.down_blocks):
             features = block(F.max_pool2d(features, 2) if number else features)
             skips.append(features)
@@ -60,6 +71,11 @@ class TRNet(nn.Module):
         scaled = F.interpolate(features, scale_factor=2, mode="bilinear", align_corners=True)
         drawn = torch.tanh(self.conv_final(self.conv_after_scaling(scaled)))
         return drawn + centre_crop(images, drawn) if self.residual else drawn
+
+    def _with_grain(self, images: Tensor) -> Tensor:
+        if not self.grain:
+            return images
+        return images + self.grain / 255 * torch.stack([_noise_of(image) for image in images]).to(images)
 
     @torch.no_grad()
     def remove(self, images: Tensor) -> Tensor:
@@ -71,6 +87,12 @@ class TRNet(nn.Module):
         filling = (0, -width % MULTIPLE, 0, -height % MULTIPLE)
         padded = F.pad(images, filling, mode="replicate")
         return self(padded)[..., :height, :width].clamp(0, 1)
+
+
+def _noise_of(image: Tensor) -> Tensor:
+    """Return normal noise (3, H, W), on the CPU, which the eight-bit values of the picture alone decide."""
+    pixels = (image.detach().clamp(0, 1) * 255).round().byte().cpu().contiguous().numpy()
+    return torch.randn(image.shape, generator=torch.Generator().manual_seed(zlib.crc32(pixels.tobytes())))
 
 
 class _Down(nn.Module):

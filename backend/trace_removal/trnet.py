@@ -45,7 +45,12 @@ def load() -> TRNet:
 
 def build(options: Any) -> TRNet:
     """Return the untrained network that a registry entry with these options describes."""
-    return TRNet(options["width"], statistics=options["statistics"], residual=options["residual"])
+    return TRNet(
+        options["width"],
+        statistics=options["statistics"],
+        residual=options["residual"],
+        grain=options.get("grain", 0.0),
+    )
 
 
 def attack(

@@ -40,6 +40,7 @@ class TRNetSettings:
     discriminator_width: float
     statistics: Statistics
     residual: bool
+    grain: float
     norm: Norm
     spectral_form: SpectralForm
     adversarial: losses.Adversarial
@@ -82,7 +83,9 @@ class TRNetTask:
         self.data, self.settings, self.held_out = data, settings, held_out
         torch.manual_seed(settings.seed)
         self.device = runtime.device()
-        self.network = TRNet(settings.width, statistics=settings.statistics, residual=settings.residual)
+        self.network = TRNet(
+            settings.width, statistics=settings.statistics, residual=settings.residual, grain=settings.grain
+        )
         self.average = copy.deepcopy(self.network).eval().requires_grad_(False).to(self.device)
         width, norm = settings.discriminator_width, settings.norm
         self.spectral = SpectralDiscriminator(width, norm, settings.spectral_form, settings.size)
