@@ -113,16 +113,17 @@ def profile_loss(kind: Profile, real: Tensor, made: Tensor) -> Tensor:
 
 
 def below_floors(fake: Tensor, made: Tensor, psnr: float, ssim_floor: float) -> Tensor:
-    """Return how far a batch falls below a wanted mean likeness to its originals; 0 where both floors are kept.
+    """Return how far pictures fall below a wanted likeness to their originals; 0 where each keeps both floors.
 
-    Not in the paper, whose training is long enough to find the balance by itself.
+    Not in the paper, whose training is long enough to find the balance by itself. A floor of the batch's mean would
+    be kept by leaving faces with few traces alone and spoiling the others.
 
     Args:
         fake: Pictures before the generator, in [0, 1].
         made: Pictures after it.
-        psnr: Wanted mean peak signal-to-noise ratio in dB.
-        ssim_floor: Wanted mean structural similarity.
+        psnr: Wanted peak signal-to-noise ratio of every picture in dB.
+        ssim_floor: Wanted structural similarity of every picture.
     """
     error = (made - fake).square().flatten(1).mean(1) + 1e-10
-    missing = F.relu(psnr + 10 * torch.log10(error).mean()) / 10
-    return missing + 10 * F.relu(ssim_floor - ssim(fake, made).mean())
+    missing = F.relu(psnr + 10 * torch.log10(error)).mean() / 10
+    return missing + 10 * F.relu(ssim_floor - ssim(fake, made)).mean()

@@ -13,7 +13,7 @@ from backend.detectors import registry
 from backend.progress import Job, Step
 from backend.runtime import MODEL_LOCK, device, frozen
 from backend.trace_removal.network import TRNet
-from backend.trace_removal.trnet import ENTRY, TRNetSettings, load
+from backend.trace_removal.trnet import ENTRY, TRNetSettings, load, of_network
 from backend.views import Source
 
 __all__ = ["Removal", "load", "remove"]
@@ -180,7 +180,7 @@ def remove(photo: np.ndarray, face_number: int | None = None, *, network: TRNet 
         p_pasted=None if again is None else {name: values[2] for name, values in scores.items()},
         difference=traces.residual(aligned.crop, removed),
         metrics=traces.likeness(aligned.crop, removed),
-        settings=TRNetSettings(network.width, network.residual),
+        settings=of_network(network),
         weights=made_with.hashes([ENTRY, *scores]),
         versions=made_with.versions(),
         seconds=time.perf_counter() - started,

@@ -26,11 +26,13 @@ class TRNetSettings:
     Args:
         width: Factor on the network's channels; the result says that of the network that was used.
         residual: Whether the network adds to the picture; the result says that of the network that was used.
-        seed: Recorded; nothing is drawn at random.
+        grain: Grey levels of noise that the network sees on the picture; likewise.
+        seed: Recorded; the noise depends on the picture alone.
     """
 
     width: float = 1.0
     residual: bool = False
+    grain: float = 0.0
     seed: int = 0
 
 
@@ -51,6 +53,11 @@ def build(options: Any) -> TRNet:
         residual=options["residual"],
         grain=options.get("grain", 0.0),
     )
+
+
+def of_network(network: TRNet) -> TRNetSettings:
+    """Return the settings of a pass through a network."""
+    return TRNetSettings(network.width, network.residual, network.grain)
 
 
 def attack(
@@ -75,7 +82,7 @@ def attack(
     """
     started = time.perf_counter()
     network = network or load()
-    settings = replace(settings or TRNetSettings(), width=network.width, residual=network.residual)
+    settings = replace(of_network(network), seed=settings.seed if settings else 0)
     begun = images.detach().to(detector.mean.device)
     region = inside(mask, begun)
     with frozen(network, detector), MODEL_LOCK, torch.no_grad():

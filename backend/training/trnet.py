@@ -52,7 +52,6 @@ class TRNetSettings:
     weight_similarity: float
     weight_profile: float
     weight_source: float
-    originals: float
     disturbed: float
     rounded: bool
     penalty: float
@@ -61,13 +60,11 @@ class TRNetSettings:
     ssim_floor: float
     weight_floors: float
     identity_steps: int
-    discriminator_steps: int
     discriminator_every: int
     steps: int
     batch: int
     lr_generator: float
     lr_discriminator: float
-    lr_discriminator_alone: float
     decay_share: float
     average_decay: float
     jpeg_share: float
@@ -105,7 +102,7 @@ class TRNetTask:
         )
         perceptual = perceptual_network(settings.perceptual) if settings.similarity == "perceptual" else None
         self.perceptual = perceptual and perceptual.to(self.device)
-        self.total = settings.identity_steps + settings.discriminator_steps + settings.steps
+        self.total = settings.identity_steps + settings.steps
 
     def modules(self) -> Mapping[str, nn.Module]:
         """Return what a checkpoint holds."""
@@ -120,11 +117,8 @@ class TRNetTask:
         settings = self.settings
         self._set_rates(number)
         batch = self._draw(number)
-        begun = number - settings.identity_steps - settings.discriminator_steps
-        if -settings.discriminator_steps <= begun < 0:
-            found = self._train_discriminators(batch, batch.fake, number)
-            return {name: value.item() for name, value in found.items()}
         made = self.network(batch.fake)
+        begun = number - settings.identity_steps
         if begun < 0:
             values = {"identity": F.l1_loss(made, batch.fake)}
             total = values["identity"]
@@ -183,15 +177,13 @@ class TRNetTask:
         fingerprint, named = self.fingerprint.with_source(torch.cat([real, changed, fake]))
         values = {"source": source_loss(torch.cat([named[:count], named[2 * count :]]), sources)}
         total = settings.weight_source * values["source"]
-        pictures = torch.cat([real, changed, fake] if settings.originals else [real, changed])
+        pictures = torch.cat([real, changed])
         for name, module in self.discriminators.items():
             logits = fingerprint if module is self.fingerprint else module(pictures)
-            found = logits.split(count)
-            values[f"d_{name}"] = losses.discriminator_loss(settings.adversarial, found[0], found[1])
-            total = total + (1 - settings.originals) * values[f"d_{name}"]
-            if settings.originals:
-                values[f"o_{name}"] = losses.discriminator_loss(settings.adversarial, found[0], found[2])
-                total = total + settings.originals * values[f"o_{name}"]
+            values[f"d_{name}"] = losses.discriminator_loss(
+                settings.adversarial, logits[:count], logits[count : 2 * count]
+            )
+            total = total + values[f"d_{name}"]
         if settings.penalty and turn % settings.penalty_every == 0:
             places = torch.from_numpy(np.random.default_rng([settings.seed, turn, 1]).random(count, np.float32))
             slopes = []
@@ -250,6 +242,4 @@ class TRNetTask:
         start = self.total * (1 - self.settings.decay_share)
         factor = 0.1 ** max(0.0, (number - start) / (self.total - start))
         self.generator_optimizer.param_groups[0]["lr"] = self.settings.lr_generator * factor
-        alone = 0 <= number - self.settings.identity_steps < self.settings.discriminator_steps
-        rate = self.settings.lr_discriminator_alone if alone else self.settings.lr_discriminator
-        self.discriminator_optimizer.param_groups[0]["lr"] = rate * factor
+        self.discriminator_optimizer.param_groups[0]["lr"] = self.settings.lr_discriminator * factor
