@@ -23,6 +23,8 @@ class TRNet(nn.Module):
             released code trains so, because it calls the generator in evaluation mode.
         residual: False: the picture is tanh(network), the published form. True: picture + tanh(network), which
             starts as the identity and needs far less training to keep a face's detail; not in the paper.
+        bound: Largest change of a value in the residual form, in [0, 1]: picture + bound * tanh(network). Without
+            one, the cheapest way past a discriminator is a few coloured blots that everybody sees.
         grain: Standard deviation, in grey levels, of the noise that the network sees on the picture. It has to draw
             texture where a generator left none, and cannot invent chance; not in the paper. The noise depends on the
             picture alone: the same picture gives the same result, and no two share a pattern.
@@ -34,10 +36,12 @@ class TRNet(nn.Module):
         *,
         statistics: Statistics = "batch",
         residual: bool = False,
+        bound: float = 1.0,
         grain: float = 0.0,
     ) -> None:
         super().__init__()
-        self.width, self.statistics, self.residual, self.grain = width, statistics, residual, grain
+        self.width, self.statistics, self.residual = width, statistics, residual
+        self.bound, self.grain = bound, grain
         channels = [max(1, round(count * width)) for count in CHANNELS]
         self.down_blocks = nn.ModuleList(_Down(a, b) for a, b in zip([3, *channels[:-1]], channels, strict=True))
         self.up_blocks = nn.ModuleList(_Up(channels[i + 1], channels[i]) for i in (2, 1, 0))
@@ -70,7 +74,7 @@ class TRNet(nn.Module):
             features = block(features, skip)
         scaled = F.interpolate(features, scale_factor=2, mode="bilinear", align_corners=True)
         drawn = torch.tanh(self.conv_final(self.conv_after_scaling(scaled)))
-        return drawn + centre_crop(images, drawn) if self.residual else drawn
+        return self.bound * drawn + centre_crop(images, drawn) if self.residual else drawn
 
     def _with_grain(self, images: Tensor) -> Tensor:
         if not self.grain:

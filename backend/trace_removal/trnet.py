@@ -26,12 +26,14 @@ class TRNetSettings:
     Args:
         width: Factor on the network's channels; the result says that of the network that was used.
         residual: Whether the network adds to the picture; the result says that of the network that was used.
+        bound: Largest change of a value in [0, 1] where it adds; likewise.
         grain: Grey levels of noise that the network sees on the picture; likewise.
         seed: Recorded; the noise depends on the picture alone.
     """
 
     width: float = 1.0
     residual: bool = False
+    bound: float = 1.0
     grain: float = 0.0
     seed: int = 0
 
@@ -51,13 +53,14 @@ def build(options: Any) -> TRNet:
         options["width"],
         statistics=options["statistics"],
         residual=options["residual"],
+        bound=options.get("bound", 1.0),
         grain=options.get("grain", 0.0),
     )
 
 
 def of_network(network: TRNet) -> TRNetSettings:
     """Return the settings of a pass through a network."""
-    return TRNetSettings(network.width, network.residual, network.grain)
+    return TRNetSettings(network.width, network.residual, network.bound, network.grain)
 
 
 def attack(

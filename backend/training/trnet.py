@@ -40,6 +40,7 @@ class TRNetSettings:
     discriminator_width: float
     statistics: Statistics
     residual: bool
+    bound: float
     grain: float
     norm: Norm
     spectral_form: SpectralForm
@@ -81,7 +82,11 @@ class TRNetTask:
         torch.manual_seed(settings.seed)
         self.device = runtime.device()
         self.network = TRNet(
-            settings.width, statistics=settings.statistics, residual=settings.residual, grain=settings.grain
+            settings.width,
+            statistics=settings.statistics,
+            residual=settings.residual,
+            bound=settings.bound,
+            grain=settings.grain,
         )
         self.average = copy.deepcopy(self.network).eval().requires_grad_(False).to(self.device)
         width, norm = settings.discriminator_width, settings.norm

@@ -56,6 +56,7 @@ def train_trnet(data: Path, folders: Sequence[Path], out: Path, on_step: OnStep,
         "width": settings.width,
         "statistics": settings.statistics,
         "residual": settings.residual,
+        "bound": settings.bound,
         "grain": settings.grain,
     }
     options |= {"settings": {key: value for key, value in asdict(settings).items() if key not in options}}
