@@ -91,6 +91,17 @@ def test_grain_is_seen_and_not_added_and_depends_on_the_picture_alone():
     assert not torch.allclose(made, plain.remove(faces))
 
 
+def test_no_value_changes_by_more_than_the_bound():
+    torch.manual_seed(4)
+    network = TRNet(0.125, residual=True, bound=14 / 255).eval()
+    with torch.no_grad():
+        network.conv_final.weight.fill_(50.0)  # far into the flat part of tanh
+        network.conv_final.bias.copy_(torch.tensor([40.0, -40.0, 0.0]))
+    grey_faces = torch.full((2, 3, 32, 32), 0.5) + 0.1 * torch.rand(2, 3, 32, 32)
+    change = network.remove(grey_faces) - grey_faces
+    assert float(change.abs().max()) == pytest.approx(14 / 255, abs=1e-6)
+
+
 def test_the_residual_form_starts_as_the_identity():
     faces = torch.rand(2, 3, 32, 32)
     assert torch.equal(TRNet(0.25, residual=True).eval().remove(faces), faces)
