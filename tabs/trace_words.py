@@ -34,7 +34,7 @@ def verdict_table(record: dict[str, Any]) -> str:
         for name, one in record["p_fake"].items()
     ]
     caption = "None of these detectors took part in training TR-Net. p_fake: 0 = real, 1 = fake."
-    return _wide(table(("Detector", "Before", "After", "How often it is wrong"), rows, caption), "told")
+    return _wide(table(("Detector", "Before", "After", "How often it is wrong"), rows, caption), "wide told")
 
 
 def resave_table(record: dict[str, Any]) -> str:
@@ -82,8 +82,8 @@ def comparison_table(made: "Comparison") -> str:
     return text
 
 
-def _wide(html: str, kind: str = "") -> str:
-    return f'<div class="wide {kind}" tabindex="0" role="region" aria-label="Table">{html}</div>'
+def _wide(html: str, kind: str = "wide") -> str:
+    return f'<div class="{kind}" tabindex="0" role="region" aria-label="Table">{html}</div>'
 
 
 def _likeness(psnr: float | None, ssim: float | None) -> str:

@@ -69,7 +69,7 @@ def download(source: Source, folder: Path, name: str, sha256: str = "") -> Job[P
     Raises:
         UserError: Anything that went wrong, in words.
     """
-    what = str(source)
+    what, otherwise = str(source), troubles.elsewhere(name)
     try:
         # Redirects to another host must not carry the login along.
         headers = build_hf_headers(library_name="face-forgery-explained")
@@ -85,14 +85,14 @@ def download(source: Source, folder: Path, name: str, sha256: str = "") -> Job[P
             headers.pop("authorization", None)
         folder.mkdir(parents=True, exist_ok=True)
     except troubles.TROUBLES as error:
-        raise troubles.said(error, what, otherwise=troubles.elsewhere(name)) from error
+        raise troubles.said(error, what, otherwise=otherwise) from error
     announced = found.etag or "unnamed"
     expected = sha256 or (announced if SHA256.fullmatch(announced) else "")
     target = folder / Path(source.file).name
     if expected and target.exists() and file_hash(target) == expected:
         return target  # its conversion had failed
     part = folder / f"{re.sub(r'[^0-9A-Za-z]', '', announced)}.part"
-    yield from _receive(found, part, headers, what, troubles.elsewhere(name))
+    yield from _receive(found, part, headers, what, otherwise)
     yield Step(100, 100, f"The hash of {what} is checked.")
     if expected and file_hash(part) != expected:
         part.unlink()
