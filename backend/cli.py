@@ -204,6 +204,9 @@ def _parser() -> argparse.ArgumentParser:
     removal.add_argument("image", type=Path, metavar="IMAGE")
     removal.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the pictures")
     removal.add_argument("--face", type=int, metavar="N", help="which face, 1 is the largest")
+    removal.add_argument(
+        "--strength", type=float, default=1.0, metavar="X", help="factor on TR-Net's change, 0.25 to 2 (default: 1)"
+    )
 
     files = _command(commands, "weights", _weights, "list, verify, fetch or publish the model files")
     weights_arguments.add(files)

@@ -8,6 +8,7 @@ import gradio as gr
 from backend import images
 from backend.examples import Example
 from backend.progress import Job, Running, Step
+from backend.trace_removal.trnet import STRONGEST, WEAKEST
 from backend.verdicts import JudgedFace
 from backend.views import Source
 from tabs import trace_words as words
@@ -42,6 +43,15 @@ class TraceRemovalTab:
             self.remove = gr.Button("Remove the traces of this face", variant="primary")
             gr.Markdown(RULES, elem_classes="note")
             with gr.Accordion("More options", open=False):
+                self.strength = gr.Slider(
+                    WEAKEST,
+                    STRONGEST,
+                    1,
+                    step=0.25,
+                    label="Strength",
+                    info="How large TR-Net's change is made. It was trained for 1; more turns more verdicts and can be "
+                    "seen as grain.",
+                )
                 gr.Markdown(
                     "Other attacks on the same face, side by side: noise, three that need a detector's gradients "
                     "(FGSM, MIFGSM and PGD on Xception), GANprintR, and TR-Net."
@@ -54,7 +64,7 @@ class TraceRemovalTab:
 
     def _wire(self) -> None:
         private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-        asked = [self.choice.photo, self.choice.which]
+        asked = [self.choice.photo, self.choice.which, self.strength]
         run = self.remove.click(answered(self._remove), asked, self._job_outputs(), **MODEL, **private)
         others = self.compare.click(
             answered(self._compare),
@@ -108,7 +118,7 @@ class TraceRemovalTab:
             **self.result.hide(),
         }
 
-    def _remove(self, path: str | None, number: int | None, request: gr.Request) -> Iterator[Updates]:
+    def _remove(self, path: str | None, number: int | None, strength: float, request: gr.Request) -> Iterator[Updates]:
         """Remove the traces of the chosen face and show what happened."""
         from backend.trace_removal import bundle  # its imports would keep the page waiting
         from backend.trace_removal.command import require_trained
@@ -117,7 +127,7 @@ class TraceRemovalTab:
         require_trained()
         LIMIT.check(request)
         yield self._busy()
-        made = yield from self._watched(bundle.make(photo, number))
+        made = yield from self._watched(bundle.make(photo, number, strength=strength))
         yield {**self._idle(), self.progress: "", **self.result.show(made, session_folder(request))}
 
     def _compare(

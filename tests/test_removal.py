@@ -95,6 +95,14 @@ def test_pixels_outside_the_face_stay_as_they_were(detectors):
     assert found.pasted[middle].tolist() != original[middle].tolist()
 
 
+def test_a_stronger_removal_says_that_it_is_one(detectors):
+    found = finish(removal.remove(photo(), strength=1.5, network=shift(-0.2)))
+    assert (found.removed == 124).all() and found.settings.strength == 1.5  # 200 - 1.5 * 51 = 123.5
+    assert "1.5 times what TR-Net was trained to make" in found.summary
+    with pytest.raises(UserError, match="strength"):
+        finish(removal.remove(photo(), strength=3.0, network=shift(-0.2)))
+
+
 def test_a_network_that_changes_nothing_says_so(detectors):
     found = finish(removal.remove(photo(), network=TRNet(0.125, residual=True).eval()))
     assert found.metrics["psnr"] is None and np.array_equal(found.pasted, photo())
@@ -212,7 +220,7 @@ def test_the_command_writes_marked_pictures(known, tmp_path, monkeypatch):
     monkeypatch.setattr(weights, "entries", lambda: {trnet.ENTRY: None})
     monkeypatch.setattr(removal.made_with, "hashes", lambda _: {})
     (tmp_path / "photo.png").write_bytes(images.encode_png(photo()))
-    options = SimpleNamespace(image=tmp_path / "photo.png", out=tmp_path / "out", face=None)
+    options = SimpleNamespace(image=tmp_path / "photo.png", out=tmp_path / "out", face=None, strength=1.0)
     answer = command.run(options, lambda _: None)
     assert {"p_fake", "metrics", "seconds", "files", "summary"} <= set(answer)
     assert answer["p_fake"]["toy"]["original"] > 0.5 > answer["p_fake"]["toy"]["removed"]

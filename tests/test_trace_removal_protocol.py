@@ -15,7 +15,7 @@ from backend.errors import UserError
 from backend.evaluate import engines, published, removers, report, runs
 from backend.evaluate.data import open_data
 from backend.evaluate.metrics import traces
-from backend.evaluate.protocols import trace_removal
+from backend.evaluate.protocols import trace_removal, trace_removal_rows, trace_removal_tables
 from backend.evaluate.protocols.trace_removal import TraceRemovalConfig, TraceRemovalProtocol
 from backend.evaluate.rows import without_timings
 from backend.evaluate.store import Store
@@ -191,6 +191,26 @@ def test_the_finding_and_what_is_missing_are_said(measured):
         one.name for one in found.plots
     }
     assert "FGSM 0.33" in found.plots[0].alt
+
+
+def test_other_strengths_are_told_apart_from_other_attacks():
+    rows = []
+    for attack, psnr, scores in (
+        ("none", None, (0.9, 0.9)),
+        ("ganprintr", 29.0, (0.1, 0.9)),
+        ("trnet", 34.0, (0.9, 0.1)),
+        ("trnet_most", 29.5, (0.1, 0.1)),
+    ):
+        said = {"label": "fake", "family": "swap", "sample": "a", "attack": attack}
+        rows.append(said | {"kind": "picture", "psnr": psnr})
+        for name, score in zip(("xception", "patch_cnn"), scores, strict=True):
+            rows.append(said | {"kind": "verdict", "defence": "shipped", "detector": name, "p_fake": score})
+    with toys():
+        told = trace_removal_tables.finding(rows, TraceRemovalConfig(detectors=("xception", "patch_cnn")))
+    assert "50% after TR-Net at a PSNR of 34.0 dB; of the other attacks GANprintR leaves least, 50%" in told
+    assert told.endswith("TR-Net, 1.75 times its change, leaves 0% at a PSNR of 29.5 dB.")
+    left = trace_removal_rows.without_strengths(rows)
+    assert {row["attack"] for row in left} == {"none", "ganprintr", "trnet"}
 
 
 def test_a_report_names_files_without_their_folders_and_says_their_hash(measured):

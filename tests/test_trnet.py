@@ -73,6 +73,22 @@ def test_values_below_zero_are_clamped_before_they_are_saved():
     assert float(network.remove(dark).max()) == 0
 
 
+def test_strength_scales_the_change_and_one_is_the_network_itself():
+    network, faces = shift(0.1), torch.rand(2, 3, 20, 28) * 0.5
+    assert torch.equal(network.remove(faces, 1.0), network.remove(faces))
+    assert torch.allclose(network.remove(faces, 0.5) - faces, torch.tensor(0.05), atol=1e-6)
+    assert torch.allclose(network.remove(faces, 1.75) - faces, torch.tensor(0.175), atol=1e-6)
+    assert float(network.remove(torch.ones(1, 3, 16, 16), 2.0).max()) == 1
+    detector, made = toy_detector(size=16), shift(-0.1)
+    job = trnet.attack(torch.full((1, 3, 16, 16), 0.6), detector, trnet.TRNetSettings(strength=1.5), network=made)
+    attacked = finish(job)
+    assert attacked.settings.strength == 1.5 and attacked.settings.residual
+    assert torch.allclose(attacked.images, torch.tensor(0.45), atol=1 / 255)
+    for wrong in (0.0, 0.2, 2.1, -1.0, float("nan"), float("inf")):
+        with pytest.raises(UserError, match="strength"):
+            trnet.TRNetSettings(strength=wrong)
+
+
 def test_grain_is_seen_and_not_added_and_depends_on_the_picture_alone():
     torch.manual_seed(3)
     faces = (torch.rand(3, 3, 32, 40) * 255).round() / 255

@@ -66,6 +66,7 @@ LIU = "Liu et al. 2022, arXiv 2203.11433"
 ERASER = ", as in Artifact-Eraser, arXiv 2404.08341"
 BOX: Needs = "a white-box detector"
 TRAINED: Needs = "trained weights"
+HALF, MORE, MOST = (trnet.TRNetSettings(strength=one) for one in (0.5, 1.5, 1.75))
 _TABLE = (
     Attack("noise", "Noise", FRANK, "nothing", noise.attack, noise.NoiseSettings()),
     Attack("fgsm", "FGSM", GOODFELLOW, BOX, fgsm.attack, fgsm.FGSMSettings()),
@@ -76,6 +77,9 @@ _TABLE = (
     Attack("pgd_paper000", "PGD, 8 steps", MADRY + ERASER, BOX, pgd.attack, pgd.PAPER000),
     Attack("ganprintr", "GANprintR", NEVES, TRAINED, ganprintr.attack, ganprintr.GanprintrSettings(), ganprintr.ENTRY),
     Attack("trnet", "TR-Net", LIU, TRAINED, trnet.attack, trnet.TRNetSettings(), trnet.ENTRY),
+    Attack("trnet_half", "TR-Net, half its change", LIU, TRAINED, trnet.attack, HALF, trnet.ENTRY),
+    Attack("trnet_more", "TR-Net, 1.5 times its change", LIU, TRAINED, trnet.attack, MORE, trnet.ENTRY),
+    Attack("trnet_most", "TR-Net, 1.75 times its change", LIU, TRAINED, trnet.attack, MOST, trnet.ENTRY),
 )
 ATTACKS: dict[str, Attack] = {attack.name: attack for attack in _TABLE}
 COMPARED = (
@@ -86,6 +90,7 @@ COMPARED = (
     "ganprintr",
     "trnet",
 )  # one form of each, in the order of the paper's tables
+STRENGTHS = ("trnet_half", "trnet_more", "trnet_most")  # what more or less likeness costs or gains
 
 
 def named(name: str) -> Attack:

@@ -73,6 +73,7 @@ def make(
     face_number: int | None = None,
     detector: str | None = None,
     *,
+    strength: float = 1.0,
     network: TRNet | None = None,
     known: References | None = None,
 ) -> Job[Bundle]:
@@ -82,13 +83,14 @@ def make(
         photo: uint8 (H, W, 3), RGB.
         face_number: Which face, from 1, the largest first; None takes the largest.
         detector: Whose attention is shown; None takes the first that calls the face fake.
+        strength: Factor on TR-Net's change; it was trained for 1.
         network: The network; None takes the trained one.
         known: Reference statistics; None takes the installed ones.
 
     Raises:
-        UserError: There is no face, or no trained network.
+        UserError: There is no face, no trained network, or the strength is out of range.
     """
-    removal = yield from remove(photo, face_number, network=network)
+    removal = yield from remove(photo, face_number, strength, network=network)
     yield Step(4, 6, "The face is saved again in four ways.", images.to_tensor(removal.removed))
     again = resaves.resave(removal.original, removal.removed, source=Source(removal.photo, removal.aligned))
     yield Step(5, 6, "The traces are drawn.", images.to_tensor(removal.removed))

@@ -24,7 +24,7 @@ def require_trained() -> None:
 def run(options: argparse.Namespace, on_step: Callable[[Step], None]) -> dict[str, Any]:
     """Remove the traces of a face of `options.image`, write pictures and `result.json`, and return the result."""
     require_trained()
-    made = finish(bundle.make(images.read(options.image), options.face), on_step)
+    made = finish(bundle.make(images.read(options.image), options.face, strength=options.strength), on_step)
     answer = made.record | {"image": options.image.name, "marked": True}
     files = {}
     try:

@@ -82,15 +82,19 @@ class TRNet(nn.Module):
         return images + self.grain / 255 * torch.stack([_noise_of(image) for image in images]).to(images)
 
     @torch.no_grad()
-    def remove(self, images: Tensor) -> Tensor:
+    def remove(self, images: Tensor, strength: float = 1.0) -> Tensor:
         """Return pictures (N, 3, H, W) in [0, 1] of any size, without losing their edges.
 
         tanh reaches below zero: what is saved has to be clamped first, or it wraps around.
+
+        Args:
+            images: Pictures.
+            strength: Factor on the change from picture to removal; 1 is what the network was trained for.
         """
         height, width = images.shape[-2:]
         filling = (0, -width % MULTIPLE, 0, -height % MULTIPLE)
         padded = F.pad(images, filling, mode="replicate")
-        return self(padded)[..., :height, :width].clamp(0, 1)
+        return torch.lerp(images, self(padded)[..., :height, :width], strength).clamp(0, 1)
 
 
 def _noise_of(image: Tensor) -> Tensor:

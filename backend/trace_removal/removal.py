@@ -109,10 +109,13 @@ class Removal:
         if psnr is None:
             return "TR-Net left the face as it was."
         form = f" ({SIMPLE})" if self.settings.residual else ""
-        return (
+        said = (
             f"TR-Net{form} changed the face by up to {self.difference.largest:.3g} of 255 levels: PSNR {psnr:.1f} dB, "
             f"SSIM {ssim:.3f} (1 = the same)."
         )
+        if self.settings.strength != 1:
+            said += f" The change is {self.settings.strength:g} times what TR-Net was trained to make."
+        return said
 
     def _verdicts_in_words(self) -> str:
         fake = [name for name, (before, _) in self.p_fake.items() if before >= THRESHOLD]
@@ -135,19 +138,23 @@ class Removal:
         return f"Put back into the photo, found and cut out anew, {fake} of {len(self.p_pasted)} {call} it fake."
 
 
-def remove(photo: np.ndarray, face_number: int | None = None, *, network: TRNet | None = None) -> Job[Removal]:
+def remove(
+    photo: np.ndarray, face_number: int | None = None, strength: float = 1.0, *, network: TRNet | None = None
+) -> Job[Removal]:
     """Pass one face of a photo through TR-Net and ask all detectors before and after.
 
     Args:
         photo: uint8 (H, W, 3), RGB.
         face_number: Which face, from 1, the largest first; None takes the largest.
+        strength: Factor on the network's change; it was trained for 1.
         network: The network; None takes the trained one.
 
     Raises:
-        UserError: There is no face, or no trained network.
+        UserError: There is no face, no trained network, or the strength is out of range.
     """
     started = time.perf_counter()
     network = network or load()
+    settings = of_network(network, strength)
     yield Step(0, TOTAL, "The face is looked for.")
     found = faces.find(photo)
     face = faces.choose(found, face_number)
@@ -155,7 +162,7 @@ def remove(photo: np.ndarray, face_number: int | None = None, *, network: TRNet 
     original = images.to_tensor(aligned.crop)
     yield Step(1, TOTAL, "The traces are removed.", original)
     with MODEL_LOCK, frozen(network):
-        removed = images.to_array(network.remove(original.to(device())))
+        removed = images.to_array(network.remove(original.to(device()), strength))
     changed = images.to_tensor(removed)
     pasted = alignment.paste_back(photo, removed, aligned)
     yield Step(2, TOTAL, "The face is put back and looked for again.", changed)
@@ -180,7 +187,7 @@ def remove(photo: np.ndarray, face_number: int | None = None, *, network: TRNet 
         p_pasted=None if again is None else {name: values[2] for name, values in scores.items()},
         difference=traces.residual(aligned.crop, removed),
         metrics=traces.likeness(aligned.crop, removed),
-        settings=of_network(network),
+        settings=settings,
         weights=made_with.hashes([ENTRY, *scores]),
         versions=made_with.versions(),
         seconds=time.perf_counter() - started,

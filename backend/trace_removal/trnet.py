@@ -11,11 +11,13 @@ from backend import runtime, weights
 from backend.attacks.pixels import inside, judged, put_back
 from backend.attacks.result import Attacked
 from backend.detectors.card import Detector
+from backend.errors import UserError
 from backend.progress import Job, Step
 from backend.runtime import MODEL_LOCK, frozen
 from backend.trace_removal.network import TRNet
 
 ENTRY = "trnet"
+WEAKEST, STRONGEST = 0.25, 2.0
 TRAINING = "python -m backend train trnet --data DIR --fakes DIR --out trnet.safetensors --install"
 
 
@@ -28,6 +30,7 @@ class TRNetSettings:
         residual: Whether the network adds to the picture; the result says that of the network that was used.
         bound: Largest change of a value in [0, 1] where it adds; likewise.
         grain: Grey levels of noise that the network sees on the picture; likewise.
+        strength: Factor on the network's change, from `WEAKEST` to `STRONGEST`; it was trained for 1.
         seed: Recorded; the noise depends on the picture alone.
     """
 
@@ -35,7 +38,13 @@ class TRNetSettings:
     residual: bool = False
     bound: float = 1.0
     grain: float = 0.0
+    strength: float = 1.0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse a strength out of range."""
+        if not WEAKEST <= self.strength <= STRONGEST:
+            raise UserError(f"TR-Net's strength cannot be {self.strength}.", f"Give {WEAKEST} to {STRONGEST}.")
 
 
 def load() -> TRNet:
@@ -58,9 +67,13 @@ def build(options: Any) -> TRNet:
     )
 
 
-def of_network(network: TRNet) -> TRNetSettings:
-    """Return the settings of a pass through a network."""
-    return TRNetSettings(network.width, network.residual, network.bound, network.grain)
+def of_network(network: TRNet, strength: float = 1.0) -> TRNetSettings:
+    """Return the settings of a pass through a network.
+
+    Raises:
+        UserError: The strength is out of range.
+    """
+    return TRNetSettings(network.width, network.residual, network.bound, network.grain, strength)
 
 
 def attack(
@@ -85,11 +98,12 @@ def attack(
     """
     started = time.perf_counter()
     network = network or load()
-    settings = replace(of_network(network), seed=settings.seed if settings else 0)
+    given = settings or TRNetSettings()
+    settings = replace(of_network(network, given.strength), seed=given.seed)
     begun = images.detach().to(detector.mean.device)
     region = inside(mask, begun)
     with frozen(network, detector), MODEL_LOCK, torch.no_grad():
-        made = put_back(network.remove(begun), begun, region)
+        made = put_back(network.remove(begun, settings.strength), begun, region)
         result = judged("TR-Net", begun, made, detector, settings, started=started)
     yield Step(1, 1, "The face passed through TR-Net.", made[:1].cpu())
     return result

@@ -1,4 +1,4 @@
-"""What detectors still see after their traces were removed: six attacks, and TR-Nets that were trained otherwise.
+"""What detectors still see after their traces were removed: six attacks, TR-Net at other strengths, other TR-Nets.
 
 Ablations are rows of the same tables: every TR-Net that the setting `removers` names is one more attack. Train them
 with less data, or without a family of fakes, for example
@@ -38,7 +38,7 @@ from backend.evaluate.rows import Row
 from backend.evaluate.tables import Table
 from backend.progress import finish
 from backend.trace_removal import references, sets, trnet
-from backend.trace_removal.attacks import ATTACKS, COMPARED, WHITE_BOX, named
+from backend.trace_removal.attacks import ATTACKS, COMPARED, STRENGTHS, WHITE_BOX, named
 
 NONE = "none"  # attack: the picture as it is
 TRAIN_FEWER = (
@@ -65,7 +65,7 @@ class TraceRemovalConfig(Config):
 
     detectors: tuple[str, ...] = ()
     defences: tuple[str, ...] = tuple(sets.DEFENCES)
-    attacks: tuple[str, ...] = COMPARED
+    attacks: tuple[str, ...] = COMPARED + STRENGTHS
     white_box: str = WHITE_BOX
     removers: tuple[str, ...] = ()
     features: str = WHITE_BOX
@@ -82,7 +82,8 @@ class TraceRemovalProtocol(Protocol):
     name = "trace-removal"
     title = "Trace removal"
     about = (
-        "How many fakes detectors still find after noise, FGSM, MIFGSM, PGD, GANprintR and TR-Net; what that costs in "
+        "How many fakes detectors still find after noise, FGSM, MIFGSM, PGD, GANprintR and TR-Net, also at other "
+        "strengths than TR-Net was trained for; what that costs in "
         "picture quality; and how much of a fake's spectrum and noise still differs from real photographs."
     )
     source = "Protocol of TR-Net (Liu et al. 2022, arXiv 2203.11433, section 5)."

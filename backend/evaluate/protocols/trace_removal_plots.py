@@ -20,9 +20,11 @@ from backend.evaluate.protocols.trace_removal_rows import (
     real_power,
     real_spectrum,
     title,
+    without_strengths,
 )
 from backend.evaluate.rows import Row
-from backend.trace_removal import sets
+from backend.trace_removal import sets, trnet
+from backend.trace_removal.attacks import STRENGTHS
 from backend.trace_removal.references import References
 
 if TYPE_CHECKING:
@@ -35,11 +37,13 @@ ACROSS, HEADING = 4, 7  # maps in a row; pixels above a map for its name
 
 def plots_of(rows: Sequence[Row], config: "TraceRemovalConfig", reference: References | None) -> list[Figure]:
     """Return all plots; arguments as of `trace_removal_tables.tables`."""
+    cost = _cost(of_kind(rows, "verdict"), of_kind(rows, "picture"), config)
+    rows = without_strengths(rows)
     verdicts, measured = of_kind(rows, "verdict"), of_kind(rows, "picture")
     drawn = [
         _accuracy(verdicts, config),
         _families(verdicts, config),
-        _cost(verdicts, measured, config),
+        cost,
         _power(measured, reference),
         _spectra(measured, reference),
         *(_features(kind, measured, config) for kind in feature_kinds(measured)),
@@ -80,17 +84,20 @@ def _families(verdicts: Sequence[Row], config: "TraceRemovalConfig") -> Figure |
 
 
 def _cost(verdicts: Sequence[Row], measured: Sequence[Row], config: "TraceRemovalConfig") -> Figure | None:
-    """Draw what each attack achieves over what it costs."""
+    """Draw what each attack achieves over what it costs; all strengths of TR-Net share a colour."""
     defences = defences_of(verdicts, config)
-    series, said = [], []
+    places: dict[str, list[tuple[float, float]]] = {}
+    said = []
     for attack in attacks(verdicts):
         psnr = mean(row.get("psnr") for row in measured if row["attack"] == attack).value
         if attack != NONE and psnr is not None and defences:
             left = _value(verdicts, defences[-1], attack)
-            series.append(Series(title(attack), [psnr], [left]))
+            own = title(trnet.ENTRY) if attack in STRENGTHS else title(attack)
+            places.setdefault(own, []).append((psnr, left))
             said.append(f"{title(attack)} {left:.2f} at {psnr:.1f} dB")
-    if not series:
+    if not places:
         return None
+    series = [Series(name, [one for one, _ in own], [one for _, one in own]) for name, own in places.items()]
     alt = f"Share of fakes still found over PSNR; low and right is the better attack. {', '.join(said)}."
     labels = "PSNR (dB)", "Fakes still found"
     return plots.points("cost", "What an attack achieves and costs", alt, series, x_label=labels[0], y_label=labels[1])

@@ -9,7 +9,7 @@ from backend.evaluate.metrics import classification, traces
 from backend.evaluate.metrics.metric import Estimate, mean
 from backend.evaluate.rows import Row
 from backend.trace_removal import sets
-from backend.trace_removal.attacks import ATTACKS
+from backend.trace_removal.attacks import ATTACKS, STRENGTHS
 from backend.trace_removal.references import REAL, References
 
 if TYPE_CHECKING:
@@ -28,6 +28,11 @@ def attacks(rows: Sequence[Row]) -> list[str]:
     found = {row["attack"] for row in rows if row["label"] == "fake"}
     order = [NONE, *ATTACKS]
     return sorted(found, key=lambda name: (order.index(name) if name in order else len(order), name))
+
+
+def without_strengths(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows without those of TR-Net at another strength than the one it was trained for."""
+    return [row for row in rows if row["attack"] not in STRENGTHS]
 
 
 def title(attack: str) -> str:

@@ -26,6 +26,7 @@ from backend.evaluate.protocols.trace_removal_rows import (
 from backend.evaluate.rows import Row
 from backend.evaluate.tables import Cell, Column, Table
 from backend.trace_removal import sets, trnet
+from backend.trace_removal.attacks import STRENGTHS
 from backend.trace_removal.references import REAL, References
 
 if TYPE_CHECKING:
@@ -72,12 +73,16 @@ def finding(rows: Sequence[Row], config: "TraceRemovalConfig") -> str:
         said += f"{known[NONE]:.0%} of the untouched fakes on average"
         if trnet.ENTRY in known:
             said += f" and {known[trnet.ENTRY]:.0%} after TR-Net{_at(measured, trnet.ENTRY)}"
-        others = {attack: value for attack, value in known.items() if attack not in (NONE, trnet.ENTRY)}
+        own = (NONE, trnet.ENTRY, *STRENGTHS)
+        others = {attack: value for attack, value in known.items() if attack not in own}
         if others:
             strongest = min(others, key=others.__getitem__)
             said += f"; of the other attacks {title(strongest)} leaves least, {others[strongest]:.0%}"
             said += _at(measured, strongest)
-        return f"{said}."
+        said += "."
+        if (most := STRENGTHS[-1]) in known:
+            said += f" {title(most)}, leaves {known[most]:.0%}{_at(measured, most)}."
+        return said
     return ""
 
 
