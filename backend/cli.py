@@ -148,6 +148,8 @@ def _attack_table(options: argparse.Namespace) -> Answer:
     settings = table.TableSettings(seed=options.seed)
     if options.attacks:
         settings = dataclasses.replace(settings, attacks=tuple(options.attacks.split(",")))
+    if options.white_box:
+        settings = dataclasses.replace(settings, white_box=options.white_box)
     return dataclasses.asdict(finish(table.build(faces, options.out, settings), _show_step))
 
 
@@ -217,6 +219,9 @@ def _parser() -> argparse.ArgumentParser:
     attacked.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for table.csv and table.json")
     attacked.add_argument("--per-family", type=int, metavar="N", help="fakes of each family (default: all)")
     attacked.add_argument("--attacks", metavar="A,B", help="which (default: one form of each)")
+    attacked.add_argument(
+        "--white-box", metavar="NAME", help="whose gradient FGSM, MIFGSM and PGD see (default: xception)"
+    )
     attacked.add_argument("--seed", type=int, default=0)
 
     _command(commands, "examples", _examples, "draw the app's examples again and store their results")

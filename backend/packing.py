@@ -11,16 +11,20 @@ import numpy as np
 from backend import images, provenance
 
 
-def zipped(record: dict[str, Any], pictures: Mapping[str, np.ndarray], own: Collection[str] = ()) -> bytes:
-    """Return a zip file with `record.json` and one PNG a picture.
+def zipped(
+    record: dict[str, Any], pictures: Mapping[str, np.ndarray], own: Collection[str] = (), text: str | None = None
+) -> bytes:
+    """Return a zip file with `record.json`, the same for people in `summary.txt`, and one PNG a picture.
 
     Args:
-        record: Plain values for JSON; marked pictures carry it too.
+        record: Plain values for JSON, with a `summary`; marked pictures carry it too.
         pictures: By name, uint8 (H, W, 3).
         own: Names of those that are the visitor's own pixels; they get no mark.
+        text: What people read; the record's summary by default.
     """
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as packed:
+        packed.writestr("summary.txt", f"{text or record['summary']}\n")
         packed.writestr("record.json", json.dumps(record, indent=1))
         for name, picture in pictures.items():
             content = images.encode_png(picture) if name in own else provenance.marked_png(picture, record)

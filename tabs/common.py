@@ -76,7 +76,8 @@ def photo_input(label: str) -> gr.Image:
     """Return an image component that hands over the path of the uploaded file itself, readable or not.
 
     On its own, the component opens the file with its own decoder first, and a file that this cannot open never
-    reaches our code and its sentences.
+    reaches our code and its sentences. Handlers update it by plain pixels: an update in the form of a component makes
+    the library build this one anew, without that change.
     """
     component = gr.Image(
         label=label,

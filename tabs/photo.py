@@ -130,7 +130,7 @@ class PhotoStep:
         faces = verdicts.judge(pixels)
         updates = {self.faces: faces, **self.show(pixels, faces), **self._offer(faces[0] if faces else None)}
         if not as_uploaded:
-            updates[self.photo] = gr.Image(pixels)
+            updates[self.photo] = pixels
         return updates
 
     def _look_where_needed(self, path: str | None, faces: list[JudgedFace]) -> Updates:
@@ -141,7 +141,7 @@ class PhotoStep:
         """Show an example with its stored results."""
         example = self.examples[event.index]
         pixels = images.read(example.photo_path)
-        updates: Updates = {self.photo: gr.Image(pixels), self.faces: []}
+        updates: Updates = {self.photo: pixels, self.faces: []}
         if examples.stale(example):
             return {**updates, **self.hide(), **self._offer(None)}
         faces = example.faces()

@@ -48,9 +48,9 @@ class TraceRemovalTab:
                     STRONGEST,
                     1,
                     step=0.25,
-                    label="Strength",
-                    info="How large TR-Net's change is made. It was trained for 1; more turns more verdicts and can be "
-                    "seen as grain.",
+                    label="Strength of TR-Net",
+                    info="How large its change is made, for both buttons. It was trained for 1; more can be seen. "
+                    "Evaluate says what each strength leaves of the verdicts.",
                 )
                 gr.Markdown(
                     "Other attacks on the same face, side by side: noise, three that need a detector's gradients "
@@ -68,7 +68,7 @@ class TraceRemovalTab:
         run = self.remove.click(answered(self._remove), asked, self._job_outputs(), **MODEL, **private)
         others = self.compare.click(
             answered(self._compare),
-            [self.choice.photo, self.choice.faces, self.choice.which],
+            [self.choice.photo, self.choice.faces, self.choice.which, self.strength],
             self._job_outputs(),
             **MODEL,
             **private,
@@ -131,7 +131,7 @@ class TraceRemovalTab:
         yield {**self._idle(), self.progress: "", **self.result.show(made, session_folder(request))}
 
     def _compare(
-        self, path: str | None, faces: list[JudgedFace], number: int | None, request: gr.Request
+        self, path: str | None, faces: list[JudgedFace], number: int | None, strength: float, request: gr.Request
     ) -> Iterator[Updates]:
         """Run every attack on the chosen face and set the verdicts side by side."""
         from backend.trace_removal.comparison import compare
@@ -140,7 +140,8 @@ class TraceRemovalTab:
         LIMIT.check(request)
         yield self._busy()
         aligned = faces[(number or 1) - 1].aligned
-        made = yield from self._watched(compare(images.to_tensor(aligned.crop), Source(photo, aligned)))
+        face, source = images.to_tensor(aligned.crop), Source(photo, aligned)
+        made = yield from self._watched(compare(face, source, strength=strength))
         yield {**self._idle(), self.progress: "", **self.result.show_comparison(made)}
 
     def _watched(self, job: Job[Any]) -> Any:

@@ -144,7 +144,7 @@ class TraceResult:
             self.summary: "The same face after every attack. Look at the faces, then read what the detectors say.",
             self.attacks: faces,
             self.comparison: words.comparison_table(made),
-            self.settings: "Defaults of every attack, seed 0.",
+            self.settings: "Defaults of every attack, seed 0; TR-Net at the strength of the slider.",
             self.download: gr.DownloadButton(visible=False),
         }
 

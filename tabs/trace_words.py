@@ -22,6 +22,9 @@ DOUBTS = (
 )
 
 
+KEY = ", ".join(f"{sign} {word}" for word, sign in SIGNS.items()) + "."
+
+
 def verdict_table(record: dict[str, Any]) -> str:
     """Return what every detector says before and after, with how often it is wrong."""
     rows = [
@@ -52,7 +55,7 @@ def resave_table(record: dict[str, Any]) -> str:
         for name in names
     ]
     head = ("Detector", "Not saved again", *(SAVES[way][0] for way in ways))
-    caption = "p_fake of the face without traces, after saving it again."
+    caption = f"p_fake of the face without traces, after saving it again. {KEY}"
     return _wide(table(head, rows, caption)) + f"<p>{escape(record['resaves_summary'])}</p>"
 
 
@@ -73,8 +76,8 @@ def comparison_table(made: "Comparison") -> str:
     ]
     head = ("Attack", "Likeness", *(registry.card(name).title for name in names))
     caption = (
-        "p_fake after every attack; 0 = real, 1 = fake. FGSM, MIFGSM and PGD know Xception's gradients, the others "
-        "know no detector."
+        f"p_fake after every attack. {KEY} Likeness: PSNR and SSIM (1 = the same). FGSM, MIFGSM and PGD know "
+        "Xception's gradients, the others know no detector."
     )
     text = _wide(table(head, rows, caption))
     if made.missing:

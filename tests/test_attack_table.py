@@ -12,7 +12,8 @@ from PIL import Image
 from backend import cli
 from backend.errors import UserError
 from backend.progress import finish
-from backend.trace_removal import attacks, table, table_report
+from backend.trace_removal import attacks, table, table_report, trnet
+from backend.trace_removal.network import TRNet
 from backend.trace_removal.table import Faces, TableSettings
 from backend.training import held_out
 from tests.toys import grey, toy_detector
@@ -155,6 +156,13 @@ def test_unchanged_faces_are_counted_and_not_measured(tmp_path, monkeypatch):
     made = finish(table.build(faces(), tmp_path, SETTINGS, detectors()))
     row = only(made.rows, detectors="shipped", attack="fgsm", family="all")
     assert (row.psnr, row.ssim, row.unchanged) == (None, (1.0, 0.0), 5)
+
+
+def test_the_settings_of_tr_net_are_those_of_its_network(monkeypatch):
+    monkeypatch.setattr(trnet, "load", lambda: TRNet(0.125, residual=True, bound=0.1, grain=2.0))
+    said = attacks.named("trnet_half").applied()
+    assert (said.width, said.residual, said.bound, said.grain, said.strength) == (0.125, True, 0.1, 2.0, 0.5)
+    assert attacks.named("pgd").applied() is attacks.named("pgd").settings
 
 
 def test_every_attack_of_the_table_says_what_it_needs():

@@ -19,6 +19,7 @@ from backend.errors import UserError
 from backend.progress import finish
 from backend.residuals import wiener_residual
 from backend.training import (
+    attacked,
     batches,
     defences,
     detector,
@@ -74,6 +75,22 @@ def test_attacked_fakes_take_half_of_the_places():
     assert "attacked" not in drawn_from(without).draw(0).kinds
 
 
+def test_the_strong_defence_attacks_training_fakes_in_memory():
+    given = examples(["real", "swap", "real", "edit", "swap"], size=32, origins=[-1, 0, -1, 2, 0])
+    made = finish(attacked.with_attacked(given, "noise", seed=4))
+    assert made.kinds.tolist() == [*given.kinds.tolist(), "attacked", "attacked", "attacked"]
+    assert made.origins.tolist() == [*given.origins.tolist(), 0, 2, 0]  # each keeps its photograph
+    assert torch.equal(made.pictures[:5], given.pictures)
+    change = (made.pictures[5:].float() - given.pictures[[1, 3, 4]].float()).abs().mean((1, 2, 3))
+    assert (change > 1).all() and (change < 25).all()
+    again = finish(attacked.with_attacked(given, "noise", seed=4, most=2))
+    assert again.kinds.tolist().count("attacked") == 2
+    with pytest.raises(UserError, match="no attack named fog"):
+        finish(attacked.with_attacked(given, "fog", seed=0))
+    with pytest.raises(UserError, match="no fakes to attack"):
+        finish(attacked.with_attacked(examples(["real"]), "noise", seed=0))
+
+
 def test_kinds_without_a_share_and_missing_photographs_are_refused():
     with pytest.raises(UserError, match="of the kind morph"):
         drawn_from(examples(["real", "swap", "morph"]))
@@ -122,7 +139,7 @@ def test_sources_are_named_and_unknown_fakes_are_any_but_real():
     batch = batch_of(["real", "edit", "attacked"])
     log_odds, terms = objectives.sources(network, batch.images, batch, card)
     assert terms["sources"].item() == pytest.approx(-np.log([0.6, 0.1, 0.8]).mean(), rel=1e-5)
-    assert log_odds.tolist() == pytest.approx(np.log([0.4 / 0.6, 0.4 / 0.6, 0.8 / 0.2]).tolist(), rel=1e-4)
+    assert log_odds.tolist() == pytest.approx(np.log([0.3 / 0.6, 0.3 / 0.6, 0.5 / 0.2]).tolist(), rel=1e-4)
 
 
 def test_further_losses_are_added_and_the_classification_is_flooded():
@@ -220,12 +237,11 @@ def data_folder(tmp_path):
 
 
 def test_a_fake_goes_where_its_photograph_goes(data_folder):
-    split = labelled.read(data_folder / "data", [data_folder / "fakes"], 128, adversarial=data_folder / "fakes" / "val")
+    split = labelled.read(data_folder / "data", [data_folder / "fakes"], 128)
     for part in (split.training, split.calibrating):
         for index in np.flatnonzero(part.kinds == "swap"):
             photograph = part.pictures[part.origins[index]].float()
             assert (photograph / 3 - part.pictures[index].float()).abs().mean() < 3
-    assert (split.training.kinds == "attacked").sum() == 4
     assert (split.measuring.kinds == "swap").sum() == 4
     assert len(split.calibrating.of("real")) == len(split.calibrating.of("swap")) > 0
 

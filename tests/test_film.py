@@ -85,7 +85,7 @@ def test_the_saved_video_is_judged_as_it_is(detector):
 def test_the_zip_has_every_frame_marked_and_the_scores(detector):
     made = finish(searched(200, 5).run())
     with zipfile.ZipFile(io.BytesIO(made.zip())) as packed:
-        assert set(packed.namelist()) == {"record.json", "frames/001.png", "frames/002.png"}
+        assert set(packed.namelist()) == {"record.json", "summary.txt", "frames/001.png", "frames/002.png"}
         record = json.loads(packed.read("record.json"))
         first = images.read(packed.read("frames/001.png"))
     assert record == json.loads(json.dumps(made.record(), allow_nan=False))

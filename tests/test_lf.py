@@ -42,7 +42,7 @@ def test_weights_have_unit_variance_and_are_scaled_when_used():
     torch.testing.assert_close(last(torch.ones(1, 64)), last.weight.sum(1)[None] / 8)
 
 
-def test_log_odds_add_up_all_makers():
-    raw = torch.tensor([[0.5, 0.2, 0.2, 0.1], [0.9, 0.05, 0.03, 0.02]]).log()
-    found = LOG_ODDS["logits by source, real first"](raw)
-    torch.testing.assert_close(found.sigmoid(), torch.tensor([0.5, 0.1]))
+def test_the_most_likely_source_decides():
+    raw = torch.tensor([[0.4, 0.3, 0.2, 0.1], [0.3, 0.4, 0.2, 0.1], [0.9, 0.05, 0.03, 0.02]]).log()
+    found = LOG_ODDS["logits by source, real first"](raw)  # three makers together are likelier than real in the first
+    torch.testing.assert_close(found.exp(), torch.tensor([3 / 4, 4 / 3, 1 / 18]))

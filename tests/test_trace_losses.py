@@ -9,10 +9,11 @@ import torch
 from skimage.metrics import structural_similarity
 from torch import nn
 
+from backend.errors import UserError
 from backend.progress import finish
 from backend.trace_removal import losses
 from backend.trace_removal.discriminators import Backbone, FingerprintDiscriminator, SpatialDiscriminator, source_loss
-from backend.training import datasets, harness, pairs
+from backend.training import datasets, harness, pairs, trnet_run
 from backend.training.trnet import TRNetSettings, TRNetTask
 
 
@@ -189,6 +190,23 @@ def test_every_form_of_training_takes_a_step():
     assert found["penalty"] > 0 and math.isfinite(found["penalty"])
     finished = task.finished()
     assert not finished.training and task.preview().shape == (1, 3, 384, 128 * 6)
+
+
+@pytest.mark.parametrize("recipe", ["paper", "code"])
+def test_the_published_recipes_take_a_step(recipe):
+    published = trnet_run.settings_of(recipe)
+    assert (published.width, published.residual, published.bound, published.grain) == (1, False, 1, 0)
+    assert published.lr_generator == 10 * published.lr_discriminator  # which the released code swaps
+    assert published.statistics == {"paper": "batch", "code": "fixed"}[recipe]
+    small = replace(published, width=0.0625, discriminator_width=0.0625, batch=2, steps=4, perceptual="alex")
+    task = TRNetTask(examples(), small, examples())
+    before = task.network.conv_final.weight.detach().clone()
+    found = task.step(0)
+    assert not torch.equal(before, task.network.conv_final.weight)
+    assert all(math.isfinite(value) for value in found.values()) and found["profile"] > 0
+    assert ("penalty" in found) == (recipe == "code")
+    with pytest.raises(UserError, match="Recipes: embedded, paper, code"):
+        trnet_run.settings_of("secret")
 
 
 def test_pairs_join_fakes_and_photographs_and_end_alike(tmp_path):

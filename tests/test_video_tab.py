@@ -66,7 +66,7 @@ def test_the_result_is_a_marked_video_its_scores_and_its_frames(step, path):
     assert "8 of 8 frames on the side of fake; 8 of these went over" in last[step.summary]
     assert Path(last[step.made]).read_bytes()[4:8] == b"ftyp"
     with zipfile.ZipFile(io.BytesIO(Path(last[step.download]).read_bytes())) as packed:
-        assert len(packed.namelist()) == 9
+        assert len(packed.namelist()) == 10
     assert last[step.scores].count("<circle") == 16 and last[step.table].count('scope="row"') == 8
     assert "Toy (searched against)</th><td>100%</td><td>0%</td>" in last[step.others]
     assert "Other</th><td>100%</td><td>0%</td>" in last[step.others] and "the 8 searched frames" in last[step.others]

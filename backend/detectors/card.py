@@ -86,7 +86,7 @@ LOG_ODDS: dict[str, Callable[[Tensor], Tensor]] = {
     "two logits, real then fake": lambda raw: raw[:, 1] - raw[:, 0],
     "two logits, fake then real": lambda raw: raw[:, 0] - raw[:, 1],
     "patch logits, fake then real": patch_log_odds,
-    "logits by source, real first": lambda raw: raw[:, 1:].logsumexp(1) - raw[:, 0],
+    "logits by source, real first": lambda raw: raw[:, 1:].amax(1) - raw[:, 0],  # by the most likely source
     "correlations by source, fake high": lambda raw: raw.amax(1),
 }
 

@@ -88,13 +88,17 @@ def lines(
     return figure(name, title, alt, draw, x_label=x_label, y_label=y_label, legend=len(series) > 1)
 
 
-def points(name: str, title: str, alt: str, series: Sequence[Series], *, x_label: str, y_label: str) -> Figure:
-    """Draw clouds of points, each with its own marker."""
+def points(
+    name: str, title: str, alt: str, series: Sequence[Series], *, x_label: str, y_label: str, share: bool = False
+) -> Figure:
+    """Draw clouds of points, each with its own marker; `share` says that y is one, and shows all of [0, 1]."""
 
     def draw(axes: Any) -> None:
         for number, one in enumerate(series):
             marker, colour = MARKERS[number % len(MARKERS)], COLOURS[number % len(COLOURS)]
             axes.scatter(one.x, one.y, s=14, marker=marker, color=colour, alpha=0.7, label=one.name)
+        if share:
+            axes.set_ylim(0, 1)
 
     return figure(name, title, alt, draw, x_label=x_label, y_label=y_label, legend=len(series) > 1)
 

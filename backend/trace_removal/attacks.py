@@ -48,6 +48,14 @@ class Attack:
             return True
         return (SETTINGS.weights_dir / "registry.toml").exists() and self.entry in weights.entries()
 
+    def applied(self) -> Any:
+        """Return the settings of a run, those that trained weights decide among them.
+
+        Raises:
+            UserError: The attack's weights are missing.
+        """
+        return trnet.applied(self.settings) if self.entry == trnet.ENTRY else self.settings
+
     def run(self, images: Tensor, detector: Detector, mask: Tensor | None = None, *, seed: int = 0) -> Job[Attacked]:
         """Attack faces (N, 3, H, W) in [0, 1]; `detector` is the white box, and judges.
 

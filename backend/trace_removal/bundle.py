@@ -1,7 +1,7 @@
 """A finished removal as pictures and numbers: what the app shows, stores for its examples and hands out as a zip."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,9 @@ from backend import alignment, images, packing, weights
 from backend.alignment import AlignedFace
 from backend.counterfactual import traces
 from backend.detectors import registry
+from backend.detectors.card import verdict
 from backend.detectors.choice import suggested
-from backend.progress import Job, Step
+from backend.progress import Job, Step, mapped
 from backend.trace_removal import references, resaves
 from backend.trace_removal.network import TRNet
 from backend.trace_removal.references import References
@@ -58,7 +59,16 @@ class Bundle:
 
     def zip(self) -> bytes:
         """Return a zip file with the record and every picture, marked where the app made it."""
-        return packing.zipped(self.record, self.pictures(), own=("crop",))
+        return packing.zipped(self.record, self.pictures(), own=("crop",), text=self.text())
+
+    def text(self) -> str:
+        """Return what happened for people who read no JSON: the summary, every verdict, and what saving again does."""
+        lines = [
+            f"{registry.card(name).title}: {_said(one['original'])} before, {_said(one['removed'])} after"
+            for name, one in self.record["p_fake"].items()
+        ]
+        verdicts = "\n".join(["What every detector says (probability of fake, 0 to 1):", *lines])
+        return "\n\n".join([self.record["summary"], verdicts, self.record["resaves_summary"]])
 
     def save(self, folder: Path) -> list[Path]:
         """Write what `load` needs, without visible marks, and return the files."""
@@ -66,6 +76,10 @@ class Bundle:
         for name, content in packing.unmarked({**self.faces, **self.views}, self.record, RECORD).items():
             (folder / name).write_bytes(content)
         return sorted(folder.iterdir())
+
+
+def _said(p_fake: float) -> str:
+    return f"{p_fake:.2f} {verdict(p_fake)}"
 
 
 def make(
@@ -90,7 +104,8 @@ def make(
     Raises:
         UserError: There is no face, no trained network, or the strength is out of range.
     """
-    removal = yield from remove(photo, face_number, strength, network=network)
+    removing = remove(photo, face_number, strength, network=network)
+    removal = yield from mapped(removing, lambda step: replace(step, total=6))
     yield Step(4, 6, "The face is saved again in four ways.", images.to_tensor(removal.removed))
     again = resaves.resave(removal.original, removal.removed, source=Source(removal.photo, removal.aligned))
     yield Step(5, 6, "The traces are drawn.", images.to_tensor(removal.removed))

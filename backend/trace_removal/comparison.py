@@ -1,7 +1,7 @@
 """Every attack on one face, side by side: what it changes and what all detectors then say."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -11,7 +11,8 @@ from backend import images, verdicts
 from backend.counterfactual import traces
 from backend.detectors import registry
 from backend.progress import Job, Step, within
-from backend.trace_removal.attacks import COMPARED, WHITE_BOX, named
+from backend.trace_removal import trnet
+from backend.trace_removal.attacks import COMPARED, WHITE_BOX, Attack, named
 from backend.views import Source
 
 
@@ -57,22 +58,23 @@ class Comparison:
     missing: tuple[str, ...]
 
 
-def compare(face: Tensor, source: Source | None = None, *, seed: int = 0) -> Job[Comparison]:
+def compare(face: Tensor, source: Source | None = None, *, strength: float = 1.0, seed: int = 0) -> Job[Comparison]:
     """Run every attack of the table on a face and ask all detectors about the 8-bit results.
 
     Args:
         face: (1, 3, H, W) in [0, 1].
         source: The photo of the face, from which detectors that want another crop are shown their own.
+        strength: Factor on TR-Net's change; it was trained for 1.
         seed: Of the attacks that draw at random.
 
     Raises:
-        UserError: The white-box detector is not installed.
+        UserError: The white-box detector is not installed, or the strength is out of range.
     """
     white_box = registry.load(WHITE_BOX)
     original = images.to_array(face)
     made, missing = [], []
     for number, name in enumerate(COMPARED):
-        attack = named(name)
+        attack = named(name) if name != trnet.ENTRY else _trnet(strength)
         if not attack.available():
             missing.append(attack.title)
             continue
@@ -92,3 +94,11 @@ def compare(face: Tensor, source: Source | None = None, *, seed: int = 0) -> Job
             Compared(attack.name, attack.title, attack.needs, picture, likeness["psnr"], likeness["ssim"], own, seconds)
         )
     return Comparison(original, {name: values[0] for name, values in scores.items()}, tuple(rows), tuple(missing))
+
+
+def _trnet(strength: float) -> Attack:
+    attack = named(trnet.ENTRY)
+    if strength == 1:
+        return attack
+    settings = trnet.TRNetSettings(strength=strength)
+    return replace(attack, title=f"{attack.title}, strength {strength:g}", settings=settings)

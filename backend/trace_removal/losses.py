@@ -5,7 +5,6 @@ log(1 - D(made)): the same goal without the vanishing slope (Goodfellow et al. 2
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -20,29 +19,6 @@ Similarity = Literal["perceptual", "ssim"]
 Profile = Literal["paper", "log", "code"]
 Discriminate = Callable[[Tensor], Tensor]
 SSIM_WEIGHT = 10.0  # of the released code's similarity
-
-
-@dataclass(frozen=True)
-class Forms:
-    """Which form of each loss, and its weight.
-
-    Args:
-        adversarial: `log` (paper) or `lsgan` (code).
-        similarity: `perceptual` (paper) or `ssim` (code).
-        profile: `paper`: ring powers; `log`: their logarithms; `code`: the code's profile.
-        weights: Of the adversarial, similarity and power-spectrum terms of the generator.
-        penalty: Weight of the discriminators' gradient penalty; 0 in the paper.
-    """
-
-    adversarial: Adversarial
-    similarity: Similarity
-    profile: Profile
-    weights: tuple[float, float, float]
-    penalty: float
-
-
-PAPER = Forms("log", "perceptual", "paper", (1.0, 1.0, 100.0), 0.0)
-CODE = Forms("lsgan", "ssim", "code", (0.1, 0.1, 0.8), 1.0)
 
 
 def discriminator_loss(kind: Adversarial, real: Tensor, made: Tensor) -> Tensor:

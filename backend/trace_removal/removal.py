@@ -10,6 +10,7 @@ import torch
 from backend import alignment, faces, images, made_with, verdicts
 from backend.counterfactual import traces
 from backend.detectors import registry
+from backend.detectors.card import verdict
 from backend.progress import Job, Step
 from backend.runtime import MODEL_LOCK, device, frozen
 from backend.trace_removal.network import TRNet
@@ -18,7 +19,8 @@ from backend.views import Source
 
 __all__ = ["Removal", "load", "remove"]
 
-THRESHOLD = 0.5  # p_fake below it is called real
+THRESHOLD = 0.5  # of p_fake
+SEEN = 0.95  # SSIM below which the change of a smooth face shows at the size of the page
 SIMPLE = "it adds to the picture, which the published form does not"
 TOTAL = 4
 
@@ -65,7 +67,7 @@ class Removal:
 
     @property
     def turned(self) -> list[str]:
-        """Return the detectors that called the face fake and now call it real."""
+        """Return the detectors whose p_fake fell from the threshold or above to below it."""
         return [name for name, (before, after) in self.p_fake.items() if after < THRESHOLD <= before]
 
     @property
@@ -115,27 +117,36 @@ class Removal:
         )
         if self.settings.strength != 1:
             said += f" The change is {self.settings.strength:g} times what TR-Net was trained to make."
+        if ssim is not None and ssim < SEEN:
+            said += " Look closely: a change of this size can be seen, so a turned verdict may be due to what you see."
         return said
 
     def _verdicts_in_words(self) -> str:
-        fake = [name for name, (before, _) in self.p_fake.items() if before >= THRESHOLD]
-        newly = [name for name, (before, after) in self.p_fake.items() if before < THRESHOLD <= after]
         if not self.p_fake:
             return "There is no detector to ask."
+        said = [(verdict(before), verdict(after)) for before, after in self.p_fake.values()]
+        now = [after for before, after in said if before == "fake"]
+        newly = sum(before != "fake" and after == "fake" for before, after in said)
         told = "No detector called the face fake to begin with."
-        if fake:
-            call = "calls" if len(self.turned) == 1 else "call"
-            told = f"Of {len(fake)} detectors that called it fake, {len(self.turned)} now {call} it real."
+        if now:
+            real, uncertain = now.count("real"), now.count("uncertain")
+            which = "1 detector" if len(now) == 1 else f"{len(now)} detectors"
+            told = (
+                f"Of {which} that called it fake, {real} now {'calls' if real == 1 else 'call'} it real and "
+                f"{uncertain} {'is' if uncertain == 1 else 'are'} uncertain."
+            )
         if newly:
-            told += f" {len(newly)} that called it real now {'calls' if len(newly) == 1 else 'call'} it fake."
+            told += f" {newly} that did not call it fake before now {'does' if newly == 1 else 'do'}."
         return f"{told} TR-Net has seen none of the {len(self.p_fake)} detectors in training."
 
     def _pasted_in_words(self) -> str:
         if self.p_pasted is None:
             return "Put back into the photo, the face is not found again."
-        fake = sum(score >= THRESHOLD for score in self.p_pasted.values())
-        call = "calls" if fake == 1 else "call"
-        return f"Put back into the photo, found and cut out anew, {fake} of {len(self.p_pasted)} {call} it fake."
+        said = [verdict(score) for score in self.p_pasted.values()]
+        return (
+            f"Put back into the photo, found and cut out anew: {said.count('real')} real, {said.count('uncertain')} "
+            f"uncertain and {said.count('fake')} fake."
+        )
 
 
 def remove(

@@ -11,9 +11,9 @@ from PIL import Image
 
 from backend import images, verdicts
 from backend.detectors import registry
+from backend.detectors.card import verdict
 from backend.views import Source
 
-THRESHOLD = 0.5  # p_fake below it is called real
 Save = Callable[[Image.Image], Image.Image]
 
 
@@ -93,13 +93,14 @@ def in_words(before: Mapping[str, tuple[float, float]], after: list[Resave]) -> 
         before: By detector, p_fake of the original and of the removal, not saved again.
         after: What `resave` returned.
     """
-    turned = [name for name, (original, removed) in before.items() if removed < THRESHOLD <= original]
-    if not turned:
-        return "No detector was turned, so there is no verdict that saving again could bring back."
-    counts = [f"{sum(one.p_fake[name][1] >= THRESHOLD for name in turned)} after {one.title}" for one in after]
-    which = "the one detector" if len(turned) == 1 else f"the {len(turned)} detectors"
-    listed = ", ".join(counts)
-    return f"Of {which} that TR-Net turned, these call it fake again when it is saved again: {listed}."
+    left = [name for name, (original, removed) in before.items() if verdict(original) == "fake" != verdict(removed)]
+    if not left:
+        return (
+            "Every detector that called it fake still does, so there is no verdict that saving again could bring back."
+        )
+    counts = [f"{sum(verdict(one.p_fake[name][1]) == 'fake' for name in left)} after {one.title}" for one in after]
+    which = "the one detector that no longer calls" if len(left) == 1 else f"the {len(left)} that no longer call"
+    return f"Of {which} it fake, these do again when it is saved again: {', '.join(counts)}."
 
 
 def record(after: list[Resave]) -> dict[str, Any]:

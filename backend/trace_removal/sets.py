@@ -35,7 +35,7 @@ DEFENCES: dict[str, Defence] = {
     for one in (
         Defence("none", "no defence", "_plain", f"{_TRAIN} --defence none {_INSTALL}"),
         Defence("weak", "the weak defence", "_weak", f"{_TRAIN} --defence weak {_INSTALL}"),
-        Defence("strong", "the strong defence", "_strong", f"{_TRAIN} --adversarial DIR {_INSTALL}"),
+        Defence("strong", "the strong defence", "_strong", f"{_TRAIN} --adversarial ATTACK {_INSTALL}"),
         Defence(SHIPPED, "the app's own defence", "", f"{_TRAIN} {_INSTALL}"),
     )
 }

@@ -137,7 +137,7 @@ def _described(settings: TableSettings, usable: list[Attack], faces: Faces) -> d
         "fakes": {family: faces.families.count(family) for family in dict.fromkeys(faces.families)},
         "real": len(faces.real),
         "size": list(faces.fakes.shape[-2:]),
-        "each": {one.name: dataclasses.asdict(one.settings) | {"paper": one.paper} for one in usable},
+        "each": {one.name: dataclasses.asdict(one.applied()) | {"paper": one.paper} for one in usable},
         "torch": torch.__version__,
     }
 

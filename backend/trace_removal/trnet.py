@@ -28,7 +28,7 @@ class TRNetSettings:
     Args:
         width: Factor on the network's channels; the result says that of the network that was used.
         residual: Whether the network adds to the picture; the result says that of the network that was used.
-        bound: Largest change of a value in [0, 1] where it adds; likewise.
+        bound: Largest change of a value in [0, 1] where it adds, at strength 1; likewise.
         grain: Grey levels of noise that the network sees on the picture; likewise.
         strength: Factor on the network's change, from `WEAKEST` to `STRONGEST`; it was trained for 1.
         seed: Recorded; the noise depends on the picture alone.
@@ -76,6 +76,11 @@ def of_network(network: TRNet, strength: float = 1.0) -> TRNetSettings:
     return TRNetSettings(network.width, network.residual, network.bound, network.grain, strength)
 
 
+def applied(settings: TRNetSettings, network: TRNet | None = None) -> TRNetSettings:
+    """Return settings with what the network (None: the trained one) decides."""
+    return replace(of_network(network or load(), settings.strength), seed=settings.seed)
+
+
 def attack(
     images: Tensor,
     detector: Detector,
@@ -98,8 +103,7 @@ def attack(
     """
     started = time.perf_counter()
     network = network or load()
-    given = settings or TRNetSettings()
-    settings = replace(of_network(network, given.strength), seed=given.seed)
+    settings = applied(settings or TRNetSettings(), network)
     begun = images.detach().to(detector.mean.device)
     region = inside(mask, begun)
     with frozen(network, detector), MODEL_LOCK, torch.no_grad():

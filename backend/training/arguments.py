@@ -30,7 +30,9 @@ def add(train: argparse.ArgumentParser) -> None:
         help="for detectors: what training pictures go through; none gives NAME_plain (default: shipped)",
     )
     train.add_argument(
-        "--adversarial", type=Path, metavar="DIR", help="for detectors: attacked fakes, for the strong defence"
+        "--adversarial",
+        metavar="ATTACK",
+        help="for detectors: learn fakes after this attack too, the strong defence (noise, ganprintr, trnet, ...)",
     )
     train.add_argument(
         "--initial",
@@ -41,7 +43,7 @@ def add(train: argparse.ArgumentParser) -> None:
         "--recipe",
         metavar="NAME",
         help="for generator: regression (default), adversarial, or continued, its second half on a CPU; for encoder: "
-        "regression or adversarial, as its generator",
+        "regression or adversarial, as its generator; for trnet: embedded (default), paper or code",
     )
     train.add_argument(
         "--minutes", type=float, metavar="N", help="for generator, encoder and joint: stop after N minutes"

@@ -70,8 +70,8 @@ def _check(options: argparse.Namespace) -> None:
             "--from belongs to `train encoder`, without --install, --initial and --codes.",
             "See: python -m backend train --help",
         )
-    if options.recipe is not None and (options.what not in {"generator", "encoder"} or options.source):
-        raise UserError("--recipe belongs to generator and encoder.", "See: python -m backend train --help")
+    if options.recipe is not None and (options.what not in {"generator", "encoder", "trnet"} or options.source):
+        raise UserError("--recipe belongs to generator, encoder and trnet.", "See: python -m backend train --help")
     if options.minutes is not None and (options.what not in {"generator", "encoder", "joint"} or options.source):
         raise UserError("--minutes belongs to generator, encoder and joint.", "See: python -m backend train --help")
     if options.what == "joint" and (options.initial or options.codes):
@@ -118,7 +118,7 @@ def run(options: argparse.Namespace, on_step: OnStep) -> reports.Report:
         if not options.fakes:
             raise UserError("Name the fakes with --fakes DIR.", "DIR is a folder that `train fakes` wrote.")
         if options.what == "trnet":
-            report = trnet_run.train_trnet(data, options.fakes, out, on_step, seed=seed, **given)
+            report = trnet_run.train_trnet(data, options.fakes, out, on_step, seed=seed, **_chosen(options), **given)
         else:
             report = trnet_run.measure_references(data, options.fakes, out, on_step)
     else:

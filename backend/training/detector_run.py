@@ -12,7 +12,9 @@ from backend import weights
 from backend.detectors import registry
 from backend.detectors.card import Card, Detector
 from backend.progress import Step, finish
+from backend.trace_removal.attacks import named
 from backend.training import description, detector, harness, honesty, labelled, measure, recipes, reports, starting
+from backend.training.attacked import with_attacked
 from backend.training.defences import Name
 from backend.training.detector import DetectorSettings
 
@@ -42,7 +44,7 @@ def train_detector(
     *,
     photographs: str,
     initial: str | None = None,
-    adversarial: Path | None = None,
+    adversarial: str | None = None,
     **changes: Any,
 ) -> reports.Report:
     """Train one embedded detector, calibrate it, measure it, and write `out` (a .safetensors file).
@@ -55,14 +57,16 @@ def train_detector(
         on_step: Called at every step.
         photographs: What the photographs are, in words.
         initial: What the weights start from: a file, `installed` for the entry of the same name, or random.
-        adversarial: Attacked fakes, for the strong defence.
+        adversarial: The attack after which fakes are learned too, for the strong defence.
         changes: Settings that differ from those of the settings file. With `steps=0` and `installed`, weights are
             only calibrated and measured anew.
     """
     settings = detector.settings_for(architecture, **changes)
     name = entry_name(architecture, settings.defence, strong=adversarial is not None)
     card = untrained_card(architecture)
-    split = labelled.read(data, folders, card.input_size, adversarial=adversarial)
+    split = labelled.read(data, folders, card.input_size)
+    if adversarial is not None:
+        split = replace(split, training=finish(with_attacked(split.training, adversarial, seed=settings.seed), on_step))
     torch.manual_seed(settings.seed)
     network = registry.build_embedded(architecture, {})
     if initial:
@@ -84,7 +88,7 @@ def train_detector(
     rates = measure.error_rates(ready, split.measuring, AGAINST, ending)
     weights.save_half(out, half)
     learned = description.examples(photographs, split.training.kinds.tolist())
-    facts = _facts(architecture, settings, photographs, learned, strong=adversarial is not None)
+    facts = _facts(architecture, settings, photographs, learned, adversarial)
     if settings.steps == 0 and initial == starting.INSTALLED:  # measured anew: where they come from stays
         entry = weights.entry(name)
         facts |= {"source": entry.source, "trained_on": entry.options["trained_on"]}
@@ -130,7 +134,7 @@ def _calibration(
 
 
 def _facts(
-    architecture: str, settings: DetectorSettings, photographs: str, learned: str, *, strong: bool
+    architecture: str, settings: DetectorSettings, photographs: str, learned: str, adversarial: str | None
 ) -> dict[str, Any]:
     """Return what the registry's entry says beyond the calibration."""
     command = f"python -m backend train detector {architecture}"
@@ -140,16 +144,20 @@ def _facts(
         command += f" --defence {settings.defence}"
     if settings.initial:
         command += f" --initial {settings.initial.split(',', maxsplit=1)[0]}"
-    if strong:
-        command += " --adversarial"
+    if adversarial:
+        command += f" --adversarial {adversarial}"
     facts = {"source": f"{command}, on {photographs}", "defence": settings.defence, "trained_on": learned}
-    if settings.defence == "shipped" and not strong:
+    if settings.defence == "shipped" and not adversarial:
         return facts
     title = registry.ARCHITECTURES[architecture].title
-    attacked = ", with attacked fakes among the fakes: the strong defence of TR-Net's paper" if strong else ""
+    attacked = ""
+    if adversarial:
+        attacked = (
+            f", with fakes after {named(adversarial).title} among the fakes: the strong defence of TR-Net's paper"
+        )
     how = {"none": "undefended", "weak": "weak defence", "shipped": "own defence"}[settings.defence]
     return facts | {
         "architecture": architecture,
-        "title": f"{title}, {how}{' and strong defence' if strong else ''}",
+        "title": f"{title}, {how}{' and strong defence' if adversarial else ''}",
         "trained_on": f"{learned}; {HOW[settings.defence]}{attacked}",
     }

@@ -21,8 +21,10 @@ def read(data: Path, fakes: Path, *, per_family: int | None = None, seed: int = 
         seed: Seed of the draw.
 
     Raises:
-        UserError: One of the folders holds no pictures.
+        UserError: One of the folders holds no pictures, or `per_family` is not at least 1.
     """
+    if per_family is not None and per_family < 1:
+        raise UserError("There is nothing to measure.", "Give --per-family at least 1.")
     folder = fakes / "val" if (fakes / "val").is_dir() else fakes
     made = datasets.load(folder, EMBEDDED_SIZE)
     families = [Path(name).parent.name for name in made.names]

@@ -54,8 +54,8 @@ class _Row(NamedTuple):
     origin: str
 
 
-def read(data: Path, folders: Sequence[Path], size: int, *, adversarial: Path | None = None) -> Split:
-    """Read photographs, fakes made from them, fakes by others and, for the strong defence, attacked fakes.
+def read(data: Path, folders: Sequence[Path], size: int) -> Split:
+    """Read photographs, fakes made from them, and fakes by others.
 
     A fake goes where its photograph goes, so no photograph that trains also sets a threshold or measures.
 
@@ -63,7 +63,6 @@ def read(data: Path, folders: Sequence[Path], size: int, *, adversarial: Path | 
         data: Folder of photographs or packs; `wild*` packs hold fakes by others.
         folders: Folders with `train/` and `val/`, as `train fakes` writes them.
         size: Side of the pictures in pixels.
-        adversarial: Folder of attacked fakes, all for training; a manifest may name their photographs.
     """
     training: list[_Row] = []
     calibrating: list[_Row] = []
@@ -87,8 +86,6 @@ def read(data: Path, folders: Sequence[Path], size: int, *, adversarial: Path | 
             measures = datasets.one_in(MEASURING_PART, name)
             label = REAL if kind.endswith("_real") and not measures else kind
             (measuring if measures else training).append(_Row(picture, label, name, ""))
-    if adversarial is not None:
-        training += [row._replace(kind=ATTACKED) for row in _made(adversarial, size)]
     if not any(row.kind == REAL for row in calibrating) or not any(row.kind != REAL for row in calibrating):
         raise UserError(
             "There are too few photographs or fakes to set a threshold.", "Give at least a hundred of each."

@@ -13,6 +13,7 @@ from torch import Tensor
 from backend import images, weights
 from backend.counterfactual.traces import likeness
 from backend.detectors import registry
+from backend.errors import UserError
 from backend.progress import Step, finish
 from backend.trace_removal import losses, references
 from backend.trace_removal.network import TRNet
@@ -23,12 +24,15 @@ from backend.training.sheets import with_sheets
 from backend.training.trnet import TRNetSettings, TRNetTask
 
 OnStep = Callable[[Step], None]
+RECIPES = {"embedded": "trnet", "paper": "trnet_paper", "code": "trnet_code"}  # to the settings file
 MEASURED = 200  # held-out pairs of each kind
 REFERENCED = 2000  # pictures of each group, as the paper averages
 BATCH = 32
 
 
-def train_trnet(data: Path, folders: Sequence[Path], out: Path, on_step: OnStep, **changes: Any) -> reports.Report:
+def train_trnet(
+    data: Path, folders: Sequence[Path], out: Path, on_step: OnStep, *, recipe: str = "embedded", **changes: Any
+) -> reports.Report:
     """Train TR-Net on pairs, measure it on held-out pairs, and write `out` (a .safetensors file).
 
     No detector takes part.
@@ -38,9 +42,13 @@ def train_trnet(data: Path, folders: Sequence[Path], out: Path, on_step: OnStep,
         folders: Folders of fakes made from them, with `train/` and `val/`.
         out: Where the weights go; the run's folder, its curves and the report lie beside it.
         on_step: Called at every step.
-        changes: Settings that differ from those of the settings file.
+        recipe: One of `RECIPES`.
+        changes: Settings that differ from those of the recipe's file.
+
+    Raises:
+        UserError: There is no such recipe, or a setting has no such name.
     """
-    settings = harness.read_settings(TRNetSettings, "trnet", **changes)
+    settings = settings_of(recipe, **changes)
     training, held_out = _pairs(data, folders, settings.size)
     task = TRNetTask(training, settings, held_out)
     folder = out.parent / f"{ENTRY}-run"
@@ -65,6 +73,17 @@ def train_trnet(data: Path, folders: Sequence[Path], out: Path, on_step: OnStep,
         out.with_suffix(".json"), metrics, run, {ENTRY: out}, {ENTRY: options | {"measured": metrics}}
     )
     return report | {"curves": str(drawn)}
+
+
+def settings_of(recipe: str, **changes: Any) -> TRNetSettings:
+    """Read the settings of a recipe.
+
+    Raises:
+        UserError: There is no such recipe, or a setting has no such name.
+    """
+    if recipe not in RECIPES:
+        raise UserError(f"There is no recipe named {recipe} for TR-Net.", f"Recipes: {', '.join(RECIPES)}.")
+    return harness.read_settings(TRNetSettings, RECIPES[recipe], **changes)
 
 
 @torch.no_grad()

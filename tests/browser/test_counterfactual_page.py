@@ -215,6 +215,15 @@ def test_wrong_file_gets_one_sentence(page: Page, tmp_path: Path, name: str, con
     page.locator(VERDICTS).first.wait_for()
 
 
+def test_wrong_file_after_an_example_gets_its_sentence_too(page: Page, tmp_path: Path) -> None:
+    fake_example(page)
+    page.get_by_label("Clear").or_(page.get_by_label("Remove Image")).first.click()
+    page.locator(VERDICTS).first.wait_for(state="hidden")
+    (tmp_path / "text.jpg").write_bytes(b"this is no picture")
+    upload(page, tmp_path / "text.jpg")
+    expect(page.locator(REFUSAL)).to_contain_text("This file is not a picture that can be read here.")
+
+
 def test_heic_photo_is_read_and_shown(page: Page, tmp_path: Path) -> None:
     (tmp_path / "phone.heic").write_bytes(pictures.encode(pictures.astronaut(), "HEIF"))
     upload(page, tmp_path / "phone.heic")

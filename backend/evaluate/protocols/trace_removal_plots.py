@@ -100,7 +100,8 @@ def _cost(verdicts: Sequence[Row], measured: Sequence[Row], config: "TraceRemova
     series = [Series(name, [one for one, _ in own], [one for _, one in own]) for name, own in places.items()]
     alt = f"Share of fakes still found over PSNR; low and right is the better attack. {', '.join(said)}."
     labels = "PSNR (dB)", "Fakes still found"
-    return plots.points("cost", "What an attack achieves and costs", alt, series, x_label=labels[0], y_label=labels[1])
+    name = "What an attack achieves and costs"
+    return plots.points("cost", name, alt, series, x_label=labels[0], y_label=labels[1], share=True)
 
 
 def _power(measured: Sequence[Row], reference: References | None) -> Figure | None:

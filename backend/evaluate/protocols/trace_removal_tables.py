@@ -73,6 +73,7 @@ def finding(rows: Sequence[Row], config: "TraceRemovalConfig") -> str:
         said += f"{known[NONE]:.0%} of the untouched fakes on average"
         if trnet.ENTRY in known:
             said += f" and {known[trnet.ENTRY]:.0%} after TR-Net{_at(measured, trnet.ENTRY)}"
+            said += _range(verdicts, defence, trnet.ENTRY)
         own = (NONE, trnet.ENTRY, *STRENGTHS)
         others = {attack: value for attack, value in known.items() if attack not in own}
         if others:
@@ -254,7 +255,7 @@ def _missing(config: "TraceRemovalConfig") -> Table:
         absent = [one for one in dict.fromkeys((*sets.PAPER001, *config.detectors)) if one not in there]
         if absent:
             body.append((sets.DEFENCES[name].title, ", ".join(absent), sets.DEFENCES[name].training))
-    note = "The strong defence needs a folder of attacked fakes after --adversarial, one for each attack."
+    note = "The strong defence is trained against one attack at a time, which stands after --adversarial."
     return Table("missing", "Detectors that are not installed", columns, tuple(body), note)
 
 
@@ -264,6 +265,16 @@ def _families_of(rows: Sequence[Row]) -> list[str]:
 
 def _share(rows: Sequence[Row]) -> Estimate:
     return proportion(sum(row["p_fake"] >= classification.THRESHOLD for row in rows), len(rows))
+
+
+def _range(verdicts: Sequence[Row], defence: str, attack: str) -> str:
+    """Say for which family of fakes least and most is left."""
+    found = {one: mean_of_six(verdicts, defence, attack, one).value for one in _families_of(verdicts)}
+    left = sorted((value, family) for family, value in found.items() if value is not None)
+    if len(left) < 2:
+        return ""
+    (least, fewest), (most, family) = left[0], left[-1]
+    return f" ({least:.0%} of the family {fewest}, {most:.0%} of {family})"
 
 
 def _at(measured: Sequence[Row], attack: str) -> str:

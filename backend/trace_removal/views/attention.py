@@ -36,7 +36,7 @@ def view(pictures: Mapping[str, np.ndarray], references: References, detector: s
         for label, one, empty in zip(pictures, found.maps, found.empty, strict=True)
     }
     order = [REAL, *(kind for kind in references.kinds if kind in means)] if means else []
-    shown |= {f"mean: {_short(group)}": means[group] for group in order}
+    shown |= {f"mean of\n{_short(group)}": means[group] for group in order}
 
     def paint(figure: Any) -> None:
         rows = -(-len(shown) // COLUMNS)
@@ -48,7 +48,7 @@ def view(pictures: Mapping[str, np.ndarray], references: References, detector: s
             plain(axes, label)
         figure.colorbar(drawn, ax=list(grid), location="bottom", label="strength (0 = none, 1 = largest)", aspect=40)
 
-    height = 0.7 + 1.6 * -(-len(shown) // COLUMNS)
+    height = 0.7 + 1.75 * -(-len(shown) // COLUMNS)
     return View("attention", "Attention", draw(height, paint), _sentence(loaded.card.title, pictures, found, means))
 
 
