@@ -93,13 +93,15 @@ def load(folder: Path = FOLDER) -> list[Example]:
 def stale(example: Example) -> bool:
     """Say whether a stored result was made by other models than the registry names now."""
     try:
-        used = json.loads((example.results / "story.json").read_text(encoding="utf-8"))["weights"]
+        records = [example.results / "story.json", *(example.results / REMOVAL).glob("*.json")]
+        made_with = [json.loads(path.read_text(encoding="utf-8"))["weights"] for path in records]
     except (OSError, ValueError, KeyError):
         return True
     known = weights.entries()
     if set(example.faces()[0].p_fake) != set(registry.loadable("embedded")):
         return True
-    return any(name not in known or known[name].sha256 != sha256 for name, sha256 in used.items())
+    used = {pair for one in made_with for pair in one.items()}
+    return any(name not in known or known[name].sha256 != sha256 for name, sha256 in used)
 
 
 def build(out: Path = FOLDER) -> list[Path]:

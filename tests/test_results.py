@@ -11,16 +11,23 @@ from types import SimpleNamespace
 import gradio as gr
 import pytest
 
-from backend import cli
+from backend import cli, examples
+from backend.detectors import registry as registry_of_detectors
 from backend.errors import UserError
 from backend.evaluate import everything, report, stored
 from backend.evaluate.files import JSON, PACKED_PLOT, PACKED_ROWS
 from backend.evaluate.page import article
 from backend.evaluate.protocols import registry
 from backend.settings import ROOT, SETTINGS
+from backend.trace_removal import references
 from tabs import evaluate as tab
 from tabs.evaluate_files import LIMITS
 from tests.toy_protocol import ToyProtocol, toy_data
+
+
+def cam_layer(name: str) -> str:
+    return registry_of_detectors.card(name).cam_layer
+
 
 LARGEST = 300_000  # bytes of one stored result
 NAMES = [one.name for one in stored.found()]
@@ -227,6 +234,17 @@ def test_other_weights_are_noticed_and_said(kept):
     path.write_text(json.dumps(said))
     assert stored.other_weights(report.load(kept / "other")[0]) == [own, "gone"]
     assert f"Measured with earlier weights of {own}, gone;" in tab._show_stored("other", None)[0]
+
+
+def test_what_ships_was_made_by_the_models_that_ship():
+    if not (SETTINGS.weights_dir / "registry.toml").exists() or not NAMES:
+        pytest.skip("the models are not in weights/, or results/ was not made")
+    shown = examples.load()
+    assert shown and not [one.label for one in shown if examples.stale(one)]
+    old = {name: stored.other_weights(report.load(stored.FOLDER / name)[0]) for name in NAMES}
+    assert not any(old.values()), old
+    known = references.load()
+    assert all(known.knows(name) for name in registry_of_detectors.loadable("embedded") if cam_layer(name))
 
 
 def test_a_damaged_result_is_one_sentence(kept):

@@ -7,7 +7,7 @@ from backend import weights
 from backend.settings import SETTINGS
 
 PAPER001 = ("xception", "patch_cnn", "dct_a", "f3net", "lf", "nf")  # the six of TR-Net
-UNTRAINED = ("nf",)  # averages residuals and has no network that a defence could train: it belongs to every set
+UNTRAINED = ("nf",)  # averages residuals in place of training a network: the one that ships is in every set
 
 
 @dataclass(frozen=True)
