@@ -44,19 +44,18 @@ def fake_example(page: Page) -> None:
     pytest.fail("no example has a search to show")
 
 
-def set_steps(page: Page, steps: int) -> None:
-    """Set how many steps a search may take."""
-    options = page.get_by_role("button", name="More options")
-    options.click()
-    field = page.get_by_label(re.compile("number input for Steps at most"))
-    slider = page.get_by_label(re.compile("range slider for Steps at most"))
+def set_option(page: Page, label: str, value: float) -> None:
+    """Set a number under the open tab's further options."""
+    page.get_by_role("button", name="More options").locator("visible=true").click()
+    field = page.get_by_label(re.compile(f"number input for {label}"))
+    slider = page.get_by_label(re.compile(f"range slider for {label}"))
     for _ in range(TRIES):  # fields that have only just appeared are set to their first value once more
-        field.fill(str(steps))
+        field.fill(f"{value:g}")
         field.press("Tab")
         page.wait_for_timeout(SETTLED)
-        if slider.input_value() == str(steps):
+        if slider.input_value() == f"{value:g}":
             return
-    pytest.fail("the number of steps does not stay")
+    pytest.fail(f"the number under {label} does not stay")
 
 
 def portrait(folder: Path) -> Path:
@@ -126,7 +125,7 @@ def test_photo_of_two_people(page: Page, tmp_path: Path) -> None:
 
 def test_live_search(page: Page) -> None:
     fake_example(page)
-    set_steps(page, 5)
+    set_option(page, "Steps at most", 5)
     page.get_by_role("button", name=FIND).click()
     expect(page.locator(".progress")).to_contain_text(re.compile(r"Step \d+ of at most"))
     page.get_by_role("heading", name=RESULT).wait_for()
@@ -139,7 +138,7 @@ def test_live_search(page: Page) -> None:
 
 def test_stop_leaves_what_was_there(page: Page) -> None:
     fake_example(page)
-    set_steps(page, 300)
+    set_option(page, "Steps at most", 300)
     page.get_by_label("Margin (kappa)").first.fill("0.9")
     page.get_by_role("button", name=FIND).click()
     page.locator("svg.curve").wait_for()

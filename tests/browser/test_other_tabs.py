@@ -5,7 +5,7 @@ import re
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.browser.test_counterfactual_page import SETTLED, TRIES, fake_example, overflow, violations
+from tests.browser.test_counterfactual_page import SETTLED, TRIES, fake_example, overflow, set_option, violations
 
 pytestmark = [pytest.mark.browser, pytest.mark.flaky(reruns=2)]  # a busy machine may be late, and pytest says so
 
@@ -40,6 +40,15 @@ def test_stored_removal_of_an_example(page: Page) -> None:
     expect(page.get_by_role("columnheader", name="How often it is wrong").locator("visible=true")).to_be_visible()
     expect(page.get_by_role("heading", name="What saving again does")).to_be_visible()
     assert violations(page) == []
+
+
+def test_a_stronger_removal(page: Page) -> None:
+    fake_example(page)
+    open_tab(page, "Trace Removal")
+    set_option(page, "Strength of TR-Net", 1.5)
+    page.get_by_role("button", name="Remove the traces of this face").click()
+    expect(page.get_by_text("1.5 times what TR-Net was trained to make")).to_be_visible(timeout=120_000)
+    expect(page.get_by_text(re.compile("Settings of TR-Net: .* strength 1.5"))).to_be_visible()
 
 
 def test_removal_table_fits_a_phone(phone: Page) -> None:
