@@ -208,7 +208,7 @@ def test_other_strengths_are_told_apart_from_other_attacks():
     with toys():
         told = trace_removal_tables.finding(rows, TraceRemovalConfig(detectors=("xception", "patch_cnn")))
     assert "50% after TR-Net at a PSNR of 34.0 dB; of the other attacks GANprintR leaves least, 50%" in told
-    assert told.endswith("TR-Net, 1.75 times its change, leaves 0% at a PSNR of 29.5 dB.")
+    assert told.endswith("TR-Net, twice its change, leaves 0% at a PSNR of 29.5 dB.")
     left = trace_removal_rows.without_strengths(rows)
     assert {row["attack"] for row in left} == {"none", "ganprintr", "trnet"}
 

@@ -74,7 +74,7 @@ LIU = "Liu et al. 2022, arXiv 2203.11433"
 ERASER = ", as in Artifact-Eraser, arXiv 2404.08341"
 BOX: Needs = "a white-box detector"
 TRAINED: Needs = "trained weights"
-HALF, MORE, MOST = (trnet.TRNetSettings(strength=one) for one in (0.5, 1.5, 1.75))
+HALF, MORE, MOST = (trnet.TRNetSettings(strength=one) for one in (0.5, 1.5, trnet.STRONGEST))
 _TABLE = (
     Attack("noise", "Noise", FRANK, "nothing", noise.attack, noise.NoiseSettings()),
     Attack("fgsm", "FGSM", GOODFELLOW, BOX, fgsm.attack, fgsm.FGSMSettings()),
@@ -87,7 +87,7 @@ _TABLE = (
     Attack("trnet", "TR-Net", LIU, TRAINED, trnet.attack, trnet.TRNetSettings(), trnet.ENTRY),
     Attack("trnet_half", "TR-Net, half its change", LIU, TRAINED, trnet.attack, HALF, trnet.ENTRY),
     Attack("trnet_more", "TR-Net, 1.5 times its change", LIU, TRAINED, trnet.attack, MORE, trnet.ENTRY),
-    Attack("trnet_most", "TR-Net, 1.75 times its change", LIU, TRAINED, trnet.attack, MOST, trnet.ENTRY),
+    Attack("trnet_most", "TR-Net, twice its change", LIU, TRAINED, trnet.attack, MOST, trnet.ENTRY),
 )
 ATTACKS: dict[str, Attack] = {attack.name: attack for attack in _TABLE}
 COMPARED = (

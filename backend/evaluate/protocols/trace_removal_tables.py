@@ -81,9 +81,8 @@ def finding(rows: Sequence[Row], config: "TraceRemovalConfig") -> str:
             said += f"; of the other attacks {title(strongest)} leaves least, {others[strongest]:.0%}"
             said += _at(measured, strongest)
         said += "."
-        if (most := STRENGTHS[-1]) in known:
-            said += f" {title(most)}, leaves {known[most]:.0%}{_at(measured, most)}."
-        return said
+        further = [f"{title(one)}, leaves {known[one]:.0%}{_at(measured, one)}" for one in STRENGTHS if one in known]
+        return said + (f" {'; '.join(further)}." if further else "")
     return ""
 
 
