@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from backend.errors import UserError
 from backend.progress import finish
 from backend.training import datasets, fakes
 from backend.training.nearest import SPACE, Nearest
@@ -85,6 +86,14 @@ def test_a_stopped_run_continues_to_the_same_bytes(tmp_path, inverter):
     )
     assert len(whole) == 61
     assert whole == parts
+
+
+def test_another_seed_in_the_same_folder_is_refused(tmp_path, inverter):
+    finish(fakes.build(photographs(), tmp_path, inverter, fakes.FakesSettings(per_kind=2, kinds=("sample",))))
+    before = manifest(tmp_path)
+    with pytest.raises(UserError, match="another seed"):
+        finish(fakes.build(photographs(), tmp_path, inverter, fakes.FakesSettings(3, seed=1, kinds=("sample",))))
+    assert manifest(tmp_path) == before
 
 
 def test_manifests_of_earlier_versions_are_read_and_completed(tmp_path, inverter):

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from backend.errors import UserError
 from backend.generators.inversion import Inverter
 from backend.progress import Job, Step
 from backend.training import latent_edits, swaps
@@ -55,19 +56,24 @@ def build(photographs: Photographs, out: Path, inverter: Inverter | None, settin
     """Write PNG fakes and `manifest.csv` to `out`, from aligned photographs of the generator's size.
 
     Manifests of earlier versions, without families and pairs of samples, are completed.
+
+    Raises:
+        UserError: The folder holds fakes of another seed.
     """
     nearest = functools.cache(lambda: Nearest(photographs))
     rows = [_completed(row, out, nearest) for row in _read_manifest(out / "manifest.csv")]
-    done = {row["file"] for row in rows}
+    done = {row["file"]: row["seed"] for row in rows}
     plan = [(kind, index) for kind in settings.kinds for index in range(settings.per_kind)]
     landmarks = Landmarks(photographs)
     skipped = 0
     try:
         for number, (kind, index) in enumerate(plan):
             name = f"{kind}/{kind}_{index:06d}.png"
-            if name in done:
-                continue
             seed = settings.seed * 1_000_003 + index
+            if name in done:
+                if done[name] != str(seed):
+                    raise UserError(f"{out.name} holds fakes of another seed.", "Choose another folder with --out.")
+                continue
             made = make(kind, landmarks, inverter, seed, settings.truncation)
             if made is None:
                 skipped += 1
