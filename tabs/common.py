@@ -11,6 +11,7 @@ import shutil
 import tempfile
 import threading
 import time
+from abc import ABCMeta
 from collections.abc import Callable, Iterator
 from html import escape
 from pathlib import Path
@@ -72,14 +73,25 @@ def live_face() -> gr.Image:
     )
 
 
+def _path_of(_: gr.Image, payload: ImageData | None) -> str | None:
+    return None if payload is None else payload.path
+
+
+# An image component that hands over the path of the uploaded file itself. It is a class, because every visit builds
+# components of its own from theirs, and it is made without the library's metaclass, which writes a stub file beside
+# the source of every component class.
+_PhotoImage = ABCMeta.__new__(
+    type(gr.Image), "_PhotoImage", (gr.Image,), {"__module__": __name__, "is_template": True, "preprocess": _path_of}
+)
+
+
 def photo_input(label: str) -> gr.Image:
     """Return an image component that hands over the path of the uploaded file itself, readable or not.
 
     On its own, the component opens the file with its own decoder first, and a file that this cannot open never
-    reaches our code and its sentences. Handlers update it by plain pixels: an update in the form of a component makes
-    the library build this one anew, without that change.
+    reaches our code and its sentences.
     """
-    component = gr.Image(
+    component = _PhotoImage(
         label=label,
         type="filepath",
         image_mode=None,
@@ -89,13 +101,7 @@ def photo_input(label: str) -> gr.Image:
         interactive=True,
         height=300,
     )
-    # Not a subclass: the library writes a stub file beside the source of every component class.
-    component.preprocess = _path_of  # type: ignore[method-assign]
-    return component
-
-
-def _path_of(payload: ImageData | None) -> str | None:
-    return None if payload is None else payload.path
+    return cast("gr.Image", component)
 
 
 def answered(function: Callable[P, R]) -> Callable[P, R]:

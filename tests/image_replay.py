@@ -69,7 +69,8 @@ class Image:
         """Mount this machine's programs, and make a virtual environment: what FROM would give."""
         places = [Path("/usr"), Path(sys.base_prefix), *map(Path, site.getsitepackages())]
         for place in dict.fromkeys(place.resolve() for place in places):
-            if place == Path("/usr") or Path("/usr") not in place.parents:
+            # Some systems name folders for packages that nobody has made.
+            if place.is_dir() and (place == Path("/usr") or Path("/usr") not in place.parents):
                 self._mount_readable(place)
         for name in ("bin", "sbin", "lib", "lib32", "lib64"):
             if Path("/", name).is_symlink():

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import gradio as gr
 import numpy as np
 import pytest
+from gradio.data_classes import ImageData
 
 import app
 from backend import faces
@@ -95,6 +96,18 @@ def test_unknown_error_shows_a_code_and_no_detail(caplog: pytest.LogCaptureFixtu
     assert "/" not in caught.value.message
     assert "secret.py" not in caught.value.message
     assert code.group() in caplog.text
+
+
+def test_a_visit_s_own_photo_box_hands_over_the_file_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "text.jpg").write_bytes(b"this is no picture")
+    uploaded = ImageData(path=str(tmp_path / "text.jpg"), orig_name="text.jpg")
+    with gr.Blocks():
+        box = common.photo_input("A photo")
+    again = box.__class__(**box.constructor_args | {"render": False})  # as the library does for every visit
+    assert box.get_block_name() == again.get_block_name() == "image"
+    assert box.preprocess(uploaded) == again.preprocess(uploaded) == uploaded.path
+    assert again.preprocess(None) is None
+    assert not Path(common.__file__).with_suffix(".pyi").exists()
 
 
 def test_no_photo_is_a_sentence() -> None:
