@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from backend import alignment, faces, images, verdicts, weights
+from backend import alignment, faces, images, made_with, verdicts, weights
 from backend.counterfactual import bundle
 from backend.counterfactual.bundle import Bundle
 from backend.detectors import registry
@@ -94,14 +94,12 @@ def stale(example: Example) -> bool:
     """Say whether a stored result was made by other models than the registry names now."""
     try:
         records = [example.results / "story.json", *(example.results / REMOVAL).glob("*.json")]
-        made_with = [json.loads(path.read_text(encoding="utf-8"))["weights"] for path in records]
+        used = [json.loads(path.read_text(encoding="utf-8"))["weights"] for path in records]
     except (OSError, ValueError, KeyError):
         return True
-    known = weights.entries()
     if set(example.faces()[0].p_fake) != set(registry.loadable("embedded")):
         return True
-    used = {pair for one in made_with for pair in one.items()}
-    return any(name not in known or known[name].sha256 != sha256 for name, sha256 in used)
+    return any(made_with.changed(one) for one in used)
 
 
 def build(out: Path = FOLDER) -> list[Path]:

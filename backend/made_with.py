@@ -1,6 +1,6 @@
 """Which model files and packages a result was made with."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 
 import torch
@@ -17,6 +17,17 @@ def hashes(names: Iterable[str]) -> dict[str, str]:
         return {}
     known = weights.entries()
     return {name: known[name].sha256 for name in names if name in known}
+
+
+def changed(used: Mapping[str, str]) -> list[str]:
+    """Return those models, of SHA-256 by name, whose files are not what the registry names now.
+
+    Models that others publish are not asked about: they lie on some machines only.
+    """
+    now = hashes(used)
+    known = weights.entries() if now else {}
+    own = [name for name in used if name not in known or known[name].profile == "embedded"]
+    return [name for name in own if used[name] != now.get(name)]
 
 
 def versions() -> dict[str, str]:

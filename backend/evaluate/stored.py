@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from backend import made_with, weights
+from backend import made_with
 from backend.evaluate.data import FEW
 from backend.evaluate.files import JSON, PACKED_PLOT, PACKED_ROWS, PLOTS, ROWS
 from backend.settings import SETTINGS
@@ -85,15 +85,8 @@ def _basis(data: Mapping[str, Mapping[str, int]]) -> str:
 
 
 def other_weights(evaluation: "Evaluation") -> list[str]:
-    """Return the models whose files are not those that a result was made with any more.
-
-    Models that others publish are not asked about: they lie on some machines only.
-    """
-    used = evaluation.about["weights"]
-    now = made_with.hashes(used)
-    known = weights.entries() if now else {}
-    own = [name for name in used if name not in known or known[name].profile == "embedded"]
-    return [name for name in own if used[name] != now.get(name)]
+    """Return the models whose files are not those that a result was made with any more."""
+    return made_with.changed(evaluation.about["weights"])
 
 
 def _shortened(path: Path) -> bytes:

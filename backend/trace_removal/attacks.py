@@ -48,6 +48,17 @@ class Attack:
             return True
         return (SETTINGS.weights_dir / "registry.toml").exists() and self.entry in weights.entries()
 
+    def at(self, strength: float) -> "Attack":
+        """Return this attack with its change made larger or smaller; one that knows no strength stays as it is.
+
+        Raises:
+            UserError: The strength is out of range.
+        """
+        if strength == 1 or not hasattr(self.settings, "strength"):
+            return self
+        settings = replace(self.settings, strength=strength)
+        return replace(self, title=f"{self.title}, strength {strength:g}", settings=settings)
+
     def applied(self) -> Any:
         """Return the settings of a run, those that trained weights decide among them.
 

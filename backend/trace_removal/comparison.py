@@ -1,7 +1,7 @@
 """Every attack on one face, side by side: what it changes and what all detectors then say."""
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,8 +11,7 @@ from backend import images, verdicts
 from backend.counterfactual import traces
 from backend.detectors import registry
 from backend.progress import Job, Step, within
-from backend.trace_removal import trnet
-from backend.trace_removal.attacks import COMPARED, WHITE_BOX, Attack, named
+from backend.trace_removal.attacks import COMPARED, WHITE_BOX, named
 from backend.views import Source
 
 
@@ -74,7 +73,7 @@ def compare(face: Tensor, source: Source | None = None, *, strength: float = 1.0
     original = images.to_array(face)
     made, missing = [], []
     for number, name in enumerate(COMPARED):
-        attack = named(name) if name != trnet.ENTRY else _trnet(strength)
+        attack = named(name).at(strength)
         if not attack.available():
             missing.append(attack.title)
             continue
@@ -94,11 +93,3 @@ def compare(face: Tensor, source: Source | None = None, *, strength: float = 1.0
             Compared(attack.name, attack.title, attack.needs, picture, likeness["psnr"], likeness["ssim"], own, seconds)
         )
     return Comparison(original, {name: values[0] for name, values in scores.items()}, tuple(rows), tuple(missing))
-
-
-def _trnet(strength: float) -> Attack:
-    attack = named(trnet.ENTRY)
-    if strength == 1:
-        return attack
-    settings = trnet.TRNetSettings(strength=strength)
-    return replace(attack, title=f"{attack.title}, strength {strength:g}", settings=settings)

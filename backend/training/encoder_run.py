@@ -9,7 +9,6 @@ from typing import Any
 from torch import Tensor
 
 from backend import weights
-from backend.errors import UserError
 from backend.generators import inversion
 from backend.progress import Step, finish
 from backend.training import datasets, harness, measure, principal_codes, reports, sheets, starting
@@ -37,9 +36,7 @@ def train_encoder(
     `codes` is the file that the generator's run left beside it; without it, pictures alone are trained on. The other
     arguments are those of `generator_run.train_generator`.
     """
-    if recipe not in RECIPES:
-        raise UserError(f"There is no recipe named {recipe} for the encoder.", f"Recipes: {', '.join(RECIPES)}.")
-    settings = harness.read_settings(EncoderSettings, RECIPES[recipe], **changes)
+    settings = harness.read_settings(EncoderSettings, harness.recipe_file(RECIPES, recipe, "the encoder"), **changes)
     photographs, held_out, tensors, drawing = _given(data)
     task = EncoderTask(
         photographs.pictures,

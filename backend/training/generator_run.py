@@ -82,14 +82,13 @@ def settings_of(recipe: str, initial: str | None = None, **changes: Any) -> Gene
     Raises:
         UserError: There is none of that name.
     """
-    if recipe not in RECIPES:
-        raise UserError(f"There is no recipe named {recipe} for the generator.", f"Recipes: {', '.join(RECIPES)}.")
+    file = harness.recipe_file(RECIPES, recipe, "the generator")
     if recipe == "regression":
-        return harness.read_settings(GeneratorSettings, RECIPES[recipe], **changes)
+        return harness.read_settings(GeneratorSettings, file, **changes)
     if initial == starting.INSTALLED:
         options = weights.entry("generator").options
         changes = {name: options[name] for name in ("size", "mapping_layers", "channels")} | changes
-    return harness.read_settings(AdversarialSettings, RECIPES[recipe], **changes)
+    return harness.read_settings(AdversarialSettings, file, **changes)
 
 
 def task_of(

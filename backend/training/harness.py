@@ -58,6 +58,17 @@ class Run:
     settings: dict[str, Any]
 
 
+def recipe_file(recipes: Mapping[str, str], name: str, of: str) -> str:
+    """Return the settings file of a recipe; `of` says whose recipes they are.
+
+    Raises:
+        UserError: There is no such recipe.
+    """
+    if name not in recipes:
+        raise UserError(f"There is no recipe named {name} for {of}.", f"Recipes: {', '.join(recipes)}.")
+    return recipes[name]
+
+
 def read_settings(kind: type[S], name: str, **changes: Any) -> S:
     """Read `settings/NAME.toml` into the dataclass `kind`; keyword arguments that are not None win.
 

@@ -13,7 +13,6 @@ from torch import Tensor
 from backend import images, weights
 from backend.counterfactual.traces import likeness
 from backend.detectors import registry
-from backend.errors import UserError
 from backend.progress import Step, finish
 from backend.trace_removal import losses, references
 from backend.trace_removal.network import TRNet
@@ -81,9 +80,7 @@ def settings_of(recipe: str, **changes: Any) -> TRNetSettings:
     Raises:
         UserError: There is no such recipe, or a setting has no such name.
     """
-    if recipe not in RECIPES:
-        raise UserError(f"There is no recipe named {recipe} for TR-Net.", f"Recipes: {', '.join(RECIPES)}.")
-    return harness.read_settings(TRNetSettings, RECIPES[recipe], **changes)
+    return harness.read_settings(TRNetSettings, harness.recipe_file(RECIPES, recipe, "TR-Net"), **changes)
 
 
 @torch.no_grad()
