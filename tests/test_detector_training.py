@@ -67,6 +67,24 @@ def test_a_batch_holds_each_fake_beside_its_photograph_with_the_same_history():
     assert changed
 
 
+def test_a_fake_by_others_stands_beside_photographs_of_its_own_source():
+    given = examples(["real", "swap", "real", "real", "edit"])
+    given = replace(given, sources=np.array(["celeba", "theirs", "theirs_real", "ffhq", "other"]))
+    drawn = [drawn_from(given, beside={"theirs": ["theirs_real"], "other": ["nowhere"]}).draw(n) for n in range(60)]
+    beside = {"swap": set(), "edit": set()}
+    photographs = {index: given.pictures[index].float() / 255 for index in (0, 2, 3)}
+    for batch in drawn:
+        for place, kind in enumerate(batch.kinds[4:]):
+            images = (batch.images[place], batch.images[place].flip(-1))
+            beside[kind] |= {i for i, one in photographs.items() if any(torch.equal(one, image) for image in images)}
+    assert beside == {"swap": {2}, "edit": {0, 2, 3}}  # any photograph where none of its source are there
+
+
+def test_sources_are_folders_or_beginnings_of_names():
+    names = ["celeba_01.jpg", "ffhq_02.jpg", "wild_real/wild_real_7.jpg", "plain.jpg"]
+    assert [labelled.source(name) for name in names] == ["celeba", "ffhq", "wild_real", "plain.jpg"]
+
+
 def test_attacked_fakes_take_half_of_the_places():
     given = examples(["real", "swap", "edit", "attacked"])
     kinds = [kind for number in range(100) for kind in drawn_from(given).draw(number).kinds[4:]]

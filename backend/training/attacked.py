@@ -45,7 +45,7 @@ def with_attacked(examples: Examples, attack: str, *, seed: int, most: int = MOS
         made.append((result.images.clamp(0, 1) * 255).round().byte().cpu())
         yield Step(number + 1, len(parts), f"{chosen.title}: {sum(map(len, made))} of {len(drawn)} fakes")
     kinds = np.concatenate([examples.kinds, np.full(len(drawn), ATTACKED)])
-    origins = examples.origins
-    if origins is not None:
-        origins = np.concatenate([origins, origins[drawn]])
-    return replace(examples, pictures=torch.cat([examples.pictures, *made]), kinds=kinds, origins=origins)
+    likes = (examples.origins, examples.sources)
+    origins, sources = (values if values is None else np.concatenate([values, values[drawn]]) for values in likes)
+    pictures = torch.cat([examples.pictures, *made])
+    return replace(examples, pictures=pictures, kinds=kinds, origins=origins, sources=sources)

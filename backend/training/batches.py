@@ -1,6 +1,11 @@
-"""Batches for detectors: as many photographs as fakes, each fake beside its photograph with the same history."""
+"""Batches for detectors: as many photographs as fakes, each fake beside its like with the same history.
 
-from collections.abc import Mapping
+The like of a fake is the photograph that it was made from or, for fakes by others, a photograph of the source that
+theirs were made from. Beside photographs of other sources, a detector would learn the sources in place of the forgery
+and call photographs fake that come from where fakes came from.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,6 +44,8 @@ class Batches:
         partial_share: Of the swaps, how many are kept in a part of the face only.
         adversarial_share: Probability that a fake gives way to an attacked one, where there are any.
         seed: Of the run.
+        beside: Source of fakes by others to the sources of the photographs that they are shown beside; any photographs
+            where none of those are there.
     """
 
     def __init__(
@@ -51,6 +58,7 @@ class Batches:
         partial_share: float,
         adversarial_share: float,
         seed: int,
+        beside: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         found = set(examples.kinds.tolist())
         unknown = found - {REAL, ATTACKED} - set(shares)
@@ -68,6 +76,7 @@ class Batches:
         self.kinds = list(present)
         self.shares = [share / sum(present.values()) for share in present.values()]
         self.members = {kind: np.flatnonzero(examples.kinds == kind) for kind in found}
+        self.likes = {source: self._photographs(likes) for source, likes in (beside or {}).items()}
 
     def draw(self, number: int) -> Batch:
         """Return batch `number`, photographs first.
@@ -83,7 +92,7 @@ class Batches:
             index = int(randomness.choice(self.members[kind]))
             origin = -1 if self.examples.origins is None else int(self.examples.origins[index])
             if origin < 0:
-                origin = int(randomness.choice(self.members[REAL]))
+                origin = int(randomness.choice(self._likes_of(index)))
             seed = int(randomness.integers(1 << 32))
             before, after = self.pixels(origin), self.pixels(index)
             if kind == "swap" and randomness.random() < self.partial_share:
@@ -93,6 +102,17 @@ class Batches:
             kinds.append(kind)
         labels = torch.tensor([0.0] * half + [1.0] * half)
         return Batch(as_images(real + fake), labels, [REAL] * half + kinds)
+
+    def _photographs(self, sources: Sequence[str]) -> np.ndarray:
+        everything = self.members[REAL]
+        if self.examples.sources is None:
+            return everything
+        chosen = everything[np.isin(self.examples.sources[everything], list(sources))]
+        return chosen if len(chosen) else everything
+
+    def _likes_of(self, index: int) -> np.ndarray:
+        source = "" if self.examples.sources is None else str(self.examples.sources[index])
+        return self.likes.get(source, self.members[REAL])
 
     def pixels(self, index: int) -> np.ndarray:
         """Return one picture as uint8 (S, S, 3)."""

@@ -29,6 +29,7 @@ class DetectorSettings:
     average_decay: float
     shares: dict[str, float]  # kind of fake to its share of the fakes in a batch
     partial_share: float  # of the swaps, how many are kept in a part of the face only
+    beside: dict[str, list[str]] = field(default_factory=dict)  # source of fakes to the sources of their photographs
     history: dict[str, float] = field(default_factory=dict)  # overrides of `History`
     seed: int = 0
     betas: tuple[float, float] = (0.9, 0.999)
@@ -59,6 +60,7 @@ def batches_of(examples: Examples, settings: DetectorSettings) -> Batches:
         partial_share=settings.partial_share,
         adversarial_share=settings.adversarial_share,
         seed=settings.seed,
+        beside=settings.beside,
     )
 
 

@@ -27,11 +27,13 @@ class Examples:
         pictures: uint8 (N, 3, S, S).
         kinds: `real` or the kind of fake, one a picture.
         origins: Index of the photograph that a fake was made from, -1 where there is none; training only.
+        sources: Where each comes from: its folder or, without one, its name up to the first underscore; training only.
     """
 
     pictures: Tensor
     kinds: np.ndarray
     origins: np.ndarray | None = None
+    sources: np.ndarray | None = None
 
     def of(self, kind: str) -> Tensor:
         """Return the pictures of one kind."""
@@ -105,4 +107,11 @@ def _made(folder: Path, size: int) -> list[_Row]:
 def _examples(rows: list[_Row]) -> Examples:
     where = {row.name: index for index, row in enumerate(rows) if row.kind == REAL}
     origins = np.array([where.get(row.origin, -1) if row.origin else -1 for row in rows])
-    return Examples(torch.stack([row.picture for row in rows]), np.array([row.kind for row in rows]), origins)
+    sources = np.array([source(row.name) for row in rows])
+    return Examples(torch.stack([row.picture for row in rows]), np.array([row.kind for row in rows]), origins, sources)
+
+
+def source(name: str) -> str:
+    """Return where a picture comes from: its folder or, without one, its name up to the first underscore."""
+    folder, _, file = name.rpartition("/")
+    return folder.split("/")[0] or file.split("_")[0]
