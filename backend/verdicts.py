@@ -8,7 +8,7 @@ import torch
 
 from backend import alignment, faces, images, runtime
 from backend.detectors import registry
-from backend.detectors.card import Card, ErrorRate, Verdict, verdict
+from backend.detectors.card import THRESHOLD, Card, ErrorRate, Verdict, verdict
 from backend.views import Source
 
 WORDS = {"real": "Probably real", "fake": "Probably fake", "uncertain": "Uncertain"}
@@ -108,7 +108,7 @@ def call(score: float, what: str = "the face") -> str:
     """Say what a detector does with `what` at this probability of fake, with the words of every verdict."""
     word = verdict(score)
     if word == "uncertain":
-        return f"is uncertain about {what}, on the side of {'real' if score < 0.5 else 'fake'}"
+        return f"is uncertain about {what}, on the side of {'real' if score < THRESHOLD else 'fake'}"
     return f"calls {what} {word}"
 
 

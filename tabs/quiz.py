@@ -10,6 +10,7 @@ import torch
 
 from backend import alignment, images, verdicts
 from backend.detectors import registry
+from backend.detectors.card import THRESHOLD
 from backend.errors import UserError
 from tabs.common import MODEL, QUICK, VERDICT, answered, session_folder
 from tabs.words import table
@@ -20,7 +21,6 @@ ABOUT = (
     "Say of each face whether it is real or fake. At the end, your score stands beside the detectors' on the same "
     "pictures. The pictures come from your zip file in the tab before, or from the bundled sample set."
 )
-THRESHOLD = 0.5
 
 
 Crops = dict[tuple[str, int], np.ndarray]  # of one face, by position and size

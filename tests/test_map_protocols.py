@@ -141,7 +141,7 @@ def test_sufficiency_and_accuracy_with_the_adversarial_reference_by_hand(explain
         assert found[f"sufficiency_{top}"] == pytest.approx(expected, abs=1e-4)
         assert found[f"sufficiency_{top}_n"] == 2
         assert found[f"accuracy_{top}"] == np.mean([after >= 0.5 for _, after in pairs])
-    assert tables["families"]["swap", "first", name, "adversarial"]["sufficiency_1_n"] == 1
+    assert tables["families"]["face swaps", "first", name, "adversarial"]["sufficiency_1_n"] == 1
 
 
 def test_fills_that_change_nothing_make_no_map(explained):
@@ -291,7 +291,7 @@ def test_the_fake_is_attacked_where_the_map_of_the_real_photo_points_by_hand(car
         assert found[f"sufficiency_{top}"] == pytest.approx(sigmoid(FAKE_BEFORE) - risen(*segments), abs=1e-4)
         assert found[f"accuracy_{top}"] == (risen(*segments) >= 0.5)
         assert found[f"sufficiency_{top}_n"] == 2
-    assert tables["families"]["swap", "first", "1 x (32 pixels)", "RISE"]["accuracy_1_n"] == 1
+    assert tables["families"]["face swaps", "first", "1 x (32 pixels)", "RISE"]["accuracy_1_n"] == 1
     # At half the size 64 pixels of four times the weight are attacked; enlarging smears a little over the edges.
     half = tables["paired"]["first", "0.5 x (16 pixels)", "RISE"]["sufficiency_1"]
     assert half == pytest.approx(found["sufficiency_1"], rel=0.1)

@@ -67,13 +67,13 @@ def measured(tmp_path_factory):
 def test_detectors_by_family_by_hand(measured):
     _, tables = measured
     # `first` has its threshold at 178.5: it misses 170 and accuses 190.
-    swap, drawn = tables["families"]["first", "swap"], tables["families"]["first", "drawn"]
+    swap, drawn = tables["families"]["first", "face swaps"], tables["families"]["first", "drawn"]
     assert (swap["accuracy_fake"], swap["accuracy_fake_n"]) == (0.5, 2)
     assert swap["auc"] == pytest.approx(5 / 6)  # 230 above all three, 170 above two
     assert swap["ap"] == pytest.approx((1 + 2 / 3) / 2)  # 230, then 190 comes before 170
     assert (drawn["accuracy_fake"], drawn["auc"], drawn["eer"]) == (1, 1, 0)
     assert drawn["auc_same_source"] is None  # nobody knows what the fakes were made from
-    assert tables["families"]["second", "swap"]["accuracy_fake"] == 1  # its threshold is 153
+    assert tables["families"]["second", "face swaps"]["accuracy_fake"] == 1  # its threshold is 153
 
 
 def test_detectors_by_source_and_over_all_by_hand(measured):
@@ -99,7 +99,7 @@ def test_the_finding_names_the_best_detector_and_the_hardest_family(measured):
         "Of 2 detectors first separates these pictures best (AUC 0.89): it finds 67% of the 3 fakes and wrongly calls "
         "33% of the 3 real faces fake (95 % interval 6% to 79%"
     )
-    said += "); the family swap is the hardest, of which all detectors find 75% on average."
+    said += "); the hardest family is face swaps, of which all detectors find 75% on average."
     assert found.finding == said
 
 
@@ -198,10 +198,9 @@ def test_levels_steps_and_codes_by_hand(searched):
         ("first", "0.1"): 2.5,
         ("first", "0.2"): 1.5,
     }
-    for name in ("swap",):
-        changes = tables["latent_change"][name, "first", TRANSFER]
-        # 4 steps of 0.1 and 1 of 0.1, the same in every coordinate.
-        assert [changes[f"change_{level}"] for level in "SMD"] == [pytest.approx(0.25, abs=1e-6)] * 3
+    changes = tables["latent_change"]["face swaps", "first", TRANSFER]
+    # 4 steps of 0.1 and 1 of 0.1, the same in every coordinate.
+    assert [changes[f"change_{level}"] for level in "SMD"] == [pytest.approx(0.25, abs=1e-6)] * 3
 
 
 def test_success_by_family_comes_first(searched):

@@ -205,3 +205,11 @@ def test_wrong_commands_are_one_sentence(tmp_path, capsys):
         assert said["error"]
         assert "Traceback" not in err
     assert not (tmp_path / "long").exists()  # nothing is measured, perhaps for hours, before --compare is read
+
+
+def test_names_for_people():
+    from backend.evaluate import naming
+
+    assert naming.detector("meso4") == "Meso-4"
+    assert naming.detector("mine") == "mine"  # a detector that is not installed here
+    assert (naming.family("swap"), naming.family("my fakes")) == ("face swaps", "my fakes")

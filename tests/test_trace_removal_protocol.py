@@ -33,6 +33,7 @@ INSTALLED = {
     "none": {"xception": "xception_plain"},
     "shipped": {name: name for name in ("xception", "patch_cnn", "meso4")},
 }
+OWN = "the app's own defence"
 REAL, FAKES = (20, 100, 177), {"swap": (190, 180), "drawn": (170,)}
 
 
@@ -96,28 +97,28 @@ def keyed(measured, name):
 
 def test_accuracy_by_detector_by_hand(measured):
     rows = keyed(measured, "attacks")
-    own = rows["shipped", "xception"]  # above 178.5: 190 and 180 of three; after FGSM 182 alone
+    own = rows[OWN, "Xception"]  # above 178.5: 190 and 180 of three; after FGSM 182 alone
     assert (own["accuracy_real"], own["accuracy_fake"], own["after_fgsm"]) == (1, pytest.approx(2 / 3), 1 / 3)
     assert own["after_copy"] == own["accuracy_fake"]
-    assert rows["shipped", "patch_cnn"]["accuracy_real"] == pytest.approx(2 / 3)  # it accuses 177
-    assert rows["shipped", "meso4"]["after_fgsm"] == 1
-    assert rows["none", "xception"]["accuracy_fake"] == pytest.approx(1 / 3)
-    assert rows["none", "xception"]["after_fgsm"] == 0
-    assert ("none", "meso4") not in rows  # not installed
+    assert rows[OWN, "Patch-CNN"]["accuracy_real"] == pytest.approx(2 / 3)  # it accuses 177
+    assert rows[OWN, "Meso-4"]["after_fgsm"] == 1
+    assert rows["no defence", "Xception"]["accuracy_fake"] == pytest.approx(1 / 3)
+    assert rows["no defence", "Xception"]["after_fgsm"] == 0
+    assert ("no defence", "Meso-4") not in rows  # not installed
 
 
 def test_mean_of_the_six_leaves_out_other_detectors(measured):
     rows = keyed(measured, "attacks")
-    six = rows["shipped", "mean of the six"]  # Xception and Patch-CNN; MesoNet is none of them
+    six = rows[OWN, "mean of the six"]  # Xception and Patch-CNN; MesoNet is none of them
     assert six["accuracy_fake"] == pytest.approx((2 / 3 + 2 / 3) / 2)
     assert six["after_fgsm"] == pytest.approx(1 / 3)
     families, by_detector = keyed(measured, "families"), keyed(measured, "families_detectors")
-    assert (families["swap", "FGSM"]["mean_shipped"], families["swap", "FGSM"]["mean_none"]) == (0.5, 0)
+    assert (families["face swaps", "FGSM"]["mean_shipped"], families["face swaps", "FGSM"]["mean_none"]) == (0.5, 0)
     assert families["drawn", "no attack"]["mean_shipped"] == 0
-    assert by_detector["swap", "shipped", "FGSM"]["xception"] == 0.5
-    assert by_detector["swap", "none", "FGSM"]["meso4"] is None
-    assert by_detector["drawn", "shipped", "no attack"]["meso4"] == 1
-    assert by_detector["swap", "shipped", "FGSM"]["count"] == 2
+    assert by_detector["face swaps", OWN, "FGSM"]["xception"] == 0.5
+    assert by_detector["face swaps", "no defence", "FGSM"]["meso4"] is None
+    assert by_detector["drawn", OWN, "no attack"]["meso4"] == 1
+    assert by_detector["face swaps", OWN, "FGSM"]["count"] == 2
     assert measured[0].tables[0].by_family
 
 
@@ -127,7 +128,7 @@ def test_quality_by_hand(measured):
     assert rows["all", "FGSM"]["unchanged"] == 0
     assert rows["all", "TR-Net copy"]["psnr"] is None
     assert (rows["all", "TR-Net copy"]["ssim"], rows["all", "TR-Net copy"]["unchanged"]) == (1, 3)
-    assert rows["swap", "TR-Net copy"]["unchanged"] == 2
+    assert rows["face swaps", "TR-Net copy"]["unchanged"] == 2
 
 
 def test_traces_by_hand(measured):
@@ -154,8 +155,8 @@ def test_neighbours_in_feature_space_by_hand(measured):
     # The toys' features are the grey level. Of 20, 100, 177 and the other fakes, the three nearest to 190 are
     # 180, 177, 170; to 180: 177, 190 and 170; to 170: 177, 180 and 190: one real among three each time.
     for name in ("fakes", "TR-Net copy"):
-        assert rows["xception", name]["real_neighbours"] == pytest.approx(1 / 3)
-    assert ("xception", "FGSM") not in rows
+        assert rows["Xception", name]["real_neighbours"] == pytest.approx(1 / 3)
+    assert ("Xception", "FGSM") not in rows
     assert "it would be 0.60" in measured[1]["features"].note  # three real ones among five others
     shares = traces.real_neighbours(*(np.array([[x] for x in xs]) for xs in ([5], [4, 9], [5, 6])), np.array([0]), 2)
     assert shares.tolist() == [0.5]

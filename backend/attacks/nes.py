@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from backend.attacks.pgd import PGDSettings
-from backend.attacks.pixels import THRESHOLD, inside, told
+from backend.attacks.pixels import inside, told
 from backend.attacks.probes import Noise, batches, draw, noise_source
 from backend.attacks.result import Attacked
-from backend.detectors.card import Detector
+from backend.detectors.card import THRESHOLD, Detector
 from backend.detectors.inference import Judge
 from backend.errors import UserError
 from backend.progress import Job, Step

@@ -6,9 +6,7 @@ import torch
 from torch import Tensor
 
 from backend.attacks.result import Attacked
-from backend.detectors.card import Detector
-
-THRESHOLD = 0.5  # p_fake below it is called real
+from backend.detectors.card import THRESHOLD, Detector
 
 
 def inside(mask: Tensor | None, images: Tensor) -> Tensor | None:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from backend import packing
-from backend.attacks.pixels import THRESHOLD
 from backend.counterfactual.search import SearchSettings
+from backend.detectors.card import THRESHOLD
 
 NO_FACE = "The face that was followed is not seen."
 NOT_REACHED = "The search was stopped before this frame."
@@ -155,8 +155,8 @@ class Film:
 
     def _retested_in_words(self) -> str:
         """Say how many of the others call most frames fake, before and after."""
-        before = [one for one in self.retested if one.fake_before > THRESHOLD]
-        still = sum(one.fake_after > THRESHOLD for one in before)
+        before = [one for one in self.retested if one.fake_before >= THRESHOLD]
+        still = sum(one.fake_after >= THRESHOLD for one in before)
         if not self.retested:
             return "There is no other detector to ask."
         if not before:

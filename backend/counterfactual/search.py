@@ -17,7 +17,7 @@ from backend.counterfactual.composite import as_saved
 from backend.counterfactual.outcome import Search
 from backend.counterfactual.rendering import Renderer, draft_effort
 from backend.counterfactual.search_settings import SearchSettings
-from backend.detectors.card import Detector
+from backend.detectors.card import THRESHOLD, Detector
 from backend.generators.inversion import Inverter
 from backend.generators.refinement import Refined, RefineSettings, refine
 from backend.generators.tuning import Tuned, TuneSettings, tune
@@ -25,7 +25,6 @@ from backend.progress import Job, Step, counted
 from backend.runtime import MODEL_LOCK, frozen
 from backend.views import View
 
-THRESHOLD = 0.5  # p_fake below it is called real
 LIFT = 4096.0  # slope for float16, in which gradients of a usual size would round to zero
 
 

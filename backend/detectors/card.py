@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from backend.errors import UserError
 
 Verdict = Literal["real", "fake", "uncertain"]
+THRESHOLD = 0.5  # p_fake from which a picture is called fake
 UNCERTAIN_MARGIN = 0.15  # p_fake nearer to 0.5 than this is called uncertain
 
 
@@ -73,10 +74,10 @@ def patch_log_odds(maps: Tensor) -> Tensor:
 
 
 def verdict(p_fake: float) -> Verdict:
-    """Put a probability of fake in [0, 1] into a word; 0.5 is the threshold."""
-    if abs(p_fake - 0.5) < UNCERTAIN_MARGIN:
+    """Put a probability of fake in [0, 1] into a word."""
+    if abs(p_fake - THRESHOLD) < UNCERTAIN_MARGIN:
         return "uncertain"
-    return "fake" if p_fake > 0.5 else "real"
+    return "fake" if p_fake >= THRESHOLD else "real"
 
 
 # What raw outputs mean, as functions from the network's output to log-odds of fake (N,).

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from backend.detectors import registry
-from backend.detectors.card import Card, verdict
+from backend.detectors.card import THRESHOLD, Card, verdict
 
 
 def suggested(p_fake: Mapping[str, float]) -> str | None:
@@ -13,7 +13,7 @@ def suggested(p_fake: Mapping[str, float]) -> str | None:
         p_fake: Probability of fake in [0, 1] by detector.
     """
     fake = [name for name, score in p_fake.items() if verdict(score) == "fake"]
-    leaning = sorted((name for name, score in p_fake.items() if score >= 0.5), key=lambda name: -p_fake[name])
+    leaning = sorted((name for name, score in p_fake.items() if score >= THRESHOLD), key=lambda name: -p_fake[name])
     reliable = sorted(p_fake, key=lambda name: mean_error(registry.card(name)))
     return next(iter(fake + leaning + reliable), None)
 

@@ -171,7 +171,7 @@ def figure(
         axes.set(xlabel=x_label, ylabel=y_label)
         draw(axes)
         if legend:
-            axes.legend(fontsize=8, framealpha=0.8)
+            canvas.legend(loc="outside lower center", fontsize=8, frameon=False, ncols=3)  # covers nothing there
         return Figure(
             name, title, alt, _bytes(canvas, "svg", {"Date": None}), _bytes(canvas, "png", {"Software": None})
         )

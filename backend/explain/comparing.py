@@ -6,9 +6,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from backend.attacks.pixels import THRESHOLD
 from backend.attacks.result import Attacked
-from backend.detectors.card import Detector
+from backend.detectors.card import THRESHOLD, Detector
 from backend.explain.explaining import PROGRESS, attack_job, attack_passes, explain, staged
 from backend.explain.explanation import ExplainSettings, Explanation
 from backend.explain.masking import Inferences

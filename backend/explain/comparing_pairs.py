@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from backend.attacks.pixels import THRESHOLD
-from backend.detectors.card import Detector
+from backend.detectors.card import THRESHOLD, Detector
 from backend.detectors.inference import Judge
 from backend.errors import UserError
 from backend.explain.comparing import Finished

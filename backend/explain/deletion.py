@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from backend.attacks.pixels import THRESHOLD
-from backend.detectors.card import Detector
+from backend.detectors.card import THRESHOLD, Detector
 from backend.detectors.inference import Judge
 from backend.errors import UserError
 from backend.explain.segments import rank, segment_scores

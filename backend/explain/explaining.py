@@ -10,9 +10,8 @@ from torch import Tensor
 from backend.attacks import nes
 from backend.attacks.nes import NESSettings
 from backend.attacks.pgd import PGDSettings
-from backend.attacks.pixels import THRESHOLD
 from backend.attacks.result import Attacked
-from backend.detectors.card import Detector
+from backend.detectors.card import THRESHOLD, Detector
 from backend.explain import methods
 from backend.explain.explanation import ExplainSettings, Explanation
 from backend.explain.masking import Inferences, MaskedFace

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from torch import Tensor
 
 from backend.attacks.nes import NESSettings
-from backend.attacks.pixels import THRESHOLD
+from backend.detectors.card import THRESHOLD
 from backend.errors import UserError
 from backend.explain import methods
 from backend.explain.masking import Inferences, Precision, Towards

@@ -10,8 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from backend.attacks.pixels import THRESHOLD
-from backend.detectors.card import Detector
+from backend.detectors.card import THRESHOLD, Detector
 from backend.detectors.inference import Judge
 from backend.errors import UserError
 from backend.explain.proof import Proof, ProofSettings, prove

@@ -15,9 +15,8 @@ from torch import Tensor
 from backend.attacks import nes, pgd
 from backend.attacks.nes import NESSettings
 from backend.attacks.pgd import PGDSettings
-from backend.attacks.pixels import THRESHOLD
 from backend.attacks.result import Attacked
-from backend.detectors.card import Detector
+from backend.detectors.card import THRESHOLD, Detector
 from backend.detectors.inference import Judge
 from backend.errors import UserError
 from backend.explain.segments import rank, segment_scores, top_mask

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from backend.attacks import pgd
 from backend.attacks.pgd import PGDSettings
-from backend.attacks.pixels import THRESHOLD, judged
+from backend.attacks.pixels import judged
 from backend.attacks.result import Attacked
-from backend.detectors.card import Detector
+from backend.detectors.card import THRESHOLD, Detector
 from backend.detectors.inference import Judge
 from backend.progress import Job, Step
 

@@ -10,7 +10,7 @@ import torch
 from backend import alignment, faces, images, made_with, verdicts
 from backend.counterfactual import traces
 from backend.detectors import registry
-from backend.detectors.card import verdict
+from backend.detectors.card import THRESHOLD, verdict
 from backend.progress import Job, Step
 from backend.runtime import MODEL_LOCK, device, frozen
 from backend.trace_removal.network import TRNet
@@ -19,7 +19,6 @@ from backend.views import Source
 
 __all__ = ["Removal", "load", "remove"]
 
-THRESHOLD = 0.5  # of p_fake
 SEEN = 0.95  # SSIM below which the change of a smooth face shows at the size of the page
 SIMPLE = "it adds to the picture, which the published form does not"
 TOTAL = 4

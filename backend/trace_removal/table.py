@@ -18,7 +18,7 @@ from torch import Tensor
 from backend import images, weights
 from backend.counterfactual.traces import likeness
 from backend.detectors import registry
-from backend.detectors.card import Detector
+from backend.detectors.card import THRESHOLD, Detector
 from backend.errors import UserError
 from backend.progress import Job, Step, within
 from backend.runtime import MODEL_LOCK, frozen
@@ -133,7 +133,7 @@ def _known(found: Detectors) -> list[str]:
 def _described(settings: TableSettings, usable: list[Attack], faces: Faces) -> dict[str, Any]:
     """Return the settings of the table and of every attack in it."""
     return dataclasses.asdict(settings) | {
-        "threshold": table_report.THRESHOLD,
+        "threshold": THRESHOLD,
         "fakes": {family: faces.families.count(family) for family in dict.fromkeys(faces.families)},
         "real": len(faces.real),
         "size": list(faces.fakes.shape[-2:]),

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from backend.detectors.card import THRESHOLD
 from backend.trace_removal.sets import PAPER001
 
-THRESHOLD = 0.5
 CLEAN, REAL, ALL = "none", "real", "all"
 Spread = tuple[float, float]
 
@@ -101,7 +101,7 @@ def _of(
         ssim = np.concatenate([batch["ssim"] for batch in batches])
     for family, members in chosen.items():
         right = {
-            name: (scores <= THRESHOLD) if attack == REAL else (scores > THRESHOLD) for name, scores in p_fake.items()
+            name: (scores < THRESHOLD) if attack == REAL else (scores >= THRESHOLD) for name, scores in p_fake.items()
         }
         accuracy = {name: float(hits[members].mean()) for name, hits in right.items()}
         six = [accuracy[name] for name in PAPER001 if name in accuracy]

@@ -19,10 +19,14 @@ class Nearest:
         self.features = torch.cat([_features(block) for block in photographs.pictures.split(512)])
         self.lengths = self.features.square().sum(1)
 
+    def index(self, picture: Tensor) -> int:
+        """Return the place of the photograph nearest to a picture, uint8 (3, S, S); the first of equals."""
+        one = _features(picture[None])[0]
+        return int((self.lengths - 2 * self.features @ one).argmin())
+
     def name(self, picture: np.ndarray) -> str:
         """Return the name of the photograph nearest to a picture, uint8 (S, S, 3); the first of equals."""
-        one = _features(torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None])[0]
-        return self.names[int((self.lengths - 2 * self.features @ one).argmin())]
+        return self.names[self.index(torch.from_numpy(np.array(picture)).permute(2, 0, 1))]
 
 
 def _features(pictures: Tensor) -> Tensor:

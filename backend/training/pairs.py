@@ -1,5 +1,6 @@
 """Pairs of a fake and the photograph it was made from, drawn with the same last JPEG for both."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,15 +9,13 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
 
 from backend.errors import UserError
 from backend.training import datasets, fakes
 from backend.training.datasets import Photographs
 from backend.training.history import as_jpeg
+from backend.training.nearest import Nearest
 
-BATCH = 256
-COMPARED = (32, 32)  # pixels in which a sample looks for the photograph that is most like it
 REAL_SOURCE = 0  # the number of real photographs among the sources
 
 
@@ -60,17 +59,16 @@ def load(photographs: Photographs, folders: Sequence[Path], *, kinds: tuple[str,
         UserError: No fake belongs to these photographs.
     """
     where = {_base(name): index for index, name in enumerate(photographs.names)}
+    nearest = functools.cache(lambda: Nearest(photographs))
     found: list[tuple[str, int, Tensor]] = []
     for folder in folders:
         origins = fakes.origins(folder)
         made = datasets.load(folder, photographs.pictures.shape[-1])
         targets = [origins.get(name, "") for name in made.names]
-        free = [number for number, target in enumerate(targets) if not target]
-        likest = dict(zip(free, nearest(made.pictures[free], photographs.pictures).tolist(), strict=True))
-        for number, (name, target) in enumerate(zip(made.names, targets, strict=True)):
-            origin = where.get(_base(target)) if target else likest[number]
+        for name, target, picture in zip(made.names, targets, made.pictures, strict=True):
+            origin = where.get(_base(target)) if target else nearest().index(picture)
             if origin is not None:
-                found.append((name.split("/")[0], origin, made.pictures[number]))
+                found.append((name.split("/")[0], origin, picture))
     kinds = kinds or tuple(sorted({kind for kind, _, _ in found}))
     rows = [row for row in found if row[0] in kinds]
     if not rows:
@@ -81,18 +79,6 @@ def load(photographs: Photographs, folders: Sequence[Path], *, kinds: tuple[str,
     sources = torch.tensor([kinds.index(kind) + 1 for kind, _, _ in rows])
     real = photographs.pictures[torch.tensor([origin for _, origin, _ in rows])]
     return Pairs(real, torch.stack([picture for _, _, picture in rows]), sources, kinds)
-
-
-def nearest(pictures: Tensor, among: Tensor) -> Tensor:
-    """Return for each of uint8 (N, 3, S, S) the index of the nearest of `among`, by L2 of 32 x 32 pixels."""
-    ours, theirs = (_reduced(one) for one in (pictures, among))
-    parts = [torch.cdist(part, theirs).argmin(1) for part in ours.split(BATCH)]
-    return torch.cat(parts) if parts else torch.empty(0, dtype=torch.long)
-
-
-def _reduced(pictures: Tensor) -> Tensor:
-    parts = [F.interpolate(one.float() / 255, size=COMPARED, mode="area").flatten(1) for one in pictures.split(BATCH)]
-    return torch.cat(parts) if parts else torch.empty(0, 3 * COMPARED[0] * COMPARED[1])
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from backend.detectors.card import THRESHOLD
 from backend.evaluate.metrics.metric import Estimate, Metric, proportion
 
-THRESHOLD = 0.5
 BINS = 10
 Labels = Sequence[int] | np.ndarray
 Scores = Sequence[float] | np.ndarray

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from backend.detectors.card import THRESHOLD
 from backend.evaluate.metrics.metric import Estimate, Metric, proportion
 
-THRESHOLD = 0.5
 SOURCE = "Dong et al. 2024 (Artifact-Eraser), arXiv 2404.08341, section 4 and its code"
 Scores = Sequence[float] | np.ndarray
 

@@ -10,6 +10,7 @@ from backend import images, verdicts
 from backend.counterfactual.levels import LEVELS
 from backend.counterfactual.search import SearchSettings
 from backend.detectors import registry
+from backend.detectors.card import THRESHOLD
 from backend.evaluate import edits, published
 from backend.evaluate.crops import TEMPLATE, source_of
 from backend.evaluate.data import Dataset
@@ -135,7 +136,7 @@ class CounterfactualProtocol(Protocol):
         rows = []
         for judge in config.detectors:
             row = said | {"judge": judge} | {name: by_judge[judge][0] for name, by_judge in scores.items()}
-            row["turned"] = row["p_original"] > 0.5 and row["p_start"] > 0.5 and row["p_edited"] < 0.5
+            row["turned"] = row["p_edited"] < THRESHOLD < min(row["p_original"], row["p_start"])
             if judge == options["detector"]:
                 row |= {"steps": edited.steps, "epsilon": edited.epsilon, "seconds": edited.seconds}
                 row |= {f"change_{level}": value for level, value in (edited.change or {}).items()}

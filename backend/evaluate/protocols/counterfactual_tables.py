@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from backend.counterfactual.levels import LEVELS
-from backend.evaluate import edits, plots, published
+from backend.evaluate import edits, naming, plots, published
 from backend.evaluate.metrics import success
 from backend.evaluate.metrics.metric import Estimate, mean, proportion
 from backend.evaluate.plots import Figure, Series
@@ -81,25 +81,27 @@ def plots_of(rows: Sequence[Row], config: "CounterfactualConfig") -> list[Figure
     levels, steps = _levels(rows, config), _steps(rows, config)
     labels = _unique(row[1] for row in levels.rows)
     if labels:
-        groups = [Series(name, (), _rates(levels, name, labels)) for name in config.ablated]
+        names = [naming.detector(name) for name in config.ablated]
+        groups = [Series(name, (), _rates(levels, name, labels)) for name in names]
         alt = "Attack success rate by the style levels that were open. " + plots.spoken(groups, labels)
         drawn.append(plots.bars("levels", "Success by style level", alt, labels, groups, y_label="ASR, both"))
     lengths = sorted(_unique(row[1] for row in steps.rows))
     if len(lengths) > 1:
-        lines = [Series(name, lengths, _rates(steps, name, lengths)) for name in config.ablated]
+        names = [naming.detector(name) for name in config.ablated]
+        lines = [Series(name, lengths, _rates(steps, name, lengths)) for name in names]
         alt = "Attack success rate over the length of a step. " + plots.spoken(lines, [f"{one:g}" for one in lengths])
         title, below = "Success by length of a step", "Length of a step in the codes"
         drawn.append(plots.lines("epsilon", title, alt, lines, x_label=below, y_label="ASR, both"))
     return drawn
 
 
-Parts = list[tuple[str, str, list[Row]]]  # attacked detector, method, rows
+Parts = list[tuple[str, str, list[Row]]]  # title of the attacked detector, method, rows
 
 
 def _families(parts: Parts) -> Table:
     families = sorted({row["family"] for _, _, part in parts for row in part})
     body = [
-        (family, name, edits.TITLES[method], _asr([row for row in part if row["family"] == family]).both)
+        (naming.family(family), name, edits.TITLES[method], _asr([row for row in part if row["family"] == family]).both)
         for family in families
         for name, method, part in parts
     ]
@@ -164,9 +166,11 @@ def _quality(parts: Parts, measures: Mapping[str, str]) -> Table:
 
 
 def _transfer(rows: Sequence[Row], config: "CounterfactualConfig") -> Table:
-    judges = tuple(Column(f"judge_{name}", f"judged by {name}", "transfer_rate") for name in config.detectors)
+    judges = tuple(
+        Column(f"judge_{name}", f"judged by {naming.detector(name)}", "transfer_rate") for name in config.detectors
+    )
     body: list[tuple[Cell, ...]] = [
-        (edits.TITLES[method], name, *_judged(rows, method, name, config))
+        (edits.TITLES[method], naming.detector(name), *_judged(rows, method, name, config))
         for method in config.methods
         for name in config.attacked
     ]
@@ -203,7 +207,7 @@ def _varied(value: str | float, rows: Sequence[Row], config: "CounterfactualConf
             row for row in rows if row["attacked"] == row["judge"] == name and row["method"] == config.ablated_method
         ]
         measured = [mean(row.get(of) for row in _turned(part)) for of in ("steps", "psnr", "tv", "esnle")]
-        body.append((name, value, _asr(part).both, *measured))
+        body.append((naming.detector(name), value, _asr(part).both, *measured))
     return body
 
 
@@ -212,7 +216,8 @@ def _varied_table(
 ) -> Table:
     columns = (ATTACKED, column, BOTH, Column("steps", "Steps", digits=1), PSNR, TV, ESNLE)
     note = f"{edits.TITLES[config.ablated_method]}, at most {config.steps} steps; all but ASR of successes."
-    ordered = sorted(body, key=lambda line: config.ablated.index(str(line[0])))
+    order = [naming.detector(one) for one in config.ablated]
+    ordered = sorted(body, key=lambda line: order.index(str(line[0])))
     return Table(name, title, columns, tuple(ordered), note)
 
 
@@ -220,8 +225,8 @@ def _change(parts: Parts) -> Table:
     columns = (FAMILY, ATTACKED, METHOD, *(Column(f"change_{one}", f"Change of {one}", digits=5) for one in LEVELS))
     latent = [(name, method, _turned(part)) for name, method, part in parts if method not in edits.PIXELS]
     families = sorted({row["family"] for _, _, part in latent for row in part})
-    body = [
-        (family, name, edits.TITLES[method], *(mean(row[f"change_{one}"] for row in own) for one in LEVELS))
+    body: list[tuple[Cell, ...]] = [
+        (naming.family(family), name, edits.TITLES[method], *_moved(own))
         for family in families
         for name, method, part in latent
         if (own := [row for row in part if row["family"] == family])
@@ -237,9 +242,9 @@ def _time(parts: Parts) -> Table:
 
 
 def _matrix(method: str, rows: Sequence[Row], config: "CounterfactualConfig") -> Figure:
-    names, judges = list(config.attacked), list(config.detectors)
+    names, judges = ([naming.detector(one) for one in some] for some in (config.attacked, config.detectors))
     values = np.full((len(names), len(judges)), np.nan)
-    for number, attacked in enumerate(names):
+    for number, attacked in enumerate(config.attacked):
         values[number] = [_number(one) for one in _judged(rows, method, attacked, config)]
     alt = "Rows: attacked detector; columns: judging detector. " + "; ".join(
         f"{name}: " + ", ".join("none" if np.isnan(value) else f"{value:.2f}" for value in line)
@@ -261,7 +266,7 @@ def _plain(rows: Sequence[Row]) -> list[Row]:
 
 def _each(rows: Sequence[Row], config: "CounterfactualConfig") -> Parts:
     return [
-        (name, method, [row for row in rows if row["attacked"] == name and row["method"] == method])
+        (naming.detector(name), method, [row for row in rows if row["attacked"] == name and row["method"] == method])
         for name in config.attacked
         for method in config.methods
     ]
@@ -273,6 +278,10 @@ def _turned(rows: Sequence[Row]) -> list[Row]:
 
 def _asr(rows: Sequence[Row]) -> success.Success:
     return success.attack_success(*([row[name] for row in rows] for name in ("p_original", "p_start", "p_edited")))
+
+
+def _moved(rows: Sequence[Row]) -> list[Estimate]:
+    return [mean(row[f"change_{one}"] for row in rows) for one in LEVELS]
 
 
 def _rates(table: Table, detector: str, keys: Sequence[Any]) -> list[float]:

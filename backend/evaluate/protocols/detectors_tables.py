@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from backend.detectors import registry
-from backend.evaluate import corruptions, plots, published
+from backend.evaluate import corruptions, naming, plots, published
 from backend.evaluate.metrics import classification as metrics
 from backend.evaluate.plots import Figure, Series
 from backend.evaluate.rows import Row
@@ -21,7 +20,7 @@ FAKE = Column("accuracy_fake", "Accuracy, fake", "accuracy_fake")
 AUC, AP, EER = Column("auc", "AUC", "auc"), Column("ap", "AP", "ap"), Column("eer", "EER", "eer")
 
 
-Parts = list[tuple[str, list[Row]]]  # detector, rows
+Parts = list[tuple[str, list[Row]]]  # title of the detector, rows
 
 
 def tables(rows: Sequence[Row], config: "DetectorsConfig") -> list[Table]:
@@ -53,13 +52,15 @@ def finding(rows: Sequence[Row], config: "DetectorsConfig") -> str:
     said += f"{real.count} real faces fake (95 % interval {1 - (real.high or 0):.0%} to {1 - (real.low or 0):.0%})"
     everything = [row for _, part in clean for row in part]
     found = {
-        family: metrics.accuracy_fake(*_probabilities([row for row in everything if row["family"] == family])).value
+        naming.family(family): metrics.accuracy_fake(
+            *_probabilities([row for row in everything if row["family"] == family])
+        ).value
         for family in _values(everything, "family")
     }
     rates = {family: rate for family, rate in found.items() if rate is not None}
     if len(rates) > 1:
         hardest = min(rates, key=rates.__getitem__)
-        said += f"; the family {hardest} is the hardest, of which all detectors find {rates[hardest]:.0%} on average"
+        said += f"; the hardest family is {hardest}, of which all detectors find {rates[hardest]:.0%} on average"
     return f"{said}."
 
 
@@ -70,7 +71,7 @@ def plots_of(rows: Sequence[Row], config: "DetectorsConfig") -> list[Figure]:
     drawn = [_roc("roc", "ROC curve, all fakes", clean)]
     for family in _values([row for _, own in clean for row in own], "family"):
         part = [(name, [row for row in own if row["family"] in ("", family)]) for name, own in clean]
-        drawn.append(_roc(f"roc_{family}", f"ROC curve, {family} against all real pictures", part))
+        drawn.append(_roc(f"roc_{family}", f"ROC curve, {naming.family(family)} against all real pictures", part))
     drawn.append(_reliability(clean))
     drawn += [_curve(kind, parts, config) for kind in corruptions.UNITS]
     return [one for one in drawn if one is not None]
@@ -94,7 +95,7 @@ def _families(parts: Parts) -> Table:
                 metrics.average_precision(labels, scores),
                 metrics.equal_error_rate(labels, scores),
             )
-            body.append((name, family, *cells))
+            body.append((name, naming.family(family), *cells))
     note = (
         "Each family against all real pictures; 'same source' takes only real pictures of the source that the fakes "
         "were made from, where it is known."
@@ -107,10 +108,9 @@ def _beside(parts: Parts) -> Table:
     printed = published.clean_accuracy()
     body: list[tuple[Cell, ...]] = []
     for name, own in parts:
-        title = registry.ARCHITECTURES[name].title if name in registry.ARCHITECTURES else name
-        if title in printed:
+        if name in printed:
             rates = metrics.accuracy_real(*_probabilities(own)), metrics.accuracy_fake(*_probabilities(own))
-            body.append((name, rates[0], printed[title][0], rates[1], printed[title][1]))
+            body.append((name, rates[0], printed[name][0], rates[1], printed[name][1]))
     real, fake = (Column(f"paper_{one}", f"Paper, {one}", digits=2) for one in ("real", "fake"))
     ours = (
         Column("accuracy_real", "Ours, real", "accuracy_real", 2),
@@ -236,7 +236,7 @@ def _curve(kind: str, parts: Parts, config: "DetectorsConfig") -> Figure | None:
 
 
 def _each(rows: Sequence[Row], config: "DetectorsConfig") -> Parts:
-    return [(name, [row for row in rows if row["detector"] == name]) for name in config.detectors]
+    return [(naming.detector(name), [row for row in rows if row["detector"] == name]) for name in config.detectors]
 
 
 def _after(rows: Sequence[Row], text: str) -> list[Row]:

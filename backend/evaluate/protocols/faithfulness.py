@@ -8,10 +8,9 @@ import numpy as np
 import torch
 
 from backend import images, runtime
-from backend.attacks.pixels import THRESHOLD
 from backend.attacks.result import Attacked
 from backend.detectors import registry
-from backend.detectors.card import Detector
+from backend.detectors.card import THRESHOLD, Detector
 from backend.errors import UserError
 from backend.evaluate import crops, published_maps
 from backend.evaluate.crops import crop

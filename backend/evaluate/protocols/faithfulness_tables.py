@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from backend.evaluate import plots, published_maps
+from backend.detectors.card import THRESHOLD
+from backend.evaluate import naming, plots, published_maps
 from backend.evaluate.metrics.metric import Estimate, mean, mean_with_interval, proportion
 from backend.evaluate.plots import Figure, Series
 from backend.evaluate.protocols import proofs
@@ -48,8 +49,8 @@ def plots_of(rows: Sequence[Row], config: "FaithfulnessConfig") -> list[Figure]:
             Series(f"top {top}", (), [proofs.bar_values(measured[label][start + place]) for label in labels])
             for place, top in enumerate(config.tops)
         ]
-        alt = f"Sufficiency by map on {name}; higher is better. {plots.spoken(groups, labels)}"
-        title = f"Sufficiency, {name}"
+        alt = f"Sufficiency by map on {naming.detector(name)}; higher is better. {plots.spoken(groups, labels)}"
+        title = f"Sufficiency, {naming.detector(name)}"
         drawn.append(plots.bars(f"sufficiency_{name}", title, alt, labels, groups, y_label="Sufficiency"))
     return drawn
 
@@ -102,7 +103,7 @@ def _beside(rows: Sequence[Row], config: "FaithfulnessConfig") -> Table:
 
 def _families(rows: Sequence[Row], config: "FaithfulnessConfig") -> Table:
     body = [
-        (family, *line)
+        (naming.family(family), *line)
         for family in sorted({row["family"] for row in rows})
         for line in _lines([row for row in rows if row["family"] == family], config)
     ]
@@ -119,8 +120,11 @@ def _lines(rows: Sequence[Row], config: "FaithfulnessConfig") -> list[tuple[Cell
     body: list[tuple[Cell, ...]] = []
     for name in _detectors(rows, config):
         own = [row for row in rows if row["detector"] == name]
-        body += [(name, *_named(one), *proofs.cells(_of(own, one), config.tops)) for one in _variants(config)]
-        body.append((name, proofs.RANDOM, NONE, *proofs.random_cells(own, config.tops)))
+        body += [
+            (naming.detector(name), *_named(one), *proofs.cells(_of(own, one), config.tops))
+            for one in _variants(config)
+        ]
+        body.append((naming.detector(name), proofs.RANDOM, NONE, *proofs.random_cells(own, config.tops)))
     return body
 
 
@@ -146,7 +150,7 @@ def _gain(rows: Sequence[Row], config: "FaithfulnessConfig") -> Table:
             gains = [_difference(own, f"p_after_{top}") for top in config.tops]
             differences = [gain for gain in _differences(own, f"p_after_{min(config.tops)}") if gain]
             better = proportion(sum(gain > 0 for gain in differences), len(differences))
-            body.append((name, proofs.title(one), *gains, better))
+            body.append((naming.detector(name), proofs.title(one), *gains, better))
     note = "Picture by picture; above 0 the adversarial reference makes the better map. Ties are left out of the share."
     return Table("gain", "What the adversarial reference adds", columns, tuple(body), note)
 
@@ -167,7 +171,7 @@ def _references(rows: Sequence[Row], config: "FaithfulnessConfig") -> Table:
         cells = (
             mean(row["p_before"] for row in own),
             mean(shown),
-            proportion(sum(p < proofs.THRESHOLD for p in shown), len(shown)),
+            proportion(sum(p < THRESHOLD for p in shown), len(shown)),
             mean(255 * row["change"] for row in own if "change" in row),
             mean(row["iterations"] for row in own if "iterations" in row),
             proportion(sum(row["degenerate"] for row in own), len(own)),
@@ -226,7 +230,7 @@ def _maps(rows: Sequence[Row], config: "FaithfulnessConfig") -> Iterator[proofs.
     for name in _detectors(rows, config):
         own = [row for row in rows if row["detector"] == name]
         for one in _variants(config):
-            yield (name, *_named(one)), _of(own, one)
+            yield (naming.detector(name), *_named(one)), _of(own, one)
 
 
 def _variants(config: "FaithfulnessConfig") -> list[Variant]:

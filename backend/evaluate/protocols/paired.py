@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from backend import images, runtime
-from backend.attacks.pixels import THRESHOLD
 from backend.detectors import registry
-from backend.detectors.card import Detector
+from backend.detectors.card import THRESHOLD, Detector
 from backend.errors import UserError
 from backend.evaluate.crops import crop_pair
 from backend.evaluate.data import Dataset

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from backend.evaluate import plots
+from backend.evaluate import naming, plots
 from backend.evaluate.metrics.metric import Estimate, mean, mean_with_interval
 from backend.evaluate.plots import Figure, Series
 from backend.evaluate.protocols import proofs
@@ -23,7 +23,7 @@ CLAIMS = (
 FILLS = {"mean": "the mean colour", "black": "black", "blur": "the blurred face"}
 FEW = 3  # maps of one pair, below which a rank correlation says nothing
 
-Part = tuple[str, str, list[Row]]  # detector, resolution in words, rows
+Part = tuple[str, str, list[Row]]  # title of the detector, resolution in words, rows
 
 
 def tables(rows: Sequence[Row], config: "PairedConfig") -> list[Table]:
@@ -51,13 +51,13 @@ def plots_of(rows: Sequence[Row], config: "PairedConfig") -> list[Figure]:
         groups = [
             Series(size, (), [proofs.bar_values(line[-1]) for line in _lines(own, config)])
             for detector, size, own in _parts(rows, config)
-            if detector == name
+            if detector == naming.detector(name)
         ]
         if not groups:
             continue
-        alt = f"Sufficiency@{top} on fakes by map of the real photo, {name}; higher is better. "
+        alt = f"Sufficiency@{top} on fakes by map of the real photo, {naming.detector(name)}; higher is better. "
         alt += plots.spoken(groups, labels)
-        title = f"Sufficiency@{top}, {name}"
+        title = f"Sufficiency@{top}, {naming.detector(name)}"
         drawn.append(plots.bars(f"sufficiency_{name}", title, alt, labels, groups, y_label=f"Sufficiency@{top}"))
     clouds = [
         Series(
@@ -101,7 +101,7 @@ def finding(rows: Sequence[Row], config: "PairedConfig") -> str:
 
 def _families(rows: Sequence[Row], config: "PairedConfig") -> Table:
     body = [
-        (family, name, size, *line)
+        (naming.family(family), name, size, *line)
         for family in sorted({row["family"] for row in rows})
         for name, size, own in _parts([row for row in rows if row["family"] == family], config)
         for line in _lines(own, config)
@@ -204,7 +204,7 @@ def _parts(rows: Sequence[Row], config: "PairedConfig") -> Iterator[Part]:
         for factor in config.resolutions:
             own = [row for row in rows if row["detector"] == name and row["resolution"] == factor]
             if own:
-                yield name, f"{factor:g} x ({own[0]['side']} pixels)", own
+                yield naming.detector(name), f"{factor:g} x ({own[0]['side']} pixels)", own
 
 
 def _maps(rows: Sequence[Row], config: "PairedConfig") -> Iterator[proofs.Map]:

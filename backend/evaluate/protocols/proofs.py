@@ -11,7 +11,7 @@ from typing import Literal
 
 from backend.attacks import nes
 from backend.attacks.nes import NESSettings
-from backend.attacks.pixels import THRESHOLD
+from backend.detectors.card import THRESHOLD
 from backend.errors import UserError
 from backend.evaluate.metrics import faithfulness
 from backend.evaluate.metrics.metric import Estimate, mean_with_interval

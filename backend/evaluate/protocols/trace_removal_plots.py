@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from backend.evaluate import deep_features, plots, published
+from backend.evaluate import deep_features, naming, plots, published
 from backend.evaluate.metrics.metric import mean
 from backend.evaluate.plots import Figure, Series
 from backend.evaluate.protocols.trace_removal_rows import (
@@ -79,8 +79,9 @@ def _families(verdicts: Sequence[Row], config: "TraceRemovalConfig") -> Figure |
         for attack in attacks(verdicts)
     ]
     name = sets.DEFENCES[last].title
-    alt = f"Share of fakes still found by family, detectors trained with {name}. {plots.spoken(series, families)}"
-    return plots.bars("families", "Fakes still found, by family", alt, families, series, y_label="Still found")
+    labels = [naming.family(family) for family in families]
+    alt = f"Share of fakes still found by family, detectors trained with {name}. {plots.spoken(series, labels)}"
+    return plots.bars("families", "Fakes still found, by family", alt, labels, series, y_label="Still found")
 
 
 def _cost(verdicts: Sequence[Row], measured: Sequence[Row], config: "TraceRemovalConfig") -> Figure | None:
@@ -160,7 +161,7 @@ def _features(kind: str, measured: Sequence[Row], config: "TraceRemovalConfig") 
         part = flat[start : start + len(one)]
         series.append(Series(name, part[:, 0].tolist(), part[:, 1].tolist()))
         start += len(one)
-    whose = f"the detector {config.features}" if kind == "detector" else f"TR-Net's {kind} discriminator"
+    whose = naming.detector(config.features) if kind == "detector" else f"TR-Net's {kind} discriminator"
     counts = ", ".join(f"{len(one)} {name}" for name, one in kept.items())
     alt = f"Features of {whose} in two dimensions; near points are alike, axes and sizes mean nothing. {counts}."
     name = f"t-SNE of the features of {whose}"

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from backend.evaluate.metrics import classification, traces
+from backend.detectors.card import THRESHOLD
+from backend.evaluate.metrics import traces
 from backend.evaluate.metrics.metric import Estimate, mean
 from backend.evaluate.rows import Row
 from backend.trace_removal import sets
@@ -48,7 +49,7 @@ def mean_of_six(verdicts: Sequence[Row], defence: str, attack: str, family: str 
     for row in verdicts:
         wanted = (row["label"], row["defence"], row["attack"]) == ("fake", defence, attack)
         if wanted and row["detector"] in sets.PAPER001 and family in ("", row["family"]):
-            by_sample.setdefault(row["sample"], []).append(row["p_fake"] >= classification.THRESHOLD)
+            by_sample.setdefault(row["sample"], []).append(row["p_fake"] >= THRESHOLD)
     return mean(float(np.mean(said)) for said in by_sample.values())
 
 

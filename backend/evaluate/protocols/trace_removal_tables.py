@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from backend.evaluate import published
-from backend.evaluate.metrics import classification, traces
+from backend.detectors.card import THRESHOLD
+from backend.evaluate import naming, published
+from backend.evaluate.metrics import traces
 from backend.evaluate.metrics.metric import Estimate, mean, proportion
 from backend.evaluate.protocols.trace_removal_rows import (
     NONE,
@@ -89,7 +90,7 @@ def finding(rows: Sequence[Row], config: "TraceRemovalConfig") -> str:
 def _families(verdicts: Sequence[Row], config: "TraceRemovalConfig") -> Table:
     shown = defences_of(verdicts, config)
     body: list[tuple[Cell, ...]] = [
-        (family, title(attack), *(mean_of_six(verdicts, one, attack, family) for one in shown))
+        (naming.family(family), title(attack), *(mean_of_six(verdicts, one, attack, family) for one in shown))
         for family in _families_of(verdicts)
         for attack in attacks(verdicts)
     ]
@@ -114,11 +115,13 @@ def _detectors(verdicts: Sequence[Row], config: "TraceRemovalConfig") -> Table:
             if not any(row["defence"] == defence and row["detector"] == name for row in verdicts):
                 continue
             real = [row for row in verdicts if row["label"] == REAL and row["detector"] == name]
-            right = [row["p_fake"] < classification.THRESHOLD for row in real if row["defence"] == defence]
+            right = [row["p_fake"] < THRESHOLD for row in real if row["defence"] == defence]
             fakes = [_share(judged(verdicts, defence, name, attack)) for attack in shown]
-            body.append((defence, name, proportion(sum(right), len(right)), *fakes))
+            body.append(
+                (sets.DEFENCES[defence].title, naming.detector(name), proportion(sum(right), len(right)), *fakes)
+            )
         means = [mean_of_six(verdicts, defence, attack) for attack in shown]
-        body.append((defence, "mean of the six", None, *means))
+        body.append((sets.DEFENCES[defence].title, "mean of the six", None, *means))
     note = f"Right verdicts on real pictures, then on fakes before and after each attack. {STILL_FAKE}"
     return Table("attacks", "Accuracy by detector and attack, all families", columns, tuple(body), note)
 
@@ -132,8 +135,14 @@ def _families_by_detector(verdicts: Sequence[Row], config: "TraceRemovalConfig")
             for attack in attacks(verdicts):
                 cells = [_share(judged(own, defence, name, attack)).value for name in names]
                 count = len({row["sample"] for row in own if (row["attack"], row["defence"]) == (attack, defence)})
-                body.append((family, defence, title(attack), count, *cells))
-    columns = (FAMILY, DEFENCE, ATTACK, Column("count", "Fakes"), *(Column(one, one, digits=2) for one in names))
+                body.append((naming.family(family), sets.DEFENCES[defence].title, title(attack), count, *cells))
+    columns = (
+        FAMILY,
+        DEFENCE,
+        ATTACK,
+        Column("count", "Fakes"),
+        *(Column(one, naming.detector(one), digits=2) for one in names),
+    )
     return Table("families_detectors", "Fakes still found, by family and detector", columns, tuple(body), STILL_FAKE)
 
 
@@ -186,7 +195,7 @@ def _quality(measured: Sequence[Row]) -> Table:
         for family in ["all", *families] if attacked else []:
             own = [row for row in attacked if family in ("all", row["family"])]
             psnr, ssim = (mean(row[name] for row in own) for name in ("psnr", "ssim"))
-            body.append((family, title(attack), psnr, ssim, sum(row["psnr"] is None for row in own)))
+            body.append((naming.family(family), title(attack), psnr, ssim, sum(row["psnr"] is None for row in own)))
     note = "Against the fake before the attack; a picture that did not change has no PSNR and is counted at the right."
     return Table("quality", "What each attack does to the picture", columns, tuple(body), note)
 
@@ -238,7 +247,13 @@ def _neighbours(measured: Sequence[Row], config: "TraceRemovalConfig") -> Table:
                 np.array([place[row["sample"]] for row in own]),
                 config.neighbours,
             )
-            body.append((config.features if kind == "detector" else f"{kind} discriminator", name, mean(shares)))
+            body.append(
+                (
+                    naming.detector(config.features) if kind == "detector" else f"{kind} discriminator",
+                    name,
+                    mean(shares),
+                )
+            )
     note = f"Among the {config.neighbours} nearest real pictures and untouched other fakes; t-SNE shows the same space."
     if reals and len(fakes) > 1:
         chance = len(reals) / (len(reals) + len(fakes) - 1)
@@ -263,7 +278,7 @@ def _families_of(rows: Sequence[Row]) -> list[str]:
 
 
 def _share(rows: Sequence[Row]) -> Estimate:
-    return proportion(sum(row["p_fake"] >= classification.THRESHOLD for row in rows), len(rows))
+    return proportion(sum(row["p_fake"] >= THRESHOLD for row in rows), len(rows))
 
 
 def _range(verdicts: Sequence[Row], defence: str, attack: str) -> str:
@@ -273,7 +288,7 @@ def _range(verdicts: Sequence[Row], defence: str, attack: str) -> str:
     if len(left) < 2:
         return ""
     (least, fewest), (most, family) = left[0], left[-1]
-    return f" ({least:.0%} of the family {fewest}, {most:.0%} of {family})"
+    return f" ({least:.0%} of {naming.family(fewest)}, {most:.0%} of {naming.family(family)})"
 
 
 def _at(measured: Sequence[Row], attack: str) -> str:
