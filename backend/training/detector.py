@@ -34,6 +34,7 @@ class DetectorSettings:
     seed: int = 0
     betas: tuple[float, float] = (0.9, 0.999)
     defence: defences.Name = "shipped"
+    adversarial: str = ""  # the attack after which fakes are learned too, for the strong defence
     adversarial_share: float = 0.5  # how often a fake gives way to an attacked one, where there are any
     initial: str = ""  # what the weights start from, random where empty
     own: dict[str, dict[str, Any]] = field(default_factory=dict)  # settings of single architectures

@@ -44,7 +44,6 @@ def train_detector(
     *,
     photographs: str,
     initial: str | None = None,
-    adversarial: str | None = None,
     **changes: Any,
 ) -> reports.Report:
     """Train one embedded detector, calibrate it, measure it, and write `out` (a .safetensors file).
@@ -57,16 +56,16 @@ def train_detector(
         on_step: Called at every step.
         photographs: What the photographs are, in words.
         initial: What the weights start from: a file, `installed` for the entry of the same name, or random.
-        adversarial: The attack after which fakes are learned too, for the strong defence.
         changes: Settings that differ from those of the settings file. With `steps=0` and `installed`, weights are
             only calibrated and measured anew.
     """
     settings = detector.settings_for(architecture, **changes)
-    name = entry_name(architecture, settings.defence, strong=adversarial is not None)
+    name = entry_name(architecture, settings.defence, strong=bool(settings.adversarial))
     card = untrained_card(architecture)
     split = labelled.read(data, folders, card.input_size)
-    if adversarial is not None:
-        split = replace(split, training=finish(with_attacked(split.training, adversarial, seed=settings.seed), on_step))
+    if settings.adversarial:
+        attacked = with_attacked(split.training, settings.adversarial, seed=settings.seed)
+        split = replace(split, training=finish(attacked, on_step))
     torch.manual_seed(settings.seed)
     network = registry.build_embedded(architecture, {})
     if initial:
@@ -88,7 +87,7 @@ def train_detector(
     rates = measure.error_rates(ready, split.measuring, AGAINST, ending)
     weights.save_half(out, half)
     learned = description.examples(photographs, split.training.kinds.tolist())
-    facts = _facts(architecture, settings, photographs, learned, adversarial)
+    facts = _facts(architecture, settings, photographs, learned)
     if settings.steps == 0 and initial == starting.INSTALLED:  # measured anew: where they come from stays
         entry = weights.entry(name)
         facts |= {"source": entry.source, "trained_on": entry.options["trained_on"]}
@@ -133,9 +132,7 @@ def _calibration(
     return {"threshold": float(f"{threshold:.5g}"), "temperature": float(f"{temperature:.5g}")}
 
 
-def _facts(
-    architecture: str, settings: DetectorSettings, photographs: str, learned: str, adversarial: str | None
-) -> dict[str, Any]:
+def _facts(architecture: str, settings: DetectorSettings, photographs: str, learned: str) -> dict[str, Any]:
     """Return what the registry's entry says beyond the calibration."""
     command = f"python -m backend train detector {architecture}"
     if architecture not in recipes.MEASURED:
@@ -144,20 +141,19 @@ def _facts(
         command += f" --defence {settings.defence}"
     if settings.initial:
         command += f" --initial {settings.initial.split(',', maxsplit=1)[0]}"
-    if adversarial:
-        command += f" --adversarial {adversarial}"
+    if settings.adversarial:
+        command += f" --adversarial {settings.adversarial}"
     facts = {"source": f"{command}, on {photographs}", "defence": settings.defence, "trained_on": learned}
-    if settings.defence == "shipped" and not adversarial:
+    if settings.defence == "shipped" and not settings.adversarial:
         return facts
     title = registry.ARCHITECTURES[architecture].title
     attacked = ""
-    if adversarial:
-        attacked = (
-            f", with fakes after {named(adversarial).title} among the fakes: the strong defence of TR-Net's paper"
-        )
+    if settings.adversarial:
+        attack = named(settings.adversarial).title
+        attacked = f", with fakes after {attack} among the fakes: the strong defence of TR-Net's paper"
     how = {"none": "undefended", "weak": "weak defence", "shipped": "own defence"}[settings.defence]
     return facts | {
         "architecture": architecture,
-        "title": f"{title}, {how}{' and strong defence' if adversarial else ''}",
+        "title": f"{title}, {how}{' and strong defence' if settings.adversarial else ''}",
         "trained_on": f"{learned}; {HOW[settings.defence]}{attacked}",
     }
