@@ -111,6 +111,26 @@ def test_a_threshold_rises_until_changes_add_few_false_alarms():
     assert (after > risen).mean() == 0.05
 
 
+def test_fakes_by_others_are_compared_with_photographs_of_their_own_source():
+    class Brightness(torch.nn.Module):
+        mean = torch.zeros(1)
+
+        def logit_fake(self, images):
+            return images.mean((1, 2, 3))
+
+    # Dark: 10 and 30 of celeba are no likes of StyleGAN's faces, 60 of ffhq is one; of 50 and 90 one is above it.
+    rows = [("real", "celeba", 10), ("real", "celeba", 30), ("real", "ffhq", 60), ("ciplab_real", "ciplab_real", 5)]
+    rows += [("stylegan_140k", "stylegan_140k", 50), ("stylegan_140k", "stylegan_140k", 90)]
+    pictures = torch.stack([torch.full((3, 8, 8), level, dtype=torch.uint8) for _, _, level in rows])
+    kinds, sources = (np.array(column) for column in list(zip(*rows, strict=True))[:2])
+    examples = labelled.Examples(pictures, kinds, sources=sources)
+    found = honesty.same_source(Brightness(), examples, measure.as_stored)
+    assert set(found) == {"stylegan_140k"}
+    told = found["stylegan_140k"]
+    assert (told["auc"], told["photographs"]) == (0.5, 1)
+    assert told["low"] < 0.5 < told["high"]
+
+
 def test_an_auc_has_the_standard_error_of_hanley_and_mcneil():
     # Equation 1 by hand: Q1 = .8/1.2 = 2/3, Q2 = 1.28/1.8; ten of each.
     expected = np.sqrt((0.16 + 9 * (2 / 3 - 0.64) + 9 * (1.28 / 1.8 - 0.64)) / 100)

@@ -85,13 +85,14 @@ def train_detector(
     ending = measure.as_stored if undefended else measure.same_ending
     alarms = honesty.false_alarms(ready, split.measuring.of(labelled.REAL))
     rates = measure.error_rates(ready, split.measuring, AGAINST, ending)
+    same_source = honesty.same_source(ready, split.measuring, ending)
     weights.save_half(out, half)
     learned = description.examples(photographs, split.training.kinds.tolist())
     facts = _facts(architecture, settings, photographs, learned)
     if settings.steps == 0 and initial == starting.INSTALLED:  # measured anew: where they come from stays
         entry = weights.entry(name)
         facts |= {"source": entry.source, "trained_on": entry.options["trained_on"]}
-    figures = {"errors": rates, "false_alarms": alarms}
+    figures = {"errors": rates, "false_alarms": alarms, "same_source": same_source}
     return reports.write(out.with_suffix(".json"), figures, run, {name: out}, {name: calibration | figures | facts})
 
 

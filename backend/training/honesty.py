@@ -7,7 +7,7 @@ not turn into fakes when they are saved, blurred or resized.
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +19,13 @@ from torch import Tensor
 from backend.detectors.card import Detector
 from backend.evaluate import corruptions
 from backend.training import measure
+from backend.training.labelled import REAL, Examples
 
+LIKES = {  # fakes by others, and the sources of photographs that they are compared with
+    "stylegan_140k": ("ffhq",),
+    "gan_celebahq_ffhq": ("celeba", "ffhq"),
+    "ciplab_photoshop": ("ciplab_real",),
+}
 CHANGES = ("jpeg 75", "blur 1", "resize 0.5")
 MOST_MORE = 0.05  # share of photographs that a change may add to the false alarms of a shipped detector
 UNCHANGED = "none"
@@ -56,6 +62,33 @@ def like_for_like(detector: Detector, fakes: Tensor, photographs: Tensor) -> Sep
     scores = [measure.log_odds(detector, pictures) for pictures in (fakes, photographs)]
     labels = np.repeat([1, 0], [len(fakes), len(photographs)])
     return separation(float(roc_auc_score(labels, np.concatenate(scores))), len(fakes), len(photographs))
+
+
+def same_source(
+    detector: Detector, examples: Examples, ending: Callable[[Tensor], Tensor]
+) -> dict[str, dict[str, float]]:
+    """Measure how well fakes by others are told from photographs of the source that theirs were made from.
+
+    Args:
+        detector: Its threshold does not matter.
+        examples: Held-out pictures with their sources; kinds that are not there are left out.
+        ending: What every picture goes through last.
+
+    Returns:
+        By kind of fake: `auc`, the ends `low` and `high` of its 95 % interval, and how many `photographs` there were.
+    """
+    assert examples.sources is not None
+    real = np.array([kind == REAL or kind.endswith(f"_{REAL}") for kind in examples.kinds])
+    found = {}
+    for kind, sources in LIKES.items():
+        likes = torch.from_numpy(np.flatnonzero(real & np.isin(examples.sources, sources)))
+        fakes = examples.of(kind)
+        if len(fakes) and len(likes):
+            told = like_for_like(detector, ending(fakes), ending(examples.pictures[likes]))
+            ends = {"low": told.low, "high": min(1.0, 2 * told.auc - told.low)}
+            rounded = {name: round(value, 4) for name, value in ({"auc": told.auc} | ends).items()}
+            found[kind] = rounded | {"photographs": len(likes)}
+    return found
 
 
 def changed(photographs: Tensor, change: str) -> Tensor:

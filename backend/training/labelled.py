@@ -26,8 +26,8 @@ class Examples:
     Args:
         pictures: uint8 (N, 3, S, S).
         kinds: `real` or the kind of fake, one a picture.
-        origins: Index of the photograph that a fake was made from, -1 where there is none; training only.
-        sources: Where each comes from: its folder or, without one, its name up to the first underscore; training only.
+        origins: Index of the photograph that a fake was made from, -1 where there is none.
+        sources: Where each comes from: its folder or, without one, its name up to the first underscore.
     """
 
     pictures: Tensor
@@ -70,7 +70,7 @@ def read(data: Path, folders: Sequence[Path], size: int) -> Split:
     calibrating: list[_Row] = []
     photographs, held = datasets.split(data, size)
     measured = set(held.names)
-    measuring = [_Row(picture, REAL, "", "") for picture in held.pictures]
+    measuring = [_Row(picture, REAL, name, "") for name, picture in zip(held.names, held.pictures, strict=True)]
     for name, picture in zip(photographs.names, photographs.pictures, strict=True):
         part = calibrating if datasets.one_in(CALIBRATION_PART, name) else training
         part.append(_Row(picture, REAL, name, ""))

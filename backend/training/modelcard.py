@@ -5,16 +5,16 @@ from backend.detectors import registry
 from backend.settings import SETTINGS
 from backend.training import honesty
 
-FILES, RATES = "files", "error rates"
+FILES, RATES, SAME_SOURCE = "files", "error rates", "same source"
 
 
 def update() -> None:
-    """Write both tables of the model card anew from the registry."""
+    """Write the tables of the model card anew from the registry."""
     path = SETTINGS.weights_dir / "MODELCARD.md"
     if not path.exists():
         return
     text = path.read_text(encoding="utf-8")
-    for title, table in ((FILES, files_table()), (RATES, rates_table())):
+    for title, table in ((FILES, files_table()), (RATES, rates_table()), (SAME_SOURCE, same_source_table())):
         before, _, rest = text.partition(f"<!-- {title} -->")
         text = f"{before}<!-- {title} -->\n{table}\n<!-- end -->{rest.partition('<!-- end -->')[2]}"
     path.write_text(text, encoding="utf-8")
@@ -44,4 +44,17 @@ def rates_table() -> str:
         for change, share in weights.entry(name).options.get("false_alarms", {}).items():
             after = "as they are" if change == honesty.UNCHANGED else f"after {change}"
             lines.append(f"| {name} | real photographs, {after} | {alarm.count if alarm else ''} | {share:.1%} | |")
+    return "\n".join(lines)
+
+
+def same_source_table() -> str:
+    """Return one line a detector: its AUC on fakes by others against photographs of the same source."""
+    kinds = list(honesty.LIKES)
+    heads = [f"{verdicts.KINDS[kind]}, against {' and '.join(honesty.LIKES[kind])}" for kind in kinds]
+    lines = [f"| detector | {' | '.join(heads)} |", "|---" * (len(kinds) + 1) + "|"]
+    for name in [*registry.loadable("embedded"), *registry.loadable("plain")]:
+        found = weights.entry(name).options.get("same_source", {})
+        told = (found.get(kind) for kind in kinds)
+        cells = ("" if one is None else f"{one['auc']:.2f} [{one['low']:.2f}, {one['high']:.2f}]" for one in told)
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
