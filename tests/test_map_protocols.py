@@ -225,6 +225,17 @@ def test_a_picture_counts_once_in_the_finding_however_many_detectors_explain_it(
     assert "LIME +0.200 [" in faithfulness_tables.finding(rows_, config)
 
 
+def test_accuracy_beside_the_paper_counts_a_picture_once():
+    rows = [
+        {"sample": sample, "detector": detector, "method": "lime", "reference": "original", "p_after_1": p_after}
+        for sample, scores in (("a", (0.9, 0.8)), ("b", (0.9, 0.1)), ("c", (0.2, 0.1)))
+        for detector, p_after in zip(("xception", "meso4"), scores, strict=True)
+    ]
+    (found,) = faithfulness_tables._accuracies(rows, [1])
+    assert (found.value, found.count) == (0.5, 3)  # 1, 1/2 and 0, and not three of six
+    assert found.low == 0 and found.high == 1
+
+
 def test_nes_finds_the_same_order_by_answers_alone(tmp_path):
     changes = FAITHFUL | {"reference_attack": "nes", "methods": ["lime"], "references": ["adversarial"], "margin": 0.2}
     with toys(first=first()):

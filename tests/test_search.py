@@ -103,6 +103,8 @@ def test_a_face_called_real_is_not_searched(composite):
     assert found.already_real.tolist() == [True, False]
     assert found.flipped.tolist()[0] is False and found.steps[0] == 0
     assert torch.equal(found.codes[0], found.codes_start[0])
+    assert torch.equal(found.counterfactual[0], found.original[0])
+    assert found.p_counterfactual[0] == found.p_original[0]
     assert "nothing to turn" in run(grey(100)).summary
 
 

@@ -26,7 +26,7 @@ class FilmFrame:
         skipped: Why it was not searched, one sentence; empty where it was.
         p_original: p_fake of the face.
         p_counterfactual: p_fake of the face after the search, before it was saved.
-        p_saved: p_fake of the face cut out of the saved video, which is compressed.
+        p_saved: p_fake of the face cut out of the saved video, after compression and with any mark.
         steps: Updates until it passed, or all that were made.
         flipped: Called fake before and real after.
     """
@@ -149,7 +149,7 @@ class Film:
                 f"For them the mean of p_fake went from {means[0]:.2f} to {means[1]:.2f} (0 = real, 1 = fake)."
             )
         if len(means) > 2:
-            parts.append(f"In the saved video, which is compressed, it is {means[2]:.2f}.")
+            parts.append(f"In the saved video it is {means[2]:.2f}, after compression and with any mark.")
         parts.append(self._retested_in_words())
         return " ".join(parts)
 

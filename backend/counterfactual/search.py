@@ -120,14 +120,14 @@ class _State:
             self.inversion = self.renderer.inversion()
             self.p_original = torch.sigmoid(self.renderer.ask(self.faces))
             self.p_inversion = torch.sigmoid(self.renderer.ask(self.inversion))
-        own = settings.composite == "reconstruction"
         self.codes = self.start.clone()  # where the search is
         self.kept_codes = self.start.clone()  # what is handed back
-        self.kept = (self.inversion if own else self.faces).clone()
-        self.kept_p = (self.p_inversion if own else self.p_original).clone()
+        self.already_real = self.p_original < THRESHOLD
+        drawn = ~self.already_real if settings.composite == "reconstruction" else torch.zeros_like(self.already_real)
+        self.kept = torch.where(drawn[:, None, None, None], self.inversion, self.faces)
+        self.kept_p = torch.where(drawn, self.p_inversion, self.p_original)
         self.shown = self.kept[:1]
         self.now_p = self.kept_p.clone()
-        self.already_real = self.p_original < THRESHOLD
         self.active = ~self.already_real
         self.passed = torch.zeros_like(self.active)
         self.drafting = torch.full_like(self.active, self.renderer.drafts)

@@ -20,7 +20,8 @@ class SearchSettings:
         levels: Style levels whose rows may change, of `S`, `M`, `D`.
         epsilon: Length of a step in every coordinate of a code; None takes the generator's own. A negative one
             climbs instead, which is useful as a check.
-        steps: How many steps at most; no coordinate moves further than steps * epsilon.
+        steps: How many steps at most; no coordinate moves further than steps * epsilon from where
+            the search starts; a video starts each frame at the offset of the one before.
         kappa: A face is done once p_real - p_fake passes this margin, in [0, 1).
         composite: How an edited code becomes a picture, see `composite.py`.
         seed: Recorded; the search draws nothing at random.

@@ -135,8 +135,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     B4: Architecture("EfficientNet", TAN, TWO, "bn2", 0.5, 0.5, lambda: build_efficientnet(B4), _efficientnet),
     "meso4": Architecture("Meso-4", AFCHAR, MESO, "bn4", 0.0, 1.0, Meso4, _meso4),
     "mesoinception4": Architecture("MesoInception-4", AFCHAR, MESO, "bn4", 0.0, 1.0, MesoInception4, _mesoinception4),
-    # Both the attention maps and the last features of MAT come from the end of stage 5.
-    "mat": Architecture("MAT", ZHAO, TWO, "net.blocks.4", 0.5, 0.5, MAT, _mat),
+    "mat": Architecture("MAT", ZHAO, TWO, "net.bn2", 0.5, 0.5, MAT, _mat),
     "recce": Architecture("RECCE", CAO, TWO, "encoder.act4", 0.5, 0.5, lambda: RECCE(imagenet_head=True), _recce),
     "f3net": Architecture("F3-Net", QIAN, TWO, "backbone.act4", 0.5, 0.5, F3Net, _f3net),
     "patch_cnn": Architecture("Patch-CNN", CHAI, PATCHES, "convout", 0.5, 0.5, PatchCNN, _patch_cnn),

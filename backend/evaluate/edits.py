@@ -85,9 +85,9 @@ def edit(
         attack, settings = PIXELS[method]
         asked = detector if view is None else Looking(detector, view)
         attacked = finish(attack(face, asked, settings[variant]))
-        return Edited(
-            face, attacked.images, int(attacked.iterations[0]), None, settings[variant].epsilon, attacked.seconds
-        )
+        chosen = settings[variant]
+        length = getattr(chosen, "alpha", chosen.epsilon)  # what FGSM calls epsilon is its step
+        return Edited(face, attacked.images, int(attacked.iterations[0]), None, length, attacked.seconds)
     if method not in COMPOSITES:
         raise UserError(f"There is no method {method}.", f"Choose among: {', '.join(METHODS)}.")
     inverter = inversion.load()

@@ -1,4 +1,7 @@
-"""Who does the items of a run: this process, worker processes, or a Ray cluster. All give the same rows."""
+"""Who does the items of a run: this process, worker processes, or a Ray cluster. All give the same rows.
+
+A worker gives torch one thread; this process has as many as torch likes, so that the last digits of sums may differ.
+"""
 
 import contextlib
 import multiprocessing

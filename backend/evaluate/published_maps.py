@@ -45,8 +45,9 @@ _COST = {
 }
 WHY_DIFFERS = (
     "It differs from ours because the paper explains one EfficientNetV2 of 224 pixels with five classes on four "
-    "families of FaceForensics++ videos, counts a turn to another family as an error too, and attacks with NES of 50 "
-    "iterations."
+    "families of FaceForensics++ videos, counts a turn to another family as an error too, and attacks with NES whose "
+    "steps of 1/255 are of normalised values, about 0.2 of a grey level, without a bound on their sum; ours are of "
+    "pixels, and no pixel changes by more than 16 levels."
 )
 
 

@@ -125,7 +125,7 @@ def compare_pair(
     names = settings.methods if p_real < THRESHOLD <= p_fake else ()
     for place, name in enumerate(names):
         begin, end = (round(PROGRESS * share / len(names)) for share in (place, place + 1))
-        own = ExplainSettings(name, "original", settings.preset, settings.seed, "real")
+        own = ExplainSettings(name, "original", settings.preset, settings.seed, "real", segments=settings.pair.segments)
         made = yield from staged(explain(real, detector, own), begin, (begin + end) // 2)
         proof, values = None, {}
         if not made.degenerate:

@@ -36,8 +36,8 @@ class ProofSettings:
         tops: How many of the highest segments are attacked, one independent attack for each number.
         attack: The attack. `PGDSettings` is a white-box shortcut: some 30 times cheaper, and another attack.
         draws: How many random rankings are attacked in the same way; 0 leaves the control out.
-        positive_only: Attack only segments with a score above 0, as the paper does for LIME; a number of segments
-            for which there are too few has no result.
+        positive_only: Attack only segments with a score above 0, as the paper does for LIME; a map with fewer
+            than the largest of `tops` has no result at all, as in its code.
         seed: Seed of the random segments; that of the attack's noise is its own.
     """
 
@@ -157,7 +157,7 @@ class Proof:
             return f"p_fake is {self.p_before:.2f}: the face is called real, so there is no verdict to attack."
         tested = [place for place in range(len(self.settings.tops)) if not self.p_after[place].isnan()]
         if not tested:
-            return "No segment speaks for the verdict, so there is nothing to attack."
+            return "Too few segments speak for the verdict, so there is nothing to attack."
         last = max(tested, key=lambda place: self.settings.tops[place])
         top, fall = self.settings.tops[last], float(self.sufficiency[last])
         which = "highest segment" if top == 1 else f"{top} highest segments"
@@ -207,7 +207,9 @@ def prove(
     labels, scores = labels.cpu(), segment_scores(saliency, labels)
     order = rank(scores)
     usable = int((scores > 0).sum()) if settings.positive_only else len(scores)
-    masks = torch.stack([top_mask(labels, order, k if k <= usable else 0) for k in settings.tops])
+    # Of the paper's LIME maps, those with fewer such segments than the largest k leave every mean.
+    enough = max(settings.tops) <= usable or not settings.positive_only
+    masks = torch.stack([top_mask(labels, order, k if enough and k <= usable else 0) for k in settings.tops])
     random = random_masks(labels, masks, settings.draws, settings.seed)
     regions = torch.cat([masks[None], random]).flatten(0, 1)
     judge = Judge(detector)

@@ -37,7 +37,7 @@ def least_flip(face: Tensor, detector: Detector, bounds: PGDSettings) -> Job[Att
     """
     started = time.perf_counter()
     face = face.detach().to(detector.mean.device)
-    made, count = face, 0
+    made, count, updates = face, 0, 0
     job = pgd.attack(face, detector, bounds)
     try:
         for step in job:
@@ -45,7 +45,7 @@ def least_flip(face: Tensor, detector: Detector, bounds: PGDSettings) -> Job[Att
             if step.values["p_fake"] < THRESHOLD:  # of the picture before this update
                 break
             assert step.preview is not None
-            made = step.preview.to(face)
+            made, updates = step.preview.to(face), count
             yield step
     finally:
         job.close()
@@ -62,7 +62,7 @@ def least_flip(face: Tensor, detector: Detector, bounds: PGDSettings) -> Job[Att
         detector,
         bounds,
         started=started,
-        iterations=count,
+        iterations=updates,
         image_count=count + judge.images,
         call_count=count + judge.calls,
     )

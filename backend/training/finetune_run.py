@@ -47,7 +47,7 @@ def finetune_encoder(
     losses = losses_here(inverter.template)
     for sentence in losses.left_out:
         on_step(Step(0, settings.steps, sentence))
-    task = FinetuneTask(training.pictures, settings, held_out.pictures[:8], inverter, losses)
+    task = FinetuneTask(training.pictures, settings, held_out.pictures, inverter, losses)
     before = task.psnr()
     folder = out / "finetune-run"
     run = finish(sheets.with_sheets(harness.train(task, folder, settings, log_every=1), folder), on_step)

@@ -198,7 +198,7 @@ METRICS = (
     Metric(
         "identity_retained",
         "Identity retention",
-        "share of the attacked pictures",
+        "share of the successes",
         "higher",
         "How often a face-recognition network calls both one person, by its own published rule.",
         "Dong et al. 2024 (Artifact-Eraser), arXiv 2404.08341, section 4",
