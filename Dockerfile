@@ -32,7 +32,8 @@ USER user
 ENV HOME=/home/user \
     GRADIO_SERVER_NAME=0.0.0.0 \
     GRADIO_SERVER_PORT=7860 \
-    WEIGHTS_CACHE=/home/user/weights
+    WEIGHTS_CACHE=/home/user/weights \
+    FETCH=off
 RUN if [ -n "$HUB_WEIGHTS" ]; then python -m backend weights fetch $HUB_WEIGHTS; fi
 RUN python -m backend weights verify
 

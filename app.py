@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 
-from backend import settings
+from backend import settings, visitors_files
 from backend.errors import UserError
 
 try:
@@ -17,6 +17,9 @@ try:
 except UserError as error:
     sys.stderr.write(f"{error}\n")
     sys.exit(2)
+
+if "GRADIO_TEMP_DIR" not in os.environ:  # what is uploaded and shown lies there; read when gradio is imported
+    os.environ["GRADIO_TEMP_DIR"] = str(visitors_files.private_folder())
 
 import gradio as gr
 
@@ -32,6 +35,7 @@ from tabs.trace_removal import TraceRemovalTab
 from tabs.where import WherePanel
 
 TITLE = "Is this face forged?"
+SESSIONS = 200  # each keeps half a megabyte until as many others came after it
 INTRODUCTION = (
     "Face-forgery detectors are programs that say whether a face in a photo is real or fake. "
     "This page shows what they say, how often they are wrong, and what would change their minds."
@@ -96,6 +100,7 @@ def main() -> None:
         mcp_server=False,
         app_kwargs={"routes": health.routes()},
         share=False,
+        state_session_capacity=SESSIONS,
         prevent_thread_lock=True,
     )
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a stop by the system tidies up too

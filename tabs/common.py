@@ -1,14 +1,13 @@
 """What all tabs share: how errors are said, how events queue, and how a photo comes in."""
 
-import atexit
 import contextlib
 import functools
+import hashlib
 import inspect
 import logging
 import os
 import secrets
 import shutil
-import tempfile
 import threading
 import time
 from abc import ABCMeta
@@ -22,7 +21,7 @@ import numpy as np
 from gradio.data_classes import ImageData
 from PIL import Image
 
-from backend import images, verdicts
+from backend import images, verdicts, visitors_files
 from backend.errors import UserError
 from backend.generators import inversion
 
@@ -163,11 +162,16 @@ def shown(photo: np.ndarray, side: int = SHOWN_SIDE) -> np.ndarray:
 
 def session_folder(request: gr.Request | None) -> Path:
     """Return a folder for one visitor's files, which are deleted when an hour has passed without another call."""
-    name = "".join(letter for letter in (getattr(request, "session_hash", None) or "api") if letter.isalnum())
-    folder = _downloads() / name
-    folder.mkdir(exist_ok=True)
+    folder = _folder_of(request)
+    folder.mkdir(parents=True, exist_ok=True)
     os.utime(folder)
     return folder
+
+
+def _folder_of(request: gr.Request | None) -> Path:
+    # Visitors choose what they are called by: as a hash it is one name of its own, whatever stands in it.
+    called = getattr(request, "session_hash", None) or "api"
+    return _downloads() / hashlib.sha256(called.encode(errors="replace")).hexdigest()
 
 
 def sweep(root: Path) -> None:
@@ -181,8 +185,7 @@ def sweep(root: Path) -> None:
 @functools.cache
 def _downloads() -> Path:
     """Return this process's own folder for downloads, closed to other users; it goes when the process ends."""
-    folder = Path(tempfile.mkdtemp(prefix="face-forgery-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    folder = visitors_files.private_folder()
     threading.Thread(target=_keep_sweeping, args=(folder,), name="sweep", daemon=True).start()
     return folder
 
@@ -195,7 +198,7 @@ def _keep_sweeping(root: Path) -> None:
 
 def forget(request: gr.Request) -> None:
     """Delete one visitor's downloads; called when the page is closed."""
-    shutil.rmtree(session_folder(request), ignore_errors=True)
+    shutil.rmtree(_folder_of(request), ignore_errors=True)
 
 
 def import_packages() -> None:

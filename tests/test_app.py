@@ -174,6 +174,9 @@ def test_downloads_are_private_and_go_with_visitor_and_process() -> None:
         "from types import SimpleNamespace as R; from tabs import common; "
         "one, two = (common.session_folder(R(session_hash=name)) for name in ('../a1', 'b2')); "
         "(one / 'x.zip').write_bytes(b'x'); (two / 'y.zip').write_bytes(b'y'); common.forget(R(session_hash='../a1')); "
+        "odd = [common.session_folder(R(session_hash=name)) for name in ('--', '', 'a-b', 'ab', '..', 'x' * 9999)]; "
+        "assert len(set(odd)) == len(odd) and all(folder.parent == one.parent for folder in odd); "
+        "[common.forget(R(session_hash=name)) for name in ('--', '..', '../..', '/', 'never seen')]; "
         "root = one.parent; mode = oct(root.stat().st_mode & 0o777); "
         "print(mode, root == two.parent, one.exists(), two.exists(), root)"
     )

@@ -37,12 +37,12 @@ def of_detector(name: str, picture: Tensor) -> np.ndarray:
     """
     detector = registry.load(name)
     seen: list[Tensor] = []
-    hook = detector.cam_module().register_forward_hook(lambda _module, _given, made: seen.append(made))
-    try:
-        with runtime.MODEL_LOCK:
+    with runtime.MODEL_LOCK:  # outside of it, the hook would see what others ask of the same detector
+        hook = detector.cam_module().register_forward_hook(lambda _module, _given, made: seen.append(made))
+        try:
             detector.logit_fake(picture.to(detector.mean.device))
-    finally:
-        hook.remove()
+        finally:
+            hook.remove()
     return seen[0].flatten(2).mean(2)[0].cpu().numpy().astype(np.float16)
 
 

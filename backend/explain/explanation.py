@@ -13,6 +13,7 @@ from backend.explain.methods import PRESETS, REFERENCES, Method, Preset, Referen
 from backend.explain.segments import rank
 
 NAMED = 3  # segments that a summary names
+MOST_SEED = 2**32 - 1  # of numpy
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,8 @@ class ExplainSettings:
             raise UserError("One segment cannot be compared with others.", "Use at least 2 segments.")
         if self.batch is not None and self.batch < 1:
             raise UserError("A batch holds at least one picture.", "Use a batch of 1 or more.")
-        if self.seed < 0:
-            raise UserError("The seed is negative.", "Use a seed of 0 or more.")
+        if not 0 <= self.seed <= MOST_SEED:
+            raise UserError(f"There is no seed {self.seed}.", f"Use a whole number from 0 to {MOST_SEED}.")
 
 
 @dataclass(frozen=True, eq=False)

@@ -96,10 +96,6 @@ def _row(entry: weights.Entry, *, verified: bool | None) -> Answer:
     }
 
 
-def _line(row: Answer) -> str:
-    return f"{row['name']:24} {row['state']:8} {row['profile']:9} {_size(row['bytes']):>12}  {row['licence']}"
-
-
 def _size(size: int) -> str:
     return f"{size / 1e6:,.1f} MB" if size else "size unknown"
 

@@ -26,7 +26,7 @@ def files_table() -> str:
     for name, entry in sorted(weights.entries().items()):
         if entry.profile != "embedded":
             continue
-        command = entry.source.split(",")[0]
+        command = entry.source.split(", on ")[0]
         lines.append(f"| {name} | {entry.bytes:,} | `{entry.sha256[:16]}` | `{command}` |")
     return "\n".join(lines)
 

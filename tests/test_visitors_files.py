@@ -1,0 +1,29 @@
+"""Where visitors' files lie, and that they go."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from backend import visitors_files
+
+
+@pytest.mark.skipif(os.name != "posix", reason="process numbers are asked for in the way of POSIX")
+def test_a_private_folder_goes_with_its_process_or_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    gone = subprocess.Popen([sys.executable, "-c", "pass"])
+    gone.wait()
+    killed = tmp_path / f"{visitors_files.PREFIX}{gone.pid}-x"  # its process is no more
+    before = tmp_path / f"{visitors_files.PREFIX}{os.getpid()}-x"  # our number, of a process before us
+    other = tmp_path / f"{visitors_files.PREFIX}{os.getppid()}-x"  # its process runs
+    strange = tmp_path / f"{visitors_files.PREFIX}notes-x"
+    for folder in (killed, before, other, strange):
+        folder.mkdir()
+        (folder / "photo.png").write_bytes(b"x")
+    first, second = visitors_files.private_folder(), visitors_files.private_folder()
+    assert first.stat().st_mode & 0o777 == 0o700
+    assert first.exists() and second.exists() and other.exists() and strange.exists()
+    assert not killed.exists() and not before.exists()
