@@ -1,5 +1,6 @@
 """Turn the bytes of a picture file into pixels and pixels into PNG, and nothing else."""
 
+import contextlib
 import functools
 import io
 from pathlib import Path
@@ -120,10 +121,9 @@ def _decode(content: bytes) -> np.ndarray:
 
 
 def _upright(picture: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(picture)
-    except Exception:  # noqa: BLE001 - a damaged camera record does not spoil the pixels
-        return picture
+    with contextlib.suppress(Exception):  # a damaged camera record does not spoil the pixels
+        ImageOps.exif_transpose(picture, in_place=True)
+    return picture
 
 
 def _to_rgb(picture: Image.Image) -> np.ndarray:
@@ -142,7 +142,8 @@ def _to_eight_bits(values: np.ndarray, *, sixteen: bool) -> np.ndarray:
     A 16-bit file says its range. A 32-bit one does not, so the usual full scales are tried, and the values' own
     range is used where none fits.
     """
-    scaled = np.nan_to_num(values.astype(np.float64), posinf=0.0, neginf=0.0)
+    # In place and in single precision: half a gigabyte less for the largest picture that is taken.
+    scaled = np.nan_to_num(values.astype(np.float32), copy=False, posinf=0.0, neginf=0.0)
     low, high = float(scaled.min()), float(scaled.max())
     if sixteen:
         full = 65535.0
@@ -152,5 +153,7 @@ def _to_eight_bits(values: np.ndarray, *, sixteen: bool) -> np.ndarray:
     else:
         full = 0.0
     if not full:
-        scaled, full = scaled - low, max(high - low, 1e-9)
-    return np.rint(scaled * (255 / full)).astype(np.uint8)
+        scaled -= low
+        full = max(high - low, 1e-9)
+    scaled *= 255 / full
+    return np.rint(scaled, out=scaled).astype(np.uint8)

@@ -12,11 +12,21 @@ PACKAGES = ("timm", "face-forgery-explained")
 
 
 def hashes(names: Iterable[str]) -> dict[str, str]:
-    """Return the recorded SHA-256 of those models that the registry knows, by name."""
+    """Return the SHA-256 of those models that the registry knows, by name.
+
+    Of a model of the Hub it is that of the file that was fetched, which may be one's own; empty where none was.
+    """
     if not (SETTINGS.weights_dir / "registry.toml").exists():
         return {}
     known = weights.entries()
-    return {name: known[name].sha256 for name in names if name in known}
+    return {name: _hash(known[name]) for name in names if name in known}
+
+
+def _hash(entry: weights.Entry) -> str:
+    if entry.profile != "hub":
+        return entry.sha256
+    receipt = entry.receipt()
+    return str(receipt.get("source_sha256") or receipt.get("sha256") or entry.sha256)
 
 
 def changed(used: Mapping[str, str]) -> list[str]:

@@ -13,6 +13,7 @@ from backend.views import Source
 
 WORDS = {"real": "Probably real", "fake": "Probably fake", "uncertain": "Uncertain"}
 TEMPLATE = "embedded"
+AT_ONCE = 16  # faces of a crowd that are judged together, between which others have their turn
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,14 @@ def judge(photo: np.ndarray, detectors: list[str] | None = None, *, template: st
     if not found:
         return []
     aligned = [alignment.align(photo, face, template, registry.EMBEDDED_SIZE) for face in found]
-    crops = torch.cat([images.to_tensor(one.crop) for one in aligned])
-    scores = p_fake(crops, detectors, [Source(photo, one) for one in aligned])
     judged = []
-    for index, one in enumerate(aligned):
-        own = {name: values[index] for name, values in scores.items()}
-        judged.append(JudgedFace(index + 1, one, faces.problem(one.face, photo.shape), own))
+    for start in range(0, len(aligned), AT_ONCE):
+        part = aligned[start : start + AT_ONCE]
+        crops = torch.cat([images.to_tensor(one.crop) for one in part])
+        scores = p_fake(crops, detectors, [Source(photo, one) for one in part])
+        for index, one in enumerate(part):
+            own = {name: values[index] for name, values in scores.items()}
+            judged.append(JudgedFace(start + index + 1, one, faces.problem(one.face, photo.shape), own))
     return judged
 
 
