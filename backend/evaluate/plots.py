@@ -125,7 +125,8 @@ def matrix(
 
     def draw(axes: Any) -> None:
         shade = axes.imshow(values, cmap="cividis", vmin=0, vmax=1, aspect="auto")
-        axes.set_xticks(range(len(columns)), columns, rotation=20 if len(columns) > 3 else 0)
+        slanted: dict[str, Any] = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if len(columns) > 3 else {}
+        axes.set_xticks(range(len(columns)), columns, **slanted)
         axes.set_yticks(range(len(rows)), rows)
         axes.grid(visible=False)
         for (row, column), value in np.ndenumerate(values):
