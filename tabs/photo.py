@@ -105,23 +105,18 @@ class PhotoStep:
         looking: dict[str, Any] = {**VERDICT, "show_progress_on": [self.photo]}
         below = [component for tab in tabs for component in tab.outputs()]
         begun = [self.photo, self.faces, *self.outputs(), *below]
-        chosen = self.gallery.select(answered(self._example), None, begun, **QUICK, **private).success(
+        self.gallery.select(answered(self._example), None, begun, **QUICK, **private).success(
             answered(self._look_where_needed),
             [self.photo, self.faces],
             begun,
             api_visibility="private",
             **looking,
         )
-        looking["trigger_mode"] = "always_last"  # another photo during the wait is looked at after it
-        uploaded = self.photo.upload(answered(self._look), self.photo, begun, **looking, **private)
+        self.photo.upload(answered(self._look), self.photo, begun, **looking, **private)
         self.photo.clear(self._forget, None, begun, **QUICK, **private)
         picked = [*self.outputs(), *below]
         self.which.input(answered(self._pick), [self.faces, self.which], picked, **QUICK, **private)
         self.found.select(answered(self._click), self.faces, picked, **QUICK, **private)
-        # A verdict on an earlier choice must not arrive after the next one.
-        self.gallery.select(None, cancels=[uploaded, chosen], api_visibility="private")
-        self.photo.upload(None, cancels=[chosen], api_visibility="private")
-        self.photo.clear(None, cancels=[uploaded, chosen], api_visibility="private")
 
     def _look(self, path: str | None) -> Updates:
         """Show what the detectors say about a new photo, or why nothing can be said."""
