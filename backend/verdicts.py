@@ -120,10 +120,11 @@ def how_often_wrong(card: Card) -> str:
     alarm = card.false_alarm()
     if alarm is None:
         return "How often this detector is wrong was not measured here."
-    misses = "; ".join(_miss(rate) for rate in card.misses() if not rate.kind.endswith("_real"))
+    misses = "; ".join(_share(rate) for rate in card.misses() if not rate.kind.endswith("_real"))
+    others = "".join(f", and {_share(rate)}" for rate in card.errors if rate.kind.endswith("_real"))
     return (
-        f"Calls {alarm.rate:.0%} of {alarm.count} real photographs fake. Misses {misses}. "
-        "On photographs from other sources it will be wrong more often."
+        f"Calls {alarm.rate:.0%} of {alarm.count} real photographs fake{others}. Misses {misses}. "
+        "On photographs from yet other sources it may be wrong more often."
     )
 
 
@@ -132,12 +133,14 @@ def how_often_wrong_in_short(card: Card) -> str:
     alarm = card.false_alarm()
     if alarm is None:
         return how_often_wrong(card)
-    said = f"Calls {alarm.rate:.0%} of real photographs fake"
+    alarms = [rate.rate for rate in card.errors if rate.kind == "real" or rate.kind.endswith("_real")]
+    range_ = f"{min(alarms):.0%} to {max(alarms):.0%}" if len(alarms) > 1 else f"{alarm.rate:.0%}"
+    said = f"Calls {range_} of real photographs fake{', by source' if len(alarms) > 1 else ''}"
     misses = [rate.rate for rate in card.misses() if not rate.kind.endswith("_real")]
     return f"{said}; misses {min(misses):.0%} to {max(misses):.0%} of fakes, by kind." if misses else f"{said}."
 
 
-def _miss(rate: ErrorRate) -> str:
+def _share(rate: ErrorRate) -> str:
     return f"{rate.rate:.0%} of {rate.count} {KINDS.get(rate.kind, rate.kind)}"
 
 

@@ -14,7 +14,7 @@ Updates = dict[Any, Any]
 DOUBTS = (
     "**How could this be wrong?** The search may change what the detector happens to react to and no person would "
     "notice; that shows a weakness of the detector, not a flaw of the face. Where the reconstruction is poor, the "
-    "generator cannot draw this face, and the change says little. Another detector, or another seed, may give another "
+    "generator cannot draw this face, and the change says little. Another detector, or other levels, may give another "
     "answer. None of this proves that a photo is real or fake."
 )
 

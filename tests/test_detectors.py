@@ -303,7 +303,7 @@ def test_errors_are_said_in_short(weights_folder: Path) -> None:
     errors = [("real", 0.1), ("swap", 0.4), ("sample", 0.02), ("ciplab_real", 0.9)]
     measured = replace(card, errors=tuple(cards.ErrorRate(kind, rate, 50, None) for kind, rate in errors))
     said = verdicts.how_often_wrong_in_short(measured)
-    assert said == "Calls 10% of real photographs fake; misses 2% to 40% of fakes, by kind."
+    assert said == "Calls 10% to 90% of real photographs fake, by source; misses 2% to 40% of fakes, by kind."
     assert verdicts.how_often_wrong_in_short(replace(card, errors=measured.errors[:1])).endswith("photographs fake.")
     assert "not measured here" in verdicts.how_often_wrong_in_short(replace(card, errors=()))
 

@@ -124,6 +124,7 @@ def test_saving_again_is_asked_of_both_pictures(detectors):
     told = resaves.in_words(before, found)
     assert "the one detector" in told and "0 after JPEG 90" in told and "0 after half size and back" in told
     assert "no verdict" in resaves.in_words({"toy": (0.9, 0.9)}, found)
+    assert "No detector called the face fake" in resaves.in_words({"toy": (0.1, 0.1)}, found)
 
 
 def test_a_detector_with_a_crop_of_its_own_sees_that_saved_again(detectors, monkeypatch):

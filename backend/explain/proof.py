@@ -169,7 +169,7 @@ class Proof:
         ]
         if self.settings.draws:
             falls = self.random_sufficiency[:, last]
-            parts.append(f"With as many pixels in random segments it is {float(falls.mean()):.2f} on average.")
+            parts.append(f"With as many pixels in random segments it falls by {float(falls.mean()):.2f} on average.")
             parts.append(_compared(fall, falls))
         if self.arbitrary:
             parts.append("All segments have the same score, so their order means nothing.")

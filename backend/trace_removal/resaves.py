@@ -94,6 +94,8 @@ def in_words(before: Mapping[str, tuple[float, float]], after: list[Resave]) -> 
         after: What `resave` returned.
     """
     left = [name for name, (original, removed) in before.items() if verdict(original) == "fake" != verdict(removed)]
+    if not any(verdict(original) == "fake" for original, _ in before.values()):
+        return "No detector called the face fake, so there is no verdict that saving again could bring back."
     if not left:
         return (
             "Every detector that called it fake still does, so there is no verdict that saving again could bring back."
