@@ -1,6 +1,6 @@
 """Installed detectors judge the forgery, not the file.
 
-Sixty pictures of each sort are enough to see a detector that lives on a shortcut. What is demanded of them comes
+Sixty pictures of most sorts are enough to see a detector that lives on a shortcut. What is demanded of them comes
 from what was measured on all of them when the detector was trained: the figures of its card and of its entry.
 """
 
@@ -63,7 +63,7 @@ def sets(shared_folder, originals, photographs, tmp_path_factory):
             for index, name in enumerate(wild.names)
             if name.startswith(f"{kind}/") and datasets.one_in(labelled.MEASURING_PART, name)
         ]
-        ciplab[kind] = measure.same_ending(wild.pictures[some(measuring)])
+        ciplab[kind] = measure.same_ending(wild.pictures[measuring])  # the faintest traces need all there are
     return {
         "swap": (measure.same_ending(swaps.pictures), measure.same_ending(own.pictures)),
         "reconstruction": (torch.from_numpy(np.stack(rendered)).permute(0, 3, 1, 2), photographs.pictures),
