@@ -139,7 +139,7 @@ def test_live_search(page: Page) -> None:
 def test_stop_leaves_what_was_there(page: Page) -> None:
     fake_example(page)
     set_option(page, "Steps at most", 300)
-    page.get_by_label("Margin (kappa)").first.fill("0.9")
+    page.get_by_label("Length of a step").first.fill("0.00001")  # so short that nothing is found meanwhile
     page.get_by_role("button", name=FIND).click()
     page.locator("svg.curve").wait_for()
     page.get_by_role("button", name="Stop", exact=True).click()
