@@ -112,7 +112,8 @@ class CounterfactualTab:
         run = self.find.click(
             answered(self._search), asked, self._search_outputs(), show_progress="hidden", **MODEL, **private
         )
-        run.then(self._idle, None, [self.find, self.stop], **QUICK, **private)
+        for ended in (run.then, run.failure):  # of the two, an error reaches only the second
+            ended(self._idle, None, [self.find, self.stop], **QUICK, **private)
         self.stop.click(self._stopped, None, [self.find, self.stop, self.note], cancels=[run], **QUICK, **private)
         self.running = [run]
         self.result.wire()

@@ -95,7 +95,8 @@ class EvaluateTab:
             **MODEL,
             **private,
         )
-        run.then(self._ended, None, [self.start, self.stop, self.progress], **QUICK, **private)
+        for ended in (run.then, run.failure):  # of the two, an error reaches only the second
+            ended(self._ended, None, [self.start, self.stop, self.progress], **QUICK, **private)
         self.stop.click(self._stopped, None, [self.start, self.stop, self.note], cancels=[run], **QUICK, **private)
         self.running = [run]
         self.quiz.wire(self.data)

@@ -128,7 +128,8 @@ class ExplainTab:
         pair = self.pair.wire(self.choice, self.detector, self.seed)
         self.running = [run, every, pair]
         for job in (run, every):
-            job.then(self._idle, None, [self.show, self.compare, self.stop], **QUICK, **private)
+            for ended in (job.then, job.failure):  # of the two, an error reaches only the second
+                ended(self._idle, None, [self.show, self.compare, self.stop], **QUICK, **private)
         self.stop.click(
             self._stopped,
             None,

@@ -58,7 +58,8 @@ class PairStep:
             **private,
             **MODEL,
         )
-        run.then(self._idle, None, [self.start, self.stop], **QUICK, **private)
+        for ended in (run.then, run.failure):  # of the two, an error reaches only the second
+            ended(self._idle, None, [self.start, self.stop], **QUICK, **private)
         self.stop.click(self._stopped, None, [self.start, self.stop, self.progress], cancels=[run], **QUICK, **private)
         return run
 

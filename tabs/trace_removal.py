@@ -75,7 +75,8 @@ class TraceRemovalTab:
         )
         self.running = [run, others]
         for job in self.running:
-            job.then(self._idle, None, [self.remove, self.compare], **QUICK, api_visibility="private")
+            for ended in (job.then, job.failure):  # of the two, an error reaches only the second
+                ended(self._idle, None, [self.remove, self.compare], **QUICK, api_visibility="private")
         self.result.wire()
 
     def _job_outputs(self) -> list[Any]:

@@ -92,7 +92,8 @@ class VideoStep:
             **MODEL,
             **private,
         )
-        run.then(self._idle, None, [self.find, self.stop], **QUICK, **private)
+        for ended in (run.then, run.failure):  # of the two, an error reaches only the second
+            ended(self._idle, None, [self.find, self.stop], **QUICK, **private)
         # The search is asked to end, and not cut off: what it has found by then is shown.
         self.stop.click(self._ask_to_stop, None, [self.stop, self.note], **QUICK, **private)
         # Another video comes only after this one was cleared. An event of its coming could end a search begun since.

@@ -49,7 +49,8 @@ class WherePanel:
         run = self.fetch.click(
             answered(self._fetch), self.model, self._outputs(), show_progress="hidden", **FETCH, **private
         )
-        run.then(self._idle, None, [self.fetch, self.stop], **QUICK, **private)
+        for ended in (run.then, run.failure):  # of the two, an error reaches only the second
+            ended(self._idle, None, [self.fetch, self.stop], **QUICK, **private)
         self.stop.click(
             self._stopped, None, [self.fetch, self.stop, self.note, self.progress], cancels=[run], **QUICK, **private
         )

@@ -149,6 +149,17 @@ def test_stop_leaves_what_was_there(page: Page) -> None:
     expect(page.get_by_role("heading", name=RESULT)).to_have_count(0)
 
 
+def test_an_error_gives_the_buttons_back(page: Page) -> None:
+    fake_example(page)
+    page.get_by_role("button", name="More options").locator("visible=true").first.click()
+    for letter in "SMD":
+        page.locator("label", has_text=f"{letter}: ").locator("visible=true").first.click()
+    page.get_by_role("button", name=FIND).click()
+    expect(page.get_by_text("No style level may change.")).to_be_visible()
+    expect(page.get_by_role("button", name=FIND)).to_be_enabled()
+    expect(page.get_by_role("button", name="Stop", exact=True)).to_be_disabled()
+
+
 def tab_to(page: Page, target: Locator, key: str = "Tab") -> None:
     """Press Tab, or Shift+Tab, until the target has the focus."""
     for _ in range(MAX_TABS):
