@@ -128,6 +128,12 @@ def answered(function: Callable[P, R]) -> Callable[P, R]:
     return call
 
 
+def at_the_end(job: Any, handler: Callable[[], Any], outputs: list[Any]) -> None:
+    """Call a handler without inputs when a job of events has ended, well or with an error."""
+    for ended in (job.then, job.failure):  # of the two, an error reaches only the second
+        ended(handler, None, outputs, **QUICK, api_visibility="private")
+
+
 def as_shown(error: Exception) -> gr.Error:
     """Turn an error into what the visitor reads; the details of an unexpected one go to the log only."""
     if isinstance(error, gr.Error):

@@ -17,7 +17,7 @@ from backend.generators.refinement import RefineSettings
 from backend.progress import Running, Step
 from backend.verdicts import JudgedFace
 from tabs import api, choosers, words
-from tabs.common import MODEL, QUICK, answered, live_face, photo_from, session_folder
+from tabs.common import MODEL, QUICK, answered, at_the_end, live_face, photo_from, session_folder
 from tabs.photo import PhotoStep
 from tabs.result import ResultStep
 from tabs.video import VideoStep
@@ -112,8 +112,7 @@ class CounterfactualTab:
         run = self.find.click(
             answered(self._search), asked, self._search_outputs(), show_progress="hidden", **MODEL, **private
         )
-        for ended in (run.then, run.failure):  # of the two, an error reaches only the second
-            ended(self._idle, None, [self.find, self.stop], **QUICK, **private)
+        at_the_end(run, self._idle, [self.find, self.stop])
         self.stop.click(self._stopped, None, [self.find, self.stop, self.note], cancels=[run], **QUICK, **private)
         self.running = [run]
         self.result.wire()

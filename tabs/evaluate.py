@@ -10,7 +10,7 @@ import gradio as gr
 from backend.errors import UserError
 from backend.evaluate import stored
 from backend.progress import Running, Step
-from tabs.common import MODEL, QUICK, answered, session_folder
+from tabs.common import MODEL, QUICK, answered, at_the_end, session_folder
 from tabs.explain_words import progress
 from tabs.quiz import Quiz
 
@@ -95,8 +95,7 @@ class EvaluateTab:
             **MODEL,
             **private,
         )
-        for ended in (run.then, run.failure):  # of the two, an error reaches only the second
-            ended(self._ended, None, [self.start, self.stop, self.progress], **QUICK, **private)
+        at_the_end(run, self._ended, [self.start, self.stop, self.progress])
         self.stop.click(self._stopped, None, [self.start, self.stop, self.note], cancels=[run], **QUICK, **private)
         self.running = [run]
         self.quiz.wire(self.data)

@@ -16,7 +16,7 @@ from backend.verdicts import JudgedFace
 from tabs import choosers
 from tabs import explain_tests as tests
 from tabs import explain_words as words
-from tabs.common import MODEL, QUICK, answered, photo_from, session_folder
+from tabs.common import MODEL, QUICK, answered, at_the_end, photo_from, session_folder
 from tabs.explain_pair import PairStep
 from tabs.explain_result import ExplainResult
 from tabs.photo import PhotoStep
@@ -128,8 +128,7 @@ class ExplainTab:
         pair = self.pair.wire(self.choice, self.detector, self.seed)
         self.running = [run, every, pair]
         for job in (run, every):
-            for ended in (job.then, job.failure):  # of the two, an error reaches only the second
-                ended(self._idle, None, [self.show, self.compare, self.stop], **QUICK, **private)
+            at_the_end(job, self._idle, [self.show, self.compare, self.stop])
         self.stop.click(
             self._stopped,
             None,

@@ -13,7 +13,7 @@ from backend.progress import Running, Step
 from tabs import explain_figures as figures
 from tabs import explain_tests as tests
 from tabs import explain_words as words
-from tabs.common import MODEL, QUICK, answered, photo_from, photo_input
+from tabs.common import MODEL, QUICK, answered, at_the_end, photo_from, photo_input
 from tabs.explain_result import enlarged, maps_grid
 from tabs.photo import PhotoStep
 
@@ -58,8 +58,7 @@ class PairStep:
             **private,
             **MODEL,
         )
-        for ended in (run.then, run.failure):  # of the two, an error reaches only the second
-            ended(self._idle, None, [self.start, self.stop], **QUICK, **private)
+        at_the_end(run, self._idle, [self.start, self.stop])
         self.stop.click(self._stopped, None, [self.start, self.stop, self.progress], cancels=[run], **QUICK, **private)
         return run
 

@@ -12,7 +12,7 @@ from backend.trace_removal.trnet import STRONGEST, WEAKEST
 from backend.verdicts import JudgedFace
 from backend.views import Source
 from tabs import trace_words as words
-from tabs.common import MODEL, QUICK, answered, photo_from, session_folder
+from tabs.common import MODEL, answered, at_the_end, photo_from, session_folder
 from tabs.limits import Limit
 from tabs.photo import PhotoStep
 from tabs.trace_result import TraceResult
@@ -75,8 +75,7 @@ class TraceRemovalTab:
         )
         self.running = [run, others]
         for job in self.running:
-            for ended in (job.then, job.failure):  # of the two, an error reaches only the second
-                ended(self._idle, None, [self.remove, self.compare], **QUICK, api_visibility="private")
+            at_the_end(job, self._idle, [self.remove, self.compare])
         self.result.wire()
 
     def _job_outputs(self) -> list[Any]:

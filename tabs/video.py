@@ -13,7 +13,7 @@ from backend.errors import UserError
 from backend.progress import Job, Running
 from tabs import choosers
 from tabs import video_words as words
-from tabs.common import MODEL, QUICK, answered, live_face, session_folder
+from tabs.common import MODEL, QUICK, answered, at_the_end, live_face, session_folder
 from tabs.limits import Limit
 from tabs.words import refusal
 
@@ -92,8 +92,7 @@ class VideoStep:
             **MODEL,
             **private,
         )
-        for ended in (run.then, run.failure):  # of the two, an error reaches only the second
-            ended(self._idle, None, [self.find, self.stop], **QUICK, **private)
+        at_the_end(run, self._idle, [self.find, self.stop])
         # The search is asked to end, and not cut off: what it has found by then is shown.
         self.stop.click(self._ask_to_stop, None, [self.stop, self.note], **QUICK, **private)
         # Another video comes only after this one was cleared. An event of its coming could end a search begun since.

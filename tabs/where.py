@@ -13,7 +13,7 @@ from backend.progress import Running, Step
 from backend.settings import SETTINGS
 from tabs import where_words as words
 from tabs.choosers import Choosers
-from tabs.common import FETCH, QUICK, answered
+from tabs.common import FETCH, QUICK, answered, at_the_end
 from tabs.words import refusal
 
 Updates = dict[Any, Any]
@@ -49,8 +49,7 @@ class WherePanel:
         run = self.fetch.click(
             answered(self._fetch), self.model, self._outputs(), show_progress="hidden", **FETCH, **private
         )
-        for ended in (run.then, run.failure):  # of the two, an error reaches only the second
-            ended(self._idle, None, [self.fetch, self.stop], **QUICK, **private)
+        at_the_end(run, self._idle, [self.fetch, self.stop])
         self.stop.click(
             self._stopped, None, [self.fetch, self.stop, self.note, self.progress], cancels=[run], **QUICK, **private
         )
