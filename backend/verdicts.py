@@ -134,8 +134,10 @@ def how_often_wrong_in_short(card: Card) -> str:
     if alarm is None:
         return how_often_wrong(card)
     alarms = [rate.rate for rate in card.errors if rate.kind == "real" or rate.kind.endswith("_real")]
-    range_ = f"{min(alarms):.0%} to {max(alarms):.0%}" if len(alarms) > 1 else f"{alarm.rate:.0%}"
-    said = f"Calls {range_} of real photographs fake{', by source' if len(alarms) > 1 else ''}"
+    least, most = f"{min(alarms):.0%}", f"{max(alarms):.0%}"
+    said = f"Calls {least} of real photographs fake"
+    if least != most:
+        said = f"Calls {least} to {most} of real photographs fake, by source"
     misses = [rate.rate for rate in card.misses() if not rate.kind.endswith("_real")]
     return f"{said}; misses {min(misses):.0%} to {max(misses):.0%} of fakes, by kind." if misses else f"{said}."
 
