@@ -206,7 +206,7 @@ class CounterfactualTab:
         """Return the updates of one step, and when a picture was shown last."""
         if "p_fake" in step.values:
             scores.append(step.values["p_fake"])
-        updates: Updates = {self.progress: words.progress(step, scores)}
+        updates: Updates = {self.progress: words.progress(step, words.curve(scores, step.total))}
         if step.preview is not None and time.monotonic() - framed > FRAME_SECONDS:
             framed = time.monotonic()
             updates[self.face] = images.to_array(step.preview)

@@ -11,8 +11,8 @@ from backend.errors import UserError
 from backend.evaluate import stored
 from backend.progress import Running, Step
 from tabs.common import MODEL, QUICK, answered, at_the_end, session_folder
-from tabs.explain_words import progress
 from tabs.quiz import Quiz
+from tabs.words import progress
 
 Updates = dict[Any, Any]
 HEADLINE = (
@@ -97,6 +97,16 @@ class EvaluateTab:
         )
         at_the_end(run, self._ended, [self.start, self.stop, self.progress])
         self.stop.click(self._stopped, None, [self.start, self.stop, self.note], cancels=[run], **QUICK, **private)
+        # What was found belongs to the pictures that stand beside it.
+        gr.on(
+            [self.data.upload, self.data.clear, self.use_sample.input],
+            self._forget,
+            None,
+            outputs,
+            cancels=[run],
+            **QUICK,
+            **private,
+        )
         self.running = [run]
         self.quiz.wire(self.data)
 
@@ -109,36 +119,37 @@ class EvaluateTab:
     def _stopped(self) -> Updates:
         return {**self._idle(), self.note: STOPPED}
 
+    def _forget(self) -> Updates:
+        """Return the updates that take away what was found."""
+        return {**self._ended(), self.note: "", self.found: "", self.download: gr.DownloadButton(visible=False)}
+
     def _run(self, path: str | None, protocol: str, use_sample: Any, request: gr.Request) -> Iterator[Updates]:
         """Run a protocol on a few pictures and show its report."""
         from backend.evaluate import report, runs
-        from backend.evaluate.data import open_data
         from backend.evaluate.page import article
         from backend.evaluate.protocols import registry
         from backend.evaluate.protocols.protocol import configured
-        from tabs.evaluate_files import LIMITS, folder_for, zipped
+        from tabs.evaluate_files import folder_for, pictures, run_folder, zipped
 
         if path is None and not use_sample:
             raise UserError("There are no pictures yet.", "Choose a zip file, or tick the bundled sample set.")
         yield {
+            **self._forget(),
             self.start: gr.Button(interactive=False),
             self.stop: gr.Button(interactive=True),
-            self.note: "",
             self.progress: progress(Step(0, 1, "The pictures are read.")),
-            self.found: "",
-            self.download: gr.DownloadButton(visible=False),
         }
         source = None if use_sample else Path(str(path))
         chosen = configured(registry.get(protocol), PRESET, {})
-        out = folder_for(session_folder(request), source, chosen)
-        data = open_data(source or _sample(out), out, LIMITS)
+        folder = folder_for(session_folder(request), source)
+        out, data = run_folder(folder, chosen), pictures(folder, source)
         with Running(runs.evaluate(chosen, data, out, resume=True)) as running:
             for step in running:
                 session_folder(request)  # a run is an event as long as it lasts: its files stay
                 yield {self.progress: progress(step)}
         made = running.result
-        pictures = "--data ZIP" if source else "--sample"
-        command = f"python -m backend evaluate {protocol} {pictures} --out DIR --preset {PRESET}"
+        given = "--data ZIP" if source else "--sample"
+        command = f"python -m backend evaluate {protocol} {given} --out DIR --preset {PRESET}"
         report.write(made, out, command)
         yield {
             **self._idle(),
@@ -192,9 +203,3 @@ def _outdated(made: Any) -> str:
     return (
         f"<p><strong>Measured with earlier weights of {names}; those of this app will give other numbers.</strong></p>"
     )
-
-
-def _sample(out: Path) -> Path:
-    from backend import samples
-
-    return samples.draw(out / "sample")

@@ -20,6 +20,7 @@ from tabs.common import MODEL, QUICK, answered, at_the_end, photo_from, session_
 from tabs.explain_pair import PairStep
 from tabs.explain_result import ExplainResult
 from tabs.photo import PhotoStep
+from tabs.words import progress
 
 Updates = dict[Any, Any]
 HEADLINE = (
@@ -192,7 +193,7 @@ class ExplainTab:
             self.compare: gr.Button(interactive=False),
             self.stop: gr.Button(interactive=True),
             self.note: "",
-            self.progress: words.progress(Step(0, 1, "The face is cut out.")),
+            self.progress: progress(Step(0, 1, "The face is cut out.")),
             **self.result.hide(),
         }
 
@@ -247,7 +248,7 @@ class ExplainTab:
         test = proof_settings(int(seed or 0), shortcut=shortcut) if proof else None
         with Running(explain_photo(photo, detector, settings, number, test)) as running:
             for step in running:
-                yield {self.progress: words.progress(step)}
+                yield {self.progress: progress(step)}
         yield {**self._idle(), self.progress: "", **self.result.show(running.result, guess, session_folder(request))}
 
     def _compare(
@@ -277,7 +278,7 @@ class ExplainTab:
         with Running(tests.tested_maps(compare_all, images.to_tensor(crop), loaded, settings)) as running:
             done: list[tests.Tested] = []
             for step in running:
-                updates: Updates = {self.progress: words.progress(step)}
+                updates: Updates = {self.progress: progress(step)}
                 if isinstance(step, Finished) and step.explanation is not None:
                     done.append(tests.tested(step, step.explanation))
                     updates |= self.result.show_grid(crop, done)

@@ -16,6 +16,7 @@ from tabs import explain_words as words
 from tabs.common import MODEL, QUICK, answered, at_the_end, photo_from, photo_input
 from tabs.explain_result import enlarged, maps_grid
 from tabs.photo import PhotoStep
+from tabs.words import progress
 
 if TYPE_CHECKING:
     from backend.explain.explanation import Explanation
@@ -60,6 +61,8 @@ class PairStep:
         )
         at_the_end(run, self._idle, [self.start, self.stop])
         self.stop.click(self._stopped, None, [self.start, self.stop, self.progress], cancels=[run], **QUICK, **private)
+        # What was found belongs to the photo that stands beside it.
+        gr.on([self.photo.upload, self.photo.clear], self.hide, None, self.outputs(), cancels=[run], **QUICK, **private)
         return run
 
     def outputs(self) -> list[Any]:
@@ -103,7 +106,7 @@ class PairStep:
             **self.hide(),
             self.start: gr.Button(interactive=False),
             self.stop: gr.Button(interactive=True),
-            self.progress: words.progress(Step(0, 1, "Both faces are cut out.")),
+            self.progress: progress(Step(0, 1, "Both faces are cut out.")),
         }
         loaded = registry.load(detector)
         real, fake = (
@@ -114,7 +117,7 @@ class PairStep:
         shown: list[tuple[Any, str]] = []
         with Running(compare_pair(images.to_tensor(real), images.to_tensor(fake), loaded, settings)) as running:
             for step in running:
-                updates: Updates = {self.progress: words.progress(step)}
+                updates: Updates = {self.progress: progress(step)}
                 if isinstance(step, Finished) and step.explanation is not None:
                     made: Explanation = step.explanation
                     caption = words.grid_caption(tests.tested(step, made), made.method.title)

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from backend.progress import Step
 from tabs.explain_tests import LAST, Tested
 from tabs.words import SCALE, table
 
@@ -75,9 +74,18 @@ def found(made: "ExplainedPhoto") -> str:
         )
     if explanation.caution:
         parts.append(explanation.caution)
-    if made.proof is not None and (better := made.proof.better_than_chance) is not None:
-        parts.append("The test below supports the map." if better else "The test below does not support the map.")
+    if made.proof is not None and (lead := made.proof.lead) is not None:
+        parts.append(f"The test below {support_in_words(lead)}.")
     return " ".join(parts)
+
+
+def support_in_words(lead: float) -> str:
+    """Say what a test does for its map, by how much further p_fake fell than in random places."""
+    from backend.explain.proof import LEAD
+
+    if lead <= 0:
+        return "does not support the map"
+    return "supports the map" if lead >= LEAD else "is too close to tell whether the map is right"
 
 
 def hidden_parts(made: "ExplainedPhoto") -> str:
@@ -90,15 +98,6 @@ def hidden_parts(made: "ExplainedPhoto") -> str:
     if made.difference is not None:
         parts.append(made.difference.caption)
     return "\n\n".join(part for part in parts if part)
-
-
-def progress(step: Step) -> str:
-    """Return where a running explanation stands."""
-    share = step.number / max(1, step.total)
-    return (
-        f'<div class="progress"><p>{escape(step.message)}</p>'
-        f'<progress max="1" value="{share:.3f}" aria-label="{share:.0%} done"></progress></div>'
-    )
 
 
 def guess_answer(made: "ExplainedPhoto", guess: str) -> str:

@@ -1,14 +1,14 @@
 """Steps 1 and 2, which all tabs share: choose a photo, and see what the detectors say about it."""
 
 from collections.abc import Sequence
-from operator import itemgetter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import gradio as gr
 import numpy as np
 from gradio.events import Dependency
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from backend import examples, images, verdicts
 from backend.errors import UserError
@@ -21,6 +21,8 @@ Updates = dict[Any, Any]
 CONVERTED_SIDE = 2200  # of pictures that browsers cannot show, in pixels
 BLUE = "#1d4ed8"
 MAX_LISTED = 12  # faces that are marked and can be picked
+NUMBER_SIZE = 1 / 22  # of the longer side, of the numbers beside several faces
+MOVING = "The picture moves; only its first frame was judged."
 
 RULES = (
     "Use a photo of yourself, or of someone who agreed. For teaching and research, not for commercial use. "
@@ -47,12 +49,24 @@ class PhotoTab(Protocol):
         """Return the updates that show the stored result of an example, where there is one."""
 
 
+@dataclass
+class Chosen:
+    """The photo that a visitor chose last, so that what is said of an earlier one never stands beside it.
+
+    Args:
+        path: Its file; None where there is no photo.
+    """
+
+    path: str | None = None
+
+
 class PhotoStep:
     """Layout and wiring of steps 1 and 2."""
 
     def __init__(self) -> None:
         self.examples = examples.load()
         self.faces = gr.State([])
+        self.chosen = gr.State(Chosen())  # changed in place, so that a handler under way sees it
         self.tabs: Sequence[PhotoTab] = ()
         gr.Markdown("## 1 Choose a photo")
         with gr.Row():
@@ -105,21 +119,30 @@ class PhotoStep:
         looking: dict[str, Any] = {**VERDICT, "show_progress_on": [self.photo]}
         below = [component for tab in tabs for component in tab.outputs()]
         begun = [self.photo, self.faces, *self.outputs(), *below]
-        self.gallery.select(answered(self._example), None, begun, **QUICK, **private).success(
-            answered(self._look_where_needed),
-            [self.photo, self.faces],
-            begun,
-            api_visibility="private",
-            **looking,
+        self.gallery.select(answered(self._example), self.chosen, begun, **QUICK, **private).success(
+            answered(self._look_where_needed), [self.chosen, self.faces], begun, api_visibility="private", **looking
         )
-        self.photo.upload(answered(self._look), self.photo, begun, **looking, **private)
-        self.photo.clear(self._forget, None, begun, **QUICK, **private)
+        self.photo.upload(self._choose, [self.chosen, self.photo], None, **QUICK, **private).success(
+            answered(self._look), self.chosen, begun, api_visibility="private", **looking
+        )
+        self.photo.clear(self._forget, self.chosen, begun, **QUICK, **private)
         picked = [*self.outputs(), *below]
         self.which.input(answered(self._pick), [self.faces, self.which], picked, **QUICK, **private)
         self.found.select(answered(self._click), self.faces, picked, **QUICK, **private)
 
-    def _look(self, path: str | None) -> Updates:
-        """Show what the detectors say about a new photo, or why nothing can be said."""
+    def _choose(self, chosen: Chosen, path: str | None) -> None:
+        chosen.path = path
+
+    def _look(self, chosen: Chosen) -> Updates:
+        """Show what the detectors say about the photo that was chosen, or why nothing can be said.
+
+        Nothing is shown where another was chosen in the meantime.
+        """
+        path = chosen.path
+        updates = self._seen(path)
+        return updates if chosen.path == path else {self.faces: gr.skip()}
+
+    def _seen(self, path: str | None) -> Updates:
         try:
             pixels = photo_from(path)
         except UserError as error:
@@ -131,15 +154,18 @@ class PhotoStep:
         updates = {self.faces: faces, **self.show(pixels, faces), **self._offer(faces[0] if faces else None)}
         if not as_uploaded:
             updates[self.photo] = pixels
+        if _moves(str(path)):
+            updates[self.said] = f"{MOVING} {updates[self.said]}"
         return updates
 
-    def _look_where_needed(self, path: str | None, faces: list[JudgedFace]) -> Updates:
+    def _look_where_needed(self, chosen: Chosen, faces: list[JudgedFace]) -> Updates:
         """Ask the detectors about an example whose stored result no longer fits them."""
-        return {self.faces: gr.skip()} if faces else self._look(path)
+        return {self.faces: gr.skip()} if faces else self._look(chosen)
 
-    def _example(self, event: gr.SelectData, request: gr.Request) -> Updates:
+    def _example(self, chosen: Chosen, event: gr.SelectData, request: gr.Request) -> Updates:
         """Show an example with its stored results."""
         example = self.examples[event.index]
+        chosen.path = str(example.photo_path)
         pixels = images.read(example.photo_path)
         updates: Updates = {self.photo: pixels, self.faces: []}
         if examples.stale(example):
@@ -157,7 +183,8 @@ class PhotoStep:
         number = int(event.index) + 1
         return {self.which: number, **self._pick(faces, number)}
 
-    def _forget(self) -> Updates:
+    def _forget(self, chosen: Chosen) -> Updates:
+        chosen.path = None
         return {self.faces: [], **self.hide(), **self._offer(None)}
 
     def _offer(self, face: JudgedFace | None) -> Updates:
@@ -166,14 +193,16 @@ class PhotoStep:
 
     def show(self, photo: np.ndarray, faces: Sequence[JudgedFace], number: int = 1) -> Updates:
         """Return the updates of step 2 for one of the faces, from 1."""
-        boxes: list[tuple[np.ndarray | tuple[int, int, int, int], str]] = [
-            (_box(photo, face), f"Face {face.number}") for face in faces[:MAX_LISTED]
-        ]
-        numbers = [(str(face.number), face.number) for face in faces[:MAX_LISTED]]
+        listed = faces[:MAX_LISTED]
+        boxes = [_box(photo, face) for face in listed]
+        labels = [f"Face {face.number}" for face in listed]
+        numbers = [(str(face.number), face.number) for face in listed]
         return {
             self.answer: gr.Column(visible=True),
             self.found: gr.AnnotatedImage(
-                (shown(photo), boxes), visible=True, color_map=dict.fromkeys(map(itemgetter(1), boxes), BLUE)
+                (_numbered(shown(photo), boxes), list(zip(boxes, labels, strict=True))),
+                visible=True,
+                color_map=dict.fromkeys(labels, BLUE),
             ),
             self.which: gr.Radio(numbers, value=number, visible=len(faces) > 1),
             **self.pick(faces, number),
@@ -208,12 +237,32 @@ class PhotoStep:
         return [self.answer, self.found, self.crop, self.which, self.said, self.verdicts]
 
 
+def _numbered(picture: np.ndarray, boxes: Sequence[tuple[int, int, int, int]]) -> np.ndarray:
+    """Write the number of every face at its upper left, where there are several."""
+    if len(boxes) < 2:
+        return picture
+    drawn = Image.fromarray(picture)
+    pen = ImageDraw.Draw(drawn)
+    font = ImageFont.load_default(max(11, round(max(picture.shape) * NUMBER_SIZE)))
+    for number, (x0, y0, _, _) in enumerate(boxes, 1):
+        _, _, right, lower = pen.textbbox((x0 + 3, y0 + 1), str(number), font=font)
+        pen.rectangle((x0, y0, right + 3, lower + 3), fill=BLUE)
+        pen.text((x0 + 3, y0 + 1), str(number), fill="white", font=font)
+    return np.asarray(drawn)
+
+
 def _box(photo: np.ndarray, face: JudgedFace) -> tuple[int, int, int, int]:
     """Return the box of a face in the shown photo, cut at its edges."""
     factor = min(1.0, SHOWN_SIDE / max(photo.shape[:2]))
     height, width = (max(1, round(side * factor)) for side in photo.shape[:2])
     x0, y0, x1, y1 = (round(value * factor) for value in face.aligned.face.box)
     return max(0, x0), max(0, y0), min(width, x1), min(height, y1)
+
+
+def _moves(path: str) -> bool:
+    """Return whether a file holds an animation; pages of a scan and a camera's previews are none."""
+    with Image.open(Path(path)) as picture:
+        return picture.format in {"GIF", "PNG", "WEBP", "AVIF"} and getattr(picture, "is_animated", False)
 
 
 def _is_shown_by_browsers(path: str) -> bool:

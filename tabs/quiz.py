@@ -75,13 +75,10 @@ class Quiz:
             )
 
     def _begin(self, path: str | None, request: gr.Request) -> Updates:
-        from backend import samples
-        from backend.evaluate.data import open_data
-        from tabs.evaluate_files import LIMITS
+        from tabs.evaluate_files import folder_for, pictures
 
-        workspace = session_folder(request) / "quiz"
-        source = Path(path) if path else samples.draw(workspace / "sample")
-        data = open_data(source, workspace / "zip" if path else workspace, LIMITS)
+        source = Path(path) if path else None
+        data = pictures(folder_for(session_folder(request), source), source)
         chosen = data.select(QUESTIONS // 2 + max(0, QUESTIONS // 2 - len(data.reals)), QUESTIONS // 2, 0)
         wanted = list(verdicts.by_crop())
         found = [(one, self._cut(data.path(one.name), wanted)) for one in chosen.samples]

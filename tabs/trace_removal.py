@@ -11,11 +11,11 @@ from backend.progress import Job, Running, Step
 from backend.trace_removal.trnet import STRONGEST, WEAKEST
 from backend.verdicts import JudgedFace
 from backend.views import Source
-from tabs import trace_words as words
 from tabs.common import MODEL, answered, at_the_end, photo_from, session_folder
 from tabs.limits import Limit
 from tabs.photo import PhotoStep
 from tabs.trace_result import TraceResult
+from tabs.words import progress
 
 Updates = dict[Any, Any]
 HEADLINE = (
@@ -114,7 +114,7 @@ class TraceRemovalTab:
             self.remove: gr.Button(interactive=False),
             self.compare: gr.Button(interactive=False),
             self.note: "",
-            self.progress: words.progress(Step(0, 1, "The face is looked for.")),
+            self.progress: progress(Step(0, 1, "The face is looked for.")),
             **self.result.hide(),
         }
 
@@ -147,5 +147,5 @@ class TraceRemovalTab:
     def _watched(self, job: Job[Any]) -> Any:
         with Running(job) as running:
             for step in running:
-                yield {self.progress: words.progress(step)}
+                yield {self.progress: progress(step)}
         return running.result

@@ -6,13 +6,10 @@ from typing import TYPE_CHECKING, Any
 from backend.detectors import registry
 from backend.detectors.card import verdict
 from backend.verdicts import how_often_wrong_in_short
-from tabs.explain_words import progress
 from tabs.words import SIGNS, table
 
 if TYPE_CHECKING:
     from backend.trace_removal.comparison import Comparison
-
-__all__ = ["progress"]
 
 DOUBTS = (
     "**How could this be wrong?** TR-Net is small and was trained on a few thousand pairs; what it leaves standing may "

@@ -15,7 +15,7 @@ from tabs import choosers
 from tabs import video_words as words
 from tabs.common import MODEL, QUICK, answered, at_the_end, live_face, session_folder
 from tabs.limits import Limit
-from tabs.words import refusal
+from tabs.words import progress, refusal
 
 if TYPE_CHECKING:
     from backend.counterfactual.film import FilmSearch
@@ -177,7 +177,7 @@ class VideoStep:
                     return None
                 if time.monotonic() - framed > FRAME_SECONDS:
                     framed = time.monotonic()
-                    updates: Updates = {self.progress: words.progress(step, search.frames() if search else ())}
+                    updates: Updates = {self.progress: progress(step, words.scores(search.frames()) if search else "")}
                     if step.preview is not None:
                         updates[self.face] = images.to_array(step.preview)
                     yield updates

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from backend.detectors import registry
 from backend.detectors.card import verdict
-from backend.progress import Step
 from tabs.words import SCALE, table
 
 if TYPE_CHECKING:
@@ -17,15 +16,6 @@ LEGEND = (
     "<p>Scores, frame by frame: <strong>○ before</strong> (dashed line) and <strong>● after</strong> (full line). The "
     "dashed line at 0.5 is where the verdict turns. A gap is a frame that was skipped.</p>"
 )
-
-
-def progress(step: Step, frames: Sequence["FilmFrame"]) -> str:
-    """Return where a running search stands, with the scores so far."""
-    share = step.number / max(1, step.total)
-    return (
-        f'<div class="progress"><p>{escape(step.message)}</p>'
-        f'<progress max="1" value="{share:.3f}" aria-label="{share:.0%} done"></progress>{scores(frames)}</div>'
-    )
 
 
 def scores(frames: Sequence["FilmFrame"]) -> str:

@@ -14,7 +14,7 @@ from backend.settings import SETTINGS
 from tabs import where_words as words
 from tabs.choosers import Choosers
 from tabs.common import FETCH, QUICK, answered, at_the_end
-from tabs.words import refusal
+from tabs.words import progress, refusal
 
 Updates = dict[Any, Any]
 FRAME_SECONDS = 0.25  # between two messages of a download, which reports every block
@@ -92,7 +92,7 @@ class WherePanel:
             self.fetch: gr.Button(interactive=False),
             self.stop: gr.Button(interactive=True),
             self.note: "",
-            self.progress: words.progress(Step(0, 1, "The Hub is asked.")),
+            self.progress: progress(Step(0, 1, "The Hub is asked.")),
         }
         framed = 0.0
         try:
@@ -100,7 +100,7 @@ class WherePanel:
                 for step in running:
                     if time.monotonic() - framed > FRAME_SECONDS:
                         framed = time.monotonic()
-                        yield {self.progress: words.progress(step)}
+                        yield {self.progress: progress(step)}
         except UserError as error:
             yield {**self._idle(), self.progress: refusal(error, "Not fetched")}
             return

@@ -5,7 +5,6 @@ from html import escape
 
 from backend import runtime
 from backend.hub.catalogue import Model
-from backend.progress import Step
 from backend.settings import SETTINGS
 
 PROFILES = {
@@ -73,15 +72,6 @@ def size(model: Model) -> str:
         return "not known"
     text = f"{model.bytes / 1e6:,.0f} MB" if model.bytes >= 1e6 else f"{model.bytes / 1e3:,.0f} kB"
     return f"about {text}" if model.about else text
-
-
-def progress(step: Step) -> str:
-    """Return how far a download is."""
-    share = step.number / max(1, step.total)
-    return (
-        f'<div class="progress"><p>{escape(step.message)}</p>'
-        f'<progress max="1" value="{share:.3f}" aria-label="{share:.0%} done"></progress></div>'
-    )
 
 
 def _can_be_fetched(model: Model) -> bool:

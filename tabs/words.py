@@ -9,13 +9,16 @@ from backend.counterfactual.bundle import Bundle
 from backend.counterfactual.levels import WORDS
 from backend.counterfactual.regions import RegionChange
 from backend.detectors import registry
-from backend.detectors.card import Card, verdict
+from backend.detectors.card import THRESHOLD, UNCERTAIN_MARGIN, Card, verdict
 from backend.errors import UserError
 from backend.progress import Step
 from backend.verdicts import JudgedFace, how_often_wrong, how_often_wrong_in_short, in_words
 
 SCALE = "(0 = real, 1 = fake)"
 SIGNS = {"fake": "▲", "real": "●", "uncertain": "?"}  # so that colour is never the only carrier
+UNCERTAIN = (
+    f"A score between {THRESHOLD - UNCERTAIN_MARGIN:.2f} and {THRESHOLD + UNCERTAIN_MARGIN:.2f} is called uncertain."
+)
 COUNTED = {"fake": ("says", "say", "fake"), "real": ("says", "say", "real"), "uncertain": ("is", "are", "uncertain")}
 NO_FACE = "No face was found in this picture. Use a photo in which a face is upright, well lit and seen from the front."
 
@@ -37,7 +40,7 @@ def answer(faces: Sequence[JudgedFace], number: int) -> str:
     )
     head = (
         f"<p>Of {len(calls)} detectors, {counts}. Each of them can be wrong; how often stands beside its "
-        "verdict, and on photographs from other sources more often.</p>"
+        f"verdict, and on photographs from other sources more often. {UNCERTAIN}</p>"
     )
     cards = "".join(_card(registry.card(name), score) for name, score in face.p_fake.items())
     return f'{head}<div class="cards">{cards}</div>'
@@ -92,13 +95,12 @@ def listing(items: Iterable[str]) -> str:
     return "<ul>" + "".join(f"<li>{escape(item)}</li>" for item in items) + "</ul>"
 
 
-def progress(step: Step, scores: Sequence[float]) -> str:
-    """Return where a running search stands: step, sentence and the curve of p_fake so far."""
-    label = f"Step {step.number} of at most {step.total}"
+def progress(step: Step, below: str = "") -> str:
+    """Return where a running job stands, with HTML `below` the bar, such as a curve."""
+    share = step.number / max(1, step.total)
     return (
-        f'<div class="progress"><p><strong>{label}.</strong> {escape(step.message)}</p>'
-        f'<progress max="{max(1, step.total)}" value="{step.number}" aria-label="{label}"></progress>'
-        f"{curve(scores, step.total)}</div>"
+        f'<div class="progress"><p>{escape(step.message)}</p>'
+        f'<progress max="1" value="{share:.3f}" aria-label="{share:.0%} done"></progress>{below}</div>'
     )
 
 

@@ -81,7 +81,7 @@ def test_one_map_with_everything_that_belongs_to_it(tab, tmp_path):
     shown = tab.result
     assert last[shown.one].visible and not last[shown.grid].visible
     assert "these places speak most for “fake”: 1 " in last[shown.summary]
-    assert "The test below supports the map" in last[shown.summary]
+    assert "The test below is too close to tell" in last[shown.summary]
     assert "You guessed: nose" in last[shown.guessed]
     assert "for fake: " in last[shown.scale] and "for real: -" in last[shown.scale]
     assert "Random places" in last[shown.proof] and "Sufficiency@3" in last[shown.proof]

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,8 +9,9 @@ from backend.attacks.pgd import PGDSettings
 from backend.errors import UserError
 from backend.explain.deletion import WHY_MISLEADING, CurveSettings, curves, filled
 from backend.explain.pairs import PairSettings, prove_pair
-from backend.explain.proof import ProofSettings, prove, random_masks
+from backend.explain.proof import LEAD, ProofSettings, prove, random_masks
 from backend.progress import finish
+from tabs.explain_words import support_in_words
 from tests.linear_toys import Asked, weighted_detector
 from tests.toys import grey, hooks
 
@@ -121,13 +123,27 @@ def test_a_map_no_better_than_chance_is_called_so():
     assert "no better than chance" in proof(-SALIENCY, tops=(1,), draws=6).summary
 
 
+def test_a_small_lead_counts_for_nothing():
+    found = proof(tops=(1,), draws=2)
+    fall = float(found.sufficiency)
+    for lead, said in (
+        (LEAD + 0.01, "supports the map"),
+        (LEAD - 0.01, "is too close to tell whether the map is right"),
+        (-0.01, "does not support the map"),
+    ):
+        one = replace(found, random_sufficiency=torch.full((2, 1), fall - lead))
+        assert one.lead == pytest.approx(lead, abs=1e-6) and support_in_words(one.lead) == said
+        assert ("too small to count" in one.summary) == (0 < lead < LEAD)
+    assert proof(tops=(1,), draws=0).lead is None
+
+
 def test_a_face_that_is_called_real_is_not_attacked():
     toy = detector(constant=-1.0)
     asked = Asked(toy)
     found = finish(prove(FACE, toy, SALIENCY, quarters()))
     assert asked.batches == [1] and found.already_real
     assert (found.sufficiency == 0).all() and torch.equal(found.images, FACE.repeat(3, 1, 1, 1))
-    assert "called real" in found.summary
+    assert "not called fake" in found.summary
 
 
 def test_too_few_positive_segments_have_no_result():

@@ -243,10 +243,11 @@ class _State:
 
     def message(self, number: int) -> str:
         """Say where the search stands, for the progress line."""
+        step = f"Step {number} of at most {self.settings.steps}"
         if len(self.faces) == 1:
-            return f"Step {number}: p_fake is {float(self.now_p[0]):.2f}."
+            return f"{step}: p_fake is {float(self.now_p[0]):.2f}."
         done, wanted = int(self.passed.sum()), int((~self.already_real).sum())
-        return f"Step {number}: {done} of {wanted} faces passed the margin."
+        return f"{step}: {done} of {wanted} faces passed the margin."
 
     def values(self) -> dict[str, float]:
         """Return the numbers that curves show."""

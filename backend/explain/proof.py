@@ -22,6 +22,7 @@ from backend.errors import UserError
 from backend.explain.segments import rank, segment_scores, top_mask
 from backend.progress import Job
 
+LEAD = 0.05  # in p_fake; a map that is ahead of random places by less may be so by chance
 ITERATIONS = 50  # of an attack for evaluation; explanations take 80
 # Of the white-box shortcut. PGD does not stop where the verdict turns, so with the budget of NES every place would do.
 SHORTCUT_DELTA = 4 / 255  # of pixels in [0, 1]
@@ -136,8 +137,8 @@ class Proof:
         return self.random_sufficiency.mean(0)
 
     @property
-    def better_than_chance(self) -> bool | None:
-        """Whether the score falls further than on average in random places; None without a result or a control."""
+    def lead(self) -> float | None:
+        """How much further the score falls than on average in random places; None without a result or a control."""
         falls = [
             (top, float(fall), float(random))
             for top, fall, random in zip(
@@ -148,13 +149,13 @@ class Proof:
         if self.already_real or not falls:
             return None
         _, fall, random = max(falls)
-        return fall > random
+        return fall - random
 
     @property
     def summary(self) -> str:
         """Say in plain words what came out, with the direction of the number."""
         if self.already_real:
-            return f"p_fake is {self.p_before:.2f}: the face is called real, so there is no verdict to attack."
+            return f"p_fake is {self.p_before:.2f}: the face is not called fake, so there is no verdict to attack."
         tested = [place for place in range(len(self.settings.tops)) if not self.p_after[place].isnan()]
         if not tested:
             return "Too few segments speak for the verdict, so there is nothing to attack."
@@ -280,6 +281,8 @@ def _attack(images: Tensor, detector: Detector, settings: NESSettings | PGDSetti
 
 def _compared(fall: float, random: Tensor) -> str:
     """Say what the controls (D,) mean for the map."""
-    if fall <= float(random.mean()):
+    lead = fall - float(random.mean())
+    if lead <= 0:
         return "The map does no better than chance on this face: do not trust it."
-    return f"The map does better than {int((random < fall).sum())} of {len(random)} random rankings."
+    beaten = f"The map does better than {int((random < fall).sum())} of {len(random)} random rankings"
+    return f"{beaten}, but its lead is too small to count." if lead < LEAD else f"{beaten}."

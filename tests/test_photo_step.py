@@ -1,0 +1,79 @@
+"""Steps 1 and 2 of every tab: what is shown of a photo, and that it is the photo that was chosen last."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import gradio as gr
+import numpy as np
+import pytest
+
+from backend.alignment import AlignedFace
+from backend.faces import Face
+from backend.verdicts import JudgedFace
+from tabs import photo
+from tabs.photo import BLUE, MOVING, Chosen, PhotoStep
+from tests import pictures
+
+RGB = tuple(bytes.fromhex(BLUE[1:]))
+
+
+def judged(number: int, box: tuple[int, int, int, int]) -> JudgedFace:
+    crop = np.zeros((8, 8, 3), np.uint8)
+    found = AlignedFace(crop, np.eye(2, 3), "embedded", resampled=False, face=Face(box, 1.0, np.zeros((5, 2))))
+    return JudgedFace(number, found, None, {})
+
+
+@pytest.fixture
+def step(monkeypatch):
+    monkeypatch.setattr(photo.examples, "load", list)
+    with gr.Blocks():
+        return PhotoStep()
+
+
+def written(folder: Path, name: str, content: bytes) -> str:
+    (folder / name).write_bytes(content)
+    return str(folder / name)
+
+
+def test_a_verdict_on_an_earlier_photo_is_not_shown(step, tmp_path, monkeypatch):
+    first, second = (written(tmp_path, f"{name}.png", pictures.encode(pictures.ramp(), "PNG")) for name in "ab")
+    chosen = Chosen()
+    step._choose(chosen, first)
+
+    def slow(_):
+        step._choose(chosen, second)  # while the detectors are asked about the first
+        return [judged(1, (4, 4, 30, 30))]
+
+    monkeypatch.setattr(photo.verdicts, "judge", slow)
+    assert set(step._look(chosen)) == {step.faces}
+    monkeypatch.setattr(photo.verdicts, "judge", lambda _: [judged(1, (4, 4, 30, 30))])
+    assert len(step._look(chosen)[step.faces]) == 1
+
+
+def test_an_example_is_the_photo_chosen_last(step, tmp_path, monkeypatch):
+    path = tmp_path / "example.png"
+    path.write_bytes(pictures.encode(pictures.ramp(), "PNG"))
+    chosen = Chosen("upload")
+    step.examples = [SimpleNamespace(photo_path=path)]
+    monkeypatch.setattr(photo.examples, "stale", lambda _: True)
+    step._example(chosen, SimpleNamespace(index=0), None)
+    assert chosen.path == str(path)
+    step._forget(chosen)
+    assert chosen.path is None
+
+
+def test_several_faces_carry_their_numbers():
+    plain = np.full((300, 300, 3), 200, np.uint8)
+    boxes = [(20, 30, 120, 130), (160, 40, 240, 120)]
+    picture = photo._numbered(plain, boxes)
+    for x0, y0, *_ in boxes:
+        assert tuple(picture[y0, x0]) == RGB
+        assert (picture[y0 : y0 + 15, x0 : x0 + 12] > 240).all(-1).any()  # of the number itself
+    assert np.array_equal(photo._numbered(plain, boxes[:1]), plain)
+
+
+@pytest.mark.parametrize(("kind", "moves"), [("GIF", True), ("WEBP", True), ("TIFF", False)])
+def test_of_an_animation_it_is_said_that_only_the_first_frame_was_judged(step, tmp_path, monkeypatch, kind, moves):
+    monkeypatch.setattr(photo.verdicts, "judge", lambda _: [judged(1, (4, 4, 30, 30))])
+    path = written(tmp_path, f"picture.{kind.lower()}", pictures.animation(kind))
+    assert step._look(Chosen(path))[step.said].startswith(MOVING) == moves
