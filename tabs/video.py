@@ -185,13 +185,14 @@ class VideoStep:
 
     def _show(self, film: "Film", folder: Path) -> Updates:
         made, packed = folder / "counterfactual.mp4", folder / "counterfactual-frames.zip"
-        made.write_bytes(film.mp4)
+        if film.mp4:
+            made.write_bytes(film.mp4)
         packed.write_bytes(film.zip())
         return {
             self.note: "",
             self.result: gr.Column(visible=True),
             self.summary: film.summary,
-            self.made: str(made),
+            self.made: gr.Video(str(made) if film.mp4 else None, visible=bool(film.mp4)),
             self.scores: words.scores(film.frames),
             self.table: words.frame_table(film.frames),
             self.others: words.retest(film),

@@ -87,7 +87,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str) -> s
         f'<tr><th scope="row">{escape(first)}</th>' + "".join(f"<td>{escape(cell)}</td>" for cell in rest) + "</tr>"
         for first, *rest in rows
     )
-    return f'<table class="facts"><caption>{escape(caption)}</caption><tr>{top}</tr>{body}</table>'
+    return f'<table class="facts"><caption><span>{escape(caption)}</span></caption><tr>{top}</tr>{body}</table>'
 
 
 def listing(items: Iterable[str]) -> str:

@@ -82,12 +82,20 @@ def test_the_saved_video_is_judged_as_it_is(detector):
     assert "In the saved video it is" in made.summary
 
 
-def test_the_zip_has_every_frame_marked_and_the_scores(detector):
+def test_where_nothing_changed_there_is_no_video_and_no_mark(detector):
+    made = finish(searched(100, 100).run())
+    assert made.mp4 == b"" and not made.changed and "no video was made" in made.summary
+    with zipfile.ZipFile(io.BytesIO(made.zip())) as packed:
+        assert np.array_equal(images.read(packed.read("frames/001.png")), made.pictures[0])
+
+
+def test_the_zip_has_every_changed_frame_marked_and_the_scores(detector):
     made = finish(searched(200, 5).run())
     with zipfile.ZipFile(io.BytesIO(made.zip())) as packed:
         assert set(packed.namelist()) == {"record.json", "summary.txt", "frames/001.png", "frames/002.png"}
         record = json.loads(packed.read("record.json"))
-        first = images.read(packed.read("frames/001.png"))
+        first, second = (images.read(packed.read(f"frames/00{number}.png")) for number in (1, 2))
+    assert np.array_equal(second, made.pictures[1])  # as it came
     assert record == json.loads(json.dumps(made.record(), allow_nan=False))
     assert record["frames"][0]["p_original"] > 0.5 and record["frames"][1]["skipped"] == NO_FACE
     assert np.array_equal(first[:180], made.pictures[0][:180]) and not np.array_equal(first, made.pictures[0])

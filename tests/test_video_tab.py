@@ -64,7 +64,7 @@ def test_the_result_is_a_marked_video_its_scores_and_its_frames(step, path):
     assert any(step.face in updates and updates[step.face] is not None for updates in before)
     assert last[step.find].interactive and not last[step.stop].interactive and last[step.result].visible
     assert "8 of 8 frames on the side of fake; 8 of these went over" in last[step.summary]
-    assert Path(last[step.made]).read_bytes()[4:8] == b"ftyp"
+    assert Path(last[step.made].value["path"]).read_bytes()[4:8] == b"ftyp"
     with zipfile.ZipFile(io.BytesIO(Path(last[step.download]).read_bytes())) as packed:
         assert len(packed.namelist()) == 10
     assert last[step.scores].count("<circle") == 16 and last[step.table].count('scope="row"') == 8

@@ -140,6 +140,8 @@ class FilmSearch:
             versions=made_with.versions(),
             seconds=time.perf_counter() - self._started,
         )
+        if not film.changed:
+            return film
         save = provenance.marked_mp4 if self.marked else provenance.mp4
         content = save(film.pictures, film.rate, film.record())
         saved = self._judge_saved(content)

@@ -41,8 +41,8 @@ def run(options: argparse.Namespace, settings: SearchSettings, on_step: Callable
 
 
 def _write(film: Film, out: Path, answer: dict[str, Any], *, marked: bool) -> dict[str, str]:
-    contents = {
-        "video": ("counterfactual.mp4", film.mp4),
+    video_file = {"video": ("counterfactual.mp4", film.mp4)} if film.mp4 else {}
+    contents = video_file | {
         "frames": ("frames.zip", film.zip(marked=marked)),
         "result": ("result.json", json.dumps(answer, indent=1).encode()),
     }

@@ -78,7 +78,7 @@ class Film:
         frames: What was found, frame by frame.
         pictures: The frames with the changed face in them, uint8 (H, W, 3), without a mark; those that were not
             searched are as they were.
-        mp4: The same as an MP4 file, marked unless this was not wanted.
+        mp4: The same as an MP4 file, marked unless this was not wanted; empty where no frame was changed.
         rate: Frames a second.
         source: Seconds, frames a second, width and height of the file.
         retested: What the detectors that were not searched against say of the same frames.
@@ -115,6 +115,11 @@ class Film:
         return [frame for frame in self.frames if not frame.skipped]
 
     @property
+    def changed(self) -> list[FilmFrame]:
+        """Return the frames that were called fake to begin with, and so were changed."""
+        return [frame for frame in self.searched if (frame.p_original or 0) >= THRESHOLD]
+
+    @property
     def searched_against(self) -> CalledFake:
         """Return the same shares for the detector that was searched against."""
         scores = [(frame.p_original or 0.0, frame.p_counterfactual or 0.0) for frame in self.searched]
@@ -123,8 +128,7 @@ class Film:
     @property
     def summary(self) -> str:
         """Tell in one paragraph of plain words what happened."""
-        found = self.searched
-        fake = [frame for frame in found if (frame.p_original or 0) >= THRESHOLD]
+        found, fake = self.searched, self.changed
         taken, size = len(self.frames), self.pictures[0].shape
         how = f"{self.rate:.2g} a second, {size[1]} by {size[0]} pixels"
         parts = [
@@ -135,7 +139,8 @@ class Film:
         parts += [f"{_frames(count)} skipped: {_within(reason)}" for reason, count in skipped.most_common(3)]
         if not fake:
             parts.append(
-                f"The detector {self.detector} put none of the other frames on the side of fake, so nothing changed."
+                f"The detector {self.detector} put none of the other frames on the side of fake, so nothing changed "
+                "and no video was made."
             )
             return " ".join(parts)
         flipped = sum(frame.flipped for frame in found)
@@ -189,9 +194,10 @@ class Film:
         }
 
     def zip(self, *, marked: bool = True) -> bytes:
-        """Return a zip file with the record and every frame as PNG, marked unless this is not wanted."""
+        """Return a zip file with the record and every frame as PNG, those that were changed with a mark if wanted."""
         pictures = {f"frames/{number:03d}": picture for number, picture in enumerate(self.pictures, 1)}
-        return packing.zipped(self.record(), pictures, own=() if marked else pictures)
+        changed = {f"frames/{frame.number:03d}" for frame in self.changed}
+        return packing.zipped(self.record(), pictures, own=pictures.keys() - changed if marked else pictures)
 
     @staticmethod
     def _scores(frames: list[FilmFrame]) -> list[list[float]]:

@@ -35,6 +35,8 @@ figure { margin: 0; } figure img { max-width: 100%; height: auto; } figcaption {
 .limits { border: 2px solid #1a1a1a; padding: .5rem 1rem; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f3f3f3; padding: .6rem; }
 dt { font-weight: 600; } dd { margin: 0 0 .5rem 1rem; }
+@media screen and (max-width: 640px) {
+  caption span { display: inline-block; position: sticky; left: 0; max-width: calc(100vw - 3rem); } }
 @media print { body { max-width: none; font-size: 10pt; } .scroll { overflow: visible; } table { font-size: 7.5pt; }
   th, td { white-space: normal; } figure, tr { break-inside: avoid; } }
 """
@@ -124,7 +126,7 @@ def _table(table: Table) -> str:
         body = [f'<tr><td colspan="{len(table.columns)}" class="text">Nothing was measured.</td></tr>']
     note = f'<p class="note">{escape(table.note)}</p>' if table.note else ""
     return (
-        f'<div class="scroll"><table id="{escape(table.name)}"><caption>{escape(table.title)}</caption>'
+        f'<div class="scroll"><table id="{escape(table.name)}"><caption><span>{escape(table.title)}</span></caption>'
         f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>{note}"
     )
 
