@@ -11,8 +11,9 @@ import time
 from pathlib import Path
 
 from backend import samples
-from backend.evaluate import engines, runs
-from backend.evaluate.data import Dataset, open_data
+from backend.evaluate import engine_choice, runs
+from backend.evaluate.data import Dataset
+from backend.evaluate.layouts import open_data
 from backend.evaluate.protocols.detectors import DetectorsConfig, DetectorsProtocol
 
 DETECTORS = ("xception", "efficientnet_b4", "mesoinception4")
@@ -23,7 +24,7 @@ def main() -> None:
     """Measure one of both."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=("throughput", "memory"))
-    parser.add_argument("--engine", choices=engines.ENGINES, default="local")
+    parser.add_argument("--engine", choices=engine_choice.ENGINES, default="local")
     parser.add_argument("--items", type=int)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -39,7 +40,9 @@ def throughput(data: Dataset, folder: Path, engine: str, items: int) -> None:
     """Print items a second with one worker and with two, from when their models are loaded."""
     speeds = []
     for workers in (1, 2):
-        job = runs.evaluate(protocol(data, items), data, folder / f"{workers}", engine=engines.engine(engine, workers))
+        job = runs.evaluate(
+            protocol(data, items), data, folder / f"{workers}", engine=engine_choice.engine(engine, workers)
+        )
         times = [time.perf_counter() for step in job if step.number > 0]
         settled = times[2 * workers :]  # every worker has loaded its models
         speeds.append((len(settled) - 1) / (settled[-1] - settled[0]))

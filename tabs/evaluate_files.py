@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from backend import samples
 from backend.evaluate.archives import Limits
-from backend.evaluate.data import Dataset, open_data
+from backend.evaluate.data import Dataset
+from backend.evaluate.layouts import open_data
 from backend.weights import file_hash
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from backend.errors import UserError
-from backend.evaluate import archives, data
+from backend.evaluate import archives, layouts
 from backend.evaluate.archives import Limits, unpack
 from tests import pictures
 
@@ -47,12 +47,12 @@ def test_a_plain_zip_is_unpacked_and_leftovers_are_named(tmp_path):
     assert found.files == 3
     assert len(found.left_out) == 3
     assert (tmp_path / "out/set/real/a.png").read_bytes() == PNG
-    opened = data.open_data(tmp_path / "a.zip", tmp_path / "run")
+    opened = layouts.open_data(tmp_path / "a.zip", tmp_path / "run")
     assert [(sample.name, sample.label, sample.pair) for sample in opened.samples] == [
         ("fake/swap/a.png", "fake", "real/a.png"),
         ("real/a.png", "real", ""),
     ]
-    again = data.open_data(tmp_path / "a.zip", tmp_path / "run")  # a resumed run finds it unpacked
+    again = layouts.open_data(tmp_path / "a.zip", tmp_path / "run")  # a resumed run finds it unpacked
     assert again == opened
 
 
@@ -174,9 +174,9 @@ def test_a_name_that_is_a_file_and_a_folder_is_refused(tmp_path):
 def test_another_zip_is_never_taken_for_the_one_before(tmp_path):
     """A zip that was mended, or another one, must not be measured by what was unpacked first."""
     packed(tmp_path / "a.zip", {"set/real/a.png": PNG})
-    data.open_data(tmp_path / "a.zip", tmp_path / "run")
+    layouts.open_data(tmp_path / "a.zip", tmp_path / "run")
     packed(tmp_path / "a.zip", {"set/real/b.png": PNG})
-    assert list(data.open_data(tmp_path / "a.zip", tmp_path / "run").by_name) == ["real/b.png"]
+    assert list(layouts.open_data(tmp_path / "a.zip", tmp_path / "run").by_name) == ["real/b.png"]
 
 
 def test_a_name_that_is_too_long_is_refused(tmp_path):
@@ -214,7 +214,7 @@ def test_a_damaged_zip_is_refused(tmp_path):
 def test_a_zip_without_pictures_is_one_sentence(tmp_path):
     packed(tmp_path / "a.zip", {"notes.txt": b"x"})
     with pytest.raises(UserError, match=r"a\.zip holds neither real/ and fake/"):
-        data.open_data(tmp_path / "a.zip", tmp_path / "run")
+        layouts.open_data(tmp_path / "a.zip", tmp_path / "run")
 
 
 def test_limits_default_to_the_app_s_own():

@@ -8,7 +8,8 @@ from PIL import Image
 
 from backend.errors import UserError
 from backend.evaluate import crops
-from backend.evaluate.data import Dataset, Sample, open_data
+from backend.evaluate.data import Dataset, Sample
+from backend.evaluate.layouts import open_data
 from tests import pictures
 from tests.toy_protocol import write_picture
 

@@ -15,7 +15,7 @@ from backend.detectors import registry as detector_registry
 from backend.detectors.card import Detector
 from backend.errors import UserError
 from backend.evaluate import crops, report, rows, runs
-from backend.evaluate.data import open_data
+from backend.evaluate.layouts import open_data
 from backend.evaluate.protocols import faithfulness, faithfulness_tables, paired, proofs
 from backend.evaluate.protocols.protocol import configured
 from backend.evaluate.store import Store

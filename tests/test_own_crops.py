@@ -11,7 +11,7 @@ from backend.attacks import fgsm
 from backend.detectors import registry
 from backend.detectors.looking import Looking
 from backend.evaluate import edits
-from backend.evaluate.data import open_data
+from backend.evaluate.layouts import open_data
 from backend.evaluate.protocols import counterfactual, trace_removal
 from backend.progress import finish
 from backend.trace_removal import comparison

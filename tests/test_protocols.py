@@ -9,7 +9,7 @@ import pytest
 from backend.detectors import registry as detector_registry
 from backend.errors import UserError
 from backend.evaluate import corruptions, edits, runs
-from backend.evaluate.data import open_data
+from backend.evaluate.layouts import open_data
 from backend.evaluate.metrics import identity
 from backend.evaluate.protocols import counterfactual, detectors, registry
 from backend.evaluate.protocols.protocol import PRESETS, configured

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from backend.errors import UserError
-from backend.evaluate import engines, ray_engine, report, rows, runs
+from backend.evaluate import engine_choice, engines, ray_engine, report, rows, runs
 from backend.evaluate.store import FILE, Outcome, Store
 from backend.progress import finish
 from backend.settings import ROOT
@@ -219,7 +219,7 @@ def test_a_preset_counts_only_pictures_that_can_be_used(tmp_path):
 
 def test_if_nothing_can_be_measured_the_first_reason_is_given(tmp_path):
     write_picture(tmp_path / "data/real/white.png", 255)
-    from backend.evaluate.data import open_data
+    from backend.evaluate.layouts import open_data
 
     with pytest.raises(UserError, match="The picture is white"):
         evaluated(ToyProtocol(ToyConfig()), open_data(tmp_path / "data", tmp_path), tmp_path / "out")
@@ -314,7 +314,7 @@ def test_stopping_ends_all_workers(reference, tmp_path):
 def test_processes_give_the_same_rows_and_survive_a_death(reference, tmp_path):
     data, out, _ = reference
     protocol = ToyProtocol(ToyConfig(deadly="fake/swap/1.png", survived=str(tmp_path / "survived")))
-    found = evaluated(protocol, data, tmp_path / "out", engine=engines.engine("local", 2))
+    found = evaluated(protocol, data, tmp_path / "out", engine=engine_choice.engine("local", 2))
     assert (tmp_path / "survived").exists()  # a worker did die
     assert stored(tmp_path / "out") == stored(out)
     assert levels(found) == EXPECTED
@@ -326,7 +326,7 @@ def test_ray_gives_the_same_rows_and_survives_a_death(reference, tmp_path):
     pytest.importorskip("ray", reason="ray is optional (requirements-ray.txt)")
     data, out, _ = reference
     protocol = ToyProtocol(ToyConfig(deadly="fake/swap/1.png", survived=str(tmp_path / "survived")))
-    found = evaluated(protocol, data, tmp_path / "out", engine=engines.engine("ray", 1))
+    found = evaluated(protocol, data, tmp_path / "out", engine=engine_choice.engine("ray", 1))
     assert (tmp_path / "survived").exists()
     assert stored(tmp_path / "out") == stored(out)
     assert levels(found) == EXPECTED
@@ -345,7 +345,7 @@ def test_a_ray_that_does_not_start_is_one_sentence(reference, tmp_path, monkeypa
 
     monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=init, shutdown=lambda: ended.append(1)))
     with pytest.raises(UserError, match=sentence):
-        evaluated(ToyProtocol(ToyConfig()), reference[0], tmp_path, engine=engines.engine("ray", 1, address))
+        evaluated(ToyProtocol(ToyConfig()), reference[0], tmp_path, engine=engine_choice.engine("ray", 1, address))
     assert len(asked) == len(ended) == tries
 
 
@@ -359,9 +359,9 @@ def test_every_worker_finds_room_on_one_gpu(gpus, workers, share):
 
 def test_an_engine_that_does_not_exist_is_one_sentence():
     with pytest.raises(UserError, match="no engine cloud"):
-        engines.engine("cloud")
+        engine_choice.engine("cloud")
     with pytest.raises(UserError, match="-1 workers"):
-        engines.engine("local", -1)
+        engine_choice.engine("local", -1)
 
 
 def test_rows_keep_arrays_and_refuse_nan():

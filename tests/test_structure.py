@@ -1,6 +1,7 @@
 """Rules about the code itself: which way imports point, and how long files are."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 
@@ -28,8 +29,13 @@ LAYERS = {
 }
 
 
-def imported(path):
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+def imported(path, *, for_types=True):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    typing = [node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)]
+    left_out = set() if for_types else {inner for node in typing for inner in ast.walk(node)}
+    for node in ast.walk(tree):
+        if node in left_out:
+            continue
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -53,6 +59,16 @@ def test_imports_point_one_way(path):
                 assert layer(name) <= here, f"{relative} imports {name}"
         else:
             assert name != "app"
+
+
+def test_imports_go_in_no_circle():
+    own = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in FILES}
+    graph = {
+        name: {found if found in own else found.rpartition(".")[0] for found in imported(path, for_types=False)}
+        - {name}
+        for name, path in own.items()
+    }
+    tuple(graphlib.TopologicalSorter(graph).static_order())  # raises an error that names the circle
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -12,8 +12,8 @@ from scipy.signal import wiener
 from backend import weights
 from backend.detectors import registry as detector_registry
 from backend.errors import UserError
-from backend.evaluate import engines, published, removers, report, runs
-from backend.evaluate.data import open_data
+from backend.evaluate import engine_choice, engines, published, removers, report, runs
+from backend.evaluate.layouts import open_data
 from backend.evaluate.metrics import traces
 from backend.evaluate.protocols import trace_removal, trace_removal_rows, trace_removal_tables
 from backend.evaluate.protocols.trace_removal import TraceRemovalConfig, TraceRemovalProtocol
@@ -281,10 +281,10 @@ def test_every_engine_and_a_resumed_run_give_equal_rows(tmp_path):
     job.close()
     finish(runs.evaluate(protocol, data, tmp_path / "resumed", resume=True))
     assert same(rows_of(tmp_path / "resumed"), whole)
-    finish(runs.evaluate(protocol, data, tmp_path / "processes", engine=engines.engine("local", 1)))
+    finish(runs.evaluate(protocol, data, tmp_path / "processes", engine=engine_choice.engine("local", 1)))
     assert same(rows_of(tmp_path / "processes"), whole)
     pytest.importorskip("ray", reason="ray is optional (requirements-ray.txt)")
-    finish(runs.evaluate(protocol, data, tmp_path / "ray", engine=engines.engine("ray", 1)))
+    finish(runs.evaluate(protocol, data, tmp_path / "ray", engine=engine_choice.engine("ray", 1)))
     assert same(rows_of(tmp_path / "ray"), whole)
 
 

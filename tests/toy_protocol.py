@@ -13,7 +13,7 @@ from backend import images
 from backend.alignment import AlignedFace
 from backend.errors import UserError
 from backend.evaluate import plots
-from backend.evaluate.data import open_data
+from backend.evaluate.layouts import open_data
 from backend.evaluate.metrics.metric import mean
 from backend.evaluate.plots import Series
 from backend.evaluate.protocols.protocol import Config, Protocol, item

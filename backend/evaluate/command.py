@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from backend import arguments
-from backend.evaluate import engines, everything, report, runs
-from backend.evaluate.data import open_data
+from backend.evaluate import engine_choice, everything, report, runs
 from backend.evaluate.files import without_folders
+from backend.evaluate.layouts import open_data
 from backend.evaluate.protocols import registry
 from backend.evaluate.protocols.protocol import configured
 from backend.progress import Step, finish
@@ -36,7 +36,7 @@ def run(
         )
     protocol = configured(registry.get(options.protocol), options.preset, arguments.changes(options.set))
     earlier = None if options.compare is None else report.load_of(protocol.name, options.compare)
-    engine = engines.engine(options.engine, options.workers, options.ray_address)
+    engine = engine_choice.engine(options.engine, options.workers, options.ray_address)
     dataset = open_data(draw_sample(options.out / "sample") if options.sample else options.data, options.out)
     on_step(Step(0, 0, f"Settings: {json.dumps(vars(protocol.config))}"))
     found = finish(

@@ -9,7 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from backend.errors import UserError
 from backend.evaluate import archives
 from backend.weights import file_hash
 
@@ -134,29 +133,6 @@ class Dataset:
         return digest.hexdigest()
 
 
-def open_data(source: Path, workspace: Path, limits: archives.Limits | None = None) -> Dataset:
-    """Read the pictures of a folder, or of a zip, which is unpacked below `workspace / "data"` first.
-
-    Args:
-        source: A folder in one of the layouts of `layouts.py`, or a zip file of one.
-        workspace: Where a zip is unpacked, once; another zip gets a folder of its own.
-        limits: What a zip may hold.
-
-    Raises:
-        UserError: There is no such file, the zip is refused, or no layout fits.
-    """
-    from backend.evaluate import layouts  # it builds what this file defines
-
-    if not source.exists():
-        raise UserError(f"There is no folder or zip file named {source.name}.", "Check its name, or choose it again.")
-    folder = source
-    if source.is_file():
-        folder = workspace / "data" / file_hash(source)[:16]
-        if not folder.exists():
-            archives.unpack(source, folder, limits)
-    return layouts.read(_inner(folder), source.resolve().name)
-
-
 def files(folder: Path) -> list[str]:
     """Return the paths of all files below a folder, relative and with forward slashes, sorted."""
     found = []
@@ -175,15 +151,6 @@ def skip_reason(name: str) -> str | None:
     if suffix in VIDEOS:
         return "It is a video; extract its frames first."
     return "Its name does not end like a picture's."
-
-
-def _inner(folder: Path) -> Path:
-    """Go down while there is only one folder: zips often hold a folder that holds the data."""
-    while True:
-        inside = [path for path in folder.iterdir() if not path.name.startswith((".", "__MACOSX"))]
-        if len(inside) != 1 or not inside[0].is_dir() or inside[0].name.lower() in ("real", "fake"):
-            return folder
-        folder = inside[0]
 
 
 class Choice:

@@ -23,7 +23,6 @@ from backend.evaluate.files import without_folders
 from backend.evaluate.protocols.protocol import Item, Protocol
 from backend.evaluate.store import Outcome
 
-ENGINES = ("local", "ray")
 ATTEMPTS = 3  # at an item during which its worker died
 Outcomes = Generator[Outcome, None, None]
 GIVEN_UP = 3  # items in a row that no worker outlived: then it is not the items
@@ -37,30 +36,6 @@ class Engine(Interface):
     def run(self, protocol: Protocol, data: Dataset, items: Sequence[Item]) -> Outcomes:
         """Yield what became of every item, as it finishes; closing the iterator stops the workers."""
         ...
-
-
-def engine(name: str, workers: int | None = None, address: str | None = None) -> Engine:
-    """Return an engine by its name.
-
-    Args:
-        name: `local` or `ray`.
-        workers: How many workers; 0 does everything in this process; None takes one for each GPU, else for each core.
-        address: Address of a Ray cluster; None starts one on this machine.
-
-    Raises:
-        UserError: There is no such engine, or it is not installed.
-    """
-    if workers is not None and workers < 0:
-        raise UserError(f"There cannot be {workers} workers.", "Use 0 to work in this process, or a number from 1.")
-    if name == "ray":
-        from backend.evaluate.ray_engine import RayEngine
-
-        return RayEngine(workers, address)
-    if name != "local":
-        raise UserError(f"There is no engine {name}.", f"Use one of: {', '.join(ENGINES)}.")
-    if workers == 0:
-        return InProcess()
-    return Processes(workers or devices())
 
 
 def devices() -> int:

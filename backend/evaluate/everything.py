@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from backend.errors import UserError
-from backend.evaluate import engines, report, runs, stored
+from backend.evaluate import engine_choice, report, runs, stored
 from backend.evaluate.data import Dataset
 from backend.evaluate.protocols import registry
 from backend.evaluate.protocols.protocol import Protocol, configured
@@ -43,7 +43,7 @@ def run(
     work = options.out / RUNS
     if work.exists() and not options.resume:
         raise UserError("The folder holds unfinished runs.", "Go on with them by --resume, or name another with --out.")
-    engine = engines.engine(options.engine, options.workers, options.ray_address)
+    engine = engine_choice.engine(options.engine, options.workers, options.ray_address)
     dataset = read(work)
     summaries, left_out, files = {}, {}, {}
     for protocol in protocols:

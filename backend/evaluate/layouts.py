@@ -9,9 +9,32 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePosixPath
 
 from backend.errors import UserError
+from backend.evaluate import archives
 from backend.evaluate.data import Dataset, Label, Sample, Skipped, files, skip_reason
+from backend.weights import file_hash
 
 Found = tuple[list[Sample], list[Skipped], str]
+
+
+def open_data(source: Path, workspace: Path, limits: archives.Limits | None = None) -> Dataset:
+    """Read the pictures of a folder, or of a zip, which is unpacked below `workspace / "data"` first.
+
+    Args:
+        source: A folder in one of the layouts below, or a zip file of one.
+        workspace: Where a zip is unpacked, once; another zip gets a folder of its own.
+        limits: What a zip may hold.
+
+    Raises:
+        UserError: There is no such file, the zip is refused, or no layout fits.
+    """
+    if not source.exists():
+        raise UserError(f"There is no folder or zip file named {source.name}.", "Check its name, or choose it again.")
+    folder = source
+    if source.is_file():
+        folder = workspace / "data" / file_hash(source)[:16]
+        if not folder.exists():
+            archives.unpack(source, folder, limits)
+    return read(_inner(folder), source.resolve().name)
 
 
 def read(folder: Path, title: str) -> Dataset:
@@ -40,6 +63,15 @@ def read(folder: Path, title: str) -> Dataset:
         f"{title} holds neither real/ and fake/ nor a data set that is known here.",
         "Put the pictures into two folders named real and fake.",
     )
+
+
+def _inner(folder: Path) -> Path:
+    """Go down while there is only one folder: zips often hold a folder that holds the data."""
+    while True:
+        inside = [path for path in folder.iterdir() if not path.name.startswith((".", "__MACOSX"))]
+        if len(inside) != 1 or not inside[0].is_dir() or inside[0].name.lower() in ("real", "fake"):
+            return folder
+        folder = inside[0]
 
 
 def _plain(_folder: Path, names: list[str]) -> Found:

@@ -80,3 +80,18 @@ def test_quiz_sets_a_score_beside_the_detectors(page: Page) -> None:
         expect(page.get_by_text(f"Face {place + 1} of {count}")).to_be_visible()
         page.get_by_role("button", name="Fake", exact=True).click()
     expect(page.get_by_role("rowheader", name="You", exact=True)).to_be_visible()
+
+
+def test_what_a_run_found_goes_with_its_pictures(page: Page) -> None:
+    open_tab(page, "Evaluate")
+    open_tab(page, "Your own pictures")
+    sample = page.get_by_label("Use the bundled sample set instead")
+    sample.check()
+    page.get_by_role("button", name=re.compile("^Run it on up to")).click()
+    heading = page.get_by_role("heading", name="What cannot be concluded").locator("visible=true")
+    heading.wait_for(timeout=240_000)
+    expect(page.get_by_text("Download tables, plots and page").locator("visible=true")).to_be_visible()
+    assert violations(page) == []
+    sample.uncheck()
+    expect(heading).to_have_count(0)
+    expect(page.get_by_text("Download tables, plots and page").locator("visible=true")).to_have_count(0)
