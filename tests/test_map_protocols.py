@@ -14,7 +14,7 @@ from backend import images
 from backend.detectors import registry as detector_registry
 from backend.detectors.card import Detector
 from backend.errors import UserError
-from backend.evaluate import crops, report, rows, runs
+from backend.evaluate import crops, memory, report, rows, runs
 from backend.evaluate.layouts import open_data
 from backend.evaluate.protocols import faithfulness, faithfulness_tables, paired, proofs
 from backend.evaluate.protocols.protocol import configured
@@ -72,9 +72,9 @@ def toys(**models):
         patch.setattr(crops, "problem", lambda data, name: None)
         pair = lambda data, name, size, **_: (read(data, data.by_name[name].pair, size), read(data, name, size))  # noqa: E731
         patch.setattr(paired, "crop_pair", pair)
-        faithfulness._adversarial.cache_clear()
+        memory.forget()
         yield
-        faithfulness._adversarial.cache_clear()
+        memory.forget()
 
 
 def evaluated(protocol, data, out, **options):

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from backend.errors import UserError
-from backend.evaluate import engine_choice, engines, ray_engine, report, rows, runs
+from backend.evaluate import engine_choice, engines, memory, ray_engine, report, rows, runs
 from backend.evaluate.store import FILE, Outcome, Store
 from backend.progress import finish
 from backend.settings import ROOT
@@ -387,3 +387,21 @@ def test_an_outcome_replaces_a_failed_one(tmp_path):
         store.add(Outcome("b", "done", "[]", "", 1.0, ""), session, 3.0)
     assert store.finished() == {"a"}
     store.close()
+
+
+def test_a_run_forgets_the_pictures_at_its_end(reference, tmp_path):
+    asked = []
+
+    @memory.remembered(4)
+    def kept(name):
+        asked.append(name)
+
+    kept("one"), kept("one")
+    assert asked == ["one"]
+    job = runs.evaluate(ToyProtocol(ToyConfig()), reference[0], tmp_path)
+    next(job)
+    kept("one")
+    assert asked == ["one"]
+    job.close()
+    kept("one")
+    assert asked == ["one", "one"]

@@ -1,6 +1,5 @@
 """The face of a sample, found and cut out as the app does it with a photo."""
 
-import functools
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ from backend.alignment import AlignedFace
 from backend.detectors import registry
 from backend.errors import UserError
 from backend.evaluate.data import Dataset
+from backend.evaluate.memory import remembered
 from backend.views import Source
 
 SIZE = registry.EMBEDDED_SIZE
@@ -62,7 +62,7 @@ def crop_pair(
     return aligned, alignment.align(made, other, template, size)
 
 
-@functools.lru_cache(maxsize=_KEPT)
+@remembered(_KEPT)
 def _cut(path: Path, size: int, template: str) -> AlignedFace:
     photo = images.read(path)
     return alignment.align(photo, _found(photo), template, size)

@@ -13,6 +13,7 @@ from typing import Any
 
 from backend import made_with
 from backend.errors import UserError
+from backend.evaluate import memory
 from backend.evaluate.data import Dataset
 from backend.evaluate.engines import Engine, InProcess
 from backend.evaluate.plots import Figure
@@ -80,7 +81,13 @@ def evaluate(
     Raises:
         UserError: `out` holds a run already, or one with other settings, pictures or models; or every item failed.
     """
-    engine = engine or InProcess()
+    try:
+        return (yield from _evaluated(protocol, data, out, engine or InProcess(), resume=resume))
+    finally:
+        memory.forget()
+
+
+def _evaluated(protocol: Protocol, data: Dataset, out: Path, engine: Engine, *, resume: bool) -> Job[Evaluation]:
     if (out / FILE).exists() and not resume:
         raise UserError("The folder holds a run already.", "Go on with it by --resume, or name another with --out.")
     yield Step(0, len(data.samples), "The pictures are chosen.")

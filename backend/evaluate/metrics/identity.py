@@ -5,7 +5,6 @@ FaceNet are used where their files were fetched from the Hub; without them dlib'
 package face-recognition-models. Scores of different networks cannot be compared, so tables name the network.
 """
 
-import functools
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from backend import identity_dlib, images, weights
+from backend.evaluate.memory import remembered
 from backend.evaluate.metrics.metric import Metric
 from backend.runtime import device, loaded
 
@@ -152,7 +152,7 @@ def _dlib() -> Recogniser | None:
     network = dlib.face_recognition_model_v1(str(file))
     landmarks = dlib.shape_predictor(str(file.parent / LANDMARKS))
 
-    @functools.lru_cache(maxsize=_KEPT)
+    @remembered(_KEPT)
     def embedded(content: bytes, height: int, width: int, template: str) -> np.ndarray:
         array = np.frombuffer(content, np.uint8).reshape(height, width, 3)
         left, top, right, bottom = FOUND[template]

@@ -1,6 +1,5 @@
 """Whether maps name the places that a detector uses: four perturbation methods, each with two references."""
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -15,6 +14,7 @@ from backend.errors import UserError
 from backend.evaluate import crops, published_maps
 from backend.evaluate.crops import crop
 from backend.evaluate.data import Dataset
+from backend.evaluate.memory import remembered
 from backend.evaluate.plots import Figure
 from backend.evaluate.protocols import faithfulness_tables, proofs
 from backend.evaluate.protocols.proofs import ProofConfig
@@ -218,7 +218,7 @@ def _attacked(pixels: bytes, side: int, detector: str, settings: ExplainSettings
     return _adversarial(pixels, side, detector, replace(settings, method="lime", reference="adversarial"))
 
 
-@functools.lru_cache(maxsize=_KEPT)
+@remembered(_KEPT)
 def _adversarial(pixels: bytes, side: int, detector: str, settings: ExplainSettings) -> Attacked:
     face = images.to_tensor(np.frombuffer(pixels, dtype=np.uint8).reshape(side, side, 3).copy())
     return finish(attack_job(face, registry.load(detector), settings))
