@@ -236,6 +236,16 @@ def test_accuracy_beside_the_paper_counts_a_picture_once():
     assert found.low == 0 and found.high == 1
 
 
+def test_stability_compares_the_map_with_that_of_a_face_that_differs_a_little(tmp_path):
+    protocol = configured(faithfulness.FaithfulnessProtocol, "quick", FAITHFUL | {"stability": True, "fakes": 1})
+    with toys(first=first()):
+        _, tables = evaluated(protocol, faithful_data(tmp_path / "data"), tmp_path / "out")
+    # The detector is linear, so its maps are the same wherever the face is.
+    for name in ("LIME", "SHAP", "SOBOL", "RISE"):
+        assert tables["stability"]["first", name, "adversarial"]["stability"] > 0.95
+    assert tables["stability"]["first", "LIME", "original"]["stability_n"] == 0  # that map shows nothing
+
+
 def test_nes_finds_the_same_order_by_answers_alone(tmp_path):
     changes = FAITHFUL | {"reference_attack": "nes", "methods": ["lime"], "references": ["adversarial"], "margin": 0.2}
     with toys(first=first()):

@@ -4,12 +4,15 @@ from dataclasses import replace
 import pytest
 import torch
 
+from backend.attacks import nes
 from backend.attacks.nes import NESSettings
 from backend.attacks.pgd import PGDSettings
 from backend.errors import UserError
 from backend.explain.deletion import WHY_MISLEADING, CurveSettings, curves, filled
+from backend.explain.neighbour import MOST, neighbour
 from backend.explain.pairs import PairSettings, prove_pair
 from backend.explain.proof import LEAD, ProofSettings, prove, random_masks
+from backend.explain.segments import rank, segment_scores
 from backend.progress import finish
 from tabs.explain_words import support_in_words
 from tests.linear_toys import Asked, weighted_detector
@@ -121,6 +124,18 @@ def test_random_sufficiency_is_that_of_the_random_segments():
 
 def test_a_map_no_better_than_chance_is_called_so():
     assert "no better than chance" in proof(-SALIENCY, tops=(1,), draws=6).summary
+
+
+def test_a_neighbour_is_the_last_picture_whose_score_has_hardly_moved():
+    toy, attack = detector(), NESSettings(iterations=20)
+    near = finish(neighbour(FACE, toy, SALIENCY, quarters(), attack))
+    before, after = (float(toy.p_fake(one)) for one in (FACE, near))
+    assert before - MOST <= after < before
+    lowest = int(rank(segment_scores(SALIENCY, quarters()))[-1])
+    changed = (near != FACE).any(1)[0]
+    assert not changed[quarters() == lowest].any() and changed[quarters() != lowest].any()
+    assert float(finish(nes.attack(FACE, toy, attack)).p_after) < before - MOST  # it would have gone further
+    assert torch.equal(finish(neighbour(FACE, detector(-1.0), SALIENCY, quarters(), attack)), FACE)
 
 
 def test_a_small_lead_counts_for_nothing():

@@ -389,6 +389,18 @@ def test_an_outcome_replaces_a_failed_one(tmp_path):
     store.close()
 
 
+def test_a_setting_that_came_since_does_not_end_a_run(reference, tmp_path):
+    protocol, data = ToyProtocol(ToyConfig()), reference[0]
+    evaluated(protocol, data, tmp_path)
+    with contextlib.closing(sqlite3.connect(tmp_path / FILE)) as kept, kept:
+        (text,) = kept.execute("SELECT value FROM about WHERE key = 'settings'").fetchone()
+        old = json.dumps({name: value for name, value in json.loads(text).items() if name != "pause"})
+        kept.execute("UPDATE about SET value = ? WHERE key = 'settings'", (old,))
+    assert finish(runs.evaluate(protocol, data, tmp_path, resume=True)).counts["done"]
+    with pytest.raises(UserError, match="The setting pause was None"):
+        finish(runs.evaluate(ToyProtocol(ToyConfig(pause=0.001)), data, tmp_path, resume=True))
+
+
 def test_a_run_forgets_the_pictures_at_its_end(reference, tmp_path):
     asked = []
 

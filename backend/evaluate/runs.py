@@ -1,5 +1,6 @@
 """A run: all items of a protocol over some pictures, kept as they finish, resumable, comparable."""
 
+import dataclasses
 import json
 import platform
 import time
@@ -98,7 +99,7 @@ def _evaluated(protocol: Protocol, data: Dataset, out: Path, engine: Engine, *, 
     about = describe(protocol, chosen)
     store = Store(out)
     try:
-        _check_same(store, about)
+        _check_same(store, about, protocol)
         finished = store.finished()
         waiting = [item for item in items if item.key not in finished]
         yield from _work(protocol, chosen, engine, store, waiting, len(items))
@@ -133,7 +134,7 @@ def versions() -> dict[str, str]:
     return found | {package: metadata.version(package) for package in PACKAGES}
 
 
-def _check_same(store: Store, about: dict[str, Any]) -> None:
+def _check_same(store: Store, about: dict[str, Any], protocol: Protocol) -> None:
     """Begin a new run, or refuse to resume one that is another."""
     before = store.about()
     if not before:
@@ -142,6 +143,8 @@ def _check_same(store: Store, about: dict[str, Any]) -> None:
     if before["protocol"] != about["protocol"]:
         raise UserError(f"The folder holds a run of the protocol {before['protocol']}.", OTHER_FOLDER)
     for name, value in about["settings"].items():
+        if name not in before["settings"] and value == _usual(protocol, name):  # a setting that came since
+            continue
         old = before["settings"].get(name)
         if old != value:
             raise UserError(f"The setting {name} was {old} in this run and is {value} now.", OTHER_FOLDER)
@@ -152,6 +155,11 @@ def _check_same(store: Store, about: dict[str, Any]) -> None:
             raise UserError(f"The model {name} is not the one that the run began with.", OTHER_FOLDER)
     if before["measures"] != about["measures"]:
         raise UserError("What can be measured on this machine has changed since the run began.", OTHER_FOLDER)
+
+
+def _usual(protocol: Protocol, name: str) -> Any:
+    """Return what a setting is where nothing is said of it."""
+    return next(one.default for one in dataclasses.fields(protocol.Settings) if one.name == name)
 
 
 def _work(protocol: Protocol, data: Dataset, engine: Engine, store: Store, waiting: list[Any], total: int) -> Job[None]:

@@ -5,8 +5,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from backend import images, runtime
+from backend.attacks.nes import NESSettings
 from backend.attacks.result import Attacked
 from backend.detectors import registry
 from backend.detectors.card import THRESHOLD, Detector
@@ -15,6 +17,7 @@ from backend.evaluate import crops, published_maps
 from backend.evaluate.crops import crop
 from backend.evaluate.data import Dataset
 from backend.evaluate.memory import remembered
+from backend.evaluate.metrics import faithfulness as metric
 from backend.evaluate.plots import Figure
 from backend.evaluate.protocols import faithfulness_tables, proofs
 from backend.evaluate.protocols.proofs import ProofConfig
@@ -22,8 +25,9 @@ from backend.evaluate.protocols.protocol import QUICK, Item, Protocol, check_det
 from backend.evaluate.rows import Row
 from backend.evaluate.tables import Table
 from backend.explain.explaining import attack_job, attack_settings, explain
-from backend.explain.explanation import ExplainSettings
+from backend.explain.explanation import ExplainSettings, Explanation
 from backend.explain.methods import REFERENCES, Reference, method
+from backend.explain.neighbour import neighbour
 from backend.explain.proof import prove
 from backend.progress import finish
 
@@ -45,6 +49,7 @@ class FaithfulnessConfig(ProofConfig):
             change that suffices.
         margin: How far past the threshold NES takes the adversarial image: p_real - p_fake, in [0, 1).
         segments: About how many segments a face has.
+        stability: Whether every map is compared with one of a face that differs a little, which doubles the cost.
     """
 
     detectors: tuple[str, ...] = ()
@@ -53,6 +58,7 @@ class FaithfulnessConfig(ProofConfig):
     reference_attack: proofs.Attack = "nes"
     margin: float = 0.0
     segments: int = ExplainSettings.segments
+    stability: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,7 +83,7 @@ class FaithfulnessProtocol(Protocol):
         """Return 12 fakes, one detector, quick maps and the fast test, or everything as in the paper."""
         known = tuple(registry.loadable())
         if name != QUICK:
-            return FaithfulnessConfig(None, 0, detectors=known)
+            return FaithfulnessConfig(None, 0, detectors=known, stability=True)
         return FaithfulnessConfig(
             12,
             0,
@@ -187,7 +193,10 @@ class FaithfulnessProtocol(Protocol):
         # As in the paper, LIME's segments count only where they speak for the verdict.
         seed = proofs.own_seed(config.seed, item.key, reference)
         test = proofs.proof_settings(config, seed, positive_only=name == "lime")
-        return row | proofs.tested(finish(prove(face, detector, made.saliency, made.labels, test)))
+        row |= proofs.tested(finish(prove(face, detector, made.saliency, made.labels, test)))
+        if config.stability:
+            row["stability"] = _stability(face, detector, made, settings, proofs.nes_settings(config))
+        return row
 
     def _explain_settings(self, name: str, reference: Reference) -> ExplainSettings:
         config = self.config
@@ -211,6 +220,15 @@ def _p_fake(data: Dataset, name: str, detector: Detector) -> float:
     face = images.to_tensor(_seen(data, name, detector)).to(detector.mean.device)
     with runtime.MODEL_LOCK, torch.no_grad():
         return float(detector.p_fake(face)[0])
+
+
+def _stability(
+    face: Tensor, detector: Detector, made: Explanation, settings: ExplainSettings, attack: NESSettings
+) -> float | None:
+    """Return the correlation of a map with that of a face that differs a little; None where that shows nothing."""
+    other = finish(neighbour(face, detector, made.saliency, made.labels, attack))
+    again = finish(explain(other, detector, settings))
+    return None if again.degenerate else metric.stability(made.saliency.numpy(), again.saliency.numpy())
 
 
 def _attacked(pixels: bytes, side: int, detector: str, settings: ExplainSettings) -> Attacked:

@@ -10,6 +10,7 @@ from backend.evaluate.plots import Figure, Series
 from backend.evaluate.protocols import proofs
 from backend.evaluate.rows import Row
 from backend.evaluate.tables import Cell, Column, Table
+from backend.explain import neighbour
 
 if TYPE_CHECKING:
     from backend.evaluate.protocols.faithfulness import FaithfulnessConfig
@@ -33,7 +34,10 @@ def tables(rows: Sequence[Row], config: "FaithfulnessConfig") -> list[Table]:
     if len(config.references) > 1:
         found.append(_gain(rows, config))
     against_random = proofs.against_random(MAP, _maps(rows, config), config.tops, "the same picture")
-    return [_beside(rows, config), *found, against_random, _references(rows, config), _cost(rows, config)]
+    found.append(against_random)
+    if config.stability:
+        found.append(_stability(rows, config))
+    return [_beside(rows, config), *found, _references(rows, config), _cost(rows, config)]
 
 
 def plots_of(rows: Sequence[Row], config: "FaithfulnessConfig") -> list[Figure]:
@@ -169,6 +173,21 @@ def _gain(rows: Sequence[Row], config: "FaithfulnessConfig") -> Table:
             body.append((naming.detector(name), proofs.title(one), *gains, better))
     note = "Picture by picture; above 0 the adversarial reference makes the better map. Ties are left out of the share."
     return Table("gain", "What the adversarial reference adds", columns, tuple(body), note)
+
+
+def _stability(rows: Sequence[Row], config: "FaithfulnessConfig") -> Table:
+    body: list[tuple[Cell, ...]] = [
+        (*names, mean_with_interval([row.get("stability") for row in own], (-1.0, 1.0)))
+        for names, own in _maps(rows, config)
+    ]
+    note = (
+        f"Each face was changed in its {neighbour.TOPS} highest segments while p_fake fell by at most "
+        f"{neighbour.MOST:.2f}, and explained again with the same seed. A map that always looks the same is stable, "
+        "too, so read this beside the sufficiency."
+    )
+    return Table(
+        "stability", "How stable maps are", (*MAP, Column("stability", "Stability", "stability")), tuple(body), note
+    )
 
 
 def _references(rows: Sequence[Row], config: "FaithfulnessConfig") -> Table:
