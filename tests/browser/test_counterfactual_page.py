@@ -15,7 +15,7 @@ REFUSAL = ".answer"
 EXAMPLES = ".examples button.thumbnail-item"
 FIND = re.compile("^Find what would")
 RESULT = re.compile("^4 What would")
-WORKING = re.compile(r"brought closer|Step \d+ of at most")
+WORKING = re.compile(r"Step \d+ of at most|score, step by step")  # the curve stays when the search has ended
 TRIES, SETTLED = 30, 500  # how often something is tried on a page that is still being laid out, and milliseconds
 MAX_TABS = 80  # more presses than there are stops before anything on the page
 
