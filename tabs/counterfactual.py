@@ -83,7 +83,7 @@ class CounterfactualTab:
             5, 300, DEFAULTS.steps, step=5, label="Steps at most", info="More steps find larger changes."
         )
         self.epsilon = gr.Number(
-            label="Length of a step (epsilon)", info="Leave it empty for the length that suits the generator."
+            label="Length of a step (epsilon)", info="0 stands for the length that suits the generator."
         )
         self.composite = gr.Radio(COMPOSITES, value=DEFAULTS.composite, label="How the changed face is put together")
         self.kappa = gr.Slider(

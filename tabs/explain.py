@@ -10,6 +10,12 @@ from backend import images
 from backend.detectors import registry
 from backend.detectors.choice import suggested
 from backend.examples import Example
+from backend.explain import ExplainSettings
+from backend.explain.comparing import Finished, compare_all
+from backend.explain.expected import expected_comparison_seconds, expected_seconds
+from backend.explain.methods import METHODS
+from backend.explain.photo import cut_face, explain_photo
+from backend.explain.proof import proof_settings
 from backend.progress import Running, Step
 from backend.regions import PARTS
 from backend.verdicts import JudgedFace
@@ -30,16 +36,6 @@ HEADLINE = (
 )
 WAITING = "*First choose a photo with a face, in step 1 above.*"
 STOPPED = "**Stopped.** Choose a method and start again whenever you like."
-# Title and name of every method; `backend.explain.methods` is the table, and its imports would keep the page waiting.
-METHODS = [
-    ("LIME", "lime"),
-    ("SHAP", "shap"),
-    ("SOBOL", "sobol"),
-    ("RISE", "rise"),
-    ("Grad-CAM", "gradcam"),
-    ("Grad-CAM++", "gradcampp"),
-    ("XRAI", "xrai"),
-]
 REFERENCES = [
     ("The face as an attack made the detector call it real (adversarial)", "adversarial"),
     ("The method's usual fill (original)", "original"),
@@ -67,7 +63,8 @@ class ExplainTab:
         gr.Markdown("## 3 Ask where it looked")
         with gr.Row():
             self.detector = choosers.detector(min_width=200)
-            self.method = gr.Dropdown(METHODS, value="lime", label="Which method?", filterable=False, min_width=200)
+            titles = [(one.title, name) for name, one in METHODS.items()]
+            self.method = gr.Dropdown(titles, value="lime", label="Which method?", filterable=False, min_width=200)
         self.about = gr.Markdown(elem_classes="note")
         self.offered = gr.State(0.0)  # when; what its change sets off does not keep the page waiting
         self.guess = gr.Radio(
@@ -202,10 +199,6 @@ class ExplainTab:
 
     def _about(self, detector: str, method: str, reference: Any, preset: Any, shortcut: Any, proof: Any) -> str:
         """Say what the chosen method does and about how long it takes."""
-        from backend.explain import ExplainSettings  # its imports would keep the page waiting
-        from backend.explain.expected import expected_comparison_seconds, expected_seconds
-        from backend.explain.proof import proof_settings
-
         settings = ExplainSettings(method=method, reference=reference, preset=preset, shortcut=shortcut)
         test = proof_settings(0, shortcut=shortcut) if proof else None
         try:
@@ -231,10 +224,6 @@ class ExplainTab:
         request: gr.Request,
     ) -> Iterator[Updates]:
         """Draw one map and put it to the test."""
-        from backend.explain import ExplainSettings
-        from backend.explain.photo import explain_photo
-        from backend.explain.proof import proof_settings
-
         photo = photo_from(path)
         settings = ExplainSettings(
             method=method,
@@ -264,10 +253,6 @@ class ExplainTab:
         request: gr.Request,
     ) -> Iterator[Updates]:
         """Draw the maps of all methods, each as soon as it is finished, and put each to the test."""
-        from backend.explain import ExplainSettings
-        from backend.explain.comparing import Finished, compare_all
-        from backend.explain.photo import cut_face
-
         settings = ExplainSettings(
             reference=reference, preset=preset, seed=int(seed or 0), towards=towards, shortcut=shortcut
         )

@@ -2,16 +2,14 @@
 
 import base64
 from html import escape
-from typing import TYPE_CHECKING
 
 from backend import images
+from backend.explain import pictures
+from backend.explain.deletion import Curves
+from backend.explain.explanation import Explanation
 
-if TYPE_CHECKING:
-    from backend.explain.deletion import Curves
-    from backend.explain.explanation import Explanation
 
-
-def curves_figure(curves: "Curves | None") -> str:
+def curves_figure(curves: Curves | None) -> str:
     """Draw the deletion and insertion curves, with their areas and the reason why they mislead."""
     if curves is None:
         return ""
@@ -40,8 +38,6 @@ def curves_figure(curves: "Curves | None") -> str:
 
 def scale(*, signed: bool, low: str, high: str, middle: str = "") -> str:
     """Draw the scale of a map from left to right, with what its ends mean."""
-    from backend.explain import pictures
-
     bar = base64.b64encode(images.encode_png(pictures.scale_bar(signed=signed))).decode()
     ends = "".join(f"<span>{escape(end)}</span>" for end in (low, middle, high))
     return (
@@ -50,7 +46,7 @@ def scale(*, signed: bool, low: str, high: str, middle: str = "") -> str:
     )
 
 
-def scale_of(made: "Explanation") -> str:
+def scale_of(made: Explanation) -> str:
     """Draw the scale of one map, with the numbers at its ends."""
     low, high = float(made.saliency.min()), float(made.saliency.max())
     if not made.signed:

@@ -1,7 +1,7 @@
 """Real-fake pairs: explain the real photo, and attack the fake where its maps point (Gowrisankar and Thing 2023)."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gradio as gr
 from gradio.events import Dependency
@@ -9,6 +9,13 @@ from gradio.events import Dependency
 from backend import faces, images, provenance
 from backend.detectors import registry
 from backend.errors import UserError
+from backend.explain import pictures
+from backend.explain.comparing import Finished
+from backend.explain.comparing_pairs import PairComparisonSettings, compare_pair
+from backend.explain.explanation import Explanation
+from backend.explain.pairs import PairSettings
+from backend.explain.photo import cut_face
+from backend.explain.proof import proof_settings
 from backend.progress import Running, Step
 from tabs import explain_figures as figures
 from tabs import explain_tests as tests
@@ -17,9 +24,6 @@ from tabs.common import MODEL, QUICK, answered, at_the_end, photo_from, photo_in
 from tabs.explain_result import enlarged, maps_grid
 from tabs.photo import PhotoStep
 from tabs.words import progress
-
-if TYPE_CHECKING:
-    from backend.explain.explanation import Explanation
 
 Updates = dict[Any, Any]
 ABOUT = (
@@ -89,13 +93,6 @@ class PairStep:
         self, path: str | None, fake_path: str | None, number: int | None, detector: str, seed: float | None
     ) -> Iterator[Updates]:
         """Explain the real photo with every method, and show how far the fake's score falls for each."""
-        from backend.explain import pictures
-        from backend.explain.comparing import Finished
-        from backend.explain.comparing_pairs import PairComparisonSettings, compare_pair
-        from backend.explain.pairs import PairSettings
-        from backend.explain.photo import cut_face
-        from backend.explain.proof import proof_settings
-
         if path is None:
             raise UserError("There is no real photo yet.", "Choose it beside the button.")
         photos = photo_from(path), photo_from(fake_path)

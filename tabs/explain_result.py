@@ -5,21 +5,21 @@ import json
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gradio as gr
 import numpy as np
 from PIL import Image
 
 from backend import images, provenance
+from backend.explain import pictures
+from backend.explain.bundle import contents
+from backend.explain.comparing import Comparison
+from backend.explain.photo import ExplainedPhoto
 from tabs import explain_figures as figures
 from tabs import explain_words as words
 from tabs.common import QUICK
 from tabs.explain_tests import Tested
-
-if TYPE_CHECKING:
-    from backend.explain.comparing import Comparison
-    from backend.explain.photo import ExplainedPhoto
 
 Updates = dict[Any, Any]
 Done = Sequence[Tested]
@@ -82,7 +82,7 @@ class ExplainResult:
             **QUICK,
         )
 
-    def show(self, made: "ExplainedPhoto", guess: str, folder: Path) -> Updates:
+    def show(self, made: ExplainedPhoto, guess: str, folder: Path) -> Updates:
         """Return the updates that show one map, and write its download to `folder`."""
         explanation, record = made.explanation, made.record()
         file = folder / "explanation.zip"
@@ -120,8 +120,6 @@ class ExplainResult:
 
     def show_grid(self, crop: np.ndarray, done: Done) -> Updates:
         """Return the updates that show the maps finished so far."""
-        from backend.explain import pictures
-
         face = enlarged(crop)
         shown = [(provenance.mark(pictures.overlay(face, one.explanation)), words.grid_caption(one)) for one in done]
         return {
@@ -135,7 +133,7 @@ class ExplainResult:
             self.download: gr.DownloadButton(visible=False),
         }
 
-    def finish_grid(self, crop: np.ndarray, whole: "Comparison", done: Done, folder: Path) -> Updates:
+    def finish_grid(self, crop: np.ndarray, whole: Comparison, done: Done, folder: Path) -> Updates:
         """Return the updates that end a comparison, and write its download to `folder`."""
         file = folder / "comparison.zip"
         file.write_bytes(_grid_zip(crop, done))
@@ -189,20 +187,17 @@ def enlarged(picture: np.ndarray) -> np.ndarray:
     return np.asarray(Image.fromarray(picture).resize((SHOWN, SHOWN), Image.Resampling.LANCZOS))
 
 
-def _redraw(made: "ExplainedPhoto | None", opacity: float) -> np.ndarray | None:
+def _redraw(made: ExplainedPhoto | None, opacity: float) -> np.ndarray | None:
     """Return the map over the face at another opacity."""
     if made is None:
         return None
-    from backend.explain import pictures
 
     laid = pictures.overlay(enlarged(made.aligned.crop), made.explanation, opacity / 100)
     return provenance.mark(pictures.outlined(laid, made.explanation.labels, made.top))
 
 
-def _zip(made: "ExplainedPhoto", record: dict[str, Any]) -> bytes:
+def _zip(made: ExplainedPhoto, record: dict[str, Any]) -> bytes:
     """Return a zip file with the map, its pictures and the record."""
-    from backend.explain.bundle import contents
-
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as packed:
         packed.writestr("record.json", json.dumps(record, indent=1))
@@ -213,8 +208,6 @@ def _zip(made: "ExplainedPhoto", record: dict[str, Any]) -> bytes:
 
 def _grid_zip(crop: np.ndarray, done: Done) -> bytes:
     """Return a zip file with every map of a comparison, as numbers and as a marked picture."""
-    from backend.explain import pictures
-
     buffer = io.BytesIO()
     face = enlarged(crop)
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as packed:

@@ -2,17 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+from torch import Tensor
+
+from backend.detectors.card import Detector
+from backend.explain.comparing import Comparison, Finished
+from backend.explain.explanation import ExplainSettings, Explanation
+from backend.explain.proof import ProofSettings, proof_settings, prove
 from backend.progress import Job, Running, Step, within
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from backend.detectors.card import Detector
-    from backend.explain.comparing import Comparison
-    from backend.explain.explanation import ExplainSettings, Explanation
-    from backend.explain.proof import ProofSettings
 
 LAST = 3  # segments of the test that a comparison shows
 
@@ -26,33 +24,28 @@ class Tested(NamedTuple):
         random: How far it falls in random places of the same size; None likewise.
     """
 
-    explanation: "Explanation"
+    explanation: Explanation
     sufficiency: float | None
     random: float | None
 
 
-def tested(step: Step, explanation: "Explanation") -> Tested:
+def tested(step: Step, explanation: Explanation) -> Tested:
     """Return the map that a step of a comparison finished, with what the step's values say of its test."""
     return Tested(explanation, step.values.get("sufficiency"), step.values.get("random"))
 
 
-def quick_test(seed: int) -> "ProofSettings":
+def quick_test(seed: int) -> ProofSettings:
     """Return the one test of every map of a comparison; eleven slow ones would take minutes."""
-    from backend.explain.proof import proof_settings
-
     return proof_settings(seed, shortcut=True, tops=(LAST,), draws=1)
 
 
 def tested_maps(
-    compare: "Callable[[Tensor, Detector, ExplainSettings], Job[Comparison]]",
-    crop: "Tensor",
-    detector: "Detector",
-    settings: "ExplainSettings",
-) -> Job["Comparison"]:
+    compare: Callable[[Tensor, Detector, ExplainSettings], Job[Comparison]],
+    crop: Tensor,
+    detector: Detector,
+    settings: ExplainSettings,
+) -> Job[Comparison]:
     """Pass on the steps of a comparison, with the sufficiency of every finished map in the step's values."""
-    from backend.explain.comparing import Finished
-    from backend.explain.proof import prove
-
     test = quick_test(settings.seed)
     with Running(compare(crop, detector, settings)) as running:
         for step in running:

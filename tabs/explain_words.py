@@ -2,16 +2,16 @@
 
 from collections.abc import Sequence
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from backend.explain import methods
+from backend.explain.comparing import Comparison
+from backend.explain.comparing_pairs import PairComparison
+from backend.explain.photo import ExplainedPhoto
+from backend.explain.proof import LEAD, Proof
+from backend.explain.segments import places_in_words
 from tabs.explain_tests import LAST, Tested
 from tabs.words import SCALE, table
-
-if TYPE_CHECKING:
-    from backend.explain.comparing import Comparison
-    from backend.explain.comparing_pairs import PairComparison
-    from backend.explain.photo import ExplainedPhoto
-    from backend.explain.proof import Proof
 
 DOUBTS = (
     "**How could this be wrong?** A map shows what changes *this detector's* answer, which need not be what is fake. "
@@ -36,8 +36,6 @@ USUAL = "LIME, SHAP, SOBOL and RISE explain only the verdict that a detector gav
 
 def about(method: str, seconds: float | None, every: float | None) -> str:
     """Say what a method does, and how long it and all methods take here, with their tests, where that is known."""
-    from backend.explain import methods
-
     one = methods.method(method)
     said = f"**{one.title}.** {one.about}"
     if seconds is None or every is None:
@@ -53,10 +51,8 @@ def _seconds(seconds: float) -> str:
     return "1 second" if seconds < 1.5 else f"{round(seconds)} seconds"
 
 
-def found(made: "ExplainedPhoto") -> str:
+def found(made: ExplainedPhoto) -> str:
     """Say in a few sentences where the detector looked, and whether the test supports the map."""
-    from backend.explain.segments import places_in_words
-
     explanation = made.explanation
     parts = [made.about_face] if made.about_face else []
     parts.append(f"p_fake is {explanation.p_fake:.2f} {SCALE}.")
@@ -81,14 +77,12 @@ def found(made: "ExplainedPhoto") -> str:
 
 def support_in_words(lead: float) -> str:
     """Say what a test does for its map, by how much further p_fake fell than in random places."""
-    from backend.explain.proof import LEAD
-
     if lead <= 0:
         return "does not support the map"
     return "supports the map" if lead >= LEAD else "is too close to tell whether the map is right"
 
 
-def hidden_parts(made: "ExplainedPhoto") -> str:
+def hidden_parts(made: ExplainedPhoto) -> str:
     """Say what stood in for hidden parts, and what an attack did to the face for it."""
     explanation = made.explanation
     if not explanation.reference_words:
@@ -100,7 +94,7 @@ def hidden_parts(made: "ExplainedPhoto") -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def guess_answer(made: "ExplainedPhoto", guess: str) -> str:
+def guess_answer(made: ExplainedPhoto, guess: str) -> str:
     """Compare the visitor's guess with the strongest segment."""
     if not guess or not made.top:
         return ""
@@ -112,7 +106,7 @@ def guess_answer(made: "ExplainedPhoto", guess: str) -> str:
     return f"**You guessed: {guess}.** The map points elsewhere: {', '.join(dict.fromkeys(parts))}."
 
 
-def proof_table(proof: "Proof | None") -> str:
+def proof_table(proof: Proof | None) -> str:
     """Return the test of a map as a table with its one-paragraph reading."""
     if proof is None:
         return ""
@@ -138,7 +132,7 @@ def proof_table(proof: "Proof | None") -> str:
     return table(head, rows, caption) + f"<p>{escape(proof.summary)}</p>"
 
 
-def pair_table(found: "PairComparison") -> str:
+def pair_table(found: PairComparison) -> str:
     """Return how far the fake's score falls for every method, the furthest first, with random places for comparison."""
     said = f"<p>{escape(found.summary)}</p>"
     if not found.done:
@@ -200,7 +194,7 @@ def settings_line(record: dict[str, Any]) -> str:
     )
 
 
-def comparison_line(whole: "Comparison") -> str:
+def comparison_line(whole: Comparison) -> str:
     """Return what is needed to get the same comparison again."""
     chosen, asked = whole.settings, whole.inferences
     attack = f" One adversarial image served all maps. {whole.attacked.summary}" if whole.attacked else ""
