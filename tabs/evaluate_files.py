@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backend import samples
+from backend.errors import UserError
 from backend.evaluate.archives import Limits
 from backend.evaluate.data import Dataset
 from backend.evaluate.layouts import open_data
@@ -25,7 +26,12 @@ def folder_for(session: Path, source: Path | None) -> Path:
     """Return the folder for all that comes from a visitor's zip, or from the sample set where there is none.
 
     What came from another zip is deleted: every visitor fills the disk with one zip at most.
+
+    Raises:
+        UserError: The zip has gone meanwhile.
     """
+    if source and not source.is_file():
+        raise UserError("Your zip file was deleted after an hour.", "Choose it again.")
     name = file_hash(source)[:16] if source else SAMPLE
     folder = session / "evaluate" / name
     folder.mkdir(parents=True, exist_ok=True)

@@ -79,6 +79,7 @@ class PhotoStep:
         with gr.Column(visible=False) as self.answer:
             gr.Markdown("## 2 What the detectors say")
             self.said = gr.Markdown()
+            self.moving = gr.Markdown(MOVING, visible=False)
             with gr.Row():
                 self.found = gr.AnnotatedImage(
                     label="Faces found", format="png", height=240, buttons=[], show_legend=False, scale=3, min_width=180
@@ -122,7 +123,7 @@ class PhotoStep:
         self.gallery.select(answered(self._example), self.chosen, begun, **QUICK, **private).success(
             answered(self._look_where_needed), [self.chosen, self.faces], begun, api_visibility="private", **looking
         )
-        self.photo.upload(self._choose, [self.chosen, self.photo], None, **QUICK, **private).success(
+        self.photo.upload(self._choose, [self.chosen, self.photo], begun, **QUICK, **private).success(
             answered(self._look), self.chosen, begun, api_visibility="private", **looking
         )
         self.photo.clear(self._forget, self.chosen, begun, **QUICK, **private)
@@ -130,8 +131,10 @@ class PhotoStep:
         self.which.input(answered(self._pick), [self.faces, self.which], picked, **QUICK, **private)
         self.found.select(answered(self._click), self.faces, picked, **QUICK, **private)
 
-    def _choose(self, chosen: Chosen, path: str | None) -> None:
+    def _choose(self, chosen: Chosen, path: str | None) -> Updates:
+        """Take away what was said of the photo before."""
         chosen.path = path
+        return {self.faces: [], **self.hide(), **self._offer(None)}
 
     def _look(self, chosen: Chosen) -> Updates:
         """Show what the detectors say about the photo that was chosen, or why nothing can be said.
@@ -139,23 +142,23 @@ class PhotoStep:
         Nothing is shown where another was chosen in the meantime.
         """
         path = chosen.path
-        updates = self._seen(path)
-        return updates if chosen.path == path else {self.faces: gr.skip()}
+        updates = {} if path is None else self._seen(path)
+        return updates if updates and chosen.path == path else {self.faces: gr.skip()}
 
-    def _seen(self, path: str | None) -> Updates:
+    def _seen(self, path: str) -> Updates:
         try:
             pixels = photo_from(path)
         except UserError as error:
             return {self.faces: [], **self._offer(None), **self.refuse(error)}
-        as_uploaded = _is_shown_by_browsers(str(path))
+        as_uploaded = _is_shown_by_browsers(path)
         if not as_uploaded:  # it is handed back as PNG, which must stay below the limit on bytes
             pixels = shown(pixels, CONVERTED_SIDE)
         faces = verdicts.judge(pixels)
         updates = {self.faces: faces, **self.show(pixels, faces), **self._offer(faces[0] if faces else None)}
         if not as_uploaded:
             updates[self.photo] = pixels
-        if _moves(str(path)):
-            updates[self.said] = f"{MOVING} {updates[self.said]}"
+        if _moves(path):
+            updates[self.moving] = gr.Markdown(visible=True)
         return updates
 
     def _look_where_needed(self, chosen: Chosen, faces: list[JudgedFace]) -> Updates:
@@ -184,8 +187,7 @@ class PhotoStep:
         return {self.which: number, **self._pick(faces, number)}
 
     def _forget(self, chosen: Chosen) -> Updates:
-        chosen.path = None
-        return {self.faces: [], **self.hide(), **self._offer(None)}
+        return self._choose(chosen, None)
 
     def _offer(self, face: JudgedFace | None) -> Updates:
         usable = face if face is not None and not face.problem and face.p_fake else None
@@ -205,6 +207,7 @@ class PhotoStep:
                 color_map=dict.fromkeys(labels, BLUE),
             ),
             self.which: gr.Radio(numbers, value=number, visible=len(faces) > 1),
+            self.moving: gr.Markdown(visible=False),
             **self.pick(faces, number),
         }
 
@@ -224,6 +227,7 @@ class PhotoStep:
             self.found: gr.AnnotatedImage(None, visible=False),
             self.crop: gr.Image(None, visible=False),
             self.which: gr.Radio(visible=False),
+            self.moving: gr.Markdown(visible=False),
             self.said: "",
             self.verdicts: words.refusal(error),
         }
@@ -234,7 +238,7 @@ class PhotoStep:
 
     def outputs(self) -> list[Any]:
         """Return what the methods above may update."""
-        return [self.answer, self.found, self.crop, self.which, self.said, self.verdicts]
+        return [self.answer, self.found, self.crop, self.which, self.said, self.moving, self.verdicts]
 
 
 def _numbered(picture: np.ndarray, boxes: Sequence[tuple[int, int, int, int]]) -> np.ndarray:

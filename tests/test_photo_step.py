@@ -60,6 +60,7 @@ def test_an_example_is_the_photo_chosen_last(step, tmp_path, monkeypatch):
     assert chosen.path == str(path)
     step._forget(chosen)
     assert chosen.path is None
+    assert set(step._look(chosen)) == {step.faces}  # nothing is said of a photo that was taken away in the meantime
 
 
 def test_several_faces_carry_their_numbers():
@@ -76,4 +77,4 @@ def test_several_faces_carry_their_numbers():
 def test_of_an_animation_it_is_said_that_only_the_first_frame_was_judged(step, tmp_path, monkeypatch, kind, moves):
     monkeypatch.setattr(photo.verdicts, "judge", lambda _: [judged(1, (4, 4, 30, 30))])
     path = written(tmp_path, f"picture.{kind.lower()}", pictures.animation(kind))
-    assert step._look(Chosen(path))[step.said].startswith(MOVING) == moves
+    assert step._look(Chosen(path))[step.moving].visible == moves and step.moving.value == MOVING

@@ -397,7 +397,7 @@ def test_a_setting_that_came_since_does_not_end_a_run(reference, tmp_path):
         old = json.dumps({name: value for name, value in json.loads(text).items() if name != "pause"})
         kept.execute("UPDATE about SET value = ? WHERE key = 'settings'", (old,))
     assert finish(runs.evaluate(protocol, data, tmp_path, resume=True)).counts["done"]
-    with pytest.raises(UserError, match="The setting pause was None"):
+    with pytest.raises(UserError, match=r"The setting pause was 0\.0"):
         finish(runs.evaluate(ToyProtocol(ToyConfig(pause=0.001)), data, tmp_path, resume=True))
 
 

@@ -46,6 +46,8 @@ def _write(film: Film, out: Path, answer: dict[str, Any], *, marked: bool) -> di
         "frames": ("frames.zip", film.zip(marked=marked)),
         "result": ("result.json", json.dumps(answer, indent=1).encode()),
     }
+    if not film.mp4:
+        (out / "counterfactual.mp4").unlink(missing_ok=True)  # of an earlier call
     for name, content in contents.values():
         (out / name).write_bytes(content)
     return {kind: str(out / name) for kind, (name, _) in contents.items()}

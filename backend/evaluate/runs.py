@@ -143,9 +143,7 @@ def _check_same(store: Store, about: dict[str, Any], protocol: Protocol) -> None
     if before["protocol"] != about["protocol"]:
         raise UserError(f"The folder holds a run of the protocol {before['protocol']}.", OTHER_FOLDER)
     for name, value in about["settings"].items():
-        if name not in before["settings"] and value == _usual(protocol, name):  # a setting that came since
-            continue
-        old = before["settings"].get(name)
+        old = before["settings"][name] if name in before["settings"] else _usual(protocol, name)  # one that came since
         if old != value:
             raise UserError(f"The setting {name} was {old} in this run and is {value} now.", OTHER_FOLDER)
     if before["data"]["hash"] != about["data"]["hash"]:
@@ -158,8 +156,9 @@ def _check_same(store: Store, about: dict[str, Any], protocol: Protocol) -> None
 
 
 def _usual(protocol: Protocol, name: str) -> Any:
-    """Return what a setting is where nothing is said of it."""
-    return next(one.default for one in dataclasses.fields(protocol.Settings) if one.name == name)
+    """Return what a setting is where nothing is said of it, as JSON gives it back."""
+    default = next(one.default for one in dataclasses.fields(protocol.Settings) if one.name == name)
+    return json.loads(json.dumps(default))
 
 
 def _work(protocol: Protocol, data: Dataset, engine: Engine, store: Store, waiting: list[Any], total: int) -> Job[None]:

@@ -49,7 +49,8 @@ class FaithfulnessConfig(ProofConfig):
             change that suffices.
         margin: How far past the threshold NES takes the adversarial image: p_real - p_fake, in [0, 1).
         segments: About how many segments a face has.
-        stability: Whether every map is compared with one of a face that differs a little, which doubles the cost.
+        stability: Whether every map is compared with one of a face that differs a little; every map is then made
+            twice, and attacked once more, by NES.
     """
 
     detectors: tuple[str, ...] = ()
@@ -75,7 +76,10 @@ class FaithfulnessProtocol(Protocol):
         "attacked, and the further the score falls the better the map. Random segments of the same size are the "
         "baseline."
     )
-    source = "Protocol of Adv-XAI-Deepfakes (Tsigos et al. 2025, arXiv 2502.03957, section 4)."
+    source = (
+        "Protocol of Adv-XAI-Deepfakes (Tsigos et al. 2025, arXiv 2502.03957, section 4); stability as in the code of "
+        "XAI-Deepfakes (Tsigos et al. 2024, arXiv 2404.18649), which knows no adversarial reference."
+    )
     Settings = FaithfulnessConfig
 
     @classmethod
@@ -194,7 +198,7 @@ class FaithfulnessProtocol(Protocol):
         seed = proofs.own_seed(config.seed, item.key, reference)
         test = proofs.proof_settings(config, seed, positive_only=name == "lime")
         row |= proofs.tested(finish(prove(face, detector, made.saliency, made.labels, test)))
-        if config.stability:
+        if config.stability and row[f"p_after_{max(config.tops)}"] is not None:
             row["stability"] = _stability(face, detector, made, settings, proofs.nes_settings(config))
         return row
 
@@ -225,8 +229,10 @@ def _p_fake(data: Dataset, name: str, detector: Detector) -> float:
 def _stability(
     face: Tensor, detector: Detector, made: Explanation, settings: ExplainSettings, attack: NESSettings
 ) -> float | None:
-    """Return the correlation of a map with that of a face that differs a little; None where that shows nothing."""
+    """Return the correlation of a map with that of a face that differs a little; None without one to compare."""
     other = finish(neighbour(face, detector, made.saliency, made.labels, attack))
+    if other is None:
+        return None
     again = finish(explain(other, detector, settings))
     return None if again.degenerate else metric.stability(made.saliency.numpy(), again.saliency.numpy())
 

@@ -181,9 +181,10 @@ def _stability(rows: Sequence[Row], config: "FaithfulnessConfig") -> Table:
         for names, own in _maps(rows, config)
     ]
     note = (
-        f"Each face was changed in its {neighbour.TOPS} highest segments while p_fake fell by at most "
-        f"{neighbour.MOST:.2f}, and explained again with the same seed. A map that always looks the same is stable, "
-        "too, so read this beside the sufficiency."
+        f"NES changed each face in its {neighbour.TOPS} highest segments while p_fake fell by at most "
+        f"{neighbour.MOST:.2f} and the face was called fake; then it was explained again with the same seed. Left out "
+        "are maps whose face changed more at once, and those that showed nothing the second time. A map that always "
+        "looks the same is stable, too, so read this beside the sufficiency."
     )
     return Table(
         "stability", "How stable maps are", (*MAP, Column("stability", "Stability", "stability")), tuple(body), note
