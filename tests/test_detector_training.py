@@ -209,13 +209,14 @@ def test_a_threshold_can_balance_both_accuracies():
     assert threshold in (-1.5, 1.0)  # five of six right, either way
 
 
-@pytest.mark.parametrize("architecture", ["patch_cnn", "dct_a", "lf"])
-def test_training_lowers_the_loss_on_fakes_that_can_be_told_apart(architecture):
+@pytest.mark.parametrize(
+    ("architecture", "bfloat16"), [("patch_cnn", False), ("patch_cnn", True), ("dct_a", False), ("lf", False)]
+)
+def test_training_lowers_the_loss_on_fakes_that_can_be_told_apart(architecture, bfloat16):
     given = examples(["real"] * 8 + ["swap"] * 8, size=32, origins=[-1] * 8 + list(range(8)))
     given.pictures[8:] = given.pictures[:8] // 2 + 100
-    settings = replace(
-        detector.settings_for(architecture, defence="none"), batch=8, warmup=1, steps=12, partial_share=0.0
-    )
+    changes = {"batch": 8, "warmup": 1, "steps": 12, "partial_share": 0.0, "bfloat16": bfloat16}
+    settings = replace(detector.settings_for(architecture, defence="none"), **changes)
     torch.manual_seed(0)
     network = (
         LF(input_size=32, width=0.125)
@@ -225,7 +226,12 @@ def test_training_lowers_the_loss_on_fakes_that_can_be_told_apart(architecture):
     card = detector_run.untrained_card(architecture)
     recipes.prepare(network, detector.batches_of(given, settings))
     task = recipes.task(architecture, network, card, given, settings)
+    computed = set()
+    first = next(layer for layer in network.modules() if isinstance(layer, nn.Conv2d | nn.Linear))
+    first.register_forward_hook(lambda _layer, _inputs, output: computed.add(output.dtype))
     losses = [task.step(number)["loss"] for number in range(12)]
+    assert computed <= {torch.bfloat16 if bfloat16 else torch.float32}
+    assert {weight.dtype for weight in task.finished().state_dict().values()} <= {torch.float32, torch.int64}
     assert np.mean(losses[-3:]) < 0.85 * losses[0]
 
 

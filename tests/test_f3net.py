@@ -135,6 +135,13 @@ def test_half_precision_does_not_round_the_transform(slim: F3Net, tmp_path) -> N
     assert not torch.equal(tensors["FAD_head._DCT_all"].float(), dct_matrix(64))
 
 
+def test_bfloat16_does_not_round_the_transform() -> None:
+    head, faces = FADHead(32), torch.rand(2, 3, 32, 32)
+    with torch.autocast("cpu", torch.bfloat16):
+        parts = head(faces)
+    assert torch.equal(parts, head(faces))
+
+
 def test_it_trains(slim: F3Net) -> None:
     assert_trains(slim, 64)
     assert all(part.learnable.grad.abs().sum() > 0 for part in slim.FAD_head.filters)

@@ -70,10 +70,12 @@ class FADHead(nn.Module):
 
     def forward(self, faces: Tensor) -> Tensor:
         """Return the four parts of faces (N, 3, size, size), side by side (N, 12, size, size)."""
-        coefficients = self._DCT_all @ faces.contiguous() @ self._DCT_all_T
-        weights = torch.stack([part.weights() for part in self.filters])  # type: ignore[operator]
-        parts = coefficients[:, None] * weights[:, None]  # (N, 4, 3, size, size)
-        return (self._DCT_all_T @ parts @ self._DCT_all).flatten(1, 2)
+        # Rounded to bfloat16, the transform would spread the mean grey over the faint high frequencies.
+        with torch.autocast(faces.device.type, enabled=False):
+            coefficients = self._DCT_all @ faces.to(self._DCT_all.dtype).contiguous() @ self._DCT_all_T
+            weights = torch.stack([part.weights() for part in self.filters])  # type: ignore[operator]
+            parts = coefficients[:, None] * weights[:, None]  # (N, 4, 3, size, size)
+            return (self._DCT_all_T @ parts @ self._DCT_all).flatten(1, 2)
 
 
 def _compute_transform(head: nn.Module, _keys: object) -> None:

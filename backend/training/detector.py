@@ -37,6 +37,7 @@ class DetectorSettings:
     adversarial: str = ""  # the attack after which fakes are learned too, for the strong defence
     adversarial_share: float = 0.5  # how often a fake gives way to an attacked one, where there are any
     initial: str = ""  # what the weights start from, random where empty
+    bfloat16: bool = False  # the forward pass, with weights and losses in float32
     own: dict[str, dict[str, Any]] = field(default_factory=dict)  # settings of single architectures
 
 
@@ -118,7 +119,8 @@ class DetectorTask:
         batch = self.batches.draw(number)
         batch = replace(batch, images=batch.images.to(self.device), labels=batch.labels.to(self.device))
         inputs = ((batch.images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        log_odds, terms = self.objective(self.network, inputs, batch, self.card)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.bfloat16):
+            log_odds, terms = self.objective(self.network, inputs, batch, self.card)
         loss = torch.stack(list(terms.values())).sum()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()

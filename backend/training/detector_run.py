@@ -142,6 +142,8 @@ def _facts(architecture: str, settings: DetectorSettings, photographs: str, lear
         command += f" --defence {settings.defence}"
     if settings.initial:
         command += f" --initial {settings.initial.split(',', maxsplit=1)[0]}"
+    if settings.bfloat16:
+        command += " --set bfloat16=true"
     if settings.adversarial:
         command += f" --adversarial {settings.adversarial}"
     facts = {"source": f"{command}, on {photographs}", "defence": settings.defence, "trained_on": learned}
