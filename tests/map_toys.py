@@ -105,7 +105,15 @@ def assert_every_engine_gives_the_same_rows(made, model, tmp_path):
 
 def assert_settings_are_refused(protocol, folder, further):
     """Ask for settings that test nothing, of both protocols and of one."""
-    wrong = [{"draws": 0}, {"tops": [0]}, {"grey_levels": 0.0}, {"iterations": 0}, {"methods": ["nothing"]}, *further]
+    wrong = [
+        {"draws": 0},
+        {"tops": [0]},
+        {"tops": [3, 1]},
+        {"grey_levels": 0.0},
+        {"iterations": 0},
+        {"methods": ["nothing"]},
+        *further,
+    ]
     write(folder / "fake/1.png")
     data = open_data(folder, folder)
     with toys(first=toy_detector(name="first")):

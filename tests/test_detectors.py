@@ -162,6 +162,8 @@ def test_cam_layer_gives_a_map(name: str) -> None:
 def test_a_detector_without_layers_says_so() -> None:
     with pytest.raises(UserError, match="no layer whose attention"):
         embedded("nf").cam_module()
+    with pytest.raises(UserError, match="no layer whose attention"):
+        embedded("dct_a").cam_module()  # its layers lie over frequencies, and a map of them is none of the face
 
 
 @torch.no_grad()

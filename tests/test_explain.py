@@ -75,7 +75,7 @@ def test_a_second_softmax_only_where_the_released_code_has_one():
     p = torch.sigmoid(patch_detector().logit_fake(face())).item()
     for method, doubled in (("lime", True), ("shap", False), ("sobol", False), ("rise", True)):
         assert METHODS[method].doubled == doubled
-    masked = MaskedFace(face(), untextured(), patch_detector(), doubled=True)
+    masked = MaskedFace(face(), untextured(), patch_detector(), doubled=True, bfloat16=False)
     once, other = torch.tensor([1 - p, p]).softmax(0)
     assert float(masked.ask(torch.ones(1, 64, 64))) == pytest.approx(float(other), abs=1e-6)
     assert once + other == pytest.approx(1)
@@ -258,7 +258,7 @@ def test_bfloat16_is_refused_where_the_answer_moves(monkeypatch, few):
 
 
 def test_a_fallen_short_of_memory_halves_the_batch(monkeypatch):
-    masked = MaskedFace(face(), untextured(), patch_detector())
+    masked = MaskedFace(face(), untextured(), patch_detector(), bfloat16=False)
     masked.judge.batch = 32
     true = masked.judge.logit_fake
 

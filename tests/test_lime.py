@@ -50,7 +50,7 @@ def test_the_whole_map_is_that_of_the_package(adversarial):
     picture, detector = face(), patch_detector()
     labels = slic_segments(picture[0], 50)
     reference = untextured() if adversarial else segment_means(picture, labels)
-    raw = finish(lime.lime(Question(MaskedFace(picture, reference, detector), labels, SAMPLES, seed=5)))
+    raw = finish(lime.lime(Question(MaskedFace(picture, reference, detector, bfloat16=False), labels, SAMPLES, seed=5)))
 
     def classify(pictures):
         with torch.no_grad():

@@ -256,6 +256,17 @@ def test_detectors_that_cannot_be_asked_are_refused_at_once(tmp_path):
         configured(registry.get("counterfactual"), "quick", {"detectors": ["mesoinception4"]}).items(data)
 
 
+def test_shares_and_corruptions_that_end_in_no_table_are_refused_at_once(tmp_path):
+    data = greys(tmp_path, fake=[1])
+    for changes, sentence in (
+        ({"recalls": [95]}, "above 0"),
+        ({"recalls": [0]}, "above 0"),
+        ({"corruptions": ["jpeg 70"]}, "left out"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            configured(registry.get("detectors"), "quick", changes).items(data)
+
+
 def test_keys_say_all_that_an_item_depends_on(tmp_path):
     data = greys(tmp_path, fake=[1, 2])
     protocol = configured(registry.get("counterfactual"), "quick", {})

@@ -13,7 +13,7 @@ SIZE = (64, 64)
 
 
 def ask(samples, **options):
-    masked = MaskedFace(face(), untextured(), patch_detector())
+    masked = MaskedFace(face(), untextured(), patch_detector(), bfloat16=False)
     return finish(rise.rise(Question(masked, torch.zeros(SIZE, dtype=torch.long), samples, seed=4, **options)))
 
 

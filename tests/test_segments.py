@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from backend import regions
+from backend.errors import UserError
 from backend.explain.segments import (
     places_in_words,
     rank,
@@ -43,6 +44,13 @@ def test_slic_has_the_settings_of_the_paper():
 def test_an_even_picture_has_segments_too():
     assert int(slic_segments(torch.full((3, 64, 64), 0.5)).max()) > 10
     assert slic_segments(torch.zeros(3, 32, 32)).shape == (32, 32)
+
+
+def test_a_face_of_noise_is_refused():
+    noise = torch.randn(3, 128, 128, generator=torch.Generator().manual_seed(0)) * 40 / 255
+    with pytest.raises(UserError, match="cannot be divided"):
+        slic_segments((smooth(128) + noise).clamp(0, 1))
+    assert int(slic_segments(torch.full((3, 32, 32), 0.5), 4).max()) == 3  # few segments are large anyhow
 
 
 def test_a_score_is_the_mean():

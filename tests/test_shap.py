@@ -52,7 +52,9 @@ def test_the_tree_is_that_of_the_package(shape):
 @pytest.mark.parametrize("as_released", [False, True])
 def test_the_map_is_that_of_the_package(as_released):
     picture, reference, detector = face(), untextured(), patch_detector()
-    question = Question(MaskedFace(picture, reference, detector), torch.zeros(64, 64), 400, 0, as_released)
+    question = Question(
+        MaskedFace(picture, reference, detector, bfloat16=False), torch.zeros(64, 64), 400, 0, as_released
+    )
     raw = finish(ours.shap(question))
 
     @torch.no_grad()
@@ -75,7 +77,7 @@ def test_the_map_is_that_of_the_package(as_released):
 def test_values_add_up_and_do_not_depend_on_the_batch():
     maps = []
     for batch in (7, None):
-        masked = MaskedFace(face(), untextured(), patch_detector(), batch=batch)
+        masked = MaskedFace(face(), untextured(), patch_detector(), batch=batch, bfloat16=False)
         raw = finish(ours.shap(Question(masked, torch.zeros(64, 64), 300, 2)))
         difference = float(masked.ask(torch.ones(1, 64, 64)) - masked.ask(torch.zeros(1, 64, 64)))
         assert float(raw.saliency.sum()) == pytest.approx(difference, abs=1e-4)

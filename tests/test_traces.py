@@ -26,6 +26,14 @@ def test_residual_keeps_its_sign_and_does_not_wrap():
     assert "x 50" in brighter.caption
 
 
+def test_a_change_of_colour_alone_is_drawn():
+    changed = even(100)
+    changed[:8, :, 0], changed[:8, :, 2] = 130, 70
+    found = traces.residual(even(100), changed)
+    assert np.allclose(found.values[:8], 20 / 255) and not found.values[8:].any()
+    assert found.largest == 30
+
+
 def test_no_change_is_said_and_drawn_plain():
     none = traces.residual(even(9), even(9))
     assert none.caption == "No pixel changed."

@@ -20,7 +20,7 @@ class Residual:
     """Signed, amplified difference of two pictures.
 
     Args:
-        values: counterfactual - original, mean of the colours, float32 (H, W) in [-1, 1].
+        values: Mean absolute change of the three colours, with the sign of their sum, float32 (H, W) in [-1, 1].
         picture: The same in colours, uint8 (H, W, 3): orange darker, white unchanged, purple brighter.
         gain: Factor by which `picture` exaggerates.
         largest: Largest absolute change of any one colour value, in 8-bit steps.
@@ -37,7 +37,7 @@ class Residual:
         if self.largest == 0:
             return "No pixel changed."
         return (
-            f"Changes x {self.gain}: orange became darker, purple brighter, white stayed. "
+            f"Changes x {self.gain}: orange became darker on the whole, purple brighter, white stayed. "
             f"The largest change is {self.largest:.3g} of 255."
         )
 
@@ -63,7 +63,9 @@ def residual(original: np.ndarray, counterfactual: np.ndarray) -> Residual:
 
 def amplified(difference: np.ndarray, gains: Sequence[int] = GAINS) -> Residual:
     """Draw a signed difference (H, W, 3), in 8-bit steps, with the largest gain that shows most of it."""
-    values = (difference.mean(axis=2) / 255).astype(np.float32)
+    # The mean of signed changes would hide that a pixel changed its colour and kept its brightness.
+    sign = np.where(difference.sum(axis=2) < 0, -1, 1)
+    values = (sign * np.abs(difference).mean(axis=2) / 255).astype(np.float32)
     strong = float(np.percentile(np.abs(values), COVERED)) or float(np.abs(values).max())
     gain = next((gain for gain in gains if strong * gain <= 1), 1)
     shade = np.clip(values * gain, -1, 1) / 2 + 0.5

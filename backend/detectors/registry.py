@@ -42,7 +42,7 @@ class Architecture:
         title: Name for people.
         paper: Where it was published.
         outputs: What the network returns, a key of `card.LOG_ODDS`.
-        cam_layer: Layer that Grad-CAM reads, empty where there is none.
+        cam_layer: Layer that Grad-CAM reads; empty where there is none, or its places are frequencies, as in DCT-A.
         mean: Subtracted from every channel of pictures in [0, 1].
         std: Divides every channel afterwards.
         published: Builds the untrained network at the size of the paper.
@@ -139,7 +139,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "recce": Architecture("RECCE", CAO, TWO, "encoder.act4", 0.5, 0.5, lambda: RECCE(imagenet_head=True), _recce),
     "f3net": Architecture("F3-Net", QIAN, TWO, "backbone.act4", 0.5, 0.5, F3Net, _f3net),
     "patch_cnn": Architecture("Patch-CNN", CHAI, PATCHES, "convout", 0.5, 0.5, PatchCNN, _patch_cnn),
-    "dct_a": Architecture("DCT-A", FRANK, TWO, "conv4", 0.0, 1 / 255, DCTA, _dct_a),
+    "dct_a": Architecture("DCT-A", FRANK, TWO, "", 0.0, 1 / 255, DCTA, _dct_a),
     "lf": Architecture("LF", YU, BY_SOURCE, "blocks.8.conv1", 0.5, 0.5, LF, _lf),
     "nf": Architecture("NF", MARRA, CORRELATIONS, "", 0.0, 1.0, NoiseFingerprints, _nf),
 }

@@ -62,8 +62,9 @@ TRACE_REMOVAL_QUALITY = {
 WHY_TRACE_REMOVAL_DIFFERS = (
     "It differs from ours because the paper's detectors and its TR-Net are full-size and were trained on 60,000 pairs "
     "of ProGAN, STGAN and DeepfakeTIMIT fakes, and ours are small networks trained on this project's own fakes; its "
-    "weak defence is stronger than the app's own; and what it leaves open (steps of PGD, strength of FGSM) is chosen "
-    "here to fit its table 4."
+    "weak defence is stronger than the app's own; FGSM, MIFGSM and PGD see the gradient of one detector of the app's "
+    "own set and are transferred to all others, the undefended ones among them, where the paper's see that of the "
+    "detector itself; and what it leaves open (steps of PGD, strength of FGSM) is chosen here to fit its table 4."
 )
 _SIX = ("Xception", "Patch-CNN", "DCT-A", "F3-Net", "LF", "NF")
 _COLUMNS = ("Real", "Fake", "Noise", "FGSM", "PGD", "GANprintR", "TR-Net")

@@ -195,6 +195,7 @@ class Explanation:
             "precision": asdict(self.precision) if self.precision else None,
             "segment_scores": self.segment_scores.tolist(),
             "seed": self.settings.seed,
+            "settings": asdict(self.settings),
             "attack_seconds": self.attack_seconds,
             "seconds": self.seconds,
             "summary": self.summary,

@@ -1,6 +1,6 @@
 """Explain one face of a photo: find it, cut it out, explain it, and name the places on the face."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -198,6 +198,7 @@ def _proof_record(proof: "Proof") -> dict[str, Any]:
         "sufficiency": [{"k": k, "value": _number(value), "random": _number(random)} for k, value, random in pairs],
         "predicted": proof.predicted,
         "attack": proof.attack,
+        "settings": asdict(proof.settings),
         "images": proof.image_count,
         "calls": proof.call_count,
         "seconds": proof.seconds,

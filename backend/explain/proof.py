@@ -56,6 +56,8 @@ class ProofSettings:
         """
         if not self.tops or min(self.tops) < 1:
             raise UserError("A proof attacks at least one segment.", "Use numbers of segments from 1, such as 1, 2, 3.")
+        if list(self.tops) != sorted(set(self.tops)):
+            raise UserError("The numbers of segments do not rise.", "Name the smallest first, each once: 1, 2, 3.")
         if self.draws < 0:
             raise UserError("The number of random rankings is negative.", "Use 0 or more.")
 

@@ -7,6 +7,7 @@ import torch
 
 from backend import images, runtime
 from backend.detectors import registry
+from backend.errors import UserError
 from backend.evaluate import corruptions
 from backend.evaluate.crops import crop
 from backend.evaluate.data import Dataset
@@ -67,6 +68,10 @@ class DetectorsProtocol(Protocol):
         check_detectors(self.config.detectors)
         for text in self.config.corruptions:
             corruptions.parse(text)
+        if corruptions.NONE not in self.config.corruptions:
+            raise UserError("The pictures as they are were left out.", "Name none among the corruptions.")
+        if not all(0 < recall <= 1 for recall in self.config.recalls):
+            raise UserError("A share of fakes to be caught lies above 0 and at most at 1.", "Use shares such as 0.9.")
         return [item(sample.name, corruption=text) for sample in data.samples for text in self.config.corruptions]
 
     def run_item(self, item: Item, data: Dataset) -> list[Row]:
