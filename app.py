@@ -86,6 +86,8 @@ def main() -> None:
         sys.exit(2)
     runtime.keep_freed_memory()
     demo = build()
+    if gpu.lent():  # before any process is forked from this one: it would inherit a lock that a thread holds
+        prepare()
     demo.launch(
         server_name=SETTINGS.host,
         server_port=SETTINGS.port,
@@ -96,6 +98,7 @@ def main() -> None:
         footer_links=["api"],
         allowed_paths=[],
         css_paths=[common.STYLE],
+        js=common.SCRIPT,
         theme=common.theme(),
         mcp_server=False,
         app_kwargs={"routes": health.routes()},
@@ -104,7 +107,8 @@ def main() -> None:
         prevent_thread_lock=True,
     )
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a stop by the system tidies up too
-    threading.Thread(target=prepare, name="warm-up", daemon=True).start()
+    if not gpu.lent():
+        threading.Thread(target=prepare, name="warm-up", daemon=True).start()
     demo.block_thread()
 
 

@@ -90,6 +90,10 @@ def _check_bytes(count: int) -> None:
         raise UserError(f"The picture file is larger than {limit:g} MB.", "Use a smaller copy of it.")
 
 
+# Pillow's own limit would otherwise refuse what the settings allow.
+Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, SETTINGS.max_pixels)
+
+
 def _check_size(width: int, height: int) -> None:
     if width * height > SETTINGS.max_pixels:
         raise _too_many_pixels()

@@ -35,6 +35,16 @@ def mark(array: np.ndarray) -> np.ndarray:
     return marked
 
 
+def marked(array: np.ndarray, record: dict[str, Any]) -> Image.Image:
+    """Return uint8 (H, W, 3) pixels with the visible sign, as a picture that takes the record into its PNG file.
+
+    The app's picture components write the texts of a picture into the file that a visitor can save.
+    """
+    picture = Image.fromarray(mark(array))
+    picture.info.update(_texts(record))
+    return picture
+
+
 def marked_png(array: np.ndarray, record: dict[str, Any]) -> bytes:
     """Encode uint8 (H, W, 3) pixels as PNG with the visible sign and the record."""
     return png(mark(array), record)
@@ -55,8 +65,7 @@ def mp4(frames: Sequence[np.ndarray], rate: float, record: dict[str, Any]) -> by
 
 def png(array: np.ndarray, record: dict[str, Any]) -> bytes:
     """Encode uint8 (H, W, 3) pixels, without the visible sign, as PNG with the record (for research)."""
-    text = json.dumps(record, default=_plain, ensure_ascii=False)
-    return images.encode_png(array, {"Software": SOFTWARE, "Comment": NOTE, RECORD_KEY: text})
+    return images.encode_png(array, _texts(record))
 
 
 def read_record(content: bytes) -> dict[str, Any] | None:
@@ -67,6 +76,12 @@ def read_record(content: bytes) -> dict[str, Any] | None:
     except Exception:  # noqa: BLE001 - any file at all may be asked about, and a damaged one has no record
         return None
     return record if isinstance(record, dict) else None
+
+
+def _texts(record: dict[str, Any]) -> dict[str, str]:
+    """Return what stands in a file beside its pixels."""
+    text = json.dumps(record, default=_plain, ensure_ascii=False)
+    return {"Software": SOFTWARE, "Comment": NOTE, RECORD_KEY: text}
 
 
 def _plain(value: Any) -> Any:

@@ -32,7 +32,7 @@ def draw(out: Path, seed: int = 0) -> Path:
         seed: Decides the invented faces and the edits.
 
     Raises:
-        UserError: The app's examples are missing.
+        UserError: The app's examples are missing, or the folder cannot be written.
     """
     if out.exists():
         return out
@@ -40,12 +40,16 @@ def draw(out: Path, seed: int = 0) -> Path:
     if not all((folder / f"{name}.png").is_file() for name in PORTRAITS):
         raise UserError("The app's example pictures are missing.", "Install the app again.")
     unfinished = out.with_name(out.name + ".part")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    for name, content in _files(folder, seed):
-        path = unfinished / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-    unfinished.rename(out)
+    try:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        for name, content in _files(folder, seed):
+            path = unfinished / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        unfinished.rename(out)
+    except OSError:
+        raise UserError("The folder for the pictures cannot be used.", "Choose another one with --out.") from None
     return out
 
 

@@ -25,7 +25,8 @@ class Settings:
     port: int = 7860  # GRADIO_SERVER_PORT
     max_bytes: int = 20_000_000  # MAX_UPLOAD_BYTES
     max_pixels: int = 50_000_000  # MAX_UPLOAD_PIXELS
-    queue_size: int = 16  # QUEUE_SIZE
+    queue_size: int = 64  # QUEUE_SIZE
+    visitors_per_address: int = 20  # VISITORS_PER_ADDRESS: as many share an address behind one connection or proxy
     weights_dir: Path = ROOT / "weights"
     cache_dir: Path = Path.home() / ".cache" / "face-forgery-explained"  # WEIGHTS_CACHE: files fetched from the Hub
     weights_repo: str = ""  # WEIGHTS_REPO: OWNER/NAME on the Hub, where missing files of `weights_dir` come from
@@ -61,6 +62,7 @@ def read(environment: Mapping[str, str] = os.environ) -> Settings:
         max_bytes=_integer(environment, "MAX_UPLOAD_BYTES", usual.max_bytes),
         max_pixels=_integer(environment, "MAX_UPLOAD_PIXELS", usual.max_pixels),
         queue_size=_integer(environment, "QUEUE_SIZE", usual.queue_size),
+        visitors_per_address=_integer(environment, "VISITORS_PER_ADDRESS", usual.visitors_per_address),
         cache_dir=Path(environment.get("WEIGHTS_CACHE") or usual.cache_dir).expanduser(),
         weights_repo=repo,
         hub_endpoint=(environment.get("HF_ENDPOINT") or usual.hub_endpoint).rstrip("/"),

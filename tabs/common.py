@@ -19,6 +19,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 import gradio as gr
 import numpy as np
 from gradio.data_classes import ImageData
+from gradio.events import Dependency
 from PIL import Image
 
 from backend import images, verdicts, visitors_files
@@ -30,6 +31,7 @@ R = TypeVar("R")
 logger = logging.getLogger("app")
 
 STYLE = Path(__file__).with_name("style.css")
+SCRIPT = Path(__file__).with_name("page.js").read_text(encoding="utf-8")
 # Long jobs wait for each other, and verdicts wait for each other, but no verdict waits for a long job: between the
 # steps of a job the models are free. Events that run no model never wait.
 MODEL: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
@@ -37,6 +39,7 @@ VERDICT: dict[str, Any] = {"concurrency_id": "verdict", "concurrency_limit": 1}
 FETCH: dict[str, Any] = {"concurrency_id": "fetch", "concurrency_limit": 1}  # it runs no model, and takes minutes
 QUICK: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
 _importing = threading.Lock()
+WAITS = "Waiting for the others who use this page …"
 SHOWN_SIDE = 900  # longest side in pixels at which a whole photo is shown
 KEPT_SECONDS, SWEPT_SECONDS = 3600, 300  # of a visitor's files since the last event; how often is looked
 
@@ -126,6 +129,51 @@ def answered(function: Callable[P, R]) -> Callable[P, R]:
             raise as_shown(error) from error
 
     return call
+
+
+def in_turn(
+    button: gr.Button,
+    function: Callable[..., Iterator[Any]],
+    inputs: list[Any],
+    outputs: list[Any],
+    *,
+    starts: list[gr.Button],
+    note: Any,
+    stop: gr.Button | None = None,
+) -> Dependency:
+    """Run a long job on a click when its turn comes; until then the page says that it waits.
+
+    Args:
+        button: What is clicked.
+        function: A generator of updates, with or without errors.
+        inputs: Its inputs.
+        outputs: What it may update, `note` among it.
+        starts: Buttons that begin a job, which are blocked.
+        note: The line that says it; the job finds it empty.
+        stop: What ends the job, also while it waits.
+
+    Returns:
+        The event of the job.
+    """
+    private: dict[str, Any] = {"api_visibility": "private"}
+    handler = answered(function)
+
+    def wait() -> dict[Any, Any]:
+        blocked = dict.fromkeys(starts, gr.Button(interactive=False))
+        return blocked | ({} if stop is None else {stop: gr.Button(interactive=True)}) | {note: WAITS}
+
+    @functools.wraps(handler)
+    def begun(*args: Any, **kwargs: Any) -> Iterator[Any]:
+        yield {note: ""}
+        yield from handler(*args, **kwargs)
+
+    touched = [*starts, *([] if stop is None else [stop]), note]
+    run = button.click(wait, None, touched, **QUICK, **private).then(
+        begun, inputs, outputs, show_progress="hidden", **MODEL, **private
+    )
+    # Where it was refused before it began.
+    run.failure(lambda said: "" if said == WAITS else said, note, note, **QUICK, **private)
+    return run
 
 
 def at_the_end(job: Any, handler: Callable[[], Any], outputs: list[Any]) -> None:

@@ -17,7 +17,7 @@ from backend.generators.refinement import RefineSettings
 from backend.progress import Running, Step
 from backend.verdicts import JudgedFace
 from tabs import api, choosers, words
-from tabs.common import MODEL, QUICK, answered, at_the_end, live_face, photo_from, session_folder
+from tabs.common import QUICK, at_the_end, in_turn, live_face, photo_from, session_folder
 from tabs.photo import PhotoStep
 from tabs.result import ResultStep
 from tabs.video import VideoStep
@@ -64,7 +64,7 @@ class CounterfactualTab:
             self.stop = gr.Button("Stop", interactive=False, scale=1, min_width=90)
         with gr.Accordion("More options", open=False):
             self._lay_out_options()
-        self.note = gr.Markdown(elem_classes="note")
+        self.note = gr.Markdown(elem_classes=["note", "status"])
         with gr.Row(visible=False) as self.live:
             with gr.Column(min_width=280, scale=2):
                 self.progress = gr.HTML()
@@ -109,9 +109,8 @@ class CounterfactualTab:
             self.seed,
             self.generator,
         ]
-        run = self.find.click(
-            answered(self._search), asked, self._search_outputs(), show_progress="hidden", **MODEL, **private
-        )
+        starts, outputs = [self.find], self._search_outputs()
+        run = in_turn(self.find, self._search, asked, outputs, starts=starts, note=self.note, stop=self.stop)
         at_the_end(run, self._idle, [self.find, self.stop])
         self.stop.click(self._stopped, None, [self.find, self.stop, self.note], cancels=[run], **QUICK, **private)
         self.running = [run]

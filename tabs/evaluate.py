@@ -10,7 +10,7 @@ import gradio as gr
 from backend.errors import UserError
 from backend.evaluate import stored
 from backend.progress import Running, Step
-from tabs.common import MODEL, QUICK, answered, at_the_end, session_folder
+from tabs.common import QUICK, answered, at_the_end, in_turn, session_folder
 from tabs.quiz import Quiz
 from tabs.words import progress
 
@@ -77,7 +77,7 @@ class EvaluateTab:
                 f"Run it on up to {SMALL} fakes and {SMALL} real pictures", variant="primary", scale=3
             )
             self.stop = gr.Button("Stop", interactive=False, scale=1)
-        self.note = gr.Markdown(elem_classes="note")
+        self.note = gr.Markdown(elem_classes=["note", "status"])
         self.progress = gr.HTML()
         self.found = gr.HTML(elem_classes="report")
         self.download = gr.DownloadButton("Download tables, plots and page (zip)", value=None, visible=False)
@@ -87,14 +87,8 @@ class EvaluateTab:
         self.which.change(answered(_show_stored), self.which, [self.report, self.page], **QUICK, **private)
         self.own.select(answered(_protocols), None, self.protocol, **QUICK, **private)
         outputs = [self.start, self.stop, self.note, self.progress, self.found, self.download]
-        run = self.start.click(
-            answered(self._run),
-            [self.data, self.protocol, self.use_sample],
-            outputs,
-            show_progress="hidden",
-            **MODEL,
-            **private,
-        )
+        asked = [self.data, self.protocol, self.use_sample]
+        run = in_turn(self.start, self._run, asked, outputs, starts=[self.start], note=self.note, stop=self.stop)
         at_the_end(run, self._ended, [self.start, self.stop, self.progress])
         self.stop.click(self._stopped, None, [self.start, self.stop, self.note], cancels=[run], **QUICK, **private)
         # What was found belongs to the pictures that stand beside it.

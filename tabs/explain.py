@@ -22,7 +22,7 @@ from backend.verdicts import JudgedFace
 from tabs import choosers
 from tabs import explain_tests as tests
 from tabs import explain_words as words
-from tabs.common import MODEL, QUICK, answered, at_the_end, photo_from, session_folder
+from tabs.common import QUICK, answered, at_the_end, in_turn, photo_from, session_folder
 from tabs.explain_pair import PairStep
 from tabs.explain_result import ExplainResult
 from tabs.photo import PhotoStep
@@ -78,7 +78,7 @@ class ExplainTab:
             self.stop = gr.Button("Stop", interactive=False, scale=1, min_width=90)
         with gr.Accordion("More options", open=False):
             self._lay_out_options()
-        self.note = gr.Markdown(elem_classes="note")
+        self.note = gr.Markdown(elem_classes=["note", "status"])
         self.progress = gr.HTML()
 
     def _lay_out_options(self) -> None:
@@ -113,16 +113,10 @@ class ExplainTab:
         face = [self.choice.photo, self.choice.which]
         options = [self.reference, self.preset, self.shortcut, self.seed, self.towards]
         asked = [*face, self.detector, self.method, *options, self.proof, self.guess]
-        hidden: dict[str, Any] = {"show_progress": "hidden"}
-        run = self.show.click(answered(self._explain), asked, self._job_outputs(), **hidden, **MODEL, **private)
-        every = self.compare.click(
-            answered(self._compare),
-            [*face, self.detector, *options],
-            self._job_outputs(),
-            **hidden,
-            **MODEL,
-            **private,
-        )
+        outputs = self._job_outputs()
+        shared: dict[str, Any] = {"starts": [self.show, self.compare], "note": self.note, "stop": self.stop}
+        run = in_turn(self.show, self._explain, asked, outputs, **shared)
+        every = in_turn(self.compare, self._compare, [*face, self.detector, *options], outputs, **shared)
         pair = self.pair.wire(self.choice, self.detector, self.seed)
         self.running = [run, every, pair]
         for job in (run, every):

@@ -20,7 +20,7 @@ from backend.progress import Running, Step
 from tabs import explain_figures as figures
 from tabs import explain_tests as tests
 from tabs import explain_words as words
-from tabs.common import MODEL, QUICK, answered, at_the_end, photo_from, photo_input
+from tabs.common import QUICK, at_the_end, in_turn, photo_from, photo_input
 from tabs.explain_result import enlarged, maps_grid
 from tabs.photo import PhotoStep
 from tabs.words import progress
@@ -55,13 +55,9 @@ class PairStep:
     def wire(self, choice: PhotoStep, detector: Any, seed: Any) -> Dependency:
         """Wire the buttons and return the long event."""
         private: dict[str, Any] = {"api_visibility": "private"}
-        run = self.start.click(
-            answered(self._test),
-            [self.photo, choice.photo, choice.which, detector, seed],
-            self.outputs(),
-            show_progress="hidden",
-            **private,
-            **MODEL,
+        asked = [self.photo, choice.photo, choice.which, detector, seed]
+        run = in_turn(
+            self.start, self._test, asked, self.outputs(), starts=[self.start], note=self.progress, stop=self.stop
         )
         at_the_end(run, self._idle, [self.start, self.stop])
         self.stop.click(self._stopped, None, [self.start, self.stop, self.progress], cancels=[run], **QUICK, **private)
@@ -118,7 +114,7 @@ class PairStep:
                 if isinstance(step, Finished) and step.explanation is not None:
                     made: Explanation = step.explanation
                     caption = words.grid_caption(tests.tested(step, made), made.method.title)
-                    shown.append((provenance.mark(pictures.overlay(enlarged(real), made)), caption))
+                    shown.append((provenance.marked(pictures.overlay(enlarged(real), made), made.record()), caption))
                     updates |= {
                         self.maps: gr.Gallery(shown, visible=True),
                         self.scales: gr.HTML(figures.grid_scales("real"), visible=True),

@@ -34,7 +34,7 @@ class ExplainResult:
         self.made = gr.State(None)
         with gr.Column(visible=False) as self.all:
             gr.Markdown("## 4 Where it looked")
-            self.summary = gr.Markdown(elem_classes="summary")
+            self.summary = gr.Markdown(elem_classes="status")
             self.guessed = gr.Markdown()
             with gr.Column(visible=False) as self.one:
                 self._lay_out_map()
@@ -102,7 +102,7 @@ class ExplainResult:
         if not shows:
             return updates
         drawn = made.drawings()
-        shown = {name: provenance.mark(enlarged(picture)) for name, picture in drawn.items()}
+        shown = {name: provenance.marked(enlarged(picture), record) for name, picture in drawn.items()}
         return updates | {
             self.face: enlarged(made.aligned.crop),
             self.map: shown["map_picture"],
@@ -121,7 +121,13 @@ class ExplainResult:
     def show_grid(self, crop: np.ndarray, done: Done) -> Updates:
         """Return the updates that show the maps finished so far."""
         face = enlarged(crop)
-        shown = [(provenance.mark(pictures.overlay(face, one.explanation)), words.grid_caption(one)) for one in done]
+        shown = [
+            (
+                provenance.marked(pictures.overlay(face, one.explanation), one.explanation.record()),
+                words.grid_caption(one),
+            )
+            for one in done
+        ]
         return {
             self.all: gr.Column(visible=True),
             self.one: gr.Column(visible=False),
@@ -187,13 +193,12 @@ def enlarged(picture: np.ndarray) -> np.ndarray:
     return np.asarray(Image.fromarray(picture).resize((SHOWN, SHOWN), Image.Resampling.LANCZOS))
 
 
-def _redraw(made: ExplainedPhoto | None, opacity: float) -> np.ndarray | None:
+def _redraw(made: ExplainedPhoto | None, opacity: float) -> Image.Image | None:
     """Return the map over the face at another opacity."""
     if made is None:
         return None
-
     laid = pictures.overlay(enlarged(made.aligned.crop), made.explanation, opacity / 100)
-    return provenance.mark(pictures.outlined(laid, made.explanation.labels, made.top))
+    return provenance.marked(pictures.outlined(laid, made.explanation.labels, made.top), made.record())
 
 
 def _zip(made: ExplainedPhoto, record: dict[str, Any]) -> bytes:

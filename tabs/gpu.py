@@ -21,6 +21,7 @@ from backend import verdicts
 from backend.detectors import registry
 from backend.generators.refinement import RefineSettings
 from tabs.common import MODEL, VERDICT, session_folder
+from tabs.photo import Chosen
 
 VERDICT_SECONDS = 15
 JOB_SECONDS = 30  # loading, faces, metrics and whatever has no number of steps
@@ -47,9 +48,14 @@ class Visitor:
     client: Client
 
 
+def lent() -> bool:
+    """Return whether the package that asks for a GPU is installed."""
+    return importlib.util.find_spec("spaces") is not None
+
+
 def use(demo: gr.Blocks) -> None:
-    """Ask for a GPU around every event of `demo` that runs models, where the package `spaces` is installed."""
-    if importlib.util.find_spec("spaces") is None:
+    """Ask for a GPU around every event of `demo` that runs models, where one is lent."""
+    if not lent():
         return
     spaces = importlib.import_module("spaces")
     session_folder(None)  # made before the processes fork, so that all of them share it
@@ -132,7 +138,11 @@ def _lent(event: BlockFunction, lend: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(handler)
     def called(*values: Any) -> Any:
-        return _named(once(*map(_plain, values)), shown)
+        chosen = [value for value in values if isinstance(value, Chosen)]
+        before = [one.path for one in chosen]
+        update = _named(once(*map(_plain, values)), shown)
+        # The other process has a copy of what was chosen, and does not see that it changed.
+        return update if before == [one.path for one in chosen] else {event.outputs[0]: gr.skip()}
 
     return called
 

@@ -1,4 +1,8 @@
-"""How often one visitor may ask for what could be misused in bulk."""
+"""How often one visitor may ask for what could be misused in bulk.
+
+A visitor is a page that is open, and a new page is a new one; what one address may do in all is limited too, as a class
+behind one connection, or everybody behind a proxy, shares an address.
+"""
 
 import threading
 import time
@@ -7,6 +11,7 @@ from collections import deque
 import gradio as gr
 
 from backend.errors import UserError
+from backend.settings import SETTINGS
 
 
 class Limit:
@@ -29,24 +34,29 @@ class Limit:
         Raises:
             UserError: There were too many.
         """
-        visitor = _name(request)
         now = time.monotonic()
         with self._lock:
             for name in [name for name, made in self._made.items() if now - made[-1] > self.seconds]:
                 del self._made[name]
-            made = self._made.setdefault(visitor, deque())
-            while made and now - made[0] > self.seconds:
-                made.popleft()
-            if len(made) >= self.calls:
-                minutes = max(1, round((self.seconds - (now - made[0])) / 60))
-                raise UserError(
-                    f"{self.what} is limited to {self.calls} times in {self.seconds / 60:.0f} minutes.",
-                    f"Try again in about {minutes} minutes.",
-                )
-            made.append(now)
+            counted = []
+            for name, calls in self._allowed(request).items():
+                made = self._made.get(name, deque())
+                while made and now - made[0] > self.seconds:
+                    made.popleft()
+                if len(made) >= calls:
+                    whom = "" if calls == self.calls else " for all who share your address"
+                    minutes = max(1, round((self.seconds - (now - made[0])) / 60))
+                    raise UserError(
+                        f"{self.what} is limited to {calls} times in {self.seconds / 60:.0f} minutes{whom}.",
+                        f"Try again in about {minutes} minutes.",
+                    )
+                counted.append((name, made))
+            for name, made in counted:
+                made.append(now)
+                self._made[name] = made
 
-
-def _name(request: gr.Request | None) -> str:
-    """Name a visitor by the address; a new page is no new visitor."""
-    client = getattr(request, "client", None)
-    return str(getattr(client, "host", "") or getattr(request, "session_hash", "") or "unknown")
+    def _allowed(self, request: gr.Request | None) -> dict[str, int]:
+        """Return how many calls are allowed to whom: to the open page, and to its address."""
+        address = str(getattr(getattr(request, "client", None), "host", "") or "unknown")
+        page = str(getattr(request, "session_hash", None) or address)
+        return {f"page {page}": self.calls, f"address {address}": self.calls * SETTINGS.visitors_per_address}

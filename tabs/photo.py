@@ -13,12 +13,14 @@ from PIL import Image, ImageDraw, ImageFont
 from backend import examples, images, verdicts
 from backend.errors import UserError
 from backend.examples import Example
+from backend.settings import SETTINGS
 from backend.verdicts import JudgedFace
 from tabs import words
 from tabs.common import QUICK, SHOWN_SIDE, VERDICT, answered, photo_from, photo_input, shown
 
 Updates = dict[Any, Any]
 CONVERTED_SIDE = 2200  # of pictures that browsers cannot show, in pixels
+ALMOST = 0.98  # of the limit: a PNG file of noise is hardly larger than its pixels
 BLUE = "#1d4ed8"
 MAX_LISTED = 12  # faces that are marked and can be picked
 NUMBER_SIZE = 1 / 22  # of the longer side, of the numbers beside several faces
@@ -78,7 +80,7 @@ class PhotoStep:
                 self.gallery = self._gallery()
         with gr.Column(visible=False) as self.answer:
             gr.Markdown("## 2 What the detectors say")
-            self.said = gr.Markdown()
+            self.said = gr.Markdown(elem_classes="status")
             self.moving = gr.Markdown(MOVING, visible=False)
             with gr.Row():
                 self.found = gr.AnnotatedImage(
@@ -117,7 +119,8 @@ class PhotoStep:
         self.tabs = tabs
         private: dict[str, Any] = {"api_visibility": "private", "cancels": [run for tab in tabs for run in tab.running]}
         # The sign of waiting, and of an error, belongs in one place and not over everything that may change.
-        looking: dict[str, Any] = {**VERDICT, "show_progress_on": [self.photo]}
+        # A second photo waits for the verdicts on the first; as one of the same event, it would be dropped.
+        looking: dict[str, Any] = {**VERDICT, "show_progress_on": [self.photo], "trigger_mode": "multiple"}
         below = [component for tab in tabs for component in tab.outputs()]
         begun = [self.photo, self.faces, *self.outputs(), *below]
         self.gallery.select(answered(self._example), self.chosen, begun, **QUICK, **private).success(
@@ -152,7 +155,7 @@ class PhotoStep:
             return {self.faces: [], **self._offer(None), **self.refuse(error)}
         as_uploaded = _is_shown_by_browsers(path)
         if not as_uploaded:  # it is handed back as PNG, which must stay below the limit on bytes
-            pixels = shown(pixels, CONVERTED_SIDE)
+            pixels = _converted(pixels)
         faces = verdicts.judge(pixels)
         updates = {self.faces: faces, **self.show(pixels, faces), **self._offer(faces[0] if faces else None)}
         if not as_uploaded:
@@ -261,6 +264,14 @@ def _box(photo: np.ndarray, face: JudgedFace) -> tuple[int, int, int, int]:
     height, width = (max(1, round(side * factor)) for side in photo.shape[:2])
     x0, y0, x1, y1 = (round(value * factor) for value in face.aligned.face.box)
     return max(0, x0), max(0, y0), min(width, x1), min(height, y1)
+
+
+def _converted(photo: np.ndarray) -> np.ndarray:
+    """Return a photo no larger than `CONVERTED_SIDE`, and so small that its PNG file may come in again."""
+    side = CONVERTED_SIDE
+    while (small := shown(photo, side)).nbytes > ALMOST * SETTINGS.max_bytes and side > SHOWN_SIDE // 4:
+        side //= 2
+    return small
 
 
 def _moves(path: str) -> bool:

@@ -25,7 +25,7 @@ class ResultStep:
     def __init__(self) -> None:
         with gr.Column(visible=False) as self.all:
             gr.Markdown("## 4 What would have to change")
-            self.summary = gr.Markdown(elem_classes="summary")
+            self.summary = gr.Markdown(elem_classes="status")
             with gr.Column(visible=False) as self.pictures:
                 self._lay_out_pictures()
             self.doubts = gr.Markdown(DOUBTS)
@@ -90,13 +90,13 @@ class ResultStep:
 
     def _show_pictures(self, bundle: Bundle) -> Updates:
         drawn = bundle.pictures()
-        marked = {name: provenance.mark(picture) for name, picture in drawn.items()}
+        marked = {name: provenance.marked(picture, bundle.record) for name, picture in drawn.items() if name != "photo"}
         texts = words.result_texts(bundle)
         updates: Updates = {
             self.crop: drawn["crop"],
             self.slider: gr.ImageSlider((drawn["crop"], marked["counterfactual"]), slider_position=50),
             self.position: 50,
-            self.pasted: shown(marked["photo"]),
+            self.pasted: provenance.marked(shown(drawn["photo"]), bundle.record),
             self.changes: words.changes(bundle.record),
             self.retest: words.retest(bundle.record),
             **{getattr(self, name): marked[name] for name in ("inversion", "counterfactual", "residual")},

@@ -11,7 +11,7 @@ from backend.progress import Job, Running, Step
 from backend.trace_removal.trnet import STRONGEST, WEAKEST
 from backend.verdicts import JudgedFace
 from backend.views import Source
-from tabs.common import MODEL, answered, at_the_end, photo_from, session_folder
+from tabs.common import at_the_end, in_turn, photo_from, session_folder
 from tabs.limits import Limit
 from tabs.photo import PhotoStep
 from tabs.trace_result import TraceResult
@@ -57,22 +57,17 @@ class TraceRemovalTab:
                     "(FGSM, MIFGSM and PGD on Xception), GANprintR, and TR-Net."
                 )
                 self.compare = gr.Button("Compare all attacks")
-            self.note = gr.Markdown(elem_classes="note")
+            self.note = gr.Markdown(elem_classes=["note", "status"])
             self.progress = gr.HTML()
         self.result = TraceResult()
         self._wire()
 
     def _wire(self) -> None:
-        private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         asked = [self.choice.photo, self.choice.which, self.strength]
-        run = self.remove.click(answered(self._remove), asked, self._job_outputs(), **MODEL, **private)
-        others = self.compare.click(
-            answered(self._compare),
-            [self.choice.photo, self.choice.faces, self.choice.which, self.strength],
-            self._job_outputs(),
-            **MODEL,
-            **private,
-        )
+        shared: dict[str, Any] = {"starts": [self.remove, self.compare], "note": self.note}
+        run = in_turn(self.remove, self._remove, asked, self._job_outputs(), **shared)
+        faces = [self.choice.photo, self.choice.faces, self.choice.which, self.strength]
+        others = in_turn(self.compare, self._compare, faces, self._job_outputs(), **shared)
         self.running = [run, others]
         for job in self.running:
             at_the_end(job, self._idle, [self.remove, self.compare])

@@ -26,7 +26,7 @@ class TraceResult:
     def __init__(self) -> None:
         with gr.Column(visible=False) as self.all:
             gr.Markdown("## 4 What is left of the verdicts")
-            self.summary = gr.Markdown(elem_classes="summary")
+            self.summary = gr.Markdown(elem_classes="status")
             with gr.Column(visible=False) as self.one:
                 self._lay_out_removal()
             with gr.Column(visible=False) as self.many:
@@ -113,21 +113,21 @@ class TraceResult:
             self.many: gr.Column(visible=False),
             self.summary: record["summary"],
             self.slider: gr.ImageSlider(
-                (_enlarged(drawn["crop"]), provenance.mark(_enlarged(drawn["removed"]))), slider_position=50
+                (_enlarged(drawn["crop"]), provenance.marked(_enlarged(drawn["removed"]), record)), slider_position=50
             ),
             self.position: 50,
-            self.difference: provenance.mark(_enlarged(drawn["difference"])),
+            self.difference: provenance.marked(_enlarged(drawn["difference"]), record),
             self.gain: bundle.difference().caption,
             self.verdicts: words.verdict_table(record),
             self.missing: gr.Markdown(record["views_note"], visible=bool(record["views_note"])),
             self.resaves: words.resave_table(record),
-            self.photo: shown(provenance.mark(drawn["photo"])),
+            self.photo: provenance.marked(shown(drawn["photo"]), record),
             self.settings: words.settings_line(record),
             self.download: gr.DownloadButton(value=str(file), visible=True),
         }
         for name, (picture, sentence) in self.views.items():
             there = name in sentences
-            value = provenance.mark(drawn[name]) if there else None
+            value = provenance.marked(drawn[name], record) if there else None
             label = sentences[name]["title"] if there else name.capitalize()
             updates[picture] = gr.Image(value, label=label, visible=there)
             updates[sentence] = sentences[name]["sentence"] if there else ""
@@ -135,8 +135,8 @@ class TraceResult:
 
     def show_comparison(self, made: "Comparison") -> Updates:
         """Return the updates that show all attacks side by side."""
-        faces = [(_enlarged(made.original), "The face itself")]
-        faces += [(provenance.mark(_enlarged(one.picture)), one.title) for one in made.attacks]
+        faces: list[tuple[Any, str]] = [(_enlarged(made.original), "The face itself")]
+        faces += [(provenance.marked(_enlarged(one.picture), one.record()), one.title) for one in made.attacks]
         return {
             self.all: gr.Column(visible=True),
             self.one: gr.Column(visible=False),

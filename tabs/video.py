@@ -13,7 +13,7 @@ from backend.errors import UserError
 from backend.progress import Job, Running
 from tabs import choosers
 from tabs import video_words as words
-from tabs.common import MODEL, QUICK, answered, at_the_end, live_face, session_folder
+from tabs.common import QUICK, at_the_end, in_turn, live_face, session_folder
 from tabs.limits import Limit
 from tabs.words import progress, refusal
 
@@ -59,7 +59,7 @@ class VideoStep:
                 with gr.Row():
                     self.find = gr.Button("Search every frame", scale=2, min_width=160)
                     self.stop = gr.Button("Stop", interactive=False, scale=1, min_width=90)
-        self.note = gr.Markdown(elem_classes="note")
+        self.note = gr.Markdown(elem_classes=["note", "status"])
         self.refused = gr.HTML()
         with gr.Row(visible=False) as self.live:
             with gr.Column(min_width=260, scale=2):
@@ -67,7 +67,7 @@ class VideoStep:
             with gr.Column(min_width=140):
                 self.face = live_face()
         with gr.Column(visible=False) as self.result:
-            self.summary = gr.Markdown(elem_classes="summary")
+            self.summary = gr.Markdown(elem_classes="status")
             with gr.Row():
                 with gr.Column(min_width=260):
                     self.made = gr.Video(
@@ -84,14 +84,9 @@ class VideoStep:
     def wire(self) -> None:
         """Wire the events."""
         private: dict[str, Any] = {"api_visibility": "private"}
-        run = self.find.click(
-            answered(self._search_video),
-            [self.video, self.detector, self.steps],
-            self._outputs(),
-            show_progress="hidden",
-            **MODEL,
-            **private,
-        )
+        # It cannot be stopped before it began: whoever stops it later is asked for a file that it then looks for.
+        asked, outputs = [self.video, self.detector, self.steps], self._outputs()
+        run = in_turn(self.find, self._search_video, asked, outputs, starts=[self.find], note=self.note)
         at_the_end(run, self._idle, [self.find, self.stop])
         # The search is asked to end, and not cut off: what it has found by then is shown.
         self.stop.click(self._ask_to_stop, None, [self.stop, self.note], **QUICK, **private)

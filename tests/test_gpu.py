@@ -16,6 +16,7 @@ from backend.generators.refinement import RefineSettings
 from backend.settings import SETTINGS
 from tabs import gpu
 from tabs.common import MODEL, QUICK, VERDICT
+from tabs.photo import Chosen
 from tests import films
 from tests.test_app import LONG, VERDICTS
 from tests.test_film import clip
@@ -115,6 +116,33 @@ def test_a_pair_is_asked_by_all_methods():
     def handler(path: Any, fake_path: Any) -> None: ...
 
     assert gpu.seconds(SimpleNamespace(fn=handler, concurrency_id="model"), "real", "fake") == 60
+
+
+def test_an_answer_about_an_earlier_photo_is_dropped_here(monkeypatch):
+    package = lent([])
+    with gr.Blocks() as blocks:
+        text, button, chosen = gr.Textbox(), gr.Button(), gr.State(Chosen())
+        button.click(lambda one: {text: str(one.path)}, chosen, [text], **VERDICT)
+    own, other = Chosen("a"), Chosen("a")
+    lend = package.GPU
+
+    def slow(task: Any, *, duration: Any) -> Any:
+        once = lend(task, duration=duration)
+
+        def run(one: Chosen) -> Any:
+            answer = once(one)
+            if one is other:
+                one.path = "b"  # while the other process was at it, with a copy
+            return answer
+
+        return run
+
+    package.GPU = slow
+    monkeypatch.setitem(sys.modules, "spaces", package)
+    gpu.use(blocks)
+    (event,) = blocks.fns.values()
+    assert event.fn(own) == {text: "a"}
+    assert event.fn(other) == {text: gr.skip()}
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,9 @@
 """Tests of reading and writing picture files."""
 
 import dataclasses
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,7 @@ from PIL import Image
 
 from backend import images
 from backend.errors import UserError
-from backend.settings import SETTINGS
+from backend.settings import ROOT, SETTINGS
 from tests import pictures
 
 RAMP = pictures.ramp()
@@ -190,6 +193,13 @@ def test_limit_on_pixels_comes_before_decoding(monkeypatch: pytest.MonkeyPatch) 
     set_limits(monkeypatch, max_pixels=RAMP.shape[0] * RAMP.shape[1] - 1)
     monkeypatch.setattr(Image.Image, "load", lambda _: pytest.fail("decoded"))
     assert "pixels" in refusal(content).message
+
+
+def test_a_higher_limit_is_not_cut_by_the_decoder() -> None:
+    code = "from PIL import Image; import backend.images; print(Image.MAX_IMAGE_PIXELS)"
+    given = {**os.environ, "MAX_UPLOAD_PIXELS": "300000000"}
+    done = subprocess.run([sys.executable, "-c", code], env=given, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "300000000"
 
 
 @pytest.mark.filterwarnings("ignore")

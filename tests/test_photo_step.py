@@ -1,5 +1,6 @@
 """Steps 1 and 2 of every tab: what is shown of a photo, and that it is the photo that was chosen last."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -7,6 +8,8 @@ import gradio as gr
 import numpy as np
 import pytest
 
+import app
+from backend import images
 from backend.alignment import AlignedFace
 from backend.faces import Face
 from backend.verdicts import JudgedFace
@@ -48,6 +51,23 @@ def test_a_verdict_on_an_earlier_photo_is_not_shown(step, tmp_path, monkeypatch)
     assert set(step._look(chosen)) == {step.faces}
     monkeypatch.setattr(photo.verdicts, "judge", lambda _: [judged(1, (4, 4, 30, 30))])
     assert len(step._look(chosen)[step.faces]) == 1
+
+
+def test_a_second_photo_is_not_dropped_while_the_first_is_judged():
+    demo = app.build()
+    looking = [
+        event for event in demo.fns.values() if getattr(event.fn, "__name__", "") in {"_look", "_look_where_needed"}
+    ]
+    assert len(looking) == 2 and {event.trigger_mode for event in looking} == {"multiple"}
+
+
+@pytest.mark.parametrize(("limit", "side"), [(20_000_000, 2200), (5_000_000, 1100), (1_500_000, 550)])
+def test_what_is_handed_back_as_png_may_come_in_again(monkeypatch, limit, side):
+    noise = np.random.default_rng(0).integers(0, 256, (2400, 2400, 3), dtype=np.uint8)
+    monkeypatch.setattr(photo, "SETTINGS", replace(photo.SETTINGS, max_bytes=limit))
+    handed = photo._converted(noise)
+    assert handed.shape == (side, side, 3)
+    assert len(images.encode_png(handed)) <= limit
 
 
 def test_an_example_is_the_photo_chosen_last(step, tmp_path, monkeypatch):

@@ -1,7 +1,9 @@
 """Tests of the visible sign and the record."""
 
 import io
+from pathlib import Path
 
+import gradio as gr
 import numpy as np
 import pytest
 from PIL import Image
@@ -38,6 +40,16 @@ def test_marked_png_carries_all() -> None:
     with Image.open(io.BytesIO(content)) as file:
         assert file.info["Software"] == provenance.SOFTWARE
         assert "not a photograph" in file.info["Comment"]
+
+
+def test_a_picture_saved_from_the_page_carries_all() -> None:
+    picture = pictures.noise(128, 128)
+    given = provenance.marked(picture, RECORD)
+    image, gallery = gr.Image(format="png"), gr.Gallery(format="png")
+    for file in (image.postprocess(given).path, gallery.postprocess([(given, "caption")]).root[0].image.path):
+        content = Path(file).read_bytes()
+        assert np.array_equal(images.read(content), provenance.mark(picture))
+        assert provenance.read_record(content) == RECORD
 
 
 def test_png_without_sign_is_exact() -> None:

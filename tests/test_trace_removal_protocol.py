@@ -268,6 +268,9 @@ def test_every_engine_and_a_resumed_run_give_equal_rows(tmp_path):
     from backend import samples
 
     data = open_data(samples.draw(tmp_path / "sample"), tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be used"):
+        samples.draw(tmp_path / "file" / "sample")
     config = TraceRemovalConfig(2, 1, detectors=("mesoinception4",), attacks=("noise", "pgd", "trnet"))
     config = dataclasses.replace(config, white_box="mesoinception4", features="mesoinception4")
     protocol = TraceRemovalProtocol(config)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from backend import arguments
-from backend.evaluate import engine_choice, everything, report, runs
+from backend.evaluate import engine_choice, everything, report, runs, store
 from backend.evaluate.files import without_folders
 from backend.evaluate.layouts import open_data
 from backend.evaluate.protocols import registry
@@ -26,6 +26,7 @@ def run(
         draw_sample: Writes the sample set to a folder and returns it.
         on_step: Called at every item.
     """
+    store.make(options.out)
     if options.protocol == everything.ALL:
         return everything.run(
             options,

@@ -44,6 +44,18 @@ class Outcome:
     worker: str
 
 
+def make(folder: Path) -> None:
+    """Make a run's folder, if it does not exist.
+
+    Raises:
+        UserError: It cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        raise UserError("The run's folder cannot be used.", "Choose another folder with --out.") from None
+
+
 class Store:
     """A run's file, open for writing.
 
@@ -52,8 +64,8 @@ class Store:
     """
 
     def __init__(self, folder: Path) -> None:
+        make(folder)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
             # The app's progress comes from whichever thread is free; only one at a time.
             self._connection = sqlite3.connect(folder / FILE, isolation_level=None, check_same_thread=False)
             self._connection.execute("PRAGMA journal_mode=WAL")

@@ -2,12 +2,13 @@
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from backend import images, verdicts
+from backend import images, made_with, verdicts
 from backend.counterfactual import traces
 from backend.detectors import registry
 from backend.progress import Job, Step, within
@@ -38,6 +39,11 @@ class Compared:
     ssim: float | None
     p_fake: dict[str, float]
     seconds: float
+
+    def record(self) -> dict[str, Any]:
+        """Return what a saved picture carries, as plain values for JSON."""
+        said = {"attack": self.name, "p_fake": self.p_fake, "metrics": {"psnr": self.psnr, "ssim": self.ssim}}
+        return said | {"seconds": self.seconds, "versions": made_with.versions()}
 
 
 @dataclass(frozen=True, eq=False)

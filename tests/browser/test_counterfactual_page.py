@@ -30,7 +30,7 @@ def choose_example(page: Page, number: int) -> None:
     example = page.locator(EXAMPLES).nth(number)
     label = example.locator("img").get_attribute("alt")
     example.click()
-    page.get_by_text(f"The stored result for “{label}”").wait_for()
+    page.locator(".status").get_by_text(f"The stored result for “{label}”").wait_for()
     page.locator(VERDICTS).first.wait_for()
     page.get_by_role("heading", name=RESULT).wait_for()
 
@@ -119,9 +119,9 @@ def test_example_shows_its_whole_story_at_once(page: Page) -> None:
 def test_photo_of_two_people(page: Page, tmp_path: Path) -> None:
     upload(page, portrait(tmp_path))
     expect(page.locator(VERDICTS).first).to_contain_text("How often it is wrong")
-    expect(page.get_by_text("2 faces were found, and the largest one was taken")).to_be_visible()
+    expect(page.locator(".status").get_by_text("2 faces were found, and the largest one was taken")).to_be_visible()
     page.get_by_role("radio", name="2").check()
-    expect(page.get_by_text("number 2, counted from the largest")).to_be_visible()
+    expect(page.locator(".status").get_by_text("number 2, counted from the largest")).to_be_visible()
 
 
 def test_live_search(page: Page) -> None:
@@ -137,17 +137,35 @@ def test_live_search(page: Page) -> None:
     assert download.value.suggested_filename.endswith(".zip")
 
 
-def test_stop_leaves_what_was_there(page: Page) -> None:
+def search_for_long(page: Page) -> None:
+    """Begin a search of an example that finds nothing for a while."""
     fake_example(page)
     set_option(page, "Steps at most", 300)
-    page.get_by_label("Length of a step").first.fill("0.00001")  # so short that nothing is found meanwhile
+    page.get_by_label("Length of a step").first.fill("0.00001")  # too short to get anywhere
     page.get_by_role("button", name=FIND).click()
+
+
+def test_stop_leaves_what_was_there(page: Page) -> None:
+    search_for_long(page)
     page.locator("svg.curve").wait_for()
     page.get_by_role("button", name="Stop", exact=True).click()
-    expect(page.get_by_text("Stopped.")).to_be_visible()
+    expect(page.locator(".status").get_by_text("Stopped.")).to_be_visible()
     expect(page.get_by_role("button", name=FIND)).to_be_enabled()
     expect(page.locator("svg.curve")).to_be_visible()
     expect(page.get_by_role("heading", name=RESULT)).to_have_count(0)
+
+
+def test_who_has_to_wait_is_told_so_and_may_leave_the_queue(page: Page, phone: Page) -> None:
+    fake_example(phone)
+    search_for_long(page)
+    page.locator("svg.curve").wait_for()
+    phone.get_by_role("button", name=FIND).click()
+    expect(phone.locator(".status").get_by_text("Waiting for the others")).to_be_visible()
+    expect(phone.get_by_role("button", name=FIND)).to_be_disabled()
+    phone.get_by_role("button", name="Stop", exact=True).click()
+    expect(phone.locator(".status").get_by_text("Stopped.").locator("visible=true")).to_be_visible()
+    expect(phone.get_by_role("button", name=FIND)).to_be_enabled()
+    page.get_by_role("button", name="Stop", exact=True).click()
 
 
 def test_an_error_gives_the_buttons_back(page: Page) -> None:
@@ -186,6 +204,9 @@ def test_whole_story_by_keyboard(page: Page) -> None:
     page.keyboard.press("Enter")
     expect(page.locator(".progress")).to_contain_text(WORKING)
     page.get_by_role("heading", name=RESULT).wait_for()
+    # The result is said aloud, and the button that was blocked has not taken the focus with it.
+    expect(page.locator("[role=status]#told")).to_contain_text("p_fake")
+    assert page.evaluate("document.activeElement.tagName") == "BUTTON"
     slider = page.get_by_label(re.compile("range slider for Where before ends"))
     if slider.is_visible():  # nothing is compared where the face was called real from the start
         tab_to(page, slider)
@@ -204,7 +225,7 @@ def test_nothing_scrolls_sideways_on_a_phone(phone: Page, tmp_path: Path) -> Non
     if upload_again.count():
         upload_again.first.click()
     upload(phone, portrait(tmp_path))
-    expect(phone.get_by_text("2 faces were found")).to_be_visible()
+    expect(phone.locator(".status").get_by_text("2 faces were found")).to_be_visible()
     assert overflow(phone) <= 0
 
 

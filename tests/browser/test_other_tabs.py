@@ -47,7 +47,9 @@ def test_a_stronger_removal(page: Page) -> None:
     open_tab(page, "Trace Removal")
     set_option(page, "Strength of TR-Net", 1.5)
     page.get_by_role("button", name="Remove the traces of this face").click()
-    expect(page.get_by_text("1.5 times what TR-Net was trained to make")).to_be_visible(timeout=120_000)
+    expect(page.locator(".status").get_by_text("1.5 times what TR-Net was trained to make")).to_be_visible(
+        timeout=120_000
+    )
     expect(page.get_by_text(re.compile("Settings of TR-Net: .* strength 1.5"))).to_be_visible()
 
 

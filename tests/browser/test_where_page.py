@@ -48,8 +48,10 @@ def test_a_video_is_searched(phone: Page, tmp_path: Path) -> None:
     expect(phone.get_by_role("button", name="Clear")).to_be_visible()
     expect(phone.get_by_role("button", name="Trim video to selection")).to_be_hidden()  # it would need another site
     phone.get_by_role("button", name="Search every frame").click()
-    expect(phone.get_by_text("8 frames were taken")).to_be_visible(timeout=300_000)
-    expect(phone.get_by_text("1 frame was skipped: the face that was followed is not seen.")).to_be_visible()
+    expect(phone.locator(".status").get_by_text("8 frames were taken")).to_be_visible(timeout=300_000)
+    expect(
+        phone.locator(".status").get_by_text("1 frame was skipped: the face that was followed is not seen.")
+    ).to_be_visible()
     expect(phone.get_by_role("img", name="Scores of")).to_be_visible()
     phone.get_by_text("The scores as a table").click()
     expect(phone.get_by_role("columnheader", name="In the saved video")).to_be_visible()
