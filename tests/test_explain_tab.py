@@ -16,7 +16,7 @@ import torch
 from backend import faces, images
 from backend.detectors import registry
 from backend.detectors.inference import default_batch
-from backend.explain import expected, pictures
+from backend.explain import expected, masking, pictures
 from backend.explain.explanation import ExplainSettings
 from backend.explain.methods import METHODS
 from backend.explain.proof import proof_settings
@@ -166,7 +166,8 @@ def test_maps_of_a_verdict_that_was_not_given_have_no_sufficiency(tab, tmp_path)
 
 
 @pytest.mark.parametrize("what", ["explain", "compare", "pair"])
-def test_a_stop_takes_one_batch(tab, tmp_path, known, what):
+def test_a_stop_takes_one_batch(tab, tmp_path, known, what, monkeypatch):
+    monkeypatch.setattr(masking, "fast_bfloat16", lambda _device: False)  # to see whether it will do, more is asked
     path, threads = saved(tmp_path, face()), threading.active_count()
     known.train()
     jobs = {
