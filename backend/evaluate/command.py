@@ -9,6 +9,7 @@ from typing import Any
 
 from backend import arguments
 from backend.evaluate import engine_choice, everything, report, runs, store
+from backend.evaluate.data import Dataset
 from backend.evaluate.files import without_folders
 from backend.evaluate.layouts import open_data
 from backend.evaluate.protocols import registry
@@ -26,19 +27,17 @@ def run(
         draw_sample: Writes the sample set to a folder and returns it.
         on_step: Called at every item.
     """
-    store.make(options.out)
+
+    def read(work: Path) -> Dataset:
+        store.make(work)
+        return open_data(draw_sample(work / "sample") if options.sample else options.data, work)
+
     if options.protocol == everything.ALL:
-        return everything.run(
-            options,
-            arguments.changes(options.set),
-            lambda work: open_data(draw_sample(work / "sample") if options.sample else options.data, work),
-            typed(options),
-            on_step,
-        )
+        return everything.run(options, arguments.changes(options.set), read, typed(options), on_step)
     protocol = configured(registry.get(options.protocol), options.preset, arguments.changes(options.set))
     earlier = None if options.compare is None else report.load_of(protocol.name, options.compare)
     engine = engine_choice.engine(options.engine, options.workers, options.ray_address)
-    dataset = open_data(draw_sample(options.out / "sample") if options.sample else options.data, options.out)
+    dataset = read(options.out)
     on_step(Step(0, 0, f"Settings: {json.dumps(vars(protocol.config))}"))
     found = finish(
         runs.evaluate(protocol, dataset, options.out, engine=engine, resume=options.resume),
