@@ -5,26 +5,44 @@
   told.id = "told";
   told.setAttribute("role", "status");
   document.body.append(told);
-  const before = new Map();
+  const before = new WeakMap();
   let pressed = null;
+  let lost = false; // the focus, while no button beside the blocked one could take it
   let planned = 0;
 
-  const tell = () => {
-    planned = 0;
-    const there = [...document.querySelectorAll(".status, .answer")];
-    const fresh = there.filter((element) => element.innerText.trim() && before.get(element) !== element.innerText);
-    before.clear();
-    there.forEach((element) => before.set(element, element.innerText));
-    if (fresh.length) told.textContent = fresh.map((element) => element.innerText.trim()).join(" ");
-    if (document.activeElement === document.body && pressed?.disabled) {
-      const near = pressed.parentElement?.querySelector("button:not(:disabled)");
-      near?.focus();
+  const say = () => {
+    const fresh = [...document.querySelectorAll(".status .md, .said")].filter((element) => {
+      if (!element.checkVisibility()) return false; // in another tab, where it stays as it was
+      const text = element.textContent.trim();
+      const changed = before.get(element) !== text;
+      before.set(element, text);
+      return changed && text;
+    });
+    if (fresh.length) told.textContent = fresh.map((element) => element.textContent.trim()).join(" ");
+  };
+
+  const keepFocus = () => {
+    if (document.activeElement !== document.body || !pressed?.isConnected) return;
+    if (pressed.disabled) {
+      const near = pressed.parentElement.querySelector("button:not(:disabled)");
+      lost = !near;
+      near?.focus({ preventScroll: true });
+    } else if (lost) {
+      pressed.focus({ preventScroll: true });
     }
   };
 
-  document.addEventListener("focusin", (event) => {
-    pressed = event.target.closest("button");
-  });
+  for (const kind of ["focusin", "pointerdown"]) {
+    document.addEventListener(kind, (event) => {
+      pressed = event.target.closest("button");
+      lost = false;
+    });
+  }
+  const tell = () => {
+    planned = 0;
+    say();
+    keepFocus();
+  };
   new MutationObserver((changes) => {
     if (changes.every((change) => told.contains(change.target))) return;
     planned ||= setTimeout(tell, 400);

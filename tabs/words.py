@@ -39,7 +39,7 @@ def answer(faces: Sequence[JudgedFace], number: int) -> str:
         if word in calls
     )
     head = (
-        f"<p>Of {len(calls)} detectors, {counts}. Each of them can be wrong; how often stands beside its "
+        f'<p class="said">Of {len(calls)} detectors, {counts}. Each of them can be wrong; how often stands beside its '
         f"verdict, and on photographs from other sources more often. {UNCERTAIN}</p>"
     )
     cards = "".join(_card(registry.card(name), score) for name, score in face.p_fake.items())

@@ -52,7 +52,7 @@ def slic_segments(face: Tensor, count: int = 50) -> Tensor:
     if len(sizes) < FEWEST * count or sizes.max() > max(LARGEST, TIMES / count) * segments.numel():
         raise UserError(
             f"This face cannot be divided into about {count} segments: {len(sizes)} of very unlike sizes were found.",
-            "Use a photo with less noise, or ask for more segments.",
+            "Use a photo with less noise.",
         )
     return segments
 

@@ -116,6 +116,28 @@ def test_example_shows_its_whole_story_at_once(page: Page) -> None:
     assert violations(page) == []
 
 
+def test_what_is_said_aloud_is_said_once_and_not_again_for_another_tab(page: Page) -> None:
+    choose_example(page, 0)
+    told = page.locator("[role=status]#told")
+    page.evaluate(
+        """() => {
+            window.heard = [];
+            const told = document.getElementById("told");
+            new MutationObserver(() => window.heard.push(told.textContent)).observe(told, { childList: true });
+        }"""
+    )
+    page.get_by_role("tab", name="Trace Removal").click()
+    expect(told).to_contain_text("TR-Net")  # what it shows is new
+    for name in ("Counterfactual", "Trace Removal", "Explain", "Counterfactual"):
+        page.get_by_role("tab", name=name).click()
+        page.wait_for_timeout(2 * SETTLED)
+    page.locator(EXAMPLES).nth(1).click()
+    expect(told).to_contain_text("Invented face 2")
+    heard = page.evaluate("window.heard")
+    assert sum("TR-Net" in one for one in heard) == 1
+    assert all(one.count("The stored result for") <= 1 for one in heard)
+
+
 def test_photo_of_two_people(page: Page, tmp_path: Path) -> None:
     upload(page, portrait(tmp_path))
     expect(page.locator(VERDICTS).first).to_contain_text("How often it is wrong")
