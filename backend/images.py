@@ -18,6 +18,8 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "HEIF", "AVIF")
 MIN_SIDE = 32
 # Browsers and photo viewers show a cut-out on a white page: this is the picture that the visitor knows.
 BACKGROUND = (255, 255, 255, 255)
+# Pillow's own limit would otherwise refuse what the settings allow.
+Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, SETTINGS.max_pixels)
 
 _OTHER_FILE = "Use a JPEG, PNG, WebP or HEIC photo."
 
@@ -88,10 +90,6 @@ def _check_bytes(count: int) -> None:
     if count > SETTINGS.max_bytes:
         limit = SETTINGS.max_bytes / 1e6
         raise UserError(f"The picture file is larger than {limit:g} MB.", "Use a smaller copy of it.")
-
-
-# Pillow's own limit would otherwise refuse what the settings allow.
-Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, SETTINGS.max_pixels)
 
 
 def _check_size(width: int, height: int) -> None:
