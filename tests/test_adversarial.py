@@ -1,77 +1,26 @@
 """Adversarial training: hand-computed losses, the augmentation, and whole tasks at a toy's size."""
 
 import math
-from collections import OrderedDict
-from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
 
 from backend import weights
 from backend.errors import UserError
 from backend.generators.stylegan2 import StyleGAN2
 from backend.progress import finish
-from backend.training import (
-    adversarial,
-    encoder,
-    generator_run,
-    harness,
-    identity_loss,
-    joint,
-    latent_discriminator,
-    regularisers,
-)
+from backend.training import adversarial, generator_run, harness, latent_discriminator, regularisers
 from backend.training.adversarial import AdversarialSettings, AdversarialTask
 from backend.training.augmentation import AdaptiveStrength, augment
 from backend.training.discriminator import Discriminator, with_spread
-from backend.training.encoder import EncoderSettings, EncoderTask
-from backend.training.identity_loss import Embedding
-from backend.training.joint import JointSettings, JointTask
 from backend.training.latent_discriminator import CodePool, LatentDiscriminator
 from backend.training.principal_codes import PrincipalCodes
-
-SIZE = 32
-CHANNELS = {"4": 8, "8": 8, "16": 8, "32": 8}
-
-
-class SmallEncoder(nn.Module):
-    """One convolution, and a head a row, with the interface of e4e's encoder."""
-
-    def __init__(self, size: int, input_size: int, width: float) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 8, 4, stride=4), nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(2))
-        self.styles = nn.ModuleList(nn.Sequential(OrderedDict(linear=nn.Linear(32, 512))) for _ in range(8))
-
-    def initialize(self) -> None:
-        """Keep the weights that were drawn."""
-
-    def forward(self, pictures):
-        features = self.stem(pictures).flatten(1)
-        base, *offsets = (head(features) for head in self.styles)
-        return torch.stack([base, *(base + offset for offset in offsets)], dim=1)
+from tests.adversarial_toys import CHANNELS, L1, SIZE, pictures, random
 
 
 @pytest.fixture(autouse=True)
 def small_networks(monkeypatch):
-    """Perceptual distance and encoder of a toy's size."""
-
-    class L1(nn.Module):
-        def forward(self, one, other):
-            return (one - other).abs().flatten(1).mean(1)
-
-    for module in (adversarial, encoder):
-        monkeypatch.setattr(module, "perceptual_network", lambda _name: L1())
-    monkeypatch.setattr(encoder, "E4EEncoder", SmallEncoder)
-    monkeypatch.setattr(identity_loss, "find", lambda _t: Embedding("colours", lambda faces: faces.mean((2, 3))))
-
-
-def random(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def pictures(count: int = 6) -> torch.Tensor:
-    return (torch.rand(count, 3, SIZE, SIZE, generator=random()) * 255).byte()
+    monkeypatch.setattr(adversarial, "perceptual_network", lambda _name: L1())
 
 
 def settings(recipe: str = "generator_continued", **changes) -> AdversarialSettings:
@@ -220,6 +169,8 @@ def test_recipes_are_checked(tmp_path):
         generator_run.settings_of("gan")
     with pytest.raises(UserError, match="needs trained weights"):
         generator_run.train_generator(tmp_path, tmp_path, print, recipe="continued")
+    with pytest.raises(UserError, match="needs their codes"):
+        AdversarialTask(pictures(), settings("generator_continued"), pictures(2))
     assert isinstance(generator_run.settings_of("adversarial"), AdversarialSettings)
     options = weights.entry("generator").options
     found = generator_run.settings_of("continued", "installed", seed=3)
@@ -246,51 +197,3 @@ def test_the_pool_returns_older_codes_half_of_the_time():
     later = pool.exchange(torch.arange(50.0, 250).view(200, 1, 1), randomness).flatten()
     older = (later != torch.arange(50.0, 250)).float().mean().item()
     assert older == pytest.approx(0.5, abs=0.12) and latent_discriminator.POOLED == 50
-
-
-def inverting(kind, name: str, **changes):
-    small = {"input_size": 32, "width": 1.0, "stages": [[32, 4, 2, 1e-3]], "identity_weight": 0.1}
-    return harness.read_settings(kind, name, **(small | {"latent_weight": 0.1} | changes))
-
-
-def small_generator() -> StyleGAN2:
-    torch.manual_seed(1)
-    return StyleGAN2(SIZE, mapping_layers=1, channels={int(key): width for key, width in CHANNELS.items()}).eval()
-
-
-def build(kind, chosen):
-    frozen = small_generator().requires_grad_(False)
-    shared = {"generator": frozen, "latent_average": torch.zeros(512), "size": SIZE}
-    return kind(pictures(), chosen, pictures(2), **shared, **({"codes": None} if kind is EncoderTask else {}))
-
-
-@pytest.mark.parametrize("kind", [EncoderTask, JointTask])
-def test_encoder_runs_with_every_loss_resume_exactly(kind, tmp_path):
-    if kind is EncoderTask:
-        chosen = inverting(EncoderSettings, "encoder_adversarial", statistics_steps=2)
-    else:
-        chosen = inverting(JointSettings, "joint", discriminator_width=0.02, r1_every=2, generator_rate=1e-3)
-    whole, first, second = (build(kind, chosen) for _ in range(3))
-    finish(harness.train(whole, tmp_path / "whole", chosen, log_every=1))
-    job = harness.train(first, tmp_path / "parts", chosen, log_every=1)
-    next(job)
-    next(job)
-    job.close()
-    run = finish(harness.train(second, tmp_path / "parts", chosen, log_every=1))
-    assert {"identity", "latent", "latent_fooling", "delta"} <= set(run.losses)
-    for name, module in whole.modules().items():
-        other = second.modules()[name].state_dict()
-        assert all(torch.equal(value, other[key]) for key, value in module.state_dict().items()), name
-    before, after = small_generator().state_dict(), whole.generator.state_dict()
-    moved = {name.split(".")[0] for name, value in before.items() if not torch.equal(value, after[name])}
-    expected = {"input", "conv1", "to_rgb1", "convs", "to_rgbs"} if kind is JointTask else set()
-    assert moved == expected  # the mapping network stays
-    assert whole.preview().shape == (1, 3, 3 * SIZE, 2 * SIZE) and issubclass(joint.JointTask, EncoderTask)
-
-
-def test_an_identity_loss_without_a_network_is_refused_in_one_sentence(monkeypatch):
-    monkeypatch.setattr(identity_loss, "find", lambda _template: None)
-    chosen = inverting(EncoderSettings, "encoder")
-    with pytest.raises(UserError, match="no network for the identity loss"):
-        build(EncoderTask, chosen)
-    assert build(EncoderTask, replace(chosen, identity_weight=0.0)).embedding is None

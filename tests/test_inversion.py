@@ -5,7 +5,7 @@ import torch
 
 from backend import weights
 from backend.errors import UserError
-from backend.generators import inversion
+from backend.generators import inversion, linear_path
 from backend.generators.e4e import E4EEncoder
 from backend.generators.inversion import Inverter
 from backend.generators.stylegan2 import StyleGAN2
@@ -32,6 +32,41 @@ def test_codes_are_relative_to_the_average():
     expected = inverter.encoder(faces * 2 - 1) + inverter.latent_average
     assert inverter.invert(faces).shape == (2, inverter.rows, 512)
     assert torch.equal(inverter.invert(faces), expected)
+
+
+def test_the_linear_path_adds_to_every_row_what_a_matrix_says_of_a_small_picture():
+    torch.manual_seed(0)
+    with_path, without = E4EEncoder(32, 32, 0.0625, linear=3).eval(), E4EEncoder(32, 32, 0.0625).eval()
+    without.load_state_dict({key: value for key, value in with_path.state_dict().items() if "linear." not in key[:7]})
+    faces = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    assert torch.equal(with_path(faces), without(faces))  # it starts as nothing
+    path = with_path.linear
+    path.weight.data[1, : linear_path.BRIGHT_SIDE**2] = 1 / linear_path.BRIGHT_SIDE**2
+    path.weight.data[2, linear_path.BRIGHT_SIDE**2 :] = 1.0
+    path.bias.data[0] = 0.5
+    grey = torch.full((1, 3, 32, 32), 0.25)  # has a brightness and no colour
+    added = with_path(grey) - without(grey)
+    assert torch.allclose(added[:, :, :3], torch.tensor([0.5, 0.25, 0.0]).expand(1, 8, 3), atol=1e-5)
+    assert not added[:, :, 3:].any()
+    assert torch.allclose(with_path.base(faces), with_path(faces)[:, 0], atol=1e-6)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = path(faces)
+    assert torch.equal(rounded, path(faces))  # in float32 all the same
+
+
+def test_the_linear_path_finds_a_linear_code_exactly():
+    randomness = torch.Generator().manual_seed(0)
+    faces = torch.rand(1500, 3, 64, 64, generator=randomness) * 2 - 1
+    seen = linear_path.small(faces)
+    codes = seen @ torch.randn(linear_path.INPUTS, 6, generator=randomness) + 3
+    path = linear_path.LinearPath(4)
+    path.fit(seen, codes)
+    assert torch.allclose(path(faces), codes[:, :4], atol=0.02)
+    red = torch.zeros(1, 3, 64, 64)
+    red[:, 0] = 1.0
+    bright, first, second = linear_path.small(red).split([400, 64, 64], dim=1)
+    assert torch.allclose(bright, torch.tensor(0.299)) and torch.allclose(first, torch.tensor(0.701))
+    assert torch.allclose(second, torch.tensor(-0.299))
 
 
 def test_a_larger_face_is_reduced_without_aliasing():

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backend.generators import irse
+from backend.generators.linear_path import LinearPath
 from backend.generators.stylegan2 import EqualLinear, row_count
 
 CODE = 512
@@ -37,9 +38,10 @@ class E4EEncoder(nn.Module):
         output_size: Size of the generator in pixels; it decides the number of rows.
         input_size: Size of the input in pixels, a power of two from 32 (published: 256).
         width: Factor on all channels; 1.0 is the published network and its key names and shapes.
+        linear: How many numbers of the base code have a linear part beside the network's; 0 as published.
     """
 
-    def __init__(self, output_size: int, input_size: int = 256, width: float = 1.0) -> None:
+    def __init__(self, output_size: int, input_size: int = 256, width: float = 1.0, linear: int = 0) -> None:
         super().__init__()
         channels = round(512 * width)
         self.input_size = input_size
@@ -50,13 +52,14 @@ class E4EEncoder(nn.Module):
         self.styles = nn.ModuleList(StyleHead(channels, size) for size in sizes)
         self.latlayer1 = nn.Conv2d(round(256 * width), channels, 1)
         self.latlayer2 = nn.Conv2d(round(128 * width), channels, 1)
+        self.linear = LinearPath(linear) if linear else None
 
     def forward(self, faces: Tensor) -> Tensor:
         """Return codes (N, rows, 512), before the latent average, for faces (N, 3, S, S) in [-1, 1]."""
         quarter, eighth, coarse = self._features(faces)
         middle = _add_upsampled(coarse, self.latlayer1(eighth))
         fine = _add_upsampled(middle, self.latlayer2(quarter))
-        base = self.styles[0](coarse)
+        base = self._base(faces, coarse)
         codes = [base]
         for row in range(1, self.rows):
             source = coarse if row < COARSE_ROWS else middle if row < MIDDLE_ROWS else fine
@@ -65,7 +68,14 @@ class E4EEncoder(nn.Module):
 
     def base(self, faces: Tensor) -> Tensor:
         """Return the base code (N, 512) alone, which is row 0 of `forward`, without the other heads' work."""
-        return self.styles[0](self._features(faces)[2])
+        return self._base(faces, self._features(faces)[2])
+
+    def _base(self, faces: Tensor, coarse: Tensor) -> Tensor:
+        base: Tensor = self.styles[0](coarse)
+        if self.linear is None:
+            return base
+        linear = self.linear(faces)
+        return F.pad(linear, (0, CODE - linear.shape[1])) + base
 
     def _features(self, faces: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the feature maps at 1/4, 1/8 and 1/16 of the input."""

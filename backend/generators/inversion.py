@@ -128,7 +128,8 @@ def from_tensors(
 ) -> Inverter:
     """Build an inverter from the tensors of both files and the options of their registry entries."""
     generator = generator_from(tensors, options)
-    encoder = E4EEncoder(options["size"], encoder_options["input_size"], encoder_options["width"])
+    linear = encoder_options.get("linear", 0)
+    encoder = E4EEncoder(options["size"], encoder_options["input_size"], encoder_options["width"], linear)
     encoder.load_state_dict(encoder_tensors, strict=True)
     _freeze(encoder)
     average = tensors["latent_average"].reshape(-1, CODE).float()

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from backend.errors import UserError
 from backend.generators.e4e import CODE
 from backend.generators.stylegan2 import StyleGAN2, row_count
 from backend.runtime import device
@@ -44,7 +45,6 @@ class AdversarialSettings(AdversarySettings):
     path_decay: float
     reconstruction_weight: float
     perceptual_weight: float
-    code_power: float
     average_images: float
     compiled: bool
     checkpoint_every: int
@@ -74,8 +74,8 @@ class AdversarialTask:
     ) -> None:
         """Prepare a run on uint8 pictures (N, 3, size, size); `held_out` (K, 3, size, size) is only shown.
 
-        `codes` are those that the generator learned; without them they are fitted anew, which gives the same on the
-        same pictures.
+        `codes` are those that the generator learned, and needed where it has to go on drawing them. Fitted anew they
+        would be others: components of equal spread, and signs, are a matter of rounding.
         """
         self.settings, self.arithmetic = settings, Arithmetic.of(device(), compiled=settings.compiled)
         self.checkpoint_every = settings.checkpoint_every
@@ -92,7 +92,12 @@ class AdversarialTask:
         self.optimizer = torch.optim.Adam(trained, 1e-3, lazy_betas(settings.path_every), ZEROES, fused=True)
         self.codes: PrincipalCodes | None = None
         if settings.reconstruction_weight:
-            self.codes = (codes or PrincipalCodes(CODE, settings.code_power).fit(pictures)).to(here)
+            if codes is None:
+                raise UserError(
+                    "To go on drawing photographs, the generator needs their codes.",
+                    "Add --codes FILE, which its run left beside it, or --set reconstruction_weight=0.",
+                )
+            self.codes = codes.to(here)
             self.perceptual = perceptual_network("alex").to(here)
         self.pictures, self.held_out = pictures.to(here), held_out.to(here)
         self.growth = Growth(settings.stages, settings.decay_share)

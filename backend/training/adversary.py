@@ -42,10 +42,13 @@ class Arithmetic:
     compiled: bool
 
     @classmethod
-    def of(cls, device: torch.device, *, compiled: bool) -> "Arithmetic":
-        """Return bfloat16 where CUDA computes with it, float32 elsewhere; only CUDA gains from compiling."""
+    def of(cls, device: torch.device, *, compiled: bool, bfloat16: bool = False) -> "Arithmetic":
+        """Return bfloat16 where CUDA computes with it or where it is asked for, float32 elsewhere.
+
+        Only CUDA gains from compiling.
+        """
         cuda = device.type == "cuda"
-        half = cuda and torch.cuda.is_bf16_supported()
+        half = bfloat16 or (cuda and torch.cuda.is_bf16_supported())
         return cls(device, torch.bfloat16 if half else torch.float32, compiled and cuda)
 
     def ready(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -43,7 +43,8 @@ def add(train: argparse.ArgumentParser) -> None:
         "--recipe",
         metavar="NAME",
         help="for generator: regression (default), adversarial, or continued, its second half on a CPU; for encoder: "
-        "regression or adversarial, as its generator; for trnet: embedded (default), paper or code",
+        "regression or adversarial, as its generator; for joint: adversarial (default), or regression, which a CPU can "
+        "do; for trnet: embedded (default), paper or code",
     )
     train.add_argument(
         "--minutes", type=float, metavar="N", help="for generator, encoder and joint: stop after N minutes"
@@ -52,7 +53,7 @@ def add(train: argparse.ArgumentParser) -> None:
     train.add_argument("--kinds", default="swap,reconstruction,edit,sample", help="for fakes: which (default: all)")
     train.add_argument("--per-kind", type=int, default=1000, help="for fakes: how many of each kind")
     train.add_argument(
-        "--codes", type=Path, help="for encoder, and --recipe continued: codes.safetensors of the run before"
+        "--codes", type=Path, help="for encoder, joint and --recipe continued: codes.safetensors of the generator's run"
     )
     train.add_argument(
         "--from",

@@ -70,12 +70,16 @@ def _check(options: argparse.Namespace) -> None:
             "--from belongs to `train encoder`, without --install, --initial and --codes.",
             "See: python -m backend train --help",
         )
-    if options.recipe is not None and (options.what not in {"generator", "encoder", "trnet"} or options.source):
-        raise UserError("--recipe belongs to generator, encoder and trnet.", "See: python -m backend train --help")
+    if options.recipe is not None and (
+        options.what not in {"generator", "encoder", "joint", "trnet"} or options.source
+    ):
+        raise UserError(
+            "--recipe belongs to generator, encoder, joint and trnet.", "See: python -m backend train --help"
+        )
     if options.minutes is not None and (options.what not in {"generator", "encoder", "joint"} or options.source):
         raise UserError("--minutes belongs to generator, encoder and joint.", "See: python -m backend train --help")
-    if options.what == "joint" and (options.initial or options.codes):
-        raise UserError("joint starts from the installed weights.", "Leave out --initial and --codes.")
+    if options.what == "joint" and options.initial:
+        raise UserError("joint starts from the installed weights.", "Leave out --initial.")
 
 
 def _chosen(options: argparse.Namespace) -> dict[str, Any]:
@@ -91,7 +95,7 @@ def _generator_or_encoder(options: argparse.Namespace, on_step: OnStep, given: d
         return finetune_run.finetune_encoder(options.source, data, out, on_step, **given)
     given |= _chosen(options)
     if options.what == "joint":
-        return train_joint(data, out, on_step, **given)
+        return train_joint(data, out, on_step, codes=options.codes, **given)
     if options.what == "generator":
         return train_generator(data, out, on_step, initial=options.initial, codes=options.codes, **given)
     return train_encoder(data, out, on_step, codes=options.codes, initial=options.initial, **given)

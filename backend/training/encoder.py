@@ -7,7 +7,8 @@ discriminator join where their weights say so.
 """
 
 import copy
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -17,7 +18,9 @@ from torch.nn import functional as F
 
 from backend.errors import UserError
 from backend.generators.e4e import CODE, E4EEncoder, StyleHead
+from backend.generators.linear_path import LinearPath, small
 from backend.generators.stylegan2 import StyleGAN2
+from backend.perceptual import ssim
 from backend.runtime import device
 from backend.training import harness, identity_loss
 from backend.training.adversary import Arithmetic
@@ -34,6 +37,7 @@ from backend.training.latent_discriminator import LatentDiscriminator
 from backend.training.principal_codes import PrincipalCodes
 
 TEMPLATE = "embedded"  # how the faces are aligned
+BLOCK = 256  # photographs at a time
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,10 @@ class EncoderSettings:
     latent_rate: float
     average_decay: float
     seed: int
+    linear: int = 0
+    ssim_weight: float = 0.0
+    perceptual_share: float = 1.0
+    bfloat16: bool = False
     initial: str = ""  # weights that the run started from, where it did
 
 
@@ -86,7 +94,8 @@ class EncoderTask:
         latent_average: Tensor,
         size: int,
     ) -> None:
-        self.settings, self.arithmetic = settings, Arithmetic.of(device(), compiled=False)
+        self.settings = settings
+        self.arithmetic = Arithmetic.of(device(), compiled=False, bfloat16=settings.bfloat16)
         here = self.arithmetic.device
         self.pictures, self.held_out, self.latent_average = (
             one.to(here) for one in (pictures, held_out, latent_average)
@@ -94,12 +103,13 @@ class EncoderTask:
         self.generator = None if generator is None else generator.to(here)
         self.codes = None if codes is None else codes.to(here)
         torch.manual_seed(settings.seed)
-        self.encoder = E4EEncoder(size, settings.input_size, settings.width)
+        self.encoder = E4EEncoder(size, settings.input_size, settings.width, settings.linear)
         self.encoder.initialize()
-        for head in list(self.encoder.styles)[1:]:  # offsets begin at nothing
-            nn.init.zeros_(cast(StyleHead, head).linear.weight)
+        self._begin(list(self.encoder.styles)[1:])
         self.encoder.to(here)
         self.average = copy.deepcopy(self.encoder).eval().requires_grad_(False)
+        if self.codes is not None and settings.linear:
+            self.begin_linear(self.codes)
         self.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = torch.optim.Adam(self.encoder.parameters(), 1e-3, (0.9, 0.99), fused=True)
         self.perceptual = perceptual_network("alex").to(here)
@@ -114,6 +124,29 @@ class EncoderTask:
         self.code_steps = settings.code_steps if codes is not None else 0
         self.growth = Growth(settings.stages, settings.decay_share)
         self.total = self.code_steps + (0 if generator is None else self.growth.total)
+
+    @torch.no_grad()
+    def begin_linear(self, codes: PrincipalCodes) -> None:
+        """Fit the linear path to codes of the photographs; all else of encoder and average begins at nothing."""
+        assert self.encoder.linear is not None
+        codes = codes.to(self.arithmetic.device)
+        known = [
+            (small(shrink(faces, self.settings.input_size)), codes(faces) - self.latent_average)
+            for part in self.pictures.split(BLOCK)
+            for faces in mirrored(part.float() / 127.5 - 1)
+        ]
+        seen, wanted = (torch.cat(parts) for parts in zip(*known, strict=True))
+        for encoder in (self.encoder, self.average):
+            cast(LinearPath, encoder.linear).fit(seen, wanted)
+            self._begin(encoder.styles)
+
+    @staticmethod
+    def _begin(heads: Iterable[nn.Module]) -> None:
+        """Let heads give nothing."""
+        for head in heads:
+            linear = cast(StyleHead, head).linear
+            for tensor in (linear.weight, linear.bias):
+                nn.init.zeros_(tensor)
 
     def modules(self) -> Mapping[str, nn.Module]:
         """Return what a checkpoint holds."""
@@ -184,8 +217,12 @@ class EncoderTask:
         losses = picture_losses(drawn, wanted)
         losses["delta"] = (codes[:, 1:] - codes[:, :1]).square().mean()
         weights = {"l1": 1.0, "l2": 1.0, "delta": settings.delta_weight, "perceptual": settings.perceptual_weight}
+        seen = math.ceil(settings.perceptual_share * len(drawn))
         with self.arithmetic.narrow():
-            losses["perceptual"] = self.perceptual(drawn, wanted).mean()
+            losses["perceptual"] = self.perceptual(drawn[:seen], wanted[:seen]).mean()
+        if settings.ssim_weight:
+            losses["ssim"] = 1 - ssim(drawn / 2 + 0.5, wanted / 2 + 0.5).mean()
+            weights["ssim"] = settings.ssim_weight
         if self.codes is not None:
             losses["code"], weights["code"] = self._code_loss(codes[:, 0], faces), settings.code_weight
         if self.embedding is not None:
@@ -206,6 +243,11 @@ class EncoderTask:
         base = codes[:, :1].expand_as(codes)
         shown = faces, self.generator.synthesize(codes), self.generator.synthesize(base)
         return sheet(*(row.cpu() for row in shown))
+
+
+def mirrored(faces: Tensor) -> tuple[Tensor, Tensor]:
+    """Return faces (N, 3, H, W) and their mirror images."""
+    return faces, faces.flip(3)
 
 
 def keep_statistics(network: nn.Module) -> None:

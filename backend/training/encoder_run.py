@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from backend import weights
+from backend.errors import UserError
 from backend.generators import inversion
 from backend.progress import Step, finish
 from backend.training import datasets, harness, measure, principal_codes, reports, sheets, starting
@@ -16,8 +17,9 @@ from backend.training.datasets import Photographs
 from backend.training.encoder import EncoderSettings, EncoderTask
 from backend.training.joint import JointSettings, JointTask
 
-# Name to the settings file, by how the generator was trained.
+# Name to the settings file, by how the generator was, or is, trained.
 RECIPES = {"regression": "encoder", "adversarial": "encoder_adversarial"}
+JOINT_RECIPES = {"adversarial": "joint", "regression": "joint_regression"}
 
 
 def train_encoder(
@@ -54,18 +56,38 @@ def train_encoder(
 
 
 def train_joint(
-    data: Path, out: Path, on_step: Callable[[Step], None], *, minutes: float = math.inf, **changes: Any
+    data: Path,
+    out: Path,
+    on_step: Callable[[Step], None],
+    *,
+    codes: Path | None = None,
+    recipe: str = "adversarial",
+    minutes: float = math.inf,
+    **changes: Any,
 ) -> reports.Report:
-    """Fine-tune the encoder and the generator in `weights/` together and write both to the folder `out`."""
-    settings = harness.read_settings(JointSettings, "joint", **changes)
+    """Fine-tune the encoder and the generator in `weights/` together and write both to the folder `out`.
+
+    `codes` is what the generator's run left beside it; a linear path that the installed encoder lacks is fitted to it.
+    The other arguments are those of `generator_run.train_generator`; a recipe is one of `JOINT_RECIPES`.
+
+    Raises:
+        UserError: A linear path is to be fitted, and no codes are given.
+    """
+    file = harness.recipe_file(JOINT_RECIPES, recipe, "joint training")
+    settings = harness.read_settings(JointSettings, file, **changes)
     photographs, held_out, tensors, drawing = _given(data)
     task = JointTask(photographs.pictures, settings, sheets.shown(held_out), **drawing)
-    label = starting.load(starting.INSTALLED, "encoder", (task.encoder, task.average))
+    known = weights.entry("encoder").options.get("linear", 0)
+    missing = "linear." if settings.linear and not known else None
+    if missing and not codes:
+        raise UserError("The installed encoder has no linear path yet.", "Add --codes, or --set linear=0.")
+    label = starting.load(starting.INSTALLED, "encoder", (task.encoder, task.average), without=missing)
+    if missing and codes:
+        task.begin_linear(principal_codes.load(codes))
     settings = dataclasses.replace(settings, initial=label)
-    folder = out / "joint-run"
+    folder = out / ("joint-run" if recipe == "adversarial" else f"joint-{recipe}-run")
     run = finish(sheets.with_sheets(harness.train(task, folder, settings, minutes=minutes), folder), on_step)
-    drawn = {f"generator.{key}": value.cpu() for key, value in task.generator_average.state_dict().items()}
-    return _written(out, "joint", run, task, settings, tensors | drawn, held_out)
+    return _written(out, "joint", run, task, settings, tensors | task.finished(), held_out)
 
 
 def _given(data: Path) -> tuple[Photographs, Photographs, dict[str, Tensor], dict[str, Any]]:
@@ -92,7 +114,8 @@ def _written(
     options = weights.entry("generator").options
     encoded = {key: value.cpu() for key, value in task.average.state_dict().items()}
     files = {"encoder": out / "encoder.safetensors"}
-    shapes: dict[str, Any] = {"encoder": {"input_size": settings.input_size, "width": settings.width}}
+    shape = {name: getattr(settings, name) for name in ("input_size", "width", "linear")}
+    shapes: dict[str, Any] = {"encoder": shape}
     weights.save_half(files["encoder"], encoded)
     if name == "joint":
         files["generator"], shapes["generator"] = out / "generator.safetensors", {}

@@ -34,10 +34,14 @@ class Growth:
 
     def at(self, number: int) -> Stage:
         """Return what step `number` does."""
-        start = self.total * (1 - self.decay_share)
-        factor = 0.1 ** max(0.0, (number - start) / max(1.0, self.total - start))
+        factor = self.decay(number)
         for resolution, steps, batch, rate in self.stages:
             if number < steps:
                 return Stage(int(resolution), int(batch), rate * factor)
             number -= int(steps)
         raise IndexError("the run has fewer steps")
+
+    def decay(self, number: int) -> float:
+        """Return what the rates of step `number` are multiplied with, from 1 down to 0.1."""
+        start = self.total * (1 - self.decay_share)
+        return float(0.1 ** max(0.0, (number - start) / max(1.0, self.total - start)))

@@ -1,7 +1,9 @@
-"""Fine-tune encoder and generator together, at a low rate, once both are trained.
+"""Fine-tune encoder and generator together, once both are trained.
 
-Inversions must resemble their photographs, and inversions and samples alike must pass as photographs; the latent
-discriminator keeps the encoder's codes where samples come from. The mapping network stays as it is.
+Inversions must resemble their photographs. With a discriminator, inversions and samples alike must pass as
+photographs, the latent discriminator keeps the encoder's codes where samples come from, and the mapping network stays
+as it is. Without one, some faces of every batch are drawn from their base code alone, as samples are, and the mapping
+network is fitted to the base codes afterwards.
 """
 
 import copy
@@ -16,8 +18,9 @@ from backend.generators.e4e import CODE
 from backend.generators.stylegan2 import StyleGAN2
 from backend.training import harness
 from backend.training.adversary import ZEROES, Adversary, AdversarySettings
-from backend.training.encoder import EncoderSettings, EncoderTask, keep_statistics
+from backend.training.encoder import BLOCK, EncoderSettings, EncoderTask, keep_statistics
 from backend.training.generator import draw_faces, sheet, shrink, update
+from backend.training.mapping import fit_mapping
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +29,7 @@ class JointSettings(EncoderSettings, AdversarySettings):
 
     generator_rate: float
     adversarial_weight: float
+    base_share: float = 0.0
 
 
 class JointTask(EncoderTask):
@@ -43,37 +47,54 @@ class JointTask(EncoderTask):
         drawing = [weight for name, weight in self.generator.named_parameters() if not name.startswith("style.")]
         for weight in drawing:
             weight.requires_grad_()
-        self.generator_optimizer = torch.optim.Adam(drawing, settings.generator_rate, (0.0, 0.99), ZEROES, fused=True)
-        self.adversary = Adversary(self.generator.size, settings, self.arithmetic)
+        self.adversary: Adversary | None = None
+        if settings.adversarial_weight:
+            self.adversary = Adversary(self.generator.size, settings, self.arithmetic)
+        momentum = 0.9 if self.adversary is None else 0.0
+        self.generator_optimizer = torch.optim.Adam(
+            drawing, settings.generator_rate, (momentum, 0.99), ZEROES, fused=True
+        )
 
     def modules(self) -> Mapping[str, nn.Module]:
         """Return what a checkpoint holds."""
         own = {"generator": self.generator, "generator_average": self.generator_average}
-        return dict(super().modules()) | own | dict(self.adversary.modules())
+        return dict(super().modules()) | own | dict(self.adversary.modules() if self.adversary else {})
 
     def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
         """Return the optimisers."""
-        return dict(super().optimizers()) | {"generator": self.generator_optimizer} | dict(self.adversary.optimizers())
+        judging = self.adversary.optimizers() if self.adversary else {}
+        return dict(super().optimizers()) | {"generator": self.generator_optimizer} | dict(judging)
 
     def step(self, number: int) -> dict[str, float | Tensor]:
         """Train everything one step."""
         settings, stage = self.settings, self.stage(number)
         randomness = self.arithmetic.randomness(settings.seed, number)
         faces = draw_faces(self.pictures, stage.batch, settings.seed, number)
-        codes = self.encode(faces)
+        codes = self.with_base_alone(self.encode(faces))
         inversions, losses, loss = self.inversion(codes, faces, stage.resolution)
-        drawn = torch.cat([inversions, self.samples(stage.batch, stage.resolution, randomness)])
-        losses["fooling"] = self.adversary.fooling(drawn, randomness)
+        drawn = inversions
+        if self.adversary is not None:
+            drawn = torch.cat([inversions, self.samples(stage.batch, stage.resolution, randomness)])
+            losses["fooling"] = self.adversary.fooling(drawn, randomness)
+            loss = loss + settings.adversarial_weight * losses["fooling"]
         self.generator_optimizer.zero_grad(set_to_none=True)
-        update(self.optimizer, loss + settings.adversarial_weight * losses["fooling"], stage.rate)
+        update(self.optimizer, loss, stage.rate)
+        for group in self.generator_optimizer.param_groups:
+            group["lr"] = settings.generator_rate * self.growth.decay(number)
         self.generator_optimizer.step()
         if self.latent is not None:
             losses["latent"] = self.train_latent(codes, number)
         values = {name: value.detach() for name, value in losses.items()}
-        values |= self.adversary.train(shrink(faces, stage.resolution), drawn, number, randomness)
+        if self.adversary is not None:
+            values |= self.adversary.train(shrink(faces, stage.resolution), drawn, number, randomness)
         harness.update_average(self.average, self.encoder, settings.average_decay)
         harness.update_average(self.generator_average, self.generator, settings.average_decay)
         return {"resolution": float(stage.resolution)} | values
+
+    def with_base_alone(self, codes: Tensor) -> Tensor:
+        """Return codes (N, rows, 512) with the offsets left out of the last `base_share` of the faces."""
+        kept = len(codes) - round(self.settings.base_share * len(codes))
+        return torch.cat([codes[:kept], codes[kept:, :1].expand(-1, codes.shape[1], -1)])
 
     def samples(self, count: int, resolution: int, randomness: torch.Generator) -> Tensor:
         """Return drawings (count, 3, resolution, resolution) of random z."""
@@ -92,3 +113,12 @@ class JointTask(EncoderTask):
         samples = self.generator_average.mapping(z)[:, None].expand_as(codes)
         shown = faces, self.generator_average.synthesize(codes), self.generator_average.synthesize(samples)
         return sheet(*(row.cpu() for row in shown))
+
+    def finished(self) -> dict[str, Tensor]:
+        """Return the generator's tensors; without a discriminator, its mapping is fitted to the base codes first."""
+        if self.adversary is None:
+            with torch.no_grad():
+                parts = [part.to(self.arithmetic.device).float() / 127.5 - 1 for part in self.pictures.split(BLOCK)]
+                base = torch.cat([self.average.base(shrink(part, self.settings.input_size)) for part in parts])
+            fit_mapping(self.generator_average.cpu(), (base + self.latent_average).cpu(), seed=self.settings.seed)
+        return {f"generator.{key}": value.cpu() for key, value in self.generator_average.state_dict().items()}

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 SIZE = 32  # side in pixels of what the components see
 BLOCK = 512  # pictures at a time
+LARGE = 0.9  # of the largest
 
 
 class PrincipalCodes(nn.Module):
@@ -44,7 +45,9 @@ class PrincipalCodes(nn.Module):
         count = self.basis.shape[1]
         spread = values.flip(0)[:count].clamp_min(1e-8).sqrt()
         basis = vectors.flip(1)[:, :count]
-        basis = basis * basis.gather(0, basis.abs().argmax(0, keepdim=True)).sign()  # a sign that is always the same
+        # A sign that is always the same: of the first large entry, for the largest may have an opposite in the mirror.
+        large = (basis.abs() >= LARGE * basis.abs().amax(0, keepdim=True)).to(torch.uint8)
+        basis = basis * basis.gather(0, large.argmax(0, keepdim=True)).sign()
         scaled = basis * spread**-self.power
         codes_spread = (spread ** (1 - self.power)).square().mean().sqrt()
         self.mean.copy_(mean)

@@ -1,0 +1,128 @@
+"""Encoder training with every loss, and encoder and generator together, at a toy's size."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from backend.errors import UserError
+from backend.generators.stylegan2 import StyleGAN2
+from backend.perceptual import ssim
+from backend.progress import finish
+from backend.training import encoder, harness, identity_loss
+from backend.training.encoder import EncoderSettings, EncoderTask
+from backend.training.identity_loss import Embedding
+from backend.training.joint import JointSettings, JointTask
+from backend.training.principal_codes import PrincipalCodes
+from tests.adversarial_toys import CHANNELS, L1, SIZE, SmallEncoder, pictures, random
+
+
+@pytest.fixture(autouse=True)
+def small_networks(monkeypatch):
+    monkeypatch.setattr(encoder, "perceptual_network", lambda _name: L1())
+    monkeypatch.setattr(encoder, "E4EEncoder", SmallEncoder)
+    monkeypatch.setattr(identity_loss, "find", lambda _t: Embedding("colours", lambda faces: faces.mean((2, 3))))
+
+
+def inverting(kind, name: str, **changes):
+    small = {"input_size": 32, "width": 1.0, "stages": [[32, 4, 2, 1e-3]], "identity_weight": 0.1, "linear": 0}
+    return harness.read_settings(kind, name, **(small | {"latent_weight": 0.1} | changes))
+
+
+def small_generator() -> StyleGAN2:
+    torch.manual_seed(1)
+    return StyleGAN2(SIZE, mapping_layers=1, channels={int(key): width for key, width in CHANNELS.items()}).eval()
+
+
+def build(kind, chosen):
+    frozen = small_generator().requires_grad_(False)
+    shared = {"generator": frozen, "latent_average": torch.zeros(512), "size": SIZE}
+    return kind(pictures(), chosen, pictures(2), **shared, **({"codes": None} if kind is EncoderTask else {}))
+
+
+@pytest.mark.parametrize("recipe", ["encoder_adversarial", "joint", "joint_regression"])
+def test_encoder_runs_with_every_loss_resume_exactly(recipe, tmp_path):
+    kind = EncoderTask if recipe == "encoder_adversarial" else JointTask
+    if kind is EncoderTask:
+        chosen = inverting(EncoderSettings, recipe, statistics_steps=2)
+    else:
+        chosen = inverting(JointSettings, recipe, discriminator_width=0.02, r1_every=2, generator_rate=1e-3)
+    whole, first, second = (build(kind, chosen) for _ in range(3))
+    finish(harness.train(whole, tmp_path / "whole", chosen, log_every=1))
+    job = harness.train(first, tmp_path / "parts", chosen, log_every=1)
+    next(job)
+    next(job)
+    job.close()
+    run = finish(harness.train(second, tmp_path / "parts", chosen, log_every=1))
+    assert {"identity", "latent", "latent_fooling", "delta"} <= set(run.losses)
+    if kind is JointTask:
+        assert {"ssim", "fooling"} & set(run.losses) == {"ssim" if recipe == "joint_regression" else "fooling"}
+    for name, module in whole.modules().items():
+        other = second.modules()[name].state_dict()
+        assert all(torch.equal(value, other[key]) for key, value in module.state_dict().items()), name
+    before, after = small_generator().state_dict(), whole.generator.state_dict()
+    moved = {name.split(".")[0] for name, value in before.items() if not torch.equal(value, after[name])}
+    expected = {"input", "conv1", "to_rgb1", "convs", "to_rgbs"} if kind is JointTask else set()
+    assert moved == expected  # the mapping network stays
+    assert whole.preview().shape == (1, 3, 3 * SIZE, 2 * SIZE)
+
+
+def test_a_joint_run_without_a_discriminator_draws_some_faces_from_their_base_code_and_fits_the_mapping_to_them():
+    chosen = inverting(JointSettings, "joint_regression", base_share=0.5)
+    task = build(JointTask, chosen)
+    assert task.arithmetic.dtype == torch.bfloat16 and task.adversary is None
+    codes = torch.randn(4, 8, 512, generator=random())
+    some = task.with_base_alone(codes)
+    assert torch.equal(some[:2], codes[:2]) and torch.equal(some[2:], codes[2:, :1].expand(-1, 8, -1))
+    finished, before = task.finished(), small_generator().state_dict()
+    moved = {name for name, value in before.items() if not torch.equal(value, finished[f"generator.{name}"])}
+    assert moved == {"style.1.weight", "style.1.bias"}  # no step was trained
+    base = task.average.base(pictures().float() / 127.5 - 1).mean(0)
+    z = torch.randn(256, 512, generator=random())
+    drawn = task.generator_average.mapping(z).mean(0)
+    assert (drawn - base).square().mean() < 0.1 * base.square().mean()
+
+
+def test_a_joint_run_with_a_discriminator_leaves_the_mapping_as_it_is():
+    task = build(JointTask, inverting(JointSettings, "joint", discriminator_width=0.02))
+    finished = task.finished()
+    assert all(
+        torch.equal(value, finished[f"generator.{name}"]) for name, value in small_generator().state_dict().items()
+    )
+
+
+def test_a_linear_path_begins_with_the_principal_codes_and_all_else_with_nothing():
+    task = build(JointTask, inverting(JointSettings, "joint_regression", linear=5))
+    faces = pictures().float() / 127.5 - 1
+    assert task.average(faces)[:, 1:].std() > 0  # what the encoder knew
+    codes = PrincipalCodes(512, 0.25)
+    codes.basis.normal_(0, 0.02, generator=random())
+    task.begin_linear(codes)
+    for network in (task.encoder, task.average):
+        rows = network.eval()(faces) + task.latent_average
+        assert torch.equal(rows, rows[:, :1].expand_as(rows)) and torch.equal(rows[:, 0, 5:], torch.zeros(6, 507))
+        assert torch.allclose(rows[:, 0, :5], codes(faces)[:, :5], atol=0.05)  # six pictures, and more pixels
+
+
+def test_the_perceptual_distance_and_ssim_see_what_the_settings_say(monkeypatch):
+    task = build(JointTask, inverting(JointSettings, "joint_regression", perceptual_share=0.5, latent_weight=0.0))
+    seen = []
+    monkeypatch.setattr(task, "perceptual", lambda one, other: seen.append(len(one)) or (one - other).abs().mean())
+    faces = pictures(3).float() / 127.5 - 1
+    drawn, losses, loss = task.inversion(task.encode(faces), faces, SIZE)
+    assert seen == [2]
+    assert losses["ssim"].item() == pytest.approx(1 - ssim((drawn + 1) / 2, (faces + 1) / 2).mean().item(), abs=1e-5)
+    chosen = task.settings
+    weights_of = {"l1": 1, "l2": 1, "delta": chosen.delta_weight, "perceptual": chosen.perceptual_weight}
+    weights_of |= {"ssim": chosen.ssim_weight, "identity": chosen.identity_weight}
+    assert loss.item() == pytest.approx(
+        sum(weights_of[name] * value.item() for name, value in losses.items()), rel=1e-4
+    )
+
+
+def test_an_identity_loss_without_a_network_is_refused_in_one_sentence(monkeypatch):
+    monkeypatch.setattr(identity_loss, "find", lambda _template: None)
+    chosen = inverting(EncoderSettings, "encoder")
+    with pytest.raises(UserError, match="no network for the identity loss"):
+        build(EncoderTask, chosen)
+    assert build(EncoderTask, replace(chosen, identity_weight=0.0)).embedding is None
