@@ -46,6 +46,7 @@ class EncoderSettings:
 
     input_size: int
     width: float
+    linear: int
     code_steps: int
     code_batch: int
     code_rate: float
@@ -55,15 +56,14 @@ class EncoderSettings:
     code_weight: float
     delta_weight: float
     perceptual_weight: float
+    perceptual_share: float
+    ssim_weight: float
     identity_weight: float
     latent_weight: float
     latent_rate: float
     average_decay: float
+    bfloat16: bool
     seed: int
-    linear: int = 0
-    ssim_weight: float = 0.0
-    perceptual_share: float = 1.0
-    bfloat16: bool = False
     initial: str = ""  # weights that the run started from, where it did
 
 

@@ -29,7 +29,7 @@ class JointSettings(EncoderSettings, AdversarySettings):
 
     generator_rate: float
     adversarial_weight: float
-    base_share: float = 0.0
+    base_share: float
 
 
 class JointTask(EncoderTask):
