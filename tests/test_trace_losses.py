@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from skimage.metrics import structural_similarity
 from torch import nn
 
@@ -169,6 +170,21 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
     expected = {"psnr", "profile", "similarity", "floors", "source"}
     expected |= {f"{side}_{name}" for side in "dg" for name in ("spatial", "spectral", "fingerprint")}
     assert set(run.losses) == expected and all(math.isfinite(value) for value in run.losses.values())
+
+
+def test_a_run_can_start_from_the_weights_of_another(tmp_path, monkeypatch):
+    monkeypatch.setattr(trnet_run, "_pairs", lambda *_: (examples(), examples()))
+    small = {"width": 0.0625, "discriminator_width": 0.0625, "similarity": "ssim", "batch": 2}
+    first, second = tmp_path / "first" / "a.safetensors", tmp_path / "second" / "b.safetensors"
+    for file in (first, second):
+        file.parent.mkdir()
+    trnet_run.train_trnet(tmp_path, [], first, print, steps=2, **small)
+    report = trnet_run.train_trnet(tmp_path, [], second, print, steps=1, lr_generator=0.0, initial=str(first), **small)
+    known, found = load_file(first), load_file(second)
+    assert all(torch.equal(value, found[key]) for key, value in known.items() if "running" not in key)
+    assert report["options"]["trnet"]["settings"]["initial"].startswith("a.safetensors, sha256 ")
+    with pytest.raises(UserError, match="another network"):
+        trnet_run.train_trnet(tmp_path, [], second, print, steps=0, initial="installed", **small)
 
 
 def test_every_form_of_training_takes_a_step():

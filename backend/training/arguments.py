@@ -37,7 +37,7 @@ def add(train: argparse.ArgumentParser) -> None:
     train.add_argument(
         "--initial",
         metavar="FILE",
-        help="for generator, encoder and detectors: weights to start from, or `installed` (default: random)",
+        help="for generator, encoder, trnet and detectors: weights to start from, or `installed` (default: random)",
     )
     train.add_argument(
         "--recipe",

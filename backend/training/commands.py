@@ -122,7 +122,8 @@ def run(options: argparse.Namespace, on_step: OnStep) -> reports.Report:
         if not options.fakes:
             raise UserError("Name the fakes with --fakes DIR.", "DIR is a folder that `train fakes` wrote.")
         if options.what == "trnet":
-            report = trnet_run.train_trnet(data, options.fakes, out, on_step, seed=seed, **_chosen(options), **given)
+            given |= {"initial": options.initial, "seed": seed} | _chosen(options)
+            report = trnet_run.train_trnet(data, options.fakes, out, on_step, **given)
         else:
             report = trnet_run.measure_references(data, options.fakes, out, on_step)
     else:

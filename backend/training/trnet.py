@@ -71,6 +71,7 @@ class TRNetSettings:
     jpeg_share: float
     quality: int
     seed: int
+    initial: str = ""  # weights that the run started from, where it did
 
 
 class TRNetTask:

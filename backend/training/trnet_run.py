@@ -1,5 +1,6 @@
 """Train TR-Net from photographs and fakes to a measured file, and measure the reference statistics of its views."""
 
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -17,7 +18,7 @@ from backend.progress import Step, finish
 from backend.trace_removal import losses, references
 from backend.trace_removal.network import TRNet
 from backend.trace_removal.trnet import ENTRY
-from backend.training import curves, datasets, harness, pairs, reports
+from backend.training import curves, datasets, harness, pairs, reports, starting
 from backend.training.pairs import Pairs
 from backend.training.sheets import with_sheets
 from backend.training.trnet import TRNetSettings, TRNetTask
@@ -30,7 +31,14 @@ BATCH = 32
 
 
 def train_trnet(
-    data: Path, folders: Sequence[Path], out: Path, on_step: OnStep, *, recipe: str = "embedded", **changes: Any
+    data: Path,
+    folders: Sequence[Path],
+    out: Path,
+    on_step: OnStep,
+    *,
+    recipe: str = "embedded",
+    initial: str | None = None,
+    **changes: Any,
 ) -> reports.Report:
     """Train TR-Net on pairs, measure it on held-out pairs, and write `out` (a .safetensors file).
 
@@ -42,6 +50,7 @@ def train_trnet(
         out: Where the weights go; the run's folder, its curves and the report lie beside it.
         on_step: Called at every step.
         recipe: One of `RECIPES`.
+        initial: Weights to start from; the discriminators start anew.
         changes: Settings that differ from those of the recipe's file.
 
     Raises:
@@ -50,6 +59,9 @@ def train_trnet(
     settings = settings_of(recipe, **changes)
     training, held_out = _pairs(data, folders, settings.size)
     task = TRNetTask(training, settings, held_out)
+    if initial:
+        label = starting.load(initial, ENTRY, (task.network, task.average))
+        settings = dataclasses.replace(settings, initial=label)
     folder = out.parent / f"{ENTRY}-run"
     run = finish(with_sheets(harness.train(task, folder, settings, checkpoint_every=200), folder), on_step)
     drawn = curves.draw(folder / "losses.csv", folder / "curves.png")
