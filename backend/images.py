@@ -13,6 +13,7 @@ from torch import Tensor
 from backend.errors import UserError
 from backend.settings import SETTINGS
 
+GREY = (0.299, 0.587, 0.114)  # brightness of red, green and blue (ITU-R BT.601)
 # Decoders of rare formats are the least tested ones, so no other format is ever tried.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "HEIF", "AVIF")
 MIN_SIDE = 32

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from backend.detectors.checkpoints import matched
 from backend.detectors.frequency import band, dct_matrix
 from backend.detectors.xception import UNUSED, Xception
+from backend.images import GREY
 
-GREY = (0.299, 0.587, 0.114)
 GREY_SCALE = 122.5  # as in the public code, where 127.5 was meant; a network trained with it needs it
 LOG_FLOOR = 1e-15
 

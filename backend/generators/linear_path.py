@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
+from backend.images import GREY
+
 BRIGHT_SIDE, COLOUR_SIDE = 20, 8  # pixels: faces need more of brightness than of colour
 INPUTS = BRIGHT_SIDE**2 + 2 * COLOUR_SIDE**2
 RIDGE = 1e-5  # of the pictures' mean square, so that neighbouring pixels do not get large opposite weights
@@ -47,7 +48,7 @@ class LinearPath(nn.Module):
 
 def small(faces: Tensor) -> Tensor:
     """Return brightness and two differences of colour (N, INPUTS) of faces (N, 3, S, S) shrunk to a few pixels."""
-    bright = (faces * faces.new_tensor(LUMA)[None, :, None, None]).sum(1, keepdim=True)
+    bright = (faces * faces.new_tensor(GREY)[None, :, None, None]).sum(1, keepdim=True)
     colours = faces[:, ::2] - bright  # red and blue
     sides = (bright, BRIGHT_SIDE), (colours, COLOUR_SIDE)
     return torch.cat([F.adaptive_avg_pool2d(part, side).flatten(1) for part, side in sides], dim=1)

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from backend.images import GREY
 from backend.trace_removal.network import gaussian_kernel
 
-GREY = (0.299, 0.587, 0.114)
 FLOOR = 1e-8  # added to a power before its logarithm
 ROUNDING = sum(weight**2 for weight in GREY) / 12 / 255**2  # variance of the brightness after rounding
 SIGMA = 20.0  # of the Gaussian filters, in frequency bins of a picture of 128 pixels; as a blur of 1.02 pixels

@@ -133,7 +133,7 @@ class EncoderTask:
         known = [
             (small(shrink(faces, self.settings.input_size)), codes(faces) - self.latent_average)
             for part in self.pictures.split(BLOCK)
-            for faces in mirrored(part.float() / 127.5 - 1)
+            for faces in [torch.cat([part, part.flip(3)]).float() / 127.5 - 1]
         ]
         seen, wanted = (torch.cat(parts) for parts in zip(*known, strict=True))
         for encoder in (self.encoder, self.average):
@@ -243,11 +243,6 @@ class EncoderTask:
         base = codes[:, :1].expand_as(codes)
         shown = faces, self.generator.synthesize(codes), self.generator.synthesize(base)
         return sheet(*(row.cpu() for row in shown))
-
-
-def mirrored(faces: Tensor) -> tuple[Tensor, Tensor]:
-    """Return faces (N, 3, H, W) and their mirror images."""
-    return faces, faces.flip(3)
 
 
 def keep_statistics(network: nn.Module) -> None:

@@ -50,7 +50,7 @@ def train_encoder(
     if initial:
         label = starting.load(initial, "encoder", (task.encoder, task.average))
         settings = dataclasses.replace(settings, initial=label)
-    folder = out / ("encoder-run" if recipe == "regression" else f"encoder-{recipe}-run")
+    folder = harness.run_folder(out, "encoder", recipe, "regression")
     run = finish(sheets.with_sheets(harness.train(task, folder, settings, minutes=minutes), folder), on_step)
     return _written(out, "encoder", run, task, settings, tensors, held_out)
 
@@ -85,7 +85,7 @@ def train_joint(
     if missing and codes:
         task.begin_linear(principal_codes.load(codes))
     settings = dataclasses.replace(settings, initial=label)
-    folder = out / ("joint-run" if recipe == "adversarial" else f"joint-{recipe}-run")
+    folder = harness.run_folder(out, "joint", recipe, "adversarial")
     run = finish(sheets.with_sheets(harness.train(task, folder, settings, minutes=minutes), folder), on_step)
     return _written(out, "joint", run, task, settings, tensors | task.finished(), held_out)
 

@@ -60,7 +60,7 @@ def train_generator(
         fitted = "style." if recipe == "regression" else None  # which fits the mapping at its end in any case
         label = starting.load(initial, "generator", (task.generator, task.average), "generator.", without=fitted)
         settings = dataclasses.replace(settings, initial=label)
-    folder = out / ("generator-run" if recipe == "regression" else f"generator-{recipe}-run")
+    folder = harness.run_folder(out, "generator", recipe, "regression")
     job = harness.train(task, folder, settings, checkpoint_every=task.checkpoint_every, minutes=minutes)
     run = finish(sheets.with_sheets(job, folder), on_step)
     file = out / "generator.safetensors"

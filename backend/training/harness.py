@@ -69,6 +69,11 @@ def recipe_file(recipes: Mapping[str, str], name: str, of: str) -> str:
     return recipes[name]
 
 
+def run_folder(out: Path, name: str, recipe: str, usual: str) -> Path:
+    """Return where a run of a recipe keeps its checkpoints; recipes other than the usual one are named."""
+    return out / (f"{name}-run" if recipe == usual else f"{name}-{recipe}-run")
+
+
 def read_settings(kind: type[S], name: str, **changes: Any) -> S:
     """Read `settings/NAME.toml` into the dataclass `kind`; keyword arguments that are not None win.
 
