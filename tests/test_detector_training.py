@@ -31,6 +31,7 @@ from backend.training import (
     objectives,
     recipes,
 )
+from backend.training.variation import UNVARIED, Variation, varied
 
 
 def examples(kinds, size=16, origins=None):
@@ -65,6 +66,42 @@ def test_a_batch_holds_each_fake_beside_its_photograph_with_the_same_history():
         changed |= not any(torch.equal(image, one) for image in batch.images for one in kept)
         assert torch.equal(batch.images, source.draw(number).images)
     assert changed
+
+
+def test_framing_and_colours_vary_alike_for_a_fake_and_its_photograph():
+    given = examples(["real", "real", "edit", "swap"], origins=[-1, -1, 1, 0])
+    given.pictures[2], given.pictures[3] = given.pictures[1], given.pictures[0]
+    source = drawn_from(given, variation=Variation(shift=3, colours=0.2))
+    batch = source.draw(0)
+    assert torch.equal(batch.images[:4], batch.images[4:])
+    assert len({image.numpy().tobytes() for image in batch.images[:4]}) == 4
+
+
+def test_a_varied_picture_is_displaced_by_whole_pixels_or_in_other_colours():
+    picture = np.random.default_rng(0).integers(60, 190, (16, 16, 3), dtype=np.uint8)
+    assert varied(picture, np.random.default_rng(1), UNVARIED) is picture
+    moved = varied(picture, np.random.default_rng(1), Variation(shift=3))
+    places = [
+        (y, x)
+        for y in range(7)
+        for x in range(7)
+        if np.array_equal(moved[3:13, 3:13], np.pad(picture, ((3, 3), (3, 3), (0, 0)))[y + 3 : y + 13, x + 3 : x + 13])
+    ]
+    assert len(places) == 1
+    coloured = varied(picture, np.random.default_rng(1), Variation(colours=0.1)).astype(float)
+    for channel in range(3):  # a straight line, but for rounding and the ends of the range
+        inside = (coloured[..., channel] > 0) & (coloured[..., channel] < 255)
+        old, new = picture[..., channel][inside], coloured[..., channel][inside]
+        slope, offset = np.polyfit(old, new, 1)
+        assert abs(new - (slope * old + offset)).max() <= 0.7 and 0.85 <= slope <= 1.15
+
+
+def test_an_undefended_detector_learns_pictures_as_they_are():
+    given = examples(["real", "edit"], origins=[-1, 0])
+    undefended = detector.settings_for("xception", defence="none", batch=4)
+    assert undefended.shift and detector.batches_of(given, undefended).variation == UNVARIED
+    shipped = detector.settings_for("xception", batch=4)
+    assert detector.batches_of(given, shipped).variation == Variation(shipped.shift, shipped.colours)
 
 
 def test_a_fake_by_others_stands_beside_photographs_of_its_own_source():

@@ -9,7 +9,7 @@ from backend.errors import UserError
 from backend.generators.stylegan2 import StyleGAN2
 from backend.perceptual import ssim
 from backend.progress import finish
-from backend.training import encoder, harness, identity_loss
+from backend.training import encoder, harness, identity_loss, perceptual_loss
 from backend.training.encoder import EncoderSettings, EncoderTask
 from backend.training.identity_loss import Embedding
 from backend.training.joint import JointSettings, JointTask
@@ -19,7 +19,7 @@ from tests.adversarial_toys import CHANNELS, L1, SIZE, SmallEncoder, pictures, r
 
 @pytest.fixture(autouse=True)
 def small_networks(monkeypatch):
-    monkeypatch.setattr(encoder, "perceptual_network", lambda _name: L1())
+    monkeypatch.setattr(perceptual_loss, "network", L1)
     monkeypatch.setattr(encoder, "E4EEncoder", SmallEncoder)
     monkeypatch.setattr(identity_loss, "find", lambda _t: Embedding("colours", lambda faces: faces.mean((2, 3))))
 
@@ -104,17 +104,42 @@ def test_a_linear_path_begins_with_the_principal_codes_and_all_else_with_nothing
         assert torch.allclose(rows[:, 0, :5], codes(faces)[:, :5], atol=0.05)  # six pictures, and more pixels
 
 
-def test_the_perceptual_distance_and_ssim_see_what_the_settings_say(monkeypatch):
-    task = build(JointTask, inverting(JointSettings, "joint_regression", perceptual_share=0.5, latent_weight=0.0))
-    seen = []
-    monkeypatch.setattr(task, "perceptual", lambda one, other: seen.append(len(one)) or (one - other).abs().mean())
+class Marked(torch.nn.Module):
+    """A distance that notes what it was shown."""
+
+    def __init__(self):
+        super().__init__()
+        self.shown = []
+
+    def forward(self, one, other):
+        self.shown.append((one.detach(), other.detach()))
+        return (one - other).abs().mean((1, 2, 3))
+
+
+def test_every_loss_weighs_what_the_settings_say(monkeypatch):
+    network = Marked()
+    monkeypatch.setattr(perceptual_loss, "network", lambda: network)
+    chosen = inverting(
+        JointSettings,
+        "joint_regression",
+        perceptual_share=0.5,
+        enlarged_share=0.5,
+        pixel_weight=0.4,
+        ssim_weight=0.3,
+        latent_weight=0.0,
+    )
+    task = build(JointTask, chosen)
     faces = pictures(3).float() / 127.5 - 1
-    drawn, losses, loss = task.inversion(task.encode(faces), faces, SIZE)
-    assert seen == [2]
+    drawn, losses, loss = task.inversion(task.encode(faces), faces, SIZE, 0)
+    [(one, other)] = network.shown
+    assert one.shape == other.shape == (2, 3, SIZE, SIZE)
+    whole = [index for index, face in enumerate(faces[:2]) if torch.equal(face, other[0])]
+    assert len(whole) == 1 and torch.equal(one[0], drawn[whole[0]])
+    assert not any(torch.equal(face, other[1]) for face in faces)  # a part
+    assert losses["perceptual"].item() == pytest.approx((one - other).abs().mean().item(), rel=1e-2)
     assert losses["ssim"].item() == pytest.approx(1 - ssim((drawn + 1) / 2, (faces + 1) / 2).mean().item(), abs=1e-5)
-    chosen = task.settings
-    weights_of = {"l1": 1, "l2": 1, "delta": chosen.delta_weight, "perceptual": chosen.perceptual_weight}
-    weights_of |= {"ssim": chosen.ssim_weight, "identity": chosen.identity_weight}
+    weights_of = {"l1": 0.4, "l2": 0.4, "delta": chosen.delta_weight, "perceptual": chosen.perceptual_weight}
+    weights_of |= {"ssim": 0.3, "identity": chosen.identity_weight}
     assert loss.item() == pytest.approx(
         sum(weights_of[name] * value.item() for name, value in losses.items()), rel=1e-4
     )

@@ -16,6 +16,7 @@ from backend.errors import UserError
 from backend.training.defences import Defence
 from backend.training.labelled import ATTACKED, REAL, Examples
 from backend.training.swaps import partial_swap
+from backend.training.variation import UNVARIED, Variation, varied
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Batches:
         partial_share: Of the swaps, how many are kept in a part of the face only.
         adversarial_share: Probability that a fake gives way to an attacked one, where there are any.
         seed: Of the run.
+        variation: How framing and colours may change, before `defence` and alike for a fake and its photograph.
         beside: Source of fakes by others to the sources of the photographs that they are shown beside; any photographs
             where none of those are there.
     """
@@ -58,6 +60,7 @@ class Batches:
         partial_share: float,
         adversarial_share: float,
         seed: int,
+        variation: Variation = UNVARIED,
         beside: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         found = set(examples.kinds.tolist())
@@ -68,7 +71,7 @@ class Batches:
                 "Add it to [shares] in backend/training/settings/detector.toml.",
             )
         self.examples, self.size, self.defence, self.seed = examples, size, defence, seed
-        self.partial_share = partial_share
+        self.partial_share, self.variation = partial_share, variation
         self.adversarial_share = adversarial_share if ATTACKED in found else 0.0
         present = {kind: share for kind, share in shares.items() if kind in found}
         if not present or REAL not in found:
@@ -97,8 +100,8 @@ class Batches:
             before, after = self.pixels(origin), self.pixels(index)
             if kind == "swap" and randomness.random() < self.partial_share:
                 after = partial_swap(before, after, randomness)
-            real.append(_defended(before, seed, self.defence))
-            fake.append(_defended(after, seed, self.defence))
+            real.append(self._changed(before, seed))
+            fake.append(self._changed(after, seed))
             kinds.append(kind)
         labels = torch.tensor([0.0] * half + [1.0] * half)
         return Batch(as_images(real + fake), labels, [REAL] * half + kinds)
@@ -114,6 +117,13 @@ class Batches:
         source = "" if self.examples.sources is None else str(self.examples.sources[index])
         return self.likes.get(source, self.members[REAL])
 
+    def _changed(self, picture: np.ndarray, seed: int) -> np.ndarray:
+        randomness = np.random.default_rng(seed)
+        if randomness.random() < 0.5:
+            picture = picture[:, ::-1]
+        picture = varied(picture, randomness, self.variation)
+        return self.defence(np.ascontiguousarray(picture), randomness)
+
     def pixels(self, index: int) -> np.ndarray:
         """Return one picture as uint8 (S, S, 3)."""
         return self.examples.pictures[index].permute(1, 2, 0).numpy()
@@ -122,10 +132,3 @@ class Batches:
 def as_images(pictures: list[np.ndarray]) -> Tensor:
     """Return float32 (N, 3, S, S) in [0, 1] of N pictures, uint8 (S, S, 3)."""
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
-
-
-def _defended(picture: np.ndarray, seed: int, defence: Defence) -> np.ndarray:
-    randomness = np.random.default_rng(seed)
-    if randomness.random() < 0.5:
-        picture = picture[:, ::-1]
-    return defence(np.ascontiguousarray(picture), randomness)

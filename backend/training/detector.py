@@ -15,6 +15,7 @@ from backend.training import defences, harness, objectives
 from backend.training.batches import Batches
 from backend.training.history import History
 from backend.training.labelled import Examples
+from backend.training.variation import UNVARIED, Variation
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class DetectorSettings:
     average_decay: float
     shares: dict[str, float]  # kind of fake to its share of the fakes in a batch
     partial_share: float  # of the swaps, how many are kept in a part of the face only
+    shift: int = 0  # in pixels, of training pictures of the shipped set
+    colours: float = 0.0  # how far their contrast and brightness may change
     beside: dict[str, list[str]] = field(default_factory=dict)  # source of fakes to the sources of their photographs
     history: dict[str, float] = field(default_factory=dict)  # overrides of `History`
     seed: int = 0
@@ -62,6 +65,7 @@ def batches_of(examples: Examples, settings: DetectorSettings) -> Batches:
         partial_share=settings.partial_share,
         adversarial_share=settings.adversarial_share,
         seed=settings.seed,
+        variation=Variation(settings.shift, settings.colours) if settings.defence == "shipped" else UNVARIED,
         beside=settings.beside,
     )
 

@@ -7,7 +7,6 @@ discriminator join where their weights say so.
 """
 
 import copy
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import cast
@@ -24,16 +23,10 @@ from backend.perceptual import ssim
 from backend.runtime import device
 from backend.training import harness, identity_loss
 from backend.training.adversary import Arithmetic
-from backend.training.generator import (
-    draw_faces,
-    perceptual_network,
-    picture_losses,
-    sheet,
-    shrink,
-    update,
-)
+from backend.training.generator import draw_faces, picture_losses, sheet, shrink, update
 from backend.training.growth import Growth, Stage
 from backend.training.latent_discriminator import LatentDiscriminator
+from backend.training.perceptual_loss import PerceptualLoss
 from backend.training.principal_codes import PrincipalCodes
 
 TEMPLATE = "embedded"  # how the faces are aligned
@@ -54,9 +47,11 @@ class EncoderSettings:
     stages: list[list[float]]
     decay_share: float
     code_weight: float
+    pixel_weight: float
     delta_weight: float
     perceptual_weight: float
     perceptual_share: float
+    enlarged_share: float
     ssim_weight: float
     identity_weight: float
     latent_weight: float
@@ -112,7 +107,7 @@ class EncoderTask:
             self.begin_linear(self.codes)
         self.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = torch.optim.Adam(self.encoder.parameters(), 1e-3, (0.9, 0.99), fused=True)
-        self.perceptual = perceptual_network("alex").to(here)
+        self.perceptual = PerceptualLoss(settings.perceptual_share, settings.enlarged_share, self.arithmetic)
         self.embedding = identity_loss.find(TEMPLATE) if settings.identity_weight else None
         if settings.identity_weight and self.embedding is None:
             raise UserError(
@@ -176,7 +171,7 @@ class EncoderTask:
             losses = {"code": loss}
         else:
             codes = self.encode(faces)
-            _, losses, loss = self.inversion(codes, faces, stage.resolution)
+            _, losses, loss = self.inversion(codes, faces, stage.resolution, number)
             if self.latent is not None:
                 losses["latent"] = self.train_latent(codes, number)
         update(self.optimizer, loss, stage.rate)
@@ -206,8 +201,10 @@ class EncoderTask:
         assert self.codes is not None
         return F.mse_loss(base, self.codes(faces) - self.latent_average)
 
-    def inversion(self, codes: Tensor, faces: Tensor, resolution: int) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        """Return the drawings of codes (N, rows, 512) of faces (N, 3, S, S), every loss, and their weighted sum."""
+    def inversion(
+        self, codes: Tensor, faces: Tensor, resolution: int, number: int
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """Return what codes (N, rows, 512) of faces (N, 3, S, S) draw at a step, every loss, and their weighted sum."""
         assert self.generator is not None
         settings = self.settings
         codes_in_w = codes + self.latent_average
@@ -215,11 +212,10 @@ class EncoderTask:
         drawn = self.generator.resume(start, codes_in_w, resolution=resolution)
         wanted = shrink(faces, resolution)
         losses = picture_losses(drawn, wanted)
+        weights = dict.fromkeys(losses, settings.pixel_weight) | {"delta": settings.delta_weight}
         losses["delta"] = (codes[:, 1:] - codes[:, :1]).square().mean()
-        weights = {"l1": 1.0, "l2": 1.0, "delta": settings.delta_weight, "perceptual": settings.perceptual_weight}
-        seen = math.ceil(settings.perceptual_share * len(drawn))
-        with self.arithmetic.narrow():
-            losses["perceptual"] = self.perceptual(drawn[:seen], wanted[:seen]).mean()
+        losses["perceptual"] = self.perceptual(drawn, wanted, self.arithmetic.randomness(settings.seed, number))
+        weights["perceptual"] = settings.perceptual_weight
         if settings.ssim_weight:
             losses["ssim"] = 1 - ssim(drawn / 2 + 0.5, wanted / 2 + 0.5).mean()
             weights["ssim"] = settings.ssim_weight

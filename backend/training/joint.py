@@ -71,7 +71,7 @@ class JointTask(EncoderTask):
         randomness = self.arithmetic.randomness(settings.seed, number)
         faces = draw_faces(self.pictures, stage.batch, settings.seed, number)
         codes = self.with_base_alone(self.encode(faces))
-        inversions, losses, loss = self.inversion(codes, faces, stage.resolution)
+        inversions, losses, loss = self.inversion(codes, faces, stage.resolution, number)
         drawn = inversions
         if self.adversary is not None:
             drawn = torch.cat([inversions, self.samples(stage.batch, stage.resolution, randomness)])
