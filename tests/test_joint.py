@@ -40,13 +40,16 @@ def build(kind, chosen):
     return kind(pictures(), chosen, pictures(2), **shared, **({"codes": None} if kind is EncoderTask else {}))
 
 
-@pytest.mark.parametrize("recipe", ["encoder_adversarial", "joint", "joint_regression"])
+@pytest.mark.parametrize("recipe", ["encoder_adversarial", "joint", "joint_regression", "squares"])
 def test_encoder_runs_with_every_loss_resume_exactly(recipe, tmp_path):
     kind = EncoderTask if recipe == "encoder_adversarial" else JointTask
     if kind is EncoderTask:
         chosen = inverting(EncoderSettings, recipe, statistics_steps=2)
     else:
-        chosen = inverting(JointSettings, recipe, discriminator_width=0.02, r1_every=2, generator_rate=1e-3)
+        squares = {"adversarial_weight": 0.1, "judged_side": 16} if recipe == "squares" else {}
+        file = "joint_regression" if squares else recipe
+        small = {"discriminator_width": 0.02, "r1_every": 2, "generator_rate": 1e-3}
+        chosen = inverting(JointSettings, file, **small, **squares)
     whole, first, second = (build(kind, chosen) for _ in range(3))
     finish(harness.train(whole, tmp_path / "whole", chosen, log_every=1))
     job = harness.train(first, tmp_path / "parts", chosen, log_every=1)
@@ -56,7 +59,8 @@ def test_encoder_runs_with_every_loss_resume_exactly(recipe, tmp_path):
     run = finish(harness.train(second, tmp_path / "parts", chosen, log_every=1))
     assert {"identity", "latent", "latent_fooling", "delta"} <= set(run.losses)
     if kind is JointTask:
-        assert {"ssim", "fooling"} & set(run.losses) == {"ssim" if recipe == "joint_regression" else "fooling"}
+        added = {"joint": {"fooling"}, "joint_regression": {"ssim"}, "squares": {"ssim", "fooling"}}
+        assert {"ssim", "fooling"} & set(run.losses) == added[recipe]
     for name, module in whole.modules().items():
         other = second.modules()[name].state_dict()
         assert all(torch.equal(value, other[key]) for key, value in module.state_dict().items()), name
@@ -64,6 +68,10 @@ def test_encoder_runs_with_every_loss_resume_exactly(recipe, tmp_path):
     moved = {name.split(".")[0] for name, value in before.items() if not torch.equal(value, after[name])}
     expected = {"input", "conv1", "to_rgb1", "convs", "to_rgbs"} if kind is JointTask else set()
     assert moved == expected  # the mapping network stays
+    if recipe in {"joint", "squares"}:  # unless it is fitted where no samples were judged
+        fitted = whole.finished()
+        kept = all(torch.equal(value, fitted[f"generator.{key}"]) for key, value in after.items() if "style" in key)
+        assert kept == (recipe == "joint")
     assert whole.preview().shape == (1, 3, 3 * SIZE, 2 * SIZE)
 
 
@@ -102,6 +110,18 @@ def test_a_linear_path_begins_with_the_principal_codes_and_all_else_with_nothing
         rows = network.eval()(faces) + task.latent_average
         assert torch.equal(rows, rows[:, :1].expand_as(rows)) and torch.equal(rows[:, 0, 5:], torch.zeros(6, 507))
         assert torch.allclose(rows[:, 0, :5], codes(faces)[:, :5], atol=0.05)  # six pictures, and more pixels
+
+
+def test_a_discriminator_sees_random_squares():
+    chosen = inverting(JointSettings, "joint_regression", adversarial_weight=0.1, judged_side=16)
+    task = build(JointTask, chosen)
+    faces = pictures().float()
+    seen = task.judged(faces, random())
+    assert seen.shape == (6, 3, 16, 16)
+    assert all(
+        square.unique().numel() > 100 and square.mean() != face.mean() for square, face in zip(seen, faces, strict=True)
+    )
+    assert torch.equal(task.judged(faces[..., :8, :8], random()), faces[..., :8, :8])  # smaller than a square
 
 
 class Marked(torch.nn.Module):

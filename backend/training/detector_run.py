@@ -24,7 +24,7 @@ MORE_ALARMS = 0.025  # share that saving, blurring or resizing them may add; hon
 SUFFIXES: dict[Name, str] = {"shipped": "", "none": "_plain", "weak": "_weak"}
 STRONG = "_strong"
 HOW: dict[Name, str] = {
-    "shipped": "with mild random blur, rescaling, noise and JPEG on every picture",
+    "shipped": "with mild random changes of framing, colours and sharpness, noise and JPEG on every picture",
     "none": "without blur, crop, JPEG and noise: the undefended detector of TR-Net's paper",
     "weak": "with strong random blur, crop, JPEG and noise: the weak defence of TR-Net's paper",
 }

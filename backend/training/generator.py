@@ -137,6 +137,18 @@ def sheet(*rows: Tensor) -> Tensor:
     return (joined[None] / 2 + 0.5).clamp(0, 1)
 
 
+def random_squares(pictures: Tensor, side: int, randomness: torch.Generator) -> Tensor:
+    """Return a square (N, C, side, side) at a random place of each picture (N, C, S, S)."""
+    size, device = pictures.shape[-1], pictures.device
+    if side == size:
+        return pictures
+    corners = torch.randint(size - side + 1, (len(pictures), 2), generator=randomness, device=device).tolist()
+    squares = [
+        picture[:, top : top + side, left : left + side] for picture, (top, left) in zip(pictures, corners, strict=True)
+    ]
+    return torch.stack(squares)
+
+
 def perceptual_network(name: str) -> nn.Module:
     """Load a shift-tolerant perceptual network; its weights come with the package `stlpips-pytorch`."""
     return build_st_lpips(name)

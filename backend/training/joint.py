@@ -1,9 +1,9 @@
 """Fine-tune encoder and generator together, once both are trained.
 
-Inversions must resemble their photographs. With a discriminator, inversions and samples alike must pass as
-photographs, the latent discriminator keeps the encoder's codes where samples come from, and the mapping network stays
-as it is. Without one, some faces of every batch are drawn from their base code alone, as samples are, and the mapping
-network is fitted to the base codes afterwards.
+Inversions must resemble their photographs. With a discriminator they must pass as photographs too; where it judges
+samples as well, the latent discriminator keeps the encoder's codes where samples come from, and the mapping network
+stays as it is. Where it does not, some faces of every batch are drawn from their base code alone, as samples are, and
+the mapping network is fitted to the base codes afterwards.
 """
 
 import copy
@@ -19,7 +19,7 @@ from backend.generators.stylegan2 import StyleGAN2
 from backend.training import harness
 from backend.training.adversary import ZEROES, Adversary, AdversarySettings
 from backend.training.encoder import BLOCK, EncoderSettings, EncoderTask, keep_statistics
-from backend.training.generator import draw_faces, sheet, shrink, update
+from backend.training.generator import draw_faces, random_squares, sheet, shrink, update
 from backend.training.mapping import fit_mapping
 
 
@@ -29,6 +29,8 @@ class JointSettings(EncoderSettings, AdversarySettings):
 
     generator_rate: float
     adversarial_weight: float
+    judged_side: int
+    samples_judged: bool
     base_share: float
 
 
@@ -49,7 +51,7 @@ class JointTask(EncoderTask):
             weight.requires_grad_()
         self.adversary: Adversary | None = None
         if settings.adversarial_weight:
-            self.adversary = Adversary(self.generator.size, settings, self.arithmetic)
+            self.adversary = Adversary(settings.judged_side, settings, self.arithmetic)
         momentum = 0.9 if self.adversary is None else 0.0
         self.generator_optimizer = torch.optim.Adam(
             drawing, settings.generator_rate, (momentum, 0.99), ZEROES, fused=True
@@ -72,10 +74,12 @@ class JointTask(EncoderTask):
         faces = draw_faces(self.pictures, stage.batch, settings.seed, number)
         codes = self.with_base_alone(self.encode(faces))
         inversions, losses, loss = self.inversion(codes, faces, stage.resolution, number)
-        drawn = inversions
+        judged = inversions
         if self.adversary is not None:
-            drawn = torch.cat([inversions, self.samples(stage.batch, stage.resolution, randomness)])
-            losses["fooling"] = self.adversary.fooling(drawn, randomness)
+            if settings.samples_judged:
+                judged = torch.cat([inversions, self.samples(stage.batch, stage.resolution, randomness)])
+            judged = self.judged(judged, randomness)
+            losses["fooling"] = self.adversary.fooling(judged, randomness)
             loss = loss + settings.adversarial_weight * losses["fooling"]
         self.generator_optimizer.zero_grad(set_to_none=True)
         update(self.optimizer, loss, stage.rate)
@@ -86,10 +90,15 @@ class JointTask(EncoderTask):
             losses["latent"] = self.train_latent(codes, number)
         values = {name: value.detach() for name, value in losses.items()}
         if self.adversary is not None:
-            values |= self.adversary.train(shrink(faces, stage.resolution), drawn, number, randomness)
+            photographs = self.judged(shrink(faces, stage.resolution), randomness)
+            values |= self.adversary.train(photographs, judged, number, randomness)
         harness.update_average(self.average, self.encoder, settings.average_decay)
         harness.update_average(self.generator_average, self.generator, settings.average_decay)
         return {"resolution": float(stage.resolution)} | values
+
+    def judged(self, pictures: Tensor, randomness: torch.Generator) -> Tensor:
+        """Return what the discriminator sees of pictures (N, 3, S, S): a random square of each, or all of it."""
+        return random_squares(pictures, min(self.settings.judged_side, pictures.shape[-1]), randomness)
 
     def with_base_alone(self, codes: Tensor) -> Tensor:
         """Return codes (N, rows, 512) with the offsets left out of the last `base_share` of the faces."""
@@ -115,8 +124,8 @@ class JointTask(EncoderTask):
         return sheet(*(row.cpu() for row in shown))
 
     def finished(self) -> dict[str, Tensor]:
-        """Return the generator's tensors; without a discriminator, its mapping is fitted to the base codes first."""
-        if self.adversary is None:
+        """Return the generator's tensors; where no samples were judged, its mapping is fitted to base codes first."""
+        if self.adversary is None or not self.settings.samples_judged:
             with torch.no_grad():
                 parts = [part.to(self.arithmetic.device).float() / 127.5 - 1 for part in self.pictures.split(BLOCK)]
                 base = torch.cat([self.average.base(shrink(part, self.settings.input_size)) for part in parts])

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from backend.perceptual import build_st_lpips
 from backend.training.adversary import Arithmetic
+from backend.training.generator import random_squares
 
 ENLARGED = 2  # how often larger a part is shown; its side is that much smaller than the face's
 
@@ -49,12 +50,8 @@ class PerceptualLoss:
 def enlarged_parts(pictures: Tensor, randomness: torch.Generator) -> Tensor:
     """Return a random square of half the side of each picture (N, C, S, S), enlarged to (N, C, S, S)."""
     size = pictures.shape[-1]
-    side = size // ENLARGED
-    corners = torch.randint(size - side + 1, (len(pictures), 2), generator=randomness, device=pictures.device).tolist()
-    squares = [
-        picture[:, top : top + side, left : left + side] for picture, (top, left) in zip(pictures, corners, strict=True)
-    ]
-    return F.interpolate(torch.stack(squares), size=(size, size), mode="bilinear", align_corners=False)
+    parts = random_squares(pictures, size // ENLARGED, randomness)
+    return F.interpolate(parts, size=(size, size), mode="bilinear", align_corners=False)
 
 
 def network() -> Any:
