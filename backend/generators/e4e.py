@@ -98,5 +98,19 @@ class E4EEncoder(nn.Module):
             cast(StyleHead, head).linear.weight.data.mul_(0.5)
 
 
+def second_look(faces: Tensor, drawn: Tensor, feedback: float) -> Tensor:
+    """Return what the encoder reads after its first codes were drawn: the faces, and again what the drawings lack.
+
+    A lean form of ReStyle (Alaluf et al. 2021), which shows its encoder face and drawing side by side.
+
+    Args:
+        faces: (N, 3, S, S) in [-1, 1], of the encoder's size.
+        drawn: (N, 3, H, W), unclamped.
+        feedback: How often the difference is added.
+    """
+    seen = F.interpolate(drawn.clamp(-1, 1), faces.shape[-2:], mode="area")
+    return faces + feedback * (faces - seen)
+
+
 def _add_upsampled(coarse: Tensor, fine: Tensor) -> Tensor:
     return F.interpolate(coarse, size=fine.shape[-2:], mode="bilinear", align_corners=True) + fine

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backend.errors import UserError
-from backend.generators.e4e import CODE, E4EEncoder
+from backend.generators.e4e import CODE, E4EEncoder, second_look
 from backend.generators.stylegan2 import Partial, StyleGAN2
 from backend.runtime import device, frozen, loaded
 from backend.weights import entry, load_entry, read_checkpoint
@@ -28,6 +28,8 @@ class Inverter:
         name: Name of the registry entry or of the file, for results.
         template: Position of the face that the generator knows, `embedded` or `ffhq` (see `backend.alignment`).
         epsilon: Step of a latent search that suits the generator, in units of the codes.
+        feedback: How often the encoder, looking a second time, is shown what its first drawing lacks; 0 leaves
+            the second look out, as e4e does.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class Inverter:
         name: str,
         template: str,
         epsilon: float,
+        feedback: float = 0.0,
     ) -> None:
         self.generator = generator
         self.encoder = encoder
@@ -45,6 +48,7 @@ class Inverter:
         self.name = name
         self.template = template
         self.epsilon = epsilon
+        self.feedback = feedback
 
     @property
     def size(self) -> int:
@@ -72,7 +76,12 @@ class Inverter:
         if faces.shape[-2:] != (size, size):
             faces = F.interpolate(faces, size=(size, size), mode="area")  # as in training
         with frozen(self.encoder):
-            return self.encoder(faces * 2 - 1) + self.latent_average
+            inputs = faces * 2 - 1
+            codes = self.encoder(inputs) + self.latent_average
+            if self.feedback:
+                inputs = second_look(inputs, self.generator.synthesize(codes), self.feedback)
+                codes = self.encoder(inputs) + self.latent_average
+        return codes
 
     def synthesize(self, codes: Tensor, *, resolution: int | None = None, clamp: bool = True) -> Tensor:
         """Draw faces (N, 3, size, size) in [0, 1] from codes (N, rows, 512).
@@ -133,7 +142,8 @@ def from_tensors(
     encoder.load_state_dict(encoder_tensors, strict=True)
     _freeze(encoder)
     average = tensors["latent_average"].reshape(-1, CODE).float()
-    return Inverter(generator, encoder, average, name, options["template"], options["epsilon"])
+    feedback = encoder_options.get("feedback", 0.0)
+    return Inverter(generator, encoder, average, name, options["template"], options["epsilon"], feedback)
 
 
 def generator_from(tensors: Mapping[str, Tensor], options: Mapping[str, Any]) -> StyleGAN2:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backend.errors import UserError
-from backend.generators.e4e import CODE, E4EEncoder, StyleHead
+from backend.generators.e4e import CODE, E4EEncoder, StyleHead, second_look
 from backend.generators.linear_path import LinearPath, small
 from backend.generators.stylegan2 import StyleGAN2
 from backend.perceptual import ssim
@@ -40,6 +40,7 @@ class EncoderSettings:
     input_size: int
     width: float
     linear: int
+    feedback: float
     code_steps: int
     code_batch: int
     code_rate: float
@@ -178,12 +179,33 @@ class EncoderTask:
         harness.update_average(self.average, self.encoder, min(settings.average_decay, (1 + number) / (10 + number)))
         return {"resolution": float(stage.resolution)} | {name: value.detach() for name, value in losses.items()}
 
-    def encode(self, faces: Tensor, *, base_alone: bool = False) -> Tensor:
-        """Return codes (N, rows, 512), or the base codes (N, 512), of faces (N, 3, S, S), before the average."""
+    def encode(self, faces: Tensor, *, once: int = 0, base_alone: bool = False) -> Tensor:
+        """Return codes (N, rows, 512), or the base codes (N, 512), of faces (N, 3, S, S), before the average.
+
+        With `feedback`, the encoder looks twice at all but the last `once` faces, and learns from its second look.
+        """
         inputs = shrink(faces, self.settings.input_size).contiguous(memory_format=torch.channels_last)
+        if base_alone:
+            with self.arithmetic.narrow():
+                base: Tensor = self.encoder.base(inputs)
+            return base.float()
+        if self.settings.feedback and once < len(faces):
+            twice = inputs[: len(faces) - once]
+            with torch.no_grad():
+                drawn = self.draw(self._look(twice) + self.latent_average)
+            inputs = torch.cat([second_look(twice, drawn, self.settings.feedback), inputs[len(twice) :]])
+        return self._look(inputs.contiguous(memory_format=torch.channels_last))
+
+    def _look(self, inputs: Tensor) -> Tensor:
         with self.arithmetic.narrow():
-            codes: Tensor = self.encoder.base(inputs) if base_alone else self.encoder(inputs)
+            codes: Tensor = self.encoder(inputs)
         return codes.float()
+
+    def draw(self, codes: Tensor, resolution: int | None = None) -> Tensor:
+        """Return what the generator in training draws of W+ codes (N, rows, 512)."""
+        assert self.generator is not None
+        start = self.generator.prefix(codes, 0, dtype=self.arithmetic.dtype)
+        return self.generator.resume(start, codes, resolution=resolution)
 
     def train_latent(self, codes: Tensor, number: int) -> Tensor:
         """Train the latent discriminator on these codes, before the average, and as many of the mapping network."""
@@ -205,11 +227,9 @@ class EncoderTask:
         self, codes: Tensor, faces: Tensor, resolution: int, number: int
     ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """Return what codes (N, rows, 512) of faces (N, 3, S, S) draw at a step, every loss, and their weighted sum."""
-        assert self.generator is not None
         settings = self.settings
         codes_in_w = codes + self.latent_average
-        start = self.generator.prefix(codes_in_w, 0, dtype=self.arithmetic.dtype)
-        drawn = self.generator.resume(start, codes_in_w, resolution=resolution)
+        drawn = self.draw(codes_in_w, resolution)
         wanted = shrink(faces, resolution)
         losses = picture_losses(drawn, wanted)
         weights = dict.fromkeys(losses, settings.pixel_weight) | {"delta": settings.delta_weight}
@@ -229,13 +249,22 @@ class EncoderTask:
             weights["latent_fooling"] = settings.latent_weight
         return drawn, losses, cast(Tensor, sum(weights[name] * value for name, value in losses.items()))
 
+    def average_codes(self, faces: Tensor, generator: StyleGAN2) -> Tensor:
+        """Return the W+ codes (N, rows, 512) that the averaged encoder gives faces, looking as often as it will."""
+        inputs = shrink(faces, self.settings.input_size)
+        codes: Tensor = self.average(inputs) + self.latent_average
+        if self.settings.feedback:
+            again = second_look(inputs, generator.synthesize(codes), self.settings.feedback)
+            codes = self.average(again) + self.latent_average
+        return codes
+
     @torch.no_grad()
     def preview(self) -> Tensor | None:
         """Return held-out faces, their inversions, and what the base code alone draws, below each other."""
         if self.generator is None:
             return None
         faces = self.held_out.float() / 127.5 - 1
-        codes = self.average(shrink(faces, self.settings.input_size)) + self.latent_average
+        codes = self.average_codes(faces, self.generator)
         base = codes[:, :1].expand_as(codes)
         shown = faces, self.generator.synthesize(codes), self.generator.synthesize(base)
         return sheet(*(row.cpu() for row in shown))

@@ -114,7 +114,7 @@ def _written(
     options = weights.entry("generator").options
     encoded = {key: value.cpu() for key, value in task.average.state_dict().items()}
     files = {"encoder": out / "encoder.safetensors"}
-    shape = {name: getattr(settings, name) for name in ("input_size", "width", "linear")}
+    shape = {name: getattr(settings, name) for name in ("input_size", "width", "linear", "feedback")}
     shapes: dict[str, Any] = {"encoder": shape}
     weights.save_half(files["encoder"], encoded)
     if name == "joint":

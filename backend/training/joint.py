@@ -72,7 +72,7 @@ class JointTask(EncoderTask):
         settings, stage = self.settings, self.stage(number)
         randomness = self.arithmetic.randomness(settings.seed, number)
         faces = draw_faces(self.pictures, stage.batch, settings.seed, number)
-        codes = self.with_base_alone(self.encode(faces))
+        codes = self.with_base_alone(self.encode(faces, once=self.base_alone(len(faces))))
         inversions, losses, loss = self.inversion(codes, faces, stage.resolution, number)
         judged = inversions
         if self.adversary is not None:
@@ -102,22 +102,25 @@ class JointTask(EncoderTask):
 
     def with_base_alone(self, codes: Tensor) -> Tensor:
         """Return codes (N, rows, 512) with the offsets left out of the last `base_share` of the faces."""
-        kept = len(codes) - round(self.settings.base_share * len(codes))
+        kept = len(codes) - self.base_alone(len(codes))
         return torch.cat([codes[:kept], codes[kept:, :1].expand(-1, codes.shape[1], -1)])
+
+    def base_alone(self, count: int) -> int:
+        """Return how many of `count` faces are drawn from their base code alone."""
+        return round(self.settings.base_share * count)
 
     def samples(self, count: int, resolution: int, randomness: torch.Generator) -> Tensor:
         """Return drawings (count, 3, resolution, resolution) of random z."""
         z = torch.randn(count, CODE, generator=randomness, device=self.arithmetic.device)
         with torch.no_grad():
             codes = self.generator.mapping(z)[:, None].expand(-1, self.generator.rows, -1)
-        start = self.generator.prefix(codes, 0, dtype=self.arithmetic.dtype)
-        return self.generator.resume(start, codes, resolution=resolution)
+        return self.draw(codes, resolution)
 
     @torch.no_grad()
     def preview(self) -> Tensor:
         """Return held-out faces, their inversions, and samples, below each other."""
         faces = self.held_out.float() / 127.5 - 1
-        codes = self.average(shrink(faces, self.settings.input_size)) + self.latent_average
+        codes = self.average_codes(faces, self.generator_average)
         z = torch.randn(len(faces), CODE, generator=self.arithmetic.randomness(0, 0), device=self.arithmetic.device)
         samples = self.generator_average.mapping(z)[:, None].expand_as(codes)
         shown = faces, self.generator_average.synthesize(codes), self.generator_average.synthesize(samples)
