@@ -16,6 +16,7 @@ class SmallEncoder(nn.Module):
 
     def __init__(self, size: int, input_size: int, width: float, linear: int) -> None:
         super().__init__()
+        self.input_size = input_size
         self.stem = nn.Sequential(nn.Conv2d(3, 8, 4, stride=4), nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(2))
         self.styles = nn.ModuleList(nn.Sequential(OrderedDict(linear=nn.Linear(32, 512))) for _ in range(8))
 

@@ -6,7 +6,7 @@ import torch
 from backend import weights
 from backend.errors import UserError
 from backend.generators import inversion, linear_path
-from backend.generators.e4e import E4EEncoder
+from backend.generators.e4e import E4EEncoder, second_look
 from backend.generators.inversion import Inverter
 from backend.generators.stylegan2 import StyleGAN2
 
@@ -32,6 +32,25 @@ def test_codes_are_relative_to_the_average():
     expected = inverter.encoder(faces * 2 - 1) + inverter.latent_average
     assert inverter.invert(faces).shape == (2, inverter.rows, 512)
     assert torch.equal(inverter.invert(faces), expected)
+
+
+def test_a_second_look_is_shown_the_faces_and_what_their_drawings_lack():
+    faces = torch.tensor([0.5, -0.5]).view(1, 1, 1, 2).expand(1, 3, 2, 2)
+    drawn = torch.full((1, 3, 4, 4), 0.25)
+    drawn[..., 2:] = -3  # outside the range, where nobody sees it
+    wanted = torch.tensor([0.5 + 0.6 * 0.25, -0.5 + 0.6 * 0.5]).view(1, 1, 1, 2).expand(1, 3, 2, 2)
+    assert torch.allclose(second_look(faces, drawn, 0.6), wanted)
+    assert torch.equal(second_look(faces, drawn, 0.0), faces)
+
+
+def test_an_inverter_with_feedback_looks_twice():
+    inverter = small_inverter()
+    faces = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    first, average = inverter.invert(faces), inverter.latent_average
+    inverter.feedback = 0.6
+    again = second_look(faces * 2 - 1, inverter.generator.synthesize(first), 0.6)
+    assert torch.equal(inverter.invert(faces), inverter.encoder(again) + average)
+    assert not torch.allclose(inverter.invert(faces), first)
 
 
 def test_the_linear_path_adds_to_every_row_what_a_matrix_says_of_a_small_picture():
