@@ -76,12 +76,7 @@ class Inverter:
         if faces.shape[-2:] != (size, size):
             faces = F.interpolate(faces, size=(size, size), mode="area")  # as in training
         with frozen(self.encoder):
-            inputs = faces * 2 - 1
-            codes = self.encoder(inputs) + self.latent_average
-            if self.feedback:
-                inputs = second_look(inputs, self.generator.synthesize(codes), self.feedback)
-                codes = self.encoder(inputs) + self.latent_average
-        return codes
+            return encode(self.encoder, self.generator, self.latent_average, faces * 2 - 1, self.feedback)
 
     def synthesize(self, codes: Tensor, *, resolution: int | None = None, clamp: bool = True) -> Tensor:
         """Draw faces (N, 3, size, size) in [0, 1] from codes (N, rows, 512).
@@ -121,6 +116,14 @@ class Inverter:
         self.encoder.to(target)
         self.latent_average = self.latent_average.to(target)
         return self
+
+
+def encode(encoder: nn.Module, generator: StyleGAN2, latent_average: Tensor, faces: Tensor, feedback: float) -> Tensor:
+    """Return codes (N, rows, 512) of faces (N, 3, S, S) in [-1, 1], of the encoder's size; others as for `Inverter`."""
+    codes: Tensor = encoder(faces) + latent_average
+    if feedback:
+        codes = encoder(second_look(faces, generator.synthesize(codes), feedback)) + latent_average
+    return codes
 
 
 def load(name: str = "generator") -> Inverter:

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from backend.errors import UserError
 from backend.generators.e4e import CODE, E4EEncoder, StyleHead, second_look
+from backend.generators.inversion import encode
 from backend.generators.linear_path import LinearPath, small
 from backend.generators.stylegan2 import StyleGAN2
 from backend.perceptual import ssim
@@ -252,11 +253,7 @@ class EncoderTask:
     def average_codes(self, faces: Tensor, generator: StyleGAN2) -> Tensor:
         """Return the W+ codes (N, rows, 512) that the averaged encoder gives faces, looking as often as it will."""
         inputs = shrink(faces, self.settings.input_size)
-        codes: Tensor = self.average(inputs) + self.latent_average
-        if self.settings.feedback:
-            again = second_look(inputs, generator.synthesize(codes), self.settings.feedback)
-            codes = self.average(again) + self.latent_average
-        return codes
+        return encode(self.average, generator, self.latent_average, inputs, self.settings.feedback)
 
     @torch.no_grad()
     def preview(self) -> Tensor | None:
