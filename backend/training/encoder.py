@@ -169,7 +169,7 @@ class EncoderTask:
             keep_statistics(self.encoder)
         faces = draw_faces(self.pictures, stage.batch, settings.seed, number)
         if stage.resolution == 0:
-            loss = self._code_loss(self.encode(faces, base_alone=True), faces)
+            loss = self._code_loss(self._look(shrink(faces, settings.input_size), base_alone=True), faces)
             losses = {"code": loss}
         else:
             codes = self.encode(faces)
@@ -180,26 +180,23 @@ class EncoderTask:
         harness.update_average(self.average, self.encoder, min(settings.average_decay, (1 + number) / (10 + number)))
         return {"resolution": float(stage.resolution)} | {name: value.detach() for name, value in losses.items()}
 
-    def encode(self, faces: Tensor, *, once: int = 0, base_alone: bool = False) -> Tensor:
-        """Return codes (N, rows, 512), or the base codes (N, 512), of faces (N, 3, S, S), before the average.
+    def encode(self, faces: Tensor, *, once: int = 0) -> Tensor:
+        """Return codes (N, rows, 512) of faces (N, 3, S, S), before the average.
 
         With `feedback`, the encoder looks twice at all but the last `once` faces, and learns from its second look.
         """
-        inputs = shrink(faces, self.settings.input_size).contiguous(memory_format=torch.channels_last)
-        if base_alone:
-            with self.arithmetic.narrow():
-                base: Tensor = self.encoder.base(inputs)
-            return base.float()
+        inputs = shrink(faces, self.settings.input_size)
         if self.settings.feedback and once < len(faces):
             twice = inputs[: len(faces) - once]
             with torch.no_grad():
                 drawn = self.draw(self._look(twice) + self.latent_average)
             inputs = torch.cat([second_look(twice, drawn, self.settings.feedback), inputs[len(twice) :]])
-        return self._look(inputs.contiguous(memory_format=torch.channels_last))
+        return self._look(inputs)
 
-    def _look(self, inputs: Tensor) -> Tensor:
+    def _look(self, inputs: Tensor, *, base_alone: bool = False) -> Tensor:
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
         with self.arithmetic.narrow():
-            codes: Tensor = self.encoder(inputs)
+            codes: Tensor = self.encoder.base(inputs) if base_alone else self.encoder(inputs)
         return codes.float()
 
     def draw(self, codes: Tensor, resolution: int | None = None) -> Tensor:
