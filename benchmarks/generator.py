@@ -116,17 +116,12 @@ def samples(
     inverter: Inverter, photographs: Tensor, further: Tensor, vgg: nn.Module, options: argparse.Namespace
 ) -> dict[str, Any]:
     """Measure samples against photographs, beside further photographs against the same."""
-    drawn = torch.cat(
-        [
-            fakes.draw_samples(inverter, BATCH, seed=options.seed * 1009 + number, truncation=options.truncation)
-            for number in range(-(-len(photographs) // BATCH))
-        ]
-    )[: len(photographs)]
-    stored = (drawn * 255).round().byte()
+    stored = drawn_from_z(inverter, len(photographs), options, again=True)
     chosen = np.random.default_rng(options.seed).choice(len(further), len(photographs), replace=False)
     sets = {
         "photographs": photographs,
         "samples": stored,
+        "samples_drawn_once": drawn_from_z(inverter, len(photographs), options, again=False),
         "inversions": measure.reconstructions(inverter, photographs),
         "further_photographs": further[torch.from_numpy(np.sort(chosen))],
     }
@@ -134,9 +129,17 @@ def samples(
     size = len(photographs) // 2
     kid = {
         name: vars(distributions.kernel_distance_of_draws(known[name], known["photographs"], size, options.seed))
-        for name in ("samples", "inversions", "further_photographs")
+        for name in sets
+        if name != "photographs"
     }
     return {"kid": kid, "size_of_a_draw": size, "faces_found": faces_found(stored)}
+
+
+def drawn_from_z(inverter: Inverter, count: int, options: argparse.Namespace, *, again: bool) -> Tensor:
+    """Return samples, uint8 (count, 3, S, S)."""
+    seeds = range(options.seed * 1009, options.seed * 1009 - (-count // BATCH))
+    parts = [fakes.draw_samples(inverter, BATCH, seed=s, truncation=options.truncation, again=again) for s in seeds]
+    return (torch.cat(parts)[:count] * 255).round().byte()
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ import torch
 from backend import weights
 from backend.errors import UserError
 from backend.generators import inversion, linear_path
-from backend.generators.e4e import E4EEncoder, second_look
+from backend.generators.e4e import E4EEncoder, further_look
 from backend.generators.inversion import Inverter
 from backend.generators.stylegan2 import StyleGAN2
 
@@ -34,23 +34,27 @@ def test_codes_are_relative_to_the_average():
     assert torch.equal(inverter.invert(faces), expected)
 
 
-def test_a_second_look_is_shown_the_faces_and_what_their_drawings_lack():
+def test_a_further_look_is_shown_what_was_read_before_and_what_the_drawings_lack():
     faces = torch.tensor([0.5, -0.5]).view(1, 1, 1, 2).expand(1, 3, 2, 2)
     drawn = torch.full((1, 3, 4, 4), 0.25)
     drawn[..., 2:] = -3  # outside the range, where nobody sees it
     wanted = torch.tensor([0.5 + 0.6 * 0.25, -0.5 + 0.6 * 0.5]).view(1, 1, 1, 2).expand(1, 3, 2, 2)
-    assert torch.allclose(second_look(faces, drawn, 0.6), wanted)
-    assert torch.equal(second_look(faces, drawn, 0.0), faces)
+    assert torch.allclose(further_look(faces, faces, drawn, 0.6), wanted)
+    assert torch.allclose(further_look(faces + 0.1, faces, drawn, 0.6), wanted + 0.1)
+    assert torch.equal(further_look(faces, faces, drawn, 0.0), faces)
 
 
-def test_an_inverter_with_feedback_looks_twice():
+def test_an_inverter_with_feedback_looks_again_for_each_number():
     inverter = small_inverter()
     faces = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     first, average = inverter.invert(faces), inverter.latent_average
-    inverter.feedback = 0.6
-    again = second_look(faces * 2 - 1, inverter.generator.synthesize(first), 0.6)
+    inverter.feedback = [0.6]
+    again = further_look(faces * 2 - 1, faces * 2 - 1, inverter.generator.synthesize(first), 0.6)
+    second = inverter.invert(faces)
+    assert torch.equal(second, inverter.encoder(again) + average) and not torch.allclose(second, first)
+    inverter.feedback = [0.6, 0.3]
+    again = further_look(again, faces * 2 - 1, inverter.generator.synthesize(second), 0.3)
     assert torch.equal(inverter.invert(faces), inverter.encoder(again) + average)
-    assert not torch.allclose(inverter.invert(faces), first)
 
 
 def test_the_linear_path_adds_to_every_row_what_a_matrix_says_of_a_small_picture():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from backend.errors import UserError
-from backend.generators.e4e import second_look
+from backend.generators.e4e import further_look
 from backend.generators.inversion import Inverter
 from backend.generators.stylegan2 import StyleGAN2
 from backend.perceptual import ssim
@@ -114,17 +114,20 @@ def test_a_linear_path_begins_with_the_principal_codes_and_all_else_with_nothing
         assert torch.allclose(rows[:, 0, :5], codes(faces)[:, :5], atol=0.05)  # six pictures, and more pixels
 
 
-def test_the_encoder_learns_from_its_second_look_but_where_it_looks_once():
-    task = build(JointTask, inverting(JointSettings, "joint_regression", feedback=0.5, bfloat16=False))
+def test_the_encoder_learns_from_its_last_look_but_where_it_looks_once():
+    task = build(JointTask, inverting(JointSettings, "joint_regression", feedback=[0.5, 0.3], bfloat16=False))
     faces = pictures(4).float() / 127.5 - 1
-    once = build(JointTask, inverting(JointSettings, "joint_regression", feedback=0.0, bfloat16=False)).encode(faces)
+    once = build(JointTask, inverting(JointSettings, "joint_regression", feedback=[], bfloat16=False)).encode(faces)
     codes = task.encode(faces, once=1)
     assert codes.requires_grad and torch.allclose(codes[3:], once[3:], atol=1e-6)
-    drawn = task.generator.synthesize(once[:3] + task.latent_average)
-    again = task.encoder(second_look(faces[:3], drawn, 0.5))
-    assert torch.allclose(codes[:3], again, atol=1e-5) and not torch.allclose(codes[:3], once[:3], atol=1e-4)
+    again, read = faces[:3], once[:3]
+    for amount in (0.5, 0.3):
+        again = further_look(again, faces[:3], task.generator.synthesize(read + task.latent_average), amount)
+        before, read = read, task.encoder(again)
+        assert not torch.allclose(read, before, atol=1e-4)
+    assert torch.allclose(codes[:3], read, atol=1e-5)
     assert torch.allclose(task.encode(faces, once=4), once, atol=1e-6)
-    inverter = Inverter(task.generator, task.average, task.latent_average[None], "small", "embedded", 0.01, 0.5)
+    inverter = Inverter(task.generator, task.average, task.latent_average[None], "small", "embedded", 0.01, [0.5, 0.3])
     assert torch.allclose(task.average_codes(faces, task.generator), inverter.invert(faces / 2 + 0.5), atol=1e-5)
 
 

@@ -98,18 +98,19 @@ class E4EEncoder(nn.Module):
             cast(StyleHead, head).linear.weight.data.mul_(0.5)
 
 
-def second_look(faces: Tensor, drawn: Tensor, feedback: float) -> Tensor:
-    """Return what the encoder reads after its first codes were drawn: the faces, and again what the drawings lack.
+def further_look(inputs: Tensor, faces: Tensor, drawn: Tensor, feedback: float) -> Tensor:
+    """Return what the encoder reads next: what it read before, and again what the drawings lack of the faces.
 
     A lean form of ReStyle (Alaluf et al. 2021), which shows its encoder face and drawing side by side.
 
     Args:
+        inputs: What the encoder read last, (N, 3, S, S); at first the faces.
         faces: (N, 3, S, S) in [-1, 1], of the encoder's size.
-        drawn: (N, 3, H, W), unclamped.
+        drawn: (N, 3, H, W), what the generator drew of the codes read from `inputs`, unclamped.
         feedback: How often the difference is added.
     """
     seen = F.interpolate(drawn.clamp(-1, 1), faces.shape[-2:], mode="area")
-    return faces + feedback * (faces - seen)
+    return inputs + feedback * (faces - seen)
 
 
 def _add_upsampled(coarse: Tensor, fine: Tensor) -> Tensor:

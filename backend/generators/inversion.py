@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backend.errors import UserError
-from backend.generators.e4e import CODE, E4EEncoder, second_look
+from backend.generators.e4e import CODE, E4EEncoder, further_look
 from backend.generators.stylegan2 import Partial, StyleGAN2
 from backend.runtime import device, frozen, loaded
 from backend.weights import entry, load_entry, read_checkpoint
@@ -28,8 +28,8 @@ class Inverter:
         name: Name of the registry entry or of the file, for results.
         template: Position of the face that the generator knows, `embedded` or `ffhq` (see `backend.alignment`).
         epsilon: Step of a latent search that suits the generator, in units of the codes.
-        feedback: How often the encoder, looking a second time, is shown what its first drawing lacks; 0 leaves
-            the second look out, as e4e does.
+        feedback: One number for each further look of the encoder: how often it is shown in addition what the
+            drawing before lacks. e4e looks once.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Inverter:
         name: str,
         template: str,
         epsilon: float,
-        feedback: float = 0.0,
+        feedback: Sequence[float] = (),
     ) -> None:
         self.generator = generator
         self.encoder = encoder
@@ -118,11 +118,14 @@ class Inverter:
         return self
 
 
-def encode(encoder: nn.Module, generator: StyleGAN2, latent_average: Tensor, faces: Tensor, feedback: float) -> Tensor:
+def encode(
+    encoder: nn.Module, generator: StyleGAN2, latent_average: Tensor, faces: Tensor, feedback: Sequence[float]
+) -> Tensor:
     """Return codes (N, rows, 512) of faces (N, 3, S, S) in [-1, 1], of the encoder's size; others as for `Inverter`."""
-    codes: Tensor = encoder(faces) + latent_average
-    if feedback:
-        codes = encoder(second_look(faces, generator.synthesize(codes), feedback)) + latent_average
+    inputs, codes = faces, encoder(faces) + latent_average
+    for amount in feedback:
+        inputs = further_look(inputs, faces, generator.synthesize(codes), amount)
+        codes = encoder(inputs) + latent_average
     return codes
 
 
@@ -145,7 +148,7 @@ def from_tensors(
     encoder.load_state_dict(encoder_tensors, strict=True)
     _freeze(encoder)
     average = tensors["latent_average"].reshape(-1, CODE).float()
-    feedback = encoder_options.get("feedback", 0.0)
+    feedback = encoder_options.get("feedback", ())
     return Inverter(generator, encoder, average, name, options["template"], options["epsilon"], feedback)
 
 

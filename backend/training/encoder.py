@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backend.errors import UserError
-from backend.generators.e4e import CODE, E4EEncoder, StyleHead, second_look
+from backend.generators.e4e import CODE, E4EEncoder, StyleHead, further_look
 from backend.generators.inversion import encode
 from backend.generators.linear_path import LinearPath, small
 from backend.generators.stylegan2 import StyleGAN2
@@ -41,7 +41,7 @@ class EncoderSettings:
     input_size: int
     width: float
     linear: int
-    feedback: float
+    feedback: list[float]
     code_steps: int
     code_batch: int
     code_rate: float
@@ -183,15 +183,16 @@ class EncoderTask:
     def encode(self, faces: Tensor, *, once: int = 0) -> Tensor:
         """Return codes (N, rows, 512) of faces (N, 3, S, S), before the average.
 
-        With `feedback`, the encoder looks twice at all but the last `once` faces, and learns from its second look.
+        With `feedback`, the encoder looks again at all but the last `once` faces, and learns from its last look.
         """
-        inputs = shrink(faces, self.settings.input_size)
-        if self.settings.feedback and once < len(faces):
-            twice = inputs[: len(faces) - once]
+        shown = shrink(faces, self.settings.input_size)
+        again = len(faces) - once
+        inputs = shown[:again]
+        for amount in self.settings.feedback if again else ():
             with torch.no_grad():
-                drawn = self.draw(self._look(twice) + self.latent_average)
-            inputs = torch.cat([second_look(twice, drawn, self.settings.feedback), inputs[len(twice) :]])
-        return self._look(inputs)
+                drawn = self.draw(self._look(inputs) + self.latent_average)
+            inputs = further_look(inputs, shown[:again], drawn, amount)
+        return self._look(torch.cat([inputs, shown[again:]]))
 
     def _look(self, inputs: Tensor, *, base_alone: bool = False) -> Tensor:
         inputs = inputs.contiguous(memory_format=torch.channels_last)

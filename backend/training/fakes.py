@@ -115,14 +115,19 @@ def make(
     return _pixels(picture), landmarks.name(target), ""
 
 
-def draw_samples(inverter: Inverter, count: int, *, seed: int, truncation: float) -> Tensor:
-    """Draw `count` new faces (count, 3, size, size) in [0, 1] from z, truncated towards the mean code."""
+def draw_samples(inverter: Inverter, count: int, *, seed: int, truncation: float, again: bool = True) -> Tensor:
+    """Draw `count` new faces (count, 3, size, size) in [0, 1] from z, truncated towards the mean code.
+
+    A code of z has the same row everywhere, and what it draws is smooth. With `again` the encoder inverts this
+    drawing, which adds the offsets that photographs have, and the generator draws the result.
+    """
     z = torch.randn(count, inverter.generator.style_dim, generator=torch.Generator().manual_seed(seed))
     z = z.to(inverter.latent_average.device)  # drawn on the CPU, so that every device draws the same
     with torch.no_grad():
         w = inverter.generator.mapping(z)[:, None].expand(-1, inverter.rows, -1)
         mean = inverter.latent_average
-        return inverter.synthesize(mean + truncation * (w - mean))
+        drawn = inverter.synthesize(mean + truncation * (w - mean))
+        return inverter.synthesize(inverter.invert(drawn)) if again else drawn
 
 
 def origins(folder: Path) -> dict[str, str]:
