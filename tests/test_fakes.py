@@ -31,11 +31,18 @@ class MappingToyGenerator(toys.ToyGenerator):
         return z * 60
 
 
+class ExactEncoder(toys.ToyEncoder):
+    """Codes, up to an average of 2, that the toy generator draws at the brightness of the faces."""
+
+    def forward(self, faces):
+        return super().forward(faces) / float(MappingToyGenerator(SIZE).gain.sum()) - 2
+
+
 @pytest.fixture
 def inverter():
     found = toys.toy_inverter(SIZE)
     generator = MappingToyGenerator(SIZE)
-    found.generator = generator
+    found.generator, found.encoder = generator, ExactEncoder()
     found.latent_average = torch.full((toys.ROWS, toys.CODE), 2.0)
     return found
 
@@ -63,6 +70,17 @@ def test_samples_are_paired_with_the_nearest_photograph(tmp_path, inverter):
         assert distances[row["target"]] == min(distances.values())
         assert (row["family"], row["pairing"]) == ("synthesis", SPACE)
     assert fakes.origins(tmp_path) == {row["file"]: row["target"] for row in rows}
+
+
+def test_samples_are_inverted_once_and_drawn_again(inverter):
+    chosen = {"count": 3, "seed": 1, "truncation": 0.7}
+    once = fakes.draw_samples(inverter, **chosen, again=False)
+    assert torch.allclose(fakes.draw_samples(inverter, **chosen), once, atol=1e-5)  # the encoder is exact
+    inverter.encoder = toys.ToyEncoder()
+    again = fakes.draw_samples(inverter, **chosen)
+    assert torch.equal(again, inverter.synthesize(inverter.invert(once)))
+    assert not torch.allclose(again, once, atol=1e-2)
+    assert once.std(0).min() > 0.01  # three different faces
 
 
 def test_renderings_are_paired_with_their_photograph(tmp_path, inverter):
