@@ -1,5 +1,6 @@
 """What the training commands say about their data, and what they start from."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -9,8 +10,9 @@ from PIL import Image
 
 from backend import cli, weights
 from backend.errors import UserError
+from backend.generators import inversion
 from backend.generators.stylegan2 import StyleGAN2
-from backend.training import commands, datasets, description, fakes, install, measure, starting
+from backend.training import commands, datasets, description, fakes, harness, install, measure, starting
 from tests.test_inversion import small_inverter
 
 
@@ -82,7 +84,8 @@ def test_the_installed_generator_and_encoder_can_be_trained_on(tmp_path, monkeyp
     for what in ("generator", "encoder"):
         with pytest.raises(KeyboardInterrupt):
             train = commands.train_generator if what == "generator" else commands.train_encoder
-            extra = {} if what == "generator" else {"codes": None}
+            looks = weights.entry("encoder").options.get("feedback", [])
+            extra = {} if what == "generator" else {"codes": None, "feedback": looks}
             train(data, tmp_path / "out", print, initial="installed", **extra)
     (first, settings), (second, others) = begun
     assert settings.initial.startswith("generator.safetensors") and others.initial.startswith("encoder.safetensors")
@@ -91,6 +94,28 @@ def test_the_installed_generator_and_encoder_can_be_trained_on(tmp_path, monkeyp
     assert torch.equal(
         second.encoder.body[0].res_layer[1].weight, weights.load_entry("encoder")["body.0.res_layer.1.weight"]
     )
+
+
+def test_looks_are_handed_from_training_to_use_and_not_forgotten(tmp_path, monkeypatch):
+    def no_steps(task, folder, settings, **_pace):
+        yield from ()
+        return harness.Run(0, 0.0, {}, dataclasses.asdict(settings))
+
+    monkeypatch.setattr(harness, "train", no_steps)
+    data, out = folder_of_pictures(tmp_path / "mine", 30), tmp_path / "out"
+    out.mkdir()
+    looks = [0.5, 0.25, 0.1]
+    report = commands.train_encoder(data, out, print, codes=None, initial="installed", feedback=looks)
+    options = report["options"]["encoder"]
+    assert options["feedback"] == looks
+    tensors = weights.load_entry("generator"), weights.load_entry("encoder")
+    known = weights.entry("generator").options
+    assert inversion.from_tensors(*tensors, known, options, "generator").feedback == looks
+    assert list(inversion.load().feedback) == weights.entry("encoder").options.get("feedback", [])
+    monkeypatch.setitem(weights.entry("encoder").options, "feedback", looks)
+    for train in (commands.train_encoder, commands.train_joint):
+        with pytest.raises(UserError, match="looks at a face 4 times"):
+            train(data, out, print, codes=None, **({"initial": "installed"} if "encoder" in train.__name__ else {}))
 
 
 def test_the_step_of_a_search_is_stated_in_one_place():

@@ -1,6 +1,7 @@
 """The e4e encoder (Tov et al. 2021, section 4): a face to W+ codes as one base code plus an offset a row."""
 
 import math
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
@@ -96,6 +97,24 @@ class E4EEncoder(nn.Module):
                     nn.init.zeros_(module.bias)
         for head in self.styles:
             cast(StyleHead, head).linear.weight.data.mul_(0.5)
+
+
+def last_inputs(
+    look: Callable[[Tensor], Tensor], draw: Callable[[Tensor], Tensor], faces: Tensor, feedback: Sequence[float]
+) -> Tensor:
+    """Return what the encoder reads at its last look, of the shape of the faces; without feedback, the faces.
+
+    Args:
+        look: Encodes what it is shown.
+        draw: Draws what was encoded.
+        faces: (N, 3, S, S) in [-1, 1], of the encoder's size.
+        feedback: A number for each further look, see `further_look`.
+    """
+    inputs = faces
+    for amount in feedback:
+        with torch.no_grad():
+            inputs = further_look(inputs, faces, draw(look(inputs)), amount)
+    return inputs
 
 
 def further_look(inputs: Tensor, faces: Tensor, drawn: Tensor, feedback: float) -> Tensor:

@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backend.errors import UserError
-from backend.generators.e4e import CODE, E4EEncoder, further_look
+from backend.generators.e4e import CODE, E4EEncoder, last_inputs
 from backend.generators.stylegan2 import Partial, StyleGAN2
 from backend.runtime import device, frozen, loaded
 from backend.weights import entry, load_entry, read_checkpoint
@@ -122,11 +122,11 @@ def encode(
     encoder: nn.Module, generator: StyleGAN2, latent_average: Tensor, faces: Tensor, feedback: Sequence[float]
 ) -> Tensor:
     """Return codes (N, rows, 512) of faces (N, 3, S, S) in [-1, 1], of the encoder's size; others as for `Inverter`."""
-    inputs, codes = faces, encoder(faces) + latent_average
-    for amount in feedback:
-        inputs = further_look(inputs, faces, generator.synthesize(codes), amount)
-        codes = encoder(inputs) + latent_average
-    return codes
+
+    def look(inputs: Tensor) -> Tensor:
+        return cast(Tensor, encoder(inputs) + latent_average)
+
+    return look(last_inputs(look, generator.synthesize, faces, feedback))
 
 
 def load(name: str = "generator") -> Inverter:

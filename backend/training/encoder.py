@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backend.errors import UserError
-from backend.generators.e4e import CODE, E4EEncoder, StyleHead, further_look
+from backend.generators.e4e import CODE, E4EEncoder, StyleHead, last_inputs
 from backend.generators.inversion import encode
 from backend.generators.linear_path import LinearPath, small
 from backend.generators.stylegan2 import StyleGAN2
@@ -109,7 +109,9 @@ class EncoderTask:
             self.begin_linear(self.codes)
         self.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = torch.optim.Adam(self.encoder.parameters(), 1e-3, (0.9, 0.99), fused=True)
-        self.perceptual = PerceptualLoss(settings.perceptual_share, settings.enlarged_share, self.arithmetic)
+        self.perceptual: PerceptualLoss | None = None
+        if settings.perceptual_weight:
+            self.perceptual = PerceptualLoss(settings.perceptual_share, settings.enlarged_share, self.arithmetic)
         self.embedding = identity_loss.find(TEMPLATE) if settings.identity_weight else None
         if settings.identity_weight and self.embedding is None:
             raise UserError(
@@ -173,7 +175,8 @@ class EncoderTask:
             losses = {"code": loss}
         else:
             codes = self.encode(faces)
-            _, losses, loss = self.inversion(codes, faces, stage.resolution, number)
+            randomness = self.arithmetic.randomness(settings.seed, number)
+            _, losses, loss = self.inversion(codes, faces, stage.resolution, randomness)
             if self.latent is not None:
                 losses["latent"] = self.train_latent(codes, number)
         update(self.optimizer, loss, stage.rate)
@@ -187,12 +190,12 @@ class EncoderTask:
         """
         shown = shrink(faces, self.settings.input_size)
         again = len(faces) - once
-        inputs = shown[:again]
-        for amount in self.settings.feedback if again else ():
-            with torch.no_grad():
-                drawn = self.draw(self._look(inputs) + self.latent_average)
-            inputs = further_look(inputs, shown[:again], drawn, amount)
-        return self._look(torch.cat([inputs, shown[again:]]))
+        if again:
+            read = last_inputs(
+                self._look, lambda codes: self.draw(codes + self.latent_average), shown[:again], self.settings.feedback
+            )
+            shown = torch.cat([read, shown[again:]])
+        return self._look(shown)
 
     def _look(self, inputs: Tensor, *, base_alone: bool = False) -> Tensor:
         inputs = inputs.contiguous(memory_format=torch.channels_last)
@@ -223,9 +226,9 @@ class EncoderTask:
         return F.mse_loss(base, self.codes(faces) - self.latent_average)
 
     def inversion(
-        self, codes: Tensor, faces: Tensor, resolution: int, number: int
+        self, codes: Tensor, faces: Tensor, resolution: int, randomness: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        """Return what codes (N, rows, 512) of faces (N, 3, S, S) draw at a step, every loss, and their weighted sum."""
+        """Return what codes (N, rows, 512) of faces (N, 3, S, S) draw, every loss, and their weighted sum."""
         settings = self.settings
         codes_in_w = codes + self.latent_average
         drawn = self.draw(codes_in_w, resolution)
@@ -233,8 +236,9 @@ class EncoderTask:
         losses = picture_losses(drawn, wanted)
         weights = dict.fromkeys(losses, settings.pixel_weight) | {"delta": settings.delta_weight}
         losses["delta"] = (codes[:, 1:] - codes[:, :1]).square().mean()
-        losses["perceptual"] = self.perceptual(drawn, wanted, self.arithmetic.randomness(settings.seed, number))
-        weights["perceptual"] = settings.perceptual_weight
+        if self.perceptual is not None:
+            losses["perceptual"] = self.perceptual(drawn, wanted, randomness)
+            weights["perceptual"] = settings.perceptual_weight
         if settings.ssim_weight:
             losses["ssim"] = 1 - ssim(drawn / 2 + 0.5, wanted / 2 + 0.5).mean()
             weights["ssim"] = settings.ssim_weight

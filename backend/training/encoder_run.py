@@ -48,6 +48,8 @@ def train_encoder(
         **drawing,
     )
     if initial:
+        if initial == starting.INSTALLED:
+            _check_looks(settings)
         label = starting.load(initial, "encoder", (task.encoder, task.average))
         settings = dataclasses.replace(settings, initial=label)
     folder = harness.run_folder(out, "encoder", recipe, "regression")
@@ -76,6 +78,7 @@ def train_joint(
     file = harness.recipe_file(JOINT_RECIPES, recipe, "joint training")
     settings = harness.read_settings(JointSettings, file, **changes)
     photographs, held_out, tensors, drawing = _given(data)
+    _check_looks(settings)
     task = JointTask(photographs.pictures, settings, sheets.shown(held_out), **drawing)
     known = weights.entry("encoder").options.get("linear", 0)
     missing = "linear." if settings.linear and not known else None
@@ -88,6 +91,15 @@ def train_joint(
     folder = harness.run_folder(out, "joint", recipe, "adversarial")
     run = finish(sheets.with_sheets(harness.train(task, folder, settings, minutes=minutes), folder), on_step)
     return _written(out, "joint", run, task, settings, tensors | task.finished(), held_out)
+
+
+def _check_looks(settings: EncoderSettings) -> None:
+    """Refuse to go on with fewer looks than the installed encoder has learned: nothing in its weights would tell."""
+    known = weights.entry("encoder").options.get("feedback", [])
+    if len(settings.feedback) < len(known):
+        raise UserError(
+            f"The installed encoder looks at a face {len(known) + 1} times.", f"Add --set feedback={known}."
+        )
 
 
 def _given(data: Path) -> tuple[Photographs, Photographs, dict[str, Tensor], dict[str, Any]]:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from backend.errors import UserError
 from backend.generators.e4e import CODE
 from backend.generators.stylegan2 import StyleGAN2
 from backend.training import harness
@@ -43,6 +44,8 @@ class JointTask(EncoderTask):
     def __init__(
         self, pictures: Tensor, settings: JointSettings, held_out: Tensor, *, generator: StyleGAN2, **more: Any
     ) -> None:
+        if settings.judged_side.bit_count() != 1:
+            raise UserError("The side that the discriminator sees must be a power of two.", "Try judged_side=64.")
         super().__init__(pictures, settings, held_out, generator=generator, codes=None, **more)
         keep_statistics(self.encoder)
         self.generator_average = copy.deepcopy(self.generator)
@@ -73,7 +76,7 @@ class JointTask(EncoderTask):
         randomness = self.arithmetic.randomness(settings.seed, number)
         faces = draw_faces(self.pictures, stage.batch, settings.seed, number)
         codes = self.with_base_alone(self.encode(faces, once=self.base_alone(len(faces))))
-        inversions, losses, loss = self.inversion(codes, faces, stage.resolution, number)
+        inversions, losses, loss = self.inversion(codes, faces, stage.resolution, randomness)
         judged = inversions
         if self.adversary is not None:
             if settings.samples_judged:

@@ -23,7 +23,7 @@ class PerceptualLoss:
     """A perceptual distance of some faces of a batch.
 
     Args:
-        share: Of the faces of a batch, that are compared.
+        share: Of the faces of a batch, that are compared: the first ones, and one at least.
         enlarged: Of those, that are compared in a random part, twice as large.
         arithmetic: How to compute.
     """
@@ -35,7 +35,7 @@ class PerceptualLoss:
 
     def __call__(self, drawn: Tensor, wanted: Tensor, randomness: torch.Generator) -> Tensor:
         """Return the mean distance of drawings from photographs, both (N, 3, S, S) in [-1, 1]; differentiable."""
-        seen = math.ceil(self.share * len(drawn))
+        seen = max(1, math.ceil(self.share * len(drawn)))
         pair = torch.cat([drawn[:seen], wanted[:seen]], dim=1)
         some = torch.randperm(seen, generator=randomness, device=pair.device)
         parts = some[: round(self.enlarged * seen)]

@@ -13,8 +13,8 @@ class Variation:
 
     Args:
         shift: Largest displacement in whole pixels, so that nothing is resampled; edges are mirrored.
-        colours: Largest relative change of contrast and, in shares of the grey levels, of brightness; the channels
-            differ by half as much.
+        colours: Largest relative change of contrast, to which each channel adds up to half as much of its own, and
+            largest change of brightness in shares of the grey levels, the same for all channels.
     """
 
     shift: int = 0
