@@ -116,12 +116,12 @@ def samples(
     inverter: Inverter, photographs: Tensor, further: Tensor, vgg: nn.Module, options: argparse.Namespace
 ) -> dict[str, Any]:
     """Measure samples against photographs, beside further photographs against the same."""
-    stored = drawn_from_z(inverter, len(photographs), options, again=True)
+    stored = drawn_from_z(inverter, len(photographs), options, again=False)
     chosen = np.random.default_rng(options.seed).choice(len(further), len(photographs), replace=False)
     sets = {
         "photographs": photographs,
         "samples": stored,
-        "samples_drawn_once": drawn_from_z(inverter, len(photographs), options, again=False),
+        "samples_drawn_again": drawn_from_z(inverter, len(photographs), options, again=True),
         "inversions": measure.reconstructions(inverter, photographs),
         "further_photographs": further[torch.from_numpy(np.sort(chosen))],
     }

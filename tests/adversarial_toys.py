@@ -14,7 +14,7 @@ CHANNELS = {"4": 8, "8": 8, "16": 8, "32": 8}
 class SmallEncoder(nn.Module):
     """One convolution, and a head a row, with the interface of e4e's encoder."""
 
-    def __init__(self, size: int, input_size: int, width: float, linear: int) -> None:
+    def __init__(self, size: int, input_size: int, width: float, linear: int, *, early: list, detail: bool) -> None:
         super().__init__()
         self.input_size = input_size
         self.stem = nn.Sequential(nn.Conv2d(3, 8, 4, stride=4), nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(2))
@@ -25,6 +25,10 @@ class SmallEncoder(nn.Module):
     def initialize(self) -> None:
         """Keep the weights that were drawn."""
 
+    def means(self, pictures):
+        """Return what the linear path reads."""
+        return pictures
+
     def base(self, pictures):
         """Return the base code alone."""
         base = self.styles[0](self.stem(pictures).flatten(1))
@@ -33,7 +37,8 @@ class SmallEncoder(nn.Module):
         linear = self.linear(pictures)
         return base + nn.functional.pad(linear, (0, 512 - linear.shape[1]))
 
-    def forward(self, pictures):
+    def forward(self, pictures, lacking=0):
+        pictures = pictures + lacking
         features = self.stem(pictures).flatten(1)
         base, offsets = self.base(pictures), [head(features) for head in self.styles[1:]]
         return torch.stack([base, *(base + offset for offset in offsets)], dim=1)

@@ -6,9 +6,10 @@ import torch
 from backend import weights
 from backend.errors import UserError
 from backend.generators import inversion, linear_path
-from backend.generators.e4e import E4EEncoder, further_look
+from backend.generators.e4e import E4EEncoder, bands, lacked
 from backend.generators.inversion import Inverter
 from backend.generators.stylegan2 import StyleGAN2
+from backend.training.growing import grown
 
 CHANNELS = {4: 8, 8: 8, 16: 8, 32: 4}
 
@@ -34,14 +35,16 @@ def test_codes_are_relative_to_the_average():
     assert torch.equal(inverter.invert(faces), expected)
 
 
-def test_a_further_look_is_shown_what_was_read_before_and_what_the_drawings_lack():
+def test_what_drawings_lack_is_summed_over_all_looks_but_the_last():
     faces = torch.tensor([0.5, -0.5]).view(1, 1, 1, 2).expand(1, 3, 2, 2)
     drawn = torch.full((1, 3, 4, 4), 0.25)
     drawn[..., 2:] = -3  # outside the range, where nobody sees it
-    wanted = torch.tensor([0.5 + 0.6 * 0.25, -0.5 + 0.6 * 0.5]).view(1, 1, 1, 2).expand(1, 3, 2, 2)
-    assert torch.allclose(further_look(faces, faces, drawn, 0.6), wanted)
-    assert torch.allclose(further_look(faces + 0.1, faces, drawn, 0.6), wanted + 0.1)
-    assert torch.equal(further_look(faces, faces, drawn, 0.0), faces)
+    shown = []
+    found = lacked(shown.append, lambda _codes: drawn, faces, [0.6, 0.5])
+    once = torch.tensor([0.25, 0.5]).view(1, 1, 1, 2).expand(1, 3, 2, 2)
+    assert torch.equal(shown[0], torch.zeros_like(faces)) and torch.allclose(shown[1], 0.6 * once)
+    assert torch.allclose(found, 1.1 * once) and len(shown) == 2
+    assert torch.equal(lacked(None, None, faces, []), torch.zeros_like(faces))
 
 
 def test_an_inverter_with_feedback_looks_again_for_each_number():
@@ -49,12 +52,45 @@ def test_an_inverter_with_feedback_looks_again_for_each_number():
     faces = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     first, average = inverter.invert(faces), inverter.latent_average
     inverter.feedback = [0.6]
-    again = further_look(faces * 2 - 1, faces * 2 - 1, inverter.generator.synthesize(first), 0.6)
+    signed = faces * 2 - 1
+    lacking = 0.6 * (signed - inverter.generator.synthesize(first).clamp(-1, 1))
     second = inverter.invert(faces)
-    assert torch.equal(second, inverter.encoder(again) + average) and not torch.allclose(second, first)
+    assert torch.allclose(second, inverter.encoder(signed + lacking) + average, atol=1e-5)
+    assert not torch.allclose(second, first)
     inverter.feedback = [0.6, 0.3]
-    again = further_look(again, faces * 2 - 1, inverter.generator.synthesize(second), 0.3)
-    assert torch.equal(inverter.invert(faces), inverter.encoder(again) + average)
+    lacking = lacking + 0.3 * (signed - inverter.generator.synthesize(second).clamp(-1, 1))
+    assert torch.allclose(inverter.invert(faces), inverter.encoder(signed + lacking) + average, atol=1e-4)
+
+
+def test_bands_are_means_of_squares_and_three_differences():
+    picture = torch.tensor([[1.0, 2.0], [3.0, 6.0]]).view(1, 1, 2, 2)
+    assert bands(picture).flatten().tolist() == [3.0, -4.0, -6.0, 2.0]
+    faces = torch.rand(2, 3, 8, 6, generator=torch.Generator().manual_seed(0))
+    found = bands(faces)
+    assert found.shape == (2, 12, 4, 3)
+    assert torch.allclose(found[:, :3], torch.nn.functional.avg_pool2d(faces, 2))
+    ramp = torch.arange(6.0).expand(1, 1, 6, 6)
+    assert (bands(ramp)[:, 1:] == torch.tensor([-2.0, 0.0, 0.0])[None, :, None, None]).all()
+
+
+def test_a_grown_encoder_gives_the_same_codes_and_reads_finer_detail_once_it_has_learned_to():
+    torch.manual_seed(0)
+    small, large = E4EEncoder(32, 32, 0.0625, 4), E4EEncoder(32, 64, 0.0625, 4, early=(6, 10), detail=True)
+    torch.nn.init.normal_(small.linear.weight)
+    large.load_state_dict(grown(small.state_dict(), large))
+    small.eval(), large.eval()
+    faces, lacking = (torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(k)) - 0.5 for k in (0, 1))
+    halved = [torch.nn.functional.avg_pool2d(one, 2) for one in (faces, lacking)]
+    assert torch.allclose(large(faces, lacking), small(sum(halved)), atol=1e-5)
+    assert torch.allclose(large(faces), small(halved[0]), atol=1e-5)
+    assert torch.allclose(large.base(faces), small.base(halved[0]), atol=1e-5)
+    large(faces, lacking).square().mean().backward()
+    learned = {name: weight.grad for name, weight in large.named_parameters()}
+    stem, next_unit = learned["input_layer.0.weight"], learned["body.0.res_layer.1.weight"]
+    assert (stem[:4].abs().sum((0, 2, 3)) > 0).all()  # every band of faces and of what was lacking
+    assert (next_unit[:4, 4:].abs().sum((0, 2, 3)) > 0).all()  # what is new is read
+    with pytest.raises(RuntimeError):  # a larger one does not fit into a smaller
+        small.load_state_dict(grown(large.state_dict(), small))
 
 
 def test_the_linear_path_adds_to_every_row_what_a_matrix_says_of_a_small_picture():

@@ -15,6 +15,7 @@ from backend.generators.stylegan2 import EqualLinear, row_count
 CODE = 512
 COARSE_ROWS, MIDDLE_ROWS = 3, 7  # rows before these read the 1/16 and the 1/8 feature map, the rest 1/4
 TAP_QUARTER, TAP_EIGHTH = 6, 20  # units after which the two finer maps are taken
+BANDS = 4
 
 
 class StyleHead(nn.Module):
@@ -40,27 +41,44 @@ class E4EEncoder(nn.Module):
         input_size: Size of the input in pixels, a power of two from 32 (published: 256).
         width: Factor on all channels; 1.0 is the published network and its key names and shapes.
         linear: How many numbers of the base code have a linear part beside the network's; 0 as published.
+        early: Channels of the first stages, in place of those that the width gives; empty as published.
+        detail: Whether faces are read as bands of half the size (see `bands`), and beside them what drawings lacked;
+            the body then works at half the size of the input. Otherwise it reads their sum.
     """
 
-    def __init__(self, output_size: int, input_size: int = 256, width: float = 1.0, linear: int = 0) -> None:
+    def __init__(
+        self,
+        output_size: int,
+        input_size: int = 256,
+        width: float = 1.0,
+        linear: int = 0,
+        *,
+        early: Sequence[int] = (),
+        detail: bool = False,
+    ) -> None:
         super().__init__()
-        channels = round(512 * width)
-        self.input_size = input_size
+        stages = [*early, *irse.widths(width)[len(early) :]]
+        channels = stages[-1]
+        self.input_size, self.detail = input_size, detail
         self.rows = row_count(output_size)
-        self.input_layer = irse.stem(width)
-        self.body = irse.body(width)
-        sizes = [input_size // (16 if row < COARSE_ROWS else 8 if row < MIDDLE_ROWS else 4) for row in range(self.rows)]
+        self.input_layer = irse.stem(stages[0], 2 * BANDS * 3 if detail else 3)
+        self.body = irse.body(stages)
+        inner = input_size // 2 if detail else input_size
+        sizes = [inner // (16 if row < COARSE_ROWS else 8 if row < MIDDLE_ROWS else 4) for row in range(self.rows)]
         self.styles = nn.ModuleList(StyleHead(channels, size) for size in sizes)
-        self.latlayer1 = nn.Conv2d(round(256 * width), channels, 1)
-        self.latlayer2 = nn.Conv2d(round(128 * width), channels, 1)
+        self.latlayer1 = nn.Conv2d(stages[2], channels, 1)
+        self.latlayer2 = nn.Conv2d(stages[1], channels, 1)
         self.linear = LinearPath(linear) if linear else None
 
-    def forward(self, faces: Tensor) -> Tensor:
-        """Return codes (N, rows, 512), before the latent average, for faces (N, 3, S, S) in [-1, 1]."""
-        quarter, eighth, coarse = self._features(faces)
+    def forward(self, faces: Tensor, lacking: Tensor | None = None) -> Tensor:
+        """Return codes (N, rows, 512), before the latent average, for faces (N, 3, S, S) in [-1, 1].
+
+        `lacking`, of the same shape, is what earlier drawings lacked of the faces (see `lacked`).
+        """
+        quarter, eighth, coarse = self._features(faces, lacking)
         middle = _add_upsampled(coarse, self.latlayer1(eighth))
         fine = _add_upsampled(middle, self.latlayer2(quarter))
-        base = self._base(faces, coarse)
+        base = self._base(faces, lacking, coarse)
         codes = [base]
         for row in range(1, self.rows):
             source = coarse if row < COARSE_ROWS else middle if row < MIDDLE_ROWS else fine
@@ -69,18 +87,28 @@ class E4EEncoder(nn.Module):
 
     def base(self, faces: Tensor) -> Tensor:
         """Return the base code (N, 512) alone, which is row 0 of `forward`, without the other heads' work."""
-        return self._base(faces, self._features(faces)[2])
+        return self._base(faces, None, self._features(faces, None)[2])
 
-    def _base(self, faces: Tensor, coarse: Tensor) -> Tensor:
+    def means(self, faces: Tensor) -> Tensor:
+        """Return faces at the size at which the body works, which the linear path reads."""
+        return F.avg_pool2d(faces, 2) if self.detail else faces
+
+    def _base(self, faces: Tensor, lacking: Tensor | None, coarse: Tensor) -> Tensor:
         base: Tensor = self.styles[0](coarse)
         if self.linear is None:
             return base
-        linear = self.linear(faces)
+        seen = faces if lacking is None else faces + lacking
+        linear = self.linear(self.means(seen))
         return F.pad(linear, (0, CODE - linear.shape[1])) + base
 
-    def _features(self, faces: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the feature maps at 1/4, 1/8 and 1/16 of the input."""
-        features = self.input_layer(faces)
+    def _features(self, faces: Tensor, lacking: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the feature maps at 1/4, 1/8 and 1/16 of what the body reads."""
+        if self.detail:
+            beside = torch.zeros_like(faces) if lacking is None else lacking
+            read = torch.cat([bands(faces), bands(beside)], dim=1)
+        else:
+            read = faces if lacking is None else faces + lacking
+        features = self.input_layer(read.contiguous(memory_format=torch.channels_last))
         taps = []
         for index, unit in enumerate(self.body):
             features = unit(features)
@@ -99,37 +127,36 @@ class E4EEncoder(nn.Module):
             cast(StyleHead, head).linear.weight.data.mul_(0.5)
 
 
-def last_inputs(
+def lacked(
     look: Callable[[Tensor], Tensor], draw: Callable[[Tensor], Tensor], faces: Tensor, feedback: Sequence[float]
 ) -> Tensor:
-    """Return what the encoder reads at its last look, of the shape of the faces; without feedback, the faces.
+    """Return what drawings lacked of the faces, summed over all looks but the last; of the faces' shape.
+
+    A lean form of ReStyle (Alaluf et al. 2021): each further look of the encoder knows what came out of the looks
+    before.
 
     Args:
-        look: Encodes what it is shown.
-        draw: Draws what was encoded.
+        look: Encodes the faces, given what was lacking up to then.
+        draw: Draws what was encoded, (N, 3, H, W), unclamped.
         faces: (N, 3, S, S) in [-1, 1], of the encoder's size.
-        feedback: A number for each further look, see `further_look`.
+        feedback: For each further look, how often the last drawing's difference is added.
     """
-    inputs = faces
+    lacking = torch.zeros_like(faces)
     for amount in feedback:
         with torch.no_grad():
-            inputs = further_look(inputs, faces, draw(look(inputs)), amount)
-    return inputs
+            drawn = F.interpolate(draw(look(lacking)).clamp(-1, 1), faces.shape[-2:], mode="area")
+            lacking = lacking + amount * (faces - drawn)
+    return lacking
 
 
-def further_look(inputs: Tensor, faces: Tensor, drawn: Tensor, feedback: float) -> Tensor:
-    """Return what the encoder reads next: what it read before, and again what the drawings lack of the faces.
+def bands(pictures: Tensor) -> Tensor:
+    """Split pictures (N, C, S, S) into means of 2x2 pixels and three differences, (N, 4 * C, S / 2, S / 2).
 
-    A lean form of ReStyle (Alaluf et al. 2021), which shows its encoder face and drawing side by side.
-
-    Args:
-        inputs: What the encoder read last, (N, 3, S, S); at first the faces.
-        faces: (N, 3, S, S) in [-1, 1], of the encoder's size.
-        drawn: (N, 3, H, W), what the generator drew of the codes read from `inputs`, unclamped.
-        feedback: How often the difference is added.
+    The Haar transform, with the means as they are and the differences four times as large as the means' scale.
     """
-    seen = F.interpolate(drawn.clamp(-1, 1), faces.shape[-2:], mode="area")
-    return inputs + feedback * (faces - seen)
+    one, two, three, four = (pictures[..., row::2, column::2] for row in (0, 1) for column in (0, 1))
+    left, right, top, bottom = one + three, two + four, one + two, three + four
+    return torch.cat([(left + right) / 4, left - right, top - bottom, one + four - two - three], dim=1)
 
 
 def _add_upsampled(coarse: Tensor, fine: Tensor) -> Tensor:

@@ -9,12 +9,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backend.errors import UserError
-from backend.generators.e4e import CODE, E4EEncoder, last_inputs
+from backend.generators.e4e import CODE, E4EEncoder, lacked
 from backend.generators.stylegan2 import Partial, StyleGAN2
 from backend.runtime import device, frozen, loaded
 from backend.weights import entry, load_entry, read_checkpoint
 
 FFHQ_SIZE = 1024
+SHAPE = ("input_size", "width", "linear", "early", "detail")  # options of the encoder's entry that its network has
 FFHQ_EPSILON = 0.001  # the step that the paper gives for FF++ and DFDC (Artifact-Eraser, section 4.1)
 
 
@@ -123,10 +124,10 @@ def encode(
 ) -> Tensor:
     """Return codes (N, rows, 512) of faces (N, 3, S, S) in [-1, 1], of the encoder's size; others as for `Inverter`."""
 
-    def look(inputs: Tensor) -> Tensor:
-        return cast(Tensor, encoder(inputs) + latent_average)
+    def look(lacking: Tensor) -> Tensor:
+        return cast(Tensor, encoder(faces, lacking) + latent_average)
 
-    return look(last_inputs(look, generator.synthesize, faces, feedback))
+    return look(lacked(look, generator.synthesize, faces, feedback))
 
 
 def load(name: str = "generator") -> Inverter:
@@ -143,8 +144,8 @@ def from_tensors(
 ) -> Inverter:
     """Build an inverter from the tensors of both files and the options of their registry entries."""
     generator = generator_from(tensors, options)
-    linear = encoder_options.get("linear", 0)
-    encoder = E4EEncoder(options["size"], encoder_options["input_size"], encoder_options["width"], linear)
+    shape = {name: encoder_options[name] for name in SHAPE if name in encoder_options}
+    encoder = E4EEncoder(options["size"], **shape)
     encoder.load_state_dict(encoder_tensors, strict=True)
     _freeze(encoder)
     average = tensors["latent_average"].reshape(-1, CODE).float()

@@ -1,5 +1,7 @@
 """The IR-SE50 body shared by e4e and ArcFace (Deng et al. 2019; squeeze-and-excitation of Hu et al. 2018)."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -45,18 +47,22 @@ class ResidualUnit(nn.Module):
         return self.res_layer(features) + self.shortcut_layer(features)
 
 
-def stem(width: float = 1.0) -> nn.Sequential:
-    """Return the first layers, RGB to round(64 * width) channels at full size."""
-    channels = round(64 * width)
-    return nn.Sequential(nn.Conv2d(3, channels, 3, 1, 1, bias=False), nn.BatchNorm2d(channels), nn.PReLU(channels))
+def widths(width: float = 1.0) -> list[int]:
+    """Return the channels of the four stages at a factor of the published ones."""
+    return [round(channels * width) for channels, _ in STAGES]
 
 
-def body(width: float = 1.0) -> nn.Sequential:
-    """Return the 24 residual units, round(64 * width) to round(512 * width) channels at 1/16 of the size."""
+def stem(channels: int = 64, inputs: int = 3) -> nn.Sequential:
+    """Return the first layers at full size, from RGB or other inputs to the first stage's channels."""
+    convolution = nn.Conv2d(inputs, channels, 3, 1, 1, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(channels), nn.PReLU(channels))
+
+
+def body(channels: Sequence[int] = tuple(widths())) -> nn.Sequential:
+    """Return the 24 residual units, from the first of four stages' channels to the last at 1/16 of the size."""
     units = []
-    inputs = round(64 * width)
-    for channels, count in STAGES:
-        outputs = round(channels * width)
+    inputs = channels[0]
+    for outputs, (_, count) in zip(channels, STAGES, strict=True):
         for unit in range(count):
             units.append(ResidualUnit(inputs, outputs, stride=2 if unit == 0 else 1))
             inputs = outputs

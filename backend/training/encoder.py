@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backend.errors import UserError
-from backend.generators.e4e import CODE, E4EEncoder, StyleHead, last_inputs
-from backend.generators.inversion import encode
+from backend.generators import inversion
+from backend.generators.e4e import CODE, E4EEncoder, StyleHead, lacked
 from backend.generators.linear_path import LinearPath, small
 from backend.generators.stylegan2 import StyleGAN2
 from backend.perceptual import ssim
@@ -41,6 +41,8 @@ class EncoderSettings:
     input_size: int
     width: float
     linear: int
+    early: list[int]
+    detail: bool
     feedback: list[float]
     code_steps: int
     code_batch: int
@@ -100,7 +102,7 @@ class EncoderTask:
         self.generator = None if generator is None else generator.to(here)
         self.codes = None if codes is None else codes.to(here)
         torch.manual_seed(settings.seed)
-        self.encoder = E4EEncoder(size, settings.input_size, settings.width, settings.linear)
+        self.encoder = E4EEncoder(size, **{name: getattr(settings, name) for name in inversion.SHAPE})
         self.encoder.initialize()
         self._begin(list(self.encoder.styles)[1:])
         self.encoder.to(here)
@@ -130,7 +132,7 @@ class EncoderTask:
         assert self.encoder.linear is not None
         codes = codes.to(self.arithmetic.device)
         known = [
-            (small(shrink(faces, self.settings.input_size)), codes(faces) - self.latent_average)
+            (small(self.encoder.means(shrink(faces, self.settings.input_size))), codes(faces) - self.latent_average)
             for part in self.pictures.split(BLOCK)
             for faces in [torch.cat([part, part.flip(3)]).float() / 127.5 - 1]
         ]
@@ -171,7 +173,9 @@ class EncoderTask:
             keep_statistics(self.encoder)
         faces = draw_faces(self.pictures, stage.batch, settings.seed, number)
         if stage.resolution == 0:
-            loss = self._code_loss(self._look(shrink(faces, settings.input_size), base_alone=True), faces)
+            with self.arithmetic.narrow():
+                base = self.encoder.base(shrink(faces, settings.input_size))
+            loss = self._code_loss(base.float(), faces)
             losses = {"code": loss}
         else:
             codes = self.encode(faces)
@@ -190,17 +194,19 @@ class EncoderTask:
         """
         shown = shrink(faces, self.settings.input_size)
         again = len(faces) - once
+        lacking = torch.zeros_like(shown)
         if again:
-            read = last_inputs(
-                self._look, lambda codes: self.draw(codes + self.latent_average), shown[:again], self.settings.feedback
+            lacking[:again] = lacked(
+                lambda lacking: self._look(shown[:again], lacking),
+                lambda codes: self.draw(codes + self.latent_average),
+                shown[:again],
+                self.settings.feedback,
             )
-            shown = torch.cat([read, shown[again:]])
-        return self._look(shown)
+        return self._look(shown, lacking)
 
-    def _look(self, inputs: Tensor, *, base_alone: bool = False) -> Tensor:
-        inputs = inputs.contiguous(memory_format=torch.channels_last)
+    def _look(self, shown: Tensor, lacking: Tensor) -> Tensor:
         with self.arithmetic.narrow():
-            codes: Tensor = self.encoder.base(inputs) if base_alone else self.encoder(inputs)
+            codes: Tensor = self.encoder(shown, lacking)
         return codes.float()
 
     def draw(self, codes: Tensor, resolution: int | None = None) -> Tensor:
@@ -255,7 +261,7 @@ class EncoderTask:
     def average_codes(self, faces: Tensor, generator: StyleGAN2) -> Tensor:
         """Return the W+ codes (N, rows, 512) that the averaged encoder gives faces, looking as often as it will."""
         inputs = shrink(faces, self.settings.input_size)
-        return encode(self.average, generator, self.latent_average, inputs, self.settings.feedback)
+        return inversion.encode(self.average, generator, self.latent_average, inputs, self.settings.feedback)
 
     @torch.no_grad()
     def preview(self) -> Tensor | None:

@@ -12,7 +12,7 @@ from backend import weights
 from backend.errors import UserError
 from backend.generators import inversion
 from backend.progress import Step, finish
-from backend.training import datasets, harness, measure, principal_codes, reports, sheets, starting
+from backend.training import datasets, growing, harness, measure, principal_codes, reports, sheets, starting
 from backend.training.datasets import Photographs
 from backend.training.encoder import EncoderSettings, EncoderTask
 from backend.training.joint import JointSettings, JointTask
@@ -50,7 +50,7 @@ def train_encoder(
     if initial:
         if initial == starting.INSTALLED:
             _check_looks(settings)
-        label = starting.load(initial, "encoder", (task.encoder, task.average))
+        label = starting.load(initial, "encoder", (task.encoder, task.average), adapt=growing.grown)
         settings = dataclasses.replace(settings, initial=label)
     folder = harness.run_folder(out, "encoder", recipe, "regression")
     run = finish(sheets.with_sheets(harness.train(task, folder, settings, minutes=minutes), folder), on_step)
@@ -84,7 +84,9 @@ def train_joint(
     missing = "linear." if settings.linear and not known else None
     if missing and not codes:
         raise UserError("The installed encoder has no linear path yet.", "Add --codes, or --set linear=0.")
-    label = starting.load(starting.INSTALLED, "encoder", (task.encoder, task.average), without=missing)
+    label = starting.load(
+        starting.INSTALLED, "encoder", (task.encoder, task.average), without=missing, adapt=growing.grown
+    )
     if missing and codes:
         task.begin_linear(principal_codes.load(codes))
     settings = dataclasses.replace(settings, initial=label)
@@ -126,7 +128,7 @@ def _written(
     options = weights.entry("generator").options
     encoded = {key: value.cpu() for key, value in task.average.state_dict().items()}
     files = {"encoder": out / "encoder.safetensors"}
-    shape = {name: getattr(settings, name) for name in ("input_size", "width", "linear", "feedback")}
+    shape = {name: getattr(settings, name) for name in (*inversion.SHAPE, "feedback")}
     shapes: dict[str, Any] = {"encoder": shape}
     weights.save_half(files["encoder"], encoded)
     if name == "joint":

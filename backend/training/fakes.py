@@ -1,10 +1,10 @@
 """Build fakes from real photographs, each paired with one: All-in-One-DF of TR-Net (arXiv 2203.11433) in small.
 
 Families and kinds: replacement (`swap`, of two photographs), attribute editing (`edit`, the generator's rendering of
-a photograph after a latent edit) and synthesis (`sample`, drawn from z and again from the inversion of that, and
-`reconstruction`, the rendering of a photograph as it is). A fake's target is the photograph it was made from; a
-sample's is the nearest one. A manifest names family, kind, target, how it was paired, source and seed; the same
-seed gives the same bytes on the same device, and a run that was stopped continues.
+a photograph after a latent edit) and synthesis (`sample`, drawn from z, and `reconstruction`, the rendering of a
+photograph as it is). A fake's target is the photograph it was made from; a sample's is the nearest one. A manifest
+names family, kind, target, how it was paired, source and seed; the same seed gives the same bytes on the same
+device, and a run that was stopped continues.
 """
 
 import csv
@@ -115,7 +115,7 @@ def make(
     return _pixels(picture), landmarks.name(target), ""
 
 
-def draw_samples(inverter: Inverter, count: int, *, seed: int, truncation: float, again: bool = True) -> Tensor:
+def draw_samples(inverter: Inverter, count: int, *, seed: int, truncation: float, again: bool = False) -> Tensor:
     """Draw `count` new faces (count, 3, size, size) in [0, 1] from z, truncated towards the mean code.
 
     A code of z has the same row everywhere, and what it draws is smooth. With `again` the encoder inverts this

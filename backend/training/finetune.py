@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backend import perceptual
-from backend.generators.inversion import Inverter
+from backend.generators.inversion import Inverter, encode
 from backend.perceptual import Perceptual
 from backend.runtime import device
 from backend.training import identity_loss
@@ -113,8 +113,9 @@ class FinetuneTask:
 
     def compared(self, faces: Tensor) -> tuple[Tensor, Tensor]:
         """Return drawings of faces (N, 3, S, S) and the faces, in [-1, 1], at the smaller of both sizes."""
-        codes = self.encoder(faces) + self.inverter.latent_average
-        drawn = self.inverter.generator.synthesize(codes)
+        known = self.inverter
+        codes = encode(self.encoder, known.generator, known.latent_average, faces, known.feedback)
+        drawn = known.generator.synthesize(codes)
         side = min(drawn.shape[-1], faces.shape[-1])
         return shrink(drawn, side), shrink(faces, side)
 

@@ -1,9 +1,10 @@
 """Start a training run from weights that exist, in place of random ones."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from backend import weights
 from backend.errors import UserError
@@ -11,7 +12,15 @@ from backend.errors import UserError
 INSTALLED = "installed"
 
 
-def load(given: str, name: str, networks: Sequence[nn.Module], prefix: str = "", *, without: str | None = None) -> str:
+def load(
+    given: str,
+    name: str,
+    networks: Sequence[nn.Module],
+    prefix: str = "",
+    *,
+    without: str | None = None,
+    adapt: Callable[[Mapping[str, Tensor], Any], Mapping[str, Tensor]] | None = None,
+) -> str:
     """Load weights, in float16 or float32, into networks of one kind, and return which they were.
 
     Args:
@@ -20,6 +29,7 @@ def load(given: str, name: str, networks: Sequence[nn.Module], prefix: str = "",
         networks: The network in training and its average.
         prefix: What the names of the file's tensors begin with; others are left out.
         without: What the names of a network's tensors begin with that stay as they are.
+        adapt: Makes tensors for a network out of the file's.
 
     Raises:
         UserError: There is no such file, or it holds another network.
@@ -31,6 +41,7 @@ def load(given: str, name: str, networks: Sequence[nn.Module], prefix: str = "",
         for network in networks:
             kept = {key: value for key, value in network.state_dict().items() if without and key.startswith(without)}
             taken = {key: value for key, value in own.items() if not (without and key.startswith(without))}
+            taken = dict(adapt(taken, network)) if adapt else taken
             network.load_state_dict(taken | kept, strict=True)  # halves become floats, as in the network
     except RuntimeError:
         raise UserError(
