@@ -108,7 +108,7 @@ class E4EEncoder(nn.Module):
             read = torch.cat([bands(faces), bands(beside)], dim=1)
         else:
             read = faces if lacking is None else faces + lacking
-        features = self.input_layer(read.contiguous(memory_format=torch.channels_last))
+        features = self.input_layer(read)
         taps = []
         for index, unit in enumerate(self.body):
             features = unit(features)

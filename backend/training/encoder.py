@@ -205,8 +205,9 @@ class EncoderTask:
         return self._look(shown, lacking)
 
     def _look(self, shown: Tensor, lacking: Tensor) -> Tensor:
+        given = (one.contiguous(memory_format=torch.channels_last) for one in (shown, lacking))  # as the weights are
         with self.arithmetic.narrow():
-            codes: Tensor = self.encoder(shown, lacking)
+            codes: Tensor = self.encoder(*given)
         return codes.float()
 
     def draw(self, codes: Tensor, resolution: int | None = None) -> Tensor:
