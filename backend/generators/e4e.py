@@ -75,6 +75,7 @@ class E4EEncoder(nn.Module):
 
         `lacking`, of the same shape, is what earlier drawings lacked of the faces (see `lacked`).
         """
+        lacking = torch.zeros_like(faces) if lacking is None else lacking
         quarter, eighth, coarse = self._features(faces, lacking)
         middle = _add_upsampled(coarse, self.latlayer1(eighth))
         fine = _add_upsampled(middle, self.latlayer2(quarter))
@@ -87,27 +88,23 @@ class E4EEncoder(nn.Module):
 
     def base(self, faces: Tensor) -> Tensor:
         """Return the base code (N, 512) alone, which is row 0 of `forward`, without the other heads' work."""
-        return self._base(faces, None, self._features(faces, None)[2])
+        lacking = torch.zeros_like(faces)
+        return self._base(faces, lacking, self._features(faces, lacking)[2])
 
     def means(self, faces: Tensor) -> Tensor:
         """Return faces at the size at which the body works, which the linear path reads."""
         return F.avg_pool2d(faces, 2) if self.detail else faces
 
-    def _base(self, faces: Tensor, lacking: Tensor | None, coarse: Tensor) -> Tensor:
+    def _base(self, faces: Tensor, lacking: Tensor, coarse: Tensor) -> Tensor:
         base: Tensor = self.styles[0](coarse)
         if self.linear is None:
             return base
-        seen = faces if lacking is None else faces + lacking
-        linear = self.linear(self.means(seen))
+        linear = self.linear(self.means(faces + lacking))
         return F.pad(linear, (0, CODE - linear.shape[1])) + base
 
-    def _features(self, faces: Tensor, lacking: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _features(self, faces: Tensor, lacking: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the feature maps at 1/4, 1/8 and 1/16 of what the body reads."""
-        if self.detail:
-            beside = torch.zeros_like(faces) if lacking is None else lacking
-            read = torch.cat([bands(faces), bands(beside)], dim=1)
-        else:
-            read = faces if lacking is None else faces + lacking
+        read = torch.cat([bands(faces), bands(lacking)], dim=1) if self.detail else faces + lacking
         features = self.input_layer(read)
         taps = []
         for index, unit in enumerate(self.body):
