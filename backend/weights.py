@@ -138,8 +138,12 @@ def load_into(module: nn.Module, name: str) -> nn.Module:
 
 
 def save_half(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors as safetensors, floating-point ones in float16."""
-    halved = {key: (value.half() if value.is_floating_point() else value) for key, value in tensors.items()}
+    """Write tensors as safetensors, floating-point ones in float16.
+
+    Batch norm's step counters are left out: no result depends on them, and torch begins them anew.
+    """
+    kept = {key: value for key, value in tensors.items() if not key.endswith(".num_batches_tracked")}
+    halved = {key: (value.half() if value.is_floating_point() else value) for key, value in kept.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({key: value.detach().cpu().contiguous() for key, value in halved.items()}, path)
 

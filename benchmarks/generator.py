@@ -116,12 +116,12 @@ def samples(
     inverter: Inverter, photographs: Tensor, further: Tensor, vgg: nn.Module, options: argparse.Namespace
 ) -> dict[str, Any]:
     """Measure samples against photographs, beside further photographs against the same."""
-    stored = drawn_from_z(inverter, len(photographs), options, again=False)
+    invented = drawn_from_z(inverter, len(photographs), options)
     chosen = np.random.default_rng(options.seed).choice(len(further), len(photographs), replace=False)
     sets = {
         "photographs": photographs,
-        "samples": stored,
-        "samples_drawn_again": drawn_from_z(inverter, len(photographs), options, again=True),
+        "samples": invented,
+        "samples_drawn_once": drawn_from_z(inverter, len(photographs), options, again=False),
         "inversions": measure.reconstructions(inverter, photographs),
         "further_photographs": further[torch.from_numpy(np.sort(chosen))],
     }
@@ -132,10 +132,10 @@ def samples(
         for name in sets
         if name != "photographs"
     }
-    return {"kid": kid, "size_of_a_draw": size, "faces_found": faces_found(stored)}
+    return {"kid": kid, "size_of_a_draw": size, "faces_found": faces_found(invented)}
 
 
-def drawn_from_z(inverter: Inverter, count: int, options: argparse.Namespace, *, again: bool) -> Tensor:
+def drawn_from_z(inverter: Inverter, count: int, options: argparse.Namespace, *, again: bool = True) -> Tensor:
     """Return samples, uint8 (count, 3, S, S)."""
     seeds = range(options.seed * 1009, options.seed * 1009 - (-count // BATCH))
     parts = [fakes.draw_samples(inverter, BATCH, seed=s, truncation=options.truncation, again=again) for s in seeds]

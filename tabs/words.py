@@ -69,13 +69,14 @@ def _no_verdict(reason: str, title: str = "No verdict") -> str:
 def _card(card: Card, score: float) -> str:
     word = verdict(score)
     title = escape(card.title)
+    mirrored = "<p>It judges the face and its mirror image, and says the mean.</p>" if card.mirrored else ""
     return (
         f'<section class="card {word}"><h3>{title}</h3>'
         f'<p class="score"><span aria-hidden="true">{SIGNS[word]}</span> {escape(in_words(score))}</p>'
         f'<meter min="0" max="1" value="{score:.3f}" aria-label="{title}: {score:.2f} {SCALE}"></meter>'
         f"<p><strong>How often it is wrong:</strong> {escape(how_often_wrong_in_short(card))}</p>"
         f"<details><summary>More about {title}</summary><p>{escape(how_often_wrong(card))}</p>"
-        f"<p>Learned from: {escape(card.trained_on)}</p>"
+        f"<p>Learned from: {escape(card.trained_on)}</p>{mirrored}"
         f"<p>Known failures: {escape(card.known_failures)}</p><p>{escape(card.paper)}</p></details></section>"
     )
 

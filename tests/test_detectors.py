@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from backend import runtime, verdicts, weights
 from backend.detectors import card as cards
-from backend.detectors import registry
+from backend.detectors import inference, registry
 from backend.detectors.card import LOG_ODDS, Card, Detector
 from backend.detectors.xception import Xception, from_deepfakebench
 from backend.errors import UserError
@@ -164,6 +164,21 @@ def test_a_detector_without_layers_says_so() -> None:
         embedded("nf").cam_module()
     with pytest.raises(UserError, match="no layer whose attention"):
         embedded("dct_a").cam_module()  # its layers lie over frequencies, and a map of them is none of the face
+
+
+@torch.no_grad()
+def test_a_mirrored_detector_says_the_mean_of_a_picture_and_its_mirror_image() -> None:
+    once = embedded("xception")
+    once.network.last_linear.weight.mul_(1000)  # untrained, it says nearly the same of everything
+    both = Detector(once.network, replace(once.card, mirrored=True), temperature=2.0, threshold=0.5).eval()
+    faces = torch.rand(3, 3, 128, 128)
+    mean = (once.logit_fake(faces) + once.logit_fake(faces.flip(3))) / 2
+    torch.testing.assert_close(both.logit_fake(faces), (mean - 0.5) / 2, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(both.logit_fake(faces.flip(3)), both.logit_fake(faces), atol=1e-4, rtol=1e-4)
+    assert (both.logit_fake(faces) - (once.logit_fake(faces) - 0.5) / 2).abs().max() > 1e-2
+    quick = inference.for_inference(both)
+    assert quick is not both and quick.card.mirrored  # batch norms are folded as for any other
+    torch.testing.assert_close(quick.logit_fake(faces), both.logit_fake(faces), atol=1e-3, rtol=1e-3)
 
 
 @torch.no_grad()

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -5,7 +7,7 @@ from pytorch_grad_cam import GradCAM, GradCAMPlusPlus
 from torch import nn
 from torch.nn import functional
 
-from backend.counterfactual.cam import _LogOdds
+from backend.counterfactual.cam import _LogOdds, grad_cam
 from backend.detectors.card import Detector
 from backend.explain import ExplainSettings, explain
 from backend.progress import finish
@@ -41,6 +43,17 @@ def test_the_map_is_that_of_the_package_in_both_directions(name, towards):
     assert np.abs(made.saliency.numpy() - expected).max() < 1e-4
 
 
+@pytest.mark.parametrize("variant", ["Grad-CAM", "Grad-CAM++"])
+def test_the_map_of_a_mirrored_detector_adds_what_the_mirror_image_shows_in_its_place(variant):
+    once = Detector(Convolutions(), toy_detector(size=32).card).eval()
+    both = Detector(once.network, dataclasses.replace(once.card, mirrored=True)).eval()
+    pictures = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    found = grad_cam(both, pictures, variant=variant).maps
+    assert found.shape == (2, 32, 32)
+    assert np.allclose(grad_cam(both, pictures.flip(3), variant=variant).maps, found[:, :, ::-1], atol=1e-3)
+    assert np.abs(grad_cam(once, pictures, variant=variant).maps - found).max() > 0.05
+
+
 @pytest.mark.parametrize("name", PACKAGE)
 def test_the_patch_is_found_and_nothing_speaks_against_it(name):
     detector = patch_detector()
@@ -55,8 +68,6 @@ def test_the_patch_is_found_and_nothing_speaks_against_it(name):
 
 
 def test_a_detector_without_a_layer_says_so():
-    import dataclasses
-
     detector = patch_detector()
     detector.card = dataclasses.replace(detector.card, cam_layer="")
     found = finish(explain(face(), detector, ExplainSettings(method="gradcam")))

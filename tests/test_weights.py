@@ -85,6 +85,17 @@ def test_a_truncated_safetensors_file_gets_a_sentence(tmp_path):
         weights.read_checkpoint(path)
 
 
+def test_counters_of_batch_norm_are_not_written_and_not_missed(tmp_path):
+    saved, read = torch.nn.Sequential(torch.nn.BatchNorm2d(2)), torch.nn.Sequential(torch.nn.BatchNorm2d(2))
+    saved(torch.randn(4, 2, 3, 3))
+    weights.save_half(tmp_path / "a.safetensors", saved.state_dict())
+    content = weights.read_checkpoint(tmp_path / "a.safetensors")
+    assert set(content) == {"0.weight", "0.bias", "0.running_mean", "0.running_var"}
+    read.load_state_dict(content, strict=True)
+    assert read[0].num_batches_tracked == 0
+    assert torch.equal(read[0].running_var, saved[0].running_var.half().float())
+
+
 def test_half_precision_is_written_and_read_as_float32(tmp_path):
     weights.save_half(tmp_path / "a.safetensors", {"x": torch.tensor([0.1]), "n": torch.tensor([3])})
     content = weights.read_checkpoint(tmp_path / "a.safetensors")

@@ -58,12 +58,19 @@ class _LogOdds(nn.Module):
 
 
 class _Raw:
-    """Makes a method of the package remember the map before it is cut off at zero and stretched."""
+    """Makes a method of the package remember the map before it is cut off at zero and stretched.
+
+    Where the detector saw mirror images too, after the pictures, their maps are turned back and added.
+    """
 
     raw: np.ndarray
+    mirrored: bool
 
     def get_cam_image(self, *arguments: Any, **options: Any) -> np.ndarray:
         self.raw = super().get_cam_image(*arguments, **options)  # type: ignore[misc]
+        if self.mirrored:
+            seen, mirror_images = np.split(self.raw, 2)
+            self.raw = seen + mirror_images[:, :, ::-1]
         return self.raw
 
 
@@ -96,6 +103,7 @@ def grad_cam(
     target: Callable[[Tensor], Tensor] = lambda scores: sign * scores[0]  # noqa: E731
     with MODEL_LOCK, frozen(detector), torch.enable_grad():
         cam = _VARIANTS[variant](_LogOdds(detector), [detector.cam_module()])
+        cam.mirrored = detector.card.mirrored
         try:
             # Frozen weights ask for no gradient, so the pictures have to.
             maps = cam(images.detach().clone().requires_grad_(True), targets=[target] * len(images))

@@ -51,6 +51,7 @@ class Card:
     known_failures: str
     template: str = "embedded"  # position of the faces that it was trained on, see `backend.alignment`
     defence: str = "shipped"  # what its training pictures went through: shipped, none (the plain set) or weak
+    mirrored: bool = False  # whether it judges by the mean of the log-odds of a picture and its mirror image
 
     def false_alarm(self) -> ErrorRate | None:
         """Return how often real photographs are called fake, where it was measured."""
@@ -123,7 +124,12 @@ class Detector(nn.Module):
 
     def logit_fake(self, images: Tensor) -> Tensor:
         """Return calibrated, differentiable log-odds of fake (N,) for pictures (N, 3, H, W) in [0, 1]."""
-        raw = LOG_ODDS[self.card.outputs](self.network(self.prepare(images)))
+        given = self.prepare(images)
+        if self.card.mirrored:  # in one call, so that hooks see it once
+            given = torch.cat([given, given.flip(3)])
+        raw = LOG_ODDS[self.card.outputs](self.network(given))
+        if self.card.mirrored:
+            raw = torch.stack(raw.chunk(2)).mean(0)
         return (raw - self.threshold) / self.temperature
 
     def p_fake(self, images: Tensor) -> Tensor:

@@ -233,6 +233,7 @@ def card(name: str) -> Card:
         known_failures=options["known_failures"],
         template=options.get("template", Card.template),
         defence=_defence(options),
+        mirrored=bool(options.get("mirrored", Card.mirrored)),
     )
 
 

@@ -41,6 +41,7 @@ class DetectorSettings:
     adversarial_share: float = 0.5  # how often a fake gives way to an attacked one, where there are any
     initial: str = ""  # what the weights start from, random where empty
     bfloat16: bool = False  # the forward pass, with weights and losses in float32
+    mirrored: bool = False  # whether the finished detector judges by a picture and its mirror image
     own: dict[str, dict[str, Any]] = field(default_factory=dict)  # settings of single architectures
 
 

@@ -61,7 +61,7 @@ def train_detector(
     """
     settings = detector.settings_for(architecture, **changes)
     name = entry_name(architecture, settings.defence, strong=bool(settings.adversarial))
-    card = untrained_card(architecture)
+    card = replace(untrained_card(architecture), mirrored=settings.mirrored)
     split = labelled.read(data, folders, card.input_size)
     if settings.adversarial:
         attacked = with_attacked(split.training, settings.adversarial, seed=settings.seed)
@@ -146,7 +146,8 @@ def _facts(architecture: str, settings: DetectorSettings, photographs: str, lear
         command += " --set bfloat16=true"
     if settings.adversarial:
         command += f" --adversarial {settings.adversarial}"
-    facts = {"source": f"{command}, on {photographs}", "defence": settings.defence, "trained_on": learned}
+    facts: dict[str, Any] = {"source": f"{command}, on {photographs}", "defence": settings.defence}
+    facts |= {"trained_on": learned, "mirrored": settings.mirrored}
     if settings.defence == "shipped" and not settings.adversarial:
         return facts
     title = registry.ARCHITECTURES[architecture].title

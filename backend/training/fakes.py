@@ -1,10 +1,10 @@
 """Build fakes from real photographs, each paired with one: All-in-One-DF of TR-Net (arXiv 2203.11433) in small.
 
 Families and kinds: replacement (`swap`, of two photographs), attribute editing (`edit`, the generator's rendering of
-a photograph after a latent edit) and synthesis (`sample`, drawn from z, and `reconstruction`, the rendering of a
-photograph as it is). A fake's target is the photograph it was made from; a sample's is the nearest one. A manifest
-names family, kind, target, how it was paired, source and seed; the same seed gives the same bytes on the same
-device, and a run that was stopped continues.
+a photograph after a latent edit) and synthesis (`sample`, drawn from z, inverted and drawn again, and
+`reconstruction`, the rendering of a photograph as it is). A fake's target is the photograph it was made from; a
+sample's is the nearest one. A manifest names family, kind, target, how it was paired, source and seed; the same seed
+gives the same bytes on the same device, and a run that was stopped continues.
 """
 
 import csv
@@ -115,11 +115,11 @@ def make(
     return _pixels(picture), landmarks.name(target), ""
 
 
-def draw_samples(inverter: Inverter, count: int, *, seed: int, truncation: float, again: bool = False) -> Tensor:
+def draw_samples(inverter: Inverter, count: int, *, seed: int, truncation: float, again: bool = True) -> Tensor:
     """Draw `count` new faces (count, 3, size, size) in [0, 1] from z, truncated towards the mean code.
 
-    A code of z has the same row everywhere, and what it draws is smooth. With `again` the encoder inverts this
-    drawing, which adds the offsets that photographs have, and the generator draws the result.
+    A code of z has the same row everywhere, and what it draws is smooth. So the encoder inverts this drawing, which
+    adds the offsets that photographs have, and the generator draws the result; without `again` the first one is given.
     """
     z = torch.randn(count, inverter.generator.style_dim, generator=torch.Generator().manual_seed(seed))
     z = z.to(inverter.latent_average.device)  # drawn on the CPU, so that every device draws the same
