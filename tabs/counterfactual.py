@@ -37,7 +37,7 @@ FRAME_SECONDS = 0.3  # between two pictures of a running search; the score is sh
 STOPPED = "**Stopped.** What the search had reached stays below; choose a detector and start again whenever you like."
 DEFAULTS = SearchSettings()
 CLOSER = (
-    f"{RefineSettings.steps} steps bring the generator's drawing closer to the photo, by 3 dB on most photographs. "
+    f"{RefineSettings.steps} steps bring the generator's drawing closer to the photo, by 2 dB on most photographs. "
     "They take about two seconds more, and matter most where the generator's own drawing is shown."
 )
 

@@ -314,10 +314,14 @@ def test_the_command_trains_from_given_weights_and_names_the_plain_set(data_fold
     out = data_folder / "out" / "meso4.safetensors"
     command = ["train", "detector", "meso4", "--data", str(data_folder / "data"), "--out", str(out), "--json"]
     command += ["--fakes", str(data_folder / "fakes"), "--steps", "2", "--defence", "none"]
-    assert cli.main([*command, "--initial", str(start)]) == 0
+    given = ["--set", "mirrored=true", "--set", "lr=1e-3"]
+    assert cli.main([*command, "--initial", str(start), *given]) == 0
     report = json.loads(capsys.readouterr().out)
     options = report["options"]["meso4_plain"]
-    assert options["architecture"] == "meso4" and options["defence"] == "none"
+    assert options["architecture"] == "meso4" and options["defence"] == "none" and options["mirrored"] is True
+    made, _, photographs = options["source"].partition(", on ")
+    expected = "python -m backend train detector meso4 --steps 2 --defence none --initial start.safetensors"
+    assert made == f"{expected} --set lr=0.001 --set mirrored=true" and photographs
     assert report["run"]["settings"]["initial"].startswith("start.safetensors, sha256 ")
     assert {rate["kind"] for rate in options["errors"]} == {"real", "swap"}
     trained, before = weights.read_checkpoint(out), weights.read_checkpoint(start)

@@ -35,8 +35,8 @@ class RefineSettings:
     """
 
     steps: int = 15
-    rate: float = 0.15
-    pull: float = 0.01
+    rate: float = 0.08
+    pull: float = 0.1
 
     def check(self) -> None:
         """Refuse what cannot be done.

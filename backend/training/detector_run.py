@@ -1,7 +1,8 @@
 """Train one detector from its data to a calibrated, measured file."""
 
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ FALSE_ALARMS = 0.04  # share of calibration photographs that the threshold lets 
 MORE_ALARMS = 0.025  # share that saving, blurring or resizing them may add; honesty.MOST_MORE with a margin
 SUFFIXES: dict[Name, str] = {"shipped": "", "none": "_plain", "weak": "_weak"}
 STRONG = "_strong"
+SAID = ("steps", "defence", "initial", "adversarial")  # settings that have an option of their own
 HOW: dict[Name, str] = {
     "shipped": "with mild random changes of framing, colours and sharpness, noise and JPEG on every picture",
     "none": "without blur, crop, JPEG and noise: the undefended detector of TR-Net's paper",
@@ -142,10 +144,12 @@ def _facts(architecture: str, settings: DetectorSettings, photographs: str, lear
         command += f" --defence {settings.defence}"
     if settings.initial:
         command += f" --initial {settings.initial.split(',', maxsplit=1)[0]}"
-    if settings.bfloat16:
-        command += " --set bfloat16=true"
     if settings.adversarial:
         command += f" --adversarial {settings.adversarial}"
+    usual = asdict(detector.settings_for(architecture))
+    for key, value in asdict(settings).items():
+        if key not in SAID and value != usual[key]:
+            command += f" --set {key}={json.dumps(value)}"
     facts: dict[str, Any] = {"source": f"{command}, on {photographs}", "defence": settings.defence}
     facts |= {"trained_on": learned, "mirrored": settings.mirrored}
     if settings.defence == "shipped" and not settings.adversarial:
