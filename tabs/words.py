@@ -69,7 +69,7 @@ def _no_verdict(reason: str, title: str = "No verdict") -> str:
 def _card(card: Card, score: float) -> str:
     word = verdict(score)
     title = escape(card.title)
-    mirrored = "<p>It judges the face and its mirror image, and says the mean.</p>" if card.mirrored else ""
+    mirrored = "<p>It looks at the face and at its mirror image, and judges by both.</p>" if card.mirrored else ""
     return (
         f'<section class="card {word}"><h3>{title}</h3>'
         f'<p class="score"><span aria-hidden="true">{SIGNS[word]}</span> {escape(in_words(score))}</p>'

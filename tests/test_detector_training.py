@@ -325,6 +325,13 @@ def test_the_command_trains_from_given_weights_and_names_the_plain_set(data_fold
     assert report["run"]["settings"]["initial"].startswith("start.safetensors, sha256 ")
     assert {rate["kind"] for rate in options["errors"]} == {"real", "swap"}
     trained, before = weights.read_checkpoint(out), weights.read_checkpoint(start)
+    network = registry.build_embedded("meso4", {}).eval()
+    network.load_state_dict(trained)
+    split = labelled.read(data_folder / "data", [data_folder / "fakes"], 128)
+    for mirrored in (True, False):  # calibrated as it will judge
+        card = replace(detector_run.untrained_card("meso4"), mirrored=mirrored)
+        found = detector_run._calibration(network, card, split.calibrating, "meso4", steady=False)
+        assert (found["threshold"] == pytest.approx(options["threshold"], rel=1e-4)) is mirrored
     moved = (trained["conv1.weight"].float() - before["conv1.weight"].float()).abs().max()
     assert 0 < moved < 0.05
 
@@ -332,3 +339,11 @@ def test_the_command_trains_from_given_weights_and_names_the_plain_set(data_fold
     assert cli.main([*command, "--initial", str(start)]) == 2
     assert "another network" in json.loads(capsys.readouterr().out)["error"]
     assert cli.main([*command, "--initial", "installed"]) == 2  # there is no plain entry
+    assert cli.main([*command, "--set", "mirrored=False"]) == 2
+    assert "either true or false" in json.loads(capsys.readouterr().out.splitlines()[-1])["error"]
+
+
+def test_the_undefended_set_judges_pictures_as_they_are():
+    assert detector.settings_for("f3net").mirrored and detector.settings_for("f3net", defence="weak").mirrored
+    assert not detector.settings_for("f3net", defence="none").mirrored
+    assert detector.settings_for("f3net", defence="none", mirrored=True).mirrored

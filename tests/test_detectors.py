@@ -287,6 +287,20 @@ def test_load(weights_folder: Path, name: str) -> None:
         torch.testing.assert_close(detector.logit_fake(faces), (raw - 0.5) / 2, atol=0.02, rtol=0.02)
 
 
+def test_an_entry_says_whether_its_detector_judges_by_the_mirror_image_too(weights_folder: Path) -> None:
+    network = write_entry(weights_folder, "meso4", trained="by nobody")
+    assert not registry.card("meso4").mirrored
+    listing = weights_folder / "registry.toml"
+    listing.write_text(listing.read_text(encoding="utf-8") + "mirrored = true\n", encoding="utf-8")
+    weights.entries.cache_clear()
+    detector = registry.load("meso4")
+    assert detector.card.mirrored
+    faces = torch.rand(2, 3, 128, 128)
+    with torch.no_grad():
+        assert torch.equal(detector.logit_fake(faces), detector.logit_fake(faces.flip(3)))
+        assert not torch.allclose(network(detector.prepare(faces)), network(detector.prepare(faces.flip(3))), rtol=1e-4)
+
+
 def test_plain_weights_are_entries_of_the_same_architecture(weights_folder: Path) -> None:
     write_entry(weights_folder, "meso4")
     write_entry(weights_folder, "meso4_plain", architecture="meso4", defence="none", title="Meso-4, undefended")

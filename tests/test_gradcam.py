@@ -7,7 +7,7 @@ from pytorch_grad_cam import GradCAM, GradCAMPlusPlus
 from torch import nn
 from torch.nn import functional
 
-from backend.counterfactual.cam import _LogOdds, grad_cam
+from backend.counterfactual.cam import _LogOdds, _RawGradCAM, grad_cam
 from backend.detectors.card import Detector
 from backend.explain import ExplainSettings, explain
 from backend.progress import finish
@@ -52,6 +52,23 @@ def test_the_map_of_a_mirrored_detector_adds_what_the_mirror_image_shows_in_its_
     assert found.shape == (2, 32, 32)
     assert np.allclose(grad_cam(both, pictures.flip(3), variant=variant).maps, found[:, :, ::-1], atol=1e-3)
     assert np.abs(grad_cam(once, pictures, variant=variant).maps - found).max() > 0.05
+
+
+def test_in_grad_cam_both_halves_count_alike():
+    once = Detector(Convolutions(), toy_detector(size=32).card).eval()
+    both = Detector(once.network, dataclasses.replace(once.card, mirrored=True)).eval()
+    pictures = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    found, seen, mirrored = raw_map(both, pictures), raw_map(once, pictures), raw_map(once, pictures.flip(3))
+    assert np.allclose(found, (seen + mirrored[:, :, ::-1]) / 2, atol=1e-6)  # each has half of the gradient
+    assert np.abs(found).max() > 1e-4
+
+
+def raw_map(detector, pictures):
+    cam = _RawGradCAM(_LogOdds(detector), [detector.cam_module()])
+    cam.mirrored = detector.card.mirrored
+    cam(pictures.clone().requires_grad_(True), targets=[lambda scores: scores[0]] * len(pictures))
+    cam.activations_and_grads.release()
+    return cam.raw
 
 
 @pytest.mark.parametrize("name", PACKAGE)

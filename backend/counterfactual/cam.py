@@ -64,7 +64,7 @@ class _Raw:
     """
 
     raw: np.ndarray
-    mirrored: bool
+    mirrored = False
 
     def get_cam_image(self, *arguments: Any, **options: Any) -> np.ndarray:
         self.raw = super().get_cam_image(*arguments, **options)  # type: ignore[misc]

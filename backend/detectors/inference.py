@@ -34,7 +34,7 @@ class Judge:
     def __init__(self, detector: Detector, batch: int | None = None) -> None:
         self.detector = for_inference(detector)
         self.device = detector.mean.device
-        self.batch = batch or default_batch(self.device)
+        self.batch = batch or default_batch(self.device) // (2 if detector.card.mirrored else 1)
         self.images = self.calls = 0
 
     def logit_fake(self, images: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ HINT = "Name the checkpoint.pt in the folder of a TR-Net's training, with its se
 
 @torch.no_grad()
 def of_detector(name: str, picture: Tensor) -> np.ndarray:
-    """Return the mean over the picture of the layer that Grad-CAM reads, (C,) float16.
+    """Return the mean over the picture, and its mirror image if seen, of the layer that Grad-CAM reads, (C,) float16.
 
     Args:
         name: Of a detector.
@@ -43,7 +43,7 @@ def of_detector(name: str, picture: Tensor) -> np.ndarray:
             detector.logit_fake(picture.to(detector.mean.device))
         finally:
             hook.remove()
-    return seen[0].flatten(2).mean(2)[0].cpu().numpy().astype(np.float16)
+    return seen[0].flatten(2).mean((0, 2)).cpu().numpy().astype(np.float16)
 
 
 @torch.no_grad()

@@ -183,7 +183,8 @@ def _measured(batch: _Batch, made: Tensor, found: Detectors) -> Measured:
 def _fingerprint(faces: Faces, described: dict[str, Any], found: Detectors, usable: list[Attack]) -> dict[str, str]:
     """Return what makes two tables the same: hashes of the faces, the settings and every model."""
     models = {
-        f"{kind} {name}": _digest(detector.state_dict()) + f" {detector.temperature} {detector.threshold}"
+        f"{kind} {name}": _digest(detector.state_dict())
+        + f" {detector.temperature} {detector.threshold} {detector.card.mirrored}"
         for kind, detectors in found.items()
         for name, detector in detectors.items()
     }

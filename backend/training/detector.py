@@ -52,8 +52,10 @@ def settings_for(architecture: str, **changes: Any) -> DetectorSettings:
         UserError: There is no setting of a name.
     """
     common = harness.read_settings(DetectorSettings, "detector")
-    own = common.own.get(architecture, {}) | harness.checked(DetectorSettings, changes)
-    return replace(common, own={}, **own)
+    own, changed = common.own.get(architecture, {}), harness.checked(DetectorSettings, changes)
+    if changed.get("defence", "shipped") == "none":  # the undefended detectors of the paper judge a picture as it is
+        own = {key: value for key, value in own.items() if key != "mirrored"}
+    return replace(common, own={}, **own | changed)
 
 
 def batches_of(examples: Examples, settings: DetectorSettings) -> Batches:

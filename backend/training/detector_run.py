@@ -1,6 +1,7 @@
 """Train one detector from its data to a calibrated, measured file."""
 
 import json
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -24,7 +25,7 @@ FALSE_ALARMS = 0.04  # share of calibration photographs that the threshold lets 
 MORE_ALARMS = 0.025  # share that saving, blurring or resizing them may add; honesty.MOST_MORE with a margin
 SUFFIXES: dict[Name, str] = {"shipped": "", "none": "_plain", "weak": "_weak"}
 STRONG = "_strong"
-SAID = ("steps", "defence", "initial", "adversarial")  # settings that have an option of their own
+SAID = ("steps", "defence", "initial", "adversarial", "seed")  # settings that have an option of their own
 HOW: dict[Name, str] = {
     "shipped": "with mild random changes of framing, colours and sharpness, noise and JPEG on every picture",
     "none": "without blur, crop, JPEG and noise: the undefended detector of TR-Net's paper",
@@ -63,6 +64,9 @@ def train_detector(
     """
     settings = detector.settings_for(architecture, **changes)
     name = entry_name(architecture, settings.defence, strong=bool(settings.adversarial))
+    anew = settings.steps == 0 and initial == starting.INSTALLED
+    if anew and changes.get("mirrored") is None:
+        settings = replace(settings, mirrored=weights.entry(name).options.get("mirrored", False))
     card = replace(untrained_card(architecture), mirrored=settings.mirrored)
     split = labelled.read(data, folders, card.input_size)
     if settings.adversarial:
@@ -91,7 +95,7 @@ def train_detector(
     weights.save_half(out, half)
     learned = description.examples(photographs, split.training.kinds.tolist())
     facts = _facts(architecture, settings, photographs, learned)
-    if settings.steps == 0 and initial == starting.INSTALLED:  # measured anew: where they come from stays
+    if anew:  # where the weights come from stays
         entry = weights.entry(name)
         facts |= {"source": entry.source, "trained_on": entry.options["trained_on"]}
     figures = {"errors": rates, "false_alarms": alarms, "same_source": same_source}
@@ -146,10 +150,12 @@ def _facts(architecture: str, settings: DetectorSettings, photographs: str, lear
         command += f" --initial {settings.initial.split(',', maxsplit=1)[0]}"
     if settings.adversarial:
         command += f" --adversarial {settings.adversarial}"
-    usual = asdict(detector.settings_for(architecture))
+    usual = asdict(detector.settings_for(architecture, defence=settings.defence))
+    if settings.seed != usual["seed"]:
+        command += f" --seed {settings.seed}"
     for key, value in asdict(settings).items():
         if key not in SAID and value != usual[key]:
-            command += f" --set {key}={json.dumps(value)}"
+            command += f" --set {shlex.quote(f'{key}={json.dumps(value)}')}"
     facts: dict[str, Any] = {"source": f"{command}, on {photographs}", "defence": settings.defence}
     facts |= {"trained_on": learned, "mirrored": settings.mirrored}
     if settings.defence == "shipped" and not settings.adversarial:

@@ -88,15 +88,20 @@ def checked(kind: type, changes: Mapping[str, Any]) -> dict[str, Any]:
     """Return the changes that are not None.
 
     Raises:
-        UserError: `kind`, a dataclass of settings, has none of a name.
+        UserError: `kind`, a dataclass of settings, has none of a name, or a switch is neither true nor false.
     """
     known = {entry.name for entry in fields(kind)}
+    switches = {entry.name for entry in fields(kind) if entry.type in (bool, "bool")}
     unknown = set(changes) - known
     if unknown:
         raise UserError(
             f"There is no setting named {', '.join(sorted(unknown))}.", f"Settings: {', '.join(sorted(known))}."
         )
-    return {key: value for key, value in changes.items() if value is not None}
+    given = {key: value for key, value in changes.items() if value is not None}
+    for key in switches & set(given):
+        if not isinstance(given[key], bool):
+            raise UserError(f"{key} is either true or false, not {given[key]}.", f"For example: --set {key}=false.")
+    return given
 
 
 def save_checkpoint(task: Task, folder: Path, step: int) -> Path:

@@ -2,8 +2,8 @@
 
 Inversions must resemble their photographs. With a discriminator they must pass as photographs too; where it judges
 samples as well, the latent discriminator keeps the encoder's codes where samples come from, and the mapping network
-stays as it is. Where it does not, some faces of every batch are drawn from their base code alone, as samples are, and
-the mapping network is fitted to the base codes afterwards.
+stays as it is. Where it does not, some faces of every batch are drawn from their base code alone, as samples are at
+first, and the mapping network is fitted to the base codes afterwards.
 """
 
 import copy
