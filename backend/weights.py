@@ -137,6 +137,11 @@ def load_into(module: nn.Module, name: str) -> nn.Module:
     return module.eval().requires_grad_(False)
 
 
+def rounded_to_half(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors in float32 as they will be read again after `save_half`."""
+    return {key: value.half().float() if value.is_floating_point() else value for key, value in tensors.items()}
+
+
 def save_half(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors as safetensors, floating-point ones in float16.
 

@@ -81,9 +81,7 @@ def train_detector(
     task = recipes.task(architecture, network, card, split.training, settings)
     run = finish(harness.train(task, out.parent / f"{name}-run", settings, checkpoint_every=200), on_step)
     trained = task.finished().to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    half = {
-        key: value.half().float() if value.is_floating_point() else value for key, value in trained.state_dict().items()
-    }
+    half = weights.rounded_to_half(trained.state_dict())
     trained.load_state_dict(half)
     undefended = settings.defence == "none"
     calibration = _calibration(trained, card, split.calibrating, architecture, steady=not undefended)

@@ -66,9 +66,7 @@ def train_trnet(
     run = finish(with_sheets(harness.train(task, folder, settings, checkpoint_every=200), folder), on_step)
     drawn = curves.draw(folder / "losses.csv", folder / "curves.png")
     network = task.finished().to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    half = {
-        key: value.half().float() if value.is_floating_point() else value for key, value in network.state_dict().items()
-    }
+    half = weights.rounded_to_half(network.state_dict())
     network.load_state_dict(half)
     weights.save_half(out, half)
     options: dict[str, Any] = {
