@@ -15,6 +15,7 @@ from backend.training.encoder import EncoderSettings, EncoderTask
 from backend.training.identity_loss import Embedding
 from backend.training.joint import JointSettings, JointTask
 from backend.training.principal_codes import PrincipalCodes
+from backend.training.sharpening import sharpen
 from tests.adversarial_toys import CHANNELS, L1, SIZE, SmallEncoder, pictures, random
 
 
@@ -170,6 +171,7 @@ def test_every_loss_weighs_what_the_settings_say(monkeypatch):
         "joint_regression",
         perceptual_share=0.5,
         enlarged_share=0.5,
+        sharpened=0.5,
         pixel_weight=0.4,
         ssim_weight=0.3,
         latent_weight=0.0,
@@ -177,6 +179,8 @@ def test_every_loss_weighs_what_the_settings_say(monkeypatch):
     task = build(JointTask, chosen)
     faces = pictures(3).float() / 127.5 - 1
     drawn, losses, loss = task.inversion(task.encode(faces), faces, SIZE, random())
+    faces = sharpen(faces, 0.5).clamp(-1, 1)
+    assert losses["l1"].item() == pytest.approx((drawn - faces).abs().mean().item(), rel=1e-5)
     [(one, other)] = network.shown
     assert one.shape == other.shape == (2, 3, SIZE, SIZE)
     whole = [index for index, face in enumerate(faces[:2]) if torch.equal(face, other[0])]

@@ -29,6 +29,7 @@ from backend.training.growth import Growth, Stage
 from backend.training.latent_discriminator import LatentDiscriminator
 from backend.training.perceptual_loss import PerceptualLoss
 from backend.training.principal_codes import PrincipalCodes
+from backend.training.sharpening import sharpen
 
 TEMPLATE = "embedded"  # how the faces are aligned
 BLOCK = 256  # photographs at a time
@@ -51,6 +52,7 @@ class EncoderSettings:
     stages: list[list[float]]
     decay_share: float
     code_weight: float
+    sharpened: float
     pixel_weight: float
     delta_weight: float
     perceptual_weight: float
@@ -240,6 +242,8 @@ class EncoderTask:
         codes_in_w = codes + self.latent_average
         drawn = self.draw(codes_in_w, resolution)
         wanted = shrink(faces, resolution)
+        if settings.sharpened:
+            wanted = sharpen(wanted, settings.sharpened).clamp(-1, 1)
         losses = picture_losses(drawn, wanted)
         weights = dict.fromkeys(losses, settings.pixel_weight) | {"delta": settings.delta_weight}
         losses["delta"] = (codes[:, 1:] - codes[:, :1]).square().mean()
