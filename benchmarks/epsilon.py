@@ -16,7 +16,7 @@ from backend.generators import inversion
 from backend.progress import finish
 from backend.training import datasets
 
-EPSILONS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.02, 0.05, 0.1)
+EPSILONS = (0.0005, 0.001, 0.002, 0.003, 0.004, 0.005, 0.02, 0.05)
 
 
 def main() -> None:

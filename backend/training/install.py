@@ -29,7 +29,7 @@ DETECTOR_FACTS: dict[str, Any] = {
     "(diffusion models, video deepfakes); faces that are small, turned away or covered.",
 }
 FACTS: dict[str, dict[str, Any]] = {
-    "generator": {"epsilon": 0.002},
+    "generator": {"epsilon": 0.003},
     "encoder": {},
     "ganprintr": {},
     "trnet": {},
