@@ -64,7 +64,8 @@ def train_trnet(
         settings = dataclasses.replace(settings, initial=label)
     folder = out.parent / f"{ENTRY}-run"
     run = finish(with_sheets(harness.train(task, folder, settings, checkpoint_every=200), folder), on_step)
-    drawn = curves.draw(folder / "losses.csv", folder / "curves.png")
+    losses = folder / "losses.csv"  # none where weights are only measured anew
+    drawn = {"curves": str(curves.draw(losses, folder / "curves.png"))} if losses.exists() else {}
     network = task.finished().to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     half = weights.rounded_to_half(network.state_dict())
     network.load_state_dict(half)
@@ -81,7 +82,7 @@ def train_trnet(
     report = reports.write(
         out.with_suffix(".json"), metrics, run, {ENTRY: out}, {ENTRY: options | {"measured": metrics}}
     )
-    return report | {"curves": str(drawn)}
+    return report | drawn
 
 
 def settings_of(recipe: str, **changes: Any) -> TRNetSettings:
