@@ -183,6 +183,11 @@ def test_a_run_can_start_from_the_weights_of_another(tmp_path, monkeypatch):
     known, found = load_file(first), load_file(second)
     assert all(torch.equal(value, found[key]) for key, value in known.items() if "running" not in key)
     assert report["options"]["trnet"]["settings"]["initial"].startswith("a.safetensors, sha256 ")
+    third = tmp_path / "third" / "c.safetensors"
+    third.parent.mkdir()
+    measured = trnet_run.train_trnet(tmp_path, [], third, print, steps=0, initial=str(first), **small)
+    assert "curves" not in measured and "curves" in report
+    assert all(torch.equal(value, load_file(third)[key]) for key, value in known.items())
     with pytest.raises(UserError, match="another network"):
         trnet_run.train_trnet(tmp_path, [], second, print, steps=0, initial="installed", **small)
 
