@@ -40,9 +40,9 @@ def disturb(batches: list[Tensor], randomness: torch.Generator) -> list[Tensor]:
     return [through_jpeg(one, round(_between(QUALITY, place))) for one in batches]
 
 
-def blur(pictures: Tensor, deviation: float) -> Tensor:
-    """Smooth (N, 3, S, S) by a Gaussian of a standard deviation in pixels."""
-    reach = max(1, round(3 * deviation))
+def blur(pictures: Tensor, deviation: float, reach: int | None = None) -> Tensor:
+    """Smooth (N, C, S, S) by a Gaussian of a standard deviation in pixels, cut off at `reach` (three deviations)."""
+    reach = reach or max(1, round(3 * deviation))
     places = torch.arange(-reach, reach + 1, dtype=pictures.dtype, device=pictures.device)
     weights = torch.exp(-places.square() / (2 * deviation**2))
     weights = (weights / weights.sum()).expand(pictures.shape[1], 1, 1, -1)
