@@ -171,20 +171,7 @@ def _parser() -> argparse.ArgumentParser:
     detect.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
     detect.add_argument("--detector", metavar="NAME", help="ask only this detector")
 
-    search = _command(commands, "counterfactual", _counterfactual, "search what would make a detector say real")
-    search.add_argument("image", nargs="?", type=Path, metavar="IMAGE")
-    search.add_argument("--video", type=Path, metavar="FILE", help="a video of up to 10 seconds instead of a picture")
-    search.add_argument("--detector", required=True, metavar="NAME")
-    search.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the pictures")
-    search.add_argument("--level", default="S,M,D", help="style levels that may change (default: %(default)s)")
-    search.add_argument("--epsilon", type=float, help="length of a step in the codes (default: the generator's)")
-    search.add_argument("--steps", type=int, help="steps at most (default: 100; for a video 40)")
-    search.add_argument("--composite", choices=("transfer", "reconstruction"), default="transfer")
-    search.add_argument("--face", type=int, metavar="N", help="which face, 1 is the largest")
-    search.add_argument("--refine", type=int, default=0, metavar="N", help="steps for a closer reconstruction first")
-    search.add_argument("--tune", type=int, default=0, metavar="N", help="steps that tune a copy of the generator")
-    search.add_argument("--generator", metavar="NAME", help="one from the Hub, for example ffhq_1024 (default: ours)")
-    search.add_argument("--unmarked", action="store_true", help="leave out the visible mark, for research")
+    _add_counterfactual(commands)
 
     _add_explain(commands)
 
@@ -228,6 +215,30 @@ def _parser() -> argparse.ArgumentParser:
 
     arguments.add(_command(commands, "train", _train, "train a model that ships with the app"))
     return parser
+
+
+def _add_counterfactual(commands: Any) -> None:
+    search = _command(commands, "counterfactual", _counterfactual, "search what would make a detector say real")
+    search.add_argument("image", nargs="?", type=Path, metavar="IMAGE")
+    search.add_argument("--video", type=Path, metavar="FILE", help="a video of up to 10 seconds instead of a picture")
+    search.add_argument("--detector", required=True, metavar="NAME")
+    search.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the pictures")
+    search.add_argument("--level", default="S,M,D", help="style levels that may change (default: %(default)s)")
+    search.add_argument("--epsilon", type=float, help="length of a step in the codes (default: the generator's)")
+    search.add_argument(
+        "--lengths",
+        choices=("visible", "equal"),
+        default="visible",
+        help="steps that change the picture as far in every row of the codes, or steps of equal length, as published "
+        "(default: %(default)s)",
+    )
+    search.add_argument("--steps", type=int, help="steps at most (default: 100; for a video 40)")
+    search.add_argument("--composite", choices=("transfer", "reconstruction"), default="transfer")
+    search.add_argument("--face", type=int, metavar="N", help="which face, 1 is the largest")
+    search.add_argument("--refine", type=int, default=0, metavar="N", help="steps for a closer reconstruction first")
+    search.add_argument("--tune", type=int, default=0, metavar="N", help="steps that tune a copy of the generator")
+    search.add_argument("--generator", metavar="NAME", help="one from the Hub, for example ffhq_1024 (default: ours)")
+    search.add_argument("--unmarked", action="store_true", help="leave out the visible mark, for research")
 
 
 def _add_explain(commands: Any) -> None:

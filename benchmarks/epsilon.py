@@ -26,6 +26,7 @@ def main() -> None:
     parser.add_argument("--detector", default="xception")
     parser.add_argument("--count", type=int, default=24)
     parser.add_argument("--kappa", type=float, default=SearchSettings.kappa)
+    parser.add_argument("--lengths", default=SearchSettings.lengths)
     options = parser.parse_args()
     runtime.keep_freed_memory()
     inverter, detector = inversion.load(), registry.load(options.detector)
@@ -36,7 +37,8 @@ def main() -> None:
         detected = torch.cat([detector.p_fake(part) for part in faces.split(16)]) > 0.5
     faces = faces[detected][: options.count]
     for epsilon in EPSILONS:
-        found = finish(search(inverter, detector, faces, SearchSettings(epsilon=epsilon, kappa=options.kappa)))
+        settings = SearchSettings(epsilon=epsilon, kappa=options.kappa, lengths=options.lengths)
+        found = finish(search(inverter, detector, faces, settings))
         error = (found.counterfactual - found.original).square().flatten(1).mean(1)
         psnr = -10 * torch.log10(error.clamp_min(1e-12))
         row = {

@@ -31,9 +31,10 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--composite", default="transfer")
+    parser.add_argument("--lengths", default=SearchSettings.lengths)
     options = parser.parse_args()
     runtime.keep_freed_memory()
-    settings = SearchSettings(composite=options.composite)
+    settings = SearchSettings(composite=options.composite, lengths=options.lengths)
     rows: list[dict[str, Any]] = []
     passed = 0
     for name, picture in _drawn(datasets.load(options.fakes, 128), options.seed):

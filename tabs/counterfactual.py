@@ -32,6 +32,10 @@ COMPOSITES = [
     ("Add only the change to the photo (transfer)", "transfer"),
     ("Show the generator's own drawing (reconstruction)", "reconstruction"),
 ]
+LENGTHS = [
+    ("Shorter where the picture reacts more: the change stays smaller", "visible"),
+    ("Equal in all rows, as in the paper", "equal"),
+]
 WAITING = "*First choose a photo with a face, in step 1 above.*"
 FRAME_SECONDS = 0.3  # between two pictures of a running search; the score is shown at every step
 STOPPED = "**Stopped.** What the search had reached stays below; choose a detector and start again whenever you like."
@@ -85,6 +89,7 @@ class CounterfactualTab:
         self.epsilon = gr.Number(
             label="Length of a step (epsilon)", info="0 stands for the length that suits the generator."
         )
+        self.lengths = gr.Radio(LENGTHS, value=DEFAULTS.lengths, label="Steps in the rows of the code")
         self.composite = gr.Radio(COMPOSITES, value=DEFAULTS.composite, label="How the changed face is put together")
         self.kappa = gr.Slider(
             0, 0.9, DEFAULTS.kappa, step=0.05, label="Margin (kappa)", info="How clearly it must say “real”."
@@ -103,6 +108,7 @@ class CounterfactualTab:
             self.levels,
             self.steps,
             self.epsilon,
+            self.lengths,
             self.composite,
             self.kappa,
             self.closer,
@@ -161,6 +167,7 @@ class CounterfactualTab:
         levels: list[str],
         steps: float,
         epsilon: float | None,
+        lengths: Any,
         composite: Any,
         kappa: float,
         closer: Any,
@@ -175,6 +182,7 @@ class CounterfactualTab:
         settings = SearchSettings(
             levels=tuple(levels),
             epsilon=epsilon or None,
+            lengths=lengths,
             steps=int(steps),
             kappa=kappa,
             composite=composite,

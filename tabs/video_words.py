@@ -72,7 +72,8 @@ def settings_line(record: dict) -> str:
     return (
         f"Settings: detector {record['detector']}, generator {record['generator']}, levels "
         f"{','.join(settings['levels'])}, at most {settings['steps']} steps for {record['batch']} frames together, "
-        f"epsilon {record['epsilon']:g}, kappa {settings['kappa']:g}, composite {settings['composite']}; "
+        f"epsilon {record['epsilon']:g}, {settings['lengths']} lengths, kappa {settings['kappa']:g}, "
+        f"composite {settings['composite']}; "
         f"{record['seconds']:.1f} seconds; {packages}."
     )
 

@@ -235,8 +235,15 @@ def settings_line(record: dict[str, Any]) -> str:
     packages = ", ".join(f"{name} {version}" for name, version in versions.items())
     return (
         f"Settings: detector {record['detector']}, generator {record['generator']}, levels {record['level']}, "
-        f"{record['steps']} of at most {settings['steps']} steps, epsilon {record['epsilon']:g}, "
+        f"{record['steps']} of at most {settings['steps']} steps, epsilon {record['epsilon']:g}{_rows(record)}, "
         f"kappa {settings['kappa']:g}, composite {record['composite']}, {settings.get('refine', 0)} steps for a closer "
         f"reconstruction, seed {settings['seed']}; "
         f"{record['seconds']:.1f} seconds; {packages}."
     )
+
+
+def _rows(record: dict[str, Any]) -> str:
+    """Say that steps differed between rows, where they did."""
+    lengths = record.get("lengths") or [record["epsilon"]]
+    low, high = min(lengths), max(lengths)
+    return f" ({low:g} to {high:g} in single rows)" if low < high else ""

@@ -26,6 +26,7 @@ def run(options: argparse.Namespace, on_step: Callable[[Step], None]) -> dict[st
     settings = SearchSettings(
         levels=levels.parse(options.level),
         epsilon=options.epsilon,
+        lengths=options.lengths,
         steps=usual if options.steps is None else options.steps,
         composite=options.composite,
         refine=options.refine,

@@ -36,6 +36,7 @@ class Search:
         trajectory: p_fake (steps made + 1, N), the first row before any update; a face that is done keeps its value.
             Of drafts, until a face passed.
         epsilon: Step that was used.
+        lengths: What it came to in every open row, (n,); all alike where steps are equal.
         level: Levels that were open, as `S,M,D`.
         resolution: Side in pixels of what was drawn while searching; what is handed back was drawn at `full_size`.
         full_size: Side in pixels of the generator's pictures.
@@ -66,6 +67,7 @@ class Search:
     used_log_odds: Tensor
     trajectory: Tensor
     epsilon: float
+    lengths: Tensor
     level: str
     resolution: int
     full_size: int

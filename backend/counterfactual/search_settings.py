@@ -11,6 +11,8 @@ from backend.detectors.card import UNCERTAIN_MARGIN
 from backend.errors import UserError
 from backend.generators.refinement import MOST_STEPS
 
+Lengths = Literal["visible", "equal"]
+
 
 @dataclass(frozen=True)
 class SearchSettings:
@@ -18,9 +20,12 @@ class SearchSettings:
 
     Args:
         levels: Style levels whose rows may change, of `S`, `M`, `D`.
-        epsilon: Length of a step in every coordinate of a code; None takes the generator's own. A negative one
+        epsilon: Length of a step in a coordinate of a code; None takes the generator's own. A negative one
             climbs instead, which is useful as a check.
-        steps: How many steps at most; no coordinate moves further than steps * epsilon from where
+        lengths: `visible`: a step changes the picture as far in every row, and by all rows together as far as steps
+            of `epsilon` in each of them would; a generator whose rows were never measured takes equal ones. `equal`:
+            `epsilon` in every row, as in the paper.
+        steps: How many steps at most; no coordinate moves further than that many steps of its row from where
             the search starts; a video starts each frame at the offset of the one before.
         kappa: A face is done once p_real - p_fake passes this margin, in [0, 1).
         composite: How an edited code becomes a picture, see `composite.py`.
@@ -37,6 +42,7 @@ class SearchSettings:
 
     levels: tuple[str, ...] = levels.LEVELS
     epsilon: float | None = None
+    lengths: Lengths = "visible"
     steps: int = 100
     kappa: float = 2 * UNCERTAIN_MARGIN  # past it the verdict's word is real, and not uncertain
     composite: Composite = "transfer"
@@ -58,6 +64,8 @@ class SearchSettings:
             raise UserError("No style level may change.", "Open at least one of S, M and D.")
         if self.epsilon is not None and (self.epsilon == 0 or not math.isfinite(self.epsilon)):
             raise UserError("A step must have a length.", "Use an epsilon other than 0, for example 0.002.")
+        if self.lengths not in ("visible", "equal"):
+            raise UserError(f"Steps cannot be {self.lengths}.", "Use visible or equal.")
         if self.composite not in COMPOSITES:
             raise UserError(f"There is no composite {self.composite}.", f"Use one of: {', '.join(COMPOSITES)}.")
         if self.loss not in ("mse", "log_odds"):

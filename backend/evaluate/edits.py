@@ -10,6 +10,7 @@ from backend.attacks import fgsm, mifgsm, pgd
 from backend.counterfactual import levels, traces
 from backend.counterfactual.composite import COMPOSITES
 from backend.counterfactual.search import SearchSettings, search
+from backend.counterfactual.search_settings import Lengths
 from backend.detectors.card import Detector
 from backend.detectors.looking import Looking
 from backend.errors import UserError
@@ -64,6 +65,7 @@ def edit(
     factor: float = 1.0,
     steps: int = 100,
     kappa: float = 0.0,
+    lengths: Lengths = "visible",
     variant: str = "paper000",
     source: Source | None = None,
 ) -> Edited:
@@ -77,6 +79,7 @@ def edit(
         factor: Multiplies the generator's own step, for a latent search.
         steps: Steps at most, for a latent search.
         kappa: Margin, for a latent search.
+        lengths: How steps differ between rows, see `SearchSettings`, for a latent search.
         variant: `paper000` or `standard`, for attacks on pixels.
         source: The photo of the face, from which a detector that wants another crop is shown its own.
     """
@@ -99,6 +102,7 @@ def edit(
             SearchSettings(
                 levels=levels.parse(level),
                 epsilon=inverter.epsilon * factor,
+                lengths=lengths,
                 steps=steps,
                 kappa=kappa,
                 composite=method,  # type: ignore[arg-type]

@@ -1,5 +1,6 @@
 """A generator and the encoder that inverts faces into it, in pictures of [0, 1]."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -31,6 +32,8 @@ class Inverter:
         epsilon: Step of a latent search that suits the generator, in units of the codes.
         feedback: One number for each further look of the encoder: how often it is shown in addition what the
             drawing before lacks. e4e looks once.
+        visibility: How far a picture changes when a row of its code does, one number a row (see `visibility.measure`);
+            empty where it was not measured.
     """
 
     def __init__(
@@ -42,6 +45,7 @@ class Inverter:
         template: str,
         epsilon: float,
         feedback: Sequence[float] = (),
+        visibility: Sequence[float] = (),
     ) -> None:
         self.generator = generator
         self.encoder = encoder
@@ -50,6 +54,7 @@ class Inverter:
         self.template = template
         self.epsilon = epsilon
         self.feedback = feedback
+        self.visibility = visibility
 
     @property
     def size(self) -> int:
@@ -111,6 +116,12 @@ class Inverter:
         """
         return _to_unit(self.generator.resume(partial, codes, resolution=resolution), clamp=clamp)
 
+    def with_generator(self, generator: StyleGAN2) -> "Inverter":
+        """Return an inverter that draws with another generator of the same kind; everything else is shared."""
+        other = copy.copy(self)
+        other.generator = generator
+        return other
+
     def to(self, target: torch.device) -> "Inverter":
         """Move everything to a device and return the inverter itself."""
         self.generator.to(target)
@@ -150,7 +161,16 @@ def from_tensors(
     _freeze(encoder)
     average = tensors["latent_average"].reshape(-1, CODE).float()
     feedback = encoder_options.get("feedback", ())
-    return Inverter(generator, encoder, average, name, options["template"], options["epsilon"], feedback)
+    return Inverter(
+        generator,
+        encoder,
+        average,
+        name,
+        options["template"],
+        options["epsilon"],
+        feedback,
+        encoder_options.get("visibility", ()),
+    )
 
 
 def generator_from(tensors: Mapping[str, Tensor], options: Mapping[str, Any]) -> StyleGAN2:

@@ -167,7 +167,7 @@ class _State:
             weight.grad = None
         self.generator.requires_grad_(False)
         old = self.shared
-        tuned = Inverter(self.generator, old.encoder, old.latent_average, old.name, old.template, old.epsilon)
+        tuned = old.with_generator(self.generator)
         after = _psnr(tuned.synthesize(self.codes), self.faces)
         if not after.mean() > self.before.mean():
             return old, self.before, self.before

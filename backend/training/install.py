@@ -8,6 +8,7 @@ from typing import Any
 import tomli_w
 
 from backend import weights
+from backend.generators import inversion, visibility
 from backend.settings import SETTINGS
 from backend.training import modelcard
 
@@ -29,7 +30,7 @@ DETECTOR_FACTS: dict[str, Any] = {
     "(diffusion models, video deepfakes); faces that are small, turned away or covered.",
 }
 FACTS: dict[str, dict[str, Any]] = {
-    "generator": {"epsilon": 0.003},
+    "generator": {"epsilon": 0.002},
     "encoder": {},
     "ganprintr": {},
     "trnet": {},
@@ -58,7 +59,19 @@ def install(name: str, file: Path, options: dict[str, Any], trained_on: str) -> 
         "source": SOURCES.get(name, f"python -m backend train detector {name}") + f", on {trained_on}",
     }
     registry[name] = before | FACTS.get(name, DETECTOR_FACTS) | facts | options
+    _measure_rows(registry, name)
     path.write_text(HEADER + tomli_w.dumps(dict(sorted(registry.items()))), encoding="utf-8")
     weights.entries.cache_clear()
     modelcard.update()
     return weights.entry(name)
+
+
+def _measure_rows(registry: dict[str, Any], name: str) -> None:
+    """Note how visible the rows of codes are, which generator and encoder decide together."""
+    if name == "generator" and "encoder" in registry:
+        registry["encoder"].pop("visibility", None)  # of the generator before; measured with the next encoder
+    if name == "encoder" and "generator" in registry:
+        drawing = weights.read_checkpoint(SETTINGS.weights_dir / registry["generator"]["file"])
+        encoding = weights.read_checkpoint(SETTINGS.weights_dir / registry[name]["file"])
+        inverter = inversion.from_tensors(drawing, encoding, registry["generator"], registry[name], "generator")
+        registry[name]["visibility"] = list(visibility.measure(inverter))

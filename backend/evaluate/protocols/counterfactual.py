@@ -9,6 +9,7 @@ from torch import Tensor
 from backend import images, verdicts
 from backend.counterfactual.levels import LEVELS
 from backend.counterfactual.search import SearchSettings
+from backend.counterfactual.search_settings import Lengths
 from backend.detectors import registry
 from backend.detectors.card import THRESHOLD
 from backend.evaluate import edits, published
@@ -37,6 +38,7 @@ class CounterfactualConfig(Config):
         factors: Multiples of the generator's own step.
         steps: Steps of a search at most.
         kappa: Margin of a search, in [0, 1): it ends once p_real - p_fake passes it.
+        lengths: How the steps of a search differ between the rows of a code: `equal` as in the paper, or `visible`.
     """
 
     detectors: tuple[str, ...] = ()
@@ -49,6 +51,7 @@ class CounterfactualConfig(Config):
     factors: tuple[float, ...] = (0.25, 0.5, 2.0, 4.0)
     steps: int = 100
     kappa: float = SearchSettings.kappa
+    lengths: Lengths = SearchSettings.lengths
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,7 @@ class CounterfactualProtocol(Protocol):
             factor=options["factor"],
             steps=config.steps,
             kappa=config.kappa,
+            lengths=config.lengths,
             variant=config.variant,
             source=source,
         )
@@ -164,6 +168,11 @@ class CounterfactualProtocol(Protocol):
             "coincide; for 'reconstruction' it is the generator's inversion."
         )
         said.append("Quality is measured on successes only, so methods are compared on different pictures.")
+        if self.config.lengths == "visible":
+            said.append(
+                "The steps of a search are shorter in rows of the code to which the generator reacts more; the paper's "
+                "are equal, which --set lengths=equal does."
+            )
         missing = [identity.identity_missing(), likeness.lpips_missing()]
         return said + [reason for reason in missing if reason is not None]
 

@@ -1,0 +1,146 @@
+"""How visible the rows of a code are, and the steps of a search that follow from it."""
+
+import pytest
+import torch
+from torch import nn
+
+from backend import examples, images, settings, weights
+from backend.counterfactual.search import LONGEST, SearchSettings, search
+from backend.counterfactual.story import explain_photo
+from backend.generators import inversion, visibility
+from backend.generators.inversion import Inverter
+from backend.progress import finish
+from backend.training import install, modelcard
+from tests.test_inversion import CHANNELS, small_inverter
+from tests.toys import DARKER, ROWS, STEP, ToyEncoder, grey, toy_detector, toy_inverter
+
+GAINS = (4.0, 1.0, 0.5, 0.002)
+
+
+class Weighted(nn.Module):
+    """Every pixel is the sum over rows of gain * its own coordinate."""
+
+    size, rows, style_dim = 8, len(GAINS), 192
+
+    def mapping(self, z: torch.Tensor) -> torch.Tensor:
+        return z
+
+    def synthesize(self, codes: torch.Tensor, *, resolution: int | None = None) -> torch.Tensor:
+        return (codes * torch.tensor(GAINS)[:, None]).sum(1).view(-1, 3, 8, 8)
+
+
+class Inverse(nn.Module):
+    input_size = 8
+
+    def forward(self, faces: torch.Tensor, lacking: torch.Tensor | None = None) -> torch.Tensor:
+        return faces.flatten(1)[:, None].expand(-1, len(GAINS), -1)
+
+
+def test_visibility_of_a_linear_generator_is_its_gains():
+    # A change of +-1 moves every pixel by its gain in [-1, 1], and by half of it in [0, 1].
+    inverter = Inverter(Weighted(), Inverse(), torch.zeros(len(GAINS), 192), "toy", "embedded", STEP)
+    assert visibility.measure(inverter, faces=3) == pytest.approx([gain / 2 for gain in GAINS], rel=0.01)
+
+
+def test_it_repeats_and_depends_on_the_seed():
+    inverter = small_inverter()
+    found = visibility.measure(inverter)
+    assert found == visibility.measure(inverter) and len(found) == inverter.rows
+    assert visibility.measure(inverter, seed=1) != found
+
+
+def test_the_shipped_numbers_are_those_of_the_shipped_networks():
+    inverter = inversion.load()
+    assert inverter.visibility == weights.entry("encoder").options["visibility"]
+    assert visibility.measure(inverter) == pytest.approx(inverter.visibility, rel=0.02)
+
+
+def run(visible, **chosen):
+    inverter = toy_inverter()
+    inverter.visibility = visible
+    return finish(search(inverter, toy_detector(), grey(200), SearchSettings(**{"kappa": 0.1} | chosen)))
+
+
+def test_steps_are_shorter_in_rows_that_show_more():
+    # The root of the mean square of six ones and six sevens is 5.
+    found = run([1.0] * 6 + [7.0] * 6, steps=2)
+    expected = torch.tensor([5 * STEP] * 6 + [5 / 7 * STEP] * 6)
+    assert torch.allclose(found.lengths, expected)
+    moved = found.codes - found.codes_start
+    assert torch.allclose(moved, (-2 * expected)[None, :, None].expand_as(moved), atol=1e-5)
+    darker = 2 * DARKER * (5 + 5 / 7) / 2  # the toy's rows weigh alike whatever was said of them
+    assert found.counterfactual.mean().item() == pytest.approx(200 / 255 - darker, abs=0.5 / 255)
+
+
+def test_closed_rows_do_not_count():
+    found = run([1.0] * 4 + [2.0] * 4 + [50.0] * 4, levels=("S", "M"), steps=1)
+    root = (2.5) ** 0.5
+    assert torch.allclose(found.lengths, torch.tensor([root * STEP] * 4 + [root / 2 * STEP] * 4))
+
+
+@pytest.mark.parametrize("visible", [[1.0] * 6 + [7.0] * 6, []])
+def test_equal_steps_are_the_paper_s(visible):
+    found, paper = run(visible, lengths="equal" if visible else "visible"), run([])
+    assert torch.equal(found.codes, paper.codes)
+    assert torch.equal(found.lengths, torch.full((ROWS,), STEP))
+
+
+def test_a_row_that_shows_nothing_does_not_run_away():
+    found = run([0.0] + [1.0] * 11, steps=1)
+    assert found.lengths[0].item() == pytest.approx(LONGEST * STEP)
+    assert found.codes.isfinite().all()
+
+
+def test_a_generator_that_was_tuned_keeps_it():
+    inverter = small_inverter()
+    inverter.visibility, inverter.feedback = [1.0] * 8, [0.5]
+    other = inverter.with_generator(small_inverter().generator)
+    assert (other.visibility, other.feedback, other.encoder) == ([1.0] * 8, [0.5], inverter.encoder)
+    assert other.generator is not inverter.generator and isinstance(other, Inverter)
+
+
+def test_faces_turn_sooner_and_stay_closer_than_with_equal_steps():
+    face = images.read(examples.FOLDER / "swapped_1.png")
+    ours, paper = (
+        finish(explain_photo(face, "xception", SearchSettings(lengths=lengths))).record()
+        for lengths in ("visible", "equal")
+    )
+    assert ours["flipped"] and paper["flipped"]
+    assert len(set(paper["lengths"])) == 1 < len(set(ours["lengths"]))
+    assert ours["steps"] < paper["steps"]
+    assert ours["metrics"]["psnr"] > paper["metrics"]["psnr"]
+
+
+def test_installing_an_encoder_measures_and_another_generator_forgets(tmp_path, monkeypatch):
+    changed = settings.Settings(weights_dir=tmp_path / "weights")
+    for module in (install, weights, modelcard):
+        monkeypatch.setattr(module, "SETTINGS", changed)
+    changed.weights_dir.mkdir()
+    saved = small_inverter()
+    state = {f"generator.{key}": value for key, value in saved.generator.state_dict().items()}
+    weights.save_half(tmp_path / "generator.safetensors", state | {"latent_average": saved.latent_average})
+    weights.save_half(tmp_path / "encoder.safetensors", saved.encoder.state_dict())
+    drawn = {
+        "size": 32,
+        "mapping_layers": 1,
+        "template": "embedded",
+        "channels": {str(k): v for k, v in CHANNELS.items()},
+    }
+    read = {"input_size": 32, "width": 0.0625}
+    weights.entries.cache_clear()
+    try:
+        for name, options in (("generator", drawn), ("encoder", read)):
+            install.install(name, tmp_path / f"{name}.safetensors", options, "photographs")
+        measured = weights.entry("encoder").options["visibility"]
+        assert measured == pytest.approx(visibility.measure(saved), rel=0.05)
+        install.install("generator", tmp_path / "generator.safetensors", drawn, "photographs")
+        assert "visibility" not in weights.entry("encoder").options
+    finally:
+        weights.entries.cache_clear()
+
+
+def test_the_toy_encoder_is_not_asked():
+    """Searches take what is stored; nothing is measured while a visitor waits."""
+    inverter = toy_inverter()
+    assert isinstance(inverter.encoder, ToyEncoder) and not hasattr(inverter.generator, "mapping")
+    assert finish(search(inverter, toy_detector(), grey(200))).flipped.all()
