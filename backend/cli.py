@@ -229,7 +229,7 @@ def _add_counterfactual(commands: Any) -> None:
         "--lengths",
         choices=("visible", "equal"),
         default="visible",
-        help="steps that change the picture as far in every row of the codes, or steps of equal length, as published "
+        help="steps in the rows of a code: shorter where our generator reacts more, or equal as published "
         "(default: %(default)s)",
     )
     search.add_argument("--steps", type=int, help="steps at most (default: 100; for a video 40)")

@@ -142,9 +142,10 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
     )
     stopping = options.side == "stopping"
     level = levels.parse(options.level)
-    settings = SearchSettings(level, epsilon=options.epsilon, steps=options.steps, early_stop=stopping)
+    usual = {"epsilon": options.epsilon, "lengths": "equal"}  # the published steps
+    settings = SearchSettings(level, steps=options.steps, early_stop=stopping, **usual)
     # One step beforehand pays what only a first step pays.
-    warm = SearchSettings(level, epsilon=options.epsilon, steps=1, early_stop=False)
+    warm = SearchSettings(level, steps=1, early_stop=False, **usual)
     with runtime.frozen(*inverter.modules(), detector):
         if options.side == "loop":
             loop(inverter, detector, faces, warm)

@@ -6,11 +6,13 @@ python -m benchmarks.epsilon --fakes runs/fakes/val --detector xception --count 
 import argparse
 import json
 from pathlib import Path
+from typing import get_args
 
 import torch
 
 from backend import runtime
 from backend.counterfactual.search import SearchSettings, search
+from backend.counterfactual.search_settings import Lengths
 from backend.detectors import registry
 from backend.generators import inversion
 from backend.progress import finish
@@ -26,7 +28,7 @@ def main() -> None:
     parser.add_argument("--detector", default="xception")
     parser.add_argument("--count", type=int, default=24)
     parser.add_argument("--kappa", type=float, default=SearchSettings.kappa)
-    parser.add_argument("--lengths", default=SearchSettings.lengths)
+    parser.add_argument("--lengths", choices=get_args(Lengths), default=SearchSettings.lengths)
     options = parser.parse_args()
     runtime.keep_freed_memory()
     inverter, detector = inversion.load(), registry.load(options.detector)

@@ -11,12 +11,13 @@ import json
 import statistics
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from backend import runtime
 from backend.counterfactual.search import SearchSettings
+from backend.counterfactual.search_settings import Lengths
 from backend.counterfactual.story import explain_photo
 from backend.errors import UserError
 from backend.progress import finish
@@ -31,7 +32,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--composite", default="transfer")
-    parser.add_argument("--lengths", default=SearchSettings.lengths)
+    parser.add_argument("--lengths", choices=get_args(Lengths), default=SearchSettings.lengths)
     options = parser.parse_args()
     runtime.keep_freed_memory()
     settings = SearchSettings(composite=options.composite, lengths=options.lengths)

@@ -33,9 +33,10 @@ COMPOSITES = [
     ("Show the generator's own drawing (reconstruction)", "reconstruction"),
 ]
 LENGTHS = [
-    ("Shorter where the picture reacts more: the change stays smaller", "visible"),
+    ("Shorter where the picture reacts more, longer elsewhere: less of it changes", "visible"),
     ("Equal in all rows, as in the paper", "equal"),
 ]
+ROWS = "A fetched generator whose rows were not measured takes equal steps; the result says so."
 WAITING = "*First choose a photo with a face, in step 1 above.*"
 FRAME_SECONDS = 0.3  # between two pictures of a running search; the score is shown at every step
 STOPPED = "**Stopped.** What the search had reached stays below; choose a detector and start again whenever you like."
@@ -89,7 +90,7 @@ class CounterfactualTab:
         self.epsilon = gr.Number(
             label="Length of a step (epsilon)", info="0 stands for the length that suits the generator."
         )
-        self.lengths = gr.Radio(LENGTHS, value=DEFAULTS.lengths, label="Steps in the rows of the code")
+        self.lengths = gr.Radio(LENGTHS, value=DEFAULTS.lengths, label="Steps in the rows of the code", info=ROWS)
         self.composite = gr.Radio(COMPOSITES, value=DEFAULTS.composite, label="How the changed face is put together")
         self.kappa = gr.Slider(
             0, 0.9, DEFAULTS.kappa, step=0.05, label="Margin (kappa)", info="How clearly it must say “real”."

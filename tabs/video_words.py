@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from backend.detectors import registry
 from backend.detectors.card import verdict
-from tabs.words import SCALE, table
+from tabs.words import SCALE, in_rows, table
 
 if TYPE_CHECKING:
     from backend.counterfactual.film_result import Film, FilmFrame
@@ -72,7 +72,7 @@ def settings_line(record: dict) -> str:
     return (
         f"Settings: detector {record['detector']}, generator {record['generator']}, levels "
         f"{','.join(settings['levels'])}, at most {settings['steps']} steps for {record['batch']} frames together, "
-        f"epsilon {record['epsilon']:g}, {settings['lengths']} lengths, kappa {settings['kappa']:g}, "
+        f"epsilon {record['epsilon']:g}{in_rows(record)}, kappa {settings['kappa']:g}, "
         f"composite {settings['composite']}; "
         f"{record['seconds']:.1f} seconds; {packages}."
     )

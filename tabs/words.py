@@ -235,14 +235,14 @@ def settings_line(record: dict[str, Any]) -> str:
     packages = ", ".join(f"{name} {version}" for name, version in versions.items())
     return (
         f"Settings: detector {record['detector']}, generator {record['generator']}, levels {record['level']}, "
-        f"{record['steps']} of at most {settings['steps']} steps, epsilon {record['epsilon']:g}{_rows(record)}, "
+        f"{record['steps']} of at most {settings['steps']} steps, epsilon {record['epsilon']:g}{in_rows(record)}, "
         f"kappa {settings['kappa']:g}, composite {record['composite']}, {settings.get('refine', 0)} steps for a closer "
         f"reconstruction, seed {settings['seed']}; "
         f"{record['seconds']:.1f} seconds; {packages}."
     )
 
 
-def _rows(record: dict[str, Any]) -> str:
+def in_rows(record: dict[str, Any]) -> str:
     """Say that steps differed between rows, where they did."""
     lengths = record.get("lengths") or [record["epsilon"]]
     low, high = min(lengths), max(lengths)

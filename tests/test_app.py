@@ -149,10 +149,24 @@ def test_a_closer_reconstruction_is_asked_for(closer: bool, tmp_path: Path, monk
     monkeypatch.setattr(story, "explain_photo", no_story)
     with gr.Blocks():
         tab = CounterfactualTab(PhotoStep())
-    arguments = [str(tmp_path / "photo.png"), 1, "xception", ["S"], 5, None, "transfer", 0.3, closer, 0, "generator"]
+    arguments = [
+        str(tmp_path / "photo.png"),
+        1,
+        "xception",
+        ["S"],
+        5,
+        None,
+        "equal",
+        "transfer",
+        0.3,
+        closer,
+        0,
+        "generator",
+    ]
     with pytest.raises(UserError, match="Enough"):
         list(tab._search(*arguments, None))
     assert asked[0].refine == (RefineSettings.steps if closer else 0)
+    assert (asked[0].lengths, asked[0].composite, asked[0].kappa) == ("equal", "transfer", 0.3)
 
 
 def test_as_many_faces_are_marked_as_can_be_picked() -> None:

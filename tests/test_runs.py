@@ -234,7 +234,7 @@ def test_an_outcome_replaces_a_failed_one(tmp_path):
     store.close()
 
 
-def test_a_setting_that_came_since_does_not_end_a_run(reference, tmp_path):
+def test_a_setting_that_came_since_does_not_end_a_run(reference, tmp_path, monkeypatch):
     protocol, data = ToyProtocol(ToyConfig()), reference[0]
     evaluated(protocol, data, tmp_path)
     with contextlib.closing(sqlite3.connect(tmp_path / FILE)) as kept, kept:
@@ -244,6 +244,9 @@ def test_a_setting_that_came_since_does_not_end_a_run(reference, tmp_path):
     assert finish(runs.evaluate(protocol, data, tmp_path, resume=True)).counts["done"]
     with pytest.raises(UserError, match=r"The setting pause was 0\.0"):
         finish(runs.evaluate(ToyProtocol(ToyConfig(pause=0.001)), data, tmp_path, resume=True))
+    monkeypatch.setattr(ToyProtocol, "earlier", {"pause": 0.5})  # what such runs did is no longer what is usual
+    with pytest.raises(UserError, match=r"The setting pause was 0\.5 in this run and is 0\.0"):
+        finish(runs.evaluate(protocol, data, tmp_path, resume=True))
 
 
 def test_a_run_forgets_the_pictures_at_its_end(reference, tmp_path):

@@ -7,12 +7,13 @@ from torch import nn
 from backend import examples, images, settings, weights
 from backend.counterfactual.search import LONGEST, SearchSettings, search
 from backend.counterfactual.story import explain_photo
+from backend.errors import UserError
 from backend.generators import inversion, visibility
 from backend.generators.inversion import Inverter
 from backend.progress import finish
 from backend.training import install, modelcard
-from tests.test_inversion import CHANNELS, small_inverter
-from tests.toys import DARKER, ROWS, STEP, ToyEncoder, grey, toy_detector, toy_inverter
+from tests.test_inversion import CHANNELS, codes, small_inverter
+from tests.toys import DARKER, ROWS, STEP, grey, toy_detector, toy_inverter
 
 GAINS = (4.0, 1.0, 0.5, 0.002)
 
@@ -78,11 +79,25 @@ def test_closed_rows_do_not_count():
     assert torch.allclose(found.lengths, torch.tensor([root * STEP] * 4 + [root / 2 * STEP] * 4))
 
 
-@pytest.mark.parametrize("visible", [[1.0] * 6 + [7.0] * 6, []])
+@pytest.mark.parametrize("visible", [[1.0] * 6 + [7.0] * 6, [], [0.0] * ROWS])
 def test_equal_steps_are_the_paper_s(visible):
-    found, paper = run(visible, lengths="equal" if visible else "visible"), run([])
-    assert torch.equal(found.codes, paper.codes)
+    found = run(visible, lengths="equal" if any(visible) else "visible", steps=3)
     assert torch.equal(found.lengths, torch.full((ROWS,), STEP))
+    moved = found.codes - found.codes_start
+    assert torch.allclose(moved, torch.full_like(moved, -3 * STEP), atol=1e-5)
+    assert ("was not measured" in found.summary) == (visible == [])
+    assert "was not measured" not in run([], lengths="equal").summary
+
+
+def test_steps_against_the_slope_differ_between_rows_too():
+    found = run([1.0] * 6 + [7.0] * 6, steps=1, epsilon=-STEP, early_stop=False)
+    moved = found.codes - found.codes_start
+    assert torch.allclose(moved[0, :, 0], torch.tensor([5 * STEP] * 6 + [5 / 7 * STEP] * 6), atol=1e-5)
+
+
+def test_an_unknown_way_of_steps_is_refused():
+    with pytest.raises(UserError, match="longer"):
+        run([], lengths="longer")
 
 
 def test_a_row_that_shows_nothing_does_not_run_away():
@@ -91,12 +106,15 @@ def test_a_row_that_shows_nothing_does_not_run_away():
     assert found.codes.isfinite().all()
 
 
-def test_a_generator_that_was_tuned_keeps_it():
+def test_a_search_in_a_tuned_generator_keeps_them():
     inverter = small_inverter()
-    inverter.visibility, inverter.feedback = [1.0] * 8, [0.5]
-    other = inverter.with_generator(small_inverter().generator)
-    assert (other.visibility, other.feedback, other.encoder) == ([1.0] * 8, [0.5], inverter.encoder)
-    assert other.generator is not inverter.generator and isinstance(other, Inverter)
+    inverter.visibility = [1.0] * 4 + [2.0] * 4
+    with torch.no_grad():
+        wanted = (0.5 * inverter.synthesize(codes(1)) + 0.5 * inverter.synthesize(codes(1, seed=2))).clamp(0.1, 0.9)
+    asked = SearchSettings(tune=8, steps=1)
+    found = finish(search(inverter, toy_detector(threshold=0.0, size=32), wanted, asked))
+    assert found.tuned is not None and found.tuned.inverter is not inverter
+    assert found.lengths[0].item() == pytest.approx(2 * found.lengths[-1].item())
 
 
 def test_faces_turn_sooner_and_stay_closer_than_with_equal_steps():
@@ -111,7 +129,7 @@ def test_faces_turn_sooner_and_stay_closer_than_with_equal_steps():
     assert ours["metrics"]["psnr"] > paper["metrics"]["psnr"]
 
 
-def test_installing_an_encoder_measures_and_another_generator_forgets(tmp_path, monkeypatch):
+def test_rows_are_measured_once_generator_and_encoder_are_there(tmp_path, monkeypatch, caplog):
     changed = settings.Settings(weights_dir=tmp_path / "weights")
     for module in (install, weights, modelcard):
         monkeypatch.setattr(module, "SETTINGS", changed)
@@ -121,6 +139,7 @@ def test_installing_an_encoder_measures_and_another_generator_forgets(tmp_path, 
     weights.save_half(tmp_path / "generator.safetensors", state | {"latent_average": saved.latent_average})
     weights.save_half(tmp_path / "encoder.safetensors", saved.encoder.state_dict())
     drawn = {
+        "epsilon": 0.01,
         "size": 32,
         "mapping_layers": 1,
         "template": "embedded",
@@ -129,18 +148,15 @@ def test_installing_an_encoder_measures_and_another_generator_forgets(tmp_path, 
     read = {"input_size": 32, "width": 0.0625}
     weights.entries.cache_clear()
     try:
-        for name, options in (("generator", drawn), ("encoder", read)):
+        for number, (name, options) in enumerate((("encoder", read), ("generator", drawn))):
             install.install(name, tmp_path / f"{name}.safetensors", options, "photographs")
+            install.measure_rows()
+            assert ("visibility" in weights.entry("encoder").options) == (number == 1)
         measured = weights.entry("encoder").options["visibility"]
         assert measured == pytest.approx(visibility.measure(saved), rel=0.05)
-        install.install("generator", tmp_path / "generator.safetensors", drawn, "photographs")
+        install.install("encoder", tmp_path / "encoder.safetensors", {"width": 0.25}, "photographs")
+        install.measure_rows()  # an entry that does not say what is in its file
         assert "visibility" not in weights.entry("encoder").options
+        assert "do not fit" in caplog.text
     finally:
         weights.entries.cache_clear()
-
-
-def test_the_toy_encoder_is_not_asked():
-    """Searches take what is stored; nothing is measured while a visitor waits."""
-    inverter = toy_inverter()
-    assert isinstance(inverter.encoder, ToyEncoder) and not hasattr(inverter.generator, "mapping")
-    assert finish(search(inverter, toy_detector(), grey(200))).flipped.all()

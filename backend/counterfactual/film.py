@@ -78,6 +78,7 @@ class FilmSearch:
         self._others: dict[int, Scores] = {}
         self._offset: Tensor | None = None
         self._epsilon = 0.0
+        self._lengths: tuple[float, ...] = ()
         self._started = time.perf_counter()
 
     def run(self) -> Job[Film]:
@@ -133,6 +134,7 @@ class FilmSearch:
             detector=self._detector.card.name,
             generator=self._inverter.name,
             epsilon=self._epsilon,
+            lengths=self._lengths,
             settings=self.settings,
             batch=BATCH,
             stopped=any(frame.skipped == NOT_REACHED for frame in self.frames()),
@@ -186,7 +188,7 @@ class FilmSearch:
         job = search(self._inverter, self._detector, crops, self.settings, view, offset=self._offset)
         told = f"Of {len(self.clip.frames)} frames, {which}. "
         outcome = yield from counted(job, total, start, told)
-        self._epsilon = outcome.epsilon
+        self._epsilon, self._lengths = outcome.epsilon, outcome.row_lengths
         for place, number in enumerate(batch):
             if not outcome.already_real[place]:
                 changed = images.to_array(outcome.counterfactual[place])

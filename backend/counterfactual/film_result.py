@@ -85,6 +85,7 @@ class Film:
         detector: Name of the detector.
         generator: Name of the generator.
         epsilon: Step that was used.
+        lengths: What it came to in every open row.
         settings: Settings of the search.
         batch: How many frames were searched together.
         stopped: Whether it was stopped before the last frame.
@@ -102,6 +103,7 @@ class Film:
     detector: str
     generator: str
     epsilon: float
+    lengths: tuple[float, ...]
     settings: SearchSettings
     batch: int
     stopped: bool
@@ -185,6 +187,7 @@ class Film:
             "rate": self.rate,
             "source": self.source,
             "epsilon": self.epsilon,
+            "lengths": list(self.lengths),
             "batch": self.batch,
             "settings": asdict(self.settings),
             "weights": self.hashes,

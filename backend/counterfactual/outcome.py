@@ -35,8 +35,9 @@ class Search:
         used_log_odds: The sigmoid was saturated at some step, and the slope before it was followed, (N,).
         trajectory: p_fake (steps made + 1, N), the first row before any update; a face that is done keeps its value.
             Of drafts, until a face passed.
-        epsilon: Step that was used.
+        epsilon: Step that was used; where lengths differ, an equal one that would change a picture as far.
         lengths: What it came to in every open row, (n,); all alike where steps are equal.
+        measured: Whether it was known how visible the generator's rows are.
         level: Levels that were open, as `S,M,D`.
         resolution: Side in pixels of what was drawn while searching; what is handed back was drawn at `full_size`.
         full_size: Side in pixels of the generator's pictures.
@@ -68,6 +69,7 @@ class Search:
     trajectory: Tensor
     epsilon: float
     lengths: Tensor
+    measured: bool
     level: str
     resolution: int
     full_size: int
@@ -91,6 +93,11 @@ class Search:
         }
 
     @property
+    def row_lengths(self) -> tuple[float, ...]:
+        """Return the step of every open row, to three digits."""
+        return tuple(float(f"{value:.3g}") for value in self.lengths)
+
+    @property
     def summary(self) -> str:
         """Say in plain words what happened."""
         return self._one() if len(self.flipped) == 1 else self._many()
@@ -103,7 +110,7 @@ class Search:
         scores = f"from {before:.2f} to {after:.2f} (0 = real, 1 = fake)"
         rows = " and ".join(f"{level} ({WORDS[level]})" for level in self.settings.levels)
         where = f"changing the style levels {rows}" if len(self.settings.levels) > 1 else f"changing style level {rows}"
-        steps = f"{int(self.steps[0])} step{'' if self.steps[0] == 1 else 's'} of {abs(self.epsilon):g}"
+        steps = f"{int(self.steps[0])} step{'' if self.steps[0] == 1 else 's'} (epsilon {abs(self.epsilon):g})"
         if self.flipped[0]:
             call = verdicts.call(after)
             text = f"After {steps}, {where}, the detector {self.detector} {call}: p_fake went {scores}."
@@ -113,15 +120,21 @@ class Search:
             text += " It did so as soon as the generator had drawn the face, before any change was searched."
         if self.used_log_odds[0]:
             text += " The detector was so sure at first that its slope vanished; the log-odds showed the way."
-        return text + self._drafts()
+        return text + self._rows() + self._drafts()
 
     def _many(self) -> str:
         searched = int((~self.already_real).sum())
         text = f"Of {len(self.flipped)} faces, the detector {self.detector} put {searched} on the side of fake; "
         text += f"{int(self.flipped.sum())} of these went over to the side of real."
         if self.flipped.any():
-            text += f" The median took {int(self.steps[self.flipped].median())} steps of {abs(self.epsilon):g}."
-        return text + self._drafts()
+            text += f" The median took {int(self.steps[self.flipped].median())} steps (epsilon {abs(self.epsilon):g})."
+        return text + self._rows() + self._drafts()
+
+    def _rows(self) -> str:
+        """Say that steps were equal, where others were asked for and the generator's rows were never measured."""
+        if self.measured or self.settings.lengths == "equal" or self.already_real.all():
+            return ""
+        return " How visible this generator's rows are was not measured, so the steps were equal in all of them."
 
     def _drafts(self) -> str:
         """Say how the search drew, where that differs from what is shown."""

@@ -277,6 +277,7 @@ class _State:
             trajectory=trajectory.cpu(),
             epsilon=self.epsilon,
             lengths=self.lengths.cpu(),
+            measured=bool(self.inverter.visibility),
             level=",".join(self.settings.levels),
             resolution=self.renderer.effort.resolution,
             full_size=self.inverter.size,
@@ -295,10 +296,10 @@ class _State:
 def _lengths(inverter: Inverter, opened: list[int], settings: SearchSettings) -> Tensor:
     """Return the step of every open row in units of epsilon, (n,).
 
-    A row's step is the shorter the further it changes the picture, so that all rows change it as far; together as far
-    as equal steps would. On the embedded generator the same faces turn after half the steps, and 3 dB closer.
+    The further a row changes the picture (`visibility.measure`), the shorter its step: random steps of these lengths
+    change it as far in every row, and in all rows together as far as equal ones. Measured: the model card.
     """
-    if settings.lengths == "equal" or not inverter.visibility:
+    visibility = torch.tensor(inverter.visibility)[opened] if inverter.visibility else torch.zeros(0)
+    if settings.lengths == "equal" or not visibility.any():
         return torch.ones(len(opened))
-    visibility = torch.tensor(inverter.visibility)[opened]
     return (visibility.square().mean().sqrt() / visibility).clamp(max=LONGEST)

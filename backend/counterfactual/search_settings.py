@@ -20,11 +20,12 @@ class SearchSettings:
 
     Args:
         levels: Style levels whose rows may change, of `S`, `M`, `D`.
-        epsilon: Length of a step in a coordinate of a code; None takes the generator's own. A negative one
-            climbs instead, which is useful as a check.
-        lengths: `visible`: a step changes the picture as far in every row, and by all rows together as far as steps
-            of `epsilon` in each of them would; a generator whose rows were never measured takes equal ones. `equal`:
-            `epsilon` in every row, as in the paper.
+        epsilon: Length of a step in every coordinate of a code, before `lengths`; None takes the generator's own. A
+            negative one climbs instead, which is useful as a check.
+        lengths: `visible`: shorter in rows to which the generator reacts more and longer in the others, so that random
+            steps would change the picture as far in every row, and together as far as steps of `epsilon` in all of
+            them; a generator whose rows were never measured takes equal ones. `equal`: `epsilon` in every row, as in
+            the paper.
         steps: How many steps at most; no coordinate moves further than that many steps of its row from where
             the search starts; a video starts each frame at the offset of the one before.
         kappa: A face is done once p_real - p_fake passes this margin, in [0, 1).

@@ -125,7 +125,7 @@ class Story:
             "used_log_odds": bool(found.used_log_odds[0]),
             "steps": int(found.steps[0]),
             "epsilon": found.epsilon,
-            "lengths": [float(f"{value:.3g}") for value in found.lengths],
+            "lengths": list(found.row_lengths),
             "level": found.level,
             "composite": found.settings.composite,
             "searched": {

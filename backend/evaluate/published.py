@@ -18,7 +18,8 @@ _CELEB_DF = {
 
 WHY_TRANSFER_DIFFERS = (
     "It differs from ours because the paper attacks video fakes with a 1024-pixel generator and full-size detectors "
-    "that were trained on such fakes, stops no search early, draws the whole reconstruction, and names no denominator."
+    "that were trained on such fakes, stops no search early, draws the whole reconstruction, takes equal steps in all "
+    "rows of a code, and names no denominator."
 )
 
 

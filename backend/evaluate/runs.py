@@ -157,6 +157,8 @@ def _check_same(store: Store, about: dict[str, Any], protocol: Protocol) -> None
 
 def _usual(protocol: Protocol, name: str) -> Any:
     """Return what a setting is where nothing is said of it, as JSON gives it back."""
+    if name in protocol.earlier:
+        return protocol.earlier[name]
     default = next(one.default for one in dataclasses.fields(protocol.Settings) if one.name == name)
     return json.loads(json.dumps(default))
 

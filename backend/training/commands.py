@@ -146,6 +146,8 @@ def run(options: argparse.Namespace, on_step: OnStep) -> reports.Report:
         for name, file in report["files"].items():
             facts = {"source": f"{_command(options)}, on {trained_on}"} | report["options"][name]
             install.install(name, Path(file), facts, trained_on)
+        if {"generator", "encoder"} & set(report["files"]):
+            install.measure_rows()
     return report
 
 

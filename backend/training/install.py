@@ -1,5 +1,6 @@
 """Put a trained file into `weights/` and its facts into `weights/registry.toml`."""
 
+import logging
 import shutil
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+logger = logging.getLogger(__name__)
 LICENCE = "non-commercial research and teaching"
 SOURCES = {
     "generator": "python -m backend train generator",
@@ -48,7 +50,7 @@ def install(name: str, file: Path, options: dict[str, Any], trained_on: str) -> 
     if file.resolve() != target.resolve():
         shutil.copyfile(file, target)
     path = SETTINGS.weights_dir / "registry.toml"
-    registry: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    registry = _read(path)
     before = registry.get(name, {})
     facts = {
         "profile": "embedded",
@@ -59,19 +61,38 @@ def install(name: str, file: Path, options: dict[str, Any], trained_on: str) -> 
         "source": SOURCES.get(name, f"python -m backend train detector {name}") + f", on {trained_on}",
     }
     registry[name] = before | FACTS.get(name, DETECTOR_FACTS) | facts | options
-    _measure_rows(registry, name)
-    path.write_text(HEADER + tomli_w.dumps(dict(sorted(registry.items()))), encoding="utf-8")
-    weights.entries.cache_clear()
-    modelcard.update()
+    _write(path, registry)
     return weights.entry(name)
 
 
-def _measure_rows(registry: dict[str, Any], name: str) -> None:
-    """Note how visible the rows of codes are, which generator and encoder decide together."""
-    if name == "generator" and "encoder" in registry:
-        registry["encoder"].pop("visibility", None)  # of the generator before; measured with the next encoder
-    if name == "encoder" and "generator" in registry:
-        drawing = weights.read_checkpoint(SETTINGS.weights_dir / registry["generator"]["file"])
-        encoding = weights.read_checkpoint(SETTINGS.weights_dir / registry[name]["file"])
-        inverter = inversion.from_tensors(drawing, encoding, registry["generator"], registry[name], "generator")
-        registry[name]["visibility"] = list(visibility.measure(inverter))
+def measure_rows() -> None:
+    """Note with the encoder how visible the rows of codes are, which generator and encoder decide together.
+
+    To be called once both are in place. Without one of them, or where they do not fit each other, nothing is noted, and
+    a search takes equal steps.
+    """
+    path = SETTINGS.weights_dir / "registry.toml"
+    registry = _read(path)
+    if not {"generator", "encoder"} <= set(registry):
+        return
+    registry["encoder"].pop("visibility", None)
+    drawing, encoding = (
+        weights.read_checkpoint(SETTINGS.weights_dir / registry[name]["file"]) for name in ("generator", "encoder")
+    )
+    try:
+        inverter = inversion.from_tensors(drawing, encoding, registry["generator"], registry["encoder"], "generator")
+    except RuntimeError:  # networks of different sizes, until the other is trained too
+        logger.warning("Generator and encoder do not fit each other: train the other one too.")
+    else:
+        registry["encoder"]["visibility"] = list(visibility.measure(inverter))
+    _write(path, registry)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return tomllib.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _write(path: Path, registry: dict[str, Any]) -> None:
+    path.write_text(HEADER + tomli_w.dumps(dict(sorted(registry.items()))), encoding="utf-8")
+    weights.entries.cache_clear()
+    modelcard.update()

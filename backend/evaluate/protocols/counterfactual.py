@@ -1,12 +1,12 @@
 """How good counterfactuals are, beside attacks on pixels: success, quality, transfer, levels, step length."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from backend import images, verdicts
+from backend import images, verdicts, weights
 from backend.counterfactual.levels import LEVELS
 from backend.counterfactual.search import SearchSettings
 from backend.counterfactual.search_settings import Lengths
@@ -69,6 +69,7 @@ class CounterfactualProtocol(Protocol):
     )
     source = "Protocol of Artifact-Eraser (Dong et al. 2024, arXiv 2404.08341, section 4)."
     Settings = CounterfactualConfig
+    earlier: ClassVar[Mapping[str, Any]] = {"lengths": "equal"}
 
     @classmethod
     def preset(cls, name: str) -> CounterfactualConfig:
@@ -85,11 +86,13 @@ class CounterfactualProtocol(Protocol):
         return [*self.config.detectors, *self.config.attacked, "generator", "encoder"]
 
     def measures(self) -> dict[str, str]:
-        """Return which networks measure identity and LPIPS."""
+        """Return which networks measure identity and LPIPS, and what of a search the model files do not say."""
         recogniser = identity.recogniser()
         return {
             "identity": recogniser.name if recogniser else str(identity.identity_missing()),
             "lpips": likeness.lpips_missing() or "AlexNet, version 0.1",
+            "search": f"epsilon {weights.entry('generator').options['epsilon']:g}, visibility of the rows "
+            f"{list(weights.entry('encoder').options.get('visibility', ()))}",
         }
 
     def items(self, data: Dataset) -> list[Item]:
@@ -170,8 +173,8 @@ class CounterfactualProtocol(Protocol):
         said.append("Quality is measured on successes only, so methods are compared on different pictures.")
         if self.config.lengths == "visible":
             said.append(
-                "The steps of a search are shorter in rows of the code to which the generator reacts more; the paper's "
-                "are equal, which --set lengths=equal does."
+                "The steps of a search are shorter in rows of the code to which the generator reacts more, and longer "
+                "in the others, where its rows were measured; the paper's are equal, which --set lengths=equal does."
             )
         missing = [identity.identity_missing(), likeness.lpips_missing()]
         return said + [reason for reason in missing if reason is not None]

@@ -73,6 +73,9 @@ class Protocol(ABC):
     title: ClassVar[str]
     about: ClassVar[str]
     source: ClassVar[str]
+    earlier: ClassVar[
+        Mapping[str, Any]
+    ] = {}  # what runs did from before there was a setting, unless as it is usual now
     Settings: ClassVar[type]
 
     @classmethod
