@@ -85,7 +85,9 @@ LIU = "Liu et al. 2022, arXiv 2203.11433"
 ERASER = ", as in Artifact-Eraser, arXiv 2404.08341"
 BOX: Needs = "a white-box detector"
 TRAINED: Needs = "trained weights"
-HALF, MORE, MOST = (trnet.TRNetSettings(strength=one) for one in (0.5, 1.5, trnet.STRONGEST))
+HALF, MORE, MOST = (
+    trnet.TRNetSettings(strength=one) for one in (0.5, 1.75, trnet.STRONGEST)
+)  # 1.75 keeps a little more likeness than GANprintR
 _TABLE = (
     Attack("noise", "Noise", FRANK, "nothing", noise.attack, noise.NoiseSettings()),
     Attack("fgsm", "FGSM", GOODFELLOW, BOX, fgsm.attack, fgsm.FGSMSettings()),
@@ -97,7 +99,7 @@ _TABLE = (
     Attack("ganprintr", "GANprintR", NEVES, TRAINED, ganprintr.attack, ganprintr.GanprintrSettings(), ganprintr.ENTRY),
     Attack("trnet", "TR-Net", LIU, TRAINED, trnet.attack, trnet.TRNetSettings(), trnet.ENTRY),
     Attack("trnet_half", "TR-Net, half its change", LIU, TRAINED, trnet.attack, HALF, trnet.ENTRY),
-    Attack("trnet_more", "TR-Net, 1.5 times its change", LIU, TRAINED, trnet.attack, MORE, trnet.ENTRY),
+    Attack("trnet_more", "TR-Net, 1.75 times its change", LIU, TRAINED, trnet.attack, MORE, trnet.ENTRY),
     Attack("trnet_most", "TR-Net, twice its change", LIU, TRAINED, trnet.attack, MOST, trnet.ENTRY),
 )
 ATTACKS: dict[str, Attack] = {attack.name: attack for attack in _TABLE}
