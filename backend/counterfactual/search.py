@@ -2,8 +2,8 @@
 
 Artifact-Eraser, section 3.3, equations 2 to 4: steps of fixed length against the sign of the gradient of
 (p_fake - 0)^2, on the rows that the levels open. The paper prints a plus; a plus raises that loss. Its steps are equal
-in all rows; ours are shorter in those to which the generator reacts more (`_lengths`). Each step is one forward and one
-backward pass: the picture that is judged is the picture that is kept. Where drafts are enough for the steps
+in all rows; ours are shorter in those to which the generator reacts more (`step_lengths.py`). Each step is one forward
+and one backward pass: the picture that is judged is the picture that is kept. Where drafts are enough for the steps
 (`rendering.py`), a face that passes as a draft is drawn and judged exactly; if it does not pass as such, its search
 goes on without drafts.
 """
@@ -18,6 +18,7 @@ from backend.counterfactual.composite import as_saved
 from backend.counterfactual.outcome import Search
 from backend.counterfactual.rendering import Renderer, draft_effort
 from backend.counterfactual.search_settings import SearchSettings
+from backend.counterfactual.step_lengths import step_lengths
 from backend.detectors.card import THRESHOLD, Detector
 from backend.generators.inversion import Inverter
 from backend.generators.refinement import Refined, RefineSettings, refine
@@ -26,7 +27,6 @@ from backend.progress import Job, Step, counted
 from backend.runtime import MODEL_LOCK, frozen
 from backend.views import View
 
-LONGEST = 20.0  # epsilons a step in a row that shows hardly at all
 LIFT = 4096.0  # slope for float16, in which gradients of a usual size would round to zero
 
 
@@ -110,7 +110,8 @@ class _State:
         self.start = codes
         self.epsilon = inverter.epsilon if settings.epsilon is None else settings.epsilon
         self.opened = levels.mask(settings.levels, inverter.rows).nonzero().flatten().tolist()
-        self.lengths = (_lengths(inverter, self.opened, settings) * self.epsilon).to(codes.device)
+        lengths = step_lengths(inverter, self.opened, settings.lengths)
+        self.lengths = (lengths * self.epsilon).to(codes.device)
         effort = draft_effort(
             inverter,
             detector.card.input_size,
@@ -291,15 +292,3 @@ class _State:
             torch=torch.__version__,
             seconds=seconds,
         )
-
-
-def _lengths(inverter: Inverter, opened: list[int], settings: SearchSettings) -> Tensor:
-    """Return the step of every open row in units of epsilon, (n,).
-
-    The further a row changes the picture (`visibility.measure`), the shorter its step: random steps of these lengths
-    change it as far in every row, and in all rows together as far as equal ones. Measured: the model card.
-    """
-    visibility = torch.tensor(inverter.visibility)[opened] if inverter.visibility else torch.zeros(0)
-    if settings.lengths == "equal" or not visibility.any():
-        return torch.ones(len(opened))
-    return (visibility.square().mean().sqrt() / visibility).clamp(max=LONGEST)
