@@ -16,6 +16,7 @@ from backend.trace_removal import attacks, table, table_report, trnet
 from backend.trace_removal.network import TRNet
 from backend.trace_removal.table import Faces, TableSettings
 from backend.training import held_out
+from backend.training.history import like_photographs
 from tests.toys import grey, toy_detector
 
 DARKER = 8  # grey levels by which FGSM darkens every face of these toys
@@ -198,6 +199,16 @@ def test_held_out_faces_are_drawn_by_family_and_seed(tmp_path):
     some = held_out.read(real, tmp_path / "fakes" / "val", per_family=1, seed=2)
     assert some.families == ("edit", "swap")
     assert torch.equal(some.fakes, held_out.read(real, tmp_path / "fakes", per_family=1, seed=2).fakes)
+
+
+def test_held_out_faces_of_both_classes_are_saved_alike(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 128, 128, 3), dtype=np.uint8)
+    for picture, name in zip(pixels, ("fakes/swap/a.png", "real/b.png"), strict=True):
+        (tmp_path / name).parent.mkdir(parents=True)
+        Image.fromarray(picture).save(tmp_path / name)
+    found = held_out.read(tmp_path / "real", tmp_path / "fakes")
+    for picture, read in zip(pixels, (found.fakes, found.real), strict=True):
+        assert np.array_equal(read[0].permute(1, 2, 0).numpy(), like_photographs(picture))
 
 
 def test_the_command_writes_the_table(tmp_path, capsys):

@@ -124,7 +124,7 @@ def test_fakes_by_others_are_compared_with_photographs_of_their_own_source():
     pictures = torch.stack([torch.full((3, 8, 8), level, dtype=torch.uint8) for _, _, level in rows])
     kinds, sources = (np.array(column) for column in list(zip(*rows, strict=True))[:2])
     examples = labelled.Examples(pictures, kinds, sources=sources)
-    found = honesty.same_source(Brightness(), examples, measure.as_stored)
+    found = honesty.same_source(Brightness(), examples)
     assert set(found) == {"stylegan_140k"}
     told = found["stylegan_140k"]
     assert (told["auc"], told["photographs"]) == (0.5, 1)

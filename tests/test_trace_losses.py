@@ -245,15 +245,15 @@ def test_pairs_join_fakes_and_photographs_and_end_alike(tmp_path):
     found = pairs.load(photographs, [tmp_path])
     assert len(found) == 1 and found.kinds == ("swap",) and found.sources.tolist() == [1]
     assert torch.equal(found.fake[0], torch.from_numpy(pixels[1]).permute(2, 0, 1))
-    drawn = pairs.draw(found, 4, seed=0, step=3, jpeg_share=0.0, quality=75)
-    same = pairs.draw(found, 4, seed=0, step=3, jpeg_share=0.0, quality=75)
+    drawn = pairs.draw(found, 4, seed=0, step=3, jpeg_share=0.0)
+    same = pairs.draw(found, 4, seed=0, step=3, jpeg_share=0.0)
     assert torch.equal(drawn.fake, same.fake)
     plain, mirrored = found.fake[0].float() / 255, found.fake[0].flip(2).float() / 255
     for real, fake in zip(drawn.real, drawn.fake, strict=True):
         is_mirrored = torch.equal(fake, mirrored)
         assert is_mirrored or torch.equal(fake, plain)
         assert torch.equal(real, (found.real[0].flip(2) if is_mirrored else found.real[0]).float() / 255)
-    saved = pairs.draw(found, 4, seed=0, step=3, jpeg_share=1.0, quality=75)
+    saved = pairs.draw(found, 4, seed=0, step=3, jpeg_share=1.0)
     assert float((saved.fake - drawn.fake).abs().mean()) > 0.01
     assert SpatialDiscriminator(0.0625)(saved.fake).shape == (4,)
 

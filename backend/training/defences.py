@@ -1,4 +1,4 @@
-"""What a detector's training pictures go through: nothing, the paper's weak defence, or the shipped history.
+"""What a detector's training pictures go through: one save, the paper's weak defence, or the shipped history.
 
 TR-Net (arXiv 2203.11433, section 5.3) calls random blur, cropping, JPEG and noise the weak defence, and attacked
 fakes among the training data the strong one; the latter is a matter of data (see labelled.py and batches.py).
@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from backend.training.history import History, age, as_jpeg
+from backend.training.history import History, age, as_jpeg, like_photographs
 
 Name = Literal["none", "weak", "shipped"]
 Defence = Callable[[np.ndarray, np.random.Generator], np.ndarray]
@@ -27,11 +27,12 @@ def named(name: Name, history: History | None = None) -> Defence:
     """Return a function from a picture, uint8 (S, S, 3), and a source of randomness to a picture like it.
 
     Args:
-        name: `none`, `weak` (of the paper), or `shipped` (the milder history that this app's detectors learn).
+        name: `none` (saved alike, and not degraded), `weak` (of the paper), or `shipped` (the milder history that this
+            app's detectors learn).
         history: How strong the steps of `shipped` may be.
     """
     if name == "none":
-        return lambda picture, _: picture
+        return lambda picture, _: like_photographs(picture)
     if name == "weak":
         return weak
     return lambda picture, randomness: age(picture, randomness, history or History())

@@ -28,7 +28,7 @@ STRONG = "_strong"
 SAID = ("steps", "defence", "initial", "adversarial", "seed")  # settings that have an option of their own
 HOW: dict[Name, str] = {
     "shipped": "with mild random changes of framing, colours and sharpness, noise and JPEG on every picture",
-    "none": "without blur, crop, JPEG and noise: the undefended detector of TR-Net's paper",
+    "none": "saved alike, without blur, crop, noise or other JPEG: the undefended detector of TR-Net's paper",
     "weak": "with strong random blur, crop, JPEG and noise: the weak defence of TR-Net's paper",
 }
 
@@ -83,13 +83,11 @@ def train_detector(
     trained = task.finished().to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     half = weights.rounded_to_half(trained.state_dict())
     trained.load_state_dict(half)
-    undefended = settings.defence == "none"
-    calibration = _calibration(trained, card, split.calibrating, architecture, steady=not undefended)
+    calibration = _calibration(trained, card, split.calibrating, architecture, settings.defence)
     ready = Detector(trained, card, **calibration).eval()
-    ending = measure.as_stored if undefended else measure.same_ending
     alarms = honesty.false_alarms(ready, split.measuring.of(labelled.REAL))
-    rates = measure.error_rates(ready, split.measuring, AGAINST, ending)
-    same_source = honesty.same_source(ready, split.measuring, ending)
+    rates = measure.error_rates(ready, split.measuring, AGAINST)
+    same_source = honesty.same_source(ready, split.measuring)
     weights.save_half(out, half)
     learned = description.examples(photographs, split.training.kinds.tolist())
     facts = _facts(architecture, settings, photographs, learned)
@@ -121,15 +119,16 @@ def untrained_card(architecture: str) -> Card:
 
 
 def _calibration(
-    network: nn.Module, card: Card, examples: labelled.Examples, architecture: str, *, steady: bool
+    network: nn.Module, card: Card, examples: labelled.Examples, architecture: str, defence: Name
 ) -> dict[str, float]:
-    """Return threshold and temperature; a steady threshold holds for photographs that were saved again, too."""
-    untuned = Detector(network, card).eval()
-    scores = measure.log_odds(untuned, examples.pictures)
+    """Return threshold and temperature; that of a defended detector holds for photographs saved again, too."""
+    untuned, undefended = Detector(network, card).eval(), defence == "none"
+    pictures = measure.same_ending(examples.pictures) if undefended else examples.pictures
+    scores = measure.log_odds(untuned, pictures)
     fake = examples.kinds != labelled.REAL
     wanted = None if architecture in recipes.BALANCED else FALSE_ALARMS
     threshold = measure.threshold(scores, fake, false_alarms=wanted)
-    if steady:
+    if not undefended:
         photographs = examples.of(labelled.REAL)
         after = [measure.log_odds(untuned, honesty.changed(photographs, change)) for change in honesty.CHANGES]
         threshold = honesty.steady_threshold(threshold, scores[~fake], after, MORE_ALARMS)

@@ -8,11 +8,11 @@ import torch
 from backend.detectors.registry import EMBEDDED_SIZE
 from backend.errors import UserError
 from backend.trace_removal.table import Faces
-from backend.training import datasets
+from backend.training import datasets, measure
 
 
 def read(data: Path, fakes: Path, *, per_family: int | None = None, seed: int = 0) -> Faces:
-    """Read fakes by family, and as many photographs.
+    """Read fakes by family, and as many photographs, all saved as photographs are before anything attacks them.
 
     Args:
         data: Folder of photographs, or of packs, of which only `real-val` is read.
@@ -37,9 +37,9 @@ def read(data: Path, fakes: Path, *, per_family: int | None = None, seed: int = 
     photographs = datasets.load(data, EMBEDDED_SIZE, "real-val*")
     real = _draw(list(range(len(photographs))), len(chosen), seed)
     return Faces(
-        fakes=made.pictures[torch.tensor(chosen)],
+        fakes=measure.same_ending(made.pictures[torch.tensor(chosen)]),
         families=tuple(families[index] for index in chosen),
-        real=photographs.pictures[torch.tensor(real)],
+        real=measure.same_ending(photographs.pictures[torch.tensor(real)]),
     )
 
 

@@ -7,7 +7,7 @@ not turn into fakes when they are saved, blurred or resized.
 
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,15 +64,14 @@ def like_for_like(detector: Detector, fakes: Tensor, photographs: Tensor) -> Sep
     return separation(float(roc_auc_score(labels, np.concatenate(scores))), len(fakes), len(photographs))
 
 
-def same_source(
-    detector: Detector, examples: Examples, ending: Callable[[Tensor], Tensor]
-) -> dict[str, dict[str, float]]:
+def same_source(detector: Detector, examples: Examples) -> dict[str, dict[str, float]]:
     """Measure how well fakes by others are told from photographs of the source that theirs were made from.
+
+    All end alike, in one JPEG.
 
     Args:
         detector: Its threshold does not matter.
         examples: Held-out pictures with their sources; kinds that are not there are left out.
-        ending: What every picture goes through last.
 
     Returns:
         By kind of fake: `auc`, the ends `low` and `high` of its 95 % interval, and how many `photographs` there were.
@@ -84,7 +83,7 @@ def same_source(
         likes = torch.from_numpy(np.flatnonzero(real & np.isin(examples.sources, sources)))
         fakes = examples.of(kind)
         if len(fakes) and len(likes):
-            told = like_for_like(detector, ending(fakes), ending(examples.pictures[likes]))
+            told = like_for_like(detector, measure.same_ending(fakes), measure.same_ending(examples.pictures[likes]))
             ends = {"low": told.low, "high": min(1.0, 2 * told.auc - told.low)}
             rounded = {name: round(value, 4) for name, value in ({"auc": told.auc} | ends).items()}
             found[kind] = rounded | {"photographs": len(likes)}

@@ -1,20 +1,17 @@
 """Figures of trained models on held-out photographs."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import torch
-from PIL import Image
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from backend import faces
 from backend.detectors.card import Detector
 from backend.generators.inversion import Inverter
-from backend.training.history import as_jpeg
+from backend.training.history import like_photographs
 from backend.training.labelled import REAL, Examples
-
-FINAL_QUALITY = 90
 
 
 @torch.no_grad()
@@ -80,32 +77,25 @@ def _balanced_threshold(scores: np.ndarray, fake: np.ndarray) -> float:
     return float((ordered[best] + ordered[best + 1]) / 2)
 
 
-def as_stored(pictures: Tensor) -> Tensor:
-    """Return pictures as they are."""
-    return pictures
-
-
 def same_ending(pictures: Tensor) -> Tensor:
     """Return uint8 pictures after one JPEG encoding, so that real and fake end alike."""
-    encoded = [as_jpeg(Image.fromarray(one.permute(1, 2, 0).numpy()), FINAL_QUALITY) for one in pictures]
-    return torch.from_numpy(np.stack([np.asarray(one) for one in encoded])).permute(0, 3, 1, 2)
+    encoded = [like_photographs(one.permute(1, 2, 0).numpy()) for one in pictures]
+    return torch.from_numpy(np.stack(encoded)).permute(0, 3, 1, 2)
 
 
 def error_rates(
     detector: Detector,
     examples: Examples,
     against: Mapping[str, str],
-    ending: Callable[[Tensor], Tensor] = same_ending,
 ) -> list[dict[str, float | str]]:
-    """Measure false alarms and, per kind of fake, the miss rate and the AUC, all after the same ending.
+    """Measure false alarms and, per kind of fake, the miss rate and the AUC, all ending alike.
 
     Args:
         detector: Calibrated; 0.5 is its threshold.
         examples: Held-out pictures.
         against: Kind of fake to the kind of real pictures it is compared with; `real` where it is not named.
-        ending: What every picture goes through last; one JPEG by default.
     """
-    scores = log_odds(detector, ending(examples.pictures))
+    scores = log_odds(detector, same_ending(examples.pictures))
     rows: list[dict[str, float | str]] = []
     for kind in dict.fromkeys(examples.kinds.tolist()):
         own = scores[examples.kinds == kind]

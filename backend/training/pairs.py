@@ -7,13 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from backend.errors import UserError
 from backend.training import datasets, fakes
 from backend.training.datasets import Photographs
-from backend.training.history import as_jpeg
+from backend.training.history import like_photographs
 from backend.training.nearest import Nearest
 
 REAL_SOURCE = 0  # the number of real photographs among the sources
@@ -90,7 +89,7 @@ class Batch:
     sources: Tensor
 
 
-def draw(pairs: Pairs, count: int, *, seed: int, step: int, jpeg_share: float, quality: int) -> Batch:
+def draw(pairs: Pairs, count: int, *, seed: int, step: int, jpeg_share: float) -> Batch:
     """Draw pairs, every kind as often, in an order that depends on seed and step alone.
 
     Both pictures of a pair are mirrored, and saved as JPEG, alike: what differs is the forgery, not the file.
@@ -100,8 +99,7 @@ def draw(pairs: Pairs, count: int, *, seed: int, step: int, jpeg_share: float, q
         count: How many.
         seed: Of the run.
         step: Number of the step.
-        jpeg_share: Share of the pairs that are saved as JPEG.
-        quality: Lowest JPEG quality; the highest is 98.
+        jpeg_share: Share of the pairs that are saved as JPEG, as packs of photographs are.
     """
     randomness = np.random.default_rng([seed, step])
     members = [np.flatnonzero((pairs.sources == number).numpy()) for number in range(1, len(pairs.kinds) + 1)]
@@ -110,20 +108,19 @@ def draw(pairs: Pairs, count: int, *, seed: int, step: int, jpeg_share: float, q
     real, fake = [], []
     for index in chosen:
         ending = int(randomness.integers(1 << 32))
-        real.append(_ended(pairs.real[index], ending, jpeg_share, quality))
-        fake.append(_ended(pairs.fake[index], ending, jpeg_share, quality))
+        real.append(_ended(pairs.real[index], ending, jpeg_share))
+        fake.append(_ended(pairs.fake[index], ending, jpeg_share))
     return Batch(_unit(real), _unit(fake), pairs.sources[chosen])
 
 
-def _ended(picture: Tensor, seed: int, jpeg_share: float, quality: int) -> np.ndarray:
+def _ended(picture: Tensor, seed: int, jpeg_share: float) -> np.ndarray:
     randomness = np.random.default_rng(seed)
     pixels = picture.permute(1, 2, 0).numpy()
     if randomness.random() < 0.5:
         pixels = pixels[:, ::-1]
     if randomness.random() >= jpeg_share:
         return pixels
-    image = Image.fromarray(np.ascontiguousarray(pixels))
-    return np.asarray(as_jpeg(image, int(randomness.integers(quality, 99)), int(randomness.integers(0, 3))))
+    return like_photographs(np.ascontiguousarray(pixels))
 
 
 def _unit(pictures: list[np.ndarray]) -> Tensor:

@@ -69,7 +69,6 @@ class TRNetSettings:
     decay_share: float
     average_decay: float
     jpeg_share: float
-    quality: int
     seed: int
     initial: str = ""  # weights that the run started from, where it did
 
@@ -170,7 +169,6 @@ class TRNetTask:
             seed=settings.seed,
             step=number,
             jpeg_share=settings.jpeg_share,
-            quality=settings.quality,
         )
         real, fake = (one.to(self.device, memory_format=torch.channels_last) for one in (drawn.real, drawn.fake))
         return Batch(real, fake, drawn.sources.to(self.device))
