@@ -12,11 +12,11 @@ from PIL import Image
 from backend import cli
 from backend.errors import UserError
 from backend.progress import finish
+from backend.saving import like_photograph
 from backend.trace_removal import attacks, table, table_report, trnet
 from backend.trace_removal.network import TRNet
 from backend.trace_removal.table import Faces, TableSettings
 from backend.training import held_out
-from backend.training.history import like_photographs
 from tests.toys import grey, toy_detector
 
 DARKER = 8  # grey levels by which FGSM darkens every face of these toys
@@ -208,7 +208,7 @@ def test_held_out_faces_of_both_classes_are_saved_alike(tmp_path):
         Image.fromarray(picture).save(tmp_path / name)
     found = held_out.read(tmp_path / "real", tmp_path / "fakes")
     for picture, read in zip(pixels, (found.fakes, found.real), strict=True):
-        assert np.array_equal(read[0].permute(1, 2, 0).numpy(), like_photographs(picture))
+        assert np.array_equal(read[0].permute(1, 2, 0).numpy(), like_photograph(picture))
 
 
 def test_the_command_writes_the_table(tmp_path, capsys):

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from backend.saving import like_photograph
 from backend.training import defences
-from backend.training.history import as_jpeg, like_photographs
+from backend.training.history import as_jpeg
 
 
 def picture(size=128):
@@ -82,13 +83,13 @@ def test_every_defence_gives_the_same_picture_for_the_same_seed(name):
     one, same = (defence(picture(), np.random.default_rng(7)) for _ in range(2))
     assert np.array_equal(one, same)
     assert one.shape == (128, 128, 3) and one.dtype == np.uint8
-    assert np.array_equal(one, like_photographs(picture())) == (name == "none")
+    assert np.array_equal(one, like_photograph(picture())) == (name == "none")
 
 
 def test_what_was_saved_like_the_photographs_hardly_changes_when_it_is_saved_again():
     def change(one):
-        return np.abs(one.astype(int) - like_photographs(one)).mean()
+        return np.abs(one.astype(int) - like_photograph(one)).mean()
 
     photograph = np.asarray(as_jpeg(Image.fromarray(picture()), 90))  # as the packs of photographs hold them
-    assert np.array_equal(like_photographs(picture()), photograph)
+    assert np.array_equal(like_photograph(picture()), photograph)
     assert change(photograph) < 0.1 * change(picture())

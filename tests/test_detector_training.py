@@ -18,6 +18,7 @@ from backend.detectors.nf import NoiseFingerprints
 from backend.errors import UserError
 from backend.progress import finish
 from backend.residuals import wiener_residual
+from backend.saving import like_photographs
 from backend.training import (
     attacked,
     batches,
@@ -232,7 +233,7 @@ def test_fingerprints_are_mean_residuals_whatever_the_run_was_stopped_at(tmp_pat
     job.close()
     finish(harness.train(second, tmp_path / "parts", settings, log_every=1))
     for place, kind in enumerate(("swap", "edit")):
-        mean = wiener_residual(measure.same_ending(given.of(kind)).float() / 255).mean(0)
+        mean = wiener_residual(like_photographs(given.of(kind)).float() / 255).mean(0)
         for one in (whole, second):
             torch.testing.assert_close(one.finished().fingerprints[place], mean / mean.square().mean().sqrt())
     with pytest.raises(UserError, match="no fakes of the kind swap"):

@@ -17,6 +17,7 @@ from backend.detectors import registry
 from backend.detectors.inference import for_inference
 from backend.generators import inversion
 from backend.progress import finish
+from backend.saving import like_photographs
 from backend.training import datasets, fakes, honesty, labelled, measure
 
 COUNT = 60
@@ -63,9 +64,9 @@ def sets(shared_folder, originals, photographs, tmp_path_factory):
             for index, name in enumerate(wild.names)
             if name.startswith(f"{kind}/") and datasets.one_in(labelled.MEASURING_PART, name)
         ]
-        ciplab[kind] = measure.same_ending(wild.pictures[measuring])  # the faintest traces need all there are
+        ciplab[kind] = like_photographs(wild.pictures[measuring])  # the faintest traces need all there are
     return {
-        "swap": (measure.same_ending(swaps.pictures), measure.same_ending(own.pictures)),
+        "swap": (like_photographs(swaps.pictures), like_photographs(own.pictures)),
         "reconstruction": (torch.from_numpy(np.stack(rendered)).permute(0, 3, 1, 2), photographs.pictures),
         "ciplab_photoshop": (ciplab["ciplab_photoshop"], ciplab["ciplab_real"]),
     }

@@ -10,11 +10,12 @@ from safetensors.torch import load_file
 from skimage.metrics import structural_similarity
 from torch import nn
 
+from backend import saving
 from backend.errors import UserError
 from backend.progress import finish
 from backend.trace_removal import losses
 from backend.trace_removal.discriminators import Backbone, FingerprintDiscriminator, SpatialDiscriminator, source_loss
-from backend.training import datasets, harness, pairs, trnet_run
+from backend.training import datasets, harness, pairs, trnet, trnet_run
 from backend.training.trnet import TRNetSettings, TRNetTask
 
 
@@ -146,7 +147,8 @@ def test_floors_ask_for_likeness_only_where_it_is_missing():
 
 def settings(**changes) -> TRNetSettings:
     small = harness.read_settings(TRNetSettings, "trnet", similarity="ssim", similarity_every=1, steps=5, batch=2)
-    return replace(small, width=0.0625, discriminator_width=0.0625, **changes)
+    small = replace(small, width=0.0625, discriminator_width=0.0625, ahead=0)
+    return replace(small, **changes)
 
 
 def examples(count: int = 6) -> pairs.Pairs:
@@ -168,13 +170,14 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
         for key, value in module.state_dict().items():
             assert torch.equal(value, resumed.modules()[name].state_dict()[key]), (name, key)
     expected = {"psnr", "profile", "similarity", "floors", "source"}
-    expected |= {f"{side}_{name}" for side in "dg" for name in ("spatial", "spectral", "fingerprint")}
+    sides = ("d", "g", "untouched")
+    expected |= {f"{side}_{name}" for side in sides for name in ("spatial", "spectral", "fingerprint")} | {"named"}
     assert set(run.losses) == expected and all(math.isfinite(value) for value in run.losses.values())
 
 
 def test_a_run_can_start_from_the_weights_of_another(tmp_path, monkeypatch):
     monkeypatch.setattr(trnet_run, "_pairs", lambda *_: (examples(), examples()))
-    small = {"width": 0.0625, "discriminator_width": 0.0625, "similarity": "ssim", "batch": 2}
+    small = {"width": 0.0625, "discriminator_width": 0.0625, "similarity": "ssim", "batch": 2, "ahead": 0}
     first, second = tmp_path / "first" / "a.safetensors", tmp_path / "second" / "b.safetensors"
     for file in (first, second):
         file.parent.mkdir()
@@ -212,6 +215,61 @@ def test_every_form_of_training_takes_a_step():
     assert found["penalty"] > 0 and math.isfinite(found["penalty"])
     finished = task.finished()
     assert not finished.training and task.preview().shape == (1, 3, 384, 128 * 6)
+
+
+def test_discriminators_first_learn_alone():
+    task = TRNetTask(examples(), settings(ahead=2, batch_ahead=3, lr_ahead=1e-3, lr_discriminator=1e-4), examples())
+    assert task.total == 7
+    watched = {"network": task.network.conv_final} | {
+        name: module.backbone.last for name, module in task.discriminators.items()
+    }
+    for number in range(2):
+        before = {name: module.weight.detach().clone() for name, module in watched.items()}
+        found = task.step(number)
+        assert set(found) == {"source", "untouched_spatial", "untouched_spectral", "untouched_fingerprint"}
+        for name, module in watched.items():
+            assert torch.equal(before[name], module.weight) == (name == "network")
+    rates = []
+    for number in (0, 1, 2):
+        task._set_rates(number)
+        rates.append(task.discriminator_optimizer.param_groups[0]["lr"])
+    warm = [1e-3 * (number + 1) / trnet.WARMUP for number in range(2)]
+    assert rates == pytest.approx([warm[0], (1e-4 + warm[1]) / 2, 1e-4])
+    assert "g_spatial" in task.step(2)
+
+
+def test_discriminators_see_what_was_saved_and_gradients_pass():
+    task = TRNetTask(examples(), settings(disturbed=0.0), examples())
+    made = faces(2, 128).requires_grad_(True)
+    (shown,) = task._shown([made], 0)
+    expected = saving.like_photographs((made.detach() * 255).round().byte()).float() / 255
+    torch.testing.assert_close(shown.detach(), expected)
+    shown.sum().backward()
+    assert torch.equal(made.grad, torch.ones_like(made))
+
+
+def test_the_generator_is_told_to_pass_for_a_photograph():
+    task = TRNetTask(examples(), settings(disturbed=0.0), examples())
+    named = task.fingerprint.source_head[-1]
+    with torch.no_grad():
+        named.weight.zero_()
+        named.bias.copy_(torch.tensor([2.0, 0.0, 0.0]))  # photographs are source 0
+    found = task.step(1)
+    assert found["named"] == pytest.approx(math.log(math.exp(2) + 2) - 2, abs=1e-5)
+
+
+def test_the_finer_spatial_discriminator_sees_what_tells_a_pixel_from_its_neighbours():
+    fine = SpatialDiscriminator(0.125, form="residual")
+    given = []
+    fine.backbone.stem[0].register_forward_hook(lambda _, inputs, __: given.append(inputs[0]))
+    picture = torch.full((1, 3, 32, 32), 0.25)
+    picture[..., 16, 16] += 0.09
+    assert fine(picture).shape == (1,) and fine.backbone.features(picture).shape == (1, 64, 2, 2)
+    torch.testing.assert_close(given[0][:, :3], picture)
+    detail = given[0][0, 3]
+    assert float(detail[16, 16]) == pytest.approx(10 * (0.09 - 0.01), abs=1e-5)  # of which the mean of nine has a ninth
+    assert float(detail[15, 17]) == pytest.approx(-10 * 0.01, abs=1e-5)
+    assert float(detail[0, 0]) == pytest.approx(0, abs=1e-5)  # edges do not count as detail
 
 
 @pytest.mark.parametrize("recipe", ["paper", "code"])

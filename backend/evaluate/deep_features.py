@@ -93,7 +93,7 @@ def _discriminators(checkpoint: Path) -> Mapping[str, Discriminator]:
         width, norm = said["discriminator_width"], said["norm"]
         head = states["fingerprint"].get("source_head.3.weight")
         built: dict[str, Discriminator] = {
-            "spatial": SpatialDiscriminator(width, norm),
+            "spatial": SpatialDiscriminator(width, norm, said.get("spatial_form", "strided")),
             "spectral": SpectralDiscriminator(width, norm, said["spectral_form"], said["size"]),
             "fingerprint": FingerprintDiscriminator(0 if head is None else len(head), width, norm),
         }

@@ -22,6 +22,7 @@ from backend.detectors.card import THRESHOLD, Detector
 from backend.errors import UserError
 from backend.progress import Job, Step, within
 from backend.runtime import MODEL_LOCK, frozen
+from backend.saving import QUALITY, like_photographs
 from backend.trace_removal import sets, table_report
 from backend.trace_removal.attacks import COMPARED, WHITE_BOX, Attack, named
 from backend.trace_removal.sets import PAPER001
@@ -88,6 +89,8 @@ def build(
 ) -> Job[Table]:
     """Attack every fake, ask every detector, and write `table.csv` and `table.json` to the folder `out`.
 
+    Before a detector looks, all are saved as photographs are, or undefended ones would judge the file alone.
+
     A run that was stopped continues after its last batch, if faces, settings and models are the same.
 
     Args:
@@ -134,6 +137,7 @@ def _described(settings: TableSettings, usable: list[Attack], faces: Faces) -> d
     """Return the settings of the table and of every attack in it."""
     return dataclasses.asdict(settings) | {
         "threshold": THRESHOLD,
+        "saved": f"JPEG {QUALITY}, before a detector looks",
         "fakes": {family: faces.families.count(family) for family in dict.fromkeys(faces.families)},
         "real": len(faces.real),
         "size": list(faces.fakes.shape[-2:]),
@@ -164,14 +168,13 @@ def _attacked(batch: _Batch, white_box: Detector, seed: int, number: int, total:
 
 @torch.no_grad()
 def _measured(batch: _Batch, made: Tensor, found: Detectors) -> Measured:
-    """Return p_fake by set and detector, and PSNR and SSIM of every attacked face."""
-    pictures = made.float() / 255
+    """Return p_fake by set and detector of saved faces, and PSNR and SSIM of every attacked face before it is saved."""
+    pictures, shown = made.float() / 255, like_photographs(made).float() / 255
     measured: Measured = {"p_fake": {}}
     with MODEL_LOCK:
         for kind, detectors in found.items():
             measured["p_fake"][kind] = {
-                name: detector.p_fake(pictures.to(detector.mean.device)).tolist()
-                for name, detector in detectors.items()
+                name: detector.p_fake(shown.to(detector.mean.device)).tolist() for name, detector in detectors.items()
             }
     if batch.attack is not None:
         pairs = zip(batch.pictures.float() / 255, pictures, strict=True)

@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from backend.training.history import History, age, as_jpeg, like_photographs
+from backend.saving import like_photograph
+from backend.training.history import History, age, as_jpeg
 
 Name = Literal["none", "weak", "shipped"]
 Defence = Callable[[np.ndarray, np.random.Generator], np.ndarray]
@@ -32,7 +33,7 @@ def named(name: Name, history: History | None = None) -> Defence:
         history: How strong the steps of `shipped` may be.
     """
     if name == "none":
-        return lambda picture, _: like_photographs(picture)
+        return lambda picture, _: like_photograph(picture)
     if name == "weak":
         return weak
     return lambda picture, randomness: age(picture, randomness, history or History())

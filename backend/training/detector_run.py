@@ -14,6 +14,7 @@ from backend import weights
 from backend.detectors import registry
 from backend.detectors.card import Card, Detector
 from backend.progress import Step, finish
+from backend.saving import like_photographs
 from backend.trace_removal.attacks import named
 from backend.training import description, detector, harness, honesty, labelled, measure, recipes, reports, starting
 from backend.training.attacked import with_attacked
@@ -123,7 +124,7 @@ def _calibration(
 ) -> dict[str, float]:
     """Return threshold and temperature; that of a defended detector holds for photographs saved again, too."""
     untuned, undefended = Detector(network, card).eval(), defence == "none"
-    pictures = measure.same_ending(examples.pictures) if undefended else examples.pictures
+    pictures = like_photographs(examples.pictures) if undefended else examples.pictures
     scores = measure.log_odds(untuned, pictures)
     fake = examples.kinds != labelled.REAL
     wanted = None if architecture in recipes.BALANCED else FALSE_ALARMS

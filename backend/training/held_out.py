@@ -7,8 +7,9 @@ import torch
 
 from backend.detectors.registry import EMBEDDED_SIZE
 from backend.errors import UserError
+from backend.saving import like_photographs
 from backend.trace_removal.table import Faces
-from backend.training import datasets, measure
+from backend.training import datasets
 
 
 def read(data: Path, fakes: Path, *, per_family: int | None = None, seed: int = 0) -> Faces:
@@ -37,9 +38,9 @@ def read(data: Path, fakes: Path, *, per_family: int | None = None, seed: int = 
     photographs = datasets.load(data, EMBEDDED_SIZE, "real-val*")
     real = _draw(list(range(len(photographs))), len(chosen), seed)
     return Faces(
-        fakes=measure.same_ending(made.pictures[torch.tensor(chosen)]),
+        fakes=like_photographs(made.pictures[torch.tensor(chosen)]),
         families=tuple(families[index] for index in chosen),
-        real=measure.same_ending(photographs.pictures[torch.tensor(real)]),
+        real=like_photographs(photographs.pictures[torch.tensor(real)]),
     )
 
 

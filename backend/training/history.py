@@ -10,8 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageFilter
 
-PHOTOGRAPHS = 90  # JPEG quality at which the packs of photographs are stored, with halved colours
-
 
 @dataclass(frozen=True)
 class History:
@@ -56,15 +54,6 @@ def age(picture: np.ndarray, randomness: np.random.Generator, history: History) 
     if randomness.random() < history.jpeg_share:
         image = as_jpeg(image, int(randomness.integers(history.quality, 99)), int(randomness.integers(0, 3)))
     return np.asarray(image)
-
-
-def like_photographs(picture: np.ndarray) -> np.ndarray:
-    """Return uint8 (S, S, 3) saved as the packs of photographs are; those hardly change by it.
-
-    Photographs were files before they became data, and fakes made from them were not: without this, the file would tell
-    them apart.
-    """
-    return np.asarray(as_jpeg(Image.fromarray(picture), PHOTOGRAPHS))
 
 
 def as_jpeg(image: Image.Image, quality: int, subsampling: int = 2) -> Image.Image:

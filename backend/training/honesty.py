@@ -18,6 +18,7 @@ from torch import Tensor
 
 from backend.detectors.card import Detector
 from backend.evaluate import corruptions
+from backend.saving import like_photographs
 from backend.training import measure
 from backend.training.labelled import REAL, Examples
 
@@ -83,7 +84,7 @@ def same_source(detector: Detector, examples: Examples) -> dict[str, dict[str, f
         likes = torch.from_numpy(np.flatnonzero(real & np.isin(examples.sources, sources)))
         fakes = examples.of(kind)
         if len(fakes) and len(likes):
-            told = like_for_like(detector, measure.same_ending(fakes), measure.same_ending(examples.pictures[likes]))
+            told = like_for_like(detector, like_photographs(fakes), like_photographs(examples.pictures[likes]))
             ends = {"low": told.low, "high": min(1.0, 2 * told.auc - told.low)}
             rounded = {name: round(value, 4) for name, value in ({"auc": told.auc} | ends).items()}
             found[kind] = rounded | {"photographs": len(likes)}

@@ -10,7 +10,7 @@ from torch import Tensor
 from backend import faces
 from backend.detectors.card import Detector
 from backend.generators.inversion import Inverter
-from backend.training.history import like_photographs
+from backend.saving import like_photographs
 from backend.training.labelled import REAL, Examples
 
 
@@ -77,12 +77,6 @@ def _balanced_threshold(scores: np.ndarray, fake: np.ndarray) -> float:
     return float((ordered[best] + ordered[best + 1]) / 2)
 
 
-def same_ending(pictures: Tensor) -> Tensor:
-    """Return uint8 pictures after one JPEG encoding, so that real and fake end alike."""
-    encoded = [like_photographs(one.permute(1, 2, 0).numpy()) for one in pictures]
-    return torch.from_numpy(np.stack(encoded)).permute(0, 3, 1, 2)
-
-
 def error_rates(
     detector: Detector,
     examples: Examples,
@@ -95,7 +89,7 @@ def error_rates(
         examples: Held-out pictures.
         against: Kind of fake to the kind of real pictures it is compared with; `real` where it is not named.
     """
-    scores = log_odds(detector, same_ending(examples.pictures))
+    scores = log_odds(detector, like_photographs(examples.pictures))
     rows: list[dict[str, float | str]] = []
     for kind in dict.fromkeys(examples.kinds.tolist()):
         own = scores[examples.kinds == kind]

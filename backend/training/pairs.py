@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from backend.errors import UserError
+from backend.saving import like_photograph
 from backend.training import datasets, fakes
 from backend.training.datasets import Photographs
-from backend.training.history import like_photographs
 from backend.training.nearest import Nearest
 
 REAL_SOURCE = 0  # the number of real photographs among the sources
@@ -120,7 +120,7 @@ def _ended(picture: Tensor, seed: int, jpeg_share: float) -> np.ndarray:
         pixels = pixels[:, ::-1]
     if randomness.random() >= jpeg_share:
         return pixels
-    return like_photographs(np.ascontiguousarray(pixels))
+    return like_photograph(np.ascontiguousarray(pixels))
 
 
 def _unit(pictures: list[np.ndarray]) -> Tensor:

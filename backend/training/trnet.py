@@ -1,6 +1,7 @@
 """Train TR-Net: a generator against three discriminators, on pairs of a fake and its photograph."""
 
 import copy
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -9,25 +10,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backend import runtime
+from backend import runtime, saving
 from backend.trace_removal import losses
 from backend.trace_removal.discriminators import (
     Discriminator,
     FingerprintDiscriminator,
     Norm,
     SpatialDiscriminator,
+    SpatialForm,
     SpectralDiscriminator,
     SpectralForm,
     source_loss,
 )
 from backend.trace_removal.network import Statistics, TRNet
 from backend.training import harness, pairs
-from backend.training.disturbances import disturb, in_eight_bits
+from backend.training.disturbances import disturb, in_eight_bits, through_jpeg
 from backend.training.generator import perceptual_network
 from backend.training.pairs import Batch, Pairs
 
 FITTED_ON = 256  # real pictures whose spectra standardise the spectral discriminator
 RECALIBRATED_ON = 40  # batches that give the averaged weights their own batch statistics
+WARMUP = 100  # steps of the discriminators alone
 GAIN = 8  # of the differences on a sheet
 
 
@@ -44,6 +47,7 @@ class TRNetSettings:
     grain: float
     norm: Norm
     spectral_form: SpectralForm
+    spatial_form: SpatialForm
     adversarial: losses.Adversarial
     similarity: losses.Similarity
     perceptual: str
@@ -53,14 +57,20 @@ class TRNetSettings:
     weight_similarity: float
     weight_profile: float
     weight_source: float
+    weight_untouched: float
+    weight_named: float
     disturbed: float
     rounded: bool
+    saved: bool
     penalty: float
     penalty_every: int
     psnr_floor: float
     ssim_floor: float
     weight_floors: float
     identity_steps: int
+    ahead: int
+    batch_ahead: int
+    lr_ahead: float
     discriminator_every: int
     steps: int
     batch: int
@@ -70,6 +80,7 @@ class TRNetSettings:
     average_decay: float
     jpeg_share: float
     seed: int
+    bfloat16: bool
     initial: str = ""  # weights that the run started from, where it did
 
 
@@ -94,7 +105,7 @@ class TRNetTask:
         self.spectral.fit(data.real[:: max(1, len(data) // FITTED_ON)][:FITTED_ON].float() / 255)
         self.fingerprint = FingerprintDiscriminator(1 + len(data.kinds), width, norm)
         self.discriminators: dict[str, Discriminator] = {
-            "spatial": SpatialDiscriminator(width, norm),
+            "spatial": SpatialDiscriminator(width, norm, settings.spatial_form),
             "spectral": self.spectral,
             "fingerprint": self.fingerprint,
         }
@@ -107,7 +118,7 @@ class TRNetTask:
         )
         perceptual = perceptual_network(settings.perceptual) if settings.similarity == "perceptual" else None
         self.perceptual = perceptual and perceptual.to(self.device)
-        self.total = settings.identity_steps + settings.steps
+        self.total = settings.ahead + settings.identity_steps + settings.steps
 
     def modules(self) -> Mapping[str, nn.Module]:
         """Return what a checkpoint holds."""
@@ -121,9 +132,11 @@ class TRNetTask:
         """Train one step: first the discriminators, then the generator."""
         settings = self.settings
         self._set_rates(number)
+        if number < settings.ahead:
+            return self._step_ahead(number)
         batch = self._draw(number)
         made = self.network(batch.fake)
-        begun = number - settings.identity_steps
+        begun = number - settings.ahead - settings.identity_steps
         if begun < 0:
             values = {"identity": F.l1_loss(made, batch.fake)}
             total = values["identity"]
@@ -139,6 +152,23 @@ class TRNetTask:
         error = (made.detach().clamp(0, 1) - batch.fake).square().flatten(1).mean(1).clamp_min(1e-10)
         psnr = float((-10 * torch.log10(error)).mean())
         return {name: value.item() for name, value in values.items()} | {"psnr": psnr}
+
+    def _step_ahead(self, number: int) -> dict[str, float]:
+        """Train the discriminators alone, on photographs and on fakes before the generator."""
+        batch = self._draw(number, self.settings.batch_ahead)
+        real, fake = self._shown([batch.real, batch.fake], 2 * number)
+        pictures, count = torch.cat([real, fake]), len(fake)
+        with self._fast():
+            fingerprint, named = (one.float() for one in self.fingerprint.with_source(pictures))
+        sources = torch.cat([torch.full_like(batch.sources, pairs.REAL_SOURCE), batch.sources])
+        values = {"source": source_loss(named, sources)}
+        for name, module in self.discriminators.items():
+            logits = fingerprint if module is self.fingerprint else self._judge(module, pictures)
+            values[f"untouched_{name}"] = losses.discriminator_loss(
+                self.settings.adversarial, logits[:count], logits[count:]
+            )
+        self._update(self.discriminator_optimizer, torch.stack(list(values.values())).sum())
+        return {name: value.item() for name, value in values.items()}
 
     @torch.no_grad()
     def preview(self) -> Tensor:
@@ -161,11 +191,11 @@ class TRNetTask:
                 self.average(self._draw(self.total + number).fake)
         return self.average.eval()
 
-    def _draw(self, number: int) -> Batch:
+    def _draw(self, number: int, count: int | None = None) -> Batch:
         settings = self.settings
         drawn = pairs.draw(
             self.data,
-            settings.batch,
+            count or settings.batch,
             seed=settings.seed,
             step=number,
             jpeg_share=settings.jpeg_share,
@@ -178,16 +208,19 @@ class TRNetTask:
         real, fake, changed = self._shown([batch.real, batch.fake, made], 2 * turn)
         sources = torch.cat([torch.full_like(batch.sources, pairs.REAL_SOURCE), batch.sources])
         # The source head learns from pictures of the data set, not from the generator's.
-        fingerprint, named = self.fingerprint.with_source(torch.cat([real, changed, fake]))
+        with self._fast():
+            fingerprint, named = (one.float() for one in self.fingerprint.with_source(torch.cat([real, changed, fake])))
         values = {"source": source_loss(torch.cat([named[:count], named[2 * count :]]), sources)}
         total = settings.weight_source * values["source"]
-        pictures = torch.cat([real, changed])
+        pictures = torch.cat([real, changed, fake] if settings.weight_untouched else [real, changed])
         for name, module in self.discriminators.items():
-            logits = fingerprint if module is self.fingerprint else module(pictures)
-            values[f"d_{name}"] = losses.discriminator_loss(
-                settings.adversarial, logits[:count], logits[count : 2 * count]
-            )
+            logits = fingerprint if module is self.fingerprint else self._judge(module, pictures)
+            ours = logits[:count]
+            values[f"d_{name}"] = losses.discriminator_loss(settings.adversarial, ours, logits[count : 2 * count])
             total = total + values[f"d_{name}"]
+            if settings.weight_untouched:
+                values[f"untouched_{name}"] = losses.discriminator_loss(settings.adversarial, ours, logits[2 * count :])
+                total = total + settings.weight_untouched * values[f"untouched_{name}"]
         if settings.penalty and turn % settings.penalty_every == 0:
             places = torch.from_numpy(np.random.default_rng([settings.seed, turn, 1]).random(count, np.float32))
             slopes = []
@@ -200,13 +233,23 @@ class TRNetTask:
         return values
 
     def _shown(self, pictures: list[Tensor], number: int) -> list[Tensor]:
-        """Return pictures as the discriminators see them: in eight bits, some batches disturbed, all of one alike."""
-        if self.settings.rounded:
+        """Return pictures as the discriminators see them: saved, some batches disturbed, all of one alike."""
+        if self.settings.saved:
+            pictures = [through_jpeg(one, saving.QUALITY) for one in pictures]
+        elif self.settings.rounded:
             pictures = [in_eight_bits(one) for one in pictures]
         randomness = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + number)
         if float(torch.rand((), generator=randomness)) >= self.settings.disturbed:
             return pictures
         return disturb(pictures, randomness)
+
+    def _fast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.bfloat16)
+
+    def _judge(self, module: Discriminator, pictures: Tensor) -> Tensor:
+        """Return the log-odds of real (N,) in float32."""
+        with self._fast():
+            return module(pictures).float()  # type: ignore[no-any-return]
 
     def _weight(self, name: str) -> float:
         settings = self.settings
@@ -214,6 +257,7 @@ class TRNetTask:
             "similarity": settings.weight_similarity * settings.similarity_every,
             "profile": settings.weight_profile,
             "floors": settings.weight_floors,
+            "named": settings.weight_named,
         }
         return weights.get(name, settings.weight_adversarial)
 
@@ -221,9 +265,13 @@ class TRNetTask:
         settings = self.settings
         (shown,) = self._shown([made], 2 * number + 1)
         values = {
-            f"g_{name}": losses.generator_loss(settings.adversarial, module(shown))
+            f"g_{name}": losses.generator_loss(settings.adversarial, self._judge(module, shown))
             for name, module in self.discriminators.items()
         }
+        if settings.weight_named:
+            with self._fast():
+                _, named = self.fingerprint.with_source(shown)
+            values["named"] = source_loss(named.float(), torch.full_like(batch.sources, pairs.REAL_SOURCE))
         if number % settings.similarity_every == 0:
             values["similarity"] = self._similarity(batch.fake, made)
         values["profile"] = losses.profile_loss(settings.profile, batch.real, made)
@@ -246,4 +294,9 @@ class TRNetTask:
         start = self.total * (1 - self.settings.decay_share)
         factor = 0.1 ** max(0.0, (number - start) / (self.total - start))
         self.generator_optimizer.param_groups[0]["lr"] = self.settings.lr_generator * factor
-        self.discriminator_optimizer.param_groups[0]["lr"] = self.settings.lr_discriminator * factor
+        rate = self.settings.lr_discriminator * factor
+        if number < self.settings.ahead:  # by half a cosine, to the rate with which it goes on
+            fall = 0.5 * (1 + math.cos(math.pi * number / self.settings.ahead))
+            rise = min(1.0, (number + 1) / WARMUP)  # the first steps of RMSprop are ten times as long as later ones
+            rate += (self.settings.lr_ahead * rise - rate) * fall
+        self.discriminator_optimizer.param_groups[0]["lr"] = rate

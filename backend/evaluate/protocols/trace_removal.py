@@ -37,6 +37,7 @@ from backend.evaluate.protocols.protocol import QUICK, Config, Item, Protocol, c
 from backend.evaluate.rows import Row
 from backend.evaluate.tables import Table
 from backend.progress import finish
+from backend.saving import QUALITY, like_photographs
 from backend.trace_removal import references, sets, trnet
 from backend.trace_removal.attacks import ATTACKS, COMPARED, STRENGTHS, WHITE_BOX, named
 
@@ -61,6 +62,7 @@ class TraceRemovalConfig(Config):
         features: The shipped detector whose features are drawn.
         checkpoint: `checkpoint.pt` of a TR-Net's training, whose discriminators' features are drawn instead.
         neighbours: Among how many nearest pictures in feature space the real ones are counted.
+        saved: Whether every face is saved as photographs are before an attack, and again before a detector looks.
     """
 
     detectors: tuple[str, ...] = ()
@@ -71,6 +73,7 @@ class TraceRemovalConfig(Config):
     features: str = WHITE_BOX
     checkpoint: str = ""
     neighbours: int = 5
+    saved: bool = True
 
 
 @dataclass(frozen=True)
@@ -147,16 +150,16 @@ class TraceRemovalProtocol(Protocol):
         """Attack one face, ask every detector of every set, and measure what is left of the traces."""
         sample, attack = data.by_name[item.sample], item.options["attack"]
         source = source_of(data, sample.name)
-        face = images.to_tensor(source.aligned.crop)
+        face = self._saved(images.to_tensor(source.aligned.crop))
         started = images.to_array(face)
         made = images.to_array(self._attacked(attack, face, sample))
-        picture = images.to_tensor(made)
+        picture, shown = images.to_tensor(made), self._saved(images.to_tensor(made))
         said: Row = {"sample": sample.name, "label": sample.label, "family": sample.family, "source": sample.source}
         said["attack"] = attack
         rows = [
             said | {"kind": "verdict", "defence": defence, "detector": name, "p_fake": scores[entry][0]}
             for defence, judges in self.judges().items()
-            for scores in [verdicts.p_fake(picture, list(judges.values()), source) if judges else {}]
+            for scores in [verdicts.p_fake(shown, list(judges.values()), source) if judges else {}]
             for name, entry in judges.items()
         ]
         measured = said | {"kind": "picture"} | _traces(picture)
@@ -165,6 +168,10 @@ class TraceRemovalProtocol(Protocol):
         if attack in (NONE, trnet.ENTRY) or attack not in ATTACKS:
             measured |= self._features(picture)
         return [*rows, measured]
+
+    def _saved(self, face: Tensor) -> Tensor:
+        """Return a face (1, 3, S, S) in [0, 1] as a detector is shown it."""
+        return like_photographs((face * 255).round().byte()).float() / 255 if self.config.saved else face
 
     def _attacked(self, attack: str, face: Tensor, sample: Sample) -> Tensor:
         """Return a face (1, 3, S, S) after an attack; its randomness depends on seed, attack and picture alone."""
@@ -207,6 +214,12 @@ class TraceRemovalProtocol(Protocol):
             said.append(
                 "TR-Net's discriminators are not shipped, so the map of features shows those of the detector "
                 f"{self.config.features}; the setting checkpoint shows those of a training run."
+            )
+        if self.config.saved:
+            said.append(
+                f"Every face, real, fake or attacked, was saved as JPEG {QUALITY} before a detector saw it, as "
+                "photographs were; without it detectors of the undefended set would judge the file. PSNR, SSIM and "
+                "traces are those of the attacked face before that."
             )
         said.append("Accuracy on attacked fakes says nothing about what a re-save or a new detector brings to light.")
         said += [] if self.config.removers else [TRAIN_FEWER]
