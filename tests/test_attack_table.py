@@ -88,6 +88,17 @@ def test_accuracies_are_those_counted_by_hand(tmp_path):
     assert "f3net" in made.summary
 
 
+def test_detectors_see_saved_faces_and_likeness_is_that_of_the_attack(tmp_path, monkeypatch):
+    monkeypatch.setattr(table, "like_photographs", lambda pictures: pictures - 10)
+    made = finish(table.build(faces(), tmp_path, SETTINGS, detectors()))
+    for attack, darker in (("none", 10), ("fgsm", DARKER + 10)):
+        row = only(made.rows, detectors="shipped", attack=attack, family="swap")
+        expected = {name: share(FAKES["swap"], level, darker) for name, level in SHIPPED.items()}
+        assert row.accuracy == pytest.approx(expected)
+    assert row.psnr == pytest.approx((20 * np.log10(255 / DARKER), 0), abs=1e-4)
+    assert "JPEG 90" in made.settings["saved"]
+
+
 def test_both_files_say_the_same(tmp_path):
     made = finish(table.build(faces(), tmp_path, SETTINGS, detectors()))
     stored = json.loads((tmp_path / "table.json").read_text())

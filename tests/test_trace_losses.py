@@ -16,7 +16,8 @@ from backend.progress import finish
 from backend.trace_removal import losses
 from backend.trace_removal.discriminators import Backbone, FingerprintDiscriminator, SpatialDiscriminator, source_loss
 from backend.training import datasets, harness, pairs, trnet, trnet_run
-from backend.training.trnet import TRNetSettings, TRNetTask
+from backend.training.trnet import TRNetTask
+from backend.training.trnet_settings import TRNetSettings
 
 
 def faces(count: int, size: int = 32, seed: int = 0) -> torch.Tensor:

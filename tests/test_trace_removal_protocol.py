@@ -107,6 +107,24 @@ def test_accuracy_by_detector_by_hand(measured):
     assert ("no defence", "Meso-4") not in rows  # not installed
 
 
+@pytest.mark.parametrize("saved", [True, False])
+def test_faces_are_saved_before_an_attack_and_before_a_detector_looks(tmp_path, monkeypatch, saved):
+    monkeypatch.setattr(trace_removal, "like_photographs", lambda pictures: pictures - 4)
+    write_picture(tmp_path / "data/real/20.png", 20)
+    write_picture(tmp_path / "data/fake/swap/190.png", 190)
+    config = TraceRemovalConfig(detectors=("xception",), defences=("shipped",), attacks=("fgsm",), saved=saved)
+    protocol, data = TraceRemovalProtocol(config), open_data(tmp_path / "data", tmp_path)
+    with toys():
+        rows = [row for one in protocol.items(data) for row in protocol.run_item(one, data) if row["label"] == "fake"]
+    shown = {row["attack"]: row["p_fake"] for row in rows if row["kind"] == "verdict"}
+    darker = 4 if saved else 0
+    for attack, level in (("none", 190 - 2 * darker), ("fgsm", 182 - 2 * darker)):
+        assert shown[attack] == pytest.approx(1 / (1 + np.exp(-100 * (level - TOYS["xception"]) / 255)), abs=1e-4)
+    psnr = [row["psnr"] for row in rows if row["kind"] == "picture" and row["attack"] == "fgsm"]
+    assert psnr == pytest.approx([20 * np.log10(255 / 8)], abs=1e-3)
+    assert any("JPEG 90" in one for one in protocol.limits(data)) == saved
+
+
 def test_mean_of_the_six_leaves_out_other_detectors(measured):
     rows = keyed(measured, "attacks")
     six = rows[OWN, "mean of the six"]  # Xception and Patch-CNN; MesoNet is none of them

@@ -3,7 +3,6 @@
 import copy
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,73 +14,21 @@ from backend.trace_removal import losses
 from backend.trace_removal.discriminators import (
     Discriminator,
     FingerprintDiscriminator,
-    Norm,
     SpatialDiscriminator,
-    SpatialForm,
     SpectralDiscriminator,
-    SpectralForm,
     source_loss,
 )
-from backend.trace_removal.network import Statistics, TRNet
+from backend.trace_removal.network import TRNet
 from backend.training import harness, pairs
 from backend.training.disturbances import disturb, in_eight_bits, through_jpeg
 from backend.training.generator import perceptual_network
 from backend.training.pairs import Batch, Pairs
+from backend.training.trnet_settings import TRNetSettings
 
 FITTED_ON = 256  # real pictures whose spectra standardise the spectral discriminator
 RECALIBRATED_ON = 40  # batches that give the averaged weights their own batch statistics
 WARMUP = 100  # steps of the discriminators alone
 GAIN = 8  # of the differences on a sheet
-
-
-@dataclass(frozen=True)
-class TRNetSettings:
-    """Settings of one run; `settings/trnet.toml` explains them."""
-
-    size: int
-    width: float
-    discriminator_width: float
-    statistics: Statistics
-    residual: bool
-    bound: float
-    grain: float
-    norm: Norm
-    spectral_form: SpectralForm
-    spatial_form: SpatialForm
-    adversarial: losses.Adversarial
-    similarity: losses.Similarity
-    perceptual: str
-    similarity_every: int
-    profile: losses.Profile
-    weight_adversarial: float
-    weight_similarity: float
-    weight_profile: float
-    weight_source: float
-    weight_untouched: float
-    weight_named: float
-    disturbed: float
-    rounded: bool
-    saved: bool
-    penalty: float
-    penalty_every: int
-    psnr_floor: float
-    ssim_floor: float
-    weight_floors: float
-    identity_steps: int
-    ahead: int
-    batch_ahead: int
-    lr_ahead: float
-    discriminator_every: int
-    steps: int
-    batch: int
-    lr_generator: float
-    lr_discriminator: float
-    decay_share: float
-    average_decay: float
-    jpeg_share: float
-    seed: int
-    bfloat16: bool
-    initial: str = ""  # weights that the run started from, where it did
 
 
 class TRNetTask:

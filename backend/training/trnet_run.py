@@ -21,7 +21,8 @@ from backend.trace_removal.trnet import ENTRY
 from backend.training import curves, datasets, harness, pairs, reports, starting
 from backend.training.pairs import Pairs
 from backend.training.sheets import with_sheets
-from backend.training.trnet import TRNetSettings, TRNetTask
+from backend.training.trnet import TRNetTask
+from backend.training.trnet_settings import TRNetSettings
 
 OnStep = Callable[[Step], None]
 RECIPES = {"embedded": "trnet", "paper": "trnet_paper", "code": "trnet_code"}  # to the settings file
