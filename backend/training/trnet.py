@@ -65,7 +65,8 @@ class TRNetTask:
         )
         perceptual = perceptual_network(settings.perceptual) if settings.similarity == "perceptual" else None
         self.perceptual = perceptual and perceptual.to(self.device)
-        self.total = settings.ahead + settings.identity_steps + settings.steps
+        self.ahead = settings.ahead if settings.steps else 0  # without steps, weights are only measured anew
+        self.total = self.ahead + settings.identity_steps + settings.steps
 
     def modules(self) -> Mapping[str, nn.Module]:
         """Return what a checkpoint holds."""
@@ -79,11 +80,11 @@ class TRNetTask:
         """Train one step: first the discriminators, then the generator."""
         settings = self.settings
         self._set_rates(number)
-        if number < settings.ahead:
+        if number < self.ahead:
             return self._step_ahead(number)
         batch = self._draw(number)
         made = self.network(batch.fake)
-        begun = number - settings.ahead - settings.identity_steps
+        begun = number - self.ahead - settings.identity_steps
         if begun < 0:
             values = {"identity": F.l1_loss(made, batch.fake)}
             total = values["identity"]
@@ -242,8 +243,8 @@ class TRNetTask:
         factor = 0.1 ** max(0.0, (number - start) / (self.total - start))
         self.generator_optimizer.param_groups[0]["lr"] = self.settings.lr_generator * factor
         rate = self.settings.lr_discriminator * factor
-        if number < self.settings.ahead:  # by half a cosine, to the rate with which it goes on
-            fall = 0.5 * (1 + math.cos(math.pi * number / self.settings.ahead))
+        if number < self.ahead:  # by half a cosine, to the rate with which it goes on
+            fall = 0.5 * (1 + math.cos(math.pi * number / self.ahead))
             rise = min(1.0, (number + 1) / WARMUP)  # the first steps of RMSprop are ten times as long as later ones
             rate += (self.settings.lr_ahead * rise - rate) * fall
         self.discriminator_optimizer.param_groups[0]["lr"] = rate
