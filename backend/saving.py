@@ -11,15 +11,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-QUALITY, SUBSAMPLING = 90, 2  # at which the packs of photographs are stored: JPEG with halved colours
+QUALITY = 90  # at which the packs of photographs are stored, as JPEG with halved colours
 
 
 def like_photograph(picture: np.ndarray) -> np.ndarray:
     """Return uint8 (H, W, 3) as it is read from such a file; what came from one hardly changes."""
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "JPEG", quality=QUALITY, subsampling=SUBSAMPLING)
-    with Image.open(buffer) as saved:
-        return np.array(saved.convert("RGB"))
+    return np.array(as_jpeg(Image.fromarray(picture), QUALITY))
 
 
 def like_photographs(pictures: Tensor) -> Tensor:
@@ -28,3 +25,10 @@ def like_photographs(pictures: Tensor) -> Tensor:
         return pictures
     saved = [like_photograph(one.permute(1, 2, 0).cpu().numpy()) for one in pictures]
     return torch.from_numpy(np.stack(saved)).permute(0, 3, 1, 2)
+
+
+def as_jpeg(image: Image.Image, quality: int, subsampling: int = 2) -> Image.Image:
+    """Return the picture after one JPEG encoding (subsampling 0 = 4:4:4, 1 = 4:2:2, 2 = 4:2:0)."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality, subsampling=subsampling)
+    return Image.open(io.BytesIO(buffer.getvalue())).convert("RGB")

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from backend.saving import like_photograph
+from backend.saving import as_jpeg, like_photograph
 from backend.training import defences
-from backend.training.history import as_jpeg
 
 
 def picture(size=128):

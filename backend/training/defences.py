@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from backend.saving import like_photograph
-from backend.training.history import History, age, as_jpeg
+from backend.saving import as_jpeg, like_photograph
+from backend.training.history import History, age
 
 Name = Literal["none", "weak", "shipped"]
 Defence = Callable[[np.ndarray, np.random.Generator], np.ndarray]

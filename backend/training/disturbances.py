@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from backend.training.history import as_jpeg
+from backend.saving import as_jpeg
 
 KINDS = ("blur", "rescale", "noise", "jpeg")
 BLUR = (0.4, 1.2)  # standard deviation in pixels

@@ -4,11 +4,12 @@ Packs differ in sharpness, JPEG quality and source size. A detector would learn 
 forgery, so both classes are given the same distribution of histories before it sees them.
 """
 
-import io
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageFilter
+
+from backend.saving import as_jpeg
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,3 @@ def age(picture: np.ndarray, randomness: np.random.Generator, history: History) 
     if randomness.random() < history.jpeg_share:
         image = as_jpeg(image, int(randomness.integers(history.quality, 99)), int(randomness.integers(0, 3)))
     return np.asarray(image)
-
-
-def as_jpeg(image: Image.Image, quality: int, subsampling: int = 2) -> Image.Image:
-    """Return the picture after one JPEG encoding (subsampling 0 = 4:4:4, 1 = 4:2:2, 2 = 4:2:0)."""
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=quality, subsampling=subsampling)
-    return Image.open(io.BytesIO(buffer.getvalue())).convert("RGB")

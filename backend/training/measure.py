@@ -77,11 +77,7 @@ def _balanced_threshold(scores: np.ndarray, fake: np.ndarray) -> float:
     return float((ordered[best] + ordered[best + 1]) / 2)
 
 
-def error_rates(
-    detector: Detector,
-    examples: Examples,
-    against: Mapping[str, str],
-) -> list[dict[str, float | str]]:
+def error_rates(detector: Detector, examples: Examples, against: Mapping[str, str]) -> list[dict[str, float | str]]:
     """Measure false alarms and, per kind of fake, the miss rate and the AUC, all ending alike.
 
     Args:

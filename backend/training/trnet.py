@@ -105,16 +105,10 @@ class TRNetTask:
         """Train the discriminators alone, on photographs and on fakes before the generator."""
         batch = self._draw(number, self.settings.batch_ahead)
         real, fake = self._shown([batch.real, batch.fake], 2 * number)
-        pictures, count = torch.cat([real, fake]), len(fake)
-        with self._fast():
-            fingerprint, named = (one.float() for one in self.fingerprint.with_source(pictures))
-        sources = torch.cat([torch.full_like(batch.sources, pairs.REAL_SOURCE), batch.sources])
-        values = {"source": source_loss(named, sources)}
-        for name, module in self.discriminators.items():
-            logits = fingerprint if module is self.fingerprint else self._judge(module, pictures)
-            values[f"untouched_{name}"] = losses.discriminator_loss(
-                self.settings.adversarial, logits[:count], logits[count:]
-            )
+        judged, named = self._judged(torch.cat([real, fake]))
+        values = {"source": source_loss(named, self._sources(batch))}
+        for name, logits in judged.items():
+            values[f"untouched_{name}"] = losses.discriminator_loss(self.settings.adversarial, *logits.chunk(2))
         self._update(self.discriminator_optimizer, torch.stack(list(values.values())).sum())
         return {name: value.item() for name, value in values.items()}
 
@@ -154,15 +148,12 @@ class TRNetTask:
     def _train_discriminators(self, batch: Batch, made: Tensor, turn: int) -> dict[str, Tensor]:
         settings, count = self.settings, len(made)
         real, fake, changed = self._shown([batch.real, batch.fake, made], 2 * turn)
-        sources = torch.cat([torch.full_like(batch.sources, pairs.REAL_SOURCE), batch.sources])
+        pictures = torch.cat([real, changed, fake])
+        judged, named = self._judged(pictures if settings.weight_untouched else pictures[: 2 * count], pictures)
         # The source head learns from pictures of the data set, not from the generator's.
-        with self._fast():
-            fingerprint, named = (one.float() for one in self.fingerprint.with_source(torch.cat([real, changed, fake])))
-        values = {"source": source_loss(torch.cat([named[:count], named[2 * count :]]), sources)}
+        values = {"source": source_loss(torch.cat([named[:count], named[2 * count :]]), self._sources(batch))}
         total = settings.weight_source * values["source"]
-        pictures = torch.cat([real, changed, fake] if settings.weight_untouched else [real, changed])
-        for name, module in self.discriminators.items():
-            logits = fingerprint if module is self.fingerprint else self._judge(module, pictures)
+        for name, logits in judged.items():
             ours = logits[:count]
             values[f"d_{name}"] = losses.discriminator_loss(settings.adversarial, ours, logits[count : 2 * count])
             total = total + values[f"d_{name}"]
@@ -191,13 +182,25 @@ class TRNetTask:
             return pictures
         return disturb(pictures, randomness)
 
-    def _fast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.bfloat16)
+    def _judged(self, pictures: Tensor, for_source: Tensor | None = None) -> tuple[dict[str, Tensor], Tensor]:
+        """Return each discriminator's log-odds of real (N,), and one logit a source (N, sources), in float32.
 
-    def _judge(self, module: Discriminator, pictures: Tensor) -> Tensor:
-        """Return the log-odds of real (N,) in float32."""
-        with self._fast():
-            return module(pictures).float()  # type: ignore[no-any-return]
+        Args:
+            pictures: As the discriminators see them.
+            for_source: Those of the fingerprint discriminator, if it is to see others.
+        """
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.bfloat16):
+            fingerprint, named = self.fingerprint.with_source(pictures if for_source is None else for_source)
+            found = {
+                name: fingerprint if module is self.fingerprint else module(pictures)
+                for name, module in self.discriminators.items()
+            }
+        return {name: logits.float() for name, logits in found.items()}, named.float()
+
+    @staticmethod
+    def _sources(batch: Batch) -> Tensor:
+        """Return the sources of the photographs and fakes of a batch (2 N,)."""
+        return torch.cat([torch.full_like(batch.sources, pairs.REAL_SOURCE), batch.sources])
 
     def _weight(self, name: str) -> float:
         settings = self.settings
@@ -212,14 +215,10 @@ class TRNetTask:
     def _generator_losses(self, batch: Batch, made: Tensor, number: int) -> dict[str, Tensor]:
         settings = self.settings
         (shown,) = self._shown([made], 2 * number + 1)
-        values = {
-            f"g_{name}": losses.generator_loss(settings.adversarial, self._judge(module, shown))
-            for name, module in self.discriminators.items()
-        }
+        judged, named = self._judged(shown)
+        values = {f"g_{name}": losses.generator_loss(settings.adversarial, logits) for name, logits in judged.items()}
         if settings.weight_named:
-            with self._fast():
-                _, named = self.fingerprint.with_source(shown)
-            values["named"] = source_loss(named.float(), torch.full_like(batch.sources, pairs.REAL_SOURCE))
+            values["named"] = source_loss(named, torch.full_like(batch.sources, pairs.REAL_SOURCE))
         if number % settings.similarity_every == 0:
             values["similarity"] = self._similarity(batch.fake, made)
         values["profile"] = losses.profile_loss(settings.profile, batch.real, made)
