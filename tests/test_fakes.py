@@ -1,6 +1,7 @@
 """The fakes builder: families, pairs, resumption, and manifests of earlier versions."""
 
 import csv
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from backend.errors import UserError
 from backend.progress import finish
 from backend.training import datasets, fakes
 from backend.training.nearest import SPACE, Nearest
-from tests import toys
+from tests import pictures, toys
 
 SIZE = 32
 
@@ -89,6 +90,38 @@ def test_renderings_are_paired_with_their_photograph(tmp_path, inverter):
     for row in manifest(tmp_path):
         assert (row["family"], row["pairing"], row["source"]) == ("synthesis", fakes.MADE_FROM, "")
         assert row["target"] in photographs().names
+
+
+def faces(count=8):
+    """Return different crops of one portrait, all with a face in its place."""
+    portrait = np.ascontiguousarray(pictures.hopper()[30:430, 60:460])
+    step = portrait.shape[0] // 128
+    crop = portrait[::step, ::step][:128, :128].astype(int)
+    variants = [np.clip(crop * (0.7 + 0.06 * number) + 4 * number, 0, 255).astype(np.uint8) for number in range(count)]
+    tensor = torch.from_numpy(np.stack(variants)).permute(0, 3, 1, 2).contiguous()
+    return datasets.Photographs([f"{number}.png" for number in range(count)], tensor)
+
+
+def test_the_generator_redraws_some_swaps_and_leaves_the_others_as_they_were(tmp_path):
+    inverter = toys.toy_inverter(128)
+    settings = fakes.FakesSettings(per_kind=12, kinds=("swap",))
+    finish(fakes.build(faces(), tmp_path / "half", inverter, settings))
+    finish(fakes.build(faces(), tmp_path / "none", None, replace(settings, redrawn=0)))
+    half, none = ({row["file"]: row for row in manifest(tmp_path / name)} for name in ("half", "none"))
+    assert half.keys() == none.keys() and len(half) > 8
+    assert {row["drawn"] for row in none.values()} == {fakes.NOTHING}
+    redrawn = [name for name, row in half.items() if row["drawn"] == fakes.FACE]
+    assert 0.2 < len(redrawn) / len(half) < 0.8
+    for name, row in half.items():
+        same = (tmp_path / "half" / name).read_bytes() == (tmp_path / "none" / name).read_bytes()
+        assert same == (name not in redrawn)
+        assert (row["family"], row["target"], row["source"]) == tuple(
+            none[name][column] for column in ("family", "target", "source")
+        )
+    with pytest.raises(UserError, match="other swaps"):
+        finish(fakes.build(faces(), tmp_path / "half", inverter, replace(settings, redrawn=1)))
+    with pytest.raises(ValueError, match="needs an inverter"):
+        finish(fakes.build(faces(), tmp_path / "new", None, settings))
 
 
 def test_a_stopped_run_continues_to_the_same_bytes(tmp_path, inverter):

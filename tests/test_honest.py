@@ -48,10 +48,11 @@ def photographs(originals):
 def sets(shared_folder, originals, photographs, tmp_path_factory):
     """Return fakes and photographs that differ in the forgery alone, by kind of fake."""
     folder = tmp_path_factory.mktemp("swaps")
-    finish(fakes.build(photographs, folder, None, fakes.FakesSettings(COUNT, seed=5, kinds=("swap",))))
+    inverter = inversion.load().to(torch.device("cpu"))
+    finish(fakes.build(photographs, folder, inverter, fakes.FakesSettings(COUNT, seed=5, kinds=("swap",))))
     swaps, targets = datasets.load(folder, registry.EMBEDDED_SIZE), fakes.origins(folder)
     own = photographs.subset([photographs.names.index(targets[name]) for name in swaps.names])
-    drawn = measure.reconstructions(inversion.load().to(torch.device("cpu")), photographs.pictures)
+    drawn = measure.reconstructions(inverter, photographs.pictures)
     rendered = [
         honesty.saved_like(picture.permute(1, 2, 0).numpy(), content)
         for picture, content in zip(drawn, originals.values(), strict=True)

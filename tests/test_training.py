@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 from torch import nn
 
 from backend.errors import UserError
@@ -117,6 +118,27 @@ def test_a_swap_leaves_the_surround_untouched_and_changes_the_face():
     assert np.abs(swapped.astype(int) - target)[mask].mean() > 2
 
 
+def test_a_redrawn_swap_is_the_drawing_inside_the_face_and_the_photograph_outside():
+    target, points = faces_and_points()
+    source = np.clip(target.astype(int) + 30, 0, 255).astype(np.uint8)
+    swapped = swaps.swap_faces(target, source, points, points + 1, blend="feather", feather=2.0)
+    drawn = ndimage.gaussian_filter(swapped, (2, 2, 0))
+    redrawn = swaps.redraw_face(swapped, drawn, target, points, feather=2.0)
+    mask = swaps.inner_face(points, 128) > 0
+    within, without = ndimage.binary_erosion(mask, iterations=8), ~ndimage.binary_dilation(mask, iterations=10)
+    assert np.array_equal(redrawn[without], target[without])
+    matched = swaps.match_colour(drawn, swapped, mask)
+    assert np.abs(redrawn - matched)[within].max() < 2
+    assert np.abs(redrawn.astype(int) - swapped)[within].mean() > 1
+    # A drawing in other colours takes those of the swap; a perfect one leaves the swap, but for the edge.
+    darker = (drawn * 0.8).astype(np.uint8)
+    dark = swaps.redraw_face(swapped, darker, target, points, feather=2.0)
+    off = np.abs(darker.astype(int) - redrawn)[within].mean()
+    assert np.abs(dark.astype(int) - redrawn)[within].mean() < off / 4
+    same = swaps.redraw_face(swapped, swapped, target, points, feather=2.0)
+    assert np.abs(same.astype(int) - swapped)[within].max() <= 1
+
+
 def test_poisson_blending_reproduces_a_harmonic_ramp():
     ramp = np.repeat(np.repeat(np.linspace(0, 255, 32)[None, :, None], 32, 0), 3, 2)
     flat = np.full_like(ramp, 10.0)
@@ -137,9 +159,9 @@ def test_swaps_are_reproducible_and_continue_where_they_stopped(tmp_path):
     variants = [target, np.ascontiguousarray(target[:, ::-1]), np.clip(target * 0.8 + 20, 0, 255).astype(np.uint8)]
     tensor = torch.from_numpy(np.stack(variants)).permute(0, 3, 1, 2)
     photographs = datasets.Photographs(["a.png", "b.png", "c.png"], tensor)
-    settings = fakes.FakesSettings(per_kind=4, kinds=("swap",))
+    settings = fakes.FakesSettings(per_kind=4, kinds=("swap",), redrawn=0)
     finish(fakes.build(photographs, tmp_path / "once", None, settings))
-    part = fakes.FakesSettings(per_kind=2, kinds=("swap",))
+    part = fakes.FakesSettings(per_kind=2, kinds=("swap",), redrawn=0)
     finish(fakes.build(photographs, tmp_path / "twice", None, part))
     finish(fakes.build(photographs, tmp_path / "twice", None, settings))
     once = {path.name: path.read_bytes() for path in (tmp_path / "once").rglob("*.png")}

@@ -53,6 +53,9 @@ def add(train: argparse.ArgumentParser) -> None:
     train.add_argument("--kinds", default="swap,reconstruction,edit,sample", help="for fakes: which (default: all)")
     train.add_argument("--per-kind", type=int, default=1000, help="for fakes: how many of each kind")
     train.add_argument(
+        "--redrawn", type=float, default=0.5, metavar="SHARE", help="for fakes: of the swaps, whose face is drawn"
+    )
+    train.add_argument(
         "--codes", type=Path, help="for encoder, joint and --recipe continued: codes.safetensors of the generator's run"
     )
     train.add_argument(

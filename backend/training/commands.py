@@ -33,7 +33,7 @@ OnStep = Callable[[Step], None]
 
 
 def train_fakes(
-    data: Path, out: Path, on_step: OnStep, *, per_kind: int, seed: int, packs: str, kinds: str
+    data: Path, out: Path, on_step: OnStep, *, per_kind: int, seed: int, packs: str, kinds: str, redrawn: float
 ) -> reports.Report:
     """Write fakes made from the photographs in `data` to the folder `out`."""
     unknown = set(kinds.split(",")) - set(fakes.KINDS)
@@ -41,11 +41,12 @@ def train_fakes(
         raise UserError(f"There is no kind of fake named {', '.join(unknown)}.", f"Kinds: {', '.join(fakes.KINDS)}.")
     if packs != "*" and not list(data.glob(f"{packs}.tar")):
         raise UserError(f"There is no pack named {packs}.tar in {data.name}.", "Leave out --packs for a plain folder.")
-    inverter = None if kinds == "swap" else inversion.load()
+    if not 0 <= redrawn <= 1:
+        raise UserError("--redrawn is a share of the swaps.", "Give a number from 0 to 1.")
+    inverter = None if kinds == "swap" and not redrawn else inversion.load()
     photographs = datasets.load(data, registry.EMBEDDED_SIZE, packs)
-    made = finish(
-        fakes.build(photographs, out, inverter, fakes.FakesSettings(per_kind, seed, tuple(kinds.split(",")))), on_step
-    )
+    settings = fakes.FakesSettings(per_kind, seed, tuple(kinds.split(",")), redrawn=redrawn)
+    made = finish(fakes.build(photographs, out, inverter, settings), on_step)
     return {"metrics": made.counts | {"skipped": made.skipped}, "files": {"manifest": str(out / "manifest.csv")}}
 
 
@@ -115,9 +116,8 @@ def run(options: argparse.Namespace, on_step: OnStep) -> reports.Report:
     elif options.what == "ganprintr":
         report = train_ganprintr(data, out, on_step, seed=seed, **given)
     elif options.what == "fakes":
-        report = train_fakes(
-            data, out, on_step, per_kind=options.per_kind, seed=seed, packs=options.packs, kinds=options.kinds
-        )
+        chosen = {"per_kind": options.per_kind, "packs": options.packs, "kinds": options.kinds}
+        report = train_fakes(data, out, on_step, seed=seed, redrawn=options.redrawn, **chosen)
     elif options.what in {"trnet", "references"}:
         if not options.fakes:
             raise UserError("Name the fakes with --fakes DIR.", "DIR is a folder that `train fakes` wrote.")

@@ -124,10 +124,10 @@ def _calibration(
 ) -> dict[str, float]:
     """Return threshold and temperature; that of a defended detector holds for photographs saved again, too."""
     untuned, undefended = Detector(network, card).eval(), defence == "none"
-    pictures = like_photographs(examples.pictures) if undefended else examples.pictures
-    scores = measure.log_odds(untuned, pictures)
     fake = examples.kinds != labelled.REAL
     wanted = None if architecture in recipes.BALANCED else FALSE_ALARMS
+    alike = undefended or wanted is None  # where fakes set the threshold too, they end as photographs do
+    scores = measure.log_odds(untuned, like_photographs(examples.pictures) if alike else examples.pictures)
     threshold = measure.threshold(scores, fake, false_alarms=wanted)
     if not undefended:
         photographs = examples.of(labelled.REAL)

@@ -1,10 +1,11 @@
 """Build fakes from real photographs, each paired with one: All-in-One-DF of TR-Net (arXiv 2203.11433) in small.
 
-Families and kinds: replacement (`swap`, of two photographs), attribute editing (`edit`, the generator's rendering of
-a photograph after a latent edit) and synthesis (`sample`, drawn from z, inverted and drawn again, and
-`reconstruction`, the rendering of a photograph as it is). A fake's target is the photograph it was made from; a
-sample's is the nearest one. A manifest names family, kind, target, how it was paired, source and seed; the same seed
-gives the same bytes on the same device, and a run that was stopped continues.
+Families and kinds: replacement (`swap`, of two photographs; of some the generator has drawn the face), attribute
+editing (`edit`, the generator's rendering of a photograph after a latent edit) and synthesis (`sample`, drawn from z,
+inverted and drawn again, and `reconstruction`, the rendering of a photograph as it is). A fake's target is the
+photograph it was made from; a sample's is the nearest one. A manifest names family, kind, what of it the generator has
+drawn, target, how it was paired, source and seed; the same seed gives the same bytes on the same device, and a run that
+was stopped continues.
 """
 
 import csv
@@ -28,19 +29,36 @@ from backend.training.nearest import SPACE, Nearest
 
 FAMILIES = {"swap": "replacement", "reconstruction": "synthesis", "edit": "attribute", "sample": "synthesis"}
 KINDS = tuple(FAMILIES)
-COLUMNS = ("file", "family", "kind", "target", "pairing", "source", "seed")
+COLUMNS = ("file", "family", "kind", "drawn", "target", "pairing", "source", "seed")
+NOTHING, FACE, ALL = "nothing", "face", "all"  # what of a fake the generator has drawn
 MADE_FROM = "made from it"
 CANDIDATES = 4  # photographs among which a swap looks for the most similar pose
 
 
 @dataclass(frozen=True)
 class FakesSettings:
-    """How many fakes of each kind, and from which seed."""
+    """How many fakes of each kind, and from which seed.
+
+    Args:
+        per_kind: Fakes of each kind.
+        seed: Of the run.
+        kinds: Some of `KINDS`.
+        truncation: Of samples.
+        redrawn: Share of the swaps whose face the generator draws. The others are put together from two photographs
+            alone; whether a swap is redrawn changes neither its photographs nor how they are blended.
+    """
 
     per_kind: int
     seed: int = 0
     kinds: tuple[str, ...] = KINDS
     truncation: float = 0.8
+    redrawn: float = 0.5
+
+    def drawn(self, kind: str, seed: int) -> str:
+        """Return what of the fake with this seed the generator draws."""
+        if kind != "swap":
+            return ALL
+        return FACE if np.random.default_rng([seed, 1]).random() < self.redrawn else NOTHING
 
 
 @dataclass(frozen=True)
@@ -58,11 +76,11 @@ def build(photographs: Photographs, out: Path, inverter: Inverter | None, settin
     Manifests of earlier versions, without families and pairs of samples, are completed.
 
     Raises:
-        UserError: The folder holds fakes of another seed.
+        UserError: The folder holds fakes of another seed, or with another share of redrawn swaps.
     """
     nearest = functools.cache(lambda: Nearest(photographs))
     rows = [_completed(row, out, nearest) for row in _read_manifest(out / "manifest.csv")]
-    done = {row["file"]: row["seed"] for row in rows}
+    done = {row["file"]: row for row in rows}
     plan = [(kind, index) for kind in settings.kinds for index in range(settings.per_kind)]
     landmarks = Landmarks(photographs)
     skipped = 0
@@ -70,18 +88,21 @@ def build(photographs: Photographs, out: Path, inverter: Inverter | None, settin
         for number, (kind, index) in enumerate(plan):
             name = f"{kind}/{kind}_{index:06d}.png"
             seed = settings.seed * 1_000_003 + index
+            drawn = settings.drawn(kind, seed)
             if name in done:
-                if done[name] != str(seed):
+                if done[name]["seed"] != str(seed):
                     raise UserError(f"{out.name} holds fakes of another seed.", "Choose another folder with --out.")
+                if done[name]["drawn"] != drawn:
+                    raise UserError(f"{out.name} holds other swaps.", "Choose another folder with --out.")
                 continue
-            made = make(kind, landmarks, inverter, seed, settings.truncation)
+            made = make(kind, landmarks, inverter, seed, truncation=settings.truncation, drawn=drawn)
             if made is None:
                 skipped += 1
                 continue
             picture, target, source = made
             (out / kind).mkdir(parents=True, exist_ok=True)
             Image.fromarray(picture).save(out / name)
-            row = {"file": name, "kind": kind, "target": target, "source": source, "seed": str(seed)}
+            row = {"file": name, "kind": kind, "drawn": drawn, "target": target, "source": source, "seed": str(seed)}
             rows.append(_completed(row, out, nearest))
             if number % 50 == 0:
                 _write_manifest(out / "manifest.csv", rows)
@@ -93,26 +114,21 @@ def build(photographs: Photographs, out: Path, inverter: Inverter | None, settin
 
 
 def make(
-    kind: str, landmarks: Landmarks, inverter: Inverter | None, seed: int, truncation: float
+    kind: str, landmarks: Landmarks, inverter: Inverter | None, seed: int, *, truncation: float, drawn: str
 ) -> tuple[np.ndarray, str, str] | None:
     """Make one fake: the picture, its target's and its source's file name; None where no face is found."""
     randomness = np.random.default_rng(seed)
     target = int(randomness.integers(len(landmarks)))
-    if kind == "swap":
-        return _swap(landmarks, target, randomness)
+    if drawn == NOTHING:
+        return _swap(landmarks, target, randomness, None)
     if inverter is None:
         raise ValueError(f"{kind} needs an inverter")
+    if kind == "swap":
+        return _swap(landmarks, target, randomness, inverter)
     if kind == "sample":
-        picture = draw_samples(inverter, 1, seed=seed, truncation=truncation)
-        return _pixels(picture), "", ""
-    face = torch.from_numpy(landmarks.picture(target).copy()).permute(2, 0, 1)[None].float() / 255
-    face = face.to(inverter.latent_average.device)
-    with torch.no_grad():
-        codes = inverter.invert(face)
-        if kind == "edit":
-            codes = _edit(inverter, codes, randomness)
-        picture = inverter.synthesize(codes)
-    return _pixels(picture), landmarks.name(target), ""
+        return _pixels(draw_samples(inverter, 1, seed=seed, truncation=truncation)), "", ""
+    picture = _rendered(inverter, landmarks.picture(target), randomness if kind == "edit" else None)
+    return picture, landmarks.name(target), ""
 
 
 def draw_samples(inverter: Inverter, count: int, *, seed: int, truncation: float, again: bool = True) -> Tensor:
@@ -135,7 +151,19 @@ def origins(folder: Path) -> dict[str, str]:
     return {row["file"]: row["target"] for row in _read_manifest(folder / "manifest.csv")}
 
 
-def _swap(landmarks: Landmarks, target: int, randomness: np.random.Generator) -> tuple[np.ndarray, str, str] | None:
+@torch.no_grad()
+def _rendered(inverter: Inverter, picture: np.ndarray, editing: np.random.Generator | None = None) -> np.ndarray:
+    """Return the generator's drawing of a picture, uint8 (S, S, 3), after a random edit where one is asked for."""
+    face = torch.from_numpy(picture.copy()).permute(2, 0, 1)[None].float() / 255
+    codes = inverter.invert(face.to(inverter.latent_average.device))
+    if editing is not None:
+        codes = _edit(inverter, codes, editing)
+    return _pixels(inverter.synthesize(codes))
+
+
+def _swap(
+    landmarks: Landmarks, target: int, randomness: np.random.Generator, redrawing: Inverter | None
+) -> tuple[np.ndarray, str, str] | None:
     points = landmarks.of(target)
     others = [int(index) for index in randomness.integers(len(landmarks), size=CANDIDATES) if index != target]
     found = [(index, candidate) for index in others if (candidate := landmarks.of(index)) is not None]
@@ -144,9 +172,13 @@ def _swap(landmarks: Landmarks, target: int, randomness: np.random.Generator) ->
     source, source_points = min(found, key=lambda item: float(np.abs(item[1] - points).sum()))
     blend = "poisson" if randomness.random() < 0.5 else "feather"
     feather = float(randomness.uniform(1.5, 4.0))
+    photograph = landmarks.picture(target)
     picture = swaps.swap_faces(
-        landmarks.picture(target), landmarks.picture(source), points, source_points, blend=blend, feather=feather
+        photograph, landmarks.picture(source), points, source_points, blend=blend, feather=feather
     )
+    if redrawing is not None:
+        drawn = _rendered(redrawing, picture)
+        picture = swaps.redraw_face(picture, drawn, photograph, points, feather=feather)
     return picture, landmarks.name(target), landmarks.name(source)
 
 
@@ -168,14 +200,15 @@ def _pixels(picture: Tensor) -> np.ndarray:
 
 
 def _completed(row: dict[str, str], folder: Path, nearest: Callable[[], Nearest]) -> dict[str, str]:
-    """Return a row of the manifest with its family and, for a sample, the photograph that it is paired with."""
+    """Return a row of the manifest with its family, what was drawn and, for a sample, its nearest photograph."""
     target, pairing = row["target"], row.get("pairing", "")
     if target and not pairing:
         pairing = MADE_FROM
     elif not target:
         with Image.open(folder / row["file"]) as picture:
             target, pairing = nearest().name(np.asarray(picture)), SPACE
-    return row | {"family": FAMILIES[row["kind"]], "target": target, "pairing": pairing}
+    drawn = row.get("drawn") or (NOTHING if row["kind"] == "swap" else ALL)  # no swap was redrawn by earlier versions
+    return row | {"family": FAMILIES[row["kind"]], "drawn": drawn, "target": target, "pairing": pairing}
 
 
 def _read_manifest(path: Path) -> list[dict[str, str]]:

@@ -2,7 +2,8 @@
 
 The steps of classical replacement tools: the source's inner face is warped so that its landmarks fall on the
 target's, its colours are matched inside the face (Reinhard et al. 2001, section 3), and it is blended with a
-feathered mask or in the gradient domain (Perez et al. 2003, section 3).
+feathered mask or in the gradient domain (Perez et al. 2003, section 3). In newer tools a network draws the face:
+`redraw_face` has the step that they add.
 """
 
 import warnings
@@ -32,13 +33,39 @@ def swap_faces(
         uint8 (S, S, 3).
     """
     warped = warp_to(source, source_points, target_points)
+    inside = inner_face(target_points, target.shape[0]) > 0.5
+    matched = match_colour(warped, target, inside)
+    if blend == "poisson":
+        matched = poisson_blend(matched, target.astype(np.float64), inside)
+    return laid_on(matched, target, target_points, feather)
+
+
+def redraw_face(swapped: Array, drawn: Array, target: Array, target_points: Array, *, feather: float) -> Array:
+    """Put a network's drawing of a swap in the swap's place, as tools do whose faces a network draws.
+
+    DeepfakeTIMIT (Korshunov and Marcel 2018, section 2), which is the replacement family of TR-Net's paper, is made so:
+    the network draws the face, its colours are matched, and it is blended into the frame.
+
+    Args:
+        swapped: uint8 (S, S, 3), what `swap_faces` returned.
+        drawn: uint8 (S, S, 3), the network's drawing of all of it.
+        target: uint8 (S, S, 3), keeps its hair, outline and background.
+        target_points: (5, 2) landmarks of the target in pixels.
+        feather: Width of the soft edge in pixels.
+
+    Returns:
+        uint8 (S, S, 3).
+    """
+    matched = match_colour(drawn, swapped, inner_face(target_points, target.shape[0]) > 0.5)
+    return laid_on(matched, target, target_points, feather)
+
+
+def laid_on(face: Array, target: Array, target_points: Array, feather: float) -> Array:
+    """Lay a face (S, S, 3) that is in its place already on the target, inside a soft edge; uint8 (S, S, 3)."""
     mask = inner_face(target_points, target.shape[0])
-    matched = match_colour(warped, target, mask > 0.5)
     soft = ndimage.gaussian_filter(ndimage.grey_erosion(mask, size=2 * int(feather / 2) + 1), feather)[..., None]
     background = target.astype(np.float64)
-    if blend == "poisson":
-        matched = poisson_blend(matched, background, mask > 0.5)
-    mixed = background + soft * (matched - background)
+    mixed = background + soft * (face - background)
     return np.clip(np.rint(mixed), 0, 255).astype(np.uint8)
 
 
