@@ -53,6 +53,14 @@ def test_packs_of_a_plain_folder_are_refused_in_one_sentence(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_share_of_redrawn_swaps_above_one_is_refused(tmp_path, capsys):
+    data = folder_of_pictures(tmp_path / "mine", 3)
+    command = ["train", "fakes", "--data", str(data), "--out", str(tmp_path / "out"), "--redrawn", "1.5", "--json"]
+    assert cli.main(command) == 2
+    assert "number from 0 to 1" in json.loads(capsys.readouterr().out)["error"]
+    assert not (tmp_path / "out").exists()
+
+
 def small_generator() -> StyleGAN2:
     return StyleGAN2(16, mapping_layers=1, channels={4: 4, 8: 4, 16: 4})
 
