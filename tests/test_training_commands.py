@@ -57,7 +57,7 @@ def test_a_share_of_redrawn_swaps_above_one_is_refused(tmp_path, capsys):
     data = folder_of_pictures(tmp_path / "mine", 3)
     command = ["train", "fakes", "--data", str(data), "--out", str(tmp_path / "out"), "--redrawn", "1.5", "--json"]
     assert cli.main(command) == 2
-    assert "number from 0 to 1" in json.loads(capsys.readouterr().out)["error"]
+    assert "share of the swaps" in json.loads(capsys.readouterr().out)["error"]
     assert not (tmp_path / "out").exists()
 
 
