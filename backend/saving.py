@@ -14,16 +14,16 @@ from torch import Tensor
 QUALITY = 90  # at which the packs of photographs are stored, as JPEG with halved colours
 
 
-def like_photograph(picture: np.ndarray) -> np.ndarray:
+def like_photograph(picture: np.ndarray, quality: int = QUALITY) -> np.ndarray:
     """Return uint8 (H, W, 3) as it is read from such a file; what came from one hardly changes."""
-    return np.array(as_jpeg(Image.fromarray(picture), QUALITY))
+    return np.array(as_jpeg(Image.fromarray(picture), quality))
 
 
-def like_photographs(pictures: Tensor) -> Tensor:
-    """Return uint8 (N, 3, H, W) as they are read from such files."""
+def like_photographs(pictures: Tensor, quality: int = QUALITY) -> Tensor:
+    """Return uint8 (N, 3, H, W) as they are read from such files, or from files of another quality."""
     if not len(pictures):
         return pictures
-    saved = [like_photograph(one.permute(1, 2, 0).cpu().numpy()) for one in pictures]
+    saved = [like_photograph(np.ascontiguousarray(one.permute(1, 2, 0).cpu().numpy()), quality) for one in pictures]
     return torch.from_numpy(np.stack(saved)).permute(0, 3, 1, 2)
 
 

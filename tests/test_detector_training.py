@@ -243,7 +243,7 @@ def test_fingerprints_are_mean_residuals_whatever_the_run_was_stopped_at(tmp_pat
 def test_a_threshold_can_balance_both_accuracies():
     scores = np.array([-3.0, -2.0, -1.0, 0.5, 1.5, 2.0])
     fake = np.array([False, False, True, False, True, True])
-    threshold = measure.threshold(scores, fake, false_alarms=None)
+    threshold = measure.balanced_threshold(scores, fake)
     assert threshold in (-1.5, 1.0)  # five of six right, either way
 
 
@@ -348,3 +348,30 @@ def test_the_undefended_set_judges_pictures_as_they_are():
     assert detector.settings_for("f3net").mirrored and detector.settings_for("f3net", defence="weak").mirrored
     assert not detector.settings_for("f3net", defence="none").mirrored
     assert detector.settings_for("f3net", defence="none", mirrored=True).mirrored
+
+
+class Grain(nn.Module):
+    """Log-odds of fake: how much neighbouring pixels differ, less what photographs have."""
+
+    def forward(self, images):
+        return ((images - nn.functional.avg_pool2d(images, 3, 1, 1)).abs().mean((1, 2, 3)) * 100 - 1)[:, None]
+
+
+@pytest.mark.parametrize("defence", ["shipped", "none"])
+def test_probabilities_are_calibrated_on_saved_fakes(defence):
+    randomness = np.random.default_rng(0)
+    smooth = randomness.integers(60, 200, (40, 3, 4, 4), dtype=np.uint8).repeat(8, 2).repeat(8, 3)
+    fine = smooth.astype(int) + randomness.integers(-3, 4, smooth.shape)  # which saving takes away for the most part
+    pictures = torch.from_numpy(np.concatenate([smooth, fine.clip(0, 255).astype(np.uint8)]))
+    given = labelled.Examples(like_photographs(pictures), np.repeat(["real", "edit"], 40))
+    unsaved = labelled.Examples(torch.cat([given.pictures[:40], pictures[40:]]), given.kinds)
+    card = detector_run.untrained_card("meso4")
+    card = replace(card, outputs="one logit, fake high")
+    saved, found = (detector_run._calibration(Grain(), card, one, "meso4", defence) for one in (given, unsaved))
+    assert found["threshold"] == saved["threshold"]  # photographs alone decide it
+    scores = measure.log_odds(detector_run.Detector(Grain(), card).eval(), like_photographs(unsaved.pictures))
+    fake = unsaved.kinds != "real"
+    expected = measure.temperature(scores - found["threshold"], fake)
+    assert found["temperature"] == pytest.approx(expected, rel=1e-3)
+    raw = measure.log_odds(detector_run.Detector(Grain(), card).eval(), unsaved.pictures)
+    assert measure.temperature(raw - found["threshold"], fake) != pytest.approx(expected, rel=0.1)

@@ -118,7 +118,7 @@ def test_the_generator_redraws_some_swaps_and_leaves_the_others_as_they_were(tmp
         assert (row["family"], row["target"], row["source"]) == tuple(
             none[name][column] for column in ("family", "target", "source")
         )
-    with pytest.raises(UserError, match="other swaps"):
+    with pytest.raises(UserError, match="another share was redrawn"):
         finish(fakes.build(faces(), tmp_path / "half", inverter, replace(settings, redrawn=1)))
     with pytest.raises(ValueError, match="needs an inverter"):
         finish(fakes.build(faces(), tmp_path / "new", None, settings))
@@ -147,9 +147,11 @@ def test_another_seed_in_the_same_folder_is_refused(tmp_path, inverter):
     assert manifest(tmp_path) == before
 
 
-def test_manifests_of_earlier_versions_are_read_and_completed(tmp_path, inverter):
-    settings = fakes.FakesSettings(per_kind=3, kinds=("sample", "reconstruction"))
-    finish(fakes.build(photographs(), tmp_path, inverter, settings))
+def test_manifests_of_earlier_versions_are_read_and_completed(tmp_path):
+    settings = fakes.FakesSettings(per_kind=3, kinds=("sample", "reconstruction", "swap"), redrawn=0)
+    inverter = toys.toy_inverter(128)
+    inverter.generator = MappingToyGenerator(128)
+    finish(fakes.build(faces(), tmp_path, inverter, settings))
     expected = manifest(tmp_path)
     with (tmp_path / "manifest.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, ("file", "kind", "target", "source", "seed"), extrasaction="ignore")
@@ -157,5 +159,8 @@ def test_manifests_of_earlier_versions_are_read_and_completed(tmp_path, inverter
         for row in expected:
             writer.writerow(row | ({"target": ""} if row["kind"] == "sample" else {}))
     assert sum(not target for target in fakes.origins(tmp_path).values()) == 3
-    finish(fakes.build(photographs(), tmp_path, inverter, settings))
+    finish(fakes.build(faces(), tmp_path, inverter, settings))
     assert manifest(tmp_path) == expected
+    assert {(row["kind"], row["drawn"]) for row in expected} == {
+        ("sample", fakes.ALL), ("reconstruction", fakes.ALL), ("swap", fakes.NOTHING)
+    }  # fmt: skip

@@ -157,16 +157,18 @@ def examples(count: int = 6) -> pairs.Pairs:
     return pairs.Pairs(values[:count], values[count:], torch.tensor([1, 2] * (count // 2)), ("edit", "swap"))
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
-    whole = TRNetTask(examples(), settings(), examples())
-    finish(harness.train(whole, tmp_path / "whole", settings(), log_every=1))
-    job = harness.train(TRNetTask(examples(), settings(), examples()), tmp_path / "parts", settings(), log_every=1)
-    for _ in range(2):
+@pytest.mark.parametrize(("ahead", "stopped"), [(0, 2), (2, 1), (2, 3)])
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, ahead, stopped):
+    own = settings(ahead=ahead, batch_ahead=3)
+    whole = TRNetTask(examples(), own, examples())
+    finish(harness.train(whole, tmp_path / "whole", own, log_every=1))
+    job = harness.train(TRNetTask(examples(), own, examples()), tmp_path / "parts", own, log_every=1)
+    for _ in range(stopped):
         next(job)
     job.close()
-    resumed = TRNetTask(examples(), settings(), examples())
-    run = finish(harness.train(resumed, tmp_path / "parts", settings(), log_every=1))
-    assert run.steps == 5
+    resumed = TRNetTask(examples(), own, examples())
+    run = finish(harness.train(resumed, tmp_path / "parts", own, log_every=1))
+    assert run.steps == 5 + ahead
     for name, module in whole.modules().items():
         for key, value in module.state_dict().items():
             assert torch.equal(value, resumed.modules()[name].state_dict()[key]), (name, key)
@@ -174,6 +176,15 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
     sides = ("d", "g", "untouched")
     expected |= {f"{side}_{name}" for side in sides for name in ("spatial", "spectral", "fingerprint")} | {"named"}
     assert set(run.losses) == expected and all(math.isfinite(value) for value in run.losses.values())
+
+
+def test_a_run_with_other_networks_is_not_resumed_and_keeps_its_settings(tmp_path):
+    strided = settings(spatial_form="strided", steps=1)
+    finish(harness.train(TRNetTask(examples(), strided, examples()), tmp_path, strided))
+    kept = (tmp_path / "settings.json").read_text()
+    with pytest.raises(UserError, match="another form"):
+        finish(harness.train(TRNetTask(examples(), settings(), examples()), tmp_path, settings()))
+    assert (tmp_path / "settings.json").read_text() == kept
 
 
 def test_a_run_can_start_from_the_weights_of_another(tmp_path, monkeypatch):
@@ -249,6 +260,56 @@ def test_discriminators_see_what_was_saved_and_gradients_pass():
     torch.testing.assert_close(shown.detach(), expected)
     shown.sum().backward()
     assert torch.equal(made.grad, torch.ones_like(made))
+
+
+def test_the_rates_fall_over_a_share_of_the_steps_that_are_not_ahead():
+    task = TRNetTask(examples(), settings(ahead=40, steps=8, decay_share=0.25, lr_generator=1e-3), examples())
+    rates = {}
+    for number in (39, 40, 46, 47):
+        task._set_rates(number)
+        rates[number] = task.generator_optimizer.param_groups[0]["lr"]
+    assert rates == pytest.approx({39: 1e-3, 40: 1e-3, 46: 1e-3, 47: 1e-3 * 0.1**0.5})
+    task.settings = replace(task.settings, decay_share=0)
+    task._set_rates(47)
+    assert task.generator_optimizer.param_groups[0]["lr"] == 1e-3
+
+
+def test_no_disturbance_is_drawn_twice(monkeypatch):
+    task = TRNetTask(examples(), settings(ahead=3, batch_ahead=2), examples())
+    drawn = []
+    monkeypatch.setattr(task, "_shown", lambda pictures, number: drawn.append(number) or pictures)
+    for number in range(7):
+        task.step(number)
+    assert len(drawn) == len(set(drawn)) == 3 + 2 + 4  # ahead, the discriminators every second step, the generator
+
+
+def test_in_bfloat16_noise_maps_and_spectra_stay_exact():
+    seen = {}
+    for bfloat16 in (False, True):
+        task = TRNetTask(examples(), settings(bfloat16=bfloat16), examples())
+        for name, module in task.discriminators.items():
+            first = next(one for one in module.modules() if isinstance(one, nn.Conv2d))
+            first.register_forward_hook(
+                lambda _, given, made, key=(name, bfloat16): seen.update({key: (given[0].detach(), made.dtype)})
+            )
+        task._judged(faces(2, 128))
+    for name in ("spatial", "spectral", "fingerprint"):
+        (exact, plain), (given, rounded) = seen[name, False], seen[name, True]
+        assert torch.equal(exact, given) and (plain, rounded) == (torch.float32, torch.bfloat16)
+
+
+@pytest.mark.parametrize(
+    ("watched", "name"),
+    [("network", "weight_named"), ("fingerprint", "weight_source")]
+    + [(module, "weight_untouched") for module in ("spatial", "spectral", "fingerprint")],
+)
+def test_the_weight_of_a_loss_reaches_the_one_who_learns(watched, name):
+    learned = []
+    for weight in (0.0, 4.0):
+        task = TRNetTask(examples(), settings(disturbed=0.0, **{name: weight}), examples())
+        task.step(0)
+        learned.append(torch.cat([one.detach().flatten() for one in task.modules()[watched].parameters()]))
+    assert not torch.allclose(*learned, atol=1e-6)
 
 
 def test_the_generator_is_told_to_pass_for_a_photograph():

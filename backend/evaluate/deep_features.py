@@ -48,7 +48,9 @@ def of_detector(name: str, picture: Tensor) -> np.ndarray:
 
 @torch.no_grad()
 def of_discriminators(checkpoint: Path, picture: Tensor) -> dict[str, np.ndarray]:
-    """Return the last features of TR-Net's three discriminators, each (512 * width * 16,) float16.
+    """Return the last features of TR-Net's three discriminators, flattened, float16.
+
+    They have 512 * width channels of 4 x 4, or of 8 x 8 in the finer form of the spatial one.
 
     Args:
         checkpoint: `checkpoint.pt` of a training run.

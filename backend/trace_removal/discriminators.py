@@ -1,7 +1,7 @@
 """TR-Net's three discriminators: spatial, spectral and noise fingerprint (arXiv 2203.11433, section 4.3).
 
-All share one backbone of five strided convolutions, as in the released code; the spatial one has another that sees
-finer, too.
+All share one backbone of five strided convolutions, as in the released code; the spatial one can have a finer one
+instead.
 """
 
 import itertools
@@ -216,10 +216,14 @@ class FingerprintDiscriminator(nn.Module):
         return cast(Tensor, self.backbone(self.inputs(images)))
 
     def with_source(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the log-odds of real (N,) and one logit a source (N, sources)."""
+        """Return the log-odds of real (N,) and one logit a source (N, sources) of pictures (N, 3, 128, 128)."""
+        return self.judge(self.inputs(images))
+
+    def judge(self, maps: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the same of noise maps (N, 3, 128, 128)."""
         if self.source_head is None:
             raise ValueError("this discriminator was built without sources")
-        features = self.backbone.features(self.inputs(images))
+        features = self.backbone.features(maps)
         return self.backbone.logit(features), cast(Tensor, self.source_head(features))
 
 

@@ -123,17 +123,18 @@ def _calibration(
     network: nn.Module, card: Card, examples: labelled.Examples, architecture: str, defence: Name
 ) -> dict[str, float]:
     """Return threshold and temperature; that of a defended detector holds for photographs saved again, too."""
-    untuned, undefended = Detector(network, card).eval(), defence == "none"
+    untuned, photographs = Detector(network, card).eval(), examples.of(labelled.REAL)
     fake = examples.kinds != labelled.REAL
-    wanted = None if architecture in recipes.BALANCED else FALSE_ALARMS
-    alike = undefended or wanted is None  # where fakes set the threshold too, they end as photographs do
-    scores = measure.log_odds(untuned, like_photographs(examples.pictures) if alike else examples.pictures)
-    threshold = measure.threshold(scores, fake, false_alarms=wanted)
-    if not undefended:
-        photographs = examples.of(labelled.REAL)
+    saved = measure.log_odds(untuned, like_photographs(examples.pictures))  # where fakes count, both classes end alike
+    as_they_are = saved[~fake] if defence == "none" else measure.log_odds(untuned, photographs)
+    if architecture in recipes.BALANCED:
+        threshold = measure.balanced_threshold(saved, fake)
+    else:
+        threshold = measure.threshold(as_they_are, false_alarms=FALSE_ALARMS)
+    if defence != "none":
         after = [measure.log_odds(untuned, honesty.changed(photographs, change)) for change in honesty.CHANGES]
-        threshold = honesty.steady_threshold(threshold, scores[~fake], after, MORE_ALARMS)
-    temperature = measure.temperature(scores - threshold, fake)
+        threshold = honesty.steady_threshold(threshold, as_they_are, after, MORE_ALARMS)
+    temperature = measure.temperature(saved - threshold, fake)
     return {"threshold": float(f"{threshold:.5g}"), "temperature": float(f"{temperature:.5g}")}
 
 

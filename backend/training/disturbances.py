@@ -4,13 +4,11 @@ TR-Net's paper shows its discriminators clean pictures. A detector that was trai
 JPEG reads traces that outlive them, which such discriminators hardly notice beside the finer ones.
 """
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from backend.saving import as_jpeg
+from backend.saving import like_photographs
 
 KINDS = ("blur", "rescale", "noise", "jpeg")
 BLUR = (0.4, 1.2)  # standard deviation in pixels
@@ -61,9 +59,8 @@ def rescale(pictures: Tensor, factor: float) -> Tensor:
 
 def through_jpeg(pictures: Tensor, quality: int) -> Tensor:
     """Encode (N, 3, S, S) as JPEG with 4:2:0; the gradient is that of the picture itself."""
-    pixels = (pictures.detach().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-    encoded = np.stack([np.asarray(as_jpeg(Image.fromarray(one), quality)) for one in pixels])
-    made = torch.from_numpy(encoded).permute(0, 3, 1, 2).to(pictures) / 255
+    pixels = (pictures.detach().clamp(0, 1) * 255).round().byte()
+    made = like_photographs(pixels, quality).to(pictures) / 255
     return pictures + (made - pictures).detach()
 
 

@@ -93,7 +93,10 @@ def build(photographs: Photographs, out: Path, inverter: Inverter | None, settin
                 if done[name]["seed"] != str(seed):
                     raise UserError(f"{out.name} holds fakes of another seed.", "Choose another folder with --out.")
                 if done[name]["drawn"] != drawn:
-                    raise UserError(f"{out.name} holds other swaps.", "Choose another folder with --out.")
+                    raise UserError(
+                        f"{out.name} holds swaps of which another share was redrawn.",
+                        "Choose another folder with --out, or that share with --redrawn (of earlier versions: 0).",
+                    )
                 continue
             made = make(kind, landmarks, inverter, seed, truncation=settings.truncation, drawn=drawn)
             if made is None:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
 from torch import nn
@@ -88,19 +88,27 @@ def checked(kind: type, changes: Mapping[str, Any]) -> dict[str, Any]:
     """Return the changes that are not None.
 
     Raises:
-        UserError: `kind`, a dataclass of settings, has none of a name, or a switch is neither true nor false.
+        UserError: `kind`, a dataclass of settings, has none of a name, or a value is not of its kind.
     """
+    types = get_type_hints(kind)
     known = {entry.name for entry in fields(kind)}
-    switches = {entry.name for entry in fields(kind) if entry.type in (bool, "bool")}
     unknown = set(changes) - known
     if unknown:
         raise UserError(
             f"There is no setting named {', '.join(sorted(unknown))}.", f"Settings: {', '.join(sorted(known))}."
         )
     given = {key: value for key, value in changes.items() if value is not None}
-    for key in switches & set(given):
-        if not isinstance(given[key], bool):
-            raise UserError(f"{key} is either true or false, not {given[key]}.", f"For example: --set {key}=false.")
+    for key, value in given.items():
+        wanted = types[key]
+        if wanted is bool and not isinstance(value, bool):
+            raise UserError(f"{key} is either true or false, not {value}.", f"For example: --set {key}=false.")
+        if wanted is int and (isinstance(value, bool) or not isinstance(value, int)):
+            raise UserError(f"{key} is a whole number, not {value}.", f"For example: --set {key}=8.")
+        if wanted is float and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise UserError(f"{key} is a number, not {value}.", f"For example: --set {key}=0.5.")
+        if get_origin(wanted) is Literal and value not in get_args(wanted):
+            choices = ", ".join(str(one) for one in get_args(wanted))
+            raise UserError(f"{key} cannot be {value}.", f"Choose among: {choices}.")
     return given
 
 
@@ -130,8 +138,14 @@ def load_checkpoint(task: Task, folder: Path) -> int:
     state = torch.load(path, map_location="cpu", weights_only=True)
     if set(state["modules"]) != set(task.modules()):
         raise UserError("The checkpoint in this folder is of another kind of run.", "Give another folder with --out.")
-    for name, module in task.modules().items():
-        module.load_state_dict(state["modules"][name])
+    try:
+        for name, module in task.modules().items():
+            module.load_state_dict(state["modules"][name])
+    except RuntimeError:
+        raise UserError(
+            "The checkpoint in this folder is of networks of another form.",
+            "Give another folder with --out, or the settings of the run with --set.",
+        ) from None
     for name, optimizer in task.optimizers().items():
         implementation = optimizer.param_groups[0].get("fused")
         optimizer.load_state_dict(state["optimizers"][name])
@@ -152,8 +166,8 @@ def train(
     """Train a task to its last step, or for some minutes, resuming from `folder` if it holds a checkpoint."""
     folder.mkdir(parents=True, exist_ok=True)
     described: dict[str, Any] = asdict(settings)  # type: ignore[call-overload]
-    (folder / "settings.json").write_text(json.dumps(described, indent=1), encoding="utf-8")
     start = load_checkpoint(task, folder)
+    (folder / "settings.json").write_text(json.dumps(described, indent=1), encoding="utf-8")
     log = LossLog(folder / "losses.csv", start)
     begun = time.perf_counter()
     window: dict[str, list[float | torch.Tensor]] = {}

@@ -43,18 +43,9 @@ def log_odds(detector: Detector, pictures: Tensor, batch: int = 64) -> np.ndarra
     return torch.cat(parts).float().cpu().numpy() if parts else np.empty(0)
 
 
-def threshold(scores: np.ndarray, fake: np.ndarray, *, false_alarms: float | None) -> float:
-    """Choose the log-odds from which a picture is called fake.
-
-    Args:
-        scores: Raw log-odds (N,).
-        fake: Which are fake (N,).
-        false_alarms: Share of the photographs that may pass as fake; None asks for the best mean of the accuracies
-            on real and on fake.
-    """
-    if false_alarms is None:
-        return _balanced_threshold(scores, fake)
-    return float(np.quantile(scores[~fake], 1 - false_alarms))
+def threshold(photographs: np.ndarray, *, false_alarms: float) -> float:
+    """Choose the log-odds from which a picture is called fake, as this share of these photographs (N,) will be."""
+    return float(np.quantile(photographs, 1 - false_alarms))
 
 
 def temperature(shifted: np.ndarray, fake: np.ndarray) -> float:
@@ -66,8 +57,13 @@ def temperature(shifted: np.ndarray, fake: np.ndarray) -> float:
     return float(candidates[int(np.argmin(losses))])
 
 
-def _balanced_threshold(scores: np.ndarray, fake: np.ndarray) -> float:
-    """Return the threshold between two scores at which the mean of both accuracies is largest."""
+def balanced_threshold(scores: np.ndarray, fake: np.ndarray) -> float:
+    """Choose the log-odds from which a picture is called fake: the mean of both accuracies is largest there.
+
+    Args:
+        scores: Raw log-odds (N,).
+        fake: Which are fake (N,).
+    """
     order = np.argsort(scores)
     ordered, is_fake = scores[order], fake[order]
     # Above a threshold between places i and i + 1 everything is called fake.

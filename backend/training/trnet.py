@@ -77,7 +77,11 @@ class TRNetTask:
         return {"generator": self.generator_optimizer, "discriminators": self.discriminator_optimizer}
 
     def step(self, number: int) -> dict[str, float]:
-        """Train one step: first the discriminators, then the generator."""
+        """Train one step.
+
+        The first steps train the discriminators alone (`ahead`), the next the generator to copy (`identity_steps`),
+        and all others the generator, with the discriminators before it in one of `discriminator_every`.
+        """
         settings = self.settings
         self._set_rates(number)
         if number < self.ahead:
@@ -90,7 +94,7 @@ class TRNetTask:
             total = values["identity"]
         else:
             turn, wait = divmod(begun, settings.discriminator_every)
-            values = {} if wait else self._train_discriminators(batch, made.detach(), turn)
+            values = {} if wait else self._train_discriminators(batch, made.detach(), number, turn)
             own = self._generator_losses(batch, made, number)
             values |= own
             total = sum((self._weight(name) * value for name, value in own.items()), torch.zeros(()))
@@ -107,9 +111,11 @@ class TRNetTask:
         real, fake = self._shown([batch.real, batch.fake], 2 * number)
         judged, named = self._judged(torch.cat([real, fake]))
         values = {"source": source_loss(named, self._sources(batch))}
+        total = self.settings.weight_source * values["source"]
         for name, logits in judged.items():
             values[f"untouched_{name}"] = losses.discriminator_loss(self.settings.adversarial, *logits.chunk(2))
-        self._update(self.discriminator_optimizer, torch.stack(list(values.values())).sum())
+            total = total + values[f"untouched_{name}"]
+        self._update(self.discriminator_optimizer, total)
         return {name: value.item() for name, value in values.items()}
 
     @torch.no_grad()
@@ -137,7 +143,7 @@ class TRNetTask:
         settings = self.settings
         drawn = pairs.draw(
             self.data,
-            count or settings.batch,
+            settings.batch if count is None else count,
             seed=settings.seed,
             step=number,
             jpeg_share=settings.jpeg_share,
@@ -145,9 +151,9 @@ class TRNetTask:
         real, fake = (one.to(self.device, memory_format=torch.channels_last) for one in (drawn.real, drawn.fake))
         return Batch(real, fake, drawn.sources.to(self.device))
 
-    def _train_discriminators(self, batch: Batch, made: Tensor, turn: int) -> dict[str, Tensor]:
+    def _train_discriminators(self, batch: Batch, made: Tensor, number: int, turn: int) -> dict[str, Tensor]:
         settings, count = self.settings, len(made)
-        real, fake, changed = self._shown([batch.real, batch.fake, made], 2 * turn)
+        real, fake, changed = self._shown([batch.real, batch.fake, made], 2 * number)
         pictures = torch.cat([real, changed, fake])
         judged, named = self._judged(pictures if settings.weight_untouched else pictures[: 2 * count], pictures)
         # The source head learns from pictures of the data set, not from the generator's.
@@ -164,15 +170,18 @@ class TRNetTask:
             places = torch.from_numpy(np.random.default_rng([settings.seed, turn, 1]).random(count, np.float32))
             slopes = []
             for module in self.discriminators.values():
-                real, fake = (module.inputs(one).detach() for one in (batch.real, batch.fake))
-                slopes.append(losses.gradient_penalty(module.backbone, real, fake, places.to(self.device)))
+                one, other = (module.inputs(pictures).detach() for pictures in (real, fake))
+                slopes.append(losses.gradient_penalty(module.backbone, one, other, places.to(self.device)))
             values["penalty"] = torch.stack(slopes).sum()
             total = total + settings.penalty * settings.penalty_every * values["penalty"]
         self._update(self.discriminator_optimizer, total)
         return values
 
     def _shown(self, pictures: list[Tensor], number: int) -> list[Tensor]:
-        """Return pictures as the discriminators see them: saved, some batches disturbed, all of one alike."""
+        """Return pictures as the discriminators see them: saved, some batches disturbed, all of one alike.
+
+        No `number` may come twice in a run: whether, how and how strongly depend on it.
+        """
         if self.settings.saved:
             pictures = [through_jpeg(one, saving.QUALITY) for one in pictures]
         elif self.settings.rounded:
@@ -189,12 +198,16 @@ class TRNetTask:
             pictures: As the discriminators see them.
             for_source: Those of the fingerprint discriminator, if it is to see others.
         """
+        own = {"fingerprint": pictures if for_source is None else for_source}
+        # In float32: rounded filters would not sum to zero, and their maps would show the brightness.
+        inputs = {name: module.inputs(own.get(name, pictures)) for name, module in self.discriminators.items()}
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.bfloat16):
-            fingerprint, named = self.fingerprint.with_source(pictures if for_source is None else for_source)
             found = {
-                name: fingerprint if module is self.fingerprint else module(pictures)
+                name: module.backbone(inputs[name])
                 for name, module in self.discriminators.items()
+                if module is not self.fingerprint
             }
+            found["fingerprint"], named = self.fingerprint.judge(inputs["fingerprint"])
         return {name: logits.float() for name, logits in found.items()}, named.float()
 
     @staticmethod
@@ -238,8 +251,9 @@ class TRNetTask:
         optimizer.step()
 
     def _set_rates(self, number: int) -> None:
-        start = self.total * (1 - self.settings.decay_share)
-        factor = 0.1 ** max(0.0, (number - start) / (self.total - start))
+        share = self.settings.decay_share  # of the steps that are not ahead
+        left = (self.total - number) / max(1, self.total - self.ahead)
+        factor = 0.1 ** (1 - left / share) if left < share else 1.0
         self.generator_optimizer.param_groups[0]["lr"] = self.settings.lr_generator * factor
         rate = self.settings.lr_discriminator * factor
         if number < self.ahead:  # by half a cosine, to the rate with which it goes on

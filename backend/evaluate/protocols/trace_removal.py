@@ -3,10 +3,12 @@
 Ablations are rows of the same tables: every TR-Net that the setting `removers` names is one more attack. Train them
 with less data, or without a family of fakes, for example
 
-    python -m backend train fakes --data DIR --out fakes-tenth --per-kind 90
-    python -m backend train trnet --data DIR --fakes fakes-tenth --out tenth/trnet.safetensors
-    python -m backend train fakes --data DIR --out fakes-noswap --kinds reconstruction,edit,sample
-    python -m backend train trnet --data DIR --fakes fakes-noswap --out noswap/trnet.safetensors
+    python -m backend train fakes --data DIR --packs "real-train*" --per-kind 90 --out tenth/train
+    python -m backend train fakes --data DIR --packs "real-val*" --per-kind 90 --seed 1 --out tenth/val
+    python -m backend train trnet --data DIR --fakes tenth --out tenth/trnet.safetensors
+    python -m backend train fakes --data DIR --packs "real-train*" --kinds reconstruction,edit,sample --out noswap/train
+    python -m backend train fakes --data DIR --packs "real-val*" --kinds reconstruction,edit,sample --out noswap/val
+    python -m backend train trnet --data DIR --fakes noswap --out noswap/trnet.safetensors
     python -m backend evaluate trace-removal --data DIR --out DIR
         --set 'removers=["tenth=tenth/trnet.safetensors", "no swaps=noswap/trnet.safetensors"]'
 
@@ -43,9 +45,10 @@ from backend.trace_removal.attacks import ATTACKS, COMPARED, STRENGTHS, WHITE_BO
 
 NONE = "none"  # attack: the picture as it is
 TRAIN_FEWER = (
-    "Ablations of TR-Net (a share of the data, a family left out) need networks of their own: train them with "
-    "'python -m backend train fakes --per-kind N' or '--kinds A,B,C', then 'python -m backend train trnet --fakes DIR "
-    "--out NAME/trnet.safetensors', and name them by --set 'removers=[\"NAME=NAME/trnet.safetensors\"]'."
+    "Ablations of TR-Net (a share of the data, a family left out) need networks of their own: make fakes with "
+    "'python -m backend train fakes --per-kind N' or '--kinds A,B,C', with --out NAME/train of photographs to train "
+    "with and --out NAME/val of others, then 'python -m backend train trnet --fakes NAME --out "
+    "NAME/trnet.safetensors', and name them by --set 'removers=[\"NAME=NAME/trnet.safetensors\"]'."
 )
 
 
@@ -166,7 +169,7 @@ class TraceRemovalProtocol(Protocol):
         if attack != NONE:
             measured |= {"psnr": likeness.psnr(started, made), "ssim": likeness.ssim(started, made)}
         if attack in (NONE, trnet.ENTRY) or attack not in ATTACKS:
-            measured |= self._features(picture)
+            measured |= self._features(shown)
         return [*rows, measured]
 
     def _saved(self, face: Tensor) -> Tensor:
@@ -218,7 +221,8 @@ class TraceRemovalProtocol(Protocol):
         if self.config.saved:
             said.append(
                 f"Every face, real, fake or attacked, was saved as JPEG {QUALITY} before a detector saw it, as "
-                "photographs were; without it detectors of the undefended set would judge the file. PSNR, SSIM and "
+                "photographs were; without it detectors of the undefended set would judge the file. Detectors of the "
+                "Hub that want a crop of their own see the photo with what changed in ours. PSNR, SSIM and "
                 "traces are those of the attacked face before that."
             )
         said.append("Accuracy on attacked fakes says nothing about what a re-save or a new detector brings to light.")
