@@ -1,10 +1,15 @@
-"""NF (Marra et al. 2019, arXiv 1812.11842): correlation of a picture's noise residual with the makers' fingerprints."""
+"""NF (Marra et al. 2019, arXiv 1812.11842): correlation of a picture's noise residual with the makers' fingerprints.
+
+A maker is a network that draws whole pictures. Those of fakes by others are not among them: averages over a few
+hundred of their faces correlate with photographs as much as with their own.
+"""
 
 import torch
 from torch import Tensor, nn
 
-from backend.detectors.lf import SOURCES
 from backend.residuals import correlation, wiener_residual
+
+SOURCES = ("reconstruction", "edit", "sample")  # kinds of fakes that our generator draws whole
 
 
 class NoiseFingerprints(nn.Module):
@@ -17,7 +22,7 @@ class NoiseFingerprints(nn.Module):
 
     fingerprints: Tensor
 
-    def __init__(self, sources: tuple[str, ...] = SOURCES[1:], input_size: int = 128) -> None:
+    def __init__(self, sources: tuple[str, ...] = SOURCES, input_size: int = 128) -> None:
         super().__init__()
         self.sources = tuple(sources)
         self.register_buffer("fingerprints", torch.zeros(len(self.sources), 3, input_size, input_size))

@@ -20,6 +20,7 @@ from backend.detectors.lf import LF, SOURCES
 from backend.detectors.mat import MAT
 from backend.detectors.mesonet import Meso4, MesoInception4
 from backend.detectors.mesonet_deepfakebench import DeepfakeBenchMeso4, DeepfakeBenchMesoInception4
+from backend.detectors.nf import SOURCES as MAKERS
 from backend.detectors.nf import NoiseFingerprints
 from backend.detectors.patch_cnn import PatchCNN
 from backend.detectors.recce import RECCE
@@ -100,7 +101,7 @@ def _lf(options: Options) -> nn.Module:
 
 
 def _nf(options: Options) -> nn.Module:
-    return NoiseFingerprints(tuple(options.get("sources", SOURCES[1:])), _input_size(options))
+    return NoiseFingerprints(tuple(options.get("sources", MAKERS)), _input_size(options))
 
 
 def _published(

@@ -7,7 +7,6 @@ from backend import weights
 from backend.settings import SETTINGS
 
 PAPER001 = ("xception", "patch_cnn", "dct_a", "f3net", "lf", "nf")  # the six of TR-Net
-UNTRAINED = ("nf",)  # averages residuals in place of training a network: the one that ships is in every set
 
 
 @dataclass(frozen=True)
@@ -44,8 +43,6 @@ DEFENCES: dict[str, Defence] = {
 def installed(defence: str, detectors: Iterable[str]) -> dict[str, str]:
     """Return those of the detectors that a set has, with the names of their entries, paper 001's first.
 
-    Those of `UNTRAINED` are in it, as they ship, where any other is.
-
     Args:
         defence: Name of the defence.
         detectors: Names of detectors as the shipped set has them.
@@ -54,8 +51,5 @@ def installed(defence: str, detectors: Iterable[str]) -> dict[str, str]:
         return {}
     known, given = weights.entries(), list(detectors)
     ordered = [name for name in PAPER001 if name in given] + [name for name in given if name not in PAPER001]
-    trained = [name for name in ordered if name not in UNTRAINED and name + DEFENCES[defence].suffix in known]
-    if not trained and defence != SHIPPED:
-        return {}
-    suffixes = dict.fromkeys(trained, DEFENCES[defence].suffix) | dict.fromkeys(UNTRAINED, "")
-    return {name: name + suffixes[name] for name in ordered if name in suffixes and name + suffixes[name] in known}
+    entries = {name: name + DEFENCES[defence].suffix for name in ordered}
+    return {name: entry for name, entry in entries.items() if entry in known}
