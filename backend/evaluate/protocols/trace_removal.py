@@ -222,8 +222,8 @@ class TraceRemovalProtocol(Protocol):
             said.append(
                 f"Every face, real, fake or attacked, was saved as JPEG {QUALITY} before a detector saw it, as "
                 "photographs were; without it detectors of the undefended set would judge the file. Detectors of the "
-                "Hub that want a crop of their own see the photo with what changed in ours. PSNR, SSIM and "
-                "traces are those of the attacked face before that."
+                "Hub that want a crop of their own see the photo with what changed in ours. PSNR, SSIM and traces "
+                "are those of the attacked face before that."
             )
         said.append("Accuracy on attacked fakes says nothing about what a re-save or a new detector brings to light.")
         said += [] if self.config.removers else [TRAIN_FEWER]
