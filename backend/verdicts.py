@@ -102,9 +102,15 @@ def by_crop(detectors: Sequence[str] | None = None) -> dict[tuple[str, int], lis
     return groups
 
 
+def in_digits(score: float) -> str:
+    """Return a probability of fake with two digits, or with more where two would read as another verdict."""
+    digits = next(count for count in range(2, 17) if verdict(round(score, count)) == verdict(score))
+    return f"{score:.{digits}f}"
+
+
 def in_words(score: float) -> str:
     """Put a probability of fake into words with its scale."""
-    return f"{WORDS[verdict(score)]}: {score:.2f} (0 = real, 1 = fake)"
+    return f"{WORDS[verdict(score)]}: {in_digits(score)} (0 = real, 1 = fake)"
 
 
 def call(score: float, what: str = "the face") -> str:

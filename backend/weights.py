@@ -132,8 +132,16 @@ def load_entry(name: str) -> dict[str, Tensor]:
 
 
 def load_into(module: nn.Module, name: str) -> nn.Module:
-    """Load an entry into a module, every key matched, and return it in inference mode without gradients."""
-    module.load_state_dict(load_entry(name), strict=True)
+    """Load an entry into a module, every key matched, and return it in inference mode without gradients.
+
+    Raises:
+        UserError: The file is missing, damaged or of another network.
+    """
+    tensors = load_entry(name)
+    try:
+        module.load_state_dict(tensors, strict=True)
+    except RuntimeError:
+        raise UserError(f"The model file of {name} belongs to another version of the app.", REINSTALL) from None
     return module.eval().requires_grad_(False)
 
 

@@ -139,6 +139,7 @@ def in_turn(
     *,
     starts: list[gr.Button],
     note: Any,
+    progress: Any = None,
     stop: gr.Button | None = None,
 ) -> Dependency:
     """Run a long job on a click when its turn comes; until then the page says that it waits.
@@ -149,7 +150,8 @@ def in_turn(
         inputs: Its inputs.
         outputs: What it may update, `note` among it.
         starts: Buttons that begin a job, which are blocked.
-        note: The line that says it; the job finds it empty.
+        note: The line that says it; the job finds it empty. An error stays in it when its box has gone.
+        progress: Where the job says how far it is, which an error clears.
         stop: What ends the job, also while it waits.
 
     Returns:
@@ -165,7 +167,11 @@ def in_turn(
     @functools.wraps(handler)
     def begun(*args: Any, **kwargs: Any) -> Iterator[Any]:
         yield {note: ""}
-        yield from handler(*args, **kwargs)
+        try:
+            yield from handler(*args, **kwargs)
+        except gr.Error as error:
+            yield ({} if progress is None else {progress: ""}) | {note: f"<p>{error.message}</p>"}
+            raise
 
     touched = [*starts, *([] if stop is None else [stop]), note]
     run = button.click(wait, None, touched, **QUICK, **private).then(

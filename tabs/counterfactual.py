@@ -117,7 +117,16 @@ class CounterfactualTab:
             self.generator,
         ]
         starts, outputs = [self.find], self._search_outputs()
-        run = in_turn(self.find, self._search, asked, outputs, starts=starts, note=self.note, stop=self.stop)
+        run = in_turn(
+            self.find,
+            self._search,
+            asked,
+            outputs,
+            starts=starts,
+            note=self.note,
+            progress=self.progress,
+            stop=self.stop,
+        )
         at_the_end(run, self._idle, [self.find, self.stop])
         self.stop.click(self._stopped, None, [self.find, self.stop, self.note], cancels=[run], **QUICK, **private)
         self.running = [run]

@@ -21,7 +21,7 @@ Updates = dict[Any, Any]
 HEADLINE = (
     "**How much of a verdict hangs on traces that nobody sees?** Every way of making a fake leaves traces in the "
     "pixels, in the spectrum and in the noise. A network (TR-Net) was trained to remove all three and has never seen "
-    "the detectors below. If they change their minds although the face looks the same, they looked at the traces."
+    "the detectors below. If they change their minds although it is still the same face, they looked at the traces."
 )
 WAITING = "*First choose a photo with a face, in step 1 above. A fake is the interesting case.*"
 RULES = (
@@ -64,7 +64,7 @@ class TraceRemovalTab:
 
     def _wire(self) -> None:
         asked = [self.choice.photo, self.choice.which, self.strength]
-        shared: dict[str, Any] = {"starts": [self.remove, self.compare], "note": self.note}
+        shared: dict[str, Any] = {"starts": [self.remove, self.compare], "note": self.note, "progress": self.progress}
         run = in_turn(self.remove, self._remove, asked, self._job_outputs(), **shared)
         faces = [self.choice.photo, self.choice.faces, self.choice.which, self.strength]
         others = in_turn(self.compare, self._compare, faces, self._job_outputs(), **shared)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from backend.detectors import registry
 from backend.detectors.card import verdict
-from backend.verdicts import how_often_wrong_in_short
+from backend.verdicts import how_often_wrong_in_short, in_digits
 from tabs.words import SIGNS, table
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ DOUBTS = (
     "that the detector is fragile, and nothing about whether the photo is real."
 )
 
-
+NO_BREAK = "\u00a0"
 KEY = ", ".join(f"{sign} {word}" for word, sign in SIGNS.items()) + "."
 
 
@@ -92,8 +92,8 @@ def _likeness(psnr: float | None, ssim: float | None) -> str:
 
 def _cell(score: float) -> str:
     word = verdict(score)
-    return f"{SIGNS[word]} {score:.2f} {word}"
+    return f"{SIGNS[word]}{NO_BREAK}{in_digits(score)} {word}"
 
 
 def _short(score: float) -> str:
-    return f"{SIGNS[verdict(score)]} {score:.2f}"
+    return f"{SIGNS[verdict(score)]}{NO_BREAK}{in_digits(score)}"

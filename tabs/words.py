@@ -12,7 +12,7 @@ from backend.detectors import registry
 from backend.detectors.card import THRESHOLD, UNCERTAIN_MARGIN, Card, verdict
 from backend.errors import UserError
 from backend.progress import Step
-from backend.verdicts import JudgedFace, how_often_wrong, how_often_wrong_in_short, in_words
+from backend.verdicts import JudgedFace, how_often_wrong, how_often_wrong_in_short, in_digits, in_words
 
 SCALE = "(0 = real, 1 = fake)"
 SIGNS = {"fake": "▲", "real": "●", "uncertain": "?"}  # so that colour is never the only carrier
@@ -20,7 +20,10 @@ UNCERTAIN = (
     f"A score between {THRESHOLD - UNCERTAIN_MARGIN:.2f} and {THRESHOLD + UNCERTAIN_MARGIN:.2f} is called uncertain."
 )
 COUNTED = {"fake": ("says", "say", "fake"), "real": ("says", "say", "real"), "uncertain": ("is", "are", "uncertain")}
-NO_FACE = "No face was found in this picture. Use a photo in which a face is upright, well lit and seen from the front."
+NO_FACE = (
+    "No face was found in this picture. Use a photo in which a face is upright, well lit and seen from the front; turn "
+    "it first if it lies on its side or stands on its head."
+)
 
 
 def answer(faces: Sequence[JudgedFace], number: int) -> str:
@@ -39,8 +42,8 @@ def answer(faces: Sequence[JudgedFace], number: int) -> str:
         if word in calls
     )
     head = (
-        f'<p class="said">Of {len(calls)} detectors, {counts}. Each of them can be wrong; how often stands beside its '
-        f"verdict, and on photographs from other sources more often. {UNCERTAIN}</p>"
+        f'<p class="said">Of {len(calls)} detectors, {counts}. Each of them can be wrong: how often is said with its '
+        f"verdict, and it is more often on photographs from other sources. {UNCERTAIN}</p>"
     )
     cards = "".join(_card(registry.card(name), score) for name, score in face.p_fake.items())
     return f'{head}<div class="cards">{cards}</div>'
@@ -51,7 +54,7 @@ def which_face(faces: Sequence[JudgedFace], number: int, listed: int) -> str:
     if not faces:
         return ""
     if len(faces) == 1:
-        return "One face was found. Beside it is the cut-out that the detectors see."
+        return "One face was found. With it is the cut-out that the detectors see."
     which = "the largest one" if number == 1 else f"number {number}, counted from the largest"
     others = "another" if len(faces) <= listed else f"another of the {listed} largest"
     return f"{len(faces)} faces were found, and {which} was taken. You can pick {others} below."
@@ -226,7 +229,7 @@ def _short(score: float) -> str:
 
 
 def _cell(score: float) -> str:
-    return f"{score:.2f} {verdict(score)}"
+    return f"{in_digits(score)} {verdict(score)}"
 
 
 def settings_line(record: dict[str, Any]) -> str:

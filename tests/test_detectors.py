@@ -346,3 +346,11 @@ def test_unknown_names_are_said(weights_folder: Path) -> None:
             call("nonsense")
     with pytest.raises(UserError, match="no model named meso4"):
         registry.load("meso4")
+
+
+@pytest.mark.parametrize(
+    ("score", "shown"),
+    [(0.348, "0.35"), (0.352, "0.352"), (0.3504, "0.3504"), (0.648, "0.648"), (0.124, "0.12"), (1.0, "1.00")],
+)
+def test_a_rounded_score_never_reads_as_another_verdict(score, shown):
+    assert verdicts.in_digits(score) == shown

@@ -1,8 +1,11 @@
 """Long jobs: generators of steps that return a result."""
 
+import gradio as gr
 import pytest
 
+from backend.errors import UserError
 from backend.progress import Running, Step, counted, finish, within
+from tabs.common import in_turn
 
 
 def counting(closed: list[bool], fail: bool = False):
@@ -53,3 +56,20 @@ def test_a_part_is_counted_in_the_whole_or_keeps_the_number_of_its_step():
     seen.clear()
     assert finish(within(counting([]), 4, 10, "B: "), seen.append) == "done"
     assert [(step.number, step.message) for step in seen] == [(4, "B: part 0"), (4, "B: part 1"), (4, "B: part 2")]
+
+
+def test_the_reason_of_an_error_stays_on_the_page_and_the_bar_goes():
+    def fails():
+        yield {bar: "half"}
+        raise UserError("It is too small.", "Take a larger one.")
+
+    with gr.Blocks() as blocks:
+        button, note, bar = gr.Button(), gr.Markdown(), gr.HTML()
+        in_turn(button, fails, [], [note, bar], starts=[button], note=note, progress=bar)
+    begun = next(one.fn for one in blocks.fns.values() if one.name == "fails")
+    updates = begun()
+    assert [next(updates), next(updates)] == [{note: ""}, {bar: "half"}]
+    said = next(updates)
+    assert said[bar] == "" and "It is too small. Take a larger one." in said[note]
+    with pytest.raises(gr.Error, match="too small"):
+        next(updates)

@@ -11,6 +11,7 @@ import torch
 
 from backend import alignment, faces, provenance, verdicts, weights
 from backend.detectors import registry
+from backend.detectors.card import verdict
 from backend.errors import UserError
 from backend.progress import finish
 from backend.trace_removal import bundle, command, references, removal, resaves, trnet
@@ -161,6 +162,21 @@ def test_references_survive_a_file(known, tmp_path):
     assert read.correlation["swap"]["swap"] == pytest.approx(known.correlation["swap"]["swap"], abs=1e-3)
     assert known.power["real"].shape == (2, SIZE // 2) and known.fingerprint["swap"].shape == (3, SIZE, SIZE)
     assert not read.knows("toy")
+
+
+def test_a_summary_says_what_still_holds(detectors):
+    kept = finish(removal.remove(photo(), network=shift(-0.004)))
+    said = [name for name, (before, _) in kept.p_fake.items() if verdict(before) == "fake"]
+    assert not kept.turned and len(said) == 2
+    assert "All 2 detectors that called it fake still do" in kept.summary, kept.summary
+    assert kept.summary.index("still do") < kept.summary.index("PSNR")
+
+
+def test_a_match_that_photographs_reach_too_is_none(known):
+    kind = known.kinds[0]
+    mean, deviation = known.correlation[kind][references.REAL]
+    for reached, said in ((mean + 3 * deviation, f"{drawing.called(kind)} best"), (mean, "no fingerprint clearly")):
+        assert said in noise._sentence({"Before": dict.fromkeys(known.kinds, reached)}, known)
 
 
 def test_references_hold_the_attention_of_a_detector(detectors):

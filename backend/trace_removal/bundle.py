@@ -20,6 +20,7 @@ from backend.trace_removal.references import References
 from backend.trace_removal.removal import Removal, remove
 from backend.trace_removal.resaves import Resave
 from backend.trace_removal.views import View, views
+from backend.verdicts import in_digits
 from backend.views import Source
 
 FACES = ("crop", "removed")
@@ -79,7 +80,7 @@ class Bundle:
 
 
 def _said(p_fake: float) -> str:
-    return f"{p_fake:.2f} {verdict(p_fake)}"
+    return f"{in_digits(p_fake)} {verdict(p_fake)}"
 
 
 def make(

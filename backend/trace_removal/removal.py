@@ -10,7 +10,7 @@ import torch
 from backend import alignment, faces, images, made_with, verdicts
 from backend.counterfactual import traces
 from backend.detectors import registry
-from backend.detectors.card import THRESHOLD, verdict
+from backend.detectors.card import THRESHOLD, Verdict, verdict
 from backend.progress import Job, Step
 from backend.runtime import MODEL_LOCK, device, frozen
 from backend.trace_removal.network import TRNet
@@ -19,8 +19,8 @@ from backend.views import Source
 
 __all__ = ["Removal", "load", "remove"]
 
-SEEN = 0.95  # SSIM below which the change of a smooth face shows at the size of the page
-SIMPLE = "it adds to the picture, which the published form does not"
+SEEN = 0.97  # SSIM below which the change of a smooth face shows at the size of the page
+SIMPLE = "This TR-Net adds to the picture; the published form draws it anew."
 TOTAL = 4
 
 
@@ -78,9 +78,7 @@ class Removal:
             parts.append(f"{self.face_count} faces were found; {which} was taken.")
         if self.problem:
             parts.append(self.problem)
-        parts.append(self._change_in_words())
-        parts.append(self._verdicts_in_words())
-        parts.append(self._pasted_in_words())
+        parts += [self._verdicts_in_words(), self._pasted_in_words(), self._change_in_words()]
         return " ".join(parts)
 
     def record(self) -> dict[str, Any]:
@@ -109,16 +107,15 @@ class Removal:
         psnr, ssim = self.metrics["psnr"], self.metrics["ssim"]
         if psnr is None:
             return "TR-Net left the face as it was."
-        form = f" ({SIMPLE})" if self.settings.residual else ""
         said = (
-            f"TR-Net{form} changed the face by up to {self.difference.largest:.3g} of 255 levels: PSNR {psnr:.1f} dB, "
+            f"TR-Net changed the face by up to {self.difference.largest:.3g} of 255 levels: PSNR {psnr:.1f} dB, "
             f"SSIM {ssim:.3f} (1 = the same)."
         )
         if self.settings.strength != 1:
             said += f" The change is {self.settings.strength:g} times what TR-Net was trained to make."
         if ssim is not None and ssim < SEEN:
             said += " Look closely: a change of this size can be seen, so a turned verdict may be due to what you see."
-        return said
+        return f"{said} {SIMPLE}" if self.settings.residual else said
 
     def _verdicts_in_words(self) -> str:
         if not self.p_fake:
@@ -128,12 +125,7 @@ class Removal:
         newly = sum(before != "fake" and after == "fake" for before, after in said)
         told = "No detector called the face fake to begin with."
         if now:
-            real, uncertain = now.count("real"), now.count("uncertain")
-            which = "1 detector" if len(now) == 1 else f"{len(now)} detectors"
-            told = (
-                f"Of {which} that called it fake, {real} now {'calls' if real == 1 else 'call'} it real and "
-                f"{uncertain} {'is' if uncertain == 1 else 'are'} uncertain."
-            )
+            told = _what_they_say_now(now)
         if newly:
             told += f" {newly} that did not call it fake before now {'does' if newly == 1 else 'do'}."
         return f"{told} TR-Net has seen none of the {len(self.p_fake)} detectors in training."
@@ -143,9 +135,23 @@ class Removal:
             return "Put back into the photo, the face is not found again."
         said = [verdict(score) for score in self.p_pasted.values()]
         return (
-            f"Put back into the photo, found and cut out anew: {said.count('real')} real, {said.count('uncertain')} "
-            f"uncertain and {said.count('fake')} fake."
+            f"Put back into the photo, found and cut out anew, all {len(said)} detectors: {said.count('real')} real, "
+            f"{said.count('uncertain')} uncertain and {said.count('fake')} fake."
         )
+
+
+def _what_they_say_now(now: list[Verdict]) -> str:
+    """Say what the detectors, at least one, that called a face fake say of it without traces."""
+    still, real, uncertain = (now.count(word) for word in ("fake", "real", "uncertain"))
+    if still == len(now):
+        if still == 1:
+            return "The 1 detector that called it fake still does: this verdict does not hang on what TR-Net removes."
+        return f"All {still} detectors that called it fake still do: these verdicts do not hang on what TR-Net removes."
+    which = "1 detector" if len(now) == 1 else f"{len(now)} detectors"
+    return (
+        f"Of {which} that called it fake, {still} still {'does' if still == 1 else 'do'}, {real} now "
+        f"{'calls' if real == 1 else 'call'} it real and {uncertain} {'is' if uncertain == 1 else 'are'} uncertain."
+    )
 
 
 def remove(

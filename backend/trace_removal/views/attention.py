@@ -72,7 +72,15 @@ def _sentence(title: str, pictures: Mapping[str, np.ndarray], found: Any, means:
         for label, one, empty in zip(pictures, found.maps, found.empty, strict=True)
     ]
     sentence = f"Bright regions speak for “fake” to {title}: {'; '.join(told)}."
-    fakes = [f"{called(group)} at {place(one)}" for group, one in means.items() if group != REAL]
-    if not fakes:
+    groups: dict[str, list[str]] = {}
+    for group, one in means.items():
+        if group != REAL:
+            groups.setdefault(place(one), []).append(called(group))
+    if not groups:
         return f"{sentence} Its mean maps were not measured with the weights that it has now."
-    return f"{sentence} Averaged over many fakes it looks most, in {'; in '.join(fakes)}."
+    fakes = "; ".join(f"at {where}, in {_joined(kinds)}" for where, kinds in groups.items())
+    return f"{sentence} Averaged over many fakes it looks most {fakes}."
+
+
+def _joined(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -13,6 +13,7 @@ from backend.trace_removal.views.drawing import LINES, View, called, draw, plain
 
 COVERED = 99.0  # percent of the residual's values that the grey scale holds
 LEVELS = 255  # a residual is told in grey levels
+CLEAR = 2.0  # standard deviations of photographs above their mean, from where a match says something
 
 
 def view(pictures: Mapping[str, np.ndarray], references: References) -> View:
@@ -78,8 +79,12 @@ def _sentence(found: Mapping[str, Mapping[str, float]], references: References) 
     first = next(iter(found.values()))
     kind = max(first, key=lambda name: first[name])
     told = ", ".join(f"{label.lower()} {values[kind]:+.3f}" for label, values in found.items())
+    mean, deviation = references.correlation[kind][REAL]
     real, own = (f"{m:+.3f} ± {d:.3f}" for m, d in (references.correlation[kind][group] for group in (REAL, kind)))
+    matches = f"it matches the fingerprint of {called(kind)} best"
+    if first[kind] <= mean + CLEAR * deviation:
+        matches = f"it matches no fingerprint clearly, and that of {called(kind)} no better than photographs do"
     return (
-        f"What is left when the picture's content is taken away; it matches the fingerprint of {called(kind)} best: "
-        f"{told}. Real photographs reach {real}, {called(kind)} {own}."
+        f"What is left when the picture's content is taken away; {matches}: {told}. "
+        f"Real photographs reach {real}, {called(kind)} {own}."
     )
