@@ -47,7 +47,7 @@ def build() -> gr.Blocks:
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(600, 3600)) as demo:
         gr.Markdown(f"# {TITLE}\n{INTRODUCTION}")
         photo = PhotoStep()
-        with gr.Tabs():
+        with gr.Tabs(overflow_behavior="wrap"):
             with gr.Tab("Counterfactual", id="counterfactual"):
                 search = CounterfactualTab(photo)
             with gr.Tab("Trace Removal", id="trace-removal"):

@@ -20,6 +20,7 @@ import gradio as gr
 import numpy as np
 from gradio.data_classes import ImageData
 from gradio.events import Dependency
+from gradio.themes.utils import fonts
 from PIL import Image
 
 from backend import images, verdicts, visitors_files
@@ -46,7 +47,10 @@ KEPT_SECONDS, SWEPT_SECONDS = 3600, 300  # of a visitor's files since the last e
 
 def theme() -> gr.themes.Base:
     """Return colours whose contrast is at least 4.5 to 1; those of the default theme are paler."""
-    return gr.themes.Default(primary_hue=gr.themes.colors.blue).set(
+    # The library's semi-bold face, which it would take, has 55 characters, of Latin letters A and B.
+    letters = fonts.LocalFont("Source Sans Pro", weights=(400, 700))
+    font = (letters, "ui-sans-serif", "system-ui", "sans-serif")
+    return gr.themes.Default(primary_hue=gr.themes.colors.blue, font=font).set(
         button_primary_background_fill="*primary_700",
         button_primary_background_fill_hover="*primary_800",
         button_primary_background_fill_dark="*primary_700",

@@ -40,7 +40,7 @@ class EvaluateTab:
 
     def __init__(self) -> None:
         gr.Markdown(HEADLINE)
-        with gr.Tabs():
+        with gr.Tabs(overflow_behavior="wrap"):
             with gr.Tab("Stored results"):
                 self._lay_out_stored()
             with gr.Tab("Your own pictures") as self.own:
