@@ -210,6 +210,23 @@ def test_a_run_can_start_from_the_weights_of_another(tmp_path, monkeypatch):
         trnet_run.train_trnet(tmp_path, [], second, print, steps=0, initial="installed", **small)
 
 
+def test_what_is_kept_can_be_halfway_to_where_the_run_started(tmp_path, monkeypatch):
+    monkeypatch.setattr(trnet_run, "_pairs", lambda *_: (examples(), examples()))
+    small = {"width": 0.0625, "discriminator_width": 0.0625, "similarity": "ssim", "batch": 2, "ahead": 0, "steps": 2}
+    files = {name: tmp_path / name / "trnet.safetensors" for name in ("start", "whole", "half")}
+    for file in files.values():
+        file.parent.mkdir()
+    trnet_run.train_trnet(tmp_path, [], files["start"], print, **small)
+    small |= {"initial": str(files["start"]), "seed": 3, "average_decay": 0.0}
+    for name, share in (("whole", 1.0), ("half", 0.5)):
+        trnet_run.train_trnet(tmp_path, [], files[name], print, kept_share=share, **small)
+    start, whole, half = (load_file(file)["down_blocks.0.conv1.weight"].float() for file in files.values())
+    assert float((whole - start).abs().max()) > 1e-3
+    torch.testing.assert_close(half, (start + whole) / 2, atol=1e-3, rtol=0)
+    with pytest.raises(UserError, match="starts from"):
+        trnet_run.train_trnet(tmp_path, [], files["half"], print, kept_share=0.5, **small | {"initial": None})
+
+
 def test_every_form_of_training_takes_a_step():
     task = TRNetTask(examples(), settings(identity_steps=1, residual=False), examples())
     assert task.total == 6 and task.settings.discriminator_every == 2

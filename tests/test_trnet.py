@@ -8,7 +8,7 @@ from backend import runtime, weights
 from backend.errors import UserError
 from backend.progress import finish
 from backend.trace_removal import trnet
-from backend.trace_removal.network import TRNet, gaussian_kernel
+from backend.trace_removal.network import TRNet, contrast_gain, gaussian_kernel
 from tests.toys import grey, toy_detector
 
 
@@ -105,6 +105,21 @@ def test_grain_is_seen_and_not_added_and_depends_on_the_picture_alone():
     assert abs(float(torch.corrcoef(noise.flatten(1))[0, 1])) < 0.1  # no pattern that pictures share
     assert torch.allclose(drawing.remove(faces[1:2]), made[1:2], atol=1e-6)  # alone as among others
     assert not torch.allclose(made, plain.remove(faces))
+
+
+def test_the_change_is_small_on_even_skin_and_large_where_pixels_differ():
+    even = torch.full((1, 3, 32, 32), 0.4)
+    # A checkerboard of 8 grey levels either way has a standard deviation of 8, and one of 80 more than counts.
+    board = ((torch.arange(32)[:, None] + torch.arange(32)) % 2 * 2 - 1).expand(1, 3, 32, 32)
+    for picture, expected in ((even, 0.5), (even + 8 / 255 * board, 1.0), (even + 80 / 255 * board, 1.6)):
+        assert torch.allclose(contrast_gain(picture), torch.tensor(expected), atol=0.02)
+        network = TRNet(0.125, residual=True, bound=0.1, by_contrast=True).eval()
+        with torch.no_grad():
+            network.conv_final.bias.fill_(20.0)  # tanh is 1
+        assert torch.allclose(network(picture) - picture, torch.tensor(0.1 * expected), atol=0.003)
+    half = torch.cat([even[..., :16], (even + 80 / 255 * board)[..., 16:]], dim=3)
+    gain = contrast_gain(half)
+    assert float(gain[..., :8].max()) < 0.52 and float(gain[..., 24:].min()) > 1.58
 
 
 def test_no_value_changes_by_more_than_the_bound():

@@ -11,6 +11,8 @@ Statistics = Literal["batch", "fixed"]
 CHANNELS = (32, 64, 128, 256)
 MULTIPLE = 8  # the picture is halved three times
 SMOOTHING = 0.2  # sigma in pixels
+USUAL_CONTRAST = 8 / 255  # standard deviation around a pixel at which a change is as large as the network makes it
+LEAST, MOST = 0.5, 1.6  # factors on the change
 
 
 class TRNet(nn.Module):
@@ -28,6 +30,9 @@ class TRNet(nn.Module):
         grain: Standard deviation, in grey levels, of the noise that the network sees on the picture. It has to draw
             texture where a generator left none, and cannot invent chance; not in the paper. The noise depends on the
             picture alone: the same picture gives the same result, and no two share a pattern.
+        by_contrast: Whether the change is smaller on even skin, where it would be seen, and larger where neighbouring
+            pixels differ anyway and hide it (contrast masking, Legge and Foley 1980); see `contrast_gain`. It belongs
+            to the residual form, and is not in the paper.
     """
 
     def __init__(
@@ -38,10 +43,11 @@ class TRNet(nn.Module):
         residual: bool = False,
         bound: float = 1.0,
         grain: float = 0.0,
+        by_contrast: bool = False,
     ) -> None:
         super().__init__()
         self.width, self.statistics, self.residual = width, statistics, residual
-        self.bound, self.grain = bound, grain
+        self.bound, self.grain, self.by_contrast = bound, grain, by_contrast
         channels = [max(1, round(count * width)) for count in CHANNELS]
         self.down_blocks = nn.ModuleList(_Down(a, b) for a, b in zip([3, *channels[:-1]], channels, strict=True))
         self.up_blocks = nn.ModuleList(_Up(channels[i + 1], channels[i]) for i in (2, 1, 0))
@@ -74,7 +80,10 @@ class TRNet(nn.Module):
             features = block(features, skip)
         scaled = F.interpolate(features, scale_factor=2, mode="bilinear", align_corners=True)
         drawn = torch.tanh(self.conv_final(self.conv_after_scaling(scaled)))
-        return self.bound * drawn + centre_crop(images, drawn) if self.residual else drawn
+        if not self.residual:
+            return drawn
+        given = centre_crop(images, drawn)
+        return given + self.bound * (drawn * contrast_gain(given) if self.by_contrast else drawn)
 
     def _with_grain(self, images: Tensor) -> Tensor:
         if not self.grain:
@@ -149,6 +158,24 @@ def gaussian_kernel(side: int, sigma: float) -> Tensor:
     line = torch.exp(-place.square() / (2 * sigma**2))
     line = line / line.sum()
     return line[:, None] * line[None]
+
+
+@torch.no_grad()
+def contrast_gain(images: Tensor) -> Tensor:
+    """Return how large a change may be, (N, 1, H, W) in [0.5, 1.6], in pictures (N, 3, H, W) in [0, 1].
+
+    It is the root of the standard deviation of the brightness around a pixel, in units of 8 grey levels.
+    """
+    grey = images.mean(1, keepdim=True)
+    variance = (_smoothed(grey.square(), 9, 1.5) - _smoothed(grey, 9, 1.5).square()).clamp_min(0)
+    return _smoothed((variance.sqrt() / USUAL_CONTRAST).sqrt().clamp(LEAST, MOST), 7, 1.0)
+
+
+def _smoothed(grey: Tensor, side: int, sigma: float) -> Tensor:
+    """Convolve (N, 1, H, W) with a Gaussian; edges are mirrored."""
+    reach = side // 2
+    kernel = gaussian_kernel(side, sigma).to(grey)[None, None]
+    return F.conv2d(F.pad(grey, (reach, reach, reach, reach), mode="reflect"), kernel)
 
 
 def centre_crop(features: Tensor, like: Tensor) -> Tensor:

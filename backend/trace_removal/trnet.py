@@ -30,6 +30,7 @@ class TRNetSettings:
         residual: Whether the network adds to the picture; the result says that of the network that was used.
         bound: Largest change of a value in [0, 1] where it adds, at strength 1; likewise.
         grain: Grey levels of noise that the network sees on the picture; likewise.
+        by_contrast: Whether the change is smaller on even skin, and up to 1.6 times `bound` elsewhere; likewise.
         strength: Factor on the network's change, from `WEAKEST` to `STRONGEST`; it was trained for 1.
         seed: Recorded; the noise depends on the picture alone.
     """
@@ -38,6 +39,7 @@ class TRNetSettings:
     residual: bool = False
     bound: float = 1.0
     grain: float = 0.0
+    by_contrast: bool = False
     strength: float = 1.0
     seed: int = 0
 
@@ -64,6 +66,7 @@ def build(options: Any) -> TRNet:
         residual=options["residual"],
         bound=options.get("bound", 1.0),
         grain=options.get("grain", 0.0),
+        by_contrast=options.get("by_contrast", False),
     )
 
 
@@ -73,7 +76,7 @@ def of_network(network: TRNet, strength: float = 1.0) -> TRNetSettings:
     Raises:
         UserError: The strength is out of range.
     """
-    return TRNetSettings(network.width, network.residual, network.bound, network.grain, strength)
+    return TRNetSettings(network.width, network.residual, network.bound, network.grain, network.by_contrast, strength)
 
 
 def applied(settings: TRNetSettings, network: TRNet | None = None) -> TRNetSettings:

@@ -45,6 +45,7 @@ class TRNetTask:
             residual=settings.residual,
             bound=settings.bound,
             grain=settings.grain,
+            by_contrast=settings.by_contrast,
         )
         self.average = copy.deepcopy(self.network).eval().requires_grad_(False).to(self.device)
         width, norm = settings.discriminator_width, settings.norm

@@ -1,8 +1,9 @@
 """Train TR-Net from photographs and fakes to a measured file, and measure the reference statistics of its views."""
 
+import copy
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor
 from backend import images, weights
 from backend.counterfactual.traces import likeness
 from backend.detectors import registry
+from backend.errors import UserError
 from backend.progress import Step, finish
 from backend.trace_removal import losses, references
 from backend.trace_removal.network import TRNet
@@ -63,12 +65,15 @@ def train_trnet(
     if initial:
         label = starting.load(initial, ENTRY, (task.network, task.average))
         settings = dataclasses.replace(settings, initial=label)
+    elif settings.kept_share < 1:
+        raise UserError("kept_share mixes weights with those that a run starts from.", "Name them with --initial.")
+    before = copy.deepcopy(task.average).cpu().state_dict()
     folder = out.parent / f"{ENTRY}-run"
     run = finish(with_sheets(harness.train(task, folder, settings, checkpoint_every=200), folder), on_step)
     losses = folder / "losses.csv"  # none where weights are only measured anew
     drawn = {"curves": str(curves.draw(losses, folder / "curves.png"))} if losses.exists() else {}
     network = task.finished().to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    half = weights.rounded_to_half(network.state_dict())
+    half = weights.rounded_to_half(_mixed(network.state_dict(), before, settings.kept_share))
     network.load_state_dict(half)
     weights.save_half(out, half)
     options: dict[str, Any] = {
@@ -77,6 +82,7 @@ def train_trnet(
         "residual": settings.residual,
         "bound": settings.bound,
         "grain": settings.grain,
+        "by_contrast": settings.by_contrast,
     }
     options |= {"settings": {key: value for key, value in asdict(settings).items() if key not in options}}
     metrics = measured(network, held_out)
@@ -84,6 +90,13 @@ def train_trnet(
         out.with_suffix(".json"), metrics, run, {ENTRY: out}, {ENTRY: options | {"measured": metrics}}
     )
     return report | drawn
+
+
+def _mixed(after: Mapping[str, Tensor], before: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
+    """Return weights and batch statistics between those before and after a run (Wortsman et al. 2109.01903)."""
+    return {
+        name: before[name].lerp(value, share) if value.is_floating_point() else value for name, value in after.items()
+    }
 
 
 def settings_of(recipe: str, **changes: Any) -> TRNetSettings:

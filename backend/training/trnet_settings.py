@@ -18,6 +18,7 @@ class TRNetSettings:
     residual: bool
     bound: float
     grain: float
+    by_contrast: bool
     norm: Norm
     spectral_form: SpectralForm
     spatial_form: SpatialForm
@@ -51,6 +52,7 @@ class TRNetSettings:
     lr_discriminator: float
     decay_share: float
     average_decay: float
+    kept_share: float
     jpeg_share: float
     seed: int
     bfloat16: bool
