@@ -125,7 +125,9 @@ def write(
     """Write `table.csv` and `table.json` to the folder `out` and return the table."""
     files = {"csv": str(out / "table.csv"), "json": str(out / "table.json")}
     table = Table(lines, left_out, settings, seconds, _summary(lines, left_out), files)
-    (out / "table.json").write_text(json.dumps(dataclasses.asdict(table), indent=1), encoding="utf-8")
+    said = dataclasses.asdict(table)
+    said.pop("files")  # a stored table speaks of no machine
+    (out / "table.json").write_text(json.dumps(said, indent=1), encoding="utf-8")
     names = list(dict.fromkeys(name for row in lines for name in row.accuracy))
     with (out / "table.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)

@@ -72,7 +72,9 @@ def train_trnet(
     run = finish(with_sheets(harness.train(task, folder, settings, checkpoint_every=200), folder), on_step)
     losses = folder / "losses.csv"  # none where weights are only measured anew
     drawn = {"curves": str(curves.draw(losses, folder / "curves.png"))} if losses.exists() else {}
-    network = task.finished().to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    mixes = settings.kept_share < 1  # batch statistics, too, which are then not measured anew
+    network = task.average.eval() if mixes else task.finished()
+    network = network.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     half = weights.rounded_to_half(_mixed(network.state_dict(), before, settings.kept_share))
     network.load_state_dict(half)
     weights.save_half(out, half)
