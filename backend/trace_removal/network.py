@@ -164,7 +164,8 @@ def gaussian_kernel(side: int, sigma: float) -> Tensor:
 def contrast_gain(images: Tensor) -> Tensor:
     """Return how large a change may be, (N, 1, H, W) in [0.5, 1.6], in pictures (N, 3, H, W) in [0, 1].
 
-    It is the root of the standard deviation of the brightness around a pixel, in units of 8 grey levels.
+    It is the root of the standard deviation of the brightness around a pixel, in units of 8 grey levels, held within
+    these limits and smoothed.
     """
     grey = images.mean(1, keepdim=True)
     variance = (_smoothed(grey.square(), 9, 1.5) - _smoothed(grey, 9, 1.5).square()).clamp_min(0)
