@@ -196,7 +196,7 @@ def test_an_error_gives_the_buttons_back(page: Page) -> None:
     for letter in "SMD":
         page.locator("label", has_text=f"{letter}: ").locator("visible=true").first.click()
     page.get_by_role("button", name=FIND).click()
-    expect(page.get_by_text("No style level may change.")).to_be_visible()
+    expect(page.locator(".status").get_by_text("No style level may change.")).to_be_visible()  # also when its box goes
     expect(page.get_by_role("button", name=FIND)).to_be_enabled()
     expect(page.get_by_role("button", name="Stop", exact=True)).to_be_disabled()
 
