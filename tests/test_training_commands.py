@@ -45,19 +45,14 @@ def test_names_are_those_of_what_is_read(tmp_path):
         datasets.names(tmp_path / "nowhere")
 
 
-def test_packs_of_a_plain_folder_are_refused_in_one_sentence(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [(("--packs", "real-*"), "no pack named real-*.tar"), (("--redrawn", "1.5"), "share of the swaps")],
+)
+def test_fakes_that_cannot_be_made_are_refused_in_one_sentence(tmp_path, capsys, given, said):
     data = folder_of_pictures(tmp_path / "mine", 3)
-    command = ["train", "fakes", "--data", str(data), "--out", str(tmp_path / "out"), "--packs", "real-*", "--json"]
-    assert cli.main(command) == 2
-    assert "no pack named real-*.tar" in json.loads(capsys.readouterr().out)["error"]
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_share_of_redrawn_swaps_above_one_is_refused(tmp_path, capsys):
-    data = folder_of_pictures(tmp_path / "mine", 3)
-    command = ["train", "fakes", "--data", str(data), "--out", str(tmp_path / "out"), "--redrawn", "1.5", "--json"]
-    assert cli.main(command) == 2
-    assert "share of the swaps" in json.loads(capsys.readouterr().out)["error"]
+    assert cli.main(["train", "fakes", "--data", str(data), "--out", str(tmp_path / "out"), *given, "--json"]) == 2
+    assert said in json.loads(capsys.readouterr().out)["error"]
     assert not (tmp_path / "out").exists()
 
 

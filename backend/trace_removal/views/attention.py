@@ -9,7 +9,7 @@ import torch
 from backend import images, runtime
 from backend.detectors import registry
 from backend.trace_removal.references import REAL, References
-from backend.trace_removal.views.drawing import STRENGTH, View, called, draw, plain
+from backend.trace_removal.views.drawing import STRENGTH, View, called, draw, joined, plain
 
 COLUMNS = 3
 # Heights in an aligned face, in its sides, down to which a name holds.
@@ -78,9 +78,5 @@ def _sentence(title: str, pictures: Mapping[str, np.ndarray], found: Any, means:
             groups.setdefault(place(one), []).append(called(group))
     if not groups:
         return f"{sentence} Its mean maps were not measured with the weights that it has now."
-    fakes = "; ".join(f"at {where}, in {_joined(kinds)}" for where, kinds in groups.items())
+    fakes = "; ".join(f"at {where}, in {joined(kinds)}" for where, kinds in groups.items())
     return f"{sentence} Averaged over many fakes it looks most {fakes}."
-
-
-def _joined(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
