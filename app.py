@@ -9,30 +9,29 @@ import signal
 import sys
 import threading
 
-from backend import settings, visitors_files
+from backend import runtime, settings
 from backend.errors import UserError
 
 try:
-    settings.read()  # before gradio, which trips over some of the same variables
+    settings.read_environment()  # before gradio, which trips over some of the same variables
 except UserError as error:
     sys.stderr.write(f"{error}\n")
     sys.exit(2)
 
 if "GRADIO_TEMP_DIR" not in os.environ:  # what is uploaded and shown lies there; read when gradio is imported
-    os.environ["GRADIO_TEMP_DIR"] = str(visitors_files.private_folder())
+    os.environ["GRADIO_TEMP_DIR"] = str(runtime.private_folder())
 
 import gradio as gr
 
 from backend import runtime
 from backend.settings import SETTINGS
-from tabs import common, gpu, health
-from tabs.choosers import Choosers
+from tabs import api, components, events, gpu, visitors
 from tabs.counterfactual import CounterfactualTab
 from tabs.evaluate import EvaluateTab
 from tabs.explain import ExplainTab
+from tabs.models import Choosers, ModelsPanel
 from tabs.photo import PhotoStep
 from tabs.trace_removal import TraceRemovalTab
-from tabs.where import WherePanel
 
 TITLE = "Is this face forged?"
 SESSIONS = 200  # each keeps half a megabyte until as many others came after it
@@ -56,11 +55,11 @@ def build() -> gr.Blocks:
                 explain = ExplainTab(photo)
             with gr.Tab("Evaluate", id="evaluate"):
                 EvaluateTab()
-        where = WherePanel(Choosers([search.detector, search.video.detector, explain.detector], [search.generator]))
+        where = ModelsPanel(Choosers([search.detector, search.video.detector, explain.detector], [search.generator]))
         photo.connect([search, removal, explain])
         where.wire(demo)
-        demo.unload(common.forget)
-    gpu.use(demo)
+        demo.unload(visitors.forget_visitor)
+    gpu.ask_for_gpu(demo)
     return demo.queue(max_size=SETTINGS.queue_size, default_concurrency_limit=1)
 
 
@@ -70,10 +69,10 @@ def prepare() -> None:
         from backend.hub import fetching  # the Hub's client takes a second to import
 
         try:
-            fetching.complete()
+            fetching.fetch_missing()
         except UserError:
             logging.getLogger("app").exception("Models that are missing could not be fetched")
-    common.warm_up()
+    events.warm_up()
 
 
 def main() -> None:
@@ -86,7 +85,7 @@ def main() -> None:
         sys.exit(2)
     runtime.keep_freed_memory()
     demo = build()
-    if gpu.lent():  # before any process is forked from this one: it would inherit a lock that a thread holds
+    if gpu.is_lent():  # before any process is forked from this one: it would inherit a lock that a thread holds
         prepare()
     demo.launch(
         server_name=SETTINGS.host,
@@ -97,17 +96,17 @@ def main() -> None:
         enable_monitoring=False,
         footer_links=["api"],
         allowed_paths=[],
-        css_paths=[common.STYLE],
-        js=common.SCRIPT,
-        theme=common.theme(),
+        css_paths=[components.STYLE],
+        js=components.SCRIPT,
+        theme=components.theme(),
         mcp_server=False,
-        app_kwargs={"routes": health.routes()},
+        app_kwargs={"routes": api.health_routes()},
         share=False,
         state_session_capacity=SESSIONS,
         prevent_thread_lock=True,
     )
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a stop by the system tidies up too
-    if not gpu.lent():
+    if not gpu.is_lent():
         threading.Thread(target=prepare, name="warm-up", daemon=True).start()
     demo.block_thread()
 

@@ -1,6 +1,8 @@
-"""Cut a face out in the position that a network expects, and put an edited one back.
+"""Cut a face out in the position that a network expects, put an edited one back, and cut each detector's own crop.
 
-Coordinates are those of `backend.faces`: the centre of a picture's first pixel is at 0.5.
+A generator draws one crop of a face, while each detector was trained on a crop of its own, wider or larger. A
+`DetectorView` is that crop of the photo, to which every change of the generator's crop is added where it lies;
+gradients go through it. Coordinates are those of `backend.faces`: the centre of a picture's first pixel is at 0.5.
 """
 
 from dataclasses import dataclass, field
@@ -11,21 +13,28 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from backend import images
 from backend.faces import Face
 
 # Where the small models' training faces have their eyes, in sides of the crop.
 EYES_HEIGHT = 0.42
+
 EYES_DISTANCE = 0.265
+
 # Where DeepfakeBench's preprocessing puts the eyes, the nose and the corners of the mouth: the five points of ArcFace
 # (Deng et al. 2019) in 112 pixels, and a margin that makes the crop 1.3 times as wide.
 ARCFACE_POINTS = np.array(
     [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
 )
+
 DEEPFAKEBENCH_POINTS = (ARCFACE_POINTS / 112 - 0.5) / 1.3 + 0.5
+
 # How far a landmark of an aligned picture may lie from its place, in sides of the crop. The finder scatters: over 1000
 # aligned faces of 128 pixels the largest of five distances has the median 0.011 and the 95th percentile 0.031.
 TOLERANCE = 0.04
+
 FEATHER = 0.08  # width of the seam, in sides of the crop
+
 
 _BAND = 256  # rows that are warped at once, which bounds the memory
 
@@ -49,7 +58,7 @@ class AlignedFace:
     face: Face
 
 
-def align(image: np.ndarray, face: Face, template: str, size: int) -> AlignedFace:
+def align_face(image: np.ndarray, face: Face, template: str, size: int) -> AlignedFace:
     """Cut a face out of a photo so that its eyes are where `template` has them.
 
     A square picture that is aligned already is taken whole, and without any resampling where it has the right
@@ -65,7 +74,7 @@ def align(image: np.ndarray, face: Face, template: str, size: int) -> AlignedFac
     matrix = TEMPLATES[template](face.landmarks, size)
     height, width = image.shape[:2]
     whole = _whole_picture(width, size)
-    if height == width and displacement(face.landmarks, matrix, whole) <= TOLERANCE * size:
+    if height == width and landmark_displacement(face.landmarks, matrix, whole) <= TOLERANCE * size:
         if width == size:
             return AlignedFace(image.copy(), whole, template, resampled=False, face=face)
         resized = Image.fromarray(image).resize((size, size), Image.Resampling.LANCZOS)
@@ -104,7 +113,7 @@ def paste_back(photo: np.ndarray, edited: np.ndarray, aligned: AlignedFace) -> n
     return result
 
 
-def between(seen: AlignedFace, crop: AlignedFace) -> tuple[np.ndarray, np.ndarray]:
+def locate_crop(seen: AlignedFace, crop: AlignedFace) -> tuple[np.ndarray, np.ndarray]:
     """Return how one crop of a photo lies in another.
 
     Args:
@@ -124,7 +133,7 @@ def between(seen: AlignedFace, crop: AlignedFace) -> tuple[np.ndarray, np.ndarra
     return matrix, _seam(matrix, shape, len(crop.crop))
 
 
-def displacement(landmarks: np.ndarray, matrix: np.ndarray, other: np.ndarray) -> float:
+def landmark_displacement(landmarks: np.ndarray, matrix: np.ndarray, other: np.ndarray) -> float:
     """Return the largest distance, in crop pixels, between where two matrices put the landmarks (5, 2)."""
     return float(np.linalg.norm(_apply(matrix, landmarks) - _apply(other, landmarks), axis=1).max())
 
@@ -262,3 +271,100 @@ def _sampling_grid(matrix: np.ndarray, shape: tuple[int, int], samples: int, tex
 
 def _to_uint8(values: np.ndarray) -> np.ndarray:
     return np.rint(np.clip(values, 0, 255)).astype(np.uint8)
+
+
+@dataclass(frozen=True, eq=False)
+class DetectorView:
+    """A detector's own crop of one photo.
+
+    Args:
+        original: The crop, (1, 3, S, S) in [0, 1].
+        crop: The generator's crop of the same photo before any change, (1, 3, C, C) in [0, 1].
+        theta: Where the view lies in the crop, (1, 2, 3), as `affine_grid` wants it.
+        back: The inverse of `theta`, (1, 2, 3).
+        weights: How much of a change arrives, (1, 1, S, S) in [0, 1]; it falls smoothly at the crop's edge.
+        side: Size in pixels at which the crop is as fine as the view.
+    """
+
+    original: Tensor
+    crop: Tensor
+    theta: Tensor
+    back: Tensor
+    weights: Tensor
+    side: int
+
+    def to(self, device: torch.device) -> "DetectorView":
+        """Return the same on a device."""
+        return DetectorView(
+            original=self.original.to(device),
+            crop=self.crop.to(device),
+            theta=self.theta.to(device),
+            back=self.back.to(device),
+            weights=self.weights.to(device),
+            side=self.side,
+        )
+
+    def of(self, crops: Tensor) -> Tensor:
+        """Return what is seen of changed crops (N, 3, C', C') in [0, 1]: (N, 3, S, S) in [0, 1], differentiable."""
+        change = crops - resize_square(self.crop, crops.shape[-1])
+        if self.side < crops.shape[-1]:  # sampling a finer picture point by point would alias
+            change = resize_square(change, self.side)
+        return (self.original + self.weights * _sample(change, self.theta, self.original.shape[-1])).clamp(0, 1)
+
+    def maps_back(self, maps: np.ndarray) -> np.ndarray:
+        """Return maps (N, S, S) over the view as maps over the crop, (N, S, S); 0 where the view does not reach."""
+        found = torch.from_numpy(maps)[:, None].to(self.back)
+        return _sample(found, self.back, maps.shape[-1])[:, 0].cpu().numpy().astype(maps.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class CroppedPhoto:
+    """A photo and the crop of it that is changed, from which every detector's view can be cut.
+
+    Args:
+        photo: uint8 (H, W, 3).
+        aligned: The crop.
+    """
+
+    photo: np.ndarray
+    aligned: AlignedFace
+
+    def view(self, template: str, size: int) -> DetectorView | None:
+        """Return the view of a detector that wants faces of `size` pixels in the position `template`.
+
+        None where this is the crop itself.
+        """
+        if (template, size) == (self.aligned.template, len(self.aligned.crop)):
+            return None
+        seen = align_face(self.photo, self.aligned.face, template, size)
+        matrix, weights = locate_crop(seen, self.aligned)
+        theta = _theta(matrix, size, len(self.aligned.crop))
+        inverse = np.linalg.inv(np.vstack([theta, [0, 0, 1]]))[:2]
+        return DetectorView(
+            original=images.to_tensor(seen.crop),
+            crop=images.to_tensor(self.aligned.crop),
+            theta=torch.from_numpy(theta[None]).float(),
+            back=torch.from_numpy(inverse[None]).float(),
+            weights=torch.from_numpy(weights)[None, None],
+            # One pixel of the view is this many of the crop, of which the crop then has so many fewer.
+            side=max(1, round(len(self.aligned.crop) / float(abs(np.linalg.det(matrix[:, :2])) ** 0.5))),
+        )
+
+
+def resize_square(pictures: Tensor, size: int) -> Tensor:
+    """Bring square pictures (N, C, H, W) to `size` pixels, antialiased."""
+    if pictures.shape[-2:] == (size, size):
+        return pictures
+    return F.interpolate(pictures, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
+
+
+def _sample(pictures: Tensor, theta: Tensor, size: int) -> Tensor:
+    grid = F.affine_grid(theta.expand(len(pictures), -1, -1), [len(pictures), 1, size, size], align_corners=False)
+    return F.grid_sample(pictures, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def _theta(matrix: np.ndarray, size: int, other: int) -> np.ndarray:
+    """Turn a matrix between pixels of pictures of `size` and `other` into one between coordinates in [-1, 1]."""
+    linear = matrix[:, :2] * size / other
+    centre = matrix[:, :2].sum(axis=1) * size / 2 + matrix[:, 2]
+    return np.column_stack([linear, 2 * centre / other - 1])

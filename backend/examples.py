@@ -12,21 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from backend import alignment, faces, images, made_with, verdicts, weights
-from backend.counterfactual import bundle
-from backend.counterfactual.bundle import Bundle
-from backend.detectors import registry
-from backend.detectors.choice import suggested
+from backend import alignment, faces, images, weights
+from backend.counterfactual import photo
+from backend.counterfactual.photo import CounterfactualBundle
+from backend.detectors import predict, registry
+from backend.detectors.predict import JudgedFace, suggest_detector
 from backend.errors import UserError
 from backend.faces import Face
 from backend.generators import inversion
 from backend.generators.inversion import Inverter
 from backend.progress import finish
 from backend.settings import SETTINGS
-from backend.verdicts import JudgedFace
 
 if TYPE_CHECKING:
-    from backend.trace_removal.bundle import Bundle as RemovalBundle
+    from backend.trace_removal.removal import RemovalBundle
 
 FOLDER = SETTINGS.weights_dir.parent / "examples"
 GENERATED, SWAPPED = 3, 2
@@ -68,21 +67,21 @@ class Example:
         stored = json.loads((self.results / "faces.json").read_text(encoding="utf-8"))
         return [_face(photo, number, one) for number, one in enumerate(stored, 1)]
 
-    def bundle(self) -> Bundle:
+    def bundle(self) -> CounterfactualBundle:
         """Return the stored result."""
-        return bundle.load(self.results, images.read(self.photo_path), self.faces()[0].aligned)
+        return photo.load_counterfactual(self.results, images.read(self.photo_path), self.faces()[0].aligned)
 
     def removal(self) -> "RemovalBundle | None":
         """Return the stored removal of traces, or None where there is none."""
-        from backend.trace_removal import bundle as removals
+        from backend.trace_removal import removal as removals
 
         folder = self.results / REMOVAL
-        if not (folder / removals.RECORD).exists():
+        if not (folder / removals.REMOVAL_RECORD).exists():
             return None
-        return removals.load(folder, images.read(self.photo_path), self.faces()[0].aligned)
+        return removals.load_removal(folder, images.read(self.photo_path), self.faces()[0].aligned)
 
 
-def load(folder: Path = FOLDER) -> list[Example]:
+def load_examples(folder: Path = FOLDER) -> list[Example]:
     """Return the examples in a folder; none where it was not built."""
     index = folder / "index.json"
     if not index.exists():
@@ -90,7 +89,7 @@ def load(folder: Path = FOLDER) -> list[Example]:
     return [Example(**row, folder=folder) for row in json.loads(index.read_text(encoding="utf-8"))]
 
 
-def stale(example: Example) -> bool:
+def is_stale(example: Example) -> bool:
     """Say whether a stored result was made by other models than the registry names now."""
     try:
         records = [example.results / "story.json", *(example.results / REMOVAL).glob("*.json")]
@@ -99,26 +98,25 @@ def stale(example: Example) -> bool:
         return True
     if set(example.faces()[0].p_fake) != set(registry.loadable("embedded")):
         return True
-    return any(made_with.changed(one) for one in used)
+    return any(weights.changed_models(one) for one in used)
 
 
-def build(out: Path = FOLDER) -> list[Path]:
+def build_examples(out: Path = FOLDER) -> list[Path]:
     """Draw the examples, run the app's own search on each and store everything; return the files."""
-    from backend.counterfactual.story import explain_photo  # these imports would keep the app's page waiting
-    from backend.trace_removal import bundle as removals
-    from backend.trace_removal import trnet
+    from backend.counterfactual.photo import find_counterfactual  # these imports would keep the app's page waiting
+    from backend.trace_removal import removal as removals
 
-    inverter = inversion.load()
+    inverter = inversion.load_embedded_inverter()
     rows = []
     out.mkdir(parents=True, exist_ok=True)
     for name, label, picture in _pictures(inverter):
         (out / f"{name}.png").write_bytes(images.encode_png(picture, {"Comment": label}))
-        judged = verdicts.judge(picture, registry.loadable("embedded"))
-        detector = suggested(judged[0].p_fake) or registry.loadable("embedded")[0]
+        judged = predict.judge_faces(picture, registry.loadable("embedded"))
+        detector = suggest_detector(judged[0].p_fake) or registry.loadable("embedded")[0]
         example = Example(f"{name}.png", label, detector, out)
-        bundle.of(finish(explain_photo(picture, detector))).save(example.results)
-        if trnet.ENTRY in weights.entries():
-            finish(removals.make(picture, detector=detector)).save(example.results / REMOVAL)
+        photo.bundle_counterfactual(finish(find_counterfactual(picture, detector))).save(example.results)
+        if removals.TRNET_ENTRY in weights.read_entries():
+            finish(removals.run_removal(picture, detector=detector)).save(example.results / REMOVAL)
         text = json.dumps([_stored(face) for face in judged], indent=1)
         (example.results / "faces.json").write_text(text + "\n", encoding="utf-8")
         rows.append({"file": example.file, "label": label, "detector": detector})
@@ -131,7 +129,7 @@ def _pictures(inverter: Inverter) -> Iterator[tuple[str, str, np.ndarray]]:
     import matplotlib.cbook
     import skimage.data
 
-    from backend.training import swaps
+    from backend import fakes
 
     drawn = _faces_in_scope(inverter, GENERATED + 2 * SWAPPED)
     for number in range(GENERATED):
@@ -139,7 +137,7 @@ def _pictures(inverter: Inverter) -> Iterator[tuple[str, str, np.ndarray]]:
     for number in range(SWAPPED):
         target, source = drawn[GENERATED + 2 * number], drawn[GENERATED + 2 * number + 1]
         blend = ("feather", "poisson")[number % 2]
-        picture = swaps.swap_faces(target[0], source[0], target[1], source[1], blend=blend, feather=FEATHER)
+        picture = fakes.swap_faces(target[0], source[0], target[1], source[1], blend=blend, feather=FEATHER)
         yield f"swapped_{number + 1}", f"Swapped face {number + 1}", picture
     yield "collins", "Photo: E. Collins (NASA)", skimage.data.astronaut()[:320, 70:390]
     hopper = str(matplotlib.cbook.get_sample_data("grace_hopper.jpg", asfileobj=False))
@@ -148,13 +146,13 @@ def _pictures(inverter: Inverter) -> Iterator[tuple[str, str, np.ndarray]]:
 
 def _faces_in_scope(inverter: Inverter, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """Draw faces until `count` of them are found and in scope; return pixels and landmarks (5, 2)."""
-    from backend.training import fakes
+    from backend import fakes
 
     kept = []
     for seed in range(LAST_SEED):
         picture = images.to_array(fakes.draw_samples(inverter, 1, seed=seed, truncation=TRUNCATION))
-        found = faces.find(picture)
-        if found and faces.problem(found[0], picture.shape) is None:
+        found = faces.find_faces(picture)
+        if found and faces.face_problem(found[0], picture.shape) is None:
             kept.append((picture, found[0].landmarks))
         if len(kept) == count:
             return kept
@@ -175,5 +173,5 @@ def _stored(judged: JudgedFace) -> dict[str, Any]:
 def _face(photo: np.ndarray, number: int, stored: dict[str, Any]) -> JudgedFace:
     x0, y0, x1, y1 = stored["box"]
     face = Face((x0, y0, x1, y1), stored["score"], np.array(stored["landmarks"]))
-    aligned = alignment.align(photo, face, verdicts.TEMPLATE, registry.EMBEDDED_SIZE)
+    aligned = alignment.align_face(photo, face, predict.EMBEDDED_TEMPLATE, registry.EMBEDDED_SIZE)
     return JudgedFace(number, aligned, stored["problem"], stored["p_fake"])

@@ -1,11 +1,12 @@
-"""Find the faces in a photo and say which of them are out of scope (MTCNN, Zhang et al. 2016).
+"""Faces in a photo: find them (MTCNN, Zhang et al. 2016), say which are out of scope, follow one, and name its parts.
 
 Coordinates of a picture run from 0 at its left (top) edge to its width (height) at the other: the centre of the
-first pixel is at 0.5. So a picture's scaling is a plain multiplication, and no half pixel gets lost.
+first pixel is at 0.5. So scaling a picture is a plain multiplication, and no half pixel gets lost.
 """
 
 import functools
 import threading
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,19 +17,29 @@ from PIL import Image
 from backend.errors import UserError
 
 MIN_WIDTH = 40  # of a face, in pixels of the photo
+
 SEARCHED_PIXELS = 1024 * 768  # a larger photo is searched in a reduced copy
+
 SMALLEST_SEARCHED = 24  # width in pixels, in the reduced copy
+
 MIN_SCORE = 0.9
+
 PADDING = 0.25  # of the shorter side, for the second look
+
 ROOM = 0.2  # that a face needs around it, in its own widths; with less, its landmarks are off by up to 0.14
+
 
 # The limits of a frontal view. Of 1000 frontal faces, none is beyond 0.35, 0.74 and 0.38.
 MAX_NOSE_OFFSET = 0.45  # of the nose from the middle between the eyes, in eye distances
+
 MIN_EYES_TO_MOUTH = 0.5  # eye distance, in distances from eyes to mouth
+
 MIN_EYES_TO_BOX = 0.25  # eye distance, in widths of the face
+
 MAX_OUTSIDE = 0.2  # share of the face's box
 
-_lock = threading.Lock()
+
+_finder_lock = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -57,7 +68,7 @@ class Face:
         return self.box[3] - self.box[1]
 
 
-def find(image: np.ndarray) -> list[Face]:
+def find_faces(image: np.ndarray) -> list[Face]:
     """Find all upright faces in a uint8 (H, W, 3) photo, the largest first.
 
     Where none is found, or one is close to the edge, a second look surrounds the picture with its mirror image: the
@@ -72,7 +83,7 @@ def find(image: np.ndarray) -> list[Face]:
     return sorted(faces, key=lambda face: face.width * face.height, reverse=True)
 
 
-def choose(faces: list[Face], number: int | None = None) -> Face:
+def choose_face(faces: list[Face], number: int | None = None) -> Face:
     """Return the largest face, or the one with this number (from 1, largest first).
 
     Raises:
@@ -91,16 +102,16 @@ def choose(faces: list[Face], number: int | None = None) -> Face:
     return faces[number - 1]
 
 
-def find_again(image: np.ndarray, face: Face) -> Face | None:
+def find_face_again(image: np.ndarray, face: Face) -> Face | None:
     """Find a face anew where it was in another version of the photo, uint8 (H, W, 3); None where it is lost."""
-    found = find(image)
+    found = find_faces(image)
     if not found:
         return None
     nearest = min(found, key=lambda one: _distance(one, face))
     return nearest if _distance(nearest, face) <= face.width / 2 else None
 
 
-def problem(face: Face, image_shape: tuple[int, ...]) -> str | None:
+def face_problem(face: Face, image_shape: tuple[int, ...]) -> str | None:
     """Say in one sentence why a face is out of scope, or return None where it is not.
 
     Args:
@@ -162,8 +173,8 @@ def _search(image: np.ndarray, padding: int, scale: np.ndarray) -> list[Face]:
     """Search a picture with `padding` pixels of its mirror image around it; return faces in photo pixels."""
     height, width = image.shape[:2]
     padded = np.pad(image, ((padding, padding), (padding, padding), (0, 0)), mode="reflect")
-    with _lock:
-        boxes, scores, landmarks = _run(padded)
+    with _finder_lock:
+        boxes, scores, landmarks = _run_finder(padded)
     faces = []
     for box, score, points in zip(boxes, scores, landmarks, strict=True):
         corners = np.asarray(box, dtype=np.float64).reshape(2, 2) - padding
@@ -175,7 +186,7 @@ def _search(image: np.ndarray, padding: int, scale: np.ndarray) -> list[Face]:
     return faces
 
 
-def _run(image: np.ndarray) -> tuple[Any, Any, Any]:
+def _run_finder(image: np.ndarray) -> tuple[Any, Any, Any]:
     """Return boxes (N, 4), scores (N,) and landmarks (N, 5, 2) in pixels of the picture."""
     try:
         boxes, scores, landmarks = _finder().detect(np.ascontiguousarray(image), landmarks=True)
@@ -191,3 +202,159 @@ def _finder() -> Any:
 
     finder = MTCNN(keep_all=True, min_face_size=SMALLEST_SEARCHED, device=torch.device("cpu"))
     return finder.eval().requires_grad_(requires_grad=False)
+
+
+MIN_OVERLAP = 0.2  # of two boxes, as intersection over union; at 5 frames a second a head moves by less than its width
+
+
+def track_largest_face(found: Sequence[Sequence[Face]]) -> list[Face | None]:
+    """Return the track of the largest face of a video: the same face in every frame, None where it is not seen.
+
+    From the frame in which it is largest, the face is followed in both directions: in each frame it is the one whose
+    box overlaps most with where it was seen last.
+
+    Args:
+        found: The faces of every frame.
+    """
+    track: list[Face | None] = [None] * len(found)
+    faces = [(face.width * face.height, number, face) for number, frame in enumerate(found) for face in frame]
+    if not faces:
+        return track
+    _, start, face = max(faces, key=lambda one: one[:2])
+    track[start] = face
+    for numbers in (range(start + 1, len(found)), range(start - 1, -1, -1)):
+        last = face
+        for number in numbers:
+            track[number] = _best_overlap(found[number], last)
+            last = track[number] or last
+    return track
+
+
+def box_overlap(one: Face, other: Face) -> float:
+    """Return the intersection over union of two boxes, in [0, 1]."""
+    left, top = max(one.box[0], other.box[0]), max(one.box[1], other.box[1])
+    right, bottom = min(one.box[2], other.box[2]), min(one.box[3], other.box[3])
+    shared = max(0.0, right - left) * max(0.0, bottom - top)
+    whole = one.width * one.height + other.width * other.height - shared
+    return shared / whole if whole > 0 else 0.0
+
+
+def _best_overlap(faces: Iterable[Face], last: Face) -> Face | None:
+    best = max(faces, key=lambda face: box_overlap(face, last), default=None)
+    return best if best is not None and box_overlap(best, last) >= MIN_OVERLAP else None
+
+
+FACE_REGIONS = ("eyes", "nose", "mouth", "skin", "surround")
+
+FACE_PARTS = ("eyes", "nose", "mouth", "forehead", "cheeks", "chin", "hairline", "background")
+
+# Half axes of the ellipses, along and across the line of the eyes, in eye distances.
+EYE_AXES = (0.30, 0.20)
+
+NOSE_AXES = (0.27, 0.38)
+
+MOUTH_MARGIN, MOUTH_HEIGHT = 0.15, 0.24
+
+FACE_AXES = (1.05, 1.50)
+
+HAIRLINE_SCALE = 1.3  # of the face's ellipse: how far the hairline reaches beyond it
+
+BROWS = 0.35  # eye distances above the eyes, where the forehead begins
+
+
+Masks = dict[str, np.ndarray]
+
+
+class _FaceFrame:
+    """Coordinates along and across the line of the eyes, in eye distances from the point between them.
+
+    Args:
+        landmarks: (5, 2), x and y in crop pixels: left and right eye, nose, left and right corner of the mouth.
+        shape: Height and width of the crop.
+    """
+
+    def __init__(self, landmarks: np.ndarray, shape: tuple[int, int]) -> None:
+        left, right, nose, mouth_left, mouth_right = landmarks.astype(np.float64)
+        self.distance = float(np.linalg.norm(right - left)) or 1.0
+        self.direction = (right - left) / self.distance
+        self.origin = (left + right) / 2
+        x, y = np.arange(shape[1]) + 0.5 - self.origin[0], np.arange(shape[0])[:, None] + 0.5 - self.origin[1]
+        self.along, self.across = self._turned(x, y)  # (H, W) each; across grows towards the chin
+        self.left, self.right, self.nose = self.place(left), self.place(right), self.place(nose)
+        self.mouth = self.place((mouth_left + mouth_right) / 2)
+        self.half_mouth = float(np.linalg.norm(mouth_right - mouth_left)) / 2 / self.distance + MOUTH_MARGIN
+
+    def place(self, point: np.ndarray) -> tuple[float, float]:
+        """Return where a point in crop pixels is."""
+        return self._turned(*(point - self.origin))
+
+    def ellipse(self, centre: tuple[float, float], axes: tuple[float, float]) -> np.ndarray:
+        """Return which pixels (H, W) lie in an ellipse."""
+        return ((self.along - centre[0]) / axes[0]) ** 2 + ((self.across - centre[1]) / axes[1]) ** 2 <= 1
+
+    def face(self, scale: float = 1.0) -> np.ndarray:
+        """Return which pixels (H, W) lie in the oval of the face, scaled."""
+        return self.ellipse((self.mouth[0] / 2, self.mouth[1] / 2), (FACE_AXES[0] * scale, FACE_AXES[1] * scale))
+
+    def features(self) -> Masks:
+        """Return eyes, nose and mouth; they may overlap."""
+        return {
+            "eyes": self.ellipse(self.left, EYE_AXES) | self.ellipse(self.right, EYE_AXES),
+            "nose": self.ellipse((0.7 * self.nose[0], 0.7 * self.nose[1]), NOSE_AXES),
+            "mouth": self.ellipse(self.mouth, (self.half_mouth, MOUTH_HEIGHT)),
+        }
+
+    def _turned(self, x: np.ndarray, y: np.ndarray) -> tuple:
+        cosine, sine = self.direction
+        return (x * cosine + y * sine) / self.distance, (y * cosine - x * sine) / self.distance
+
+
+def region_masks(landmarks: np.ndarray, shape: tuple[int, int]) -> Masks:
+    """Draw the five regions of a face; every pixel belongs to exactly one.
+
+    Args:
+        landmarks: (5, 2), x and y in crop pixels: left and right eye, nose, left and right corner of the mouth.
+        shape: Height and width of the crop.
+
+    Returns:
+        Boolean (H, W) by region, in the order of `REGIONS`.
+    """
+    frame = _FaceFrame(landmarks, shape)
+    return _first_come(frame.features() | {"skin": frame.face(), "surround": np.ones(shape, dtype=bool)})
+
+
+def part_masks(landmarks: np.ndarray, shape: tuple[int, int]) -> Masks:
+    """Draw the eight parts of a face; every pixel belongs to exactly one.
+
+    They divide the regions: the skin into forehead, cheeks and chin, and what surrounds the face into hairline
+    (the band around its upper half) and background.
+
+    Args:
+        landmarks: (5, 2), as for `region_masks`.
+        shape: Height and width of the crop.
+
+    Returns:
+        Boolean (H, W) by part, in the order of `PARTS`.
+    """
+    frame = _FaceFrame(landmarks, shape)
+    skin = frame.face()
+    return _first_come(
+        frame.features()
+        | {
+            "forehead": skin & (frame.across < -BROWS),
+            "cheeks": skin & (frame.across < frame.mouth[1]),
+            "chin": skin,
+            "hairline": frame.face(HAIRLINE_SCALE) & (frame.across < 0),
+            "background": np.ones(shape, dtype=bool),
+        }
+    )
+
+
+def _first_come(drawn: Masks) -> Masks:
+    """Give every pixel to the first that claims it."""
+    free = np.ones_like(next(iter(drawn.values())))
+    masks = {}
+    for name, mask in drawn.items():
+        masks[name] = mask & free
+        free &= ~mask
+    return masks

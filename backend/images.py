@@ -1,4 +1,8 @@
-"""Turn the bytes of a picture file into pixels and pixels into PNG, and nothing else."""
+"""Turn picture files into pixels and pixels into PNG, or into JPEG as photographs are saved.
+
+Photographs were JPEG files before they became data; fakes made from them, and pictures that came out of an attack,
+were not. A detector finds that difference before any trace of forgery, so training and evaluation save both alike.
+"""
 
 import contextlib
 import functools
@@ -14,13 +18,18 @@ from backend.errors import UserError
 from backend.settings import SETTINGS
 
 GREY = (0.299, 0.587, 0.114)  # brightness of red, green and blue (ITU-R BT.601)
+
 # Decoders of rare formats are the least tested ones, so no other format is ever tried.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "HEIF", "AVIF")
+
 MIN_SIDE = 32
+
 # Browsers and photo viewers show a cut-out on a white page: this is the picture that the visitor knows.
 BACKGROUND = (255, 255, 255, 255)
+
 # Pillow's own limit would otherwise refuse what the settings allow.
 Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, SETTINGS.max_pixels)
+
 
 _OTHER_FILE = "Use a JPEG, PNG, WebP or HEIC photo."
 
@@ -160,3 +169,26 @@ def _to_eight_bits(values: np.ndarray, *, sixteen: bool) -> np.ndarray:
         full = max(high - low, 1e-9)
     scaled *= 255 / full
     return np.rint(scaled, out=scaled).astype(np.uint8)
+
+
+JPEG_QUALITY = 90  # at which the packs of photographs are stored, as JPEG with halved colours
+
+
+def like_photograph(picture: np.ndarray, quality: int = JPEG_QUALITY) -> np.ndarray:
+    """Return uint8 (H, W, 3) as it is read from such a file; what came from one hardly changes."""
+    return np.array(as_jpeg(Image.fromarray(picture), quality))
+
+
+def like_photographs(pictures: Tensor, quality: int = JPEG_QUALITY) -> Tensor:
+    """Return uint8 (N, 3, H, W) as they are read from such files, or from files of another quality."""
+    if not len(pictures):
+        return pictures
+    saved = [like_photograph(np.ascontiguousarray(one.permute(1, 2, 0).cpu().numpy()), quality) for one in pictures]
+    return torch.from_numpy(np.stack(saved)).permute(0, 3, 1, 2)
+
+
+def as_jpeg(image: Image.Image, quality: int, subsampling: int = 2) -> Image.Image:
+    """Return the picture after one JPEG encoding (subsampling 0 = 4:4:4, 1 = 4:2:2, 2 = 4:2:0)."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality, subsampling=subsampling)
+    return Image.open(io.BytesIO(buffer.getvalue())).convert("RGB")

@@ -1,8 +1,9 @@
-"""Mark every picture that leaves the app: a visible sign in a corner and a record in the file."""
+"""Mark every picture that leaves the app, with a visible sign and a record in the file, and pack pictures with it."""
 
 import io
 import json
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,20 +12,27 @@ from PIL import Image, ImageDraw, ImageFont
 from backend import images
 
 SIGN = "AI-edited"
+
 SOFTWARE = "Face forgery detectors: a demo and teaching tool"
+
 NOTE = (
     "This picture was altered by a program that shows how face-forgery detectors work. "
     "It is not a photograph and shows nothing that happened."
 )
+
 RECORD_KEY = "Record"
 
+
 _HEIGHT_SHARE = 0.03  # of the picture's shorter side: small in a photo, still readable when it is shown reduced
+
 _SMALLEST, _LEGIBLE = 7, 10  # font sizes in pixels
+
 _PLATE = (0, 0, 0, 180)  # on a white wall, dark enough for white letters
+
 _LETTERS = (255, 255, 255, 255)
 
 
-def mark(array: np.ndarray) -> np.ndarray:
+def mark_picture(array: np.ndarray) -> np.ndarray:
     """Return a copy of uint8 (H, W, 3) pixels with a small sign at the bottom left; all else is unchanged."""
     height, width = array.shape[:2]
     plate = _plate(width, height)
@@ -35,35 +43,35 @@ def mark(array: np.ndarray) -> np.ndarray:
     return marked
 
 
-def marked(array: np.ndarray, record: dict[str, Any]) -> Image.Image:
+def marked_image(array: np.ndarray, record: dict[str, Any]) -> Image.Image:
     """Return uint8 (H, W, 3) pixels with the visible sign, as a picture that takes the record into its PNG file.
 
     The app's picture components write the texts of a picture into the file that a visitor can save.
     """
-    picture = Image.fromarray(mark(array))
+    picture = Image.fromarray(mark_picture(array))
     picture.info.update(_texts(record))
     return picture
 
 
 def marked_png(array: np.ndarray, record: dict[str, Any]) -> bytes:
     """Encode uint8 (H, W, 3) pixels as PNG with the visible sign and the record."""
-    return png(mark(array), record)
+    return unmarked_png(mark_picture(array), record)
 
 
 def marked_mp4(frames: Sequence[np.ndarray], rate: float, record: dict[str, Any]) -> bytes:
     """Encode frames, uint8 (H, W, 3), as MP4 with the visible sign on every one of them and the record."""
-    return mp4([mark(frame) for frame in frames], rate, record)
+    return unmarked_mp4([mark_picture(frame) for frame in frames], rate, record)
 
 
-def mp4(frames: Sequence[np.ndarray], rate: float, record: dict[str, Any]) -> bytes:
+def unmarked_mp4(frames: Sequence[np.ndarray], rate: float, record: dict[str, Any]) -> bytes:
     """Encode frames, uint8 (H, W, 3), without the visible sign, as MP4 with the record (for research)."""
     from backend import video  # its package would keep the app's page waiting
 
-    text = json.dumps(record, default=_plain, ensure_ascii=False)
-    return video.encode(frames, rate, {"title": SIGN, "comment": NOTE, "description": text})
+    text = json.dumps(record, default=_json_value, ensure_ascii=False)
+    return video.encode_mp4(frames, rate, {"title": SIGN, "comment": NOTE, "description": text})
 
 
-def png(array: np.ndarray, record: dict[str, Any]) -> bytes:
+def unmarked_png(array: np.ndarray, record: dict[str, Any]) -> bytes:
     """Encode uint8 (H, W, 3) pixels, without the visible sign, as PNG with the record (for research)."""
     return images.encode_png(array, _texts(record))
 
@@ -80,11 +88,11 @@ def read_record(content: bytes) -> dict[str, Any] | None:
 
 def _texts(record: dict[str, Any]) -> dict[str, str]:
     """Return what stands in a file beside its pixels."""
-    text = json.dumps(record, default=_plain, ensure_ascii=False)
+    text = json.dumps(record, default=_json_value, ensure_ascii=False)
     return {"Software": SOFTWARE, "Comment": NOTE, RECORD_KEY: text}
 
 
-def _plain(value: Any) -> Any:
+def _json_value(value: Any) -> Any:
     """Turn what JSON does not know, such as the numbers of arrays, into what it does."""
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
@@ -105,3 +113,34 @@ def _plate(width: int, height: int) -> Image.Image:
     plate = Image.new("RGBA", (min(plate_width, width), min(plate_height, height)), _PLATE)
     ImageDraw.Draw(plate).text((margin - left, margin - top), SIGN, font=font, fill=_LETTERS)
     return plate
+
+
+def zip_record(
+    record: dict[str, Any], pictures: Mapping[str, np.ndarray], own: Collection[str] = (), text: str | None = None
+) -> bytes:
+    """Return a zip file with `record.json`, the same for people in `summary.txt`, and one PNG a picture.
+
+    Args:
+        record: Plain values for JSON, with a `summary`; marked pictures carry it too.
+        pictures: By name, uint8 (H, W, 3).
+        own: Names of those that are the visitor's own pixels; they get no mark.
+        text: What people read; the record's summary by default.
+    """
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as packed:
+        packed.writestr("summary.txt", f"{text or record['summary']}\n")
+        packed.writestr("record.json", json.dumps(record, indent=1))
+        for name, picture in pictures.items():
+            content = images.encode_png(picture) if name in own else marked_png(picture, record)
+            packed.writestr(f"{name}.png", content)
+    return buffer.getvalue()
+
+
+def unmarked_files(pictures: Mapping[str, np.ndarray], record: dict[str, Any], record_name: str) -> dict[str, bytes]:
+    """Return the files that the app stores for its own examples, by name, without visible marks."""
+    files = {}
+    for name, picture in pictures.items():
+        colours = picture if picture.ndim == 3 else np.repeat(picture[..., None], 3, axis=2)
+        files[f"{name}.png"] = unmarked_png(colours, {"kind": name})
+    files[record_name] = (json.dumps(record, indent=1) + "\n").encode()
+    return files

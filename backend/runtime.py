@@ -1,11 +1,16 @@
-"""Device, precision, memory and one loaded copy of each model."""
+"""Device, precision, memory, one loaded copy of each model, and the process's private folder for visitors' files."""
 
+import atexit
 import ctypes
+import functools
 import os
 import platform
+import shutil
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -14,9 +19,16 @@ from torch import nn
 from backend.errors import UserError
 from backend.settings import SETTINGS
 
+R = TypeVar("R")
+
+_forgetting: list[Callable[[], None]] = []
+
 T = TypeVar("T")
+
 _loaded: dict[str, object] = {}
+
 _lock = threading.RLock()
+
 MODEL_LOCK = threading.RLock()
 
 
@@ -54,7 +66,7 @@ def device_in_words() -> str:
     return f"a graphics card ({facts.name}, {facts.total_memory / 2**30:.0f} GiB)"
 
 
-def loaded(key: str, build: Callable[[], T]) -> T:
+def load_once(key: str, build: Callable[[], T]) -> T:
     """Return the process's one copy of a model, built at the first call."""
     with _lock:
         if key not in _loaded:
@@ -91,3 +103,62 @@ def frozen(*modules: nn.Module) -> Iterator[None]:
             module.training = mode
         for weight, flag in gradients:
             weight.requires_grad_(flag)
+
+
+FOLDER_PREFIX = "face-forgery-"
+
+
+def private_folder() -> Path:
+    """Make a folder that only this user can read and that is deleted when the process ends.
+
+    What a process left behind that was killed is deleted first.
+    """
+    _delete_leftovers(Path(tempfile.gettempdir()))
+    folder = Path(tempfile.mkdtemp(prefix=f"{FOLDER_PREFIX}{os.getpid()}-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    _private_folders.add(folder)
+    return folder
+
+
+_private_folders: set[Path] = set()  # by this process
+
+
+def _delete_leftovers(root: Path) -> None:
+    for folder in root.glob(f"{FOLDER_PREFIX}*-*"):
+        owner = folder.name.removeprefix(FOLDER_PREFIX).split("-")[0]
+        # In a container every process has the same number: a folder with ours that we did not make was another's.
+        if (
+            owner.isdecimal()
+            and folder not in _private_folders
+            and (int(owner) == os.getpid() or not _is_running(int(owner)))
+        ):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_running(process: int) -> bool:
+    if os.name != "posix":  # elsewhere, asking might end it
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
+def remembered(most: int) -> Callable[[Callable[..., R]], Callable[..., R]]:
+    """Return a decorator that keeps the last `most` results of a function, by its arguments."""
+
+    def decorate(function: Callable[..., R]) -> Callable[..., R]:
+        kept = functools.lru_cache(maxsize=most)(function)
+        _forgetting.append(kept.cache_clear)
+        return kept
+
+    return decorate
+
+
+def forget_remembered() -> None:
+    """Forget all results that are kept."""
+    for clear in _forgetting:
+        clear()

@@ -11,12 +11,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from backend import alignment, examples, faces, images
-from backend.counterfactual import levels
+from backend import alignment, examples, faces, fakes, images
+from backend.counterfactual import search
 from backend.errors import UserError
 from backend.generators import inversion
 from backend.generators.inversion import Inverter
-from backend.training import fakes, swaps
 
 PORTRAITS = ("collins", "hopper")
 INVENTED, EDITED = 4, ("S", "M")  # further invented faces; levels of which each portrait is edited
@@ -24,7 +23,7 @@ FIRST_SEED, LAST_SEED = 100, 160  # the examples have the seeds below
 FEATHER = 2.5  # of a swap, in pixels
 
 
-def draw(out: Path, seed: int = 0) -> Path:
+def draw_sample_set(out: Path, seed: int = 0) -> Path:
     """Write the sample set to a folder as real/ and fake/, and return the folder; one that is there is kept.
 
     Args:
@@ -43,7 +42,7 @@ def draw(out: Path, seed: int = 0) -> Path:
     try:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
-        for name, content in _files(folder, seed):
+        for name, content in _sample_files(folder, seed):
             path = unfinished / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
@@ -53,13 +52,15 @@ def draw(out: Path, seed: int = 0) -> Path:
     return out
 
 
-def _files(folder: Path, seed: int) -> Iterator[tuple[str, bytes]]:
+def _sample_files(folder: Path, seed: int) -> Iterator[tuple[str, bytes]]:
     """Yield name and content of every picture."""
-    inverter = inversion.load()
+    inverter = inversion.load_embedded_inverter()
     crops = {}
     for name in PORTRAITS:
         photo = images.read(folder / f"{name}.png")
-        crop = alignment.align(photo, faces.choose(faces.find(photo)), inverter.template, inverter.size).crop
+        crop = alignment.align_face(
+            photo, faces.choose_face(faces.find_faces(photo)), inverter.template, inverter.size
+        ).crop
         crops[name] = crop
         yield f"real/portraits/{name}.png", images.encode_png(crop)
     for path in sorted(folder.glob("generated_*.png")) + sorted(folder.glob("swapped_*.png")):
@@ -76,8 +77,8 @@ def _invented(inverter: Inverter, seed: int) -> Iterator[np.ndarray]:
     for own in range(FIRST_SEED, LAST_SEED):
         drawn = fakes.draw_samples(inverter, 1, seed=seed * 1009 + own, truncation=examples.TRUNCATION)
         picture = images.to_array(drawn)
-        seen = faces.find(picture)
-        if seen and faces.problem(seen[0], picture.shape) is None:
+        seen = faces.find_faces(picture)
+        if seen and faces.face_problem(seen[0], picture.shape) is None:
             yield picture
             found += 1
         if found == INVENTED:
@@ -86,16 +87,16 @@ def _invented(inverter: Inverter, seed: int) -> Iterator[np.ndarray]:
 
 def _of_portraits(inverter: Inverter, crops: dict[str, np.ndarray], seed: int) -> Iterator[tuple[str, bytes]]:
     """Yield renderings, edits and swaps; each has the name of the portrait that it was made from."""
-    landmarks = {name: faces.choose(faces.find(crop)).landmarks for name, crop in crops.items()}
+    landmarks = {name: faces.choose_face(faces.find_faces(crop)).landmarks for name, crop in crops.items()}
     for number, (name, crop) in enumerate(crops.items()):
         with torch.no_grad():
             codes = inverter.invert(images.to_tensor(crop).to(inverter.latent_average.device))
-            yield f"fake/reconstruction/{name}.png", _png(inverter, codes)
+            yield f"fake/reconstruction/{name}.png", _synthesize_png(inverter, codes)
             for level in EDITED:
                 moved = _moved(inverter, codes, level, seed=seed * 1009 + number)
-                yield f"fake/edit_{level}/{name}.png", _png(inverter, moved)
+                yield f"fake/edit_{level}/{name}.png", _synthesize_png(inverter, moved)
         other = PORTRAITS[1 - PORTRAITS.index(name)]
-        swapped = swaps.swap_faces(
+        swapped = fakes.swap_faces(
             crop, crops[other], landmarks[name], landmarks[other], blend="poisson", feather=FEATHER
         )
         yield f"fake/swap/{name}.png", images.encode_png(swapped)
@@ -103,7 +104,7 @@ def _of_portraits(inverter: Inverter, crops: dict[str, np.ndarray], seed: int) -
 
 def _moved(inverter: Inverter, codes: torch.Tensor, level: str, *, seed: int) -> torch.Tensor:
     """Move the codes of one level half way to those of a face drawn from the seed."""
-    rows = list(levels.rows_of(level, inverter.rows))
+    rows = list(search.rows_of_level(level, inverter.rows))
     z = torch.randn(1, inverter.generator.style_dim, generator=torch.Generator().manual_seed(seed))
     other = inverter.generator.mapping(z.to(codes.device))
     moved = codes.clone()
@@ -111,5 +112,5 @@ def _moved(inverter: Inverter, codes: torch.Tensor, level: str, *, seed: int) ->
     return moved
 
 
-def _png(inverter: Inverter, codes: torch.Tensor) -> bytes:
+def _synthesize_png(inverter: Inverter, codes: torch.Tensor) -> bytes:
     return images.encode_png(images.to_array(inverter.synthesize(codes)))

@@ -1,17 +1,23 @@
-"""What the environment may set, read once."""
+"""What the environment may set, read once, and settings given as NAME=VALUE on the command line."""
 
+import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from backend.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
+
 PROFILES = ("embedded", "hub")
+
 REPO = re.compile(r"[\w.-]+/[\w.-]+")
+
 FETCH = ("auto", "on", "off")
+
 DEVICES = re.compile(r"auto|cpu|cuda(:\d+)?|mps")
 
 
@@ -35,7 +41,7 @@ class Settings:
     fetch: bool = True  # FETCH (auto, on, off): whether visitors may fetch models; auto says no in a Space of the Hub
 
 
-def read(environment: Mapping[str, str] = os.environ) -> Settings:
+def read_environment(environment: Mapping[str, str] = os.environ) -> Settings:
     """Read the settings; a variable that is absent or empty leaves its default.
 
     Raises:
@@ -84,9 +90,27 @@ def _integer(environment: Mapping[str, str], name: str, usual: int, *, least: in
 def _usable() -> Settings:
     """Return what `read` says; where it refuses, app and command line say so before they do anything."""
     try:
-        return read()
+        return read_environment()
     except UserError:
         return Settings()
 
 
 SETTINGS = _usable()
+
+
+def parse_setting_changes(given: Sequence[str] | None) -> dict[str, Any]:
+    """Read settings that were given as NAME=VALUE; a value that is no JSON is taken as text.
+
+    Raises:
+        UserError: One has no value.
+    """
+    read: dict[str, Any] = {}
+    for text in given or []:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise UserError(f"The setting {text} has no value.", "Write for example --set steps=50.")
+        try:
+            read[name] = json.loads(value)
+        except ValueError:
+            read[name] = value
+    return read

@@ -63,7 +63,7 @@ class Clip:
         return width, height
 
 
-def reading(source: bytes | Path) -> Job[Clip]:
+def read_video(source: bytes | Path) -> Job[Clip]:
     """Decode a short video: at most RATE frames a second, MAX_FRAMES in all; its sound is not looked at.
 
     What the file says of itself is checked before anything is decoded, and again while it is decoded.
@@ -91,7 +91,7 @@ def reading(source: bytes | Path) -> Job[Clip]:
             return (yield from _decoded(container))
 
 
-def length(path: Path) -> float:
+def video_seconds(path: Path) -> float:
     """Return how many seconds a file says that it lasts, MAX_SECONDS at most, and so many where it does not say."""
     try:
         with path.open("rb") as file, av.open(file, options={"format_whitelist": CONTAINERS}) as container:
@@ -101,7 +101,7 @@ def length(path: Path) -> float:
         return MAX_SECONDS
 
 
-def encode(frames: Sequence[np.ndarray], rate: float, metadata: Mapping[str, str]) -> bytes:
+def encode_mp4(frames: Sequence[np.ndarray], rate: float, metadata: Mapping[str, str]) -> bytes:
     """Encode frames as MP4 (H.264), which every browser plays.
 
     Args:

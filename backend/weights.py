@@ -1,4 +1,4 @@
-"""Where model files come from, their hashes and licences, and safe loading.
+"""Model files: where they come from, their hashes and licences, safe loading, and the versions behind a result.
 
 `weights/registry.toml` names the files that ship with the app, `weights/hub.toml` those that others publish.
 """
@@ -9,9 +9,10 @@ import pickle
 import struct
 import sys
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,9 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+
 REINSTALL = "Install the app again, or run: python -m backend weights verify"
+
 REGISTRIES = ("registry.toml", "hub.toml")
 
 
@@ -85,7 +88,7 @@ class Entry:
 
 
 @lru_cache(maxsize=1)
-def entries() -> dict[str, Entry]:
+def read_entries() -> dict[str, Entry]:
     """Read both registries."""
     raw: dict[str, dict[str, Any]] = {}
     for file in REGISTRIES:
@@ -100,12 +103,12 @@ def entries() -> dict[str, Entry]:
     return found
 
 
-def entry(name: str) -> Entry:
+def find_entry(name: str) -> Entry:
     """Return one entry of the registry, or say which exist."""
     try:
-        return entries()[name]
+        return read_entries()[name]
     except KeyError:
-        known = ", ".join(sorted(entries()))
+        known = ", ".join(sorted(read_entries()))
         raise UserError(f"There is no model named {name}.", f"Choose one of: {known}.") from None
 
 
@@ -120,7 +123,7 @@ def file_hash(path: Path) -> str:
 
 def load_entry(name: str) -> dict[str, Tensor]:
     """Return the tensors of an entry as float32, after its hash was verified."""
-    found = entry(name)
+    found = find_entry(name)
     state = found.state()
     hint = f"Run: python -m backend weights fetch {name}" if found.profile == "hub" else REINSTALL
     if state == "absent":
@@ -192,3 +195,90 @@ def _is_plain(value: object) -> bool:
     if isinstance(value, (list, tuple)):
         return all(_is_plain(item) for item in value)
     return value is None or isinstance(value, (Tensor, str, bool, int, float))
+
+
+def match_checkpoint(
+    state: Mapping[str, Tensor],
+    build: Callable[[], nn.Module],
+    title: str,
+    *,
+    prefix: str = "",
+    unused: Sequence[str] = (),
+    rename: Callable[[str], str] = str,
+) -> dict[str, Tensor]:
+    """Turn a published checkpoint into a state that `build()` loads with every key matched.
+
+    Args:
+        state: Published keys to tensors.
+        build: Builds the network that is to take them; only its shapes are looked at.
+        title: What the network is called in errors.
+        prefix: Starts every key of the checkpoint, and none of ours.
+        unused: Starts of keys, after the prefix, that the checkpoint saves and its network never runs.
+        rename: Turns a published key without the prefix into ours.
+
+    Raises:
+        UserError: Keys are unknown or missing, or tensors have other shapes.
+    """
+    with torch.device("meta"):
+        expected = build().state_dict()
+    hint = f"Use a checkpoint of {title}, unchanged."
+    found: dict[str, Tensor] = {}
+    for key, value in state.items():
+        bare = key.removeprefix(prefix)
+        if key.startswith(prefix) and bare.startswith(tuple(unused)):
+            continue
+        name = rename(bare)
+        if not key.startswith(prefix) or name not in expected:
+            raise UserError(f"The checkpoint has a tensor that {title} does not have: {key}.", hint)
+        if value.shape != expected[name].shape:
+            raise UserError(f"The checkpoint's tensor {key} has shape {tuple(value.shape)}, not {title}'s.", hint)
+        found[name] = value
+    # Batch norm's step counter was not saved by old versions of torch, and no result depends on it.
+    missing = [name for name in expected if name not in found and not name.endswith("num_batches_tracked")]
+    if missing:
+        raise UserError(f"The checkpoint lacks {len(missing)} tensors of {title}, first {missing[0]}.", hint)
+    return {name: found.get(name, torch.tensor(0)) for name in expected}
+
+
+VERSIONED_PACKAGES = ("timm", "face-forgery-explained")
+
+
+def model_hashes(names: Iterable[str]) -> dict[str, str]:
+    """Return the SHA-256 of those models that the registry knows, by name.
+
+    Of a model of the Hub it is that of the file that was fetched, which may be one's own; empty where none was.
+    """
+    if not (SETTINGS.weights_dir / "registry.toml").exists():
+        return {}
+    known = read_entries()
+    return {name: _entry_hash(known[name]) for name in names if name in known}
+
+
+def _entry_hash(entry: Entry) -> str:
+    if entry.profile != "hub":
+        return entry.sha256
+    receipt = entry.receipt()
+    return str(receipt.get("source_sha256") or receipt.get("sha256") or entry.sha256)
+
+
+def changed_models(used: Mapping[str, str]) -> list[str]:
+    """Return those models, of SHA-256 by name, whose files are not what the registry names now.
+
+    Models that others publish are not asked about: they lie on some machines only.
+    """
+    now = model_hashes(used)
+    known = read_entries() if now else {}
+    own = [name for name in used if name not in known or known[name].profile == "embedded"]
+    return [name for name in own if used[name] != now.get(name)]
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of the packages that matter, by name."""
+    return {"torch": torch.__version__} | {name: _package_version(name) for name in VERSIONED_PACKAGES}
+
+
+def _package_version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "run from its source folder"

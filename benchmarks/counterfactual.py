@@ -25,10 +25,10 @@ import torch
 from torch import Tensor, nn
 
 from backend import runtime
-from backend.counterfactual import levels
+from backend.counterfactual import search as counterfactual_search
 from backend.counterfactual.search import SearchSettings, search
 from backend.detectors import registry
-from backend.detectors.card import Card, Detector
+from backend.detectors.base import Card, Detector
 from backend.generators import inversion
 from backend.generators.inversion import Inverter
 from backend.progress import Step, finish
@@ -75,7 +75,7 @@ def loop(
     inverter: Inverter, detector: Detector, faces: Tensor, settings: SearchSettings, tolerance: float = SAME_FACES
 ) -> tuple[Tensor, float]:
     """Search as one writes it first; return the final p_fake (N,) and the seconds the steps took."""
-    opened = levels.mask(settings.levels, inverter.rows)[None, :, None]
+    opened = counterfactual_search.level_mask(settings.levels, inverter.rows)[None, :, None]
     start = inverter.invert(faces)
     epsilon = inverter.epsilon if settings.epsilon is None else settings.epsilon
     with torch.no_grad():
@@ -133,7 +133,7 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
     torch.manual_seed(0)
     torch.set_num_threads(options.threads)
     runtime.keep_freed_memory()
-    inverter = inversion.load()
+    inverter = inversion.load_embedded_inverter()
     faces = _faces(inverter, options.faces)
     detector = (
         untrained(faces, registry.build_embedded("xception", {}).eval())
@@ -141,7 +141,7 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
         else registry.load(options.detector)
     )
     stopping = options.side == "stopping"
-    level = levels.parse(options.level)
+    level = counterfactual_search.parse_levels(options.level)
     usual = {"epsilon": options.epsilon, "lengths": "equal"}  # the published steps
     settings = SearchSettings(level, steps=options.steps, early_stop=stopping, **usual)
     # One step beforehand pays what only a first step pays.

@@ -25,11 +25,11 @@ from torch import Tensor, nn
 
 from backend import images, runtime, weights
 from backend.detectors import registry
-from backend.detectors.card import Detector
-from backend.detectors.inference import for_inference
-from backend.trace_removal import trnet
+from backend.detectors.base import Detector
+from backend.detectors.predict import for_inference
+from backend.trace_removal import removal
 from backend.trace_removal.network import TRNet
-from backend.training.detector_run import untrained_card
+from backend.training.detector import untrained_card
 
 TRNET = "trnet"
 BATCHES = (1, 32)
@@ -125,8 +125,10 @@ def fast_bfloat16(device: torch.device) -> bool:
 def _paths(name: str, device: torch.device) -> tuple[dict[str, Path_], bool]:
     """Return the ways to ask one network, the plain one first, and whether its weights are trained."""
     if name == TRNET:
-        trained = trnet.ENTRY in weights.entries()
-        network = (trnet.load() if trained else TRNet(0.5, residual=True)).eval().requires_grad_(False).to(device)
+        trained = removal.TRNET_ENTRY in weights.read_entries()
+        network = (
+            (removal.load_trnet() if trained else TRNet(0.5, residual=True)).eval().requires_grad_(False).to(device)
+        )
         return _with_bfloat16({"float32": network, "fast": _channels_last(network)}, device), trained
     trained = name in registry.loadable("all")
     if trained:

@@ -10,13 +10,11 @@ from typing import get_args
 
 import torch
 
-from backend import runtime
-from backend.counterfactual.search import SearchSettings, search
-from backend.counterfactual.search_settings import Lengths
+from backend import face_packs, runtime
+from backend.counterfactual.search import SearchSettings, StepLengths, search
 from backend.detectors import registry
 from backend.generators import inversion
 from backend.progress import finish
-from backend.training import datasets
 
 EPSILONS = (0.0005, 0.001, 0.002, 0.003, 0.004, 0.005, 0.02, 0.05)
 
@@ -28,12 +26,12 @@ def main() -> None:
     parser.add_argument("--detector", default="xception")
     parser.add_argument("--count", type=int, default=24)
     parser.add_argument("--kappa", type=float, default=SearchSettings.kappa)
-    parser.add_argument("--lengths", choices=get_args(Lengths), default=SearchSettings.lengths)
+    parser.add_argument("--lengths", choices=get_args(StepLengths), default=SearchSettings.lengths)
     options = parser.parse_args()
     runtime.keep_freed_memory()
-    inverter, detector = inversion.load(), registry.load(options.detector)
-    fakes = datasets.load(options.fakes, inverter.size)
-    chosen = datasets.draw(len(fakes), min(len(fakes), 4 * options.count), seed=0, step=0)
+    inverter, detector = inversion.load_embedded_inverter(), registry.load(options.detector)
+    fakes = face_packs.load_photographs(options.fakes, inverter.size)
+    chosen = face_packs.draw_indices(len(fakes), min(len(fakes), 4 * options.count), seed=0, step=0)
     faces = fakes.pictures[chosen].float() / 255
     with torch.no_grad():
         detected = torch.cat([detector.p_fake(part) for part in faces.split(16)]) > 0.5

@@ -11,9 +11,8 @@ import time
 from pathlib import Path
 
 from backend import samples
-from backend.evaluate import engine_choice, runs
-from backend.evaluate.data import Dataset
-from backend.evaluate.layouts import open_data
+from backend.evaluate import engines, runs
+from backend.evaluate.dataset import Dataset, open_data
 from backend.evaluate.protocols.detectors import DetectorsConfig, DetectorsProtocol
 
 DETECTORS = ("xception", "efficientnet_b4", "mesoinception4")
@@ -24,12 +23,12 @@ def main() -> None:
     """Measure one of both."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=("throughput", "memory"))
-    parser.add_argument("--engine", choices=engine_choice.ENGINES, default="local")
+    parser.add_argument("--engine", choices=engines.ENGINES, default="local")
     parser.add_argument("--items", type=int)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        data = open_data(samples.draw(folder / "sample"), folder)
+        data = open_data(samples.draw_sample_set(folder / "sample"), folder)
         if options.what == "memory":
             memory(data, folder, options.items or 2000)
         else:
@@ -40,8 +39,8 @@ def throughput(data: Dataset, folder: Path, engine: str, items: int) -> None:
     """Print items a second with one worker and with two, from when their models are loaded."""
     speeds = []
     for workers in (1, 2):
-        job = runs.evaluate(
-            protocol(data, items), data, folder / f"{workers}", engine=engine_choice.engine(engine, workers)
+        job = runs.run_protocol(
+            protocol(data, items), data, folder / f"{workers}", engine=engines.choose_engine(engine, workers)
         )
         times = [time.perf_counter() for step in job if step.number > 0]
         settled = times[2 * workers :]  # every worker has loaded its models
@@ -56,7 +55,7 @@ def throughput(data: Dataset, folder: Path, engine: str, items: int) -> None:
 def memory(data: Dataset, folder: Path, items: int) -> None:
     """Print how much memory a process has, a few times along the way."""
     total = len(protocol(data, items).items(data))
-    for step in runs.evaluate(protocol(data, items), data, folder / "run"):
+    for step in runs.run_protocol(protocol(data, items), data, folder / "run"):
         if step.number % max(1, total // PRINTED) == 0 and step.number > 0:
             now = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1e6
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6

@@ -24,14 +24,11 @@ from torch import Tensor
 
 from backend import images, runtime
 from backend.attacks import nes
-from backend.attacks.nes import AS_RELEASED, NESSettings
-from backend.attacks.probes import draw, noise_source
+from backend.attacks.nes import AS_RELEASED, NESSettings, draw_probe_noise, probe_noise_source
 from backend.detectors import registry
-from backend.detectors.card import Detector
+from backend.detectors.base import Detector
+from backend.explain.base import MaskedFace, Question, blurred_face, segment_means
 from backend.explain.lime import lime
-from backend.explain.masking import MaskedFace
-from backend.explain.question import Question
-from backend.explain.references import blurred, segment_means
 from backend.explain.segments import slic_segments
 from backend.explain.shap import BATCH, shap
 from backend.explain.xrai import xrai
@@ -165,7 +162,7 @@ def nes_loop(case: Case, settings: NESSettings) -> Tensor:
 
     It draws its noise from a covariance matrix of the size of the picture; here it gets ours, which is quicker.
     """
-    source = noise_source(settings.seed, 0, case.face.device)
+    source = probe_noise_source(settings.seed, 0, case.face.device)
     unit = case.detector.std[0]
     picture = case.face[0].clone()
 
@@ -175,7 +172,7 @@ def nes_loop(case: Case, settings: NESSettings) -> Tensor:
     for _ in range(settings.iterations):
         p_real(picture)  # the test
         gradient = torch.zeros_like(picture)
-        for noise in draw(source, settings.probes, picture, "grey"):
+        for noise in draw_probe_noise(source, settings.probes, picture, "grey"):
             gradient += p_real(picture + settings.sigma * unit * noise) * noise
             gradient -= p_real(picture - settings.sigma * unit * noise) * noise
         gradient /= 2 * settings.probes * settings.sigma
@@ -229,7 +226,7 @@ def shap_section(case: Case) -> Comparison:
     from shap import Explainer
     from shap.maskers import Image
 
-    reference = blurred(case.face)
+    reference = blurred_face(case.face)
     hidden, picture = (one[0].permute(1, 2, 0).cpu().numpy() for one in (reference, case.face))
     samples = case.options.samples
     maps: dict[str, Tensor] = {}

@@ -96,7 +96,7 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from backend import runtime
-    from backend.counterfactual import levels
+    from backend.counterfactual import search as counterfactual_search
     from backend.counterfactual.search import SearchSettings
 
     torch.manual_seed(0)
@@ -106,7 +106,7 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
     inverter, weights = _inverter()
     detector, faces = _detector_and_faces(inverter, options.detector, options.batch[0])
     settings = SearchSettings(
-        levels.parse(options.level),
+        counterfactual_search.parse_levels(options.level),
         steps=options.steps,
         early_stop=False,
         truncate=options.side == "truncated",
@@ -186,14 +186,14 @@ def _difference(inverter: Any, detector: Any, faces: Any, settings: Any) -> list
     """Say how far the halves are from float32, in a draft before the first step and in its gradient."""
     import torch
 
-    from backend.counterfactual import levels
-    from backend.counterfactual.rendering import Effort, Renderer, draft_effort
+    from backend.counterfactual import search as counterfactual_search
+    from backend.counterfactual.rendering import Renderer, RenderingEffort, draft_effort
 
-    opened = levels.mask(settings.levels, inverter.rows).nonzero().flatten().tolist()
+    opened = counterfactual_search.level_mask(settings.levels, inverter.rows).nonzero().flatten().tolist()
     low = draft_effort(inverter, detector.card.input_size, opened, truncate=True, precision=settings.precision)
     start = inverter.invert(faces)
     drafts = []
-    for effort in (low, Effort(low.resolution, torch.float32)):
+    for effort in (low, RenderingEffort(low.resolution, torch.float32)):
         renderer = Renderer(inverter, detector, faces, start, opened, "reconstruction", None, effort)
         rows = [row.clone().requires_grad_() for row in start.unbind(1)]
         with torch.no_grad():
@@ -212,13 +212,13 @@ def _difference(inverter: Any, detector: Any, faces: Any, settings: Any) -> list
 def _inverter() -> tuple[Any, str]:
     """Return FFHQ-1024 as the app loads it, or the same networks with arbitrary weights, and which it is."""
     from backend import weights
-    from backend.generators import official
+    from backend.generators import inversion
     from benchmarks import filled
 
-    if weights.entry(ENTRY).path.is_file():
-        return official.load(ENTRY), "published weights"
-    tensors = official.from_e4e(filled.e4e(official.FFHQ_SIZE))
-    return official.from_tensors(tensors, ENTRY), "filled weights"
+    if weights.find_entry(ENTRY).path.is_file():
+        return inversion.load_fetched_inverter(ENTRY), "published weights"
+    tensors = inversion.tensors_from_e4e(filled.e4e(inversion.FFHQ_SIZE))
+    return inversion.build_e4e_inverter(tensors, ENTRY), "filled weights"
 
 
 def _detector_and_faces(inverter: Any, name: str, count: int) -> tuple[Any, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from backend.generators.e4e import CODE, E4EEncoder
+from backend.generators.e4e import CODE_SIZE, E4EEncoder
 from backend.generators.stylegan2 import StyleGAN2
 
 
@@ -23,7 +23,7 @@ def e4e(size: int, width: float = 1.0) -> dict[str, Any]:
         decoder, encoder = StyleGAN2(size), E4EEncoder(size, width=width)
     states = {f"decoder.{key}": _filled(key, value, equalised=True) for key, value in decoder.state_dict().items()}
     states |= {f"encoder.{key}": _filled(key, value, equalised=False) for key, value in encoder.state_dict().items()}
-    average = _normal("latent_avg", (decoder.rows, CODE)) * 0.5
+    average = _normal("latent_avg", (decoder.rows, CODE_SIZE)) * 0.5
     return {"state_dict": states, "latent_avg": average, "opts": {"stylegan_size": size}}
 
 

@@ -15,13 +15,11 @@ from typing import Any, get_args
 
 import numpy as np
 
-from backend import runtime
-from backend.counterfactual.search import SearchSettings
-from backend.counterfactual.search_settings import Lengths
-from backend.counterfactual.story import explain_photo
+from backend import face_packs, runtime
+from backend.counterfactual.photo import find_counterfactual
+from backend.counterfactual.search import SearchSettings, StepLengths
 from backend.errors import UserError
 from backend.progress import finish
-from backend.training import datasets
 
 
 def main() -> None:
@@ -32,17 +30,17 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--composite", default="transfer")
-    parser.add_argument("--lengths", choices=get_args(Lengths), default=SearchSettings.lengths)
+    parser.add_argument("--lengths", choices=get_args(StepLengths), default=SearchSettings.lengths)
     options = parser.parse_args()
     runtime.keep_freed_memory()
     settings = SearchSettings(composite=options.composite, lengths=options.lengths)
     rows: list[dict[str, Any]] = []
     passed = 0
-    for name, picture in _drawn(datasets.load(options.fakes, 128), options.seed):
+    for name, picture in _drawn(face_packs.load_photographs(options.fakes, 128), options.seed):
         if len(rows) == options.count:
             break
         try:
-            story = finish(explain_photo(picture, options.detector, settings))
+            story = finish(find_counterfactual(picture, options.detector, settings))
         except UserError:
             passed += 1
             continue
@@ -56,7 +54,7 @@ def main() -> None:
     print(json.dumps(_together(rows) | {"passed_over": passed, "settings": rows[0]["settings"]}, indent=1))
 
 
-def _drawn(fakes: datasets.Photographs, seed: int) -> list[tuple[str, np.ndarray]]:
+def _drawn(fakes: face_packs.Photographs, seed: int) -> list[tuple[str, np.ndarray]]:
     """Return the fakes in a seeded order in which the kinds take turns."""
     order = np.random.default_rng(seed).permutation(len(fakes))
     by_kind: dict[str, list[int]] = defaultdict(list)

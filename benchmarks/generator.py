@@ -21,15 +21,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from backend import examples, faces, images, runtime, weights
-from backend.counterfactual import levels
-from backend.evaluate.metrics import distributions, identity, likeness
+from backend import examples, face_packs, faces, fakes, images, runtime, similarity, weights
+from backend.counterfactual import search
+from backend.evaluate.metrics import identity, likeness
 from backend.generators import inversion
 from backend.generators.inversion import Inverter
 from backend.generators.refinement import RefineSettings, refine
 from backend.progress import finish
-from backend.training import datasets, fakes, measure
-from backend.training.generator import perceptual_network
+from backend.training import encoder
+from backend.training.losses import load_perceptual_network
 
 BATCH = 32
 FIGURE_SEED = 2026
@@ -48,17 +48,17 @@ def main() -> None:
     parser.add_argument("--figures", type=Path, help="folder for the figures of the model card")
     options = parser.parse_args()
     runtime.keep_freed_memory()
-    inverter = inversion.load()
-    further, held_out = datasets.split(options.data, inverter.size)
+    inverter = inversion.load_embedded_inverter()
+    further, held_out = face_packs.split_photographs(options.data, inverter.size)
     photographs = held_out.pictures[: options.count]
-    vgg = perceptual_network("vgg")
+    vgg = load_perceptual_network("vgg")
     found = {
         "settings": {key: str(value) for key, value in vars(options).items() if key not in {"data", "figures"}},
-        "weights": {name: weights.entry(name).sha256 for name in ("generator", "encoder")},
+        "weights": {name: weights.find_entry(name).sha256 for name in ("generator", "encoder")},
         "inversion": inversions(inverter, photographs, vgg),
         "refined": refined(inverter, photographs[:: max(1, len(photographs) // options.refined)], vgg),
         "samples": samples(inverter, photographs, further.pictures, vgg, options),
-        "bytes": sum(weights.entry(name).path.stat().st_size for name in ("generator", "encoder")),
+        "bytes": sum(weights.find_entry(name).path.stat().st_size for name in ("generator", "encoder")),
         "milliseconds": milliseconds(inverter, photographs),
     }
     print(json.dumps(found, indent=1))
@@ -77,13 +77,13 @@ def compared(photographs: Tensor, drawn: Tensor, vgg: nn.Module) -> dict[str, fl
     ]
     figures = {
         "count": float(len(pairs)),
-        "psnr": statistics.fmean(value for a, b in pairs if (value := likeness.psnr(a, b)) is not None),
-        "ssim": statistics.fmean(likeness.ssim(a, b) for a, b in pairs),
+        "psnr": statistics.fmean(value for a, b in pairs if (value := similarity.picture_psnr(a, b)) is not None),
+        "ssim": statistics.fmean(similarity.picture_ssim(a, b) for a, b in pairs),
         "perceptual": float(torch.cat(distances).mean()),
     }
-    if identity.recogniser() is not None:
+    if identity.best_recogniser() is not None:
         same = [
-            identity.identity(a[None].float() / 255, b[None].float() / 255, "embedded")
+            identity.compare_identity(a[None].float() / 255, b[None].float() / 255, "embedded")
             for a, b in list(zip(photographs, drawn, strict=True))[:: max(1, len(pairs) // 100)]
         ]
         figures["identity_similarity"] = statistics.fmean(each.similarity for each in same)
@@ -93,7 +93,7 @@ def compared(photographs: Tensor, drawn: Tensor, vgg: nn.Module) -> dict[str, fl
 
 def inversions(inverter: Inverter, photographs: Tensor, vgg: nn.Module) -> dict[str, float]:
     """Measure what the encoder alone reaches."""
-    drawn = measure.reconstructions(inverter, photographs)
+    drawn = encoder.reconstruct_pictures(inverter, photographs)
     return compared(photographs, drawn, vgg) | {"faces_found": faces_found(drawn)}
 
 
@@ -107,7 +107,7 @@ def refined(inverter: Inverter, photographs: Tensor, vgg: nn.Module) -> dict[str
         with torch.no_grad():
             drawn.append((inverter.synthesize(codes) * 255).round().byte())
     seconds = (time.perf_counter() - started) / len(photographs)
-    before = compared(photographs, measure.reconstructions(inverter, photographs), vgg)
+    before = compared(photographs, encoder.reconstruct_pictures(inverter, photographs), vgg)
     after = compared(photographs, torch.cat(drawn), vgg)
     return {"steps": RefineSettings.steps, "seconds_a_face": seconds, "before": before, "after": after}
 
@@ -122,13 +122,13 @@ def samples(
         "photographs": photographs,
         "samples": invented,
         "samples_drawn_once": drawn_from_z(inverter, len(photographs), options, again=False),
-        "inversions": measure.reconstructions(inverter, photographs),
+        "inversions": encoder.reconstruct_pictures(inverter, photographs),
         "further_photographs": further[torch.from_numpy(np.sort(chosen))],
     }
     known = {name: features(vgg, part) for name, part in sets.items()}
     size = len(photographs) // 2
     kid = {
-        name: vars(distributions.kernel_distance_of_draws(known[name], known["photographs"], size, options.seed))
+        name: vars(likeness.kernel_distance_of_draws(known[name], known["photographs"], size, options.seed))
         for name in sets
         if name != "photographs"
     }
@@ -155,7 +155,7 @@ def features(vgg: nn.Module, pictures: Tensor) -> np.ndarray:
 
 def faces_found(pictures: Tensor) -> float:
     """Return the share of uint8 pictures in which the face finder sees a face."""
-    return statistics.fmean(bool(faces.find(picture.permute(1, 2, 0).numpy())) for picture in pictures)
+    return statistics.fmean(bool(faces.find_faces(picture.permute(1, 2, 0).numpy())) for picture in pictures)
 
 
 def milliseconds(inverter: Inverter, photographs: Tensor) -> dict[str, float]:
@@ -203,9 +203,9 @@ def _levels(inverter: Inverter) -> list[list[Tensor]]:
     own, others = codes[:FACES], codes[FACES:]
     drawn = {"own": inverter.synthesize(own), "other": inverter.synthesize(others)}
     rows = [[*drawn["own"]], [*drawn["other"]]]
-    for level in levels.LEVELS:
+    for level in search.LEVELS:
         mixed = own.clone()
-        opened = list(levels.rows_of(level, inverter.rows))
+        opened = list(search.rows_of_level(level, inverter.rows))
         mixed[:, opened] = others[:, opened]
         rows.append([*inverter.synthesize(mixed)])
     return rows
@@ -218,9 +218,9 @@ def _shippable(inverter: Inverter) -> Tensor:
     found = []
     for path in sorted(examples.FOLDER.glob("*.png")):
         photo = images.read(path)
-        seen = faces.find(photo)
+        seen = faces.find_faces(photo)
         if seen:
-            crop = alignment.align(photo, faces.choose(seen), inverter.template, inverter.size).crop
+            crop = alignment.align_face(photo, faces.choose_face(seen), inverter.template, inverter.size).crop
             found.append(images.to_tensor(crop))
     return torch.cat(found)
 

@@ -20,16 +20,14 @@ import numpy as np
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from backend import runtime
-from backend.detectors import registry
-from backend.detectors.card import Detector
-from backend.explain import methods
-from backend.explain.explaining import explain
-from backend.explain.explanation import ExplainSettings, Explanation
+from backend import face_packs, runtime
+from backend.detectors import registry as detectors_registry
+from backend.detectors.base import Detector
+from backend.explain import base, registry
+from backend.explain.explanation import ExplainSettings, Explanation, explain
 from backend.progress import finish
-from backend.training import datasets
 
-PERTURBING = [name for name, method in methods.METHODS.items() if method.references]
+PERTURBING = [name for name, method in registry.METHODS.items() if method.references]
 
 
 def main() -> None:
@@ -42,12 +40,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     runtime.keep_freed_memory()
-    detector = registry.load(options.detector)
+    detector = detectors_registry.load(options.detector)
     found = fakes(options.fakes, detector, options.count, options.seed)
     rows = [row for face in found for row in compared(face, detector, options.seed)]
     together: dict[str, Any] = {"detector": options.detector, "count": len(found)}
     for what in ("quick_and_full", "shortcut_and_nes"):
-        for method, reference in itertools.product(PERTURBING, methods.REFERENCES):
+        for method, reference in itertools.product(PERTURBING, base.REFERENCES):
             own = [row for row in rows if (row["method"], row["reference"]) == (method, reference)]
             values = [row[what] for row in own if row.get(what) is not None]
             if values:
@@ -57,7 +55,7 @@ def main() -> None:
 
 def fakes(folder: Path, detector: Detector, count: int, seed: int) -> list[Tensor]:
     """Return the first fakes (1, 3, S, S) of a seeded draw that the detector calls fake."""
-    pictures = datasets.load(folder, detector.card.input_size).pictures
+    pictures = face_packs.load_photographs(folder, detector.card.input_size).pictures
     found = []
     for index in np.random.default_rng(seed).permutation(len(pictures)):
         face = pictures[int(index)][None].float() / 255
@@ -71,7 +69,7 @@ def fakes(folder: Path, detector: Detector, count: int, seed: int) -> list[Tenso
 def compared(face: Tensor, detector: Detector, seed: int) -> list[dict[str, Any]]:
     """Explain one face in all ways and compare them."""
     rows = []
-    for method, reference in itertools.product(PERTURBING, methods.REFERENCES):
+    for method, reference in itertools.product(PERTURBING, base.REFERENCES):
         started = time.perf_counter()
         quick = _map(face, detector, method=method, reference=reference, seed=seed)
         seconds = time.perf_counter() - started
@@ -95,8 +93,8 @@ def agreement(one: Explanation, other: Explanation) -> float | None:
 
 def memory(face: Tensor, detector: Detector, repeats: int) -> dict[str, Any]:
     """Explain a face many times, with every method in turn, and say what is left behind."""
-    names = itertools.cycle(methods.METHODS)
-    for _ in methods.METHODS:
+    names = itertools.cycle(registry.METHODS)
+    for _ in registry.METHODS:
         _map(face, detector, method=next(names))
     before = resident_bytes()
     for number in range(repeats):
@@ -118,7 +116,7 @@ def resident_bytes() -> int:
 
 
 def _map(face: Tensor, detector: Detector, **settings: Any) -> Explanation:
-    method = methods.method(settings["method"])
+    method = registry.get_method(settings["method"])
     if not method.references:
         settings.pop("reference", None)
     return finish(explain(face, detector, ExplainSettings(**settings)))

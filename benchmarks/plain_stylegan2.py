@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from backend.generators.modulated import ModulatedConv2d, StyledConv, ToRGB
-from backend.generators.stylegan2 import StyleGAN2
+from backend.generators.stylegan2 import ModulatedConv2d, StyledConv, StyleGAN2, ToRGB
 
 
 def synthesize(generator: StyleGAN2, codes: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 
 from backend import runtime
 from backend.detectors import registry
-from backend.training import detector, detector_run, labelled, recipes
+from backend.training import data, detector
 
 
 def main() -> None:
@@ -31,7 +31,7 @@ def main() -> None:
     runtime.keep_freed_memory()
     print(f"{runtime.device()}, {torch.get_num_threads()} threads, {options.batch} pictures a step")
     print(f"{'network':18}{'float32':>10}{'bfloat16':>10}{'ratio':>7}")
-    for name in options.names or [name for name in registry.names() if name not in recipes.MEASURED]:
+    for name in options.names or [name for name in registry.names() if name not in detector.MEASURED_ONLY]:
         plain, half = seconds(name, options.batch, options.rounds)
         print(f"{name:18}{plain:9.3f}s{half:9.3f}s{plain / half:7.2f}", flush=True)
 
@@ -40,14 +40,14 @@ def seconds(name: str, batch: int, rounds: int) -> tuple[float, float]:
     """Return the seconds of the fastest step in float32 and in bfloat16."""
     randomness = np.random.default_rng(0)
     pictures = randomness.integers(0, 256, (batch, 3, registry.EMBEDDED_SIZE, registry.EMBEDDED_SIZE), dtype=np.uint8)
-    kinds = np.array([labelled.REAL] * (batch // 2) + ["swap"] * (batch - batch // 2))
+    kinds = np.array([data.REAL] * (batch // 2) + ["swap"] * (batch - batch // 2))
     origins = np.array([-1] * (batch // 2) + list(range(batch - batch // 2)))
-    given = labelled.Examples(torch.from_numpy(pictures), kinds, origins)
+    given = data.LabelledPictures(torch.from_numpy(pictures), kinds, origins)
     tasks = []
     for bfloat16 in (False, True):
-        settings = replace(detector.settings_for(name, bfloat16=bfloat16), batch=batch, partial_share=0.0)
-        network, card = registry.build_embedded(name, {}), detector_run.untrained_card(name)
-        task = recipes.task(name, network, card, given, settings)
+        settings = replace(detector.read_detector_settings(name, bfloat16=bfloat16), batch=batch, partial_share=0.0)
+        network, card = registry.build_embedded(name, {}), detector.untrained_card(name)
+        task = detector.build_detector_task(name, network, card, given, settings)
         drawn = task.batches.draw(0)  # type: ignore[attr-defined]
         task.batches.draw = lambda _number, drawn=drawn: drawn  # type: ignore[attr-defined]
         tasks.append(task)

@@ -1,23 +1,47 @@
-"""The endpoints for programs: pictures in, JSON out."""
+"""The endpoints for programs: pictures in, JSON out; and the address that says whether the app answers."""
 
 from typing import Any
 
 import gradio as gr
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
 
-from backend import verdicts
+from backend import runtime
 from backend.counterfactual.search import SearchSettings
+from backend.detectors import predict
 from backend.progress import finish
-from tabs.common import MODEL, VERDICT, answered, photo_from
+from backend.settings import SETTINGS
+from tabs.events import MODEL, VERDICT, with_shown_errors
+from tabs.photo import read_photo
+
+HEALTH_PATH = "/health"
+
+
+def health(_: Request) -> JSONResponse:
+    """Say that the app answers, where it runs, and what is loaded; nothing about visitors."""
+    loaded = runtime.loaded_names()
+    return JSONResponse(
+        {"status": "ok", "profile": SETTINGS.profile, "device": str(runtime.device()), "loaded": loaded}
+    )
+
+
+def health_routes() -> list[Route]:
+    """Return the routes to add to the app."""
+    return [Route(HEALTH_PATH, health)]
+
 
 MAX_STEPS = 300  # of one call
 
 
-def add(photo: gr.Image, detector: gr.Dropdown, level: gr.CheckboxGroup, steps: gr.Slider, composite: gr.Radio) -> None:
+def add_endpoints(
+    photo: gr.Image, detector: gr.Dropdown, level: gr.CheckboxGroup, steps: gr.Slider, composite: gr.Radio
+) -> None:
     """Add the endpoints, which take the tab's own components as their inputs."""
     answer = gr.JSON(visible=False)
-    gr.Button(visible=False).click(answered(detect), photo, answer, api_name="detect", **VERDICT)
+    gr.Button(visible=False).click(with_shown_errors(detect), photo, answer, api_name="detect", **VERDICT)
     gr.Button(visible=False).click(
-        answered(counterfactual),
+        with_shown_errors(counterfactual),
         [photo, detector, level, steps, composite],
         answer,
         api_name="counterfactual",
@@ -35,8 +59,8 @@ def detect(image: str | None) -> dict[str, Any]:
         `faces`, the largest first: `box`, `problem` (why its verdicts should not be trusted, or null) and `verdicts`,
         by detector `p_fake` in [0, 1] and `verdict` (real, fake or uncertain). No face: `faces` is empty.
     """
-    judged = verdicts.judge(photo_from(image))
-    return {"faces": [_face(face) for face in judged], "note": None if judged else "No face was found."}
+    judged = predict.judge_faces(read_photo(image))
+    return {"faces": [_face_record(face) for face in judged], "note": None if judged else "No face was found."}
 
 
 def counterfactual(
@@ -58,13 +82,13 @@ def counterfactual(
     Returns:
         The numbers of the search; its pictures are made only in the app, where they are marked.
     """
-    from backend.counterfactual.story import explain_photo  # its imports would keep the page waiting
+    from backend.counterfactual.photo import find_counterfactual  # its imports would keep the page waiting
 
     settings = SearchSettings(levels=tuple(level), steps=min(MAX_STEPS, int(steps)), composite=composite)
-    return finish(explain_photo(photo_from(image), detector, settings)).record()
+    return finish(find_counterfactual(read_photo(image), detector, settings)).record()
 
 
-def _face(face: verdicts.JudgedFace) -> dict[str, Any]:
+def _face_record(face: predict.JudgedFace) -> dict[str, Any]:
     words = face.verdicts()
     return {
         "box": [round(float(value), 1) for value in face.aligned.face.box],

@@ -1,46 +1,55 @@
 """The tab that searches what would have to change for a detector to call a face real."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import gradio as gr
 
 from backend import images
-from backend.counterfactual import bundle
-from backend.counterfactual.levels import WORDS
-from backend.counterfactual.search import SearchSettings
-from backend.detectors.choice import suggested
+from backend.counterfactual import photo as counterfactual_photo
+from backend.counterfactual.search import LEVEL_WORDS, SearchSettings
+from backend.detectors.predict import JudgedFace, suggest_detector
 from backend.examples import Example
-from backend.generators import choice
+from backend.generators import inversion
 from backend.generators.refinement import RefineSettings
 from backend.progress import Running, Step
-from backend.verdicts import JudgedFace
-from tabs import api, choosers, words
-from tabs.common import QUICK, at_the_end, in_turn, live_face, photo_from, session_folder
-from tabs.photo import PhotoStep
-from tabs.result import ResultStep
-from tabs.video import VideoStep
+from tabs import api, components, models
+from tabs.components import SCALE, live_face
+from tabs.counterfactual_result import CounterfactualResult
+from tabs.counterfactual_video import VideoStep
+from tabs.events import QUICK, after_job, run_in_turn
+from tabs.photo import PhotoStep, read_photo
+from tabs.visitors import session_folder
 
 Updates = dict[Any, Any]
+
 HEADLINE = (
     "**What would have to change for a detector to call this face real?** "
     "A generator redraws the face, and a search changes the drawing in the smallest steps until the detector's "
     "verdict turns. What changed is what the detector looked at. Such a picture is called a *counterfactual*."
 )
+
 COMPOSITES = [
     ("Add only the change to the photo (transfer)", "transfer"),
     ("Show the generator's own drawing (reconstruction)", "reconstruction"),
 ]
+
 LENGTHS = [
     ("Shorter where the picture reacts more, longer elsewhere: less of it changes", "visible"),
     ("Equal in all rows, as in the paper", "equal"),
 ]
+
 ROWS = "A fetched generator whose rows were not measured takes equal steps; the result says so."
+
 WAITING = "*First choose a photo with a face, in step 1 above.*"
+
 FRAME_SECONDS = 0.3  # between two pictures of a running search; the score is shown at every step
+
 STOPPED = "**Stopped.** What the search had reached stays below; choose a detector and start again whenever you like."
+
 DEFAULTS = SearchSettings()
+
 CLOSER = (
     f"{RefineSettings.steps} steps bring the generator's drawing closer to the photo, by 2 dB on most photographs. "
     "They take about two seconds more, and matter most where the generator's own drawing is shown."
@@ -56,14 +65,14 @@ class CounterfactualTab:
         self.waiting = gr.Markdown(WAITING)
         with gr.Column(visible=False) as self.ask:
             self._lay_out_search()
-        self.result = ResultStep()
+        self.result = CounterfactualResult()
         with gr.Accordion("A short video instead of a photo", open=False):
             self.video = VideoStep()
         self._wire()
 
     def _lay_out_search(self) -> None:
         gr.Markdown("## 3 Search what would make it say “real”")
-        self.detector = choosers.detector()
+        self.detector = models.detector_chooser()
         with gr.Row():
             self.find = gr.Button("Find what would make it say “real”", variant="primary", scale=3, min_width=220)
             self.stop = gr.Button("Stop", interactive=False, scale=1, min_width=90)
@@ -77,7 +86,7 @@ class CounterfactualTab:
                 self.face = live_face()
 
     def _lay_out_options(self) -> None:
-        levels = [(f"{letter}: {word}", letter) for letter, word in WORDS.items()]
+        levels = [(f"{letter}: {word}", letter) for letter, word in LEVEL_WORDS.items()]
         self.levels = gr.CheckboxGroup(
             levels,
             value=list(DEFAULTS.levels),
@@ -95,7 +104,7 @@ class CounterfactualTab:
         self.kappa = gr.Slider(
             0, 0.9, DEFAULTS.kappa, step=0.05, label="Margin (kappa)", info="How clearly it must say “real”."
         )
-        self.generator = choosers.generator()
+        self.generator = models.generator_chooser()
         self.closer = gr.Checkbox(DEFAULTS.refine > 0, label="Closer reconstruction first", info=CLOSER)
         self.seed = gr.Number(DEFAULTS.seed, precision=0, label="Seed", info="Recorded with the result.")
 
@@ -117,7 +126,7 @@ class CounterfactualTab:
             self.generator,
         ]
         starts, outputs = [self.find], self._search_outputs()
-        run = in_turn(
+        run = run_in_turn(
             self.find,
             self._search,
             asked,
@@ -127,12 +136,12 @@ class CounterfactualTab:
             progress=self.progress,
             stop=self.stop,
         )
-        at_the_end(run, self._idle, [self.find, self.stop])
+        after_job(run, self._idle, [self.find, self.stop])
         self.stop.click(self._stopped, None, [self.find, self.stop, self.note], cancels=[run], **QUICK, **private)
         self.running = [run]
         self.result.wire()
         self.video.wire()
-        api.add(photo, self.detector, self.levels, self.steps, self.composite)
+        api.add_endpoints(photo, self.detector, self.levels, self.steps, self.composite)
 
     def _search_outputs(self) -> list[Any]:
         return [self.find, self.stop, self.note, self.live, self.progress, self.face, *self.result.outputs()]
@@ -149,7 +158,7 @@ class CounterfactualTab:
             **self._quiet(),
         }
         if face is not None:
-            updates[self.detector] = gr.Dropdown(choosers.detectors(), value=suggested(face.p_fake))
+            updates[self.detector] = gr.Dropdown(models.detector_choices(), value=suggest_detector(face.p_fake))
         return updates
 
     def show_example(self, example: Example, request: gr.Request) -> Updates:
@@ -186,9 +195,9 @@ class CounterfactualTab:
         request: gr.Request,
     ) -> Iterator[Updates]:
         """Run a search, showing every step, and show its result."""
-        from backend.counterfactual.story import explain_photo  # its imports would keep the page waiting
+        from backend.counterfactual.photo import find_counterfactual  # its imports would keep the page waiting
 
-        photo = photo_from(path)
+        photo = read_photo(path)
         settings = SearchSettings(
             levels=tuple(levels),
             epsilon=epsilon or None,
@@ -210,21 +219,44 @@ class CounterfactualTab:
         }
         scores: list[float] = []
         framed = 0.0
-        inverter = choice.load(generator)
-        with Running(explain_photo(photo, detector, settings, face_number=number, inverter=inverter)) as running:
+        inverter = inversion.load_inverter(generator)
+        with Running(find_counterfactual(photo, detector, settings, face_number=number, inverter=inverter)) as running:
             for step in running:
                 updates, framed = self._shown(step, scores, framed)
                 yield updates
         story = running.result
         searched = gr.Row(visible=not story.already_real)  # otherwise there is no curve to look back on
-        yield {**self._idle(), self.live: searched, **self.result.show(bundle.of(story), session_folder(request))}
+        yield {
+            **self._idle(),
+            self.live: searched,
+            **self.result.show(counterfactual_photo.bundle_counterfactual(story), session_folder(request)),
+        }
 
     def _shown(self, step: Step, scores: list[float], framed: float) -> tuple[Updates, float]:
         """Return the updates of one step, and when a picture was shown last."""
         if "p_fake" in step.values:
             scores.append(step.values["p_fake"])
-        updates: Updates = {self.progress: words.progress(step, words.curve(scores, step.total))}
+        updates: Updates = {self.progress: components.progress_bar(step, score_curve(scores, step.total))}
         if step.preview is not None and time.monotonic() - framed > FRAME_SECONDS:
             framed = time.monotonic()
             updates[self.face] = images.to_array(step.preview)
         return updates, framed
+
+
+def score_curve(scores: Sequence[float], total: int) -> str:
+    """Draw p_fake over the steps with the threshold, as a small picture that a screen reader can name."""
+    if not scores:
+        return ""
+    width, height, left = 320, 120, 26
+    points = " ".join(
+        f"{left + (width - left) * number / max(1, total - 1):.1f},{height * (1 - value):.1f}"
+        for number, value in enumerate(scores)
+    )
+    name = f"Curve of p_fake: it began at {scores[0]:.2f} and is at {scores[-1]:.2f} {SCALE}"
+    ticks = "".join(f'<text x="0" y="{height * (1 - at) + 4:.0f}">{at:g}</text>' for at in (0, 0.5, 1))
+    return (
+        f'<svg class="curve" role="img" aria-label="{name}" viewBox="0 -10 {width} {height + 20}">{ticks}'
+        f'<line x1="{left}" x2="{width}" y1="{height / 2}" y2="{height / 2}" class="threshold"></line>'
+        f'<polyline points="{points}"></polyline></svg>'
+        "<p>Curve: the detector's score, step by step. The dashed line at 0.5 is where its verdict turns.</p>"
+    )

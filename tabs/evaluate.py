@@ -1,35 +1,255 @@
 """The tab that shows how good detectors, attacks and explanations are: stored results, a small run, and a quiz."""
 
+import hashlib
+import json
+import shutil
+import zipfile
 from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
+import numpy as np
+import torch
 
+from backend import alignment, images
+from backend.detectors import predict
+from backend.detectors import registry as detectors_registry
+from backend.detectors.base import THRESHOLD
 from backend.errors import UserError
-from backend.evaluate import stored
+from backend.evaluate import report
+from backend.evaluate.archives import Limits
+from backend.evaluate.dataset import Dataset, open_data
 from backend.progress import Running, Step
-from tabs.common import QUICK, answered, at_the_end, in_turn, session_folder
-from tabs.quiz import Quiz
-from tabs.words import progress
+from backend.weights import file_hash
+from tabs.components import html_table, progress_bar
+from tabs.events import MODEL, QUICK, VERDICT, after_job, run_in_turn, with_shown_errors
+from tabs.visitors import session_folder
+
+if TYPE_CHECKING:
+    from backend.evaluate.protocols.base import Protocol
+
+
+UNPACKING_LIMITS = Limits(files=5_000, total=500_000_000)  # of a visitor's zip: others share the disk
+
+ZIPPED_SUFFIXES = (".csv", ".json", ".html", ".tex", ".png", ".svg")
+
+SAMPLE_FOLDER = "sample"
+
+
+def visitors_data_folder(session: Path, source: Path | None) -> Path:
+    """Return the folder for all that comes from a visitor's zip, or from the sample set where there is none.
+
+    What came from another zip is deleted: every visitor fills the disk with one zip at most.
+
+    Raises:
+        UserError: The zip has gone meanwhile.
+    """
+    if source and not source.is_file():
+        raise UserError("Your zip file was deleted after an hour.", "Choose it again.")
+    name = file_hash(source)[:16] if source else SAMPLE_FOLDER
+    folder = session / "evaluate" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    for other in folder.parent.iterdir():
+        if source and other.name not in (name, SAMPLE_FOLDER):
+            shutil.rmtree(other, ignore_errors=True)
+    return folder
+
+
+def open_visitors_data(folder: Path, source: Path | None) -> Dataset:
+    """Return the pictures of a visitor's zip, or the sample set where there is none.
+
+    Args:
+        folder: Where they are unpacked or drawn, once; see `folder_for`.
+        source: The zip.
+
+    Raises:
+        UserError: The zip is refused, or has no pictures.
+    """
+    from backend import samples  # its packages take seconds to import
+
+    return open_data(source or samples.draw_sample_set(folder / SAMPLE_FOLDER), folder, UNPACKING_LIMITS)
+
+
+def run_folder(folder: Path, protocol: "Protocol") -> Path:
+    """Return the folder of a run below `folder`: the same in one visit for the same protocol, settings and models."""
+    models = [protocol.settings(), protocol.hashes(), protocol.measures()]  # a visitor may fetch others in between
+    digest = hashlib.sha256(json.dumps(models, sort_keys=True).encode())
+    return folder / "runs" / f"{protocol.name}-{digest.hexdigest()[:16]}"
+
+
+def zip_reports(run: Path) -> Path:
+    """Write the reports of a run to one zip file beside it and return the file."""
+    file = run.with_suffix(".zip")
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as packed:
+        for path in sorted(run.rglob("*")):
+            if path.is_file() and path.suffix in ZIPPED_SUFFIXES:
+                packed.write(path, path.relative_to(run).as_posix())
+    return file
+
 
 Updates = dict[Any, Any]
+
+QUIZ_QUESTIONS = 12
+
+ABOUT_QUIZ = (
+    "Say of each face whether it is real or fake. At the end, your score stands beside the detectors' on the same "
+    "pictures. The pictures come from your zip file in the tab before, or from the bundled sample set."
+)
+
+
+Crops = dict[tuple[str, int], np.ndarray]  # of one face, by position and size
+
+
+@dataclass(frozen=True)
+class QuizRound:
+    """One quiz: the faces, the crops of them that detectors want, what they are, and what was answered so far."""
+
+    faces: list[np.ndarray] = field(default_factory=list)
+    crops: list[Crops] = field(default_factory=list)
+    fake: list[bool] = field(default_factory=list)
+    answers: list[bool] = field(default_factory=list)
+
+    @property
+    def over(self) -> bool:
+        """Whether every face has an answer."""
+        return len(self.answers) == len(self.faces)
+
+
+class Quiz:
+    """Layout and handlers of the quiz."""
+
+    def __init__(self) -> None:
+        self.round = gr.State(QuizRound())
+        gr.Markdown(ABOUT_QUIZ)
+        self.start = gr.Button("Start the quiz", variant="primary")
+        with gr.Column(visible=False) as self.asking:
+            self.count = gr.Markdown()
+            self.face = gr.Image(
+                label="Real or fake?",
+                format="png",
+                interactive=False,
+                buttons=["fullscreen"],
+                elem_classes="face",
+                alt_text="A face; say whether it is real or fake",
+            )
+            with gr.Row():
+                self.real = gr.Button("Real")
+                self.forged = gr.Button("Fake")
+        self.score = gr.HTML()
+
+    def wire(self, data: Any) -> None:
+        """Wire the buttons; `data` holds the visitor's zip file."""
+        private: dict[str, Any] = {"api_visibility": "private"}
+        outputs = [self.round, self.asking, self.count, self.face, self.score]
+        self.start.click(
+            with_shown_errors(self._begin), data, outputs, show_progress_on=[self.start], **MODEL, **private
+        )
+        for button, said in ((self.real, False), (self.forged, True)):
+            handler = with_shown_errors(self._said_fake if said else self._said_real)
+            button.click(handler, self.round, outputs, **QUICK, **private).then(
+                with_shown_errors(self._judge), self.round, self.score, **VERDICT, **private
+            )
+
+    def _begin(self, path: str | None, request: gr.Request) -> Updates:
+
+        source = Path(path) if path else None
+        data = open_visitors_data(visitors_data_folder(session_folder(request), source), source)
+        chosen = data.select(
+            QUIZ_QUESTIONS // 2 + max(0, QUIZ_QUESTIONS // 2 - len(data.reals)), QUIZ_QUESTIONS // 2, 0
+        )
+        wanted = list(predict.group_by_crop())
+        found = [(one, self._cut(data.path(one.name), wanted)) for one in chosen.samples]
+        usable = [(*cut, one.label == "fake") for one, cut in found if cut is not None]
+        if len(usable) < 2:
+            raise UserError("There are too few faces for a quiz.", "Use a zip file with more pictures.")
+        order = np.random.default_rng(len(usable)).permutation(len(usable))
+        usable = [usable[place] for place in order]
+        faces, crops, fake = map(list, zip(*usable, strict=True))
+        begun = QuizRound(faces, crops, fake)
+        return {self.asking: gr.Column(visible=True), self.score: "", **self._ask(begun)}
+
+    def _cut(self, path: Path, wanted: list[tuple[str, int]]) -> tuple[np.ndarray, Crops] | None:
+        """Return the largest face of a picture as it is shown, and as detectors want it."""
+        try:
+            photo = images.read(path)
+            judged = predict.judge_faces(photo, [])
+        except UserError:
+            return None
+        if not judged:
+            return None
+        aligned = judged[0].aligned
+        return aligned.crop, {form: alignment.align_face(photo, aligned.face, *form).crop for form in wanted}
+
+    def _said_real(self, current: QuizRound) -> Updates:
+        return self._answer(current, fake=False)
+
+    def _said_fake(self, current: QuizRound) -> Updates:
+        return self._answer(current, fake=True)
+
+    def _answer(self, current: QuizRound, *, fake: bool) -> Updates:
+        if current.over:
+            return {self.round: current}
+        return self._ask(replace(current, answers=[*current.answers, fake]))
+
+    def _ask(self, current: QuizRound) -> Updates:
+        if current.over:
+            return {self.round: current, self.asking: gr.Column(visible=False), self.score: "<p>Counting…</p>"}
+        place = len(current.answers)
+        return {
+            self.round: current,
+            self.count: f"Face {place + 1} of {len(current.faces)}",
+            self.face: current.faces[place],
+        }
+
+    def _judge(self, current: QuizRound) -> Any:
+        """Set the visitor's score beside the detectors', once every face has an answer."""
+        if not current.faces or not current.over:
+            return gr.skip()
+        answers = {"You": current.answers}
+        for form, names in predict.group_by_crop().items():
+            if form not in current.crops[0]:  # a detector that was fetched since the quiz began
+                continue
+            crops = torch.cat([images.to_tensor(own[form]) for own in current.crops])
+            for name, values in predict.predict_p_fake(crops, names).items():
+                answers[detectors_registry.card(name).title] = [value >= THRESHOLD for value in values]
+        rows = [(who, *_count_right(said, current.fake)) for who, said in answers.items()]
+        rows[1:] = sorted(rows[1:], key=lambda row: -int(row[1].split(" ")[0]))
+        head = ("Who", "Right", "Fakes found", "Real faces wrongly called fake")
+        few = f"{len(current.faces)} faces are few: one face more or less decides little."
+        return html_table(head, rows, f"You and the detectors on the same faces. {few}")
+
+
+def _count_right(said: list[bool], fake: list[bool]) -> tuple[str, str, str]:
+    right = sum(one == other for one, other in zip(said, fake, strict=True))
+    found = sum(one and other for one, other in zip(said, fake, strict=True))
+    false = sum(one and not other for one, other in zip(said, fake, strict=True))
+    return f"{right} of {len(fake)}", f"{found} of {sum(fake)}", f"{false} of {len(fake) - sum(fake)}"
+
+
 HEADLINE = (
     "**How far can any of this be trusted?** The same questions as in the other tabs, asked of many pictures and "
     "counted: how often detectors are wrong, whether attacks carry over to other detectors, and whether maps name the "
     "right places."
 )
-NOTHING_STORED = f"*No results are stored here. Make them with* `{stored.COMMAND}`."
-OWN = (
+
+NOTHING_STORED = f"*No results are stored here. Make them with* `{report.STORED_COMMAND}`."
+
+ABOUT_OWN_PICTURES = (
     "A zip file with the folders `real/` and `fake/`; pictures with equal names are pairs, and subfolders of `fake/` "
     "are families. Only use pictures that you may use. What a run unpacks and finds is deleted when you leave, or when "
     "you have done nothing here for an hour, and your zip file itself after about an hour; on the command line "
     "(`python -m backend evaluate`) runs are kept and can be resumed."
 )
-SAMPLE = "Fakes drawn by this project's own models, and two public portraits: too small a set to conclude from."
+
+ABOUT_SAMPLE = "Fakes drawn by this project's own models, and two public portraits: too small a set to conclude from."
+
 FIRST = ("Detectors", "detectors")  # the others are listed when the page is seen; their imports take seconds
+
 PRESET, SMALL = "quick", 12  # fakes and real pictures at most of that preset; some protocols take no real ones
+
 STOPPED = "**Stopped.** Start again with the same pictures to go on where it was."
 
 
@@ -51,9 +271,9 @@ class EvaluateTab:
 
     def _lay_out_stored(self) -> None:
         """Show every main finding at once, and tables and plots of the one that is chosen."""
-        kept = stored.found()
+        kept = report.stored_results()
         if kept:
-            gr.HTML(findings(kept))
+            gr.HTML(findings_html(kept))
         else:
             gr.Markdown(NOTHING_STORED)
         self.which = gr.Radio(
@@ -66,12 +286,14 @@ class EvaluateTab:
         self.page = gr.DownloadButton("Download as one page (HTML)", value=None, visible=False)
 
     def _lay_out_run(self) -> None:
-        gr.Markdown(OWN)
+        gr.Markdown(ABOUT_OWN_PICTURES)
         with gr.Row():
             self.data = gr.File(label="Your zip file", file_types=[".zip"], type="filepath", height=140)
             with gr.Column():
                 self.protocol = gr.Dropdown([FIRST], value=FIRST[1], label="Which protocol?", filterable=False)
-                self.use_sample = gr.Checkbox(value=False, label="Use the bundled sample set instead", info=SAMPLE)
+                self.use_sample = gr.Checkbox(
+                    value=False, label="Use the bundled sample set instead", info=ABOUT_SAMPLE
+                )
         with gr.Row():
             self.start = gr.Button(
                 f"Run it on up to {SMALL} fakes and {SMALL} real pictures", variant="primary", scale=3
@@ -84,12 +306,12 @@ class EvaluateTab:
 
     def _wire(self) -> None:
         private: dict[str, Any] = {"api_visibility": "private"}
-        self.which.change(answered(_show_stored), self.which, [self.report, self.page], **QUICK, **private)
-        self.own.select(answered(_protocols), None, self.protocol, **QUICK, **private)
+        self.which.change(with_shown_errors(_show_stored), self.which, [self.report, self.page], **QUICK, **private)
+        self.own.select(with_shown_errors(_list_protocols), None, self.protocol, **QUICK, **private)
         outputs = [self.start, self.stop, self.note, self.progress, self.found, self.download]
         asked = [self.data, self.protocol, self.use_sample]
-        run = in_turn(self.start, self._run, asked, outputs, starts=[self.start], note=self.note, stop=self.stop)
-        at_the_end(run, self._ended, [self.start, self.stop, self.progress])
+        run = run_in_turn(self.start, self._run, asked, outputs, starts=[self.start], note=self.note, stop=self.stop)
+        after_job(run, self._ended, [self.start, self.stop, self.progress])
         self.stop.click(self._stopped, None, [self.start, self.stop, self.note], cancels=[run], **QUICK, **private)
         # What was found belongs to the pictures that stand beside it.
         gr.on(
@@ -120,10 +342,9 @@ class EvaluateTab:
     def _run(self, path: str | None, protocol: str, use_sample: Any, request: gr.Request) -> Iterator[Updates]:
         """Run a protocol on a few pictures and show its report."""
         from backend.evaluate import report, runs
-        from backend.evaluate.page import article
         from backend.evaluate.protocols import registry
-        from backend.evaluate.protocols.protocol import configured
-        from tabs.evaluate_files import folder_for, pictures, run_folder, zipped
+        from backend.evaluate.protocols.base import configure_protocol
+        from backend.evaluate.report import report_article
 
         if path is None and not use_sample:
             raise UserError("There are no pictures yet.", "Choose a zip file, or tick the bundled sample set.")
@@ -131,29 +352,29 @@ class EvaluateTab:
             **self._forget(),
             self.start: gr.Button(interactive=False),
             self.stop: gr.Button(interactive=True),
-            self.progress: progress(Step(0, 1, "The pictures are read.")),
+            self.progress: progress_bar(Step(0, 1, "The pictures are read.")),
         }
         source = None if use_sample else Path(str(path))
-        chosen = configured(registry.get(protocol), PRESET, {})
-        folder = folder_for(session_folder(request), source)
-        out, data = run_folder(folder, chosen), pictures(folder, source)
-        with Running(runs.evaluate(chosen, data, out, resume=True)) as running:
+        chosen = configure_protocol(registry.get_protocol(protocol), PRESET, {})
+        folder = visitors_data_folder(session_folder(request), source)
+        out, data = run_folder(folder, chosen), open_visitors_data(folder, source)
+        with Running(runs.run_protocol(chosen, data, out, resume=True)) as running:
             for step in running:
                 session_folder(request)  # a run is an event as long as it lasts: its files stay
-                yield {self.progress: progress(step)}
+                yield {self.progress: progress_bar(step)}
         made = running.result
         given = "--data ZIP" if source else "--sample"
         command = f"python -m backend evaluate {protocol} {given} --out DIR --preset {PRESET}"
-        report.write(made, out, command)
+        report.write_report(made, out, command)
         yield {
             **self._idle(),
             self.progress: "",
-            self.found: article(made, command, folded=True),
-            self.download: gr.DownloadButton(value=str(zipped(out)), visible=True),
+            self.found: report_article(made, command, folded=True),
+            self.download: gr.DownloadButton(value=str(zip_reports(out)), visible=True),
         }
 
 
-def findings(kept: list[stored.Stored]) -> str:
+def findings_html(kept: list[report.StoredResult]) -> str:
     """Return the main finding of each stored result, one sentence each, and from how many pictures it is."""
     said = "".join(
         f"<dt>{escape(one.title)}</dt><dd>{escape(one.finding)} <small>{escape(one.basis)}</small></dd>" for one in kept
@@ -164,7 +385,7 @@ def findings(kept: list[stored.Stored]) -> str:
     )
 
 
-def _protocols() -> Any:
+def _list_protocols() -> Any:
     """Return the update that lists every protocol."""
     from backend.evaluate.protocols.registry import PROTOCOLS
 
@@ -174,23 +395,22 @@ def _protocols() -> Any:
 def _show_stored(name: str | None, request: gr.Request) -> tuple[str, Any]:
     """Return a stored report, and its page for download."""
     from backend.evaluate import report
-    from backend.evaluate.files import HTML
-    from backend.evaluate.page import article, page
+    from backend.evaluate.report import HTML_FILE, report_article, report_page
 
-    if name not in {one.name for one in stored.found()}:
+    if name not in {one.name for one in report.stored_results()}:
         return "", gr.DownloadButton(visible=False)
-    made, command = report.load(stored.FOLDER / str(name))
+    made, command = report.load_report(report.RESULTS_FOLDER / str(name))
     folder = session_folder(request) / "stored" / str(name)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / HTML).write_text(page(made, command), encoding="utf-8")
-    return _outdated(made) + article(made, command, folded=True), gr.DownloadButton(
-        value=str(folder / HTML), visible=True
+    (folder / HTML_FILE).write_text(report_page(made, command), encoding="utf-8")
+    return _outdated_html(made) + report_article(made, command, folded=True), gr.DownloadButton(
+        value=str(folder / HTML_FILE), visible=True
     )
 
 
-def _outdated(made: Any) -> str:
+def _outdated_html(made: Any) -> str:
     """Say which models have changed since a result was stored."""
-    others = stored.other_weights(made)
+    others = report.changed_weights(made)
     if not others:
         return ""
     names = escape(", ".join(others))

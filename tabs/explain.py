@@ -1,47 +1,158 @@
-"""The tab that asks where a detector looked, and whether its map can be believed."""
+"""The tab that asks where a detector looked and whether its map can be believed, for one photo or a real-fake pair.
+
+The pair: explain the real photo, and attack the fake where its maps point (Gowrisankar and Thing 2023).
+"""
 
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import gradio as gr
+from gradio.events import Dependency
 
-from backend import images
+from backend import faces, images, provenance
 from backend.detectors import registry
-from backend.detectors.choice import suggested
+from backend.detectors.predict import JudgedFace, suggest_detector
+from backend.errors import UserError
 from backend.examples import Example
-from backend.explain import ExplainSettings
-from backend.explain.comparing import Finished, compare_all
-from backend.explain.expected import expected_comparison_seconds, expected_seconds
-from backend.explain.methods import METHODS
-from backend.explain.photo import cut_face, explain_photo
-from backend.explain.proof import proof_settings
+from backend.explain import photo
+from backend.explain.explanation import ExplainSettings, Explanation, MapFinished, compare_methods
+from backend.explain.pairs import PairComparisonSettings, PairSettings, compare_pair
+from backend.explain.photo import cut_face, expected_comparison_seconds, expected_seconds, explain_photo
+from backend.explain.registry import METHODS
+from backend.explain.sufficiency import sufficiency_settings
+from backend.faces import FACE_PARTS
 from backend.progress import Running, Step
-from backend.regions import PARTS
-from backend.verdicts import JudgedFace
-from tabs import choosers
-from tabs import explain_tests as tests
-from tabs import explain_words as words
-from tabs.common import QUICK, answered, at_the_end, in_turn, photo_from, session_folder
-from tabs.explain_pair import PairStep
-from tabs.explain_result import ExplainResult
-from tabs.photo import PhotoStep
-from tabs.words import progress
+from tabs import explain_result as words
+from tabs import models
+from tabs.components import enlarge_face, photo_input, progress_bar
+from tabs.events import QUICK, after_job, run_in_turn, with_shown_errors
+from tabs.explain_result import ExplainResult, maps_grid
+from tabs.photo import PhotoStep, read_photo
+from tabs.visitors import session_folder
 
 Updates = dict[Any, Any]
+
+ABOUT_PAIR = (
+    "A fake often has a real twin: the photo it was made from. A good map of the *real* photo names the places that "
+    "make the detector say “real”; attacking the *fake* at the same places should then turn its verdict. The photo in "
+    "step 1 is the fake; put the real one here. Both must show the same face in nearly the same pose. Every method is "
+    "tried, with its usual fill and few samples, and the fake is attacked with the detector's gradients (PGD)."
+)
+
+PAIR_STOPPED = "Stopped. The maps so far are below."
+
+PAIR_DRAWS = 1  # random rankings a method; the table shows their mean over all methods
+
+
+class PairStep:
+    """Layout and handlers of the pair."""
+
+    def __init__(self) -> None:
+        gr.Markdown(ABOUT_PAIR)
+        with gr.Row():
+            with gr.Column(min_width=240):
+                self.photo = photo_input("The real photo")
+            with gr.Column(min_width=240):
+                self.start = gr.Button("Test all methods on the pair")
+                self.stop = gr.Button("Stop", interactive=False)
+                self.progress = gr.HTML()
+        self.answer = gr.HTML()
+        self.scales = gr.HTML(visible=False)
+        self.maps = maps_grid("Maps of the real photo")
+
+    def wire(self, choice: PhotoStep, detector: Any, seed: Any) -> Dependency:
+        """Wire the buttons and return the long event."""
+        private: dict[str, Any] = {"api_visibility": "private"}
+        asked = [self.photo, choice.photo, choice.which, detector, seed]
+        run = run_in_turn(
+            self.start, self._test, asked, self.outputs(), starts=[self.start], note=self.progress, stop=self.stop
+        )
+        after_job(run, self._idle, [self.start, self.stop])
+        self.stop.click(self._stopped, None, [self.start, self.stop, self.progress], cancels=[run], **QUICK, **private)
+        # What was found belongs to the photo that stands beside it.
+        gr.on([self.photo.upload, self.photo.clear], self.hide, None, self.outputs(), cancels=[run], **QUICK, **private)
+        return run
+
+    def outputs(self) -> list[Any]:
+        """Return what `hide` may update."""
+        return [self.start, self.stop, self.progress, self.answer, self.scales, self.maps]
+
+    def hide(self) -> Updates:
+        """Return the updates that take an earlier result away."""
+        return {
+            **self._idle(),
+            self.progress: "",
+            self.answer: "",
+            self.scales: gr.HTML(visible=False),
+            self.maps: gr.Gallery(None, visible=False),
+        }
+
+    def _idle(self) -> Updates:
+        return {self.start: gr.Button(interactive=True), self.stop: gr.Button(interactive=False)}
+
+    def _stopped(self) -> Updates:
+        return {**self._idle(), self.progress: f"<p>{PAIR_STOPPED}</p>"}
+
+    def _test(
+        self, path: str | None, fake_path: str | None, number: int | None, detector: str, seed: float | None
+    ) -> Iterator[Updates]:
+        """Explain the real photo with every method, and show how far the fake's score falls for each."""
+        if path is None:
+            raise UserError("There is no real photo yet.", "Choose it beside the button.")
+        photos = read_photo(path), read_photo(fake_path)
+        found = faces.find_faces(photos[0])
+        if not found or faces.face_problem(found[0], photos[0].shape):
+            raise UserError("The real photo has no usable face.", "Use one that shows a face from the front.")
+        yield {
+            **self.hide(),
+            self.start: gr.Button(interactive=False),
+            self.stop: gr.Button(interactive=True),
+            self.progress: progress_bar(Step(0, 1, "Both faces are cut out.")),
+        }
+        loaded = registry.load(detector)
+        real, fake = (
+            cut_face(photo, loaded.card, which)[0].crop for photo, which in zip(photos, (None, number), strict=True)
+        )
+        proof = sufficiency_settings(int(seed or 0), shortcut=True, draws=PAIR_DRAWS)
+        settings = PairComparisonSettings(seed=int(seed or 0), pair=PairSettings(proof=proof))
+        shown: list[tuple[Any, str]] = []
+        with Running(compare_pair(images.to_tensor(real), images.to_tensor(fake), loaded, settings)) as running:
+            for step in running:
+                updates: Updates = {self.progress: progress_bar(step)}
+                if isinstance(step, MapFinished) and step.explanation is not None:
+                    made: Explanation = step.explanation
+                    caption = words.grid_caption(words.to_tested_map(step, made), made.method.title)
+                    shown.append(
+                        (provenance.marked_image(photo.overlay_map(enlarge_face(real), made), made.record()), caption)
+                    )
+                    updates |= {
+                        self.maps: gr.Gallery(shown, visible=True),
+                        self.scales: gr.HTML(words.grid_scales_html("real"), visible=True),
+                    }
+                yield updates
+        yield {**self._idle(), self.progress: "", self.answer: words.pair_table(running.result)}
+
+
 HEADLINE = (
     "**Where did the detector look, and why should you believe the map?** "
     "A map (a *saliency map*) marks the places that made a detector say “fake”. Different methods draw different maps, "
     "so each can be put to the test: only its strongest places are attacked, and the verdict should fall."
 )
+
 WAITING = "*First choose a photo with a face, in step 1 above.*"
+
 STOPPED = "**Stopped.** Choose a method and start again whenever you like."
+
 REFERENCES = [
     ("The face as an attack made the detector call it real (adversarial)", "adversarial"),
     ("The method's usual fill (original)", "original"),
 ]
+
 PRESETS = [("Quick", "quick"), ("Full: as many samples as in the paper", "full"), ("As released", "as_released")]
+
 VERDICTS = [("Fake", "fake"), ("Real", "real")]
+
 NO_GUESS = "I do not guess"
 
 
@@ -62,13 +173,13 @@ class ExplainTab:
     def _lay_out_question(self) -> None:
         gr.Markdown("## 3 Ask where it looked")
         with gr.Row():
-            self.detector = choosers.detector(min_width=200)
+            self.detector = models.detector_chooser(min_width=200)
             titles = [(one.title, name) for name, one in METHODS.items()]
             self.method = gr.Dropdown(titles, value="lime", label="Which method?", filterable=False, min_width=200)
         self.about = gr.Markdown(elem_classes="note")
         self.offered = gr.State(0.0)  # when; what its change sets off does not keep the page waiting
         self.guess = gr.Radio(
-            [(NO_GUESS, ""), *((part.capitalize(), part) for part in PARTS)],
+            [(NO_GUESS, ""), *((part.capitalize(), part) for part in FACE_PARTS)],
             value="",
             label="Guess first: which part of the face matters most to the detector?",
         )
@@ -86,7 +197,7 @@ class ExplainTab:
             VERDICTS,
             value="fake",
             label="Which verdict to explain",
-            info=f"Grad-CAM, Grad-CAM++ and XRAI explain either. {words.USUAL}",
+            info=f"Grad-CAM, Grad-CAM++ and XRAI explain either. {words.USUAL_FILL}",
         )
         self.reference = gr.Radio(
             REFERENCES,
@@ -115,12 +226,12 @@ class ExplainTab:
         asked = [*face, self.detector, self.method, *options, self.proof, self.guess]
         outputs = self._job_outputs()
         shared: dict[str, Any] = {"starts": [self.show, self.compare], "note": self.note, "stop": self.stop}
-        run = in_turn(self.show, self._explain, asked, outputs, **shared)
-        every = in_turn(self.compare, self._compare, [*face, self.detector, *options], outputs, **shared)
+        run = run_in_turn(self.show, self._explain, asked, outputs, **shared)
+        every = run_in_turn(self.compare, self._compare, [*face, self.detector, *options], outputs, **shared)
         pair = self.pair.wire(self.choice, self.detector, self.seed)
         self.running = [run, every, pair]
         for job in (run, every):
-            at_the_end(job, self._idle, [self.show, self.compare, self.stop])
+            after_job(job, self._idle, [self.show, self.compare, self.stop])
         self.stop.click(
             self._stopped,
             None,
@@ -131,7 +242,7 @@ class ExplainTab:
         )
         told: list[Any] = [self.detector, self.method, self.reference, self.preset, self.shortcut, self.proof]
         for changed in (self.offered, *told):
-            changed.change(answered(self._about), told, self.about, **QUICK, **private)
+            changed.change(with_shown_errors(self._about), told, self.about, **QUICK, **private)
         self.result.wire()
 
     def _job_outputs(self) -> list[Any]:
@@ -162,7 +273,7 @@ class ExplainTab:
             **self.pair.hide(),
         }
         if face is not None:
-            updates[self.detector] = gr.Dropdown(choosers.detectors(), value=suggested(face.p_fake))
+            updates[self.detector] = gr.Dropdown(models.detector_choices(), value=suggest_detector(face.p_fake))
             updates[self.offered] = time.monotonic()
         return updates
 
@@ -184,7 +295,7 @@ class ExplainTab:
             self.compare: gr.Button(interactive=False),
             self.stop: gr.Button(interactive=True),
             self.note: "",
-            self.progress: progress(Step(0, 1, "The face is cut out.")),
+            self.progress: progress_bar(Step(0, 1, "The face is cut out.")),
             **self.result.hide(),
         }
 
@@ -194,13 +305,13 @@ class ExplainTab:
     def _about(self, detector: str, method: str, reference: Any, preset: Any, shortcut: Any, proof: Any) -> str:
         """Say what the chosen method does and about how long it takes."""
         settings = ExplainSettings(method=method, reference=reference, preset=preset, shortcut=shortcut)
-        test = proof_settings(0, shortcut=shortcut) if proof else None
+        test = sufficiency_settings(0, shortcut=shortcut) if proof else None
         try:
             one = expected_seconds(detector, settings, test)
-            every = expected_comparison_seconds(detector, settings, tests.quick_test(0))
+            every = expected_comparison_seconds(detector, settings, words.quick_test_settings(0))
         except (RuntimeError, AssertionError):  # where a GPU is lent only for seconds, it is not here now
-            return words.about(method, None, None)
-        return words.about(method, one, every)
+            return words.method_in_words(method, None, None)
+        return words.method_in_words(method, one, every)
 
     def _explain(
         self,
@@ -218,7 +329,7 @@ class ExplainTab:
         request: gr.Request,
     ) -> Iterator[Updates]:
         """Draw one map and put it to the test."""
-        photo = photo_from(path)
+        photo = read_photo(path)
         settings = ExplainSettings(
             method=method,
             reference=reference if towards == "fake" else "original",
@@ -228,10 +339,10 @@ class ExplainTab:
             shortcut=shortcut,
         )
         yield self._busy()
-        test = proof_settings(int(seed or 0), shortcut=shortcut) if proof else None
+        test = sufficiency_settings(int(seed or 0), shortcut=shortcut) if proof else None
         with Running(explain_photo(photo, detector, settings, number, test)) as running:
             for step in running:
-                yield {self.progress: progress(step)}
+                yield {self.progress: progress_bar(step)}
         yield {**self._idle(), self.progress: "", **self.result.show(running.result, guess, session_folder(request))}
 
     def _compare(
@@ -250,16 +361,16 @@ class ExplainTab:
         settings = ExplainSettings(
             reference=reference, preset=preset, seed=int(seed or 0), towards=towards, shortcut=shortcut
         )
-        photo = photo_from(path)
+        photo = read_photo(path)
         yield self._busy()
         loaded = registry.load(detector)
         crop = cut_face(photo, loaded.card, number)[0].crop
-        with Running(tests.tested_maps(compare_all, images.to_tensor(crop), loaded, settings)) as running:
-            done: list[tests.Tested] = []
+        with Running(words.compare_with_tests(compare_methods, images.to_tensor(crop), loaded, settings)) as running:
+            done: list[words.MapWithTest] = []
             for step in running:
-                updates: Updates = {self.progress: progress(step)}
-                if isinstance(step, Finished) and step.explanation is not None:
-                    done.append(tests.tested(step, step.explanation))
+                updates: Updates = {self.progress: progress_bar(step)}
+                if isinstance(step, MapFinished) and step.explanation is not None:
+                    done.append(words.to_tested_map(step, step.explanation))
                     updates |= self.result.show_grid(crop, done)
                 yield updates
         folder = session_folder(request)

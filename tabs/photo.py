@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,21 +11,42 @@ import numpy as np
 from gradio.events import Dependency
 from PIL import Image, ImageDraw, ImageFont
 
-from backend import examples, images, verdicts
+from backend import examples, images
+from backend.detectors import predict, registry
+from backend.detectors.base import THRESHOLD, UNCERTAIN_MARGIN, Card, verdict
+from backend.detectors.predict import JudgedFace, describe_error_rates, describe_p_fake, summarise_error_rates
 from backend.errors import UserError
 from backend.examples import Example
 from backend.settings import SETTINGS
-from backend.verdicts import JudgedFace
-from tabs import words
-from tabs.common import QUICK, SHOWN_SIDE, VERDICT, answered, photo_from, photo_input, shown
+from tabs import components
+from tabs.components import SCALE, SHOWN_SIDE, SIGNS, alert_html, fit_to_page, photo_input
+from tabs.events import QUICK, VERDICT, with_shown_errors
+
+UNCERTAIN = (
+    f"A score between {THRESHOLD - UNCERTAIN_MARGIN:.2f} and {THRESHOLD + UNCERTAIN_MARGIN:.2f} is called uncertain."
+)
+
+COUNTED = {"fake": ("says", "say", "fake"), "real": ("says", "say", "real"), "uncertain": ("is", "are", "uncertain")}
+
+NO_FACE = (
+    "No face was found in this picture. Use a photo in which a face is upright, well lit and seen from the front; turn "
+    "it first if it lies on its side or stands on its head."
+)
 
 Updates = dict[Any, Any]
+
 CONVERTED_SIDE = 2200  # of pictures that browsers cannot show, in pixels
+
 ALMOST = 0.98  # of the limit: a PNG file of noise is hardly larger than its pixels
+
 BLUE = "#1d4ed8"
+
 MAX_LISTED = 12  # faces that are marked and can be picked
+
 NUMBER_SIZE = 1 / 22  # of the longer side, of the numbers beside several faces
+
 MOVING = "The picture moves; only its first frame was judged."
+
 
 RULES = (
     "Use a photo of yourself, or of someone who agreed. For teaching and research, not for commercial use. "
@@ -52,7 +74,7 @@ class PhotoTab(Protocol):
 
 
 @dataclass
-class Chosen:
+class ChosenPhoto:
     """The photo that a visitor chose last, so that what is said of an earlier one never stands beside it.
 
     Args:
@@ -66,9 +88,9 @@ class PhotoStep:
     """Layout and wiring of steps 1 and 2."""
 
     def __init__(self) -> None:
-        self.examples = examples.load()
+        self.examples = examples.load_examples()
         self.faces = gr.State([])
-        self.chosen = gr.State(Chosen())  # changed in place, so that a handler under way sees it
+        self.chosen = gr.State(ChosenPhoto())  # changed in place, so that a handler under way sees it
         self.tabs: Sequence[PhotoTab] = ()
         gr.Markdown("## 1 Choose a photo")
         with gr.Row():
@@ -123,23 +145,27 @@ class PhotoStep:
         looking: dict[str, Any] = {**VERDICT, "show_progress_on": [self.photo], "trigger_mode": "multiple"}
         below = [component for tab in tabs for component in tab.outputs()]
         begun = [self.photo, self.faces, *self.outputs(), *below]
-        self.gallery.select(answered(self._example), self.chosen, begun, **QUICK, **private).success(
-            answered(self._look_where_needed), [self.chosen, self.faces], begun, api_visibility="private", **looking
+        self.gallery.select(with_shown_errors(self._example), self.chosen, begun, **QUICK, **private).success(
+            with_shown_errors(self._look_where_needed),
+            [self.chosen, self.faces],
+            begun,
+            api_visibility="private",
+            **looking,
         )
         self.photo.upload(self._choose, [self.chosen, self.photo], begun, **QUICK, **private).success(
-            answered(self._look), self.chosen, begun, api_visibility="private", **looking
+            with_shown_errors(self._look), self.chosen, begun, api_visibility="private", **looking
         )
         self.photo.clear(self._forget, self.chosen, begun, **QUICK, **private)
         picked = [*self.outputs(), *below]
-        self.which.input(answered(self._pick), [self.faces, self.which], picked, **QUICK, **private)
-        self.found.select(answered(self._click), self.faces, picked, **QUICK, **private)
+        self.which.input(with_shown_errors(self._pick), [self.faces, self.which], picked, **QUICK, **private)
+        self.found.select(with_shown_errors(self._click), self.faces, picked, **QUICK, **private)
 
-    def _choose(self, chosen: Chosen, path: str | None) -> Updates:
+    def _choose(self, chosen: ChosenPhoto, path: str | None) -> Updates:
         """Take away what was said of the photo before."""
         chosen.path = path
         return {self.faces: [], **self.hide(), **self._offer(None)}
 
-    def _look(self, chosen: Chosen) -> Updates:
+    def _look(self, chosen: ChosenPhoto) -> Updates:
         """Show what the detectors say about the photo that was chosen, or why nothing can be said.
 
         Nothing is shown where another was chosen in the meantime.
@@ -150,31 +176,31 @@ class PhotoStep:
 
     def _seen(self, path: str) -> Updates:
         try:
-            pixels = photo_from(path)
+            pixels = read_photo(path)
         except UserError as error:
             return {self.faces: [], **self._offer(None), **self.refuse(error)}
         as_uploaded = _is_shown_by_browsers(path)
         if not as_uploaded:  # it is handed back as PNG, which must stay below the limit on bytes
-            pixels = _converted(pixels)
-        faces = verdicts.judge(pixels)
+            pixels = _convert_for_browser(pixels)
+        faces = predict.judge_faces(pixels)
         updates = {self.faces: faces, **self.show(pixels, faces), **self._offer(faces[0] if faces else None)}
         if not as_uploaded:
             updates[self.photo] = pixels
-        if _moves(path):
+        if _is_animated(path):
             updates[self.moving] = gr.Markdown(visible=True)
         return updates
 
-    def _look_where_needed(self, chosen: Chosen, faces: list[JudgedFace]) -> Updates:
+    def _look_where_needed(self, chosen: ChosenPhoto, faces: list[JudgedFace]) -> Updates:
         """Ask the detectors about an example whose stored result no longer fits them."""
         return {self.faces: gr.skip()} if faces else self._look(chosen)
 
-    def _example(self, chosen: Chosen, event: gr.SelectData, request: gr.Request) -> Updates:
+    def _example(self, chosen: ChosenPhoto, event: gr.SelectData, request: gr.Request) -> Updates:
         """Show an example with its stored results."""
         example = self.examples[event.index]
         chosen.path = str(example.photo_path)
         pixels = images.read(example.photo_path)
         updates: Updates = {self.photo: pixels, self.faces: []}
-        if examples.stale(example):
+        if examples.is_stale(example):
             return {**updates, **self.hide(), **self._offer(None)}
         faces = example.faces()
         updates |= {self.faces: faces, **self.show(pixels, faces), **self._offer(faces[0])}
@@ -189,7 +215,7 @@ class PhotoStep:
         number = int(event.index) + 1
         return {self.which: number, **self._pick(faces, number)}
 
-    def _forget(self, chosen: Chosen) -> Updates:
+    def _forget(self, chosen: ChosenPhoto) -> Updates:
         return self._choose(chosen, None)
 
     def _offer(self, face: JudgedFace | None) -> Updates:
@@ -199,13 +225,13 @@ class PhotoStep:
     def show(self, photo: np.ndarray, faces: Sequence[JudgedFace], number: int = 1) -> Updates:
         """Return the updates of step 2 for one of the faces, from 1."""
         listed = faces[:MAX_LISTED]
-        boxes = [_box(photo, face) for face in listed]
+        boxes = [_shown_box(photo, face) for face in listed]
         labels = [f"Face {face.number}" for face in listed]
         numbers = [(str(face.number), face.number) for face in listed]
         return {
             self.answer: gr.Column(visible=True),
             self.found: gr.AnnotatedImage(
-                (_numbered(shown(photo), boxes), list(zip(boxes, labels, strict=True))),
+                (_number_faces(fit_to_page(photo), boxes), list(zip(boxes, labels, strict=True))),
                 visible=True,
                 color_map=dict.fromkeys(labels, BLUE),
             ),
@@ -219,8 +245,8 @@ class PhotoStep:
         crop = faces[number - 1].aligned.crop if faces else None
         return {
             self.crop: gr.Image(crop, visible=crop is not None),
-            self.said: words.which_face(faces, number, MAX_LISTED),
-            self.verdicts: words.answer(faces, number),
+            self.said: which_face_in_words(faces, number, MAX_LISTED),
+            self.verdicts: verdicts_html(faces, number),
         }
 
     def refuse(self, error: UserError) -> Updates:
@@ -232,7 +258,7 @@ class PhotoStep:
             self.which: gr.Radio(visible=False),
             self.moving: gr.Markdown(visible=False),
             self.said: "",
-            self.verdicts: words.refusal(error),
+            self.verdicts: components.refusal_alert(error),
         }
 
     def hide(self) -> Updates:
@@ -244,7 +270,7 @@ class PhotoStep:
         return [self.answer, self.found, self.crop, self.which, self.said, self.moving, self.verdicts]
 
 
-def _numbered(picture: np.ndarray, boxes: Sequence[tuple[int, int, int, int]]) -> np.ndarray:
+def _number_faces(picture: np.ndarray, boxes: Sequence[tuple[int, int, int, int]]) -> np.ndarray:
     """Write the number of every face at its upper left, where there are several."""
     if len(boxes) < 2:
         return picture
@@ -258,7 +284,7 @@ def _numbered(picture: np.ndarray, boxes: Sequence[tuple[int, int, int, int]]) -
     return np.asarray(drawn)
 
 
-def _box(photo: np.ndarray, face: JudgedFace) -> tuple[int, int, int, int]:
+def _shown_box(photo: np.ndarray, face: JudgedFace) -> tuple[int, int, int, int]:
     """Return the box of a face in the shown photo, cut at its edges."""
     factor = min(1.0, SHOWN_SIDE / max(photo.shape[:2]))
     height, width = (max(1, round(side * factor)) for side in photo.shape[:2])
@@ -266,15 +292,15 @@ def _box(photo: np.ndarray, face: JudgedFace) -> tuple[int, int, int, int]:
     return max(0, x0), max(0, y0), min(width, x1), min(height, y1)
 
 
-def _converted(photo: np.ndarray) -> np.ndarray:
+def _convert_for_browser(photo: np.ndarray) -> np.ndarray:
     """Return a photo no larger than `CONVERTED_SIDE`, and so small that its PNG file may come in again."""
     side = CONVERTED_SIDE
-    while (small := shown(photo, side)).nbytes > ALMOST * SETTINGS.max_bytes and side > SHOWN_SIDE // 4:
+    while (small := fit_to_page(photo, side)).nbytes > ALMOST * SETTINGS.max_bytes and side > SHOWN_SIDE // 4:
         side //= 2
     return small
 
 
-def _moves(path: str) -> bool:
+def _is_animated(path: str) -> bool:
     """Return whether a file holds an animation; pages of a scan and a camera's previews are none."""
     with Image.open(Path(path)) as picture:
         return picture.format in {"GIF", "PNG", "WEBP", "AVIF"} and getattr(picture, "is_animated", False)
@@ -283,3 +309,63 @@ def _moves(path: str) -> bool:
 def _is_shown_by_browsers(path: str) -> bool:
     with Image.open(Path(path)) as picture:
         return picture.format in {"JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP"}
+
+
+def read_photo(path: str | None) -> np.ndarray:
+    """Return the pixels of the visitor's photo.
+
+    Raises:
+        UserError: None was chosen, or it cannot be read.
+    """
+    if path is None:
+        raise UserError("There is no photo yet.", "Choose one in step 1.")
+    return images.read(Path(path))
+
+
+def verdicts_html(faces: Sequence[JudgedFace], number: int) -> str:
+    """Return every detector's verdict on one face, from 1, or the reason why there is none."""
+    if not faces:
+        return alert_html(NO_FACE)
+    face = faces[number - 1]
+    if face.problem:
+        return alert_html(f"{face.problem} What the detectors say would mean nothing.")
+    if not face.p_fake:
+        return alert_html("No detector is installed here.")
+    calls = list(face.verdicts().values())
+    counts = ", ".join(
+        f"{calls.count(word)} {one if calls.count(word) == 1 else many} {rest}"
+        for word, (one, many, rest) in COUNTED.items()
+        if word in calls
+    )
+    head = (
+        f'<p class="said">Of {len(calls)} detectors, {counts}. Each of them can be wrong: how often is said with its '
+        f"verdict, and it is more often on photographs from other sources. {UNCERTAIN}</p>"
+    )
+    cards = "".join(_verdict_card(registry.card(name), score) for name, score in face.p_fake.items())
+    return f'{head}<div class="cards">{cards}</div>'
+
+
+def which_face_in_words(faces: Sequence[JudgedFace], number: int, listed: int) -> str:
+    """Say which face was taken, from 1, and which ones can be: the `listed` largest."""
+    if not faces:
+        return ""
+    if len(faces) == 1:
+        return "One face was found. With it is the cut-out that the detectors see."
+    which = "the largest one" if number == 1 else f"number {number}, counted from the largest"
+    others = "another" if len(faces) <= listed else f"another of the {listed} largest"
+    return f"{len(faces)} faces were found, and {which} was taken. You can pick {others} below."
+
+
+def _verdict_card(card: Card, score: float) -> str:
+    word = verdict(score)
+    title = escape(card.title)
+    mirrored = "<p>It looks at the face and at its mirror image, and judges by both.</p>" if card.mirrored else ""
+    return (
+        f'<section class="card {word}"><h3>{title}</h3>'
+        f'<p class="score"><span aria-hidden="true">{SIGNS[word]}</span> {escape(describe_p_fake(score))}</p>'
+        f'<meter min="0" max="1" value="{score:.3f}" aria-label="{title}: {score:.2f} {SCALE}"></meter>'
+        f"<p><strong>How often it is wrong:</strong> {escape(summarise_error_rates(card))}</p>"
+        f"<details><summary>More about {title}</summary><p>{escape(describe_error_rates(card))}</p>"
+        f"<p>Learned from: {escape(card.trained_on)}</p>{mirrored}"
+        f"<p>Known failures: {escape(card.known_failures)}</p><p>{escape(card.paper)}</p></details></section>"
+    )

@@ -1,34 +1,294 @@
 """The tab that removes the traces of forgery from a fake, and shows what is left of every detector's verdict."""
 
 from collections.abc import Iterator
-from typing import Any
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
+import numpy as np
+from PIL import Image
 
-from backend import images
+from backend import images, provenance
+from backend.alignment import CroppedPhoto
+from backend.detectors import registry
+from backend.detectors.base import verdict
+from backend.detectors.predict import JudgedFace, format_p_fake, summarise_error_rates
 from backend.examples import Example
 from backend.progress import Job, Running, Step
-from backend.trace_removal.trnet import STRONGEST, WEAKEST
-from backend.verdicts import JudgedFace
-from backend.views import Source
-from tabs.common import at_the_end, in_turn, photo_from, session_folder
-from tabs.limits import Limit
-from tabs.photo import PhotoStep
-from tabs.trace_result import TraceResult
-from tabs.words import progress
+from backend.trace_removal.removal import STRONGEST_STRENGTH, WEAKEST_STRENGTH
+from tabs.components import SIGNS, fit_to_page, html_table, progress_bar
+from tabs.events import QUICK, after_job, run_in_turn
+from tabs.photo import PhotoStep, read_photo
+from tabs.visitors import CallLimit, session_folder
+
+if TYPE_CHECKING:
+    from backend.trace_removal.comparison import AttackComparison
+    from backend.trace_removal.removal import RemovalBundle
+
+
+REMOVAL_DOUBTS = (
+    "**How could this be wrong?** TR-Net is small and was trained on a few thousand pairs; what it leaves standing may "
+    "fall to a larger one. A detector that keeps its verdict may rest on what is in the picture, or on a trace that "
+    "TR-Net does not know. Saving the picture again brings some traces back and destroys others. A turned verdict says "
+    "that the detector is fragile, and nothing about whether the photo is real."
+)
+
+
+NO_BREAK = "\u00a0"
+
+SIGN_KEY = ", ".join(f"{sign} {word}" for word, sign in SIGNS.items()) + "."
+
+
+def verdict_table(record: dict[str, Any]) -> str:
+    """Return what every detector says before and after, with how often it is wrong."""
+    rows = [
+        (
+            registry.card(name).title,
+            _verdict_cell(one["original"]),
+            _verdict_cell(one["removed"]),
+            summarise_error_rates(registry.card(name)),
+        )
+        for name, one in record["p_fake"].items()
+    ]
+    caption = "None of these detectors took part in training TR-Net. p_fake: 0 = real, 1 = fake."
+    return _scrolling(html_table(("Detector", "Before", "After", "How often it is wrong"), rows, caption), "wide told")
+
+
+def resave_table(record: dict[str, Any]) -> str:
+    """Return what the detectors say of the changed face after it was saved again."""
+    from backend.trace_removal.removal import RESAVE_KINDS
+
+    ways = record["resaves"]
+    names = list(record["p_fake"])
+    rows = [
+        (
+            registry.card(name).title,
+            _short_verdict(record["p_fake"][name]["removed"]),
+            *(_short_verdict(ways[way][name]["removed"]) for way in ways),
+        )
+        for name in names
+    ]
+    head = ("Detector", "Not saved again", *(RESAVE_KINDS[way][0] for way in ways))
+    caption = f"p_fake of the face without traces, after saving it again. {SIGN_KEY}"
+    return _scrolling(html_table(head, rows, caption)) + f"<p>{escape(record['resaves_summary'])}</p>"
+
+
+def removal_settings_line(record: dict[str, Any]) -> str:
+    """Return what is needed to get the same result again."""
+    settings = ", ".join(f"{name} {value}" for name, value in record["settings"].items())
+    packages = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    return f"Settings of TR-Net: {settings}; {record['seconds']:.1f} seconds; {packages}."
+
+
+def attacks_table(made: "AttackComparison") -> str:
+    """Return every attack with its likeness and the verdicts after it."""
+    names = list(made.p_fake)
+    rows = [("The face itself", "", *(_short_verdict(made.p_fake[name]) for name in names))]
+    rows += [
+        (one.title, _likeness(one.psnr, one.ssim), *(_short_verdict(one.p_fake[name]) for name in names))
+        for one in made.attacks
+    ]
+    head = ("Attack", "Likeness", *(registry.card(name).title for name in names))
+    caption = (
+        f"p_fake after every attack. {SIGN_KEY} Likeness: PSNR and SSIM (1 = the same). FGSM, MIFGSM and PGD know "
+        "Xception's gradients, the others know no detector."
+    )
+    text = _scrolling(html_table(head, rows, caption))
+    if made.missing:
+        text += f"<p>Not installed, so not run: {escape(', '.join(made.missing))}.</p>"
+    return text
+
+
+def _scrolling(html: str, kind: str = "wide") -> str:
+    return f'<div class="{kind}" tabindex="0" role="region" aria-label="Table">{html}</div>'
+
+
+def _likeness(psnr: float | None, ssim: float | None) -> str:
+    return "equal" if psnr is None or ssim is None else f"{psnr:.1f} dB, {ssim:.3f}"
+
+
+def _verdict_cell(score: float) -> str:
+    word = verdict(score)
+    return f"{SIGNS[word]}{NO_BREAK}{format_p_fake(score)} {word}"
+
+
+def _short_verdict(score: float) -> str:
+    return f"{SIGNS[verdict(score)]}{NO_BREAK}{format_p_fake(score)}"
+
 
 Updates = dict[Any, Any]
+
+SHOWN_SIDE = 384  # side in pixels of shown faces, so that the mark covers little
+
+VIEWS = ("spectrum", "power", "noise", "attention")
+
+
+class TraceRemovalResult:
+    """The components of step 4."""
+
+    def __init__(self) -> None:
+        with gr.Column(visible=False) as self.all:
+            gr.Markdown("## 4 What is left of the verdicts")
+            self.summary = gr.Markdown(elem_classes="status")
+            with gr.Column(visible=False) as self.one:
+                self._lay_out_removal()
+            with gr.Column(visible=False) as self.many:
+                self.attacks = gr.Gallery(
+                    label="The face after every attack",
+                    format="png",
+                    columns=3,
+                    height="auto",
+                    object_fit="contain",
+                    interactive=False,
+                    buttons=["fullscreen"],
+                    elem_classes="maps",
+                )
+                self.comparison = gr.HTML()
+            gr.Markdown(REMOVAL_DOUBTS)
+            self.settings = gr.Markdown(elem_classes="note")
+            self.download = gr.DownloadButton("Download the pictures and numbers (zip)", value=None, visible=False)
+
+    def _lay_out_removal(self) -> None:
+        with gr.Row():
+            with gr.Column(min_width=280):
+                self.slider = gr.ImageSlider(
+                    label="Left: before. Right: without traces",
+                    format="png",
+                    buttons=["fullscreen"],
+                    interactive=False,
+                    max_height=400,
+                )
+                self.position = gr.Slider(0, 100, 50, step=1, label="Where before ends and after begins, in percent")
+            with gr.Column(min_width=280):
+                self.difference = gr.Image(
+                    label="What was changed, amplified",
+                    format="png",
+                    interactive=False,
+                    buttons=["download", "fullscreen"],
+                    elem_classes="face",
+                    alt_text="The signed difference of the two faces; the text below gives its gain",
+                )
+                self.gain = gr.Markdown(elem_classes="note")
+        gr.Markdown("### What every detector says")
+        self.verdicts = gr.HTML()
+        gr.Markdown("### The traces, before and after")
+        self.missing = gr.Markdown(visible=False)
+        self.views: dict[str, tuple[gr.Image, gr.Markdown]] = {}
+        with gr.Row(elem_classes="views"):
+            for name in VIEWS:
+                with gr.Column(min_width=320):
+                    picture = gr.Image(
+                        label=name.capitalize(),
+                        format="png",
+                        interactive=False,
+                        buttons=["download", "fullscreen"],
+                        elem_classes="whole",
+                        alt_text=f"{name.capitalize()} before and after; the sentence below says what to see",
+                    )
+                    self.views[name] = picture, gr.Markdown(elem_classes="note")
+        gr.Markdown("### What saving again does")
+        self.resaves = gr.HTML()
+        gr.Markdown("### Put back into the photo")
+        self.photo = gr.Image(
+            label="The whole photo",
+            format="png",
+            interactive=False,
+            buttons=["download", "fullscreen"],
+            elem_classes="whole",
+            alt_text="The whole photo with the changed face; the summary above says what the detectors say of it",
+        )
+
+    def wire(self) -> None:
+        """Let the plain slider, which works from the keyboard, move the one in the picture."""
+        self.position.input(
+            _move_slider, self.position, self.slider, trigger_mode="always_last", api_visibility="private", **QUICK
+        )
+
+    def show(self, bundle: "RemovalBundle", folder: Path) -> Updates:
+        """Return the updates that show a removal, and write its download to `folder`."""
+        record, drawn = bundle.record, bundle.pictures()
+        file = folder / "trace-removal.zip"
+        file.write_bytes(bundle.zip())
+        sentences = {one["name"]: one for one in record["views"]}
+        updates: Updates = {
+            self.all: gr.Column(visible=True),
+            self.one: gr.Column(visible=True),
+            self.many: gr.Column(visible=False),
+            self.summary: record["summary"],
+            self.slider: gr.ImageSlider(
+                (_enlarge_face(drawn["crop"]), provenance.marked_image(_enlarge_face(drawn["removed"]), record)),
+                slider_position=50,
+            ),
+            self.position: 50,
+            self.difference: provenance.marked_image(_enlarge_face(drawn["difference"]), record),
+            self.gain: bundle.difference().caption,
+            self.verdicts: verdict_table(record),
+            self.missing: gr.Markdown(record["views_note"], visible=bool(record["views_note"])),
+            self.resaves: resave_table(record),
+            self.photo: provenance.marked_image(fit_to_page(drawn["photo"]), record),
+            self.settings: removal_settings_line(record),
+            self.download: gr.DownloadButton(value=str(file), visible=True),
+        }
+        for name, (picture, sentence) in self.views.items():
+            there = name in sentences
+            value = provenance.marked_image(drawn[name], record) if there else None
+            label = sentences[name]["title"] if there else name.capitalize()
+            updates[picture] = gr.Image(value, label=label, visible=there)
+            updates[sentence] = sentences[name]["sentence"] if there else ""
+        return updates
+
+    def show_comparison(self, made: "AttackComparison") -> Updates:
+        """Return the updates that show all attacks side by side."""
+        faces: list[tuple[Any, str]] = [(_enlarge_face(made.original), "The face itself")]
+        faces += [
+            (provenance.marked_image(_enlarge_face(one.picture), one.record()), one.title) for one in made.attacks
+        ]
+        return {
+            self.all: gr.Column(visible=True),
+            self.one: gr.Column(visible=False),
+            self.many: gr.Column(visible=True),
+            self.summary: "The same face after every attack. Look at the faces, then read what the detectors say.",
+            self.attacks: faces,
+            self.comparison: attacks_table(made),
+            self.settings: "Defaults of every attack, seed 0; TR-Net at the strength of the slider.",
+            self.download: gr.DownloadButton(visible=False),
+        }
+
+    def hide(self) -> Updates:
+        """Return the updates that take the result away."""
+        return {self.all: gr.Column(visible=False)}
+
+    def outputs(self) -> list[Any]:
+        """Return what the methods above may update."""
+        one = [self.slider, self.position, self.difference, self.gain, self.verdicts, self.missing, self.resaves]
+        views = [component for pair in self.views.values() for component in pair]
+        many = [self.many, self.attacks, self.comparison]
+        return [self.all, self.one, self.summary, *one, *views, self.photo, *many, self.settings, self.download]
+
+
+def _enlarge_face(picture: np.ndarray) -> np.ndarray:
+    return np.asarray(Image.fromarray(picture).resize((SHOWN_SIDE, SHOWN_SIDE), Image.Resampling.LANCZOS))
+
+
+def _move_slider(position: float) -> Any:
+    return gr.ImageSlider(slider_position=position)
+
+
 HEADLINE = (
     "**How much of a verdict hangs on traces that nobody sees?** Every way of making a fake leaves traces in the "
     "pixels, in the spectrum and in the noise. A network (TR-Net) was trained to remove all three and has never seen "
     "the detectors below. If they change their minds although it is still the same face, they looked at the traces."
 )
+
 WAITING = "*First choose a photo with a face, in step 1 above. A fake is the interesting case.*"
+
 RULES = (
     "One face at a time, and every picture that leaves this page is marked. This shows how far detectors can be "
     "trusted; it is not a tool for hiding forgeries."
 )
-LIMIT = Limit(30, 3600, "Removing traces")
+
+LIMIT = CallLimit(30, 3600, "Removing traces")
 
 
 class TraceRemovalTab:
@@ -44,8 +304,8 @@ class TraceRemovalTab:
             gr.Markdown(RULES, elem_classes="note")
             with gr.Accordion("More options", open=False):
                 self.strength = gr.Slider(
-                    WEAKEST,
-                    STRONGEST,
+                    WEAKEST_STRENGTH,
+                    STRONGEST_STRENGTH,
                     1,
                     step=0.25,
                     label="Strength of TR-Net",
@@ -59,18 +319,18 @@ class TraceRemovalTab:
                 self.compare = gr.Button("Compare all attacks")
             self.note = gr.Markdown(elem_classes=["note", "status"])
             self.progress = gr.HTML()
-        self.result = TraceResult()
+        self.result = TraceRemovalResult()
         self._wire()
 
     def _wire(self) -> None:
         asked = [self.choice.photo, self.choice.which, self.strength]
         shared: dict[str, Any] = {"starts": [self.remove, self.compare], "note": self.note, "progress": self.progress}
-        run = in_turn(self.remove, self._remove, asked, self._job_outputs(), **shared)
+        run = run_in_turn(self.remove, self._remove, asked, self._job_outputs(), **shared)
         faces = [self.choice.photo, self.choice.faces, self.choice.which, self.strength]
-        others = in_turn(self.compare, self._compare, faces, self._job_outputs(), **shared)
+        others = run_in_turn(self.compare, self._compare, faces, self._job_outputs(), **shared)
         self.running = [run, others]
         for job in self.running:
-            at_the_end(job, self._idle, [self.remove, self.compare])
+            after_job(job, self._idle, [self.remove, self.compare])
         self.result.wire()
 
     def _job_outputs(self) -> list[Any]:
@@ -109,38 +369,38 @@ class TraceRemovalTab:
             self.remove: gr.Button(interactive=False),
             self.compare: gr.Button(interactive=False),
             self.note: "",
-            self.progress: progress(Step(0, 1, "The face is looked for.")),
+            self.progress: progress_bar(Step(0, 1, "The face is looked for.")),
             **self.result.hide(),
         }
 
     def _remove(self, path: str | None, number: int | None, strength: float, request: gr.Request) -> Iterator[Updates]:
         """Remove the traces of the chosen face and show what happened."""
-        from backend.trace_removal import bundle  # its imports would keep the page waiting
-        from backend.trace_removal.command import require_trained
+        from backend.trace_removal import removal  # its imports would keep the page waiting
+        from backend.trace_removal.removal import require_trnet
 
-        photo = photo_from(path)
-        require_trained()
+        photo = read_photo(path)
+        require_trnet()
         LIMIT.check(request)
         yield self._busy()
-        made = yield from self._watched(bundle.make(photo, number, strength=strength))
+        made = yield from self._watched(removal.run_removal(photo, number, strength=strength))
         yield {**self._idle(), self.progress: "", **self.result.show(made, session_folder(request))}
 
     def _compare(
         self, path: str | None, faces: list[JudgedFace], number: int | None, strength: float, request: gr.Request
     ) -> Iterator[Updates]:
         """Run every attack on the chosen face and set the verdicts side by side."""
-        from backend.trace_removal.comparison import compare
+        from backend.trace_removal.comparison import compare_attacks
 
-        photo = photo_from(path)
+        photo = read_photo(path)
         LIMIT.check(request)
         yield self._busy()
         aligned = faces[(number or 1) - 1].aligned
-        face, source = images.to_tensor(aligned.crop), Source(photo, aligned)
-        made = yield from self._watched(compare(face, source, strength=strength))
+        face, source = images.to_tensor(aligned.crop), CroppedPhoto(photo, aligned)
+        made = yield from self._watched(compare_attacks(face, source, strength=strength))
         yield {**self._idle(), self.progress: "", **self.result.show_comparison(made)}
 
     def _watched(self, job: Job[Any]) -> Any:
         with Running(job) as running:
             for step in running:
-                yield {self.progress: progress(step)}
+                yield {self.progress: progress_bar(step)}
         return running.result

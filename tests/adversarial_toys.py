@@ -5,7 +5,7 @@ from collections import OrderedDict
 import torch
 from torch import nn
 
-from backend.generators.linear_path import LinearPath
+from backend.generators.e4e import LinearPath
 
 SIZE = 32
 CHANNELS = {"4": 8, "8": 8, "16": 8, "32": 8}

@@ -4,7 +4,7 @@ import dataclasses
 
 from torch import Tensor, nn
 
-from backend.detectors.card import Detector
+from backend.detectors.base import Detector
 from tests.toys import toy_detector
 
 

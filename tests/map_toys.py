@@ -10,14 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
-from backend import images
+from backend import images, runtime
 from backend.detectors import registry as detector_registry
-from backend.detectors.card import Detector
+from backend.detectors.base import Detector
 from backend.errors import UserError
-from backend.evaluate import crops, memory, report, runs
-from backend.evaluate.layouts import open_data
+from backend.evaluate import dataset, report, runs
+from backend.evaluate.dataset import open_data
 from backend.evaluate.protocols import faithfulness, paired
-from backend.evaluate.protocols.protocol import configured
+from backend.evaluate.protocols.base import configure_protocol
 from backend.progress import finish
 from tests.linear_toys import Weighted
 from tests.toy_runs import FakePool, stored
@@ -67,17 +67,17 @@ def toys(**models):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(detector_registry, "load", models.__getitem__)
         patch.setattr(detector_registry, "loadable", lambda: list(models))
-        patch.setattr(faithfulness, "crop", lambda data, name, size, **_: read(data, name, size))
-        patch.setattr(crops, "problem", lambda data, name: None)
+        patch.setattr(faithfulness, "crop_face", lambda data, name, size, **_: read(data, name, size))
+        patch.setattr(dataset, "crop_problem", lambda data, name: None)
         pair = lambda data, name, size, **_: (read(data, data.by_name[name].pair, size), read(data, name, size))  # noqa: E731
         patch.setattr(paired, "crop_pair", pair)
-        memory.forget()
+        runtime.forget_remembered()
         yield
-        memory.forget()
+        runtime.forget_remembered()
 
 
 def evaluated(protocol, data, out, **options):
-    found = finish(runs.evaluate(protocol, data, out, **options))
+    found = finish(runs.run_protocol(protocol, data, out, **options))
     return found, {table.name: table.keyed() for table in found.tables}
 
 
@@ -87,7 +87,7 @@ def assert_every_engine_gives_the_same_rows(made, model, tmp_path):
     with toys(first=model):
         deadly = protocol.items(protocol.choose(data))[1].key
         other, _ = evaluated(protocol, data, tmp_path / "pool", engine=FakePool(3, deadly, times=1))
-        job = runs.evaluate(protocol, data, tmp_path / "resumed")
+        job = runs.run_protocol(protocol, data, tmp_path / "resumed")
         for _ in range(3):
             next(job)
         job.close()
@@ -98,8 +98,8 @@ def assert_every_engine_gives_the_same_rows(made, model, tmp_path):
         assert [table for table in found.tables if table.name != "cost"] == [
             table for table in whole.tables if table.name != "cost"
         ]
-    report.write(whole, out, "command")
-    again, _ = report.load(out)
+    report.write_report(whole, out, "command")
+    again, _ = report.load_report(out)
     assert again.tables == whole.tables and again.finding == whole.finding
 
 
@@ -119,4 +119,4 @@ def assert_settings_are_refused(protocol, folder, further):
     with toys(first=toy_detector(name="first")):
         for changes in wrong:
             with pytest.raises(UserError):
-                configured(protocol, "quick", changes).items(data)
+                configure_protocol(protocol, "quick", changes).items(data)

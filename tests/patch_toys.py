@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backend.detectors.card import Card, Detector
+from backend.detectors.base import Card, Detector
 
 SIZE = 64
 CONTRAST = 0.1  # so little that an attack within 16 of 255 grey levels can remove it

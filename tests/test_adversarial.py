@@ -9,24 +9,22 @@ from backend import weights
 from backend.errors import UserError
 from backend.generators.stylegan2 import StyleGAN2
 from backend.progress import finish
-from backend.training import adversarial, generator_run, harness, latent_discriminator, regularisers
-from backend.training.adversarial import AdversarialSettings, AdversarialTask
-from backend.training.augmentation import AdaptiveStrength, augment
-from backend.training.discriminator import Discriminator, with_spread
-from backend.training.latent_discriminator import CodePool, LatentDiscriminator
-from backend.training.principal_codes import PrincipalCodes
+from backend.training import gan, generator, loop
+from backend.training.augmentation import AdaptiveStrength, augment_pictures
+from backend.training.gan import CodePool, LatentDiscriminator, StyleGANDiscriminator, append_spread
+from backend.training.generator import AdversarialSettings, AdversarialTask, PrincipalCodes
 from tests.adversarial_toys import CHANNELS, L1, SIZE, pictures, random
 
 
 @pytest.fixture(autouse=True)
 def small_networks(monkeypatch):
-    monkeypatch.setattr(adversarial, "perceptual_network", lambda _name: L1())
+    monkeypatch.setattr(generator, "load_perceptual_network", lambda _name: L1())
 
 
 def settings(recipe: str = "generator_continued", **changes) -> AdversarialSettings:
     small = {"size": SIZE, "mapping_layers": 1, "channels": CHANNELS, "discriminator_width": 0.02}
     small |= {"stages": [[16, 3, 2, 1e-3], [32, 3, 2, 1e-3]], "r1_every": 2, "augmentation_images": 20.0}
-    return harness.read_settings(AdversarialSettings, recipe, **(small | changes))
+    return loop.read_settings(AdversarialSettings, recipe, **(small | changes))
 
 
 def task_of(recipe: str = "generator_continued", **changes) -> AdversarialTask:
@@ -38,10 +36,10 @@ def task_of(recipe: str = "generator_continued", **changes) -> AdversarialTask:
 def test_the_slope_of_a_linear_discriminator_is_its_weight():
     examples = torch.randn(4, 3, 2, 2, generator=random()).requires_grad_()
     weight = torch.arange(12.0).view(3, 2, 2)
-    assert regularisers.r1((examples * weight).sum((1, 2, 3)), examples).item() == pytest.approx(506)  # 0 + 1 + ... 121
+    assert gan.r1_penalty((examples * weight).sum((1, 2, 3)), examples).item() == pytest.approx(506)  # 0 + 1 + ... 121
     squared = examples.square().sum((1, 2, 3)) / 2  # its slope is the example
     expected = examples.detach().square().sum((1, 2, 3)).mean()
-    assert regularisers.r1(squared, examples).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert gan.r1_penalty(squared, examples).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_the_path_length_of_a_linear_generator_is_its_gain():
@@ -49,36 +47,36 @@ def test_the_path_length_of_a_linear_generator_is_its_gain():
     codes = torch.zeros(2000, 2, 4, requires_grad=True)
     drawn = 3 * codes[:, :, 0].sum(1)[:, None, None, None]
     noise = torch.randn(drawn.shape, generator=random(5)).flatten()
-    lengths = regularisers.path_lengths(drawn, codes, random(5))
+    lengths = gan.path_lengths(drawn, codes, random(5))
     assert torch.allclose(lengths, 3 * noise.abs(), atol=1e-5)
     mean = torch.tensor(1.0)
-    penalty = regularisers.path_penalty(torch.tensor([2.0, 6.0]), mean, 0.99)
+    penalty = gan.path_penalty(torch.tensor([2.0, 6.0]), mean, 0.99)
     assert mean.item() == pytest.approx(1.03)  # a hundredth of the way from 1 to 4
     assert penalty.item() == pytest.approx((0.97**2 + 4.97**2) / 2)
 
 
 def test_the_losses_at_even_chances():
-    assert regularisers.fooling(torch.zeros(3)).item() == pytest.approx(math.log(2))
-    assert regularisers.telling(torch.zeros(3), torch.zeros(3)).item() == pytest.approx(2 * math.log(2))
-    assert regularisers.fooling(torch.tensor([5.0])) < 0.01 < 5 < regularisers.fooling(torch.tensor([-5.0]))
-    assert regularisers.lazy_share(16) == pytest.approx(16 / 17) and regularisers.lazy_share(0) == 1
-    assert regularisers.lazy_betas(16) == (0, pytest.approx(0.99 ** (16 / 17)))
+    assert gan.generator_loss(torch.zeros(3)).item() == pytest.approx(math.log(2))
+    assert gan.discriminator_loss(torch.zeros(3), torch.zeros(3)).item() == pytest.approx(2 * math.log(2))
+    assert gan.generator_loss(torch.tensor([5.0])) < 0.01 < 5 < gan.generator_loss(torch.tensor([-5.0]))
+    assert gan.lazy_share(16) == pytest.approx(16 / 17) and gan.lazy_share(0) == 1
+    assert gan.lazy_betas(16) == (0, pytest.approx(0.99 ** (16 / 17)))
 
 
 def test_augmentation_at_probability_0_changes_nothing_and_at_1_everything():
     shown = torch.rand(8, 3, SIZE, SIZE, generator=random()) * 2 - 1
-    assert torch.allclose(augment(shown, 0.0, random(1)), shown, atol=1e-4)
-    changed = augment(shown, torch.tensor(1.0), random(1))
+    assert torch.allclose(augment_pictures(shown, 0.0, random(1)), shown, atol=1e-4)
+    changed = augment_pictures(shown, torch.tensor(1.0), random(1))
     assert changed.shape == shown.shape and (changed - shown).abs().flatten(1).mean(1).min() > 0.05
-    assert torch.equal(changed, augment(shown, 1.0, random(1)))
+    assert torch.equal(changed, augment_pictures(shown, 1.0, random(1)))
     shown.requires_grad_()
-    augment(shown, 0.5, random(2)).square().sum().backward()
+    augment_pictures(shown, 0.5, random(2)).square().sum().backward()
     assert shown.grad.abs().flatten(1).sum(1).min() > 0
 
 
 def test_augmentation_is_made_as_often_as_asked():
     flat = torch.full((2000, 3, 8, 8), 0.25)  # even pictures show changes of colour alone
-    changed = ((augment(flat, 0.3, random()) - flat).abs().flatten(1).amax(1) > 1e-3).float().mean().item()
+    changed = ((augment_pictures(flat, 0.3, random()) - flat).abs().flatten(1).amax(1) > 1e-3).float().mean().item()
     # A grey keeps its colour under hue and saturation: brightness, contrast, and half of the inversions remain.
     assert changed == pytest.approx(1 - 0.7 * 0.7 * 0.85, abs=0.04)
 
@@ -96,9 +94,9 @@ def test_p_rises_while_photographs_are_told_too_surely_and_falls_otherwise():
     assert strength.p.item() == 0  # and never below
 
 
-def network_of(size: int) -> Discriminator:
+def network_of(size: int) -> StyleGANDiscriminator:
     with torch.device("meta"):
-        return Discriminator(size)
+        return StyleGANDiscriminator(size)
 
 
 def used(name: str) -> bool:
@@ -108,10 +106,10 @@ def used(name: str) -> bool:
 
 def test_the_discriminator_sees_the_spread_of_a_batch():
     features = torch.zeros(4, 2, 4, 4)
-    assert with_spread(features)[:, 2].abs().max() < 1e-3
+    assert append_spread(features)[:, 2].abs().max() < 1e-3
     features[::2] = 2.0  # deviation 1 around the mean
-    assert torch.allclose(with_spread(features)[:, 2], torch.ones(4, 4, 4), atol=1e-5)
-    network = Discriminator(SIZE, 0.05)
+    assert torch.allclose(append_spread(features)[:, 2], torch.ones(4, 4, 4), atol=1e-5)
+    network = StyleGANDiscriminator(SIZE, 0.05)
     for side in (8, 16, SIZE):
         assert network(torch.randn(4, 3, side, side)).shape == (4,)
     published = sum(weight.numel() for name, weight in network_of(256).named_parameters() if used(name))
@@ -122,12 +120,12 @@ def test_the_discriminator_sees_the_spread_of_a_batch():
 def test_an_adversarial_run_resumes_exactly(recipe, tmp_path):
     chosen = settings(recipe, path_every=2)
     whole, first, second = (task_of(recipe, path_every=2) for _ in range(3))
-    finish(harness.train(whole, tmp_path / "whole", chosen, log_every=1))
-    job = harness.train(first, tmp_path / "parts", chosen, log_every=1)
+    finish(loop.train_task(whole, tmp_path / "whole", chosen, log_every=1))
+    job = loop.train_task(first, tmp_path / "parts", chosen, log_every=1)
     for _ in range(3):
         next(job)
     job.close()
-    run = finish(harness.train(second, tmp_path / "parts", chosen, log_every=1))
+    run = finish(loop.train_task(second, tmp_path / "parts", chosen, log_every=1))
     assert run.steps == 6 and {"fooling", "discriminator", "augmentation"} <= set(run.losses)
     for name, module in whole.modules().items():
         other = second.modules()[name].state_dict()
@@ -160,20 +158,20 @@ def test_mixed_styles_share_the_rows_in_use():
 def test_a_run_may_end_after_minutes_and_goes_on(tmp_path):
     chosen = settings()
     task = task_of()
-    assert finish(harness.train(task, tmp_path, chosen, minutes=0)).steps == 1
-    assert finish(harness.train(task, tmp_path, chosen, minutes=0)).steps == 2
+    assert finish(loop.train_task(task, tmp_path, chosen, minutes=0)).steps == 1
+    assert finish(loop.train_task(task, tmp_path, chosen, minutes=0)).steps == 2
 
 
 def test_recipes_are_checked(tmp_path):
     with pytest.raises(UserError, match="no recipe named gan"):
-        generator_run.settings_of("gan")
+        generator.read_generator_settings("gan")
     with pytest.raises(UserError, match="needs trained weights"):
-        generator_run.train_generator(tmp_path, tmp_path, print, recipe="continued")
+        generator.train_generator(tmp_path, tmp_path, print, recipe="continued")
     with pytest.raises(UserError, match="needs their codes"):
         AdversarialTask(pictures(), settings("generator_continued"), pictures(2))
-    assert isinstance(generator_run.settings_of("adversarial"), AdversarialSettings)
-    options = weights.entry("generator").options
-    found = generator_run.settings_of("continued", "installed", seed=3)
+    assert isinstance(generator.read_generator_settings("adversarial"), AdversarialSettings)
+    options = weights.find_entry("generator").options
+    found = generator.read_generator_settings("continued", "installed", seed=3)
     assert found.mapping_layers == options["mapping_layers"] and found.channels == options["channels"]
     assert found.seed == 3
 
@@ -196,4 +194,4 @@ def test_the_pool_returns_older_codes_half_of_the_time():
     assert torch.equal(pool.exchange(first, randomness), first)
     later = pool.exchange(torch.arange(50.0, 250).view(200, 1, 1), randomness).flatten()
     older = (later != torch.arange(50.0, 250)).float().mean().item()
-    assert older == pytest.approx(0.5, abs=0.12) and latent_discriminator.POOLED == 50
+    assert older == pytest.approx(0.5, abs=0.12) and gan.POOLED_CODES == 50

@@ -18,14 +18,14 @@ from gradio.data_classes import ImageData
 import app
 from backend import faces
 from backend.alignment import AlignedFace
-from backend.counterfactual import story
+from backend.counterfactual import photo as counterfactual_photo
 from backend.counterfactual.search import SearchSettings, search
+from backend.detectors.predict import JudgedFace
 from backend.errors import UserError
 from backend.generators.refinement import RefineSettings
 from backend.progress import Step
 from backend.settings import ROOT, SETTINGS
-from backend.verdicts import JudgedFace
-from tabs import common
+from tabs import components, events, photo, visitors
 from tabs.counterfactual import CounterfactualTab
 from tabs.photo import MAX_LISTED, PhotoStep
 from tests import pictures
@@ -78,7 +78,7 @@ def test_user_error_is_said_word_for_word() -> None:
         raise UserError("The picture is damaged.", "Use another copy of it.")
 
     with pytest.raises(gr.Error) as caught:
-        common.answered(handler)()
+        events.with_shown_errors(handler)()
     assert caught.value.message == "The picture is damaged. Use another copy of it."
 
 
@@ -87,7 +87,7 @@ def test_unknown_error_shows_a_code_and_no_detail(caplog: pytest.LogCaptureFixtu
         yield 1
         raise RuntimeError("/home/someone/secret.py is broken")
 
-    updates = common.answered(handler)()
+    updates = events.with_shown_errors(handler)()
     assert next(updates) == 1
     with pytest.raises(gr.Error) as caught:
         next(updates)
@@ -102,17 +102,17 @@ def test_a_visit_s_own_photo_box_hands_over_the_file_as_it_is(tmp_path: Path) ->
     (tmp_path / "text.jpg").write_bytes(b"this is no picture")
     uploaded = ImageData(path=str(tmp_path / "text.jpg"), orig_name="text.jpg")
     with gr.Blocks():
-        box = common.photo_input("A photo")
+        box = components.photo_input("A photo")
     again = box.__class__(**box.constructor_args | {"render": False})  # as the library does for every visit
     assert box.get_block_name() == again.get_block_name() == "image"
     assert box.preprocess(uploaded) == again.preprocess(uploaded) == uploaded.path
     assert again.preprocess(None) is None
-    assert not Path(common.__file__).with_suffix(".pyi").exists()
+    assert not Path(components.__file__).with_suffix(".pyi").exists()
 
 
 def test_no_photo_is_a_sentence() -> None:
     with pytest.raises(UserError, match="There is no photo yet"):
-        common.photo_from(None)
+        photo.read_photo(None)
 
 
 @needs_models
@@ -146,7 +146,7 @@ def test_a_closer_reconstruction_is_asked_for(closer: bool, tmp_path: Path, monk
         yield Step(0, 1, "The face was inverted.")
         raise UserError("Enough.")
 
-    monkeypatch.setattr(story, "explain_photo", no_story)
+    monkeypatch.setattr(counterfactual_photo, "find_counterfactual", no_story)
     with gr.Blocks():
         tab = CounterfactualTab(PhotoStep())
     arguments = [
@@ -206,14 +206,14 @@ def test_downloads_are_private_and_go_with_visitor_and_process() -> None:
 def test_files_go_an_hour_after_the_last_event_though_the_page_is_open(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(common, "_downloads", lambda: tmp_path)
-    one, two = (common.session_folder(SimpleNamespace(session_hash=name)) for name in ("one", "two"))
+    monkeypatch.setattr(visitors, "_downloads", lambda: tmp_path)
+    one, two = (visitors.session_folder(SimpleNamespace(session_hash=name)) for name in ("one", "two"))
     (one / "runs").mkdir()
     (two / "runs").mkdir()
     for folder in (one, two):
-        os.utime(folder, (0, time.time() - common.KEPT_SECONDS - 1))
-    common.session_folder(SimpleNamespace(session_hash="one"))  # something happens on this page
-    common.sweep(tmp_path)
+        os.utime(folder, (0, time.time() - visitors.KEPT_SECONDS - 1))
+    visitors.session_folder(SimpleNamespace(session_hash="one"))  # something happens on this page
+    visitors.sweep_folders(tmp_path)
     assert (one / "runs").exists()
     assert not two.exists()
 
@@ -248,7 +248,7 @@ def test_a_verdict_does_not_wait_for_the_search_of_another_visitor(
             yield step
         return SimpleNamespace(record=dict)
 
-    monkeypatch.setattr(story, "explain_photo", slow_story)
+    monkeypatch.setattr(counterfactual_photo, "find_counterfactual", slow_story)
     _, address, _ = demo.launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1", server_port=None)
     try:
         searching, asking = (client_library.Client(address, verbose=False) for _ in range(2))

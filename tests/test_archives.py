@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from backend import settings
 from backend.errors import UserError
-from backend.evaluate import archives, layouts
-from backend.evaluate.archives import Limits, unpack
+from backend.evaluate import archives, dataset
+from backend.evaluate.archives import Limits, unpack_zip
 from tests import pictures
 
 PNG = pictures.encode(pictures.ramp(), "PNG")
@@ -26,7 +27,7 @@ def packed(path, files, compression=zipfile.ZIP_DEFLATED):
 
 def refused(path, tmp_path, words, limits=None):
     with pytest.raises(UserError) as caught:
-        unpack(path, tmp_path / "out", limits)
+        unpack_zip(path, tmp_path / "out", limits)
     assert words in caught.value.message
     assert caught.value.message.count(". ") == 0  # one sentence
     assert caught.value.hint
@@ -43,16 +44,16 @@ def test_a_plain_zip_is_unpacked_and_leftovers_are_named(tmp_path):
         "set/real/.DS_Store": b"x",
         "set/Thumbs.db": b"x",
     }
-    found = unpack(packed(tmp_path / "a.zip", files), tmp_path / "out")
+    found = unpack_zip(packed(tmp_path / "a.zip", files), tmp_path / "out")
     assert found.files == 3
     assert len(found.left_out) == 3
     assert (tmp_path / "out/set/real/a.png").read_bytes() == PNG
-    opened = layouts.open_data(tmp_path / "a.zip", tmp_path / "run")
+    opened = dataset.open_data(tmp_path / "a.zip", tmp_path / "run")
     assert [(sample.name, sample.label, sample.pair) for sample in opened.samples] == [
         ("fake/swap/a.png", "fake", "real/a.png"),
         ("real/a.png", "real", ""),
     ]
-    again = layouts.open_data(tmp_path / "a.zip", tmp_path / "run")  # a resumed run finds it unpacked
+    again = dataset.open_data(tmp_path / "a.zip", tmp_path / "run")  # a resumed run finds it unpacked
     assert again == opened
 
 
@@ -174,9 +175,9 @@ def test_a_name_that_is_a_file_and_a_folder_is_refused(tmp_path):
 def test_another_zip_is_never_taken_for_the_one_before(tmp_path):
     """A zip that was mended, or another one, must not be measured by what was unpacked first."""
     packed(tmp_path / "a.zip", {"set/real/a.png": PNG})
-    layouts.open_data(tmp_path / "a.zip", tmp_path / "run")
+    dataset.open_data(tmp_path / "a.zip", tmp_path / "run")
     packed(tmp_path / "a.zip", {"set/real/b.png": PNG})
-    assert list(layouts.open_data(tmp_path / "a.zip", tmp_path / "run").by_name) == ["real/b.png"]
+    assert list(dataset.open_data(tmp_path / "a.zip", tmp_path / "run").by_name) == ["real/b.png"]
 
 
 def test_a_name_that_is_too_long_is_refused(tmp_path):
@@ -214,8 +215,8 @@ def test_a_damaged_zip_is_refused(tmp_path):
 def test_a_zip_without_pictures_is_one_sentence(tmp_path):
     packed(tmp_path / "a.zip", {"notes.txt": b"x"})
     with pytest.raises(UserError, match=r"a\.zip holds neither real/ and fake/"):
-        layouts.open_data(tmp_path / "a.zip", tmp_path / "run")
+        dataset.open_data(tmp_path / "a.zip", tmp_path / "run")
 
 
 def test_limits_default_to_the_app_s_own():
-    assert archives.Limits().single == archives.SETTINGS.max_bytes
+    assert archives.Limits().single == settings.SETTINGS.max_bytes

@@ -9,14 +9,15 @@ import pytest
 import torch
 from PIL import Image
 
-from backend import cli
+from backend.attacks import registry
+from backend.cli import main
 from backend.errors import UserError
+from backend.evaluate import attack_table
+from backend.evaluate.attack_table import AttackTableSettings, HeldOutFaces
+from backend.images import like_photograph
 from backend.progress import finish
-from backend.saving import like_photograph
-from backend.trace_removal import attacks, table, table_report, trnet
+from backend.trace_removal import removal
 from backend.trace_removal.network import TRNet
-from backend.trace_removal.table import Faces, TableSettings
-from backend.training import held_out
 from tests.toys import grey, toy_detector
 
 DARKER = 8  # grey levels by which FGSM darkens every face of these toys
@@ -25,7 +26,7 @@ SHIPPED = {"xception": 178.5, "patch_cnn": 175.5, "meso4": 200.5}
 PLAIN = {"xception": 150.5}
 FAKES = {"swap": (190, 185, 180), "sample": (195, 170)}
 REAL = (100, 177)
-SETTINGS = TableSettings(attacks=("fgsm",), batch=2)
+SETTINGS = AttackTableSettings(attacks=("fgsm",), batch=2)
 
 
 def detectors():
@@ -40,10 +41,10 @@ def in_bytes(*levels: int) -> torch.Tensor:
     return (grey(*levels) * 255).round().byte()
 
 
-def faces() -> Faces:
+def faces() -> HeldOutFaces:
     levels = [level for family in FAKES.values() for level in family]
     families = tuple(family for family, own in FAKES.items() for _ in own)
-    return Faces(in_bytes(*levels), families, in_bytes(*REAL))
+    return HeldOutFaces(in_bytes(*levels), families, in_bytes(*REAL))
 
 
 def only(rows, **wanted):
@@ -57,7 +58,7 @@ def share(levels, threshold, darker=0):
 
 def test_accuracies_are_those_counted_by_hand(tmp_path):
     steps = []
-    made = finish(table.build(faces(), tmp_path, SETTINGS, detectors()), steps.append)
+    made = finish(attack_table.build_attack_table(faces(), tmp_path, SETTINGS, detectors()), steps.append)
     everything = [*FAKES["swap"], *FAKES["sample"]]
     # By hand, shipped Xception: 190, 185, 180, 195 of five are above 178.5; after FGSM 182 and 187.
     assert only(made.rows, detectors="shipped", attack="none", family="all").accuracy["xception"] == 0.8
@@ -69,7 +70,7 @@ def test_accuracies_are_those_counted_by_hand(tmp_path):
                 expected = {name: share(own, threshold, darker) for name, threshold in levels.items()}
                 assert row.accuracy == pytest.approx(expected)
                 assert row.count == len(own)
-                six = [expected[name] for name in table_report.PAPER001 if name in expected]
+                six = [expected[name] for name in registry.TRNET_DETECTORS if name in expected]
                 assert row.mean == pytest.approx(sum(six) / len(six))  # MesoNet is none of the six
         real = only(made.rows, detectors=kind, attack="real", family="all")
         assert real.accuracy == pytest.approx({name: 1 - share(REAL, level) for name, level in levels.items()})
@@ -89,8 +90,8 @@ def test_accuracies_are_those_counted_by_hand(tmp_path):
 
 
 def test_detectors_see_saved_faces_and_likeness_is_that_of_the_attack(tmp_path, monkeypatch):
-    monkeypatch.setattr(table, "like_photographs", lambda pictures: pictures - 10)
-    made = finish(table.build(faces(), tmp_path, SETTINGS, detectors()))
+    monkeypatch.setattr(attack_table, "like_photographs", lambda pictures: pictures - 10)
+    made = finish(attack_table.build_attack_table(faces(), tmp_path, SETTINGS, detectors()))
     for attack, darker in (("none", 10), ("fgsm", DARKER + 10)):
         row = only(made.rows, detectors="shipped", attack=attack, family="swap")
         expected = {name: share(FAKES["swap"], level, darker) for name, level in SHIPPED.items()}
@@ -100,7 +101,7 @@ def test_detectors_see_saved_faces_and_likeness_is_that_of_the_attack(tmp_path, 
 
 
 def test_both_files_say_the_same(tmp_path):
-    made = finish(table.build(faces(), tmp_path, SETTINGS, detectors()))
+    made = finish(attack_table.build_attack_table(faces(), tmp_path, SETTINGS, detectors()))
     stored = json.loads((tmp_path / "table.json").read_text())
     assert stored["rows"][0]["accuracy"] == made.rows[0].accuracy
     assert stored["settings"] == json.loads(json.dumps(made.settings))
@@ -116,77 +117,86 @@ def test_both_files_say_the_same(tmp_path):
 
 def test_a_stopped_table_continues_and_equals_an_uninterrupted_one(tmp_path):
     settings = dataclasses.replace(SETTINGS, attacks=("noise", "fgsm"))
-    whole = finish(table.build(faces(), tmp_path / "whole", settings, detectors()))
+    whole = finish(attack_table.build_attack_table(faces(), tmp_path / "whole", settings, detectors()))
     found = detectors()
-    job = table.build(faces(), tmp_path / "parts", settings, found)
+    job = attack_table.build_attack_table(faces(), tmp_path / "parts", settings, found)
     for _ in range(7):
         next(job)
     job.close()
     assert all(weight.requires_grad for kind in found.values() for one in kind.values() for weight in one.parameters())
     before = (tmp_path / "parts" / "parts" / "none.json").read_bytes()
     steps = []
-    again = finish(table.build(faces(), tmp_path / "parts", settings, found), steps.append)
+    again = finish(attack_table.build_attack_table(faces(), tmp_path / "parts", settings, found), steps.append)
     assert again.rows == whole.rows
     assert steps[0].number > 3
     assert (tmp_path / "parts" / "parts" / "none.json").read_bytes() == before
-    assert finish(table.build(faces(), tmp_path / "parts", settings, found), steps.append).rows == whole.rows
+    assert (
+        finish(attack_table.build_attack_table(faces(), tmp_path / "parts", settings, found), steps.append).rows
+        == whole.rows
+    )
 
 
 def test_a_folder_with_another_table_is_refused(tmp_path):
-    finish(table.build(faces(), tmp_path, SETTINGS, detectors()))
+    finish(attack_table.build_attack_table(faces(), tmp_path, SETTINGS, detectors()))
     brighter = dataclasses.replace(faces(), fakes=faces().fakes + 1)
     other = detectors()
     other["plain"]["xception"].threshold = 1.0
     for changed in (
-        table.build(faces(), tmp_path, dataclasses.replace(SETTINGS, seed=1), detectors()),
-        table.build(brighter, tmp_path, SETTINGS, detectors()),
-        table.build(faces(), tmp_path, SETTINGS, other),
+        attack_table.build_attack_table(faces(), tmp_path, dataclasses.replace(SETTINGS, seed=1), detectors()),
+        attack_table.build_attack_table(brighter, tmp_path, SETTINGS, detectors()),
+        attack_table.build_attack_table(faces(), tmp_path, SETTINGS, other),
     ):
         with pytest.raises(UserError, match="another folder"):
             finish(changed)
 
 
 def test_what_is_not_installed_is_left_out_and_named(tmp_path, monkeypatch):
-    absent = dataclasses.replace(attacks.named("ganprintr"), entry="absent")
-    monkeypatch.setitem(attacks.ATTACKS, "ganprintr", absent)
+    absent = dataclasses.replace(registry.get_attack("ganprintr"), entry="absent")
+    monkeypatch.setitem(registry.ATTACKS, "ganprintr", absent)
     found = detectors() | {"plain": {}}
     settings = dataclasses.replace(SETTINGS, attacks=("ganprintr", "fgsm"))
-    made = finish(table.build(faces(), tmp_path, settings, found))
+    made = finish(attack_table.build_attack_table(faces(), tmp_path, settings, found))
     assert made.left_out["attacks"] == ("ganprintr",)
     assert {row.attack for row in made.rows} == {"real", "none", "fgsm"}
     assert {row.detectors for row in made.rows} == {"shipped"}
     assert "ganprintr" in made.summary
     with pytest.raises(UserError, match="white box"):
-        finish(table.build(faces(), tmp_path, dataclasses.replace(SETTINGS, white_box="dct_a"), found))
+        finish(
+            attack_table.build_attack_table(faces(), tmp_path, dataclasses.replace(SETTINGS, white_box="dct_a"), found)
+        )
     with pytest.raises(UserError, match="no attack"):
-        finish(table.build(faces(), tmp_path, dataclasses.replace(SETTINGS, attacks=("nothing",)), found))
+        finish(
+            attack_table.build_attack_table(
+                faces(), tmp_path, dataclasses.replace(SETTINGS, attacks=("nothing",)), found
+            )
+        )
 
 
 def test_unchanged_faces_are_counted_and_not_measured(tmp_path, monkeypatch):
-    still = dataclasses.replace(attacks.named("fgsm").settings, epsilon=0.0)
-    monkeypatch.setitem(attacks.ATTACKS, "fgsm", dataclasses.replace(attacks.named("fgsm"), settings=still))
-    made = finish(table.build(faces(), tmp_path, SETTINGS, detectors()))
+    still = dataclasses.replace(registry.get_attack("fgsm").settings, epsilon=0.0)
+    monkeypatch.setitem(registry.ATTACKS, "fgsm", dataclasses.replace(registry.get_attack("fgsm"), settings=still))
+    made = finish(attack_table.build_attack_table(faces(), tmp_path, SETTINGS, detectors()))
     row = only(made.rows, detectors="shipped", attack="fgsm", family="all")
     assert (row.psnr, row.ssim, row.unchanged) == (None, (1.0, 0.0), 5)
 
 
 def test_the_settings_of_tr_net_are_those_of_its_network(monkeypatch):
-    monkeypatch.setattr(trnet, "load", lambda: TRNet(0.125, residual=True, bound=0.1, grain=2.0))
-    said = attacks.named("trnet_half").applied()
+    monkeypatch.setattr(removal, "load_trnet", lambda: TRNet(0.125, residual=True, bound=0.1, grain=2.0))
+    said = registry.get_attack("trnet_half").applied()
     assert (said.width, said.residual, said.bound, said.grain, said.strength) == (0.125, True, 0.1, 2.0, 0.5)
-    assert attacks.named("pgd").applied() is attacks.named("pgd").settings
+    assert registry.get_attack("pgd").applied() is registry.get_attack("pgd").settings
 
 
 def test_every_attack_of_the_table_says_what_it_needs():
-    for name, one in attacks.ATTACKS.items():
+    for name, one in registry.ATTACKS.items():
         assert one.name == name
         assert one.title
         assert "arXiv" in one.paper
         assert (one.entry is not None) == (one.needs == "trained weights")
         assert dataclasses.is_dataclass(one.settings)
         assert one.settings.seed == 0
-    assert set(attacks.COMPARED) <= set(attacks.ATTACKS)
-    assert len({one.title for one in attacks.ATTACKS.values()}) == len(attacks.ATTACKS)
+    assert set(registry.COMPARED) <= set(registry.ATTACKS)
+    assert len({one.title for one in registry.ATTACKS.values()}) == len(registry.ATTACKS)
 
 
 def folder_of_fakes(folder):
@@ -203,13 +213,15 @@ def test_held_out_faces_are_drawn_by_family_and_seed(tmp_path):
     real.mkdir()
     for number in range(9):
         Image.fromarray(np.full((128, 128, 3), number, np.uint8)).save(real / f"{number}.png")
-    everything = held_out.read(real, tmp_path / "fakes")
+    everything = attack_table.read_held_out_faces(real, tmp_path / "fakes")
     assert everything.families == ("edit", "edit", "swap", "swap", "swap")
     assert everything.fakes.shape == (5, 3, 128, 128)
     assert len(everything.real) == 5
-    some = held_out.read(real, tmp_path / "fakes" / "val", per_family=1, seed=2)
+    some = attack_table.read_held_out_faces(real, tmp_path / "fakes" / "val", per_family=1, seed=2)
     assert some.families == ("edit", "swap")
-    assert torch.equal(some.fakes, held_out.read(real, tmp_path / "fakes", per_family=1, seed=2).fakes)
+    assert torch.equal(
+        some.fakes, attack_table.read_held_out_faces(real, tmp_path / "fakes", per_family=1, seed=2).fakes
+    )
 
 
 def test_held_out_faces_of_both_classes_are_saved_alike(tmp_path):
@@ -217,7 +229,7 @@ def test_held_out_faces_of_both_classes_are_saved_alike(tmp_path):
     for picture, name in zip(pixels, ("fakes/swap/a.png", "real/b.png"), strict=True):
         (tmp_path / name).parent.mkdir(parents=True)
         Image.fromarray(picture).save(tmp_path / name)
-    found = held_out.read(tmp_path / "real", tmp_path / "fakes")
+    found = attack_table.read_held_out_faces(tmp_path / "real", tmp_path / "fakes")
     for picture, read in zip(pixels, (found.fakes, found.real), strict=True):
         assert np.array_equal(read[0].permute(1, 2, 0).numpy(), like_photograph(picture))
 
@@ -227,11 +239,11 @@ def test_the_command_writes_the_table(tmp_path, capsys):
     out = tmp_path / "out"
     given = ["--data", str(tmp_path / "fakes"), "--fakes", str(tmp_path / "fakes"), "--out", str(out)]
     command = ["attack-table", *given, "--per-family", "1", "--attacks", "noise,fgsm", "--json"]
-    assert cli.main(command) == 0
+    assert main.main(command) == 0
     answer = json.loads(capsys.readouterr().out)
     assert {row["attack"] for row in answer["rows"]} == {"real", "none", "noise", "fgsm"}
     assert answer["settings"]["fakes"] == {"edit": 1, "swap": 1}
     assert (out / "table.csv").is_file()
     assert (out / "table.json").is_file()
-    assert cli.main([*command[:-5], "--attacks", "nothing", "--json"]) == 2
+    assert main.main([*command[:-5], "--attacks", "nothing", "--json"]) == 2
     assert set(json.loads(capsys.readouterr().out)) == {"error", "hint"}

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from backend.attacks import fgsm, mifgsm, noise, pgd
-from backend.detectors.card import Detector
+from backend.detectors.base import Detector
 from backend.errors import UserError
 from backend.progress import finish
 from tests.toys import grey, hooks, toy_detector
@@ -194,7 +194,7 @@ def test_the_forms_of_artifact_eraser():
         result = finish(module.attack(images, detector, module.PAPER000))
         assert torch.equal((result.images[0] * 255).round(), 100 - levels * sign)
         assert result.settings.variant == "paper000"
-    longer = pgd.PGDSettings(**(vars(pgd.PAPER000) | {"steps": 20, "epsilon": 12 * LEVEL}))
+    longer = pgd.PGDSettings(**(vars(pgd.ARTIFACT_ERASER) | {"steps": 20, "epsilon": 12 * LEVEL}))
     result = finish(pgd.attack(images, detector, longer))
     assert torch.equal((result.images[0] * 255).round(), 100 - 12 * sign)
 
@@ -202,7 +202,7 @@ def test_the_forms_of_artifact_eraser():
 def test_the_squared_error_stands_still_where_the_log_odds_still_move():
     certain = toy_detector(slope=1e4, threshold=0.0)
     images = grey(200)
-    still = finish(fgsm.attack(images, certain, fgsm.PAPER000))
+    still = finish(fgsm.attack(images, certain, fgsm.ARTIFACT_ERASER))
     assert torch.equal(still.images, images)
     moved = finish(fgsm.attack(images, certain))
     assert torch.equal((moved.images * 255).round(), torch.full_like(images, 192))
@@ -210,8 +210,8 @@ def test_the_squared_error_stands_still_where_the_log_odds_still_move():
 
 def test_unnormalised_momentum_is_its_own_form():
     images, detector = faces(), curved()
-    normalised = mifgsm.MIFGSMSettings(**(vars(mifgsm.PAPER000) | {"variant": "standard"}))
-    one = finish(mifgsm.attack(images, detector, mifgsm.PAPER000)).images
+    normalised = mifgsm.MIFGSMSettings(**(vars(mifgsm.ARTIFACT_ERASER) | {"variant": "standard"}))
+    one = finish(mifgsm.attack(images, detector, mifgsm.ARTIFACT_ERASER)).images
     other = finish(mifgsm.attack(images, detector, normalised)).images
     assert not torch.equal(one, other)
 

@@ -67,11 +67,13 @@ def test_weights_verify():
 
 def test_counterfactual_of_a_generated_face(tmp_path):
     from backend import images
+    from backend.fakes import draw_samples
     from backend.generators import inversion
-    from backend.training.fakes import draw_samples
 
     face = tmp_path / "face.png"
-    face.write_bytes(images.encode_png(images.to_array(draw_samples(inversion.load(), 1, seed=3, truncation=0.7))))
+    face.write_bytes(
+        images.encode_png(images.to_array(draw_samples(inversion.load_embedded_inverter(), 1, seed=3, truncation=0.7)))
+    )
     out = tmp_path / "out"
     command = ("counterfactual", str(face), "--detector", "xception", "--out", str(out), "--steps", "40", "--json")
     done = run(*command)

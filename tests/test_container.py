@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
-from backend.settings import ROOT, Settings, read
+from backend.settings import ROOT, Settings, read_environment
 from tests.dockerfile import STEPS, environment, ignored, left_out, values
 
 
@@ -35,7 +35,7 @@ def test_the_image_is_slim_and_runs_as_a_user():
 def test_its_port_is_the_apps_and_its_variables_are_settings():
     given = environment()
     assert values("EXPOSE") == [given["GRADIO_SERVER_PORT"]] == [str(Settings().port)] == ["7860"]
-    found = read(given)
+    found = read_environment(given)
     assert (found.host, found.port, str(found.cache_dir)) == ("0.0.0.0", 7860, given["WEIGHTS_CACHE"])
     assert given["WEIGHTS_CACHE"] in values("RUN")[0], "the cache belongs to the user"
     assert not {"VARIANT", "HUB_WEIGHTS"} & given.keys()
@@ -149,11 +149,11 @@ def test_health_answers_beside_the_page():
     import gradio as gr
     from gradio.routes import App
 
-    from tabs import health
+    from tabs import api
 
     with gr.Blocks() as demo:
         gr.Markdown("page")
-    client = TestClient(App.create_app(demo, app_kwargs={"routes": health.routes()}))
+    client = TestClient(App.create_app(demo, app_kwargs={"routes": api.health_routes()}))
     answer = client.get("/health")
     assert answer.status_code == 200
     assert answer.json()["status"] == "ok" and answer.json()["device"] in {"cpu", "cuda", "mps"}

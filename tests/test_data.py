@@ -7,9 +7,8 @@ import pytest
 from PIL import Image
 
 from backend.errors import UserError
-from backend.evaluate import crops
-from backend.evaluate.data import Dataset, Sample
-from backend.evaluate.layouts import open_data
+from backend.evaluate import dataset as evaluate_dataset
+from backend.evaluate.dataset import Dataset, Sample, open_data
 from tests import pictures
 from tests.toy_protocol import write_picture
 
@@ -156,16 +155,18 @@ def test_crops_are_those_of_the_app_and_reasons_are_sentences(tmp_path):
         Image.fromarray(picture).save(tmp_path / f"real/{name}.png")
     (tmp_path / "real/text.jpg").write_text("this is not a picture")
     data = open_data(tmp_path, tmp_path)
-    aligned = crops.crop(data, "real/hopper.png")
+    aligned = evaluate_dataset.crop_face(data, "real/hopper.png")
     assert aligned.crop.shape == (128, 128, 3)
     assert aligned.resampled
     Image.fromarray(aligned.crop).save(tmp_path / "real/aligned.png")
-    again = crops.crop(open_data(tmp_path, tmp_path), "real/aligned.png")  # an aligned crop is normal input
+    again = evaluate_dataset.crop_face(
+        open_data(tmp_path, tmp_path), "real/aligned.png"
+    )  # an aligned crop is normal input
     assert not again.resampled
     np.testing.assert_array_equal(again.crop, aligned.crop)
     for name, words in (("drawing.png", "No face"), ("text.jpg", "not a picture")):
         with pytest.raises(UserError, match=words):
-            crops.crop(data, f"real/{name}")
+            evaluate_dataset.crop_face(data, f"real/{name}")
 
 
 def test_a_pair_is_cut_out_alike(tmp_path):
@@ -175,7 +176,7 @@ def test_a_pair_is_cut_out_alike(tmp_path):
     for name, picture in (("real/a.png", photo), ("fake/swap/a.png", edited)):
         (tmp_path / name).parent.mkdir(parents=True)
         Image.fromarray(picture).save(tmp_path / name)
-    real, fake = crops.crop_pair(open_data(tmp_path, tmp_path), "fake/swap/a.png")
+    real, fake = evaluate_dataset.crop_pair(open_data(tmp_path, tmp_path), "fake/swap/a.png")
     np.testing.assert_array_equal(real.matrix, fake.matrix)
     untouched = (real.crop == fake.crop).all(axis=2)
     assert 0.2 < untouched.mean() < 0.95

@@ -6,7 +6,7 @@ import torch
 from scipy import fft
 
 from backend.detectors.dct_a import DCTA
-from backend.detectors.frequency import dct2, dct_matrix
+from backend.signals import dct2, dct_matrix
 
 FACE = torch.from_numpy(np.random.RandomState(0).randint(0, 256, (128, 128, 3)).astype(np.float32)).permute(2, 0, 1)
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from backend.saving import as_jpeg, like_photograph
-from backend.training import defences
+from backend.images import as_jpeg, like_photograph
+from backend.training import degradation
 
 
 def picture(size=128):
@@ -22,25 +22,25 @@ def test_noise_of_the_paper_has_the_psnr_of_its_table():
     # A deviation drawn from U(5, 20) gives 26.78 dB on average, a variance would give 37.5.
     grey = np.full((64, 64, 3), 128, np.uint8)
     randomness = np.random.default_rng(1)
-    drawn = [psnr(grey, defences.noisy(grey, deviation, randomness)) for deviation in np.linspace(5, 20, 61)]
+    drawn = [psnr(grey, degradation.add_noise(grey, deviation, randomness)) for deviation in np.linspace(5, 20, 61)]
     assert np.mean(drawn) == pytest.approx(26.78, abs=0.15)
 
 
 def test_blur_keeps_even_pictures_and_is_the_gaussian_of_the_reference():
     even = np.full((32, 32, 3), 77, np.uint8)
-    assert np.array_equal(defences.blurred(even, 9), even)
+    assert np.array_equal(degradation.blur_picture(even, 9), even)
     dot = np.zeros((9, 9, 3), np.uint8)
     dot[4, 4] = 255
     side = np.exp(-1 / 32)  # weight one pixel away at a deviation of 4, relative to the centre
     centre = 255 / (1 + 2 * side) ** 2
-    assert defences.blurred(dot, 3)[4, 4, 0] == round(centre)
-    assert defences.blurred(dot, 3)[4, 5, 0] == round(centre * side)
-    assert defences.blurred(dot, 3)[4, 6, 0] == 0
+    assert degradation.blur_picture(dot, 3)[4, 4, 0] == round(centre)
+    assert degradation.blur_picture(dot, 3)[4, 5, 0] == round(centre * side)
+    assert degradation.blur_picture(dot, 3)[4, 6, 0] == 0
 
 
 def test_cropping_cuts_half_of_the_share_off_every_edge():
     ramp = np.repeat(np.arange(128, dtype=np.uint8)[None, :, None], 128, 0).repeat(3, 2)
-    cropped = defences.cropped(ramp, 20.0)
+    cropped = degradation.crop_picture(ramp, 20.0)
     assert cropped.shape == ramp.shape
     assert abs(int(cropped[64, 0, 0]) - 12) <= 1
     assert abs(int(cropped[64, -1, 0]) - 115) <= 1
@@ -53,11 +53,11 @@ def test_steps_come_in_the_order_of_the_paper_and_half_of_the_time(monkeypatch):
         return lambda given, *_: (calls.append(name), given)[1]
 
     for name in ("blurred", "cropped", "compressed", "noisy"):
-        monkeypatch.setattr(defences, name, record(name))
+        monkeypatch.setattr(degradation, name, record(name))
     counts = dict.fromkeys(("blurred", "cropped", "compressed", "noisy"), 0)
     for seed in range(400):
         calls.clear()
-        defences.weak(picture(8), np.random.default_rng(seed))
+        degradation.weak_defence(picture(8), np.random.default_rng(seed))
         assert calls == [name for name in counts if name in calls]
         for name in calls:
             counts[name] += 1
@@ -67,9 +67,9 @@ def test_steps_come_in_the_order_of_the_paper_and_half_of_the_time(monkeypatch):
 def test_drawn_strengths_stay_in_their_ranges(monkeypatch):
     seen = {"blurred": set(), "cropped": set(), "compressed": set(), "noisy": set()}
     for name, values in seen.items():
-        monkeypatch.setattr(defences, name, lambda given, value, *_, values=values: (values.add(value), given)[1])
+        monkeypatch.setattr(degradation, name, lambda given, value, *_, values=values: (values.add(value), given)[1])
     for seed in range(400):
-        defences.weak(picture(8), np.random.default_rng(seed))
+        degradation.weak_defence(picture(8), np.random.default_rng(seed))
     assert seen["blurred"] == {3, 5, 7, 9}
     assert 5 <= min(seen["cropped"]) < 6 and 19 < max(seen["cropped"]) <= 20
     assert 10 <= min(seen["compressed"]) < 15 and 70 < max(seen["compressed"]) <= 74
@@ -78,7 +78,7 @@ def test_drawn_strengths_stay_in_their_ranges(monkeypatch):
 
 @pytest.mark.parametrize("name", ["none", "weak", "shipped"])
 def test_every_defence_gives_the_same_picture_for_the_same_seed(name):
-    defence = defences.named(name)
+    defence = degradation.defence_named(name)
     one, same = (defence(picture(), np.random.default_rng(7)) for _ in range(2))
     assert np.array_equal(one, same)
     assert one.shape == (128, 128, 3) and one.dtype == np.uint8

@@ -10,34 +10,23 @@ import torch
 from PIL import Image
 from torch import nn
 
-from backend import cli, weights
-from backend.detectors import registry
+from backend import weights
+from backend.cli import main
+from backend.detectors import base, registry
 from backend.detectors.dct_a import DCTA
 from backend.detectors.lf import LF
 from backend.detectors.nf import NoiseFingerprints
 from backend.errors import UserError
+from backend.images import like_photographs
 from backend.progress import finish
-from backend.residuals import wiener_residual
-from backend.saving import like_photographs
-from backend.training import (
-    attacked,
-    batches,
-    defences,
-    detector,
-    detector_run,
-    fingerprint_task,
-    harness,
-    labelled,
-    measure,
-    objectives,
-    recipes,
-)
-from backend.training.variation import UNVARIED, Variation, varied
+from backend.signals import wiener_residual
+from backend.training import calibration, data, degradation, detector, loop
+from backend.training.augmentation import UNVARIED, Variation, vary_picture
 
 
 def examples(kinds, size=16, origins=None):
     pictures = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (len(kinds), 3, size, size), dtype=np.uint8))
-    return labelled.Examples(pictures, np.array(kinds), None if origins is None else np.array(origins))
+    return data.LabelledPictures(pictures, np.array(kinds), None if origins is None else np.array(origins))
 
 
 def drawn_from(given, **changes):
@@ -49,14 +38,14 @@ def drawn_from(given, **changes):
         "adversarial_share": 0.5,
         "seed": 3,
     }
-    return batches.Batches(given, **(settings | changes))
+    return data.LabelledBatches(given, **(settings | changes))
 
 
 def test_a_batch_holds_each_fake_beside_its_photograph_with_the_same_history():
     # Each fake equals its photograph here, so after one history they must still be equal.
     given = examples(["real", "real", "real", "edit", "swap"], origins=[-1, -1, -1, 2, 0])
     given.pictures[3], given.pictures[4] = given.pictures[2], given.pictures[0]
-    source = drawn_from(given, defence=defences.named("shipped"))
+    source = drawn_from(given, defence=degradation.defence_named("shipped"))
     changed = False
     for number in range(6):
         batch = source.draw(number)
@@ -80,8 +69,8 @@ def test_framing_and_colours_vary_alike_for_a_fake_and_its_photograph():
 
 def test_a_varied_picture_is_displaced_by_whole_pixels_or_in_other_colours():
     picture = np.random.default_rng(0).integers(60, 190, (16, 16, 3), dtype=np.uint8)
-    assert varied(picture, np.random.default_rng(1), UNVARIED) is picture
-    moved = varied(picture, np.random.default_rng(1), Variation(shift=3))
+    assert vary_picture(picture, np.random.default_rng(1), UNVARIED) is picture
+    moved = vary_picture(picture, np.random.default_rng(1), Variation(shift=3))
     places = [
         (y, x)
         for y in range(7)
@@ -89,7 +78,7 @@ def test_a_varied_picture_is_displaced_by_whole_pixels_or_in_other_colours():
         if np.array_equal(moved[3:13, 3:13], np.pad(picture, ((3, 3), (3, 3), (0, 0)))[y + 3 : y + 13, x + 3 : x + 13])
     ]
     assert len(places) == 1
-    coloured = varied(picture, np.random.default_rng(1), Variation(colours=0.1)).astype(float)
+    coloured = vary_picture(picture, np.random.default_rng(1), Variation(colours=0.1)).astype(float)
     for channel in range(3):  # a straight line, but for rounding and the ends of the range
         inside = (coloured[..., channel] > 0) & (coloured[..., channel] < 255)
         old, new = picture[..., channel][inside], coloured[..., channel][inside]
@@ -99,10 +88,10 @@ def test_a_varied_picture_is_displaced_by_whole_pixels_or_in_other_colours():
 
 def test_an_undefended_detector_learns_pictures_without_variation():
     given = examples(["real", "edit"], origins=[-1, 0])
-    undefended = detector.settings_for("xception", defence="none", batch=4)
-    assert undefended.shift and detector.batches_of(given, undefended).variation == UNVARIED
-    shipped = detector.settings_for("xception", batch=4)
-    assert detector.batches_of(given, shipped).variation == Variation(shipped.shift, shipped.colours)
+    undefended = detector.read_detector_settings("xception", defence="none", batch=4)
+    assert undefended.shift and detector.build_batches(given, undefended).variation == UNVARIED
+    shipped = detector.read_detector_settings("xception", batch=4)
+    assert detector.build_batches(given, shipped).variation == Variation(shipped.shift, shipped.colours)
 
 
 def test_a_fake_by_others_stands_beside_photographs_of_its_own_source():
@@ -120,7 +109,7 @@ def test_a_fake_by_others_stands_beside_photographs_of_its_own_source():
 
 def test_sources_are_folders_or_beginnings_of_names():
     names = ["celeba_01.jpg", "ffhq_02.jpg", "wild_real/wild_real_7.jpg", "plain.jpg"]
-    assert [labelled.source(name) for name in names] == ["celeba", "ffhq", "wild_real", "plain.jpg"]
+    assert [data.source_of(name) for name in names] == ["celeba", "ffhq", "wild_real", "plain.jpg"]
 
 
 def test_attacked_fakes_take_half_of_the_places():
@@ -133,18 +122,18 @@ def test_attacked_fakes_take_half_of_the_places():
 
 def test_the_strong_defence_attacks_training_fakes_in_memory():
     given = examples(["real", "swap", "real", "edit", "swap"], size=32, origins=[-1, 0, -1, 2, 0])
-    made = finish(attacked.with_attacked(given, "noise", seed=4))
+    made = finish(data.add_attacked(given, "noise", seed=4))
     assert made.kinds.tolist() == [*given.kinds.tolist(), "attacked", "attacked", "attacked"]
     assert made.origins.tolist() == [*given.origins.tolist(), 0, 2, 0]  # each keeps its photograph
     assert torch.equal(made.pictures[:5], given.pictures)
     change = (made.pictures[5:].float() - given.pictures[[1, 3, 4]].float()).abs().mean((1, 2, 3))
     assert (change > 1).all() and (change < 25).all()
-    again = finish(attacked.with_attacked(given, "noise", seed=4, most=2))
+    again = finish(data.add_attacked(given, "noise", seed=4, most=2))
     assert again.kinds.tolist().count("attacked") == 2
     with pytest.raises(UserError, match="no attack named fog"):
-        finish(attacked.with_attacked(given, "fog", seed=0))
+        finish(data.add_attacked(given, "fog", seed=0))
     with pytest.raises(UserError, match="no fakes to attack"):
-        finish(attacked.with_attacked(examples(["real"]), "noise", seed=0))
+        finish(data.add_attacked(examples(["real"]), "noise", seed=0))
 
 
 def test_kinds_without_a_share_and_missing_photographs_are_refused():
@@ -172,7 +161,7 @@ class Fixed(nn.Module):
 
 def batch_of(kinds):
     labels = torch.tensor([float(kind != "real") for kind in kinds])
-    return batches.Batch(torch.zeros(len(kinds), 3, 4, 4), labels, kinds)
+    return data.LabelledBatch(torch.zeros(len(kinds), 3, 4, 4), labels, kinds)
 
 
 def test_every_patch_is_labelled_as_its_picture():
@@ -180,8 +169,8 @@ def test_every_patch_is_labelled_as_its_picture():
     maps = Fixed([[[[3.0, 1.0]], [[1.0, 3.0]]], [[[3.0, 3.0]], [[1.0, 1.0]]]])
     with torch.no_grad():
         maps.raw.log_()
-    card = detector_run.untrained_card("patch_cnn")
-    log_odds, terms = objectives.patches(maps, torch.zeros(2, 3, 4, 4), batch_of(["real", "swap"]), card)
+    card = detector.untrained_card("patch_cnn")
+    log_odds, terms = detector.patch_objective(maps, torch.zeros(2, 3, 4, 4), batch_of(["real", "swap"]), card)
     expected = -np.log([0.25, 0.75, 0.75, 0.75]).mean()
     assert terms["patches"].item() == pytest.approx(expected, rel=1e-5)
     assert log_odds.tolist() == pytest.approx([0.0, np.log(3)], abs=1e-5)
@@ -191,17 +180,17 @@ def test_sources_are_named_and_unknown_fakes_are_any_but_real():
     network = Fixed([[0.6, 0.3, 0.1], [0.6, 0.3, 0.1], [0.2, 0.3, 0.5]], sources=("real", "swap", "edit"))
     with torch.no_grad():
         network.raw.log_()
-    card = detector_run.untrained_card("lf")
+    card = detector.untrained_card("lf")
     batch = batch_of(["real", "edit", "attacked"])
-    log_odds, terms = objectives.sources(network, batch.images, batch, card)
+    log_odds, terms = detector.source_objective(network, batch.images, batch, card)
     assert terms["sources"].item() == pytest.approx(-np.log([0.6, 0.1, 0.8]).mean(), rel=1e-5)
     assert log_odds.tolist() == pytest.approx(np.log([0.3 / 0.6, 0.3 / 0.6, 0.5 / 0.2]).tolist(), rel=1e-4)
 
 
 def test_further_losses_are_added_and_the_classification_is_flooded():
-    card = detector_run.untrained_card("xception")
+    card = detector.untrained_card("xception")
     certain = Fixed([[9.0, -9.0], [-9.0, 9.0]], flood=0.04)
-    log_odds, terms = objectives.with_extras(certain, torch.zeros(2, 3, 4, 4), batch_of(["real", "swap"]), card)
+    log_odds, terms = detector.extras_objective(certain, torch.zeros(2, 3, 4, 4), batch_of(["real", "swap"]), card)
     assert terms["cross_entropy"].item() == pytest.approx(0.08, abs=1e-4)  # as far above the level as it was below
     assert terms["further"].item() == 2
     assert log_odds.tolist() == [-18, 18]
@@ -211,8 +200,8 @@ def test_dct_a_is_standardised_by_its_training_pictures():
     given = examples(["real"] * 6 + ["swap"] * 6, size=32)
     source = drawn_from(given, size=32)
     network = DCTA(input_size=32)
-    recipes.prepare(network, source)
-    seen = torch.cat([source.draw(number).images for number in range(recipes.FITTED_BATCHES)])
+    detector.prepare_network(network, source)
+    seen = torch.cat([source.draw(number).images for number in range(detector.FITTED_BATCHES)])
     spectra = (network.log_spectrum(seen * 255) - network.mean) / network.std
     assert spectra.mean(0).abs().max() < 1e-3
     torch.testing.assert_close(spectra.std(0, correction=0), torch.ones(3, 32, 32), atol=1e-3, rtol=0)
@@ -220,30 +209,30 @@ def test_dct_a_is_standardised_by_its_training_pictures():
 
 def test_fingerprints_are_mean_residuals_whatever_the_run_was_stopped_at(tmp_path):
     given = examples(["real"] * 3 + ["swap"] * 5 + ["edit"] * 2)
-    settings = replace(detector.settings_for("nf", defence="none"), batch=2)
+    settings = replace(detector.read_detector_settings("nf", defence="none"), batch=2)
 
     def task():
-        return fingerprint_task.FingerprintTask(NoiseFingerprints(("swap", "edit"), 16), given, settings)
+        return detector.FingerprintTask(NoiseFingerprints(("swap", "edit"), 16), given, settings)
 
     whole, first, second = task(), task(), task()
     assert whole.total == 4
-    finish(harness.train(whole, tmp_path / "whole", settings, log_every=1))
-    job = harness.train(first, tmp_path / "parts", settings, log_every=1)
+    finish(loop.train_task(whole, tmp_path / "whole", settings, log_every=1))
+    job = loop.train_task(first, tmp_path / "parts", settings, log_every=1)
     next(job), next(job)
     job.close()
-    finish(harness.train(second, tmp_path / "parts", settings, log_every=1))
+    finish(loop.train_task(second, tmp_path / "parts", settings, log_every=1))
     for place, kind in enumerate(("swap", "edit")):
         mean = wiener_residual(like_photographs(given.of(kind)).float() / 255).mean(0)
         for one in (whole, second):
             torch.testing.assert_close(one.finished().fingerprints[place], mean / mean.square().mean().sqrt())
     with pytest.raises(UserError, match="no fakes of the kind swap"):
-        fingerprint_task.FingerprintTask(NoiseFingerprints(("swap",), 16), examples(["real", "edit"]), settings)
+        detector.FingerprintTask(NoiseFingerprints(("swap",), 16), examples(["real", "edit"]), settings)
 
 
 def test_a_threshold_can_balance_both_accuracies():
     scores = np.array([-3.0, -2.0, -1.0, 0.5, 1.5, 2.0])
     fake = np.array([False, False, True, False, True, True])
-    threshold = measure.balanced_threshold(scores, fake)
+    threshold = calibration.choose_balanced_threshold(scores, fake)
     assert threshold in (-1.5, 1.0)  # five of six right, either way
 
 
@@ -254,16 +243,16 @@ def test_training_lowers_the_loss_on_fakes_that_can_be_told_apart(architecture, 
     given = examples(["real"] * 8 + ["swap"] * 8, size=32, origins=[-1] * 8 + list(range(8)))
     given.pictures[8:] = given.pictures[:8] // 2 + 100
     changes = {"batch": 8, "warmup": 1, "steps": 16, "partial_share": 0.0, "bfloat16": bfloat16}
-    settings = replace(detector.settings_for(architecture, defence="none"), **changes)
+    settings = replace(detector.read_detector_settings(architecture, defence="none"), **changes)
     torch.manual_seed(0)
     network = (
         LF(input_size=32, width=0.125)
         if architecture == "lf"
         else registry.build_embedded(architecture, {"input_size": 32})
     )
-    card = detector_run.untrained_card(architecture)
-    recipes.prepare(network, detector.batches_of(given, settings))
-    task = recipes.task(architecture, network, card, given, settings)
+    card = detector.untrained_card(architecture)
+    detector.prepare_network(network, detector.build_batches(given, settings))
+    task = detector.build_detector_task(architecture, network, card, given, settings)
     computed = set()
     first = next(layer for layer in network.modules() if isinstance(layer, nn.Conv2d | nn.Linear))
     first.register_forward_hook(lambda _layer, _inputs, output: computed.add(output.dtype))
@@ -299,7 +288,7 @@ def data_folder(tmp_path):
 
 
 def test_a_fake_goes_where_its_photograph_goes(data_folder):
-    split = labelled.read(data_folder / "data", [data_folder / "fakes"], 128)
+    split = data.read_labelled(data_folder / "data", [data_folder / "fakes"], 128)
     for part in (split.training, split.calibrating):
         for index in np.flatnonzero(part.kinds == "swap"):
             photograph = part.pictures[part.origins[index]].float()
@@ -316,7 +305,7 @@ def test_the_command_trains_from_given_weights_and_names_the_plain_set(data_fold
     command = ["train", "detector", "meso4", "--data", str(data_folder / "data"), "--out", str(out), "--json"]
     command += ["--fakes", str(data_folder / "fakes"), "--steps", "2", "--defence", "none"]
     given = ["--set", "mirrored=true", "--set", "lr=1e-3"]
-    assert cli.main([*command, "--initial", str(start), *given]) == 0
+    assert main.main([*command, "--initial", str(start), *given]) == 0
     report = json.loads(capsys.readouterr().out)
     options = report["options"]["meso4_plain"]
     assert options["architecture"] == "meso4" and options["defence"] == "none" and options["mirrored"] is True
@@ -328,26 +317,29 @@ def test_the_command_trains_from_given_weights_and_names_the_plain_set(data_fold
     trained, before = weights.read_checkpoint(out), weights.read_checkpoint(start)
     network = registry.build_embedded("meso4", {}).eval()
     network.load_state_dict(trained)
-    split = labelled.read(data_folder / "data", [data_folder / "fakes"], 128)
+    split = data.read_labelled(data_folder / "data", [data_folder / "fakes"], 128)
     for mirrored in (True, False):  # calibrated as it will judge
-        card = replace(detector_run.untrained_card("meso4"), mirrored=mirrored)
-        found = detector_run._calibration(network, card, split.calibrating, "meso4", "none")
+        card = replace(detector.untrained_card("meso4"), mirrored=mirrored)
+        found = calibration.calibrate_detector(network, card, split.calibrating, "meso4", "none")
         assert (found["threshold"] == pytest.approx(options["threshold"], rel=1e-4)) is mirrored
     moved = (trained["conv1.weight"].float() - before["conv1.weight"].float()).abs().max()
     assert 0 < moved < 0.05
 
     weights.save_half(start, registry.build_embedded("patch_cnn", {}).state_dict())
-    assert cli.main([*command, "--initial", str(start)]) == 2
+    assert main.main([*command, "--initial", str(start)]) == 2
     assert "another network" in json.loads(capsys.readouterr().out)["error"]
-    assert cli.main([*command, "--initial", "installed"]) == 2  # there is no plain entry
-    assert cli.main([*command, "--set", "mirrored=False"]) == 2
+    assert main.main([*command, "--initial", "installed"]) == 2  # there is no plain entry
+    assert main.main([*command, "--set", "mirrored=False"]) == 2
     assert "either true or false" in json.loads(capsys.readouterr().out.splitlines()[-1])["error"]
 
 
 def test_the_undefended_set_judges_pictures_as_they_are():
-    assert detector.settings_for("f3net").mirrored and detector.settings_for("f3net", defence="weak").mirrored
-    assert not detector.settings_for("f3net", defence="none").mirrored
-    assert detector.settings_for("f3net", defence="none", mirrored=True).mirrored
+    assert (
+        detector.read_detector_settings("f3net").mirrored
+        and detector.read_detector_settings("f3net", defence="weak").mirrored
+    )
+    assert not detector.read_detector_settings("f3net", defence="none").mirrored
+    assert detector.read_detector_settings("f3net", defence="none", mirrored=True).mirrored
 
 
 class Grain(nn.Module):
@@ -363,15 +355,15 @@ def test_probabilities_are_calibrated_on_saved_fakes(defence):
     smooth = randomness.integers(60, 200, (40, 3, 4, 4), dtype=np.uint8).repeat(8, 2).repeat(8, 3)
     fine = smooth.astype(int) + randomness.integers(-3, 4, smooth.shape)  # which saving takes away for the most part
     pictures = torch.from_numpy(np.concatenate([smooth, fine.clip(0, 255).astype(np.uint8)]))
-    given = labelled.Examples(like_photographs(pictures), np.repeat(["real", "edit"], 40))
-    unsaved = labelled.Examples(torch.cat([given.pictures[:40], pictures[40:]]), given.kinds)
-    card = detector_run.untrained_card("meso4")
+    given = data.LabelledPictures(like_photographs(pictures), np.repeat(["real", "edit"], 40))
+    unsaved = data.LabelledPictures(torch.cat([given.pictures[:40], pictures[40:]]), given.kinds)
+    card = detector.untrained_card("meso4")
     card = replace(card, outputs="one logit, fake high")
-    saved, found = (detector_run._calibration(Grain(), card, one, "meso4", defence) for one in (given, unsaved))
+    saved, found = (calibration.calibrate_detector(Grain(), card, one, "meso4", defence) for one in (given, unsaved))
     assert found["threshold"] == saved["threshold"]  # photographs alone decide it
-    scores = measure.log_odds(detector_run.Detector(Grain(), card).eval(), like_photographs(unsaved.pictures))
+    scores = calibration.measure_log_odds(base.Detector(Grain(), card).eval(), like_photographs(unsaved.pictures))
     fake = unsaved.kinds != "real"
-    expected = measure.temperature(scores - found["threshold"], fake)
+    expected = calibration.choose_temperature(scores - found["threshold"], fake)
     assert found["temperature"] == pytest.approx(expected, rel=1e-3)
-    raw = measure.log_odds(detector_run.Detector(Grain(), card).eval(), unsaved.pictures)
-    assert measure.temperature(raw - found["threshold"], fake) != pytest.approx(expected, rel=0.1)
+    raw = calibration.measure_log_odds(base.Detector(Grain(), card).eval(), unsaved.pictures)
+    assert calibration.choose_temperature(raw - found["threshold"], fake) != pytest.approx(expected, rel=0.1)

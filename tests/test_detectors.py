@@ -10,10 +10,10 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from backend import runtime, verdicts, weights
-from backend.detectors import card as cards
-from backend.detectors import inference, registry
-from backend.detectors.card import LOG_ODDS, Card, Detector
+from backend import runtime, weights
+from backend.detectors import base as cards
+from backend.detectors import predict, registry
+from backend.detectors.base import LOG_ODDS, Card, Detector
 from backend.detectors.xception import Xception, from_deepfakebench
 from backend.errors import UserError
 from backend.settings import SETTINGS
@@ -176,7 +176,7 @@ def test_a_mirrored_detector_says_the_mean_of_a_picture_and_its_mirror_image() -
     torch.testing.assert_close(both.logit_fake(faces), (mean - 0.5) / 2, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(both.logit_fake(faces.flip(3)), both.logit_fake(faces), atol=1e-4, rtol=1e-4)
     assert (both.logit_fake(faces) - (once.logit_fake(faces) - 0.5) / 2).abs().max() > 1e-2
-    quick = inference.for_inference(both)
+    quick = predict.for_inference(both)
     assert quick is not both and quick.card.mirrored  # batch norms are folded as for any other
     torch.testing.assert_close(quick.logit_fake(faces), both.logit_fake(faces), atol=1e-3, rtol=1e-3)
 
@@ -252,9 +252,9 @@ def weights_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     monkeypatch.setattr(weights, "SETTINGS", replace(SETTINGS, weights_dir=tmp_path))
     monkeypatch.setattr(registry, "SETTINGS", replace(SETTINGS, weights_dir=tmp_path))
     monkeypatch.setattr(runtime, "_loaded", {})
-    weights.entries.cache_clear()
+    weights.read_entries.cache_clear()
     yield tmp_path
-    weights.entries.cache_clear()
+    weights.read_entries.cache_clear()
 
 
 def write_entry(folder: Path, name: str, **options: str) -> nn.Module:
@@ -268,7 +268,7 @@ def write_entry(folder: Path, name: str, **options: str) -> nn.Module:
     entry += "".join(f'{key} = "{value}"\n' for key, value in options.items())
     with (folder / "registry.toml").open("a", encoding="utf-8") as file:
         file.write(entry)
-    weights.entries.cache_clear()
+    weights.read_entries.cache_clear()
     return network
 
 
@@ -292,7 +292,7 @@ def test_an_entry_says_whether_its_detector_judges_by_the_mirror_image_too(weigh
     assert not registry.card("meso4").mirrored
     listing = weights_folder / "registry.toml"
     listing.write_text(listing.read_text(encoding="utf-8") + "mirrored = true\n", encoding="utf-8")
-    weights.entries.cache_clear()
+    weights.read_entries.cache_clear()
     detector = registry.load("meso4")
     assert detector.card.mirrored
     faces = torch.rand(2, 3, 128, 128)
@@ -333,10 +333,10 @@ def test_errors_are_said_in_short(weights_folder: Path) -> None:
     card = registry.card("mesoinception4")
     errors = [("real", 0.1), ("swap", 0.4), ("sample", 0.02), ("ciplab_real", 0.9)]
     measured = replace(card, errors=tuple(cards.ErrorRate(kind, rate, 50, None) for kind, rate in errors))
-    said = verdicts.how_often_wrong_in_short(measured)
+    said = predict.summarise_error_rates(measured)
     assert said == "Calls 10% to 90% of real photographs fake, by source; misses 2% to 40% of fakes, by kind."
-    assert verdicts.how_often_wrong_in_short(replace(card, errors=measured.errors[:1])).endswith("photographs fake.")
-    assert "not measured here" in verdicts.how_often_wrong_in_short(replace(card, errors=()))
+    assert predict.summarise_error_rates(replace(card, errors=measured.errors[:1])).endswith("photographs fake.")
+    assert "not measured here" in predict.summarise_error_rates(replace(card, errors=()))
 
 
 def test_unknown_names_are_said(weights_folder: Path) -> None:
@@ -353,4 +353,4 @@ def test_unknown_names_are_said(weights_folder: Path) -> None:
     [(0.348, "0.35"), (0.352, "0.352"), (0.3504, "0.3504"), (0.648, "0.648"), (0.124, "0.12"), (1.0, "1.00")],
 )
 def test_a_rounded_score_never_reads_as_another_verdict(score, shown):
-    assert verdicts.in_digits(score) == shown
+    assert predict.format_p_fake(score) == shown

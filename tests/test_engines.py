@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from backend.errors import UserError
-from backend.evaluate import engine_choice, ray_engine, runs
+from backend.evaluate import engines, runs
 from tests.toy_protocol import ToyConfig, ToyProtocol
 from tests.toy_runs import EXPECTED, FakePool, evaluated, levels, stored, uninterrupted
 
@@ -47,7 +47,7 @@ def test_two_such_items_in_a_row_do_not_end_a_run_and_three_do(reference, tmp_pa
 def test_stopping_ends_all_workers(reference, tmp_path):
     data, _, _ = reference
     pool = FakePool(3, (), times=0)
-    job = runs.evaluate(ToyProtocol(ToyConfig()), data, tmp_path, engine=pool)
+    job = runs.run_protocol(ToyProtocol(ToyConfig()), data, tmp_path, engine=pool)
     for _ in range(4):
         next(job)
     assert pool.running
@@ -58,7 +58,7 @@ def test_stopping_ends_all_workers(reference, tmp_path):
 def test_processes_give_the_same_rows_and_survive_a_death(reference, tmp_path):
     data, out, _ = reference
     protocol = ToyProtocol(ToyConfig(deadly="fake/swap/1.png", survived=str(tmp_path / "survived")))
-    found = evaluated(protocol, data, tmp_path / "out", engine=engine_choice.engine("local", 2))
+    found = evaluated(protocol, data, tmp_path / "out", engine=engines.choose_engine("local", 2))
     assert (tmp_path / "survived").exists()  # a worker did die
     assert stored(tmp_path / "out") == stored(out)
     assert levels(found) == EXPECTED
@@ -70,7 +70,7 @@ def test_ray_gives_the_same_rows_and_survives_a_death(reference, tmp_path):
     pytest.importorskip("ray", reason="ray is optional (requirements-ray.txt)")
     data, out, _ = reference
     protocol = ToyProtocol(ToyConfig(deadly="fake/swap/1.png", survived=str(tmp_path / "survived")))
-    found = evaluated(protocol, data, tmp_path / "out", engine=engine_choice.engine("ray", 1))
+    found = evaluated(protocol, data, tmp_path / "out", engine=engines.choose_engine("ray", 1))
     assert (tmp_path / "survived").exists()
     assert stored(tmp_path / "out") == stored(out)
     assert levels(found) == EXPECTED
@@ -89,7 +89,7 @@ def test_a_ray_that_does_not_start_is_one_sentence(reference, tmp_path, monkeypa
 
     monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=init, shutdown=lambda: ended.append(1)))
     with pytest.raises(UserError, match=sentence):
-        evaluated(ToyProtocol(ToyConfig()), reference[0], tmp_path, engine=engine_choice.engine("ray", 1, address))
+        evaluated(ToyProtocol(ToyConfig()), reference[0], tmp_path, engine=engines.choose_engine("ray", 1, address))
     assert len(asked) == len(ended) == tries
 
 
@@ -97,12 +97,12 @@ def test_a_ray_that_does_not_start_is_one_sentence(reference, tmp_path, monkeypa
     ("gpus", "workers", "share"), [(0, 4, 0), (1, 1, 1), (4, 2, 1), (2, 3, 1 / 2), (2, 4, 1 / 2), (1, 3, 1 / 3)]
 )
 def test_every_worker_finds_room_on_one_gpu(gpus, workers, share):
-    assert ray_engine.gpu_share(gpus, workers) == share
+    assert engines.gpu_share(gpus, workers) == share
     assert share == 0 or int(1 / share + 1e-9) * gpus >= workers
 
 
 def test_an_engine_that_does_not_exist_is_one_sentence():
     with pytest.raises(UserError, match="no engine cloud"):
-        engine_choice.engine("cloud")
+        engines.choose_engine("cloud")
     with pytest.raises(UserError, match="-1 workers"):
-        engine_choice.engine("local", -1)
+        engines.choose_engine("local", -1)

@@ -8,11 +8,12 @@ import torch
 from torch import nn
 
 from backend.attacks.nes import NESSettings
-from backend.detectors.card import Detector
+from backend.detectors.base import Detector
 from backend.errors import UserError
-from backend.explain import ExplainSettings, Finished, compare_all, explain, masking, pictures
-from backend.explain.masking import Inferences, MaskedFace
-from backend.explain.methods import METHODS
+from backend.explain import base, photo
+from backend.explain.base import Inferences, MaskedFace
+from backend.explain.explanation import ExplainSettings, MapFinished, compare_methods, explain
+from backend.explain.registry import METHODS
 from backend.progress import finish
 from tests.patch_toys import PATCH, face, in_patch, patch_detector, untextured
 from tests.toys import grey, hooks, toy_detector
@@ -105,7 +106,7 @@ def test_a_constant_answer_is_degenerate(method, few):
     detector = Detector(Constant(), toy_detector(size=64).card).eval()
     made = ask(method, detector=detector, reference_image=untextured())
     assert made.degenerate and "stays at 0.88" in made.reason
-    assert (made.saliency == 0).all() and (pictures.relative(made) == 0).all()
+    assert (made.saliency == 0).all() and (photo.relative_map(made) == 0).all()
 
 
 def test_the_verdict_real_can_be_explained_with_the_usual_fill(few):
@@ -185,12 +186,12 @@ def test_compare_all_attacks_once_and_gives_eleven_maps(few):
     detector, face_ = patch_detector(), face()
     steps = []
     settings = ExplainSettings(attack=NESSettings(probes=4, iterations=3), segments=30)
-    compared = finish(compare_all(face_, detector, settings), steps.append)
+    compared = finish(compare_methods(face_, detector, settings), steps.append)
     assert [(one.settings.method, one.reference) for one in compared.done] == [
         *((name, reference) for name in PERTURBING for reference in ("original", "adversarial")),
         *((name, None) for name in ("gradcam", "gradcampp", "xrai")),
     ]
-    finished = [step.explanation for step in steps if isinstance(step, Finished)]
+    finished = [step.explanation for step in steps if isinstance(step, MapFinished)]
     assert finished == list(compared.done)
     assert all(one.attack == Inferences() for one in compared.done)
     images = {id(one.reference_image): one.reference_image for one in compared.done if one.reference == "adversarial"}
@@ -202,39 +203,39 @@ def test_compare_all_attacks_once_and_gives_eleven_maps(few):
 
 
 def test_compare_all_of_a_real_face_makes_no_attack(few):
-    compared = finish(compare_all(untextured(), patch_detector()))
+    compared = finish(compare_methods(untextured(), patch_detector()))
     assert compared.attacked is None and len(compared.done) == 11
     assert all(one.degenerate for one in compared.done if one.reference)
 
 
 def test_pictures_have_one_scale_and_say_it():
     made = ask(reference="original")
-    values = pictures.relative(made)
+    values = photo.relative_map(made)
     assert np.abs(values).max() == 1 and values.dtype == np.float32
     crop = np.full((128, 128, 3), 128, np.uint8)
-    assert pictures.overlay(crop, made).shape == (128, 128, 3)
-    assert (pictures.overlay(crop, made, opacity=0) == crop).all()
+    assert photo.overlay_map(crop, made).shape == (128, 128, 3)
+    assert (photo.overlay_map(crop, made, opacity=0) == crop).all()
     best = int(made.segment_scores.argmax())
-    outlined = pictures.outlined(crop, made.labels, [best])
+    outlined = photo.outline_segments(crop, made.labels, [best])
     changed = (outlined != crop).any(2)
     assert 0 < changed.mean() < 0.2 and (outlined[changed] != 128).any()
-    assert "Purple speaks for fake" in pictures.scale_words(made)
+    assert "Purple speaks for fake" in photo.scale_words(made)
     unsigned = ask("sobol", reference="original")
-    assert pictures.relative(unsigned).min() == 0 and pictures.relative(unsigned).max() == 1
-    assert pictures.scale_bar(signed=True).shape == (16, 256, 3)
+    assert photo.relative_map(unsigned).min() == 0 and photo.relative_map(unsigned).max() == 1
+    assert photo.draw_scale(signed=True).shape == (16, 256, 3)
     nothing = ask(reference_image=face())
-    assert (pictures.overlay(crop, nothing) == crop).all() and "no map" in pictures.scale_words(nothing)
-    difference = pictures.reference_difference(face(), ask(reference_image=untextured()))
+    assert (photo.overlay_map(crop, nothing) == crop).all() and "no map" in photo.scale_words(nothing)
+    difference = photo.reference_difference(face(), ask(reference_image=untextured()))
     assert difference.gain > 1 and str(difference.gain) in difference.caption
     # An attack may change less than a step of 8 bits, and this is shown too.
-    little = pictures.reference_difference(face(), ask(reference_image=face() - 0.3 / 255))
+    little = photo.reference_difference(face(), ask(reference_image=face() - 0.3 / 255))
     assert little.largest == pytest.approx(0.3, abs=1e-3) and little.gain == 500
     assert "0.3 of 255" in little.caption and (little.picture != 247).any()
-    assert pictures.reference_difference(face(), made) is None
+    assert photo.reference_difference(face(), made) is None
 
 
 def test_bfloat16_is_used_where_it_says_the_same_and_the_result_says_so(monkeypatch, few):
-    monkeypatch.setattr(masking, "fast_bfloat16", lambda _device: True)
+    monkeypatch.setattr(base, "fast_bfloat16", lambda _device: True)
     seen = []
     detector = patch_detector(slope=300.0, threshold=0.0)
     detector.network.features.register_forward_hook(lambda _, __, made: seen.append(made.dtype))
@@ -249,7 +250,7 @@ def test_bfloat16_is_used_where_it_says_the_same_and_the_result_says_so(monkeypa
 
 
 def test_bfloat16_is_refused_where_the_answer_moves(monkeypatch, few):
-    monkeypatch.setattr(masking, "fast_bfloat16", lambda _device: True)
+    monkeypatch.setattr(base, "fast_bfloat16", lambda _device: True)
     contrast = float(patch_detector(slope=1.0, threshold=0.0).logit_fake(face()).detach()[0])
     steep = patch_detector(slope=3e5, threshold=contrast - 1e-6)  # eight bits of the contrast are too few for it
     made = ask(detector=steep, reference="original")

@@ -4,14 +4,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from backend import cli, provenance
+from backend import provenance
+from backend.cli import main
 from backend.settings import ROOT
 
 FAKE = ROOT / "examples" / "generated_1.png"
 
 
 def run(capsys, *arguments):
-    code = cli.main(["explain", *map(str, arguments), "--json"])
+    code = main.main(["explain", *map(str, arguments), "--json"])
     said = capsys.readouterr()
     return code, json.loads(said.out), said.err
 

@@ -7,17 +7,16 @@ import torch
 
 from backend.attacks.pgd import PGDSettings
 from backend.errors import UserError
-from backend.explain.comparing import Finished
-from backend.explain.comparing_pairs import PairComparisonSettings, compare_pair
-from backend.explain.methods import METHODS
-from backend.explain.pairs import PairSettings
-from backend.explain.proof import ProofSettings
+from backend.explain.explanation import MapFinished
+from backend.explain.pairs import PairComparisonSettings, PairSettings, compare_pair
+from backend.explain.registry import METHODS
+from backend.explain.sufficiency import SufficiencySettings
 from backend.progress import finish
 from tests.patch_toys import face, in_patch, patch_detector, untextured
 from tests.toys import hooks
 
 FEW = {"lime": 120, "shap": 120, "sobol": 4, "rise": 200, "gradcam": 1, "gradcampp": 1, "xrai": 4}
-PROOF = ProofSettings(attack=PGDSettings(16 / 255, 2 / 255, 16, random_start=False), draws=2)
+PROOF = SufficiencySettings(attack=PGDSettings(16 / 255, 2 / 255, 16, random_start=False), draws=2)
 SETTINGS = PairComparisonSettings(pair=PairSettings(segments=50, proof=PROOF))
 
 
@@ -45,7 +44,7 @@ def test_every_method_finds_what_makes_the_photo_real_and_turns_the_fake_there()
         assert proof.proof.sufficiency[0] > 0.3 > random[0], made.title
     tested = torch.cat([proof.proof.random_sufficiency for _, proof in found.done])
     assert torch.allclose(random, tested.mean(0)) and len(tested) == 2 * len(METHODS)
-    finished = [step for step in steps if isinstance(step, Finished)]
+    finished = [step for step in steps if isinstance(step, MapFinished)]
     assert [step.explanation for step in finished] == [made for made, _ in found.done]
     assert all(
         step.values["sufficiency"] == float(proof.proof.sufficiency[-1])

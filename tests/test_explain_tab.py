@@ -15,13 +15,13 @@ import torch
 
 from backend import faces, images
 from backend.detectors import registry
-from backend.detectors.inference import default_batch
-from backend.explain import expected, masking, pictures
+from backend.detectors.predict import default_batch
+from backend.explain import base, photo
 from backend.explain.explanation import ExplainSettings
-from backend.explain.methods import METHODS
-from backend.explain.proof import proof_settings
+from backend.explain.registry import METHODS
+from backend.explain.sufficiency import sufficiency_settings
 from backend.settings import SETTINGS
-from tabs import explain_words
+from tabs import explain_result
 from tabs.explain import ExplainTab
 from tabs.photo import PhotoStep
 from tests.patch_toys import SIZE, face, patch_detector, untextured
@@ -46,9 +46,9 @@ def known(monkeypatch):
     monkeypatch.setattr(registry, "load", lambda _name: detector)
     monkeypatch.setattr(registry, "loadable", lambda: ["patch"])
     monkeypatch.setattr(registry, "card", lambda _name: detector.card)
-    monkeypatch.setattr("backend.made_with.hashes", lambda _names: {})
-    monkeypatch.setattr(faces, "find", lambda image: [faces.Face((0.0, 0.0, *image.shape[:2]), 0.99, EYES)])
-    monkeypatch.setattr(faces, "problem", lambda _face, _shape: None)
+    monkeypatch.setattr("backend.weights.model_hashes", lambda _names: {})
+    monkeypatch.setattr(faces, "find_faces", lambda image: [faces.Face((0.0, 0.0, *image.shape[:2]), 0.99, EYES)])
+    monkeypatch.setattr(faces, "face_problem", lambda _face, _shape: None)
     return detector
 
 
@@ -167,7 +167,7 @@ def test_maps_of_a_verdict_that_was_not_given_have_no_sufficiency(tab, tmp_path)
 
 @pytest.mark.parametrize("what", ["explain", "compare", "pair"])
 def test_a_stop_takes_one_batch(tab, tmp_path, known, what, monkeypatch):
-    monkeypatch.setattr(masking, "fast_bfloat16", lambda _device: False)  # to see whether it will do, more is asked
+    monkeypatch.setattr(base, "fast_bfloat16", lambda _device: False)  # to see whether it will do, more is asked
     path, threads = saved(tmp_path, face()), threading.active_count()
     known.train()
     jobs = {
@@ -204,26 +204,26 @@ def test_a_pair_shows_the_fall_for_every_method(tab, tmp_path, known):
 
 
 def test_seconds_come_from_a_measurement(tab, monkeypatch):
-    monkeypatch.setattr(expected, "seconds_a_picture", lambda _name: 0.01)
+    monkeypatch.setattr(photo, "seconds_a_picture", lambda _name: 0.01)
     said = tab._about("patch", "lime", "original", "full", True, False)
     assert "LIME" in said and "About 20 seconds" in said  # 2000 pictures
     settings = ExplainSettings("sobol", "original")
-    plain = expected.expected_seconds("patch", settings)
-    proof = proof_settings(0, shortcut=True)
+    plain = photo.expected_seconds("patch", settings)
+    proof = sufficiency_settings(0, shortcut=True)
     # Twelve attacks of twelve steps, a backward pass counted as two forward ones, and two curves of 51 pictures.
-    assert expected.expected_seconds("patch", settings, proof) - plain == pytest.approx(0.01 * (12 * 12 * 3 + 102))
-    slow = proof_settings(0, shortcut=False)
-    assert expected.expected_seconds("patch", settings, slow) - plain == pytest.approx(0.01 * (12 * 50 * 81 + 102))
+    assert photo.expected_seconds("patch", settings, proof) - plain == pytest.approx(0.01 * (12 * 12 * 3 + 102))
+    slow = sufficiency_settings(0, shortcut=False)
+    assert photo.expected_seconds("patch", settings, slow) - plain == pytest.approx(0.01 * (12 * 50 * 81 + 102))
 
 
 def test_a_slower_detector_takes_longer(known):
-    expected.seconds_a_picture.cache_clear()
-    quick = expected.seconds_a_picture("patch")
+    photo.seconds_a_picture.cache_clear()
+    quick = photo.seconds_a_picture("patch")
     known.network.register_forward_hook(lambda *_: time.sleep(0.2))
-    expected.seconds_a_picture.cache_clear()
-    assert expected.seconds_a_picture("patch") >= 0.2 / expected.PROBE
-    assert expected.seconds_a_picture("patch") > quick > 0
-    expected.seconds_a_picture.cache_clear()
+    photo.seconds_a_picture.cache_clear()
+    assert photo.seconds_a_picture("patch") >= 0.2 / photo.PROBE_PICTURES
+    assert photo.seconds_a_picture("patch") > quick > 0
+    photo.seconds_a_picture.cache_clear()
 
 
 def test_another_face_sets_off_the_expected_seconds(tab):
@@ -237,17 +237,17 @@ def test_segments_are_numbered_in_their_order():
     crop = np.full((200, 200, 3), 128, np.uint8)
     labels = np.zeros((100, 100), dtype=np.int64)
     labels[:, 50:] = 1
-    plain = pictures.outlined(crop, torch.from_numpy(labels), [])
+    plain = photo.outline_segments(crop, torch.from_numpy(labels), [])
     assert (plain == crop).all()
-    numbered = pictures.outlined(crop, torch.from_numpy(labels), [1, 0])
+    numbered = photo.outline_segments(crop, torch.from_numpy(labels), [1, 0])
     one, two = numbered[90:110, 140:160], numbered[90:110, 40:60]
     assert (one != 128).any() and (two != 128).any() and not np.array_equal(one, two)
-    again = pictures.outlined(crop, torch.from_numpy(labels), [0, 1])
+    again = photo.outline_segments(crop, torch.from_numpy(labels), [0, 1])
     assert np.array_equal(again[90:110, 40:60], one)
 
 
 def test_words_of_times():
-    assert explain_words.about("rise", 1.2, 61.4).endswith(
+    assert explain_result.method_in_words("rise", 1.2, 61.4).endswith(
         "About 1 second on this machine; a comparison of all methods takes about 61 seconds."
     )
-    assert "4 minutes" in explain_words.about("rise", 240, 1)
+    assert "4 minutes" in explain_result.method_in_words("rise", 240, 1)

@@ -6,10 +6,10 @@ import torch
 from scipy.fft import dctn
 
 from backend import weights
-from backend.detectors.card import Detector
-from backend.detectors.f3net import F3Net, FADHead, LFSHead, TwoBranchF3Net, from_deepfakebench
-from backend.detectors.frequency import band, dct2, dct_matrix
+from backend.detectors.base import Detector
+from backend.detectors.f3net import F3Net, FADHead, LFSHead, TwoBranchF3Net, frequency_band, from_deepfakebench
 from backend.errors import UserError
+from backend.signals import dct2, dct_matrix
 from tests.published import assert_trains, cam_gradient
 from tests.test_detectors import plain_card
 
@@ -57,7 +57,7 @@ def test_bands_include_both_ends_and_overlap_by_one_diagonal() -> None:
     assert low[2, 3] == 1 and middle[2, 3] == 1 and low[3, 3] == 0  # 16 // 2.82 is 5
     assert middle[4, 4] == 1 and high[4, 4] == 1 and middle[4, 5] == 0
     assert (low + middle + high - whole).sum() == 6 + 9  # the diagonals i + j = 5 and i + j = 8
-    assert band(3, 1.5, 2.5).tolist() == [[0, 0, 1], [0, 1, 0], [1, 0, 0]]
+    assert frequency_band(3, 1.5, 2.5).tolist() == [[0, 0, 1], [0, 1, 0], [1, 0, 0]]
 
 
 @torch.no_grad()
@@ -68,7 +68,7 @@ def test_the_parts_add_up_to_the_face() -> None:
     faces = torch.rand(2, 3, 32, 32) * 2 - 1
     low, middle, high, whole = head(faces).chunk(4, dim=1)
     torch.testing.assert_close(whole, faces, atol=1e-5, rtol=0)
-    diagonals = sum(band(32, total, total) for total in (32 // 2.82, 32 // 2))
+    diagonals = sum(frequency_band(32, total, total) for total in (32 // 2.82, 32 // 2))
     twice = head._DCT_all_T @ (dct2(faces) * diagonals) @ head._DCT_all
     torch.testing.assert_close(low + middle + high - twice, faces, atol=1e-5, rtol=0)
     head.filters[0].learnable.fill_(torch.logit(torch.tensor(0.75)))  # a weight of 2 * 0.75 - 1

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from backend.evaluate.layouts import open_data
-from backend.evaluate.protocols import faithfulness, faithfulness_tables, proofs
-from backend.evaluate.protocols.protocol import configured
+from backend.evaluate.dataset import open_data
+from backend.evaluate.protocols import faithfulness, sufficiency
+from backend.evaluate.protocols.base import configure_protocol
 from tests.map_toys import (
     LEVELS,
     PIECE,
@@ -55,7 +55,7 @@ DARKER = BEFORE - 3 * PIECE / 255 * sum(WEIGHTS)  # the log-odds of the second
 @pytest.fixture(scope="module")
 def explained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("faithfulness")
-    protocol = configured(faithfulness.FaithfulnessProtocol, "quick", FAITHFUL)
+    protocol = configure_protocol(faithfulness.FaithfulnessProtocol, "quick", FAITHFUL)
     with toys(first=first()):
         data = faithful_data(folder / "data")
         return protocol, data, folder / "out", *evaluated(protocol, data, folder / "out")
@@ -93,7 +93,7 @@ def test_random_segments_are_of_the_same_size_and_averaged_over_maps(explained):
     possible = [fallen(before, one) for one in range(4)]
     pairs = [(one + two) / 2 for one in possible for two in possible]  # two draws
     assert min(abs(row["random_p_after_1"] - one) for one in pairs) < 1e-4
-    chance = tables["faithfulness"]["first", proofs.RANDOM, "none"]
+    chance = tables["faithfulness"]["first", sufficiency.RANDOM_SEGMENTS, "none"]
     by_sample = {}
     for row in stored(out):
         if not row["degenerate"]:
@@ -111,7 +111,7 @@ def test_a_fake_that_is_called_real_is_skipped_and_another_takes_its_place(expla
     skipped = {name for name, reason in found.skipped if reason.startswith("First calls this fake real")}
     assert skipped == {f"fake/drawn/3.png|detector=first|method={one}" for one in FAITHFUL["methods"]}
     with toys(first=first()):
-        chosen = configured(type(protocol), "quick", FAITHFUL | {"fakes": 2}).choose(data)
+        chosen = configure_protocol(type(protocol), "quick", FAITHFUL | {"fakes": 2}).choose(data)
     assert {sample.name for sample in chosen.samples} == {"fake/swap/0.png", "fake/drawn/1.png"}
 
 
@@ -141,7 +141,7 @@ def test_what_faithfulness_reports_in_words(explained):
 
 
 def test_a_picture_counts_once_in_the_finding_however_many_detectors_explain_it():
-    config = configured(faithfulness.FaithfulnessProtocol, "quick", {"detectors": ["xception", "meso4"]}).config
+    config = configure_protocol(faithfulness.FaithfulnessProtocol, "quick", {"detectors": ["xception", "meso4"]}).config
     rows_ = [
         {"sample": sample, "detector": detector, "method": "lime", "reference": reference, "p_after_1": p_after}
         for sample, detector, original, adversarial in (
@@ -151,8 +151,8 @@ def test_a_picture_counts_once_in_the_finding_however_many_detectors_explain_it(
         for reference, p_after in (("original", original), ("adversarial", adversarial))
     ]
     # The mean of 0.6 and 0 for a, 0.1 for b: two values, not three.
-    assert sorted(faithfulness_tables._differences(rows_, "p_after_1")) == pytest.approx([0.1, 0.3])
-    assert "LIME +0.200 [" in faithfulness_tables.finding(rows_, config)
+    assert sorted(faithfulness._differences(rows_, "p_after_1")) == pytest.approx([0.1, 0.3])
+    assert "LIME +0.200 [" in faithfulness.faithfulness_finding(rows_, config)
 
 
 def test_accuracy_beside_the_paper_counts_a_picture_once():
@@ -161,13 +161,15 @@ def test_accuracy_beside_the_paper_counts_a_picture_once():
         for sample, scores in (("a", (0.9, 0.8)), ("b", (0.9, 0.1)), ("c", (0.2, 0.1)))
         for detector, p_after in zip(("xception", "meso4"), scores, strict=True)
     ]
-    (found,) = faithfulness_tables._accuracies(rows, [1])
+    (found,) = faithfulness._accuracies(rows, [1])
     assert (found.value, found.count) == (0.5, 3)  # 1, 1/2 and 0, and not three of six
     assert found.low == 0 and found.high == 1
 
 
 def test_stability_compares_the_map_with_that_of_a_face_that_differs_a_little(tmp_path):
-    protocol = configured(faithfulness.FaithfulnessProtocol, "quick", FAITHFUL | {"stability": True, "fakes": 1})
+    protocol = configure_protocol(
+        faithfulness.FaithfulnessProtocol, "quick", FAITHFUL | {"stability": True, "fakes": 1}
+    )
     with toys(first=first()):
         _, tables = evaluated(protocol, faithful_data(tmp_path / "data"), tmp_path / "out")
     # The detector is linear, so its maps are the same wherever the face is.
@@ -180,7 +182,7 @@ def test_nes_finds_the_same_order_by_answers_alone(tmp_path):
     changes = FAITHFUL | {"reference_attack": "nes", "methods": ["lime"], "references": ["adversarial"], "margin": 0.2}
     with toys(first=first()):
         data = faithful_data(tmp_path / "data")
-        evaluated(configured(faithfulness.FaithfulnessProtocol, "quick", changes), data, tmp_path / "out")
+        evaluated(configure_protocol(faithfulness.FaithfulnessProtocol, "quick", changes), data, tmp_path / "out")
     for row in stored(tmp_path / "out"):
         assert row["flipped"] and row["p_reference"] < 0.4
         before = BEFORE if row["sample"].endswith("0.png") else DARKER
@@ -196,5 +198,5 @@ def test_settings_that_test_nothing_are_refused(tmp_path):
 
 
 def test_another_seed_attacks_other_random_segments():
-    assert proofs.own_seed(0, "a") != proofs.own_seed(1, "a") != proofs.own_seed(1, "b")
-    assert proofs.own_seed(0, "a") == proofs.own_seed(0, "a") < 2**31
+    assert sufficiency.derived_seed(0, "a") != sufficiency.derived_seed(1, "a") != sufficiency.derived_seed(1, "b")
+    assert sufficiency.derived_seed(0, "a") == sufficiency.derived_seed(0, "a") < 2**31

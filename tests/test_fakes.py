@@ -8,10 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
+from backend import face_packs, fakes
 from backend.errors import UserError
+from backend.fakes import NEAREST_SPACE, NearestPhotograph
 from backend.progress import finish
-from backend.training import datasets, fakes
-from backend.training.nearest import SPACE, Nearest
 from tests import pictures, toys
 
 SIZE = 32
@@ -20,7 +20,7 @@ SIZE = 32
 def photographs(count=5):
     levels = torch.arange(count) * 40 + 20
     pictures = levels[:, None, None, None].expand(-1, 3, SIZE, SIZE).to(torch.uint8).contiguous()
-    return datasets.Photographs([f"{int(level)}.png" for level in levels], pictures)
+    return face_packs.Photographs([f"{int(level)}.png" for level in levels], pictures)
 
 
 class MappingToyGenerator(toys.ToyGenerator):
@@ -54,14 +54,14 @@ def manifest(folder):
 
 
 def test_the_nearest_photograph_is_the_one_of_the_same_brightness():
-    found = Nearest(photographs())
+    found = NearestPhotograph(photographs())
     for level, expected in ((22, "20.png"), (85, "100.png"), (75, "60.png"), (255, "180.png")):
         assert found.name(np.full((SIZE, SIZE, 3), level, np.uint8)) == expected
 
 
 def test_samples_are_paired_with_the_nearest_photograph(tmp_path, inverter):
     settings = fakes.FakesSettings(per_kind=6, kinds=("sample",))
-    finish(fakes.build(photographs(), tmp_path, inverter, settings))
+    finish(fakes.build_fakes(photographs(), tmp_path, inverter, settings))
     rows = manifest(tmp_path)
     assert len(rows) == 6
     assert len({row["target"] for row in rows}) > 1
@@ -69,8 +69,8 @@ def test_samples_are_paired_with_the_nearest_photograph(tmp_path, inverter):
         level = np.asarray(Image.open(tmp_path / row["file"])).mean()
         distances = {name: abs(level - int(name.removesuffix(".png"))) for name in photographs().names}
         assert distances[row["target"]] == min(distances.values())
-        assert (row["family"], row["pairing"]) == ("synthesis", SPACE)
-    assert fakes.origins(tmp_path) == {row["file"]: row["target"] for row in rows}
+        assert (row["family"], row["pairing"]) == ("synthesis", NEAREST_SPACE)
+    assert fakes.read_origins(tmp_path) == {row["file"]: row["target"] for row in rows}
 
 
 def test_samples_are_inverted_once_and_drawn_again(inverter):
@@ -86,7 +86,7 @@ def test_samples_are_inverted_once_and_drawn_again(inverter):
 
 def test_renderings_are_paired_with_their_photograph(tmp_path, inverter):
     settings = fakes.FakesSettings(per_kind=3, kinds=("reconstruction",))
-    finish(fakes.build(photographs(), tmp_path, inverter, settings))
+    finish(fakes.build_fakes(photographs(), tmp_path, inverter, settings))
     for row in manifest(tmp_path):
         assert (row["family"], row["pairing"], row["source"]) == ("synthesis", fakes.MADE_FROM, "")
         assert row["target"] in photographs().names
@@ -99,18 +99,18 @@ def faces(count=8):
     crop = portrait[::step, ::step][:128, :128].astype(int)
     variants = [np.clip(crop * (0.7 + 0.06 * number) + 4 * number, 0, 255).astype(np.uint8) for number in range(count)]
     tensor = torch.from_numpy(np.stack(variants)).permute(0, 3, 1, 2).contiguous()
-    return datasets.Photographs([f"{number}.png" for number in range(count)], tensor)
+    return face_packs.Photographs([f"{number}.png" for number in range(count)], tensor)
 
 
 def test_the_generator_redraws_some_swaps_and_leaves_the_others_as_they_were(tmp_path):
     inverter = toys.toy_inverter(128)
     settings = fakes.FakesSettings(per_kind=12, kinds=("swap",))
-    finish(fakes.build(faces(), tmp_path / "half", inverter, settings))
-    finish(fakes.build(faces(), tmp_path / "none", None, replace(settings, redrawn=0)))
+    finish(fakes.build_fakes(faces(), tmp_path / "half", inverter, settings))
+    finish(fakes.build_fakes(faces(), tmp_path / "none", None, replace(settings, redrawn=0)))
     half, none = ({row["file"]: row for row in manifest(tmp_path / name)} for name in ("half", "none"))
     assert half.keys() == none.keys() and len(half) > 8
-    assert {row["drawn"] for row in none.values()} == {fakes.NOTHING}
-    redrawn = [name for name, row in half.items() if row["drawn"] == fakes.FACE]
+    assert {row["drawn"] for row in none.values()} == {fakes.NOTHING_DRAWN}
+    redrawn = [name for name, row in half.items() if row["drawn"] == fakes.FACE_DRAWN]
     assert 0.2 < len(redrawn) / len(half) < 0.8
     for name, row in half.items():
         same = (tmp_path / "half" / name).read_bytes() == (tmp_path / "none" / name).read_bytes()
@@ -119,19 +119,19 @@ def test_the_generator_redraws_some_swaps_and_leaves_the_others_as_they_were(tmp
             none[name][column] for column in ("family", "target", "source")
         )
     with pytest.raises(UserError, match="another share was redrawn"):
-        finish(fakes.build(faces(), tmp_path / "half", inverter, replace(settings, redrawn=1)))
+        finish(fakes.build_fakes(faces(), tmp_path / "half", inverter, replace(settings, redrawn=1)))
     with pytest.raises(ValueError, match="needs an inverter"):
-        finish(fakes.build(faces(), tmp_path / "new", None, settings))
+        finish(fakes.build_fakes(faces(), tmp_path / "new", None, settings))
 
 
 def test_a_stopped_run_continues_to_the_same_bytes(tmp_path, inverter):
     settings = fakes.FakesSettings(per_kind=60, kinds=("sample",))
-    finish(fakes.build(photographs(), tmp_path / "whole", inverter, settings))
-    job = fakes.build(photographs(), tmp_path / "parts", inverter, settings)
+    finish(fakes.build_fakes(photographs(), tmp_path / "whole", inverter, settings))
+    job = fakes.build_fakes(photographs(), tmp_path / "parts", inverter, settings)
     next(job), next(job)
     job.close()
     assert 50 <= len(manifest(tmp_path / "parts")) < 60  # what is done is in the manifest when a run is stopped
-    finish(fakes.build(photographs(), tmp_path / "parts", inverter, settings))
+    finish(fakes.build_fakes(photographs(), tmp_path / "parts", inverter, settings))
     whole, parts = (
         {path.name: path.read_bytes() for path in (tmp_path / name).rglob("*.*")} for name in ("whole", "parts")
     )
@@ -140,10 +140,10 @@ def test_a_stopped_run_continues_to_the_same_bytes(tmp_path, inverter):
 
 
 def test_another_seed_in_the_same_folder_is_refused(tmp_path, inverter):
-    finish(fakes.build(photographs(), tmp_path, inverter, fakes.FakesSettings(per_kind=2, kinds=("sample",))))
+    finish(fakes.build_fakes(photographs(), tmp_path, inverter, fakes.FakesSettings(per_kind=2, kinds=("sample",))))
     before = manifest(tmp_path)
     with pytest.raises(UserError, match="another seed"):
-        finish(fakes.build(photographs(), tmp_path, inverter, fakes.FakesSettings(3, seed=1, kinds=("sample",))))
+        finish(fakes.build_fakes(photographs(), tmp_path, inverter, fakes.FakesSettings(3, seed=1, kinds=("sample",))))
     assert manifest(tmp_path) == before
 
 
@@ -151,16 +151,16 @@ def test_manifests_of_earlier_versions_are_read_and_completed(tmp_path):
     settings = fakes.FakesSettings(per_kind=3, kinds=("sample", "reconstruction", "swap"), redrawn=0)
     inverter = toys.toy_inverter(128)
     inverter.generator = MappingToyGenerator(128)
-    finish(fakes.build(faces(), tmp_path, inverter, settings))
+    finish(fakes.build_fakes(faces(), tmp_path, inverter, settings))
     expected = manifest(tmp_path)
     with (tmp_path / "manifest.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, ("file", "kind", "target", "source", "seed"), extrasaction="ignore")
         writer.writeheader()
         for row in expected:
             writer.writerow(row | ({"target": ""} if row["kind"] == "sample" else {}))
-    assert sum(not target for target in fakes.origins(tmp_path).values()) == 3
-    finish(fakes.build(faces(), tmp_path, inverter, settings))
+    assert sum(not target for target in fakes.read_origins(tmp_path).values()) == 3
+    finish(fakes.build_fakes(faces(), tmp_path, inverter, settings))
     assert manifest(tmp_path) == expected
     assert {(row["kind"], row["drawn"]) for row in expected} == {
-        ("sample", fakes.ALL), ("reconstruction", fakes.ALL), ("swap", fakes.NOTHING)
+        ("sample", fakes.ALL_DRAWN), ("reconstruction", fakes.ALL_DRAWN), ("swap", fakes.NOTHING_DRAWN)
     }  # fmt: skip

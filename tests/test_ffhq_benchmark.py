@@ -7,7 +7,7 @@ import torch
 
 from backend import runtime
 from backend.counterfactual.search import SearchSettings
-from backend.generators import official
+from backend.generators import inversion
 from backend.generators.e4e import E4EEncoder
 from benchmarks import ffhq, filled
 from benchmarks.counterfactual import untrained
@@ -20,10 +20,10 @@ SIZE = 32
 def inverter():
     """An e4e pair of 32 pixels, built as the app builds that of 1024."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(official, "FFHQ_SIZE", SIZE)
-        patch.setattr(official, "E4EEncoder", partial(E4EEncoder, width=0.0625))
+        patch.setattr(inversion, "FFHQ_SIZE", SIZE)
+        patch.setattr(inversion, "E4EEncoder", partial(E4EEncoder, width=0.0625))
         content = filled.e4e(SIZE, width=0.0625)
-        yield official.from_tensors(official.from_e4e(content), "filled")
+        yield inversion.build_e4e_inverter(inversion.tensors_from_e4e(content), "filled")
 
 
 def test_filled_weights_are_the_same_everywhere_and_draw_something(inverter):

@@ -10,11 +10,11 @@ import av
 import numpy as np
 import pytest
 
-from backend import cli, faces, images, video
-from backend.counterfactual import film, film_command
-from backend.counterfactual.film import FilmSearch
-from backend.counterfactual.film_result import NO_FACE, NOT_REACHED
+from backend import faces, images, video
+from backend.cli import main, photo
+from backend.counterfactual import video as counterfactual_video
 from backend.counterfactual.search import SearchSettings
+from backend.counterfactual.video import NO_FACE, NOT_REACHED, VideoSearch
 from backend.detectors import registry
 from backend.errors import UserError
 from backend.progress import finish
@@ -36,7 +36,7 @@ def detector(monkeypatch):
     known = toy_detector(size=SIZE)
     monkeypatch.setattr(registry, "load", lambda _name: known)
     monkeypatch.setattr(registry, "loadable", lambda: ["toy"])
-    monkeypatch.setattr(faces, "find", lambda image: [FACE] if image.mean() > 20 else [])
+    monkeypatch.setattr(faces, "find_faces", lambda image: [FACE] if image.mean() > 20 else [])
     return known
 
 
@@ -46,8 +46,8 @@ def clip(*levels: int) -> video.Clip:
     return video.Clip(frames, times, 5.0, 30.0, (220, 200), len(levels) / 5)
 
 
-def searched(*levels: int, settings: SearchSettings = SETTINGS_USED) -> FilmSearch:
-    return FilmSearch(clip(*levels), "toy", settings, inverter=toy_inverter(SIZE))
+def searched(*levels: int, settings: SearchSettings = SETTINGS_USED) -> VideoSearch:
+    return VideoSearch(clip(*levels), "toy", settings, inverter=toy_inverter(SIZE))
 
 
 def test_every_frame_begins_at_the_change_of_the_one_before(detector):
@@ -73,7 +73,7 @@ def test_frames_without_the_face_stay_and_are_said(detector):
 
 def test_the_saved_video_is_judged_as_it_is(detector):
     made = finish(searched(200, 200).run())
-    read = finish(video.reading(made.mp4))
+    read = finish(video.read_video(made.mp4))
     assert len(read.frames) == 2 and read.frames[0][-6:, :20].min() < 90  # the mark
     for frame in made.frames:
         assert (
@@ -153,7 +153,7 @@ def test_what_was_done_before_a_stop_is_kept(detector):
     made = work.so_far()
     assert made.stopped and [bool(frame.skipped) for frame in made.frames] == [False] * 6 + [True] * 3
     assert made.frames[-1].skipped == NOT_REACHED and (made.pictures[-1] == 200).all()
-    assert len(finish(video.reading(made.mp4)).frames) == 9
+    assert len(finish(video.read_video(made.mp4)).frames) == 9
     assert "3 frames were skipped: the search was stopped" in made.summary
     assert all(weight.requires_grad for weight in detector.parameters()) and hooks(detector) == 0
 
@@ -173,7 +173,7 @@ def test_steps_are_counted_to_the_end(detector):
 def test_a_video_without_a_usable_face_is_a_sentence(detector, monkeypatch, levels, found, words):
     if found is not None:
         small = replace(FACE, box=(60.0, 50.0, 80.0, 60.0))
-        monkeypatch.setattr(faces, "find", lambda _image: [small])
+        monkeypatch.setattr(faces, "find_faces", lambda _image: [small])
     with pytest.raises(UserError, match=words):
         finish(searched(*levels).run())
 
@@ -184,15 +184,17 @@ def test_nothing_changes_where_every_frame_is_called_real(detector):
 
 
 def options(*arguments: str):
-    return cli._parser().parse_args(["counterfactual", *arguments])
+    return main._build_parser().parse_args(["counterfactual", *arguments])
 
 
 def test_the_command_line_refuses_what_it_cannot_do(tmp_path, capsys):
     for given in ([], ["photo.png", "--video", "film.mp4"]):
-        assert cli.main(["counterfactual", *given, "--detector", "toy", "--out", str(tmp_path)]) == 2
+        assert main.main(["counterfactual", *given, "--detector", "toy", "--out", str(tmp_path)]) == 2
         assert "either a picture or a video" in capsys.readouterr().err
     with pytest.raises(UserError, match="--face belongs to a picture"):
-        film_command.run(options("--video", "x", "--detector", "a", "--out", "b", "--face", "2"), SETTINGS_USED, print)
+        photo.run_counterfactual_video(
+            options("--video", "x", "--detector", "a", "--out", "b", "--face", "2"), SETTINGS_USED, print
+        )
 
 
 @needs_models
@@ -203,9 +205,13 @@ def test_a_real_face_that_moves(tmp_path, capsys):
     name = registry.loadable()[0]
     out = tmp_path / "out"
     given = ["counterfactual", "--video", str(path), "--detector", name, "--out", str(out), "--steps", "3", "--json"]
-    assert cli.main(given) == 0
+    assert main.main(given) == 0
     answer = json.loads(capsys.readouterr().out)
-    assert answer["video"] == "film.mp4" and answer["settings"]["steps"] == 3 and answer["batch"] == film.BATCH
+    assert (
+        answer["video"] == "film.mp4"
+        and answer["settings"]["steps"] == 3
+        and answer["batch"] == counterfactual_video.FRAME_BATCH
+    )
     assert [bool(frame["skipped"]) for frame in answer["frames"]] == [False] * 3 + [True] + [False] * 2
     for frame in answer["frames"]:
         if not frame["skipped"]:

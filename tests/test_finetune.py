@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from backend import cli, faces, identity_dlib, images, perceptual, weights
+from backend import faces, images, similarity, weights
+from backend.cli import main
 from backend.errors import UserError
-from backend.generators import inversion
+from backend.generators import dlib_resnet, inversion
 from backend.generators.e4e import E4EEncoder
 from backend.generators.inversion import Inverter
-from backend.perceptual import Perceptual
-from backend.training import finetune, finetune_run, harness, identity_loss
-from backend.training.finetune import FinetuneSettings, FinetuneTask, Losses
-from backend.training.identity_loss import Embedding
+from backend.similarity import PerceptualDistance
+from backend.training import finetune, loop, losses
+from backend.training.finetune import FinetuneLosses, FinetuneSettings, FinetuneTask
+from backend.training.losses import FaceEmbedding
 from benchmarks import filled
 from tests.test_views import FACE
 
@@ -47,28 +48,30 @@ def pictures(count: int = 4) -> torch.Tensor:
 
 
 def task(inverter: Inverter, **changes) -> FinetuneTask:
-    losses = Losses(Perceptual("L1", l1_distance), Embedding("colours", embed), ())
+    losses = FinetuneLosses(PerceptualDistance("L1", l1_distance), FaceEmbedding("colours", embed), ())
     return FinetuneTask(pictures(), replace(SETTINGS, **changes), pictures(2), inverter, losses)
 
 
 def test_the_settings_are_those_of_the_paper():
-    found = harness.read_settings(FinetuneSettings, "finetune")
+    found = loop.read_settings(FinetuneSettings, "finetune")
     assert (found.l2_weight, found.lpips_weight, found.identity_weight) == (1.0, 0.8, 0.5)
     assert (found.rate, found.batch, found.steps) == (1e-4, 8, 80_000)
 
 
 def test_the_size_of_a_published_generator_is_read_from_its_file(checkpoint):
-    inverter = inversion.from_official(checkpoint)
-    assert inverter.size == SIZE and inversion._size_of({f"decoder.to_rgbs.{n}.bias": 0 for n in range(8)}) == 1024
+    inverter = inversion.read_e4e_inverter(checkpoint)
+    assert (
+        inverter.size == SIZE and inversion._published_size({f"decoder.to_rgbs.{n}.bias": 0 for n in range(8)}) == 1024
+    )
 
 
 def test_a_step_follows_the_sum_of_the_losses_and_moves_the_encoder_alone(checkpoint):
-    inverter = inversion.from_official(checkpoint)
+    inverter = inversion.read_e4e_inverter(checkpoint)
     made = task(inverter)
     decoder = {name: value.clone() for name, value in inverter.generator.state_dict().items()}
     statistics = {name: value.clone() for name, value in made.encoder.named_buffers()}
     weights_before = {name: value.detach().clone() for name, value in made.encoder.named_parameters()}
-    from backend.training.generator import draw_faces
+    from backend.training.loop import draw_faces
 
     shown = draw_faces(made.pictures, 2, 0, 0)
     drawn, wanted = made.compared(shown)
@@ -95,7 +98,7 @@ def test_a_step_follows_the_sum_of_the_losses_and_moves_the_encoder_alone(checkp
 
 
 def test_steps_bring_the_drawings_closer(checkpoint):
-    made = task(inversion.from_official(checkpoint), rate=1e-3)
+    made = task(inversion.read_e4e_inverter(checkpoint), rate=1e-3)
     first = made.step(0)["l2"]
     for number in range(1, 12):
         last = made.step(number)["l2"]
@@ -103,24 +106,24 @@ def test_steps_bring_the_drawings_closer(checkpoint):
 
 
 def test_what_cannot_be_had_is_said(monkeypatch):
-    monkeypatch.setattr(weights, "entries", dict)
-    monkeypatch.setattr(identity_dlib, "path", lambda: None)
-    monkeypatch.setattr(perceptual, "lpips_missing", lambda: "absent")
-    monkeypatch.setattr(perceptual, "perceptual", lambda: Perceptual("1 - SSIM", l1_distance))
-    found = finetune.losses_here("ffhq")
+    monkeypatch.setattr(weights, "read_entries", dict)
+    monkeypatch.setattr(dlib_resnet, "dlib_resnet_path", lambda: None)
+    monkeypatch.setattr(similarity, "lpips_missing", lambda: "absent")
+    monkeypatch.setattr(similarity, "best_perceptual_distance", lambda: PerceptualDistance("1 - SSIM", l1_distance))
+    found = finetune.find_losses("ffhq")
     assert found.embedding is None and found.perceptual.name == "1 - SSIM"
     assert [sentence.split(" is ")[0] for sentence in found.left_out] == ["LPIPS", "The identity loss"]
-    monkeypatch.setattr(perceptual, "lpips_missing", lambda: None)
-    monkeypatch.setattr(identity_loss, "find", lambda template: Embedding("colours", embed))
-    assert finetune.losses_here("ffhq").left_out == ("ArcFace is replaced by colours: it was not fetched.",)
-    monkeypatch.setattr(identity_loss, "find", lambda template: Embedding("ArcFace", embed))
-    assert finetune.losses_here("ffhq").left_out == ()
+    monkeypatch.setattr(similarity, "lpips_missing", lambda: None)
+    monkeypatch.setattr(losses, "find_face_embedding", lambda template: FaceEmbedding("colours", embed))
+    assert finetune.find_losses("ffhq").left_out == ("ArcFace is replaced by colours: it was not fetched.",)
+    monkeypatch.setattr(losses, "find_face_embedding", lambda template: FaceEmbedding("ArcFace", embed))
+    assert finetune.find_losses("ffhq").left_out == ()
 
 
 def test_the_command_writes_a_checkpoint_that_can_be_loaded(checkpoint, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(faces, "find", lambda photo: [FACE] if photo.mean() > 40 else [])
+    monkeypatch.setattr(faces, "find_faces", lambda photo: [FACE] if photo.mean() > 40 else [])
     monkeypatch.setattr(
-        finetune_run, "losses_here", lambda _t: Losses(Perceptual("L1", l1_distance), None, ("No ID.",))
+        finetune, "find_losses", lambda _t: FinetuneLosses(PerceptualDistance("L1", l1_distance), None, ("No ID.",))
     )
     data = tmp_path / "own"
     data.mkdir()
@@ -129,13 +132,13 @@ def test_the_command_writes_a_checkpoint_that_can_be_loaded(checkpoint, tmp_path
         (data / f"{number}.png").write_bytes(images.encode_png(photo))
     out = tmp_path / "out"
     command = ["train", "encoder", "--from", str(checkpoint), "--data", str(data), "--out", str(out), "--steps", "1"]
-    assert cli.main([*command, "--json"]) == 0
+    assert main.main([*command, "--json"]) == 0
     printed = capsys.readouterr()
     report = json.loads(printed.out)
     assert report["left_out"] == ["No ID."] and "No ID." in printed.err and "No ID." in report["summary"]
     assert report["metrics"]["faces"] == 3  # the black picture has no face
     assert report["metrics"]["held_out"] >= 1 and report["run"]["settings"]["lpips_weight"] == 0.8
-    tuned, before = inversion.from_official(out / "e4e_finetuned.pt"), inversion.from_official(checkpoint)
+    tuned, before = inversion.read_e4e_inverter(out / "e4e_finetuned.pt"), inversion.read_e4e_inverter(checkpoint)
     for name, value in before.generator.state_dict().items():
         assert torch.equal(tuned.generator.state_dict()[name], value)
     assert torch.equal(tuned.latent_average, before.latent_average)
@@ -144,11 +147,11 @@ def test_the_command_writes_a_checkpoint_that_can_be_loaded(checkpoint, tmp_path
 
 def test_mistakes_are_sentences(checkpoint, tmp_path, monkeypatch, capsys):
     base = ["--data", str(tmp_path), "--out", str(tmp_path / "out")]
-    assert cli.main(["train", "generator", "--from", str(checkpoint), *base]) == 2
+    assert main.main(["train", "generator", "--from", str(checkpoint), *base]) == 2
     assert "--from belongs to" in capsys.readouterr().err
     (tmp_path / "one.png").write_bytes(images.encode_png(np.zeros((50, 50, 3), np.uint8)))
-    assert cli.main(["train", "encoder", "--from", str(tmp_path / "absent.pt"), *base]) == 2
+    assert main.main(["train", "encoder", "--from", str(tmp_path / "absent.pt"), *base]) == 2
     assert "There is no file named absent.pt" in capsys.readouterr().err
-    monkeypatch.setattr(faces, "find", lambda photo: [])
+    monkeypatch.setattr(faces, "find_faces", lambda photo: [])
     with pytest.raises(UserError, match="Only 0 of 1 photographs has a face"):
-        finetune_run.finetune_encoder(str(checkpoint), tmp_path, tmp_path / "out", lambda _step: None)
+        finetune.finetune_encoder(str(checkpoint), tmp_path, tmp_path / "out", lambda _step: None)

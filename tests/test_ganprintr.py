@@ -11,7 +11,7 @@ from backend.attacks import ganprintr
 from backend.attacks.ganprintr import GANprintR, GanprintrSettings
 from backend.progress import finish
 from backend.training import ganprintr as training
-from backend.training import harness
+from backend.training import loop
 from tests.toys import grey, toy_detector
 
 
@@ -81,26 +81,26 @@ def test_a_pass_keeps_the_range_and_the_outside_of_the_mask():
     assert network.training
 
 
-def settings(steps: int) -> training.GanprintrSettings:
-    return harness.read_settings(
-        training.GanprintrSettings, "ganprintr", size=32, crop=24, steps=steps, batch=2, latent=8
+def settings(steps: int) -> training.GanprintrTrainingSettings:
+    return loop.read_settings(
+        training.GanprintrTrainingSettings, "ganprintr", size=32, crop=24, steps=steps, batch=2, latent=8
     )
 
 
 def test_training_lowers_the_error_of_copies():
     pictures = wave()
     task = training.GanprintrTask(pictures, settings(60), pictures[:2])
-    before = training.copying(task.average, pictures)["psnr"]
+    before = training.measure_copies(task.average, pictures)["psnr"]
     for number in range(60):
         task.step(number)
-    assert training.copying(task.average, pictures)["psnr"] > before + 3
+    assert training.measure_copies(task.average, pictures)["psnr"] > before + 3
     assert task.preview().shape == (1, 3, 64, 64)
 
 
 def test_squares_come_from_anywhere_and_from_the_seed_alone():
     pictures = torch.arange(16, dtype=torch.uint8).view(1, 1, 4, 4).expand(200, 3, -1, -1)
-    parts = training.cropped(pictures, 2, torch.Generator().manual_seed(0))
-    assert torch.equal(parts, training.cropped(pictures, 2, torch.Generator().manual_seed(0)))
+    parts = training.crop_randomly(pictures, 2, torch.Generator().manual_seed(0))
+    assert torch.equal(parts, training.crop_randomly(pictures, 2, torch.Generator().manual_seed(0)))
     corners = {tuple(part[0].flatten().tolist()) for part in parts}
     squares = [(corner, corner + 1, corner + 4, corner + 5) for corner in (0, 1, 2, 4, 5, 6, 8, 9, 10)]
     assert corners == {*squares, *((b, a, d, c) for a, b, c, d in squares)}
@@ -109,13 +109,13 @@ def test_squares_come_from_anywhere_and_from_the_seed_alone():
 def test_a_resumed_run_gives_the_same_weights(tmp_path):
     pictures = wave()
     whole = training.GanprintrTask(pictures, settings(6), pictures[:2])
-    finish(harness.train(whole, tmp_path / "whole", settings(6), log_every=2))
+    finish(loop.train_task(whole, tmp_path / "whole", settings(6), log_every=2))
     first = training.GanprintrTask(pictures, settings(6), pictures[:2])
-    job = harness.train(first, tmp_path / "parts", settings(6), log_every=2)
+    job = loop.train_task(first, tmp_path / "parts", settings(6), log_every=2)
     next(job)
     job.close()
     second = training.GanprintrTask(pictures, settings(6), pictures[:2])
-    finish(harness.train(second, tmp_path / "parts", settings(6), log_every=2))
+    finish(loop.train_task(second, tmp_path / "parts", settings(6), log_every=2))
     for one, other in zip(whole.average.parameters(), second.average.parameters(), strict=True):
         assert torch.equal(one, other)
 
@@ -125,17 +125,17 @@ def test_psnr_of_copies_is_that_of_saved_pictures():
         def forward(self, images):
             return images - 2.3 / 255
 
-    measured = training.copying(Darker(), torch.full((3, 3, 8, 8), 100, dtype=torch.uint8))
+    measured = training.measure_copies(Darker(), torch.full((3, 3, 8, 8), 100, dtype=torch.uint8))
     assert measured == {"psnr": 42.11, "psnr_std": 0.0, "count": 3.0}  # 20 log10(255 / 2)
 
 
-@pytest.mark.skipif(ganprintr.ENTRY not in weights.entries(), reason="the autoencoder is not installed")
+@pytest.mark.skipif(ganprintr.GANPRINTR_ENTRY not in weights.read_entries(), reason="the autoencoder is not installed")
 def test_the_shipped_autoencoder_copies_photographs_as_its_entry_says(shared_folder):
-    from backend.training import datasets
+    from backend import face_packs
 
-    entry = weights.entry(ganprintr.ENTRY)
-    photographs = datasets.load(shared_folder / "faces", 128, "real-val*").subset(list(range(0, 693, 30)))
-    measured = training.copying(ganprintr.load(), photographs.pictures)
+    entry = weights.find_entry(ganprintr.GANPRINTR_ENTRY)
+    photographs = face_packs.load_photographs(shared_folder / "faces", 128, "real-val*").subset(list(range(0, 693, 30)))
+    measured = training.measure_copies(ganprintr.load_ganprintr(), photographs.pictures)
     assert abs(measured["psnr"] - entry.options["psnr"]) < 3 * entry.options["psnr_std"] / len(photographs) ** 0.5
-    assert ganprintr.load().latent == entry.options["latent"] == ganprintr.LATENT
+    assert ganprintr.load_ganprintr().latent == entry.options["latent"] == ganprintr.LATENT
     assert dataclasses.asdict(GanprintrSettings())["latent"] == ganprintr.LATENT

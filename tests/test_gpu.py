@@ -15,8 +15,8 @@ from backend.detectors import registry
 from backend.generators.refinement import RefineSettings
 from backend.settings import SETTINGS
 from tabs import gpu
-from tabs.common import MODEL, QUICK, VERDICT
-from tabs.photo import Chosen
+from tabs.events import MODEL, QUICK, VERDICT
+from tabs.photo import ChosenPhoto
 from tests import films
 from tests.test_app import LONG, VERDICTS
 from tests.test_film import clip
@@ -70,7 +70,7 @@ def request() -> gr.Request:
 def test_nothing_happens_where_no_gpu_is_lent(demo, monkeypatch):
     monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda _name: None)
     before = [event.fn for event in demo.fns.values()]
-    gpu.use(demo)
+    gpu.ask_for_gpu(demo)
     assert [event.fn for event in demo.fns.values()] == before
 
 
@@ -78,7 +78,7 @@ def test_handlers_work_across_the_border(demo, monkeypatch):
     asked: list[int] = []
     monkeypatch.setitem(sys.modules, "spaces", lent(asked))
     quick = list(demo.fns.values())[2].fn
-    gpu.use(demo)
+    gpu.ask_for_gpu(demo)
     job, verdict, untouched = demo.fns.values()
     assert untouched.fn is quick
     text, button = job.outputs
@@ -103,33 +103,33 @@ def test_the_time_comes_from_the_request_and_has_an_end(values, expected):
     def handler(steps: Any, preset: Any, method: Any) -> None: ...
 
     event = SimpleNamespace(fn=handler, concurrency_id="model")
-    assert gpu.seconds(event, *values, "gradcam") == expected
+    assert gpu.needed_seconds(event, *values, "gradcam") == expected
 
 
 def test_all_methods_take_longer_than_one():
     def handler(steps: Any, preset: Any) -> None: ...
 
-    assert gpu.seconds(SimpleNamespace(fn=handler, concurrency_id="model"), 0, "quick") == 60
+    assert gpu.needed_seconds(SimpleNamespace(fn=handler, concurrency_id="model"), 0, "quick") == 60
 
 
 def test_a_pair_is_asked_by_all_methods():
     def handler(path: Any, fake_path: Any) -> None: ...
 
-    assert gpu.seconds(SimpleNamespace(fn=handler, concurrency_id="model"), "real", "fake") == 60
+    assert gpu.needed_seconds(SimpleNamespace(fn=handler, concurrency_id="model"), "real", "fake") == 60
 
 
 def test_an_answer_about_an_earlier_photo_is_dropped_here(monkeypatch):
     package = lent([])
     with gr.Blocks() as blocks:
-        text, button, chosen = gr.Textbox(), gr.Button(), gr.State(Chosen())
+        text, button, chosen = gr.Textbox(), gr.Button(), gr.State(ChosenPhoto())
         button.click(lambda one: {text: str(one.path)}, chosen, [text], **VERDICT)
-    own, other = Chosen("a"), Chosen("a")
+    own, other = ChosenPhoto("a"), ChosenPhoto("a")
     lend = package.GPU
 
     def slow(task: Any, *, duration: Any) -> Any:
         once = lend(task, duration=duration)
 
-        def run(one: Chosen) -> Any:
+        def run(one: ChosenPhoto) -> Any:
             answer = once(one)
             if one is other:
                 one.path = "b"  # while the other process was at it, with a copy
@@ -139,7 +139,7 @@ def test_an_answer_about_an_earlier_photo_is_dropped_here(monkeypatch):
 
     package.GPU = slow
     monkeypatch.setitem(sys.modules, "spaces", package)
-    gpu.use(blocks)
+    gpu.ask_for_gpu(blocks)
     (event,) = blocks.fns.values()
     assert event.fn(own) == {text: "a"}
     assert event.fn(other) == {text: gr.skip()}

@@ -7,9 +7,9 @@ from pytorch_grad_cam import GradCAM, GradCAMPlusPlus
 from torch import nn
 from torch.nn import functional
 
-from backend.counterfactual.cam import _LogOdds, _RawGradCAM, grad_cam
-from backend.detectors.card import Detector
-from backend.explain import ExplainSettings, explain
+from backend.detectors.base import Detector
+from backend.detectors.gradcam import _LogOdds, _raw_method, grad_cam
+from backend.explain.explanation import ExplainSettings, explain
 from backend.progress import finish
 from tests.patch_toys import PATCH, face, in_patch, patch_detector
 from tests.toys import hooks, toy_detector
@@ -64,7 +64,7 @@ def test_in_grad_cam_both_halves_count_alike():
 
 
 def raw_map(detector, pictures):
-    cam = _RawGradCAM(_LogOdds(detector), [detector.cam_module()])
+    cam = _raw_method("Grad-CAM")(_LogOdds(detector), [detector.cam_module()])
     cam.mirrored = detector.card.mirrored
     cam(pictures.clone().requires_grad_(True), targets=[lambda scores: scores[0]] * len(pictures))
     cam.activations_and_grads.release()

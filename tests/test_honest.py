@@ -12,13 +12,13 @@ import pytest
 import torch
 from PIL import Image
 
-from backend import weights
+from backend import face_packs, fakes, weights
 from backend.detectors import registry
-from backend.detectors.inference import for_inference
+from backend.detectors.predict import for_inference
 from backend.generators import inversion
+from backend.images import like_photographs
 from backend.progress import finish
-from backend.saving import like_photographs
-from backend.training import datasets, fakes, honesty, labelled, measure
+from backend.training import calibration, data, encoder
 
 COUNT = 60
 CHANCE = 0.5
@@ -41,29 +41,29 @@ def originals(shared_folder):
 @pytest.fixture(scope="module")
 def photographs(originals):
     pixels = [np.asarray(Image.open(io.BytesIO(content)).convert("RGB")) for content in originals.values()]
-    return datasets.Photographs(list(originals), torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous())
+    return face_packs.Photographs(list(originals), torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous())
 
 
 @pytest.fixture(scope="module")
 def sets(shared_folder, originals, photographs, tmp_path_factory):
     """Return fakes and photographs that differ in the forgery alone, by kind of fake."""
     folder = tmp_path_factory.mktemp("swaps")
-    inverter = inversion.load().to(torch.device("cpu"))
-    finish(fakes.build(photographs, folder, inverter, fakes.FakesSettings(COUNT, seed=5, kinds=("swap",))))
-    swaps, targets = datasets.load(folder, registry.EMBEDDED_SIZE), fakes.origins(folder)
+    inverter = inversion.load_embedded_inverter().to(torch.device("cpu"))
+    finish(fakes.build_fakes(photographs, folder, inverter, fakes.FakesSettings(COUNT, seed=5, kinds=("swap",))))
+    swaps, targets = face_packs.load_photographs(folder, registry.EMBEDDED_SIZE), fakes.read_origins(folder)
     own = photographs.subset([photographs.names.index(targets[name]) for name in swaps.names])
-    drawn = measure.reconstructions(inverter, photographs.pictures)
+    drawn = encoder.reconstruct_pictures(inverter, photographs.pictures)
     rendered = [
-        honesty.saved_like(picture.permute(1, 2, 0).numpy(), content)
+        calibration.save_like(picture.permute(1, 2, 0).numpy(), content)
         for picture, content in zip(drawn, originals.values(), strict=True)
     ]
-    wild = datasets.load(shared_folder / "faces", registry.EMBEDDED_SIZE, labelled.WILD)
+    wild = face_packs.load_photographs(shared_folder / "faces", registry.EMBEDDED_SIZE, data.WILD_PACKS)
     ciplab = {}
     for kind in ("ciplab_photoshop", "ciplab_real"):
         measuring = [
             index
             for index, name in enumerate(wild.names)
-            if name.startswith(f"{kind}/") and datasets.one_in(labelled.MEASURING_PART, name)
+            if name.startswith(f"{kind}/") and face_packs.is_one_in(data.MEASURING_PART, name)
         ]
         ciplab[kind] = like_photographs(wild.pictures[measuring])  # the faintest traces need all there are
     return {
@@ -78,8 +78,8 @@ def sets(shared_folder, originals, photographs, tmp_path_factory):
 @pytest.mark.parametrize("kind", ["swap", "reconstruction", "ciplab_photoshop"])
 def test_like_for_like_a_detector_is_as_good_as_its_card_says(name, kind, sets):
     claimed = next(rate for rate in registry.card(name).errors if rate.kind == kind)
-    found = honesty.like_for_like(for_inference(registry.load(name)), *sets[kind])
-    allowed = honesty.separation(claimed.auc, *(len(pictures) for pictures in sets[kind]))
+    found = calibration.compare_like_for_like(for_inference(registry.load(name)), *sets[kind])
+    allowed = calibration.separation_of(claimed.auc, *(len(pictures) for pictures in sets[kind]))
     assert found.auc >= claimed.auc - 4 * max(allowed.error, 0.02)
     if claimed.auc >= CLAIM:
         assert found.low > CHANCE
@@ -88,16 +88,14 @@ def test_like_for_like_a_detector_is_as_good_as_its_card_says(name, kind, sets):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_saving_blurring_and_resizing_photographs_raises_no_alarm(name, photographs):
-    stored = weights.entry(name).options.get("false_alarms")
+    stored = weights.find_entry(name).options.get("false_alarms")
     if stored is None:
         pytest.skip(f"{name} was trained before this was measured on all photographs")
-    found = honesty.false_alarms(for_inference(registry.load(name)), photographs.pictures)
-    before = stored[honesty.UNCHANGED]
-    assert (
-        before == next(rate.rate for rate in registry.card(name).errors if rate.kind == labelled.REAL) or before < 0.06
-    )
-    for change in honesty.CHANGES:
-        assert stored[change] <= before + honesty.MOST_MORE
+    found = calibration.measure_false_alarms(for_inference(registry.load(name)), photographs.pictures)
+    before = stored[calibration.UNCHANGED]
+    assert before == next(rate.rate for rate in registry.card(name).errors if rate.kind == data.REAL) or before < 0.06
+    for change in calibration.SHORTCUT_CHANGES:
+        assert stored[change] <= before + calibration.MOST_ADDED_ALARMS
         # The share among sixty of as many as the entry says, within three standard errors.
         spread = np.sqrt(max(stored[change] * (1 - stored[change]), 0.02) / COUNT)
         assert found[change] <= stored[change] + 3 * spread
@@ -106,9 +104,9 @@ def test_saving_blurring_and_resizing_photographs_raises_no_alarm(name, photogra
 def test_a_threshold_rises_until_changes_add_few_false_alarms():
     scores = np.arange(100) / 100
     after = scores + 0.2  # at any threshold up to 0.99, twenty more of a hundred pass it
-    assert honesty.steady_threshold(0.95, scores, [scores], 0.05) == 0.95
-    assert honesty.steady_threshold(0.5, scores, [after], 0.2) == 0.5
-    risen = honesty.steady_threshold(0.5, scores, [scores, after], 0.05)
+    assert calibration.choose_steady_threshold(0.95, scores, [scores], 0.05) == 0.95
+    assert calibration.choose_steady_threshold(0.5, scores, [after], 0.2) == 0.5
+    risen = calibration.choose_steady_threshold(0.5, scores, [scores, after], 0.05)
     assert risen == pytest.approx(1.14)
     assert (after > risen).mean() == 0.05
 
@@ -125,8 +123,8 @@ def test_fakes_by_others_are_compared_with_photographs_of_their_own_source():
     rows += [("stylegan_140k", "stylegan_140k", 50), ("stylegan_140k", "stylegan_140k", 90)]
     pictures = torch.stack([torch.full((3, 8, 8), level, dtype=torch.uint8) for _, _, level in rows])
     kinds, sources = (np.array(column) for column in list(zip(*rows, strict=True))[:2])
-    examples = labelled.Examples(pictures, kinds, sources=sources)
-    found = honesty.same_source(Brightness(), examples)
+    examples = data.LabelledPictures(pictures, kinds, sources=sources)
+    found = calibration.compare_same_source(Brightness(), examples)
     assert set(found) == {"stylegan_140k"}
     told = found["stylegan_140k"]
     assert (told["auc"], told["photographs"]) == (0.5, 1)
@@ -136,10 +134,10 @@ def test_fakes_by_others_are_compared_with_photographs_of_their_own_source():
 def test_an_auc_has_the_standard_error_of_hanley_and_mcneil():
     # Equation 1 by hand: Q1 = .8/1.2 = 2/3, Q2 = 1.28/1.8; ten of each.
     expected = np.sqrt((0.16 + 9 * (2 / 3 - 0.64) + 9 * (1.28 / 1.8 - 0.64)) / 100)
-    found = honesty.separation(0.8, 10, 10)
+    found = calibration.separation_of(0.8, 10, 10)
     assert found.error == pytest.approx(expected)
     assert found.low == pytest.approx(0.8 - 1.96 * expected)
-    assert honesty.separation(1.0, 10, 10).error == 0
+    assert calibration.separation_of(1.0, 10, 10).error == 0
 
 
 @pytest.mark.parametrize(("quality", "subsampling"), [(60, 0), (85, 2)])
@@ -155,4 +153,4 @@ def test_a_picture_is_saved_with_the_tables_of_another(quality, subsampling):
         Image.fromarray(picture).save(buffer, "JPEG", quality=quality, subsampling=subsampling)
         files.append(buffer.getvalue())
     expected = np.asarray(Image.open(io.BytesIO(files[0])).convert("RGB"))
-    assert np.array_equal(honesty.saved_like(pictures[0], files[1]), expected)
+    assert np.array_equal(calibration.save_like(pictures[0], files[1]), expected)

@@ -14,12 +14,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from backend import cli, runtime, weights
+from backend import runtime, weights
+from backend.cli import main
 from backend.detectors import registry
-from backend.detectors.mesonet_deepfakebench import DeepfakeBenchMeso4
+from backend.detectors.mesonet import DeepfakeBenchMeso4
 from backend.errors import UserError
 from backend.hub import download, fetching
-from backend.hub.fetching import fetch
+from backend.hub.fetching import fetch_to_cache
 from backend.progress import finish
 from backend.settings import SETTINGS
 from tests.hub_server import HubServer
@@ -60,7 +61,7 @@ class Place:
         facts = {"revision": "c" * 40, "sha256": known, "size": len(self.content), "more": more}
         with (self.registry / "hub.toml").open("a", encoding="utf-8") as file:
             file.write(ENTRY.format(name=name, **facts))
-        weights.entries.cache_clear()
+        weights.read_entries.cache_clear()
 
     def left(self) -> list[str]:
         """Return what lies in the cache, without locks."""
@@ -90,18 +91,18 @@ def place(tmp_path, monkeypatch, checkpoint) -> Iterator[Place]:
     monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", BLOCK)
     monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda _seconds: None)
     monkeypatch.delenv("HF_TOKEN", raising=False)
-    weights.entries.cache_clear()
+    weights.read_entries.cache_clear()
     hub.add("owner/meso", "folder/meso4.pth", checkpoint)
     yield Place(hub, settings.cache_dir, folder, checkpoint)
     hub.close()
-    weights.entries.cache_clear()
+    weights.read_entries.cache_clear()
 
 
 def test_a_model_is_fetched_checked_converted_and_judges(place):
     place.entry()
     assert registry.loadable() == []
     steps = []
-    path = fetch("meso4_here", steps.append)
+    path = fetch_to_cache("meso4_here", steps.append)
     assert place.left() == ["meso4_here.json", "meso4_here.safetensors"]
     assert [step.number for step in steps] == sorted(step.number for step in steps)
     assert steps[-1].number == steps[-1].total and "MB" in steps[0].message
@@ -111,7 +112,7 @@ def test_a_model_is_fetched_checked_converted_and_judges(place):
     found = load_file(path)
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[key], expected[key]) for key in found)
-    entry = weights.entry("meso4_here")
+    entry = weights.find_entry("meso4_here")
     assert entry.state() == "verified"
     assert entry.receipt()["source_sha256"] == entry.sha256
     assert registry.loadable() == ["meso4_here"] and registry.loadable("embedded") == []
@@ -128,7 +129,7 @@ def test_a_model_is_fetched_checked_converted_and_judges(place):
 def test_the_login_reaches_the_hub_and_not_its_storage(place, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     place.entry()
-    fetch("meso4_here")
+    fetch_to_cache("meso4_here")
     logins = {path.split("/")[1]: headers.get("authorization") for _, path, headers in place.hub.asked}
     assert logins == {"owner": "Bearer hf_secret", "storage": None}
 
@@ -138,17 +139,17 @@ def test_a_download_cut_three_times_completes(place, linked):
     hosted = place.hub.files["owner/meso", "folder/meso4.pth"]
     hosted.cuts, hosted.linked = 3, linked
     place.entry()
-    fetch("meso4_here")
+    fetch_to_cache("meso4_here")
     ranges = place.hub.ranges()
     assert len(ranges) == 4 and ranges[0] == ""
     starts = [int(one.removeprefix("bytes=").removesuffix("-")) for one in ranges[1:]]
     assert starts == sorted(starts) and starts[0] >= len(place.content) // 2 - BLOCK
-    assert weights.entry("meso4_here").state() == "verified"
+    assert weights.find_entry("meso4_here").state() == "verified"
 
 
 def test_a_stopped_download_goes_on_where_it_stopped(place):
     place.entry()
-    with closing(fetching.fetching("meso4_here")) as job:
+    with closing(fetching.fetch_model("meso4_here")) as job:
         step = next(job)
         while step.number < 30:
             step = next(job)
@@ -156,10 +157,10 @@ def test_a_stopped_download_goes_on_where_it_stopped(place):
     assert part.endswith(".part") and registry.loadable() == []
     size = next(place.cache.rglob("*.part")).stat().st_size
     if size < len(place.content):  # the thread may have had time for the rest
-        fetch("meso4_here")
+        fetch_to_cache("meso4_here")
         assert place.hub.ranges()[-1] == f"bytes={size}-"
-    fetch("meso4_here")
-    assert weights.entry("meso4_here").state() == "verified"
+    fetch_to_cache("meso4_here")
+    assert weights.find_entry("meso4_here").state() == "verified"
 
 
 def test_a_connection_that_stays_away_is_said_and_keeps_what_came(place):
@@ -167,12 +168,12 @@ def test_a_connection_that_stays_away_is_said_and_keeps_what_came(place):
     hosted.cuts = 10**6
     place.entry()
     with pytest.raises(UserError, match=r"was interrupted after .* MB") as caught:
-        fetch("meso4_here")
+        fetch_to_cache("meso4_here")
     assert "goes on where it stopped" in caught.value.hint
-    assert not weights.entry("meso4_here").path.exists()
+    assert not weights.find_entry("meso4_here").path.exists()
     hosted.cuts = 0
-    fetch("meso4_here")
-    assert place.hub.ranges()[-1] != "" and weights.entry("meso4_here").state() == "verified"
+    fetch_to_cache("meso4_here")
+    assert place.hub.ranges()[-1] != "" and weights.find_entry("meso4_here").state() == "verified"
 
 
 @pytest.mark.parametrize(
@@ -193,20 +194,20 @@ def test_every_refusal_is_a_sentence(place, status, code, words):
     hosted.status, hosted.code = status, code
     place.entry()
     with pytest.raises(UserError, match=words) as caught:
-        fetch("meso4_here")
+        fetch_to_cache("meso4_here")
     assert "\n" not in str(caught.value) and caught.value.hint
-    assert place.left() == [] and weights.entry("meso4_here").state() == "absent"
+    assert place.left() == [] and weights.find_entry("meso4_here").state() == "absent"
 
 
 def test_offline_is_a_sentence(place, monkeypatch):
     place.entry()
     place.hub.close()
     with pytest.raises(UserError, match="Hub was not reached") as caught:
-        fetch("meso4_here")
+        fetch_to_cache("meso4_here")
     assert "weights fetch meso4_here --from PATH" in caught.value.hint
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match=r"HF_HUB_OFFLINE is set|Hub was not reached"):
-        fetch("meso4_here")
+        fetch_to_cache("meso4_here")
 
 
 @pytest.mark.parametrize("pinned", [True, False])
@@ -215,14 +216,14 @@ def test_a_wrong_hash_is_refused_and_deleted(place, pinned):
     hosted.served = bytes(len(place.content))
     place.entry(pinned=pinned)
     with pytest.raises(UserError, match="its hash is another one"):
-        fetch("meso4_here")
+        fetch_to_cache("meso4_here")
     assert place.left() == []
 
 
 def test_a_file_that_is_not_the_pinned_one_is_refused_whatever_the_hub_says(place):
     place.entry(sha256="0" * 64)
     with pytest.raises(UserError, match="its hash is another one"):
-        fetch("meso4_here")
+        fetch_to_cache("meso4_here")
     assert place.left() == []
 
 
@@ -232,16 +233,16 @@ def test_a_full_disk_is_a_sentence_before_and_during(place, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
         with pytest.raises(UserError, match=r"no room on the disk .* are needed"):
-            fetch("meso4_here")
+            fetch_to_cache("meso4_here")
     with monkeypatch.context() as patch:
         patch.setattr(fetching, "save_file", _no_space)
         with pytest.raises(UserError, match="no room on the disk"):
-            fetch("meso4_here")
+            fetch_to_cache("meso4_here")
     assert not [name for name in place.left() if name.startswith((".", "meso4_here"))]
     asked = len(place.hub.ranges())
-    fetch("meso4_here")
+    fetch_to_cache("meso4_here")
     assert len(place.hub.ranges()) == asked  # what had come whole is not fetched again
-    assert weights.entry("meso4_here").state() == "verified"
+    assert weights.find_entry("meso4_here").state() == "verified"
 
 
 def _no_space(*_arguments) -> None:
@@ -252,12 +253,12 @@ def test_a_folder_that_cannot_be_written_is_a_sentence(place, monkeypatch):
     place.entry()
     place.cache.write_text("a file in its place")
     with pytest.raises(UserError):
-        fetch("meso4_here")
+        fetch_to_cache("meso4_here")
 
 
 def test_a_conversion_that_dies_leaves_what_was_there(place, monkeypatch):
     place.entry()
-    path = fetch("meso4_here")
+    path = fetch_to_cache("meso4_here")
     before = path.read_bytes()
 
     def half(tensors, target) -> None:
@@ -266,25 +267,25 @@ def test_a_conversion_that_dies_leaves_what_was_there(place, monkeypatch):
 
     monkeypatch.setattr(fetching, "save_file", half)
     with pytest.raises(KeyboardInterrupt):
-        fetch("meso4_here")
-    assert path.read_bytes() == before and weights.entry("meso4_here").state() == "verified"
+        fetch_to_cache("meso4_here")
+    assert path.read_bytes() == before and weights.find_entry("meso4_here").state() == "verified"
     assert place.left() == ["meso4.pth", "meso4_here.json", "meso4_here.safetensors"]
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed", "no receipt"])
 def test_a_damaged_file_is_never_loaded(place, damage):
     place.entry()
-    path = fetch("meso4_here")
+    path = fetch_to_cache("meso4_here")
     whole = path.read_bytes()
     if damage == "cut":
         path.write_bytes(whole[:-100])
     elif damage == "changed":
         path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     else:
-        weights.entry("meso4_here").receipt_path.unlink()
+        weights.find_entry("meso4_here").receipt_path.unlink()
     with pytest.raises(UserError, match=r"is damaged.*weights fetch meso4_here"):
         registry.load("meso4_here")
-    fetch("meso4_here")
+    fetch_to_cache("meso4_here")
     registry.load("meso4_here")
 
 
@@ -292,37 +293,37 @@ def test_another_place_is_tried(place):
     place.hub.files["owner/meso", "folder/meso4.pth"].status = 404
     place.hub.add("another/copy", "m.pth", place.content, linked=False)
     place.entry(more='mirrors = [{ repo = "nobody/here", file = "x" }, { repo = "another/copy", file = "m.pth" }]')
-    done = finish(fetching.fetching("meso4_here"))
+    done = finish(fetching.fetch_model("meso4_here"))
     assert done.pinned and done.origin == "another/copy/m.pth at main"
 
 
 def test_an_unknown_hash_is_recorded_and_a_changed_file_refused(place):
     place.entry(pinned=False)
-    done = finish(fetching.fetching("meso4_here"))
+    done = finish(fetching.fetch_model("meso4_here"))
     assert not done.pinned and done.source_sha256 in done.summary
     torch.manual_seed(1)
     other = place.cache.parent / "other.pth"
     torch.save({f"backbone.{key}": value for key, value in DeepfakeBenchMeso4().state_dict().items()}, other)
     place.hub.add("owner/meso", "folder/meso4.pth", other.read_bytes())
     with pytest.raises(UserError, match="changed on the Hub"):
-        fetch("meso4_here")
-    assert weights.entry("meso4_here").receipt()["source_sha256"] == done.source_sha256
+        fetch_to_cache("meso4_here")
+    assert weights.find_entry("meso4_here").receipt()["source_sha256"] == done.source_sha256
 
 
 def test_two_fetches_at_once_are_refused(place):
     place.entry()
-    with closing(fetching.fetching("meso4_here")) as job:
+    with closing(fetching.fetch_model("meso4_here")) as job:
         next(job)
         with pytest.raises(UserError, match="is being fetched already"):
-            fetch("meso4_here")
+            fetch_to_cache("meso4_here")
         with ThreadPoolExecutor(1) as elsewhere:  # the last step may run in another thread than the first
             elsewhere.submit(finish, job).result()
-    fetch("meso4_here")
+    fetch_to_cache("meso4_here")
 
 
 def test_the_command_fetches_lists_and_verifies(place, capsys):
     def run(*arguments: str) -> tuple[int, dict, str]:
-        code = cli.main(["weights", *arguments, "--json"])
+        code = main.main(["weights", *arguments, "--json"])
         said = capsys.readouterr()
         return code, json.loads(said.out), said.err
 
@@ -335,7 +336,7 @@ def test_the_command_fetches_lists_and_verifies(place, capsys):
     assert "102/102 meso4_here is here." in progress
     code, answer, _ = run("verify")
     assert code == 0 and [(row["name"], row["verified"]) for row in answer["entries"]] == [("meso4_here", True)]
-    path = weights.entry("meso4_here").path
+    path = weights.find_entry("meso4_here").path
     path.write_bytes(path.read_bytes()[:-1])
     code, answer, said = run("verify")
     assert code == 2 and "meso4_here" in answer["error"] and answer["hint"] in said

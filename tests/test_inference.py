@@ -2,8 +2,8 @@ import torch
 from torch import nn
 
 from backend.detectors import registry
-from backend.detectors.card import Detector
-from backend.detectors.inference import Judge, for_inference
+from backend.detectors.base import Detector
+from backend.detectors.predict import BatchedDetector, for_inference
 from tests.toys import grey, hooks, toy_detector
 
 
@@ -67,9 +67,9 @@ def test_a_detector_without_norms_is_used_as_it_is():
 
 def test_a_judge_counts_and_gives_ordinary_tensors():
     detector = toy_detector().train()
-    judge = Judge(detector, batch=2)
+    judge = BatchedDetector(detector, batch=2)
     logit = judge.logit_fake_of_all(grey(10, 20, 200, 30, 40))
     assert (judge.images, judge.calls) == (5, 3)
     assert torch.allclose(logit, detector.logit_fake(grey(10, 20, 200, 30, 40)).detach(), atol=1e-5)
     assert not logit.is_inference() and detector.training
-    assert Judge(detector).batch == 40
+    assert BatchedDetector(detector).batch == 40

@@ -3,13 +3,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from backend import weights
+from backend import settings, weights
 from backend.errors import UserError
-from backend.generators import inversion, linear_path
-from backend.generators.e4e import E4EEncoder, bands, lacked
+from backend.generators import e4e, inversion
+from backend.generators.e4e import E4EEncoder, accumulate_feedback, haar_bands
 from backend.generators.inversion import Inverter
 from backend.generators.stylegan2 import StyleGAN2
-from backend.training.growing import grown
+from backend.training.encoder import grow_encoder
 
 CHANNELS = {4: 8, 8: 8, 16: 8, 32: 4}
 
@@ -40,11 +40,11 @@ def test_what_drawings_lack_is_summed_over_all_looks_but_the_last():
     drawn = torch.full((1, 3, 4, 4), 0.25)
     drawn[..., 2:] = -3  # outside the range, where nobody sees it
     shown = []
-    found = lacked(shown.append, lambda _codes: drawn, faces, [0.6, 0.5])
+    found = accumulate_feedback(shown.append, lambda _codes: drawn, faces, [0.6, 0.5])
     once = torch.tensor([0.25, 0.5]).view(1, 1, 1, 2).expand(1, 3, 2, 2)
     assert torch.equal(shown[0], torch.zeros_like(faces)) and torch.allclose(shown[1], 0.6 * once)
     assert torch.allclose(found, 1.1 * once) and len(shown) == 2
-    assert torch.equal(lacked(None, None, faces, []), torch.zeros_like(faces))
+    assert torch.equal(accumulate_feedback(None, None, faces, []), torch.zeros_like(faces))
 
 
 def test_an_inverter_with_feedback_looks_again_for_each_number():
@@ -64,20 +64,20 @@ def test_an_inverter_with_feedback_looks_again_for_each_number():
 
 def test_bands_are_means_of_squares_and_three_differences():
     picture = torch.tensor([[1.0, 2.0], [3.0, 6.0]]).view(1, 1, 2, 2)
-    assert bands(picture).flatten().tolist() == [3.0, -4.0, -6.0, 2.0]
+    assert haar_bands(picture).flatten().tolist() == [3.0, -4.0, -6.0, 2.0]
     faces = torch.rand(2, 3, 8, 6, generator=torch.Generator().manual_seed(0))
-    found = bands(faces)
+    found = haar_bands(faces)
     assert found.shape == (2, 12, 4, 3)
     assert torch.allclose(found[:, :3], torch.nn.functional.avg_pool2d(faces, 2))
     ramp = torch.arange(6.0).expand(1, 1, 6, 6)
-    assert (bands(ramp)[:, 1:] == torch.tensor([-2.0, 0.0, 0.0])[None, :, None, None]).all()
+    assert (haar_bands(ramp)[:, 1:] == torch.tensor([-2.0, 0.0, 0.0])[None, :, None, None]).all()
 
 
 def test_a_grown_encoder_gives_the_same_codes_and_reads_finer_detail_once_it_has_learned_to():
     torch.manual_seed(0)
     small, large = E4EEncoder(32, 32, 0.0625, 4), E4EEncoder(32, 64, 0.0625, 4, early=(6, 10), detail=True)
     torch.nn.init.normal_(small.linear.weight)
-    large.load_state_dict(grown(small.state_dict(), large))
+    large.load_state_dict(grow_encoder(small.state_dict(), large))
     small.eval(), large.eval()
     faces, lacking = (torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(k)) - 0.5 for k in (0, 1))
     halved = [torch.nn.functional.avg_pool2d(one, 2) for one in (faces, lacking)]
@@ -90,7 +90,7 @@ def test_a_grown_encoder_gives_the_same_codes_and_reads_finer_detail_once_it_has
     assert (stem[:4].abs().sum((0, 2, 3)) > 0).all()  # every band of faces and of what was lacking
     assert (next_unit[:4, 4:].abs().sum((0, 2, 3)) > 0).all()  # what is new is read
     with pytest.raises(RuntimeError):  # a larger one does not fit into a smaller
-        small.load_state_dict(grown(large.state_dict(), small))
+        small.load_state_dict(grow_encoder(large.state_dict(), small))
 
 
 def test_the_linear_path_adds_to_every_row_what_a_matrix_says_of_a_small_picture():
@@ -100,8 +100,8 @@ def test_the_linear_path_adds_to_every_row_what_a_matrix_says_of_a_small_picture
     faces = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     assert torch.equal(with_path(faces), without(faces))  # it starts as nothing
     path = with_path.linear
-    path.weight.data[1, : linear_path.BRIGHT_SIDE**2] = 1 / linear_path.BRIGHT_SIDE**2
-    path.weight.data[2, linear_path.BRIGHT_SIDE**2 :] = 1.0
+    path.weight.data[1, : e4e.BRIGHT_SIDE**2] = 1 / e4e.BRIGHT_SIDE**2
+    path.weight.data[2, e4e.BRIGHT_SIDE**2 :] = 1.0
     path.bias.data[0] = 0.5
     grey = torch.full((1, 3, 32, 32), 0.25)  # has a brightness and no colour
     added = with_path(grey) - without(grey)
@@ -116,14 +116,14 @@ def test_the_linear_path_adds_to_every_row_what_a_matrix_says_of_a_small_picture
 def test_the_linear_path_finds_a_linear_code_exactly():
     randomness = torch.Generator().manual_seed(0)
     faces = torch.rand(1500, 3, 64, 64, generator=randomness) * 2 - 1
-    seen = linear_path.small(faces)
-    codes = seen @ torch.randn(linear_path.INPUTS, 6, generator=randomness) + 3
-    path = linear_path.LinearPath(4)
+    seen = e4e.shrink_picture(faces)
+    codes = seen @ torch.randn(e4e.LINEAR_INPUTS, 6, generator=randomness) + 3
+    path = e4e.LinearPath(4)
     path.fit(seen, codes)
     assert torch.allclose(path(faces), codes[:, :4], atol=0.02)
     red = torch.zeros(1, 3, 64, 64)
     red[:, 0] = 1.0
-    bright, first, second = linear_path.small(red).split([400, 64, 64], dim=1)
+    bright, first, second = e4e.shrink_picture(red).split([400, 64, 64], dim=1)
     assert torch.allclose(bright, torch.tensor(0.299)) and torch.allclose(first, torch.tensor(0.701))
     assert torch.allclose(second, torch.tensor(-0.299))
 
@@ -200,12 +200,12 @@ def test_the_embedded_entries_are_loaded_once(tmp_path, monkeypatch):
     (tmp_path / "registry.toml").write_text("\n".join(lines), encoding="utf-8")
     registry_of(tmp_path, monkeypatch)
     try:
-        inverter = inversion.load()
-        assert inversion.load() is inverter
+        inverter = inversion.load_embedded_inverter()
+        assert inversion.load_embedded_inverter() is inverter
         assert (inverter.size, inverter.rows, inverter.template, inverter.epsilon) == (32, 8, "embedded", 0.02)
         assert torch.allclose(inverter.synthesize(codes(1)).cpu(), saved.synthesize(codes(1)), atol=0.01)
     finally:
-        weights.entries.cache_clear()
+        weights.read_entries.cache_clear()
 
 
 def registry_of(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,9 +214,9 @@ def registry_of(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     from backend import runtime
 
-    monkeypatch.setattr(weights, "SETTINGS", replace(weights.SETTINGS, weights_dir=folder))
+    monkeypatch.setattr(weights, "SETTINGS", replace(settings.SETTINGS, weights_dir=folder))
     monkeypatch.setattr(runtime, "_loaded", {})
-    weights.entries.cache_clear()
+    weights.read_entries.cache_clear()
 
 
 def official(size: int) -> dict[str, object]:
@@ -251,7 +251,7 @@ def test_the_ffhq_pair_is_loaded_from_its_published_layout_and_inverts(tmp_path)
         for key in ("decoder.convs.15.conv.weight", "encoder.input_layer.0.weight")
     }
     torch.save(content, path)
-    inverter = inversion.from_official(path)
+    inverter = inversion.read_e4e_inverter(path)
     assert (inverter.size, inverter.rows, inverter.template) == (1024, 18, "ffhq")
     assert torch.equal(inverter.generator.convs[15].conv.weight.cpu(), kept["decoder.convs.15.conv.weight"])
     assert torch.equal(inverter.encoder.input_layer[0].weight.cpu(), kept["encoder.input_layer.0.weight"])
@@ -268,7 +268,7 @@ def test_one_average_row_serves_all(tmp_path):
     content = official(8)
     content["latent_avg"] = content["latent_avg"][:1]
     torch.save(content, tmp_path / "one.pt")
-    inverter = inversion.from_official(tmp_path / "one.pt", size=8)
+    inverter = inversion.read_e4e_inverter(tmp_path / "one.pt", size=8)
     assert inverter.latent_average.shape == (4, 512) and inverter.name == "one"
 
 
@@ -278,13 +278,13 @@ def test_another_checkpoint_is_refused_with_what_was_expected(tmp_path, missing)
     del content[missing]
     torch.save(content, tmp_path / "other.pt")
     with pytest.raises(UserError, match="latent_avg"):
-        inversion.from_official(tmp_path / "other.pt", size=8)
+        inversion.read_e4e_inverter(tmp_path / "other.pt", size=8)
 
 
 def test_a_checkpoint_of_another_network_is_refused(tmp_path):
     torch.save({"state_dict": {"encoder.x": torch.zeros(1)}, "latent_avg": torch.zeros(1, 512)}, tmp_path / "x.pt")
     with pytest.raises(UserError, match="encoder"):
-        inversion.from_official(tmp_path / "x.pt", size=8)
+        inversion.read_e4e_inverter(tmp_path / "x.pt", size=8)
 
 
 def test_a_pickle_that_carries_code_is_refused_and_not_run(tmp_path):
@@ -296,5 +296,5 @@ def test_a_pickle_that_carries_code_is_refused_and_not_run(tmp_path):
 
     torch.save({"state_dict": Code(), "latent_avg": torch.zeros(1, 512)}, tmp_path / "bad.pt")
     with pytest.raises(UserError, match="refused"):
-        inversion.from_official(tmp_path / "bad.pt", size=8)
+        inversion.read_e4e_inverter(tmp_path / "bad.pt", size=8)
     assert not trace.exists()

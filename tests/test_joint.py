@@ -8,27 +8,28 @@ import torch
 from backend.errors import UserError
 from backend.generators.inversion import Inverter
 from backend.generators.stylegan2 import StyleGAN2
-from backend.perceptual import ssim
 from backend.progress import finish
-from backend.training import encoder, harness, identity_loss, perceptual_loss
-from backend.training.encoder import EncoderSettings, EncoderTask
-from backend.training.identity_loss import Embedding
-from backend.training.joint import JointSettings, JointTask
-from backend.training.principal_codes import PrincipalCodes
-from backend.training.sharpening import sharpen
+from backend.similarity import batch_ssim
+from backend.training import encoder, loop
+from backend.training import losses as training_losses
+from backend.training.encoder import EncoderSettings, EncoderTask, JointSettings, JointTask
+from backend.training.generator import PrincipalCodes
+from backend.training.losses import FaceEmbedding, sharpen_pictures
 from tests.adversarial_toys import CHANNELS, L1, SIZE, SmallEncoder, pictures, random
 
 
 @pytest.fixture(autouse=True)
 def small_networks(monkeypatch):
-    monkeypatch.setattr(perceptual_loss, "network", L1)
+    monkeypatch.setattr(training_losses, "build_perceptual_network", L1)
     monkeypatch.setattr(encoder, "E4EEncoder", SmallEncoder)
-    monkeypatch.setattr(identity_loss, "find", lambda _t: Embedding("colours", lambda faces: faces.mean((2, 3))))
+    monkeypatch.setattr(
+        training_losses, "find_face_embedding", lambda _t: FaceEmbedding("colours", lambda faces: faces.mean((2, 3)))
+    )
 
 
 def inverting(kind, name: str, **changes):
     small = {"input_size": 32, "width": 1.0, "stages": [[32, 4, 4, 1e-3]], "identity_weight": 0.1, "linear": 0}
-    return harness.read_settings(kind, name, **(small | {"latent_weight": 0.1} | changes))
+    return loop.read_settings(kind, name, **(small | {"latent_weight": 0.1} | changes))
 
 
 def small_generator() -> StyleGAN2:
@@ -54,12 +55,12 @@ def test_encoder_runs_with_every_loss_resume_exactly(recipe, tmp_path):
         chosen = inverting(JointSettings, file, **small, **squares)
     whole, first, second = (build(kind, chosen) for _ in range(3))
     assert kind is EncoderTask or whole.base_alone(4) == (0 if recipe == "joint" else 1)
-    finish(harness.train(whole, tmp_path / "whole", chosen, log_every=1))
-    job = harness.train(first, tmp_path / "parts", chosen, log_every=1)
+    finish(loop.train_task(whole, tmp_path / "whole", chosen, log_every=1))
+    job = loop.train_task(first, tmp_path / "parts", chosen, log_every=1)
     next(job)
     next(job)
     job.close()
-    run = finish(harness.train(second, tmp_path / "parts", chosen, log_every=1))
+    run = finish(loop.train_task(second, tmp_path / "parts", chosen, log_every=1))
     assert {"identity", "latent", "latent_fooling", "delta"} <= set(run.losses)
     if kind is JointTask:
         added = {"joint": {"fooling"}, "joint_regression": {"ssim"}, "squares": {"ssim", "fooling"}}
@@ -165,7 +166,7 @@ class Marked(torch.nn.Module):
 
 def test_every_loss_weighs_what_the_settings_say(monkeypatch):
     network = Marked()
-    monkeypatch.setattr(perceptual_loss, "network", lambda: network)
+    monkeypatch.setattr(training_losses, "build_perceptual_network", lambda: network)
     chosen = inverting(
         JointSettings,
         "joint_regression",
@@ -179,7 +180,7 @@ def test_every_loss_weighs_what_the_settings_say(monkeypatch):
     task = build(JointTask, chosen)
     faces = pictures(3).float() / 127.5 - 1
     drawn, losses, loss = task.inversion(task.encode(faces), faces, SIZE, random())
-    faces = sharpen(faces, 0.5).clamp(-1, 1)
+    faces = sharpen_pictures(faces, 0.5).clamp(-1, 1)
     assert losses["l1"].item() == pytest.approx((drawn - faces).abs().mean().item(), rel=1e-5)
     [(one, other)] = network.shown
     assert one.shape == other.shape == (2, 3, SIZE, SIZE)
@@ -187,7 +188,9 @@ def test_every_loss_weighs_what_the_settings_say(monkeypatch):
     assert len(whole) == 1 and torch.equal(one[0], drawn[whole[0]])
     assert not any(torch.equal(face, other[1]) for face in faces)  # a part
     assert losses["perceptual"].item() == pytest.approx((one - other).abs().mean().item(), rel=1e-2)
-    assert losses["ssim"].item() == pytest.approx(1 - ssim((drawn + 1) / 2, (faces + 1) / 2).mean().item(), abs=1e-5)
+    assert losses["ssim"].item() == pytest.approx(
+        1 - batch_ssim((drawn + 1) / 2, (faces + 1) / 2).mean().item(), abs=1e-5
+    )
     weights_of = {"l1": 0.4, "l2": 0.4, "delta": chosen.delta_weight, "perceptual": chosen.perceptual_weight}
     weights_of |= {"ssim": 0.3, "identity": chosen.identity_weight}
     assert loss.item() == pytest.approx(
@@ -196,7 +199,7 @@ def test_every_loss_weighs_what_the_settings_say(monkeypatch):
 
 
 def test_an_identity_loss_without_a_network_is_refused_in_one_sentence(monkeypatch):
-    monkeypatch.setattr(identity_loss, "find", lambda _template: None)
+    monkeypatch.setattr(training_losses, "find_face_embedding", lambda _template: None)
     chosen = inverting(EncoderSettings, "encoder")
     with pytest.raises(UserError, match="no network for the identity loss"):
         build(EncoderTask, chosen)

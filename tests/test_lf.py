@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from backend.detectors.card import LOG_ODDS
-from backend.detectors.lf import LF, SOURCES, ScaledConv, ScaledLinear
+from backend.detectors.base import LOG_ODDS
+from backend.detectors.lf import LF, LF_SOURCES, ScaledConv, ScaledLinear
 
 
 def test_the_layers_are_those_of_the_paper():
@@ -26,7 +26,7 @@ def test_every_block_halves_the_resolution_down_to_four():
     for block in network.blocks.values():
         block.register_forward_hook(lambda _, __, output: sizes.append(output.shape[-1]))
     with torch.no_grad():
-        assert network(torch.zeros(2, 3, 128, 128)).shape == (2, len(SOURCES))
+        assert network(torch.zeros(2, 3, 128, 128)).shape == (2, len(LF_SOURCES))
     assert sizes == [64, 32, 16, 8, 4]
 
 

@@ -5,9 +5,7 @@ from lime.lime_base import LimeBase
 from lime.lime_image import LimeImageExplainer
 
 from backend.explain import lime
-from backend.explain.masking import MaskedFace
-from backend.explain.question import Question
-from backend.explain.references import segment_means
+from backend.explain.base import MaskedFace, Question, segment_means
 from backend.explain.segments import slic_segments
 from backend.progress import finish
 from tests.patch_toys import face, patch_detector, untextured
@@ -32,14 +30,14 @@ def test_the_fit_is_that_of_the_package(keep):
     expected = np.zeros(40)
     for segment, weight in weights:
         expected[segment] = weight
-    assert np.abs(lime.fit(shown, answers, keep) - expected).max() < 1e-9
-    assert (lime.fit(shown, answers, keep) != 0).sum() == (keep or 40)
+    assert np.abs(lime.fit_weights(shown, answers, keep) - expected).max() < 1e-9
+    assert (lime.fit_weights(shown, answers, keep) != 0).sum() == (keep or 40)
 
 
 def test_distances_are_the_packages():
     from sklearn.metrics import pairwise_distances
 
-    shown = lime.draw(50, 12, seed=1)
+    shown = lime.draw_samples(50, 12, seed=1)
     shown[7] = 0
     expected = pairwise_distances(shown, shown[:1], metric="cosine").ravel()
     assert np.abs(lime.distances(shown) - expected).max() < 1e-12

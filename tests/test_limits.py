@@ -6,8 +6,9 @@ from types import SimpleNamespace
 import gradio as gr
 import pytest
 
+from backend import settings
 from backend.errors import UserError
-from tabs import limits
+from tabs import visitors
 
 
 def page(name: str, address: str) -> gr.Request:
@@ -16,8 +17,8 @@ def page(name: str, address: str) -> gr.Request:
 
 @pytest.fixture
 def limit(monkeypatch):
-    monkeypatch.setattr(limits, "SETTINGS", replace(limits.SETTINGS, visitors_per_address=3))
-    return limits.Limit(2, 3600, "Removing traces")
+    monkeypatch.setattr(visitors, "SETTINGS", replace(settings.SETTINGS, visitors_per_address=3))
+    return visitors.CallLimit(2, 3600, "Removing traces")
 
 
 def test_one_visitor_does_not_use_up_what_others_behind_the_same_address_have(limit):
@@ -39,7 +40,7 @@ def test_new_pages_do_not_lift_the_limit_of_an_address(limit):
 
 def test_time_gives_calls_back(limit, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(limits, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(visitors, "time", SimpleNamespace(monotonic=lambda: now[0]))
     for _ in range(2):
         limit.check(page("first", "10.0.0.1"))
     now[0] = 3601.0

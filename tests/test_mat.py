@@ -4,15 +4,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from backend.detectors.card import Detector
-from backend.detectors.mat import MAT, from_official
-from backend.detectors.mat_blocks import (
+from backend.detectors.base import Detector
+from backend.detectors.mat import (
+    MAT,
     AttentionMaps,
     RegionIndependence,
     TextureEnhancement,
     attention_means,
     attention_sums,
     bilinear_attention_pooling,
+    from_official,
 )
 from backend.errors import UserError
 from tests.published import assert_trains, cam_gradient, official_b4

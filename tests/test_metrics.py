@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from backend import perceptual
+from backend import similarity
 from backend.evaluate.metrics import classification as c
-from backend.evaluate.metrics import distributions, faithfulness, identity, likeness, naturalness, registry, success
-from backend.evaluate.metrics.metric import mean, mean_with_interval, proportion
+from backend.evaluate.metrics import faithfulness, identity, likeness, naturalness, registry, success
+from backend.evaluate.metrics.base import mean, mean_with_interval, proportion
 from tests import pictures
 
 UNIFORM = torch.from_numpy(np.random.RandomState(0).rand(256, 256, 3)).permute(2, 0, 1)[None]
@@ -87,7 +87,7 @@ def test_accuracy_per_class_by_hand():
 
 def test_ranking_by_hand():
     # Pairs (fake, real) ranked rightly: 0.4 beats 2, 0.6 beats 3, the other three beat all 4: 17 of 20.
-    assert c.auc(LABELS, SCORES) == pytest.approx(17 / 20)
+    assert c.area_under_roc(LABELS, SCORES) == pytest.approx(17 / 20)
     # Precision at each fake from the top: 1/1, 2/2, 3/3, then 0.7 is real: 4/5, then 0.45 is real: 5/7.
     assert c.average_precision(LABELS, SCORES) == pytest.approx((1 + 1 + 1 + 4 / 5 + 5 / 7) / 5)
 
@@ -102,10 +102,10 @@ def test_equal_error_rate_by_hand():
 
 
 def test_one_class_alone_has_no_ranking():
-    assert c.auc([1, 1], [0.2, 0.8]) is None
+    assert c.area_under_roc([1, 1], [0.2, 0.8]) is None
     assert c.average_precision([0], [0.2]) is None
     assert c.equal_error_rate([], []) is None
-    assert c.brier([], []) is None
+    assert c.brier_score([], []) is None
     assert c.calibration_error([], []) is None
 
 
@@ -127,69 +127,69 @@ def test_recall_is_counted_exactly():
 
 def test_calibration_by_hand():
     labels, said = [0, 1, 1, 1], [0.05, 0.15, 0.95, 1.0]
-    assert c.brier(labels, said) == pytest.approx((0.05**2 + 0.85**2 + 0.05**2 + 0) / 4)
-    assert c.reliability(labels, said) == [(0.05, 0.0, 1), (0.15, 1.0, 1), (0.975, 1.0, 2)]
+    assert c.brier_score(labels, said) == pytest.approx((0.05**2 + 0.85**2 + 0.05**2 + 0) / 4)
+    assert c.reliability_bins(labels, said) == [(0.05, 0.0, 1), (0.15, 1.0, 1), (0.975, 1.0, 2)]
     assert c.calibration_error(labels, said) == pytest.approx((0.05 + 0.85 + 2 * 0.025) / 4)
 
 
 def test_psnr_and_ssim():
     one = np.full((32, 32, 3), 100, np.uint8)
-    assert likeness.psnr(one, one) is None
-    assert likeness.psnr(one, one + 5) == pytest.approx(20 * np.log10(255 / 5))
-    assert likeness.ssim(one, one) == pytest.approx(1)
-    assert likeness.ssim(pictures.noise(32, 32), pictures.noise(32, 32, seed=1)) < 0.2
+    assert similarity.picture_psnr(one, one) is None
+    assert similarity.picture_psnr(one, one + 5) == pytest.approx(20 * np.log10(255 / 5))
+    assert similarity.picture_ssim(one, one) == pytest.approx(1)
+    assert similarity.picture_ssim(pictures.noise(32, 32), pictures.noise(32, 32, seed=1)) < 0.2
 
 
 def test_lpips_says_why_it_is_not_measured(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    assert "not on this machine" in likeness.lpips_missing()
+    assert "not on this machine" in similarity.lpips_missing()
     with pytest.raises(RuntimeError, match="not measured"):
-        likeness.lpips(UNIFORM, UNIFORM)
+        similarity.batch_lpips(UNIFORM, UNIFORM)
     (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / perceptual.ALEXNET).write_bytes(b"not the weights")
-    assert "damaged" in likeness.lpips_missing()
-    assert "lpips" in registry.missing()
+    (tmp_path / "checkpoints" / similarity.ALEXNET).write_bytes(b"not the weights")
+    assert "damaged" in similarity.lpips_missing()
+    assert "lpips" in registry.missing_metrics()
 
 
 def test_lpips_is_the_package_s(monkeypatch):
     torch.manual_seed(0)
-    network = perceptual.build_lpips(random=True)
-    monkeypatch.setattr(likeness, "lpips_missing", lambda: None)
-    monkeypatch.setattr(likeness, "loaded", lambda *_: network)
+    network = similarity.build_lpips(random=True)
+    monkeypatch.setattr(similarity, "lpips_missing", lambda: None)
+    monkeypatch.setattr(similarity, "load_once", lambda *_: network)
     one, two = torch.rand(2, 3, 64, 64), torch.rand(2, 3, 64, 64)
     expected = network(one * 2 - 1, two * 2 - 1).flatten()  # the package's own range is [-1, 1]
-    torch.testing.assert_close(likeness.lpips(one, two), expected, atol=1e-5, rtol=1e-5)
-    assert likeness.lpips(one, one).abs().max() == 0
+    torch.testing.assert_close(similarity.batch_lpips(one, two), expected, atol=1e-5, rtol=1e-5)
+    assert similarity.batch_lpips(one, one).abs().max() == 0
 
 
 @pytest.mark.parametrize("template", ["embedded", "ffhq"])
 def test_identity_by_dlib(aligned_crops, template):
     pytest.importorskip("dlib", reason="dlib is optional (requirements-identity.txt)")
-    own = identity.recogniser()
+    own = identity.best_recogniser()
     if own is None or own.name != "dlib ResNet v1":
         pytest.skip("needs dlib's files, and no better network")
     one, other = aligned_crops["astronaut", template], aligned_crops["hopper", template]
-    same = identity.identity(one, one.flip(3), template)
+    same = identity.compare_identity(one, one.flip(3), template)
     assert same.retained
     assert same.similarity > 0.98
     assert same.recogniser == "dlib ResNet v1"
-    assert not identity.identity(one, other, template).retained
-    assert identity.identity(one, one, template).similarity == pytest.approx(1)
+    assert not identity.compare_identity(one, other, template).retained
+    assert identity.compare_identity(one, one, template).similarity == pytest.approx(1)
 
 
 def test_identity_without_any_network_is_said_in_words(monkeypatch):
-    monkeypatch.setattr(identity, "recogniser", lambda: None)
+    monkeypatch.setattr(identity, "best_recogniser", lambda: None)
     assert "neither ArcFace nor FaceNet" in identity.identity_missing()
-    assert {"identity", "identity_retained"} <= set(registry.missing())
+    assert {"identity", "identity_retained"} <= set(registry.missing_metrics())
     with pytest.raises(RuntimeError, match="not measured"):
-        identity.identity(UNIFORM, UNIFORM, "embedded")
+        identity.compare_identity(UNIFORM, UNIFORM, "embedded")
 
 
 def test_the_face_is_cut_as_e4e_does():
     picture = torch.arange(256 * 256, dtype=torch.float32).reshape(1, 1, 256, 256)
     expected = torch.nn.functional.adaptive_avg_pool2d(picture[..., 35:223, 32:220], 112)
-    torch.testing.assert_close(identity.recognised(picture, "ffhq", 112), expected)
-    assert identity.recognised(torch.rand(1, 3, 128, 128), "embedded", 160).shape == (1, 3, 160, 160)
+    torch.testing.assert_close(identity.crop_for_recognition(picture, "ffhq", 112), expected)
+    assert identity.crop_for_recognition(torch.rand(1, 3, 128, 128), "embedded", 160).shape == (1, 3, 160, 160)
 
 
 def test_faithfulness_by_hand():
@@ -201,9 +201,11 @@ def test_faithfulness_by_hand():
     found = faithfulness.sufficiency_at_k([0.52, 0.50], [0.0, 0.0])
     assert (found.low, found.high) == (pytest.approx(0.51 - 0.127062), pytest.approx(0.51 + 0.127062))
     ramp = np.arange(12.0).reshape(3, 4)
-    assert faithfulness.stability(ramp, 5 - 2 * ramp) == pytest.approx(-1)
-    assert faithfulness.stability(ramp, ramp**2) == pytest.approx(np.corrcoef(ramp.ravel(), ramp.ravel() ** 2)[0, 1])
-    assert faithfulness.stability(ramp, np.ones((3, 4))) is None
+    assert faithfulness.map_stability(ramp, 5 - 2 * ramp) == pytest.approx(-1)
+    assert faithfulness.map_stability(ramp, ramp**2) == pytest.approx(
+        np.corrcoef(ramp.ravel(), ramp.ravel() ** 2)[0, 1]
+    )
+    assert faithfulness.map_stability(ramp, np.ones((3, 4))) is None
     assert faithfulness.curve_area([0, 0.5, 1], [1.0, 0.5, 0.0]) == pytest.approx(0.5)
 
 
@@ -218,7 +220,7 @@ def test_every_metric_says_what_it_is():
         "esnle",
         "lpips",
     } <= set(registry.METRICS)
-    assert len(registry.METRICS) == sum(len(family) for family in registry.FAMILIES.values())
+    assert len(registry.METRICS) == sum(len(family) for family in registry.METRIC_FAMILIES.values())
     for name, metric in registry.METRICS.items():
         assert metric.name == name
         assert metric.title
@@ -232,8 +234,8 @@ def test_every_metric_says_what_it_is():
 def test_kernel_distance_is_that_of_the_polynomial_kernel():
     one, two = np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([[1.0, 1.0], [0.0, 0.0]])
     # k(x, y) = (x . y / 2 + 1)^3: within one (0 / 2 + 1)^3 = 1, within two 1, across 1.5^3, 1, 1.5^3, 1.
-    assert distributions.kernel_distance(one, two) == pytest.approx(1 + 1 - 2 * (1.5**3 + 1) / 2)
+    assert likeness.kernel_distance(one, two) == pytest.approx(1 + 1 - 2 * (1.5**3 + 1) / 2)
     same = np.random.default_rng(0).normal(size=(400, 8))
-    drawn = distributions.kernel_distance_of_draws(same, same, 100)
+    drawn = likeness.kernel_distance_of_draws(same, same, 100)
     assert drawn.count == 10 and abs(drawn.value) < 3 * drawn.std
-    assert distributions.kernel_distance_of_draws(same, same + 1, 100).value > 10 * drawn.std
+    assert likeness.kernel_distance_of_draws(same, same + 1, 100).value > 10 * drawn.std

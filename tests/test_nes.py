@@ -5,8 +5,14 @@ import pytest
 import torch
 
 from backend.attacks import nes
-from backend.attacks.nes import AS_RELEASED, NESSettings, white_box
-from backend.attacks.probes import batches, draw, noise_source
+from backend.attacks.nes import (
+    AS_RELEASED,
+    NESSettings,
+    batch_probe_pairs,
+    draw_probe_noise,
+    probe_noise_source,
+    white_box_settings,
+)
 from backend.errors import UserError
 from backend.progress import finish
 from tests.linear_toys import Asked, weighted_detector
@@ -104,9 +110,9 @@ def test_probes_are_antithetic():
 
 
 def test_grey_noise_is_one_value_a_pixel():
-    source = noise_source(0, 0, torch.device("cpu"))
-    assert draw(source, 5, grey(1)[0], "grey").shape == (5, 1, 8, 8)
-    coloured = draw(source, 5, grey(1)[0], "channel")
+    source = probe_noise_source(0, 0, torch.device("cpu"))
+    assert draw_probe_noise(source, 5, grey(1)[0], "grey").shape == (5, 1, 8, 8)
+    coloured = draw_probe_noise(source, 5, grey(1)[0], "channel")
     assert coloured.shape == (5, 3, 8, 8) and not torch.equal(coloured[:, 0], coloured[:, 1])
 
 
@@ -181,9 +187,9 @@ def test_the_batch_changes_nothing():
 
 
 def test_batches_keep_pairs_together():
-    assert list(batches([0, 2], 5, 8)) == [[(0, 4)], [(0, 1), (2, 3)], [(2, 2)]]
-    assert list(batches([1], 5, 3)) == [[(1, 1)]] * 5
-    assert list(batches([], 5, 8)) == []
+    assert list(batch_probe_pairs([0, 2], 5, 8)) == [[(0, 4)], [(0, 1), (2, 3)], [(2, 2)]]
+    assert list(batch_probe_pairs([1], 5, 3)) == [[(1, 1)]] * 5
+    assert list(batch_probe_pairs([], 5, 8)) == []
 
 
 def test_closing_stops_within_one_batch():
@@ -207,7 +213,7 @@ def test_the_detector_is_left_as_it_was():
 
 
 def test_the_shortcut_has_the_same_budget():
-    shortcut = white_box(NESSettings(delta=4 / 255, alpha=2 / 255, iterations=7, seed=3))
+    shortcut = white_box_settings(NESSettings(delta=4 / 255, alpha=2 / 255, iterations=7, seed=3))
     assert (shortcut.epsilon, shortcut.alpha, shortcut.steps, shortcut.seed) == (4 / 255, 2 / 255, 7, 3)
     assert not shortcut.random_start
 

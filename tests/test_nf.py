@@ -2,9 +2,9 @@
 
 import torch
 
-from backend.detectors.card import LOG_ODDS
+from backend.detectors.base import LOG_ODDS
 from backend.detectors.nf import NoiseFingerprints
-from backend.residuals import correlation, wiener_residual
+from backend.signals import residual_correlation, wiener_residual
 
 CORRELATIONS = LOG_ODDS["correlations by source, fake high"]
 
@@ -31,7 +31,7 @@ def test_the_fingerprint_in_a_picture_is_found():
 
 def test_raw_outputs_are_the_correlations_of_the_residual():
     network, faces = network_and_faces()
-    expected = [correlation(one, wiener_residual(faces)) for one in network.fingerprints]
+    expected = [residual_correlation(one, wiener_residual(faces)) for one in network.fingerprints]
     torch.testing.assert_close(network(faces), torch.stack(expected, dim=1))
 
 

@@ -6,16 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from backend import faces, images, verdicts, views
+from backend import alignment, faces, images
 from backend.attacks import fgsm
-from backend.detectors import registry
-from backend.detectors.looking import Looking
-from backend.evaluate import edits
-from backend.evaluate.layouts import open_data
+from backend.attacks import registry as attacks_registry
+from backend.detectors import predict, registry
+from backend.detectors.predict import OwnCropDetector
+from backend.evaluate.dataset import open_data
 from backend.evaluate.protocols import counterfactual, trace_removal
+from backend.generators import inversion
 from backend.progress import finish
 from backend.trace_removal import comparison
-from tabs.quiz import Quiz, Round
+from tabs.evaluate import Quiz, QuizRound
 from tests.test_views import FACE
 from tests.toys import toy_detector, toy_inverter
 
@@ -37,7 +38,7 @@ def asked(monkeypatch):
     monkeypatch.setattr(registry, "load", known.__getitem__)
     monkeypatch.setattr(registry, "loadable", lambda: list(known))
     monkeypatch.setattr(registry, "card", lambda name: known[name].card)
-    monkeypatch.setattr(faces, "find", lambda _image: [FACE])
+    monkeypatch.setattr(faces, "find_faces", lambda _image: [FACE])
     return shown
 
 
@@ -60,19 +61,19 @@ def data(tmp_path, photo):
 
 
 def own_crop(photo):
-    return verdicts.alignment.align(photo, FACE, *OWN).crop
+    return alignment.align_face(photo, FACE, *OWN).crop
 
 
 def test_detectors_are_grouped_by_the_crop_that_they_want(asked):
-    assert verdicts.by_crop() == {("embedded", SIZE): ["xception"], OWN: ["own"]}
-    assert verdicts.by_crop(["own"]) == {OWN: ["own"]}
+    assert predict.group_by_crop() == {("embedded", SIZE): ["xception"], OWN: ["own"]}
+    assert predict.group_by_crop(["own"]) == {OWN: ["own"]}
 
 
 def test_a_detector_that_looks_for_itself_is_the_same_detector(asked, photo):
-    source = views.Source(photo, verdicts.judge(photo, [])[0].aligned)
+    source = alignment.CroppedPhoto(photo, predict.judge_faces(photo, [])[0].aligned)
     crop = images.to_tensor(source.aligned.crop)
     own, view = registry.load("own"), source.view(*OWN)
-    looking = Looking(own, view)
+    looking = OwnCropDetector(own, view)
     assert torch.equal(looking.p_fake(crop), own.p_fake(view.of(crop)))
     assert looking.card is own.card and looking.network is own.network
     attacked = finish(fgsm.attack(crop, looking, fgsm.FGSMSettings()))
@@ -83,10 +84,10 @@ def test_a_detector_that_looks_for_itself_is_the_same_detector(asked, photo):
 def test_the_quiz_asks_each_about_its_own_crop(asked, photo, data):
     quiz = Quiz.__new__(Quiz)
     quiz.score = "score"
-    shown, crops = quiz._cut(data.path("real/one.png"), list(verdicts.by_crop()))
+    shown, crops = quiz._cut(data.path("real/one.png"), list(predict.group_by_crop()))
     assert shown.shape == (SIZE, SIZE, 3) and np.array_equal(crops["embedded", SIZE], shown)
     assert np.array_equal(crops[OWN], own_crop(photo))
-    said = quiz._judge(Round([shown] * 2, [crops] * 2, [True, False], [True, True]))
+    said = quiz._judge(QuizRound([shown] * 2, [crops] * 2, [True, False], [True, True]))
     assert "Own" in said and "Toy" in said and "You" in said
     assert torch.equal(asked["own"][0], images.to_tensor(own_crop(photo)).expand(2, -1, -1, -1))
 
@@ -94,14 +95,14 @@ def test_the_quiz_asks_each_about_its_own_crop(asked, photo, data):
 def test_a_detector_that_came_during_the_quiz_is_left_out(asked, photo, data):
     quiz = Quiz.__new__(Quiz)
     shown, crops = quiz._cut(data.path("real/one.png"), [("embedded", SIZE)])
-    said = quiz._judge(Round([shown] * 2, [crops] * 2, [True, False], [True, True]))
+    said = quiz._judge(QuizRound([shown] * 2, [crops] * 2, [True, False], [True, True]))
     assert "Own" not in said and "Toy" in said and not asked["own"]
 
 
 def test_attacks_side_by_side_are_judged_in_each_one_s_own_crop(asked, photo, monkeypatch):
     monkeypatch.setattr(comparison, "COMPARED", ("noise", "fgsm"))
-    source = views.Source(photo, verdicts.judge(photo, [])[0].aligned)
-    made = finish(comparison.compare(images.to_tensor(source.aligned.crop), source))
+    source = alignment.CroppedPhoto(photo, predict.judge_faces(photo, [])[0].aligned)
+    made = finish(comparison.compare_attacks(images.to_tensor(source.aligned.crop), source))
     (seen,) = asked["own"][-1:]
     assert seen.shape == (3, 3, OWN[1], OWN[1])  # the face and two attacks
     assert torch.equal(seen[0], images.to_tensor(own_crop(photo))[0]) and not torch.equal(seen[0], seen[1])
@@ -109,7 +110,7 @@ def test_attacks_side_by_side_are_judged_in_each_one_s_own_crop(asked, photo, mo
 
 
 def test_evaluate_searches_and_judges_in_each_one_s_own_crop(asked, photo, data, monkeypatch):
-    monkeypatch.setattr(edits.inversion, "load", lambda: toy_inverter(SIZE))
+    monkeypatch.setattr(inversion, "load_embedded_inverter", lambda: toy_inverter(SIZE))
     names = ("xception", "own")
     config = counterfactual.CounterfactualConfig(
         detectors=names, attacked=("own",), methods=("transfer", "fgsm"), ablated=(), steps=2
@@ -127,10 +128,12 @@ def test_evaluate_searches_and_judges_in_each_one_s_own_crop(asked, photo, data,
 
 
 def test_trace_removal_is_evaluated_in_each_one_s_own_crop(asked, photo, data, monkeypatch):
-    monkeypatch.setattr(trace_removal.sets, "installed", lambda _defence, names: {name: name for name in names})
+    monkeypatch.setattr(
+        attacks_registry, "installed_with_defence", lambda _defence, names: {name: name for name in names}
+    )
     config = trace_removal.TraceRemovalConfig(detectors=("xception", "own"), defences=("shipped",), attacks=("fgsm",))
     protocol = trace_removal.TraceRemovalProtocol(config)
-    monkeypatch.setattr(trace_removal, "shipped", lambda: None)
+    monkeypatch.setattr(trace_removal, "shipped_references", lambda: None)
     monkeypatch.setattr(protocol.__class__, "_features", lambda _self, _picture: {})
     for one in protocol.items(data):
         scores = {row["detector"]: row["p_fake"] for row in protocol.run_item(one, data) if row["kind"] == "verdict"}

@@ -3,9 +3,9 @@
 import pytest
 
 from backend.errors import UserError
-from backend.evaluate.layouts import open_data
-from backend.evaluate.protocols import paired, proofs
-from backend.evaluate.protocols.protocol import configured
+from backend.evaluate.dataset import open_data
+from backend.evaluate.protocols import paired, sufficiency
+from backend.evaluate.protocols.base import configure_protocol
 from tests.map_toys import (
     LEVELS,
     PIECE,
@@ -58,7 +58,7 @@ def paired_data(folder):
 @pytest.fixture(scope="module")
 def carried(tmp_path_factory):
     folder = tmp_path_factory.mktemp("paired")
-    protocol = configured(paired.PairedProtocol, "quick", PAIRED)
+    protocol = configure_protocol(paired.PairedProtocol, "quick", PAIRED)
     with toys(first=of_pairs()):
         data = paired_data(folder / "data")
         return protocol, data, folder / "out", *evaluated(protocol, data, folder / "out")
@@ -95,7 +95,7 @@ def test_curves_by_hand(carried):
     # In one step everything is removed, so every map has the mean of both ends.
     black = REAL_BEFORE - PIECE * (VALUES + 3 * BRIGHTER / 255) * sum(REAL_WEIGHTS)
     expected = (sigmoid(-REAL_BEFORE) + sigmoid(-black)) / 2
-    for method in ("RISE", proofs.RANDOM):
+    for method in ("RISE", sufficiency.RANDOM_SEGMENTS):
         for curve in ("deletion", "insertion"):
             found = tables["curves"]["first", "1 x (32 pixels)", method][curve]
             assert found == pytest.approx(expected, abs=1e-4)
@@ -107,7 +107,7 @@ def test_pairs_that_are_judged_wrongly_are_skipped_or_replaced(carried, tmp_path
     assert {reason for _, reason in found.skipped} == {"First calls the fake real."}
     assert found.about["data"]["fakes"] == {"drawn": 2, "swap": 1}  # `alone` has no photo
     with toys(first=of_pairs()):
-        chosen = configured(type(protocol), "quick", PAIRED | {"fakes": 2}).choose(data)
+        chosen = configure_protocol(type(protocol), "quick", PAIRED | {"fakes": 2}).choose(data)
         assert [sample.name for sample in chosen.samples] == ["fake/drawn/1.png", "fake/swap/1.png", "real/1.png"]
         write(tmp_path / "fake/1.png")
         with pytest.raises(UserError, match="No fake has its real photo"):
@@ -123,7 +123,9 @@ def test_what_paired_reports_in_words(carried):
 
 
 def test_agreement_of_curves_and_test_by_hand():
-    protocol = configured(paired.PairedProtocol, "quick", {"methods": ["sobol", "rise", "lime"], "resolutions": [1]})
+    protocol = configure_protocol(
+        paired.PairedProtocol, "quick", {"methods": ["sobol", "rise", "lime"], "resolutions": [1]}
+    )
     name = protocol.config.detectors[0]
     said = {"detector": name, "resolution": 1.0, "side": 8, "family": "swap", "degenerate": False, "images": 1}
     measured = {"sobol": (0.2, 0.1, 0.3), "rise": (0.4, 0.2, 0.2), "lime": (0.6, 0.3, 0.1)}  # p_after, two areas

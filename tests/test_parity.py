@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from backend.detectors import efficientnet, f3net, registry
-from backend.detectors.mesonet_deepfakebench import (
+from backend.detectors.mesonet import (
     DeepfakeBenchMeso4,
     DeepfakeBenchMesoInception4,
     meso4_from_deepfakebench,

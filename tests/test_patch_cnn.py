@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from backend.detectors.card import patch_log_odds
+from backend.detectors.base import patch_log_odds
 from backend.detectors.patch_cnn import PatchCNN
 
 

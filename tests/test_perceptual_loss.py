@@ -5,9 +5,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from backend.perceptual import SSIM_PRODUCTS, ssim
-from backend.training import perceptual_loss
-from backend.training.adversary import Arithmetic
+from backend.similarity import SSIM_PRODUCTS, batch_ssim
+from backend.training import losses
+from backend.training.loop import Arithmetic
 from tests.adversarial_toys import random
 
 EXACT = Arithmetic(torch.device("cpu"), torch.float32, compiled=False)
@@ -21,7 +21,7 @@ def test_a_convolution_joined_with_the_filter_after_it_gives_the_same_inside_the
     pictures = torch.randn(2, 2, 17, 17)
     padded = F.pad(convolution(pictures), (2, 2, 2, 2), mode="reflect")
     wanted = F.conv2d(padded, kernel.expand(3, 1, 3, 3), stride=2, groups=3)
-    found = perceptual_loss.joined(convolution, kernel, 2)(pictures)
+    found = losses.join_filter(convolution, kernel, 2)(pictures)
     assert found.shape == wanted.shape == (2, 3, 10, 10)
     assert torch.allclose(found[:, :, 1:-1, 1:-1], wanted[:, :, 1:-1, 1:-1], atol=1e-5)
 
@@ -30,7 +30,7 @@ def test_the_network_sees_as_st_lpips_does():
     stlpips = pytest.importorskip("stlpips_pytorch.stlpips")
     published = stlpips.LPIPS(net="alex", variant="shift_tolerant", verbose=False).eval()
     one, other = (torch.rand(2, 3, 128, 128, generator=random(seed)) * 2 - 1 for seed in (0, 1))
-    quicker = perceptual_loss.network()
+    quicker = losses.build_perceptual_network()
     with torch.no_grad():
         before, after = published.net.slice1(one), quicker.net.slice1(one)
         assert torch.allclose(before[:, :, 1:-1, 1:-1], after[:, :, 1:-1, 1:-1], atol=1e-4)
@@ -40,13 +40,13 @@ def test_the_network_sees_as_st_lpips_does():
 def test_enlarged_parts_are_squares_of_half_the_side_at_random_places():
     ramp = torch.arange(16.0).expand(16, 16)
     pictures = torch.stack([ramp, ramp.T])[None].repeat(40, 1, 1, 1)
-    parts = perceptual_loss.enlarged_parts(pictures, random())
+    parts = losses.enlarge_parts(pictures, random())
     assert parts.shape == pictures.shape
     left, right = parts[:, 0, :, 0], parts[:, 0, :, -1]
     assert torch.allclose(right - left, torch.tensor(7.0))  # eight of the sixteen values
     corners = {(int(across), int(down)) for across, down in zip(left[:, 0], parts[:, 1, 0, 0], strict=True)}
     assert len(corners) > 20 and max(max(corner) for corner in corners) <= 8
-    assert torch.equal(parts, perceptual_loss.enlarged_parts(pictures, random()))
+    assert torch.equal(parts, losses.enlarge_parts(pictures, random()))
 
 
 def test_only_some_faces_are_compared_and_some_of_those_in_a_part(monkeypatch):
@@ -55,8 +55,8 @@ def test_only_some_faces_are_compared_and_some_of_those_in_a_part(monkeypatch):
             self.seen = one
             return (one - other).abs().mean((1, 2, 3))
 
-    monkeypatch.setattr(perceptual_loss, "network", Seeing)
-    loss = perceptual_loss.PerceptualLoss(0.75, 0.5, EXACT)
+    monkeypatch.setattr(losses, "build_perceptual_network", Seeing)
+    loss = losses.PerceptualLoss(0.75, 0.5, EXACT)
     drawn, wanted = (torch.rand(8, 3, 32, 32, generator=random(seed)) for seed in (0, 1))
     drawn.requires_grad_()
     loss(drawn, wanted, random()).backward()
@@ -68,6 +68,6 @@ def test_only_some_faces_are_compared_and_some_of_those_in_a_part(monkeypatch):
 
 def test_ssim_is_the_same_by_products_and_by_convolutions():
     one, other = (torch.rand(1, 3, 40, SSIM_PRODUCTS + 1, generator=random(seed)).double() for seed in (0, 1))
-    by_convolution = ssim(one, other)
-    pieces = [ssim(one[..., at : at + 11], other[..., at : at + 11]) for at in range(SSIM_PRODUCTS - 9)]
+    by_convolution = batch_ssim(one, other)
+    pieces = [batch_ssim(one[..., at : at + 11], other[..., at : at + 11]) for at in range(SSIM_PRODUCTS - 9)]
     assert torch.allclose(by_convolution, torch.stack(pieces).mean(0))

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 import app
-from backend import images
+from backend import examples, images, settings
 from backend.alignment import AlignedFace
+from backend.detectors import predict
+from backend.detectors.predict import JudgedFace
 from backend.faces import Face
-from backend.verdicts import JudgedFace
 from tabs import photo
-from tabs.photo import BLUE, MOVING, Chosen, PhotoStep
+from tabs.photo import BLUE, MOVING, ChosenPhoto, PhotoStep
 from tests import pictures
 
 RGB = tuple(bytes.fromhex(BLUE[1:]))
@@ -28,7 +29,7 @@ def judged(number: int, box: tuple[int, int, int, int]) -> JudgedFace:
 
 @pytest.fixture
 def step(monkeypatch):
-    monkeypatch.setattr(photo.examples, "load", list)
+    monkeypatch.setattr(examples, "load_examples", list)
     with gr.Blocks():
         return PhotoStep()
 
@@ -40,16 +41,16 @@ def written(folder: Path, name: str, content: bytes) -> str:
 
 def test_a_verdict_on_an_earlier_photo_is_not_shown(step, tmp_path, monkeypatch):
     first, second = (written(tmp_path, f"{name}.png", pictures.encode(pictures.ramp(), "PNG")) for name in "ab")
-    chosen = Chosen()
+    chosen = ChosenPhoto()
     step._choose(chosen, first)
 
     def slow(_):
         step._choose(chosen, second)  # while the detectors are asked about the first
         return [judged(1, (4, 4, 30, 30))]
 
-    monkeypatch.setattr(photo.verdicts, "judge", slow)
+    monkeypatch.setattr(predict, "judge_faces", slow)
     assert set(step._look(chosen)) == {step.faces}
-    monkeypatch.setattr(photo.verdicts, "judge", lambda _: [judged(1, (4, 4, 30, 30))])
+    monkeypatch.setattr(predict, "judge_faces", lambda _: [judged(1, (4, 4, 30, 30))])
     assert len(step._look(chosen)[step.faces]) == 1
 
 
@@ -64,8 +65,8 @@ def test_a_second_photo_is_not_dropped_while_the_first_is_judged():
 @pytest.mark.parametrize(("limit", "side"), [(20_000_000, 2200), (5_000_000, 1100), (1_500_000, 550)])
 def test_what_is_handed_back_as_png_may_come_in_again(monkeypatch, limit, side):
     noise = np.random.default_rng(0).integers(0, 256, (2400, 2400, 3), dtype=np.uint8)
-    monkeypatch.setattr(photo, "SETTINGS", replace(photo.SETTINGS, max_bytes=limit))
-    handed = photo._converted(noise)
+    monkeypatch.setattr(photo, "SETTINGS", replace(settings.SETTINGS, max_bytes=limit))
+    handed = photo._convert_for_browser(noise)
     assert handed.shape == (side, side, 3)
     assert len(images.encode_png(handed)) <= limit
 
@@ -73,9 +74,9 @@ def test_what_is_handed_back_as_png_may_come_in_again(monkeypatch, limit, side):
 def test_an_example_is_the_photo_chosen_last(step, tmp_path, monkeypatch):
     path = tmp_path / "example.png"
     path.write_bytes(pictures.encode(pictures.ramp(), "PNG"))
-    chosen = Chosen("upload")
+    chosen = ChosenPhoto("upload")
     step.examples = [SimpleNamespace(photo_path=path)]
-    monkeypatch.setattr(photo.examples, "stale", lambda _: True)
+    monkeypatch.setattr(examples, "is_stale", lambda _: True)
     step._example(chosen, SimpleNamespace(index=0), None)
     assert chosen.path == str(path)
     step._forget(chosen)
@@ -86,15 +87,15 @@ def test_an_example_is_the_photo_chosen_last(step, tmp_path, monkeypatch):
 def test_several_faces_carry_their_numbers():
     plain = np.full((300, 300, 3), 200, np.uint8)
     boxes = [(20, 30, 120, 130), (160, 40, 240, 120)]
-    picture = photo._numbered(plain, boxes)
+    picture = photo._number_faces(plain, boxes)
     for x0, y0, *_ in boxes:
         assert tuple(picture[y0, x0]) == RGB
         assert (picture[y0 : y0 + 15, x0 : x0 + 12] > 240).all(-1).any()  # of the number itself
-    assert np.array_equal(photo._numbered(plain, boxes[:1]), plain)
+    assert np.array_equal(photo._number_faces(plain, boxes[:1]), plain)
 
 
 @pytest.mark.parametrize(("kind", "moves"), [("GIF", True), ("WEBP", True), ("TIFF", False)])
 def test_of_an_animation_it_is_said_that_only_the_first_frame_was_judged(step, tmp_path, monkeypatch, kind, moves):
-    monkeypatch.setattr(photo.verdicts, "judge", lambda _: [judged(1, (4, 4, 30, 30))])
+    monkeypatch.setattr(predict, "judge_faces", lambda _: [judged(1, (4, 4, 30, 30))])
     path = written(tmp_path, f"picture.{kind.lower()}", pictures.animation(kind))
-    assert step._look(Chosen(path))[step.moving].visible == moves and step.moving.value == MOVING
+    assert step._look(ChosenPhoto(path))[step.moving].visible == moves and step.moving.value == MOVING

@@ -5,7 +5,7 @@ import pytest
 
 from backend.errors import UserError
 from backend.progress import Running, Step, counted, finish, within
-from tabs.common import in_turn
+from tabs.events import run_in_turn
 
 
 def counting(closed: list[bool], fail: bool = False):
@@ -65,7 +65,7 @@ def test_the_reason_of_an_error_stays_on_the_page_and_the_bar_goes():
 
     with gr.Blocks() as blocks:
         button, note, bar = gr.Button(), gr.Markdown(), gr.HTML()
-        in_turn(button, fails, [], [note, bar], starts=[button], note=note, progress=bar)
+        run_in_turn(button, fails, [], [note, bar], starts=[button], note=note, progress=bar)
     begun = next(one.fn for one in blocks.fns.values() if one.name == "fails")
     updates = begun()
     assert [next(updates), next(updates)] == [{note: ""}, {bar: "half"}]

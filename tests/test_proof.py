@@ -8,13 +8,13 @@ from backend.attacks import nes
 from backend.attacks.nes import NESSettings
 from backend.attacks.pgd import PGDSettings
 from backend.errors import UserError
-from backend.explain.deletion import WHY_MISLEADING, CurveSettings, curves, filled
-from backend.explain.neighbour import MOST, neighbour
-from backend.explain.pairs import PairSettings, prove_pair
-from backend.explain.proof import LEAD, ProofSettings, prove, random_masks
-from backend.explain.segments import rank, segment_scores
+from backend.evaluate.protocols.faithfulness import NEIGHBOUR_FALL, find_neighbour
+from backend.explain.deletion import WHY_MISLEADING, CurveSettings, deletion_curves, fill_face
+from backend.explain.pairs import PairSettings, measure_pair_sufficiency
+from backend.explain.segments import rank_scores, segment_scores
+from backend.explain.sufficiency import LEAD, SufficiencySettings, measure_sufficiency, random_masks
 from backend.progress import finish
-from tabs.explain_words import support_in_words
+from tabs.explain_result import support_in_words
 from tests.linear_toys import Asked, weighted_detector
 from tests.toys import grey, hooks
 
@@ -53,7 +53,7 @@ def after(*segments):
 
 def proof(saliency=SALIENCY, **settings):
     settings = {"attack": EXACT, "draws": 0} | settings
-    return finish(prove(FACE, detector(), saliency, quarters(), ProofSettings(**settings)))
+    return finish(measure_sufficiency(FACE, detector(), saliency, quarters(), SufficiencySettings(**settings)))
 
 
 def test_sufficiency_computed_by_hand():
@@ -85,8 +85,8 @@ def test_only_the_segments_change_and_every_attack_starts_from_the_face():
 def test_all_attacks_share_their_batches():
     toy = detector()
     asked = Asked(toy)
-    settings = ProofSettings(attack=NESSettings(probes=5, iterations=1, batch=120), draws=3)
-    found = finish(prove(FACE, toy, SALIENCY, quarters(), settings))
+    settings = SufficiencySettings(attack=NESSettings(probes=5, iterations=1, batch=120), draws=3)
+    found = finish(measure_sufficiency(FACE, toy, SALIENCY, quarters(), settings))
     # The verdict, then twelve attacks: a test, 10 probes each, and a test.
     assert asked.batches == [1, 12, 120, 12]
     assert (found.image_count, found.call_count) == (145, 4)
@@ -128,16 +128,18 @@ def test_a_map_no_better_than_chance_is_called_so():
 
 def test_a_neighbour_is_the_last_picture_whose_score_has_hardly_moved():
     toy, attack = detector(), NESSettings(iterations=20)
-    near = finish(neighbour(FACE, toy, SALIENCY, quarters(), attack))
+    near = finish(find_neighbour(FACE, toy, SALIENCY, quarters(), attack))
     before, after = (float(toy.p_fake(one)) for one in (FACE, near))
-    assert before - MOST <= after < before
-    lowest = int(rank(segment_scores(SALIENCY, quarters()))[-1])
+    assert before - NEIGHBOUR_FALL <= after < before
+    lowest = int(rank_scores(segment_scores(SALIENCY, quarters()))[-1])
     changed = (near != FACE).any(1)[0]
     assert not changed[quarters() == lowest].any() and changed[quarters() != lowest].any()
-    assert float(finish(nes.attack(FACE, toy, attack)).p_after) < before - MOST  # it would have gone further
-    assert finish(neighbour(FACE, detector(-1.0), SALIENCY, quarters(), attack)) is None  # called real to begin with
+    assert float(finish(nes.attack(FACE, toy, attack)).p_after) < before - NEIGHBOUR_FALL  # it would have gone further
+    assert (
+        finish(find_neighbour(FACE, detector(-1.0), SALIENCY, quarters(), attack)) is None
+    )  # called real to begin with
     close = detector(0.1)  # so near to the threshold that the verdict turns before p_fake has fallen by as much
-    assert float(close.p_fake(finish(neighbour(FACE, close, SALIENCY, quarters(), attack)))) >= 0.5
+    assert float(close.p_fake(finish(find_neighbour(FACE, close, SALIENCY, quarters(), attack)))) >= 0.5
 
 
 def test_a_small_lead_counts_for_nothing():
@@ -157,7 +159,7 @@ def test_a_small_lead_counts_for_nothing():
 def test_a_face_that_is_called_real_is_not_attacked():
     toy = detector(constant=-1.0)
     asked = Asked(toy)
-    found = finish(prove(FACE, toy, SALIENCY, quarters()))
+    found = finish(measure_sufficiency(FACE, toy, SALIENCY, quarters()))
     assert asked.batches == [1] and found.already_real
     assert (found.sufficiency == 0).all() and torch.equal(found.images, FACE.repeat(3, 1, 1, 1))
     assert "not called fake" in found.summary
@@ -181,8 +183,8 @@ def test_an_even_map_is_called_arbitrary():
 
 def test_same_seed_same_proof_and_nothing_is_left_behind():
     toy = detector().train()
-    settings = ProofSettings(attack=NESSettings(iterations=2), draws=2, seed=3)
-    one, two = (finish(prove(FACE, toy, SALIENCY, quarters(), settings)) for _ in range(2))
+    settings = SufficiencySettings(attack=NESSettings(iterations=2), draws=2, seed=3)
+    one, two = (finish(measure_sufficiency(FACE, toy, SALIENCY, quarters(), settings)) for _ in range(2))
     assert torch.equal(one.p_after, two.p_after) and torch.equal(one.random_p_after, two.random_p_after)
     assert toy.training and hooks(toy) == 0
 
@@ -192,13 +194,13 @@ def test_wrong_settings_are_refused():
         with pytest.raises(UserError):
             proof(**wrong)
     with pytest.raises(ValueError, match="one face"):
-        finish(prove(FACE.repeat(2, 1, 1, 1), detector(), SALIENCY, quarters()))
+        finish(measure_sufficiency(FACE.repeat(2, 1, 1, 1), detector(), SALIENCY, quarters()))
 
 
 @pytest.mark.parametrize("by_segment", [True, False])
 def test_curves_computed_by_hand(by_segment):
     settings = CurveSettings(fill="black", steps=4, by_segment=by_segment)
-    found = finish(curves(FACE, detector(), SALIENCY, quarters(), settings))
+    found = finish(deletion_curves(FACE, detector(), SALIENCY, quarters(), settings))
     assert torch.allclose(found.fractions, torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0]))
     worth = [3 * PIECE * SLOPES[one] * 128 / 255 for one in (3, 1, 2, 0)]
     removed = torch.tensor([sigmoid(BEFORE - sum(worth[:count])) for count in range(5)])
@@ -213,22 +215,22 @@ def test_curves_computed_by_hand(by_segment):
 
 
 def test_curves_of_a_real_face_follow_the_probability_of_real():
-    found = finish(curves(FACE, detector(constant=-3.0), SALIENCY))
+    found = finish(deletion_curves(FACE, detector(constant=-3.0), SALIENCY))
     assert found.predicted == "real" and found.deletion[0] == found.insertion[-1] > 0.9
     assert len(found.fractions) == 51
 
 
 def test_fills():
     face = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    assert (filled(face, "black") == 0).all()
-    assert torch.allclose(filled(face, "mean"), face.mean((2, 3), keepdim=True))
-    blurred = filled(face, "blur")
+    assert (fill_face(face, "black") == 0).all()
+    assert torch.allclose(fill_face(face, "mean"), face.mean((2, 3), keepdim=True))
+    blurred = fill_face(face, "blur")
     assert blurred.shape == face.shape and blurred.std() < face.std() / 1.5
-    assert torch.allclose(filled(grey(77), "blur"), grey(77), atol=1e-6)
+    assert torch.allclose(fill_face(grey(77), "blur"), grey(77), atol=1e-6)
     with pytest.raises(UserError):
-        finish(curves(face, detector(), face[0, 0], settings=CurveSettings(fill="pink")))
+        finish(deletion_curves(face, detector(), face[0, 0], settings=CurveSettings(fill="pink")))
     with pytest.raises(ValueError, match="segments are needed"):
-        finish(curves(FACE, detector(), SALIENCY, settings=CurveSettings(by_segment=True)))
+        finish(deletion_curves(FACE, detector(), SALIENCY, settings=CurveSettings(by_segment=True)))
 
 
 def pair(**settings):
@@ -238,8 +240,8 @@ def pair(**settings):
     weights = torch.zeros(32, 32)
     weights[:, 16:] = 0.01
     toy = weighted_detector(weights, constant=-10.0)
-    chosen = PairSettings(segments=16, proof=ProofSettings(attack=EXACT, draws=1), **settings)
-    return finish(prove_pair(real, fake, toy, weights, chosen)), real, fake
+    chosen = PairSettings(segments=16, proof=SufficiencySettings(attack=EXACT, draws=1), **settings)
+    return finish(measure_pair_sufficiency(real, fake, toy, weights, chosen)), real, fake
 
 
 @pytest.mark.parametrize("source", ["real", "fake"])
@@ -257,8 +259,8 @@ def test_a_pair_attacks_the_fake_where_the_map_of_the_real_photo_points(source):
 def test_a_pair_with_a_wrong_verdict_says_so():
     real = fake = torch.full((1, 3, 32, 32), 0.9)
     toy = weighted_detector(torch.full((32, 32), 0.01), constant=-5.0)
-    chosen = PairSettings(segments=8, proof=ProofSettings(attack=EXACT, draws=0))
-    found = finish(prove_pair(real, fake, toy, torch.ones(32, 32), chosen))
+    chosen = PairSettings(segments=8, proof=SufficiencySettings(attack=EXACT, draws=0))
+    found = finish(measure_pair_sufficiency(real, fake, toy, torch.ones(32, 32), chosen))
     assert not found.both_right and "no right verdict" in found.summary
     with pytest.raises(UserError, match="differ in size"):
-        finish(prove_pair(real, fake[..., :16], toy, torch.ones(32, 32), chosen))
+        finish(measure_pair_sufficiency(real, fake[..., :16], toy, torch.ones(32, 32), chosen))

@@ -8,11 +8,12 @@ import pytest
 
 from backend.detectors import registry as detector_registry
 from backend.errors import UserError
-from backend.evaluate import corruptions, edits, runs
-from backend.evaluate.layouts import open_data
+from backend.evaluate import runs
+from backend.evaluate.dataset import open_data
 from backend.evaluate.metrics import identity
 from backend.evaluate.protocols import counterfactual, detectors, registry
-from backend.evaluate.protocols.protocol import PRESETS, configured
+from backend.evaluate.protocols.base import PRESETS, configure_protocol
+from backend.generators import inversion
 from backend.progress import finish
 from tests import pictures
 from tests.toy_protocol import whole_picture, write_picture
@@ -32,10 +33,10 @@ def toys():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(detector_registry, "load", models.__getitem__)
         patch.setattr(detector_registry, "loadable", lambda: list(models))
-        patch.setattr(edits.inversion, "load", lambda: inverter)
-        patch.setattr(identity, "recogniser", lambda: None)
-        patch.setattr(detectors, "crop", lambda data, name, **_: whole_picture(data, name).aligned)
-        patch.setattr(counterfactual, "source_of", whole_picture)
+        patch.setattr(inversion, "load_embedded_inverter", lambda: inverter)
+        patch.setattr(identity, "best_recogniser", lambda: None)
+        patch.setattr(detectors, "crop_face", lambda data, name, **_: whole_picture(data, name).aligned)
+        patch.setattr(counterfactual, "sample_source", whole_picture)
         yield
 
 
@@ -48,7 +49,7 @@ def greys(folder, **levels):
 
 
 def evaluated(protocol, config, data, out):
-    found = finish(runs.evaluate(protocol(config), data, out))
+    found = finish(runs.run_protocol(protocol(config), data, out))
     return found, {table.name: table.keyed() for table in found.tables}
 
 
@@ -136,7 +137,7 @@ def searched(tmp_path_factory):
         return evaluated(counterfactual.CounterfactualProtocol, config, data, tmp_path / "out")
 
 
-TRANSFER, RECONSTRUCTION = edits.TITLES["transfer"], edits.TITLES["reconstruction"]
+TRANSFER, RECONSTRUCTION = counterfactual.EDIT_TITLES["transfer"], counterfactual.EDIT_TITLES["reconstruction"]
 
 
 def test_success_over_four_denominators_by_hand(searched):
@@ -221,7 +222,7 @@ def test_the_paper_s_numbers_stand_beside(searched):
 @pytest.mark.parametrize("name", registry.PROTOCOLS)
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_are_frozen_and_spell_everything_out(name, preset):
-    protocol = configured(registry.get(name), preset, {})
+    protocol = configure_protocol(registry.get_protocol(name), preset, {})
     assert protocol.name == name
     assert protocol.config.detectors and set(protocol.config.detectors) <= set(detector_registry.loadable())
     assert protocol.config.fakes == (12 if preset == "quick" else None)
@@ -230,30 +231,34 @@ def test_presets_are_frozen_and_spell_everything_out(name, preset):
 
 
 def test_settings_can_be_changed_and_wrong_ones_are_sentences():
-    kind = registry.get("counterfactual")
-    changed = configured(kind, "quick", {"steps": 5, "factors": [1, 2.5], "methods": "pgd", "fakes": None, "kappa": 0})
+    kind = registry.get_protocol("counterfactual")
+    changed = configure_protocol(
+        kind, "quick", {"steps": 5, "factors": [1, 2.5], "methods": "pgd", "fakes": None, "kappa": 0}
+    )
     assert changed.config.steps == 5
     assert changed.config.factors == (1.0, 2.5)
     assert changed.config.methods == ("pgd",)
     assert changed.config.fakes is None
     for wrong in ({"steps": "many"}, {"steps": True}, {"variant": "other"}, {"detectors": [1]}):
         with pytest.raises(UserError, match="cannot be"):
-            configured(kind, "quick", wrong)
+            configure_protocol(kind, "quick", wrong)
     with pytest.raises(UserError, match="no setting colour"):
-        configured(kind, "quick", {"colour": 1})
+        configure_protocol(kind, "quick", {"colour": 1})
     with pytest.raises(UserError, match="no preset slow"):
-        configured(kind, "slow", {})
+        configure_protocol(kind, "slow", {})
     with pytest.raises(UserError, match="no protocol named nothing"):
-        registry.get("nothing")
+        registry.get_protocol("nothing")
 
 
 def test_detectors_that_cannot_be_asked_are_refused_at_once(tmp_path):
     data = greys(tmp_path, fake=[1])
     for name in ("detectors", "counterfactual"):
         with pytest.raises(UserError, match="no detector named nobody"):
-            configured(registry.get(name), "quick", {"detectors": ["nobody"]}).items(data)
+            configure_protocol(registry.get_protocol(name), "quick", {"detectors": ["nobody"]}).items(data)
     with pytest.raises(UserError, match="xception is attacked and does not judge"):
-        configured(registry.get("counterfactual"), "quick", {"detectors": ["mesoinception4"]}).items(data)
+        configure_protocol(registry.get_protocol("counterfactual"), "quick", {"detectors": ["mesoinception4"]}).items(
+            data
+        )
 
 
 def test_shares_and_corruptions_that_end_in_no_table_are_refused_at_once(tmp_path):
@@ -264,12 +269,12 @@ def test_shares_and_corruptions_that_end_in_no_table_are_refused_at_once(tmp_pat
         ({"corruptions": ["jpeg 70"]}, "left out"),
     ):
         with pytest.raises(UserError, match=sentence):
-            configured(registry.get("detectors"), "quick", changes).items(data)
+            configure_protocol(registry.get_protocol("detectors"), "quick", changes).items(data)
 
 
 def test_keys_say_all_that_an_item_depends_on(tmp_path):
     data = greys(tmp_path, fake=[1, 2])
-    protocol = configured(registry.get("counterfactual"), "quick", {})
+    protocol = configure_protocol(registry.get_protocol("counterfactual"), "quick", {})
     items = protocol.items(data)
     assert len({item.key for item in items}) == len(items)
     assert items[0].key == "fake/1.png|detector=xception|method=transfer|level=S,M,D|factor=1.0"
@@ -277,17 +282,19 @@ def test_keys_say_all_that_an_item_depends_on(tmp_path):
 
 def test_corruptions():
     picture = pictures.ramp(64, 64)
-    assert corruptions.corrupt(picture, *corruptions.parse("none"), 0, "a") is picture
+    assert detectors.corrupt_picture(picture, *detectors.parse_corruption("none"), 0, "a") is picture
     for text in ("jpeg 30", "blur 1", "resize 0.5", "noise 5"):
-        changed = corruptions.corrupt(picture, *corruptions.parse(text), 0, "a")
+        changed = detectors.corrupt_picture(picture, *detectors.parse_corruption(text), 0, "a")
         assert changed.shape == picture.shape
         assert changed.dtype == np.uint8
         assert 0 < np.abs(changed.astype(int) - picture).mean() < 10
-        np.testing.assert_array_equal(changed, corruptions.corrupt(picture, *corruptions.parse(text), 0, "a"))
-    noisy = corruptions.corrupt(np.full((256, 256, 3), 128, np.uint8), "noise", 5, 0, "a").astype(int) - 128
+        np.testing.assert_array_equal(
+            changed, detectors.corrupt_picture(picture, *detectors.parse_corruption(text), 0, "a")
+        )
+    noisy = detectors.corrupt_picture(np.full((256, 256, 3), 128, np.uint8), "noise", 5, 0, "a").astype(int) - 128
     assert noisy.std() == pytest.approx(5, rel=0.02)
-    other = corruptions.corrupt(np.full((256, 256, 3), 128, np.uint8), "noise", 5, 0, "b").astype(int) - 128
+    other = detectors.corrupt_picture(np.full((256, 256, 3), 128, np.uint8), "noise", 5, 0, "b").astype(int) - 128
     assert abs(np.corrcoef(noisy.ravel(), other.ravel())[0, 1]) < 0.02
     for wrong in ("jpeg", "jpeg 0", "jpeg 101", "resize 2", "fog 1", "blur x", "noise nan"):
         with pytest.raises(UserError, match="no corruption"):
-            corruptions.parse(wrong)
+            detectors.parse_corruption(wrong)

@@ -18,7 +18,7 @@ RECORD = {"detector": "xception", "steps": 40, "p_fake": {"original": 0.93}, "wo
 @pytest.mark.parametrize("level", [0, 128, 255])
 def test_sign_is_small_and_stands_out(shape: tuple[int, int], level: int) -> None:
     picture = np.full((*shape, 3), level, np.uint8)
-    marked = provenance.mark(picture)
+    marked = provenance.mark_picture(picture)
     assert marked.shape == picture.shape
     assert (picture == level).all()
     rows, columns = np.nonzero((marked != picture).any(axis=2))
@@ -35,7 +35,7 @@ def test_sign_is_small_and_stands_out(shape: tuple[int, int], level: int) -> Non
 def test_marked_png_carries_all() -> None:
     picture = pictures.noise(128, 128)
     content = provenance.marked_png(picture, RECORD)
-    assert np.array_equal(images.read(content), provenance.mark(picture))
+    assert np.array_equal(images.read(content), provenance.mark_picture(picture))
     assert provenance.read_record(content) == RECORD
     with Image.open(io.BytesIO(content)) as file:
         assert file.info["Software"] == provenance.SOFTWARE
@@ -44,24 +44,24 @@ def test_marked_png_carries_all() -> None:
 
 def test_a_picture_saved_from_the_page_carries_all() -> None:
     picture = pictures.noise(128, 128)
-    given = provenance.marked(picture, RECORD)
+    given = provenance.marked_image(picture, RECORD)
     image, gallery = gr.Image(format="png"), gr.Gallery(format="png")
     for file in (image.postprocess(given).path, gallery.postprocess([(given, "caption")]).root[0].image.path):
         content = Path(file).read_bytes()
-        assert np.array_equal(images.read(content), provenance.mark(picture))
+        assert np.array_equal(images.read(content), provenance.mark_picture(picture))
         assert provenance.read_record(content) == RECORD
 
 
 def test_png_without_sign_is_exact() -> None:
     picture = pictures.noise(64, 64)
-    content = provenance.png(picture, RECORD)
+    content = provenance.unmarked_png(picture, RECORD)
     assert np.array_equal(images.read(content), picture)
     assert provenance.read_record(content) == RECORD
 
 
 def test_numbers_of_arrays_are_plain() -> None:
     record = {"score": np.float32(0.5), "box": np.array([1, 2])}
-    assert provenance.read_record(provenance.png(pictures.ramp(), record)) == {"score": 0.5, "box": [1, 2]}
+    assert provenance.read_record(provenance.unmarked_png(pictures.ramp(), record)) == {"score": 0.5, "box": [1, 2]}
 
 
 @pytest.mark.parametrize(

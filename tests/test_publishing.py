@@ -10,11 +10,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from backend import cli, runtime, weights
+from backend import runtime, settings, weights
+from backend.cli import main
 from backend.detectors import registry
 from backend.errors import UserError
 from backend.hub import download, fetching, publishing
-from backend.hub.fetching import fetch
+from backend.hub.fetching import fetch_to_cache
 from backend.progress import finish
 from backend.settings import ROOT, SETTINGS
 from tests.hub_server import COMMIT, HubServer
@@ -53,40 +54,40 @@ def hub(tmp_path, monkeypatch) -> Iterator[HubServer]:
     # The Hub's newer storage needs servers of its own; the client falls back to the one that git-lfs defines.
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    weights.entries.cache_clear()
+    weights.read_entries.cache_clear()
     yield server
     server.close()
-    weights.entries.cache_clear()
+    weights.read_entries.cache_clear()
 
 
 def test_models_card_and_registry_are_uploaded_as_one_commit(hub, capsys):
-    assert cli.main(["weights", "publish", "--repo", REPO, "--json"]) == 0
+    assert main.main(["weights", "publish", "--repo", REPO, "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert answer["revision"] == COMMIT and answer["repo"] == REPO
     assert hub.repos == {REPO: False}
     (commit,) = hub.commits
     assert set(commit.files) == {"one.safetensors", "two.safetensors", "registry.toml", "README.md", "LICENSE.md"}
-    folder = weights.SETTINGS.weights_dir
+    folder = settings.SETTINGS.weights_dir
     for name in ("one.safetensors", "two.safetensors", "registry.toml"):
         assert commit.files[name] == (folder / name).read_bytes()
     card = commit.files["README.md"].decode()
     assert card.startswith("---\nlicense: other\n") and "What they were trained on." in card
     # A second time, nothing that is there already is sent again.
     sent = len([one for one in hub.asked if one[0] == "PUT"])
-    finish(publishing.publishing(REPO))
+    finish(publishing.publish_models(REPO))
     assert len([one for one in hub.asked if one[0] == "PUT"]) == sent == 2
 
 
 def test_an_app_without_its_models_fetches_them_from_there(hub, capsys):
-    finish(publishing.publishing(REPO))
-    folder = weights.SETTINGS.weights_dir
+    finish(publishing.publish_models(REPO))
+    folder = settings.SETTINGS.weights_dir
     whole = (folder / "one.safetensors").read_bytes()
     (folder / "one.safetensors").unlink()
     (folder / "two.safetensors").write_bytes(b"damaged")
-    assert cli.main(["weights", "fetch", "--json"]) == 0
+    assert main.main(["weights", "fetch", "--json"]) == 0
     assert {row["name"] for row in json.loads(capsys.readouterr().out)["entries"]} == {"one", "two"}
     assert (folder / "one.safetensors").read_bytes() == whole
-    assert weights.entry("two").state() == "verified"
+    assert weights.find_entry("two").state() == "verified"
     assert {path.name for path in folder.iterdir()} == {
         "MODELCARD.md",
         "one.safetensors",
@@ -96,35 +97,35 @@ def test_an_app_without_its_models_fetches_them_from_there(hub, capsys):
 
 
 def test_the_app_fetches_what_is_missing_when_it_starts(hub, monkeypatch):
-    finish(publishing.publishing(REPO))
-    assert fetching.complete() == []
-    weights.entry("one").path.unlink()
-    assert fetching.complete() == ["one"] and weights.entry("one").state() == "verified"
-    monkeypatch.setattr(fetching, "SETTINGS", replace(fetching.SETTINGS, weights_repo=""))
-    weights.entry("one").path.unlink()
-    assert fetching.complete() == []
+    finish(publishing.publish_models(REPO))
+    assert fetching.fetch_missing() == []
+    weights.find_entry("one").path.unlink()
+    assert fetching.fetch_missing() == ["one"] and weights.find_entry("one").state() == "verified"
+    monkeypatch.setattr(fetching, "SETTINGS", replace(settings.SETTINGS, weights_repo=""))
+    weights.find_entry("one").path.unlink()
+    assert fetching.fetch_missing() == []
 
 
 def test_another_file_under_the_same_name_is_refused(hub):
-    finish(publishing.publishing(REPO))
-    path = weights.entry("one").path
+    finish(publishing.publish_models(REPO))
+    path = weights.find_entry("one").path
     path.unlink()
     hub.add(REPO, "one.safetensors", b"something else")
     with pytest.raises(UserError, match="its hash is another one"):
-        fetch("one")
+        fetch_to_cache("one")
     assert not path.exists()
 
 
 def test_without_a_repository_the_app_is_to_be_installed_again(hub, monkeypatch):
-    monkeypatch.setattr(fetching, "SETTINGS", replace(fetching.SETTINGS, weights_repo=""))
+    monkeypatch.setattr(fetching, "SETTINGS", replace(settings.SETTINGS, weights_repo=""))
     with pytest.raises(UserError, match=r"ships with the app.*WEIGHTS_REPO"):
-        fetch("one")
+        fetch_to_cache("one")
 
 
 def test_a_damaged_model_is_not_published(hub):
-    weights.entry("two").path.write_bytes(b"damaged")
+    weights.find_entry("two").path.write_bytes(b"damaged")
     with pytest.raises(UserError, match="two is missing or damaged"):
-        finish(publishing.publishing(REPO))
+        finish(publishing.publish_models(REPO))
     assert hub.commits == []
 
 
@@ -134,26 +135,26 @@ def test_a_refused_login_is_a_sentence(hub, monkeypatch, token):
     if token:
         monkeypatch.setenv("HF_TOKEN", token)
     with pytest.raises(UserError, match=r"login|know who you are"):
-        finish(publishing.publishing(REPO))
+        finish(publishing.publish_models(REPO))
 
 
 def test_an_upload_that_breaks_off_is_a_sentence(hub):
     hub.upload_status = 400
     with pytest.raises(UserError, match=r"broke off|answered with error"):
-        finish(publishing.publishing(REPO))
+        finish(publishing.publish_models(REPO))
     assert hub.commits == []
 
 
 def test_no_network_is_a_sentence(hub):
     hub.close()
     with pytest.raises(UserError, match="was not reached"):
-        finish(publishing.publishing(REPO))
+        finish(publishing.publish_models(REPO))
 
 
 @pytest.mark.parametrize("repo", ["models", "a/b/c", "../x/y", "https://huggingface.co/a/b"])
 def test_what_is_no_repository_is_refused(hub, repo):
     with pytest.raises(UserError, match="is not a repository"):
-        finish(publishing.publishing(repo))
+        finish(publishing.publish_models(repo))
 
 
 def test_the_card_that_is_published_is_the_projects(hub):

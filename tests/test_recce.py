@@ -5,11 +5,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backend.detectors.card import Detector
-from backend.detectors.recce import NOISE, RECCE, from_deepfakebench, from_official
-from backend.detectors.recce_blocks import (
+from backend.detectors.base import Detector
+from backend.detectors.recce import (
+    NOISE,
+    RECCE,
     GraphReasoning,
     GuidedAttention,
+    from_deepfakebench,
+    from_official,
     metric_loss,
     reconstruction_loss,
 )

@@ -9,16 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from backend import alignment, faces, provenance, verdicts, weights
-from backend.detectors import registry
-from backend.detectors.card import verdict
+from backend import alignment, faces, provenance, weights
+from backend.alignment import CroppedPhoto
+from backend.cli import photo as cli_photo
+from backend.detectors import base, predict, registry
+from backend.detectors.base import verdict
 from backend.errors import UserError
 from backend.progress import finish
-from backend.trace_removal import bundle, command, references, removal, resaves, trnet
+from backend.trace_removal import references, removal, views
 from backend.trace_removal.network import TRNet
-from backend.trace_removal.views import attention, drawing, noise, power, spectrum, views
-from backend.training import curves, pairs, trnet_run
-from backend.views import Source
+from backend.trace_removal.views import draw_views
+from backend.training import data, loop, trnet
 from tests.toys import hooks, toy_detector
 
 SIZE = 128
@@ -45,7 +46,7 @@ def detectors(monkeypatch):
     monkeypatch.setattr(registry, "loadable", lambda: list(known))
     monkeypatch.setattr(registry, "load", known.__getitem__)
     monkeypatch.setattr(registry, "card", lambda name: known[name].card)
-    monkeypatch.setattr(faces, "find", lambda image: [FACE])
+    monkeypatch.setattr(faces, "find_faces", lambda image: [FACE])
     return known
 
 
@@ -57,7 +58,7 @@ def known(detectors):
         "real": torch.randint(0, 256, (6, 3, SIZE, SIZE), generator=randomness, dtype=torch.uint8),
         "swap": torch.randint(90, 160, (6, 3, SIZE, SIZE), generator=randomness, dtype=torch.uint8),
     }
-    return finish(references.build(pictures, []))
+    return finish(references.build_references(pictures, []))
 
 
 def photo(level: int = 200) -> np.ndarray:
@@ -66,7 +67,7 @@ def photo(level: int = 200) -> np.ndarray:
 
 def test_the_whole_way_of_a_photo(detectors):
     steps = []
-    found = finish(removal.remove(photo(), network=shift(-0.2)), steps.append)
+    found = finish(removal.remove_traces(photo(), network=shift(-0.2)), steps.append)
     assert (found.original == 200).all() and (found.removed == 149).all()
     assert found.metrics["psnr"] == pytest.approx(20 * np.log10(255 / 51))
     assert found.p_fake["toy"][0] > 0.5 > found.p_fake["toy"][1]
@@ -76,7 +77,7 @@ def test_the_whole_way_of_a_photo(detectors):
     assert "that called it fake, " in found.summary, found.summary
     assert "seen none of the 3 detectors" in found.summary and "adds to the picture" in found.summary
     assert steps[-1].number == steps[-1].total
-    words = [verdicts.verdict(after) for before, after in found.p_fake.values() if verdicts.verdict(before) == "fake"]
+    words = [base.verdict(after) for before, after in found.p_fake.values() if base.verdict(before) == "fake"]
     assert f"Of {len(words)} detector" in found.summary and f"{words.count('real')} now call" in found.summary
     assert f"and {words.count('uncertain')} " in found.summary
     assert all(hooks(detector) == 0 for detector in detectors.values())
@@ -86,7 +87,7 @@ def test_the_whole_way_of_a_photo(detectors):
 def test_pixels_outside_the_face_stay_as_they_were(detectors):
     randomness = np.random.default_rng(0)
     original = randomness.integers(0, 256, (400, 440, 3), dtype=np.uint8)
-    found = finish(removal.remove(original, network=shift(-0.3)))
+    found = finish(removal.remove_traces(original, network=shift(-0.3)))
     corners = np.array([[0, 0], [SIZE, 0], [0, SIZE], [SIZE, SIZE]], dtype=np.float64)
     inverse = np.linalg.inv(found.aligned.matrix[:, :2])
     outline = (corners - found.aligned.matrix[:, 2]) @ inverse.T
@@ -100,15 +101,15 @@ def test_pixels_outside_the_face_stay_as_they_were(detectors):
 
 
 def test_a_stronger_removal_says_that_it_is_one(detectors):
-    found = finish(removal.remove(photo(), strength=1.5, network=shift(-0.2)))
+    found = finish(removal.remove_traces(photo(), strength=1.5, network=shift(-0.2)))
     assert (found.removed == 124).all() and found.settings.strength == 1.5  # 200 - 1.5 * 51 = 123.5
     assert "1.5 times what TR-Net was trained to make" in found.summary
     with pytest.raises(UserError, match="strength"):
-        finish(removal.remove(photo(), strength=3.0, network=shift(-0.2)))
+        finish(removal.remove_traces(photo(), strength=3.0, network=shift(-0.2)))
 
 
 def test_a_network_that_changes_nothing_says_so(detectors):
-    found = finish(removal.remove(photo(), network=TRNet(0.125, residual=True).eval()))
+    found = finish(removal.remove_traces(photo(), network=TRNet(0.125, residual=True).eval()))
     assert found.metrics["psnr"] is None and np.array_equal(found.pasted, photo())
     assert "left the face as it was" in found.summary
 
@@ -116,16 +117,16 @@ def test_a_network_that_changes_nothing_says_so(detectors):
 def test_saving_again_is_asked_of_both_pictures(detectors):
     original = np.full((SIZE, SIZE, 3), 200, dtype=np.uint8)
     removed = np.full((SIZE, SIZE, 3), 150, dtype=np.uint8)
-    found = resaves.resave(original, removed)
+    found = removal.judge_resaves(original, removed)
     assert [one.name for one in found] == ["jpeg_90", "jpeg_75", "webp_80", "half_size"]
     for one in found:
         before, after = one.p_fake["toy"]
         assert before > 0.5 > after
     before = {"toy": (0.9, 0.1), "strict": (0.9, 0.8), "blind": (0.2, 0.1)}
-    told = resaves.in_words(before, found)
+    told = removal.resaves_in_words(before, found)
     assert "the one detector" in told and "0 after JPEG 90" in told and "0 after half size and back" in told
-    assert "no verdict" in resaves.in_words({"toy": (0.9, 0.9)}, found)
-    assert "No detector called the face fake" in resaves.in_words({"toy": (0.1, 0.1)}, found)
+    assert "no verdict" in removal.resaves_in_words({"toy": (0.9, 0.9)}, found)
+    assert "No detector called the face fake" in removal.resaves_in_words({"toy": (0.1, 0.1)}, found)
 
 
 def test_a_detector_with_a_crop_of_its_own_sees_that_saved_again(detectors, monkeypatch):
@@ -133,10 +134,10 @@ def test_a_detector_with_a_crop_of_its_own_sees_that_saved_again(detectors, monk
     wide.card = dataclasses.replace(wide.card, template="deepfakebench")
     monkeypatch.setitem(detectors, "wide", wide)
     picture = np.full((300, 320, 3), 200, dtype=np.uint8)
-    aligned = alignment.align(picture, FACE, verdicts.TEMPLATE, SIZE)
+    aligned = alignment.align_face(picture, FACE, predict.EMBEDDED_TEMPLATE, SIZE)
     removed = np.full((SIZE, SIZE, 3), 150, dtype=np.uint8)
-    source = Source(picture, aligned)
-    for one in resaves.resave(aligned.crop, removed, ["toy", "wide"], source):
+    source = CroppedPhoto(picture, aligned)
+    for one in removal.judge_resaves(aligned.crop, removed, ["toy", "wide"], source):
         assert list(one.p_fake) == ["toy", "wide"]
         assert one.p_fake["wide"][0] == pytest.approx(one.p_fake["toy"][0], abs=0.02)
         assert one.p_fake["wide"][1] > one.p_fake["toy"][1] + 0.02  # around the crop the photo is as bright as before
@@ -146,7 +147,7 @@ def test_saving_again_really_changes_the_pixels():
     from PIL import Image
 
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    changed = {name: np.asarray(save(Image.fromarray(pixels))) for name, (_, save) in resaves.SAVES.items()}
+    changed = {name: np.asarray(save(Image.fromarray(pixels))) for name, (_, save) in removal.RESAVE_KINDS.items()}
     errors = {name: float(np.abs(one.astype(int) - pixels).mean()) for name, one in changed.items()}
     assert all(one.shape == pixels.shape for one in changed.values())
     assert 0 < errors["jpeg_90"] < errors["jpeg_75"] < errors["half_size"]
@@ -156,7 +157,7 @@ def test_references_survive_a_file(known, tmp_path):
     weights.save_half(tmp_path / "traces.safetensors", known.tensors())
     from safetensors.torch import load_file
 
-    read = references.from_tensors(load_file(tmp_path / "traces.safetensors"), known.options())
+    read = references.references_from_tensors(load_file(tmp_path / "traces.safetensors"), known.options())
     assert read.kinds == ["swap"] and read.count == {"real": 6, "swap": 6}
     assert np.allclose(read.spectrum["real"], known.spectrum["real"], rtol=1e-3)
     assert read.correlation["swap"]["swap"] == pytest.approx(known.correlation["swap"]["swap"], abs=1e-3)
@@ -165,7 +166,7 @@ def test_references_survive_a_file(known, tmp_path):
 
 
 def test_a_summary_says_what_still_holds(detectors):
-    kept = finish(removal.remove(photo(), network=shift(-0.004)))
+    kept = finish(removal.remove_traces(photo(), network=shift(-0.004)))
     said = [name for name, (before, _) in kept.p_fake.items() if verdict(before) == "fake"]
     assert not kept.turned and len(said) == 2
     assert "All 2 detectors that called it fake still do" in kept.summary, kept.summary
@@ -175,8 +176,8 @@ def test_a_summary_says_what_still_holds(detectors):
 def test_a_match_that_photographs_reach_too_is_none(known):
     kind = known.kinds[0]
     mean, deviation = known.correlation[kind][references.REAL]
-    for reached, said in ((mean + 3 * deviation, f"{drawing.called(kind)} best"), (mean, "no fingerprint clearly")):
-        assert said in noise._sentence({"Before": dict.fromkeys(known.kinds, reached)}, known)
+    for reached, said in ((mean + 3 * deviation, f"{views.group_title(kind)} best"), (mean, "no fingerprint clearly")):
+        assert said in views._noise_sentence({"Before": dict.fromkeys(known.kinds, reached)}, known)
 
 
 def test_references_hold_the_attention_of_a_detector(detectors):
@@ -190,36 +191,38 @@ def test_references_hold_the_attention_of_a_detector(detectors):
 def test_every_view_is_a_picture_with_a_sentence(known):
     before = np.random.default_rng(1).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
     for pictures in ({"Before": before, "After": before // 2}, {"This face": before}):
-        drawn = views(pictures, known, "toy")
+        drawn = draw_views(pictures, known, "toy")
         assert [one.name for one in drawn] == ["spectrum", "power", "noise", "attention"]
         for one in drawn:
-            assert one.picture.dtype == np.uint8 and one.picture.shape[1] == round(drawing.WIDTH * drawing.RESOLUTION)
+            assert one.picture.dtype == np.uint8 and one.picture.shape[1] == round(
+                views.FIGURE_WIDTH * views.FIGURE_DPI
+            )
             assert one.picture.std() > 5 and one.sentence.endswith(".")
-    half = views({"Before": before, "After": before // 2}, known, "toy")[0].sentence
+    half = draw_views({"Before": before, "After": before // 2}, known, "toy")[0].sentence
     assert "after: 6.0 dB less" in half or "after: 6.1 dB less" in half  # half the values, a quarter of the power
 
 
 def test_views_measure_what_they_say(known):
     even = np.full((SIZE, SIZE, 3), 128, dtype=np.uint8)
-    assert np.abs(noise.residual(even)[2:-2, 2:-2]).max() < 1e-3
+    assert np.abs(views.noise_residual(even)[2:-2, 2:-2]).max() < 1e-3
     ramp = np.zeros((64, 64))
     ramp[20, 32] = 1
-    assert attention.place(ramp) == "the eyes"
+    assert views.strongest_part(ramp) == "the eyes"
     ramp[45, 1] = 2
-    assert attention.place(ramp) == "the sides of the picture"
+    assert views.strongest_part(ramp) == "the sides of the picture"
     mean, deviation = np.zeros(4), np.ones(4)
-    assert power.outside(np.array([0.5, 2.0, -3.0, 1.0]), mean, deviation) == 2
-    assert spectrum.outer_mean(np.full((64, 64), -3.0)) == pytest.approx(-3)
+    assert views.count_outside_band(np.array([0.5, 2.0, -3.0, 1.0]), mean, deviation) == 2
+    assert views.high_frequency_mean(np.full((64, 64), -3.0)) == pytest.approx(-3)
     own = torch.randint(90, 160, (6, 3, SIZE, SIZE), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    assert set(noise.correlations(own[0].permute(1, 2, 0).numpy(), known)) == {"swap"}
+    assert set(views.fingerprint_correlations(own[0].permute(1, 2, 0).numpy(), known)) == {"swap"}
 
 
 def test_a_bundle_is_saved_loaded_and_packed(known, tmp_path):
-    made = finish(bundle.make(photo(), detector="toy", network=shift(-0.2), known=known))
+    made = finish(removal.run_removal(photo(), detector="toy", network=shift(-0.2), known=known))
     assert [one["name"] for one in made.record["views"]] == ["spectrum", "power", "noise", "attention"]
-    assert made.record["views_note"] is None and set(made.record["resaves"]) == set(resaves.SAVES)
+    assert made.record["views_note"] is None and set(made.record["resaves"]) == set(removal.RESAVE_KINDS)
     made.save(tmp_path)
-    read = bundle.load(tmp_path, made.photo, made.aligned)
+    read = removal.load_removal(tmp_path, made.photo, made.aligned)
     assert read.record == json.loads(json.dumps(made.record))
     assert all(np.array_equal(read.pictures()[name], one) for name, one in made.pictures().items())
     packed = zipfile.ZipFile(io.BytesIO(made.zip()))
@@ -236,14 +239,14 @@ def test_the_command_writes_marked_pictures(known, tmp_path, monkeypatch):
 
     from backend import images
 
-    monkeypatch.setattr(trnet, "load", lambda: shift(-0.2))
-    monkeypatch.setattr(removal, "load", lambda: shift(-0.2))
-    monkeypatch.setattr(references, "load", lambda: known)
-    monkeypatch.setattr(weights, "entries", lambda: {trnet.ENTRY: None})
-    monkeypatch.setattr(removal.made_with, "hashes", lambda _: {})
+    monkeypatch.setattr(removal, "load_trnet", lambda: shift(-0.2))
+    monkeypatch.setattr(removal, "load_trnet", lambda: shift(-0.2))
+    monkeypatch.setattr(references, "load_references", lambda: known)
+    monkeypatch.setattr(weights, "read_entries", lambda: {removal.TRNET_ENTRY: None})
+    monkeypatch.setattr(weights, "model_hashes", lambda _: {})
     (tmp_path / "photo.png").write_bytes(images.encode_png(photo()))
     options = SimpleNamespace(image=tmp_path / "photo.png", out=tmp_path / "out", face=None, strength=1.0)
-    answer = command.run(options, lambda _: None)
+    answer = cli_photo.run_remove_traces(options, lambda _: None)
     assert {"p_fake", "metrics", "seconds", "files", "summary"} <= set(answer)
     assert answer["p_fake"]["toy"]["original"] > 0.5 > answer["p_fake"]["toy"]["removed"]
     assert answer["views"] == [] and "references" in answer["views_note"]
@@ -254,16 +257,16 @@ def test_the_command_writes_marked_pictures(known, tmp_path, monkeypatch):
 
 
 def test_without_weights_the_command_says_how_to_train(monkeypatch):
-    monkeypatch.setattr(weights, "entries", dict)
+    monkeypatch.setattr(weights, "read_entries", dict)
     with pytest.raises(UserError, match="python -m backend train trnet"):
-        command.require_trained()
+        removal.require_trnet()
 
 
 def test_a_trained_network_is_measured_by_kind(tmp_path):
     values = torch.full((4, 3, SIZE, SIZE), 100, dtype=torch.uint8)
-    held_out = pairs.Pairs(values, values + 20, torch.tensor([1, 1, 2, 2]), ("edit", "swap"))
-    found = trnet_run.measured(shift(-0.2), held_out)
+    held_out = data.Pairs(values, values + 20, torch.tensor([1, 1, 2, 2]), ("edit", "swap"))
+    found = trnet.measure_removals(shift(-0.2), held_out)
     assert set(found) == {"edit", "swap"} and found["edit"]["count"] == 2
     assert found["swap"]["psnr"] == pytest.approx(20 * np.log10(255 / 51), abs=0.01)
     (tmp_path / "losses.csv").write_text("step,seconds,a,b\n1,0.1,2.0,\n2,0.2,1.0,3.0\n")
-    assert curves.draw(tmp_path / "losses.csv", tmp_path / "curves.png").stat().st_size > 1000
+    assert loop.draw_curves(tmp_path / "losses.csv", tmp_path / "curves.png").stat().st_size > 1000

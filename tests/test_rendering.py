@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from backend.counterfactual import rendering
-from backend.counterfactual.rendering import Effort, Renderer, draft_effort
-from backend.counterfactual.search import LIFT, Search, SearchSettings, search
+from backend import alignment
+from backend.counterfactual.rendering import Renderer, RenderingEffort, draft_effort
+from backend.counterfactual.search import HALF_PRECISION_SLOPE, SearchResult, SearchSettings, search
 from backend.errors import UserError
 from backend.generators.e4e import E4EEncoder
 from backend.generators.inversion import Inverter
@@ -17,7 +17,7 @@ from tests.toys import toy_detector
 
 SIZE, READ = 64, 16  # pixels that the generator draws, and that the detector reads
 ROWS = row_count(SIZE)
-FULL = Effort(SIZE, torch.float32)
+FULL = RenderingEffort(SIZE, torch.float32)
 
 
 @pytest.fixture(scope="module")
@@ -42,15 +42,15 @@ def detector(threshold: float = 0.44):
     return toy_detector(slope=60, threshold=threshold, size=READ)
 
 
-def run(inverter, faces, asked=None, **settings) -> Search:
+def run(inverter, faces, asked=None, **settings) -> SearchResult:
     chosen = SearchSettings(**{"levels": ("S", "M"), "steps": 60} | settings)
     return finish(search(inverter, asked or detector(), faces, chosen))
 
 
 def open_rows(levels: str, rows: int) -> list[int]:
-    from backend.counterfactual import levels as thirds
+    from backend.counterfactual import search as thirds
 
-    return thirds.mask(levels, rows).nonzero().flatten().tolist()
+    return thirds.level_mask(levels, rows).nonzero().flatten().tolist()
 
 
 @pytest.mark.parametrize(
@@ -74,10 +74,10 @@ def test_no_more_is_drawn_than_is_read_and_all_open_rows_are(size, read, levels,
     generator = SimpleNamespace(size=size, latent_average=torch.zeros(1))
     opened = open_rows(levels, row_count(size))
     found = draft_effort(generator, read, opened, truncate=True, precision="auto")
-    assert found == Effort(drawn, torch.float32) and max(opened) < row_count(found.resolution)
+    assert found == RenderingEffort(drawn, torch.float32) and max(opened) < row_count(found.resolution)
     assert draft_effort(generator, read, opened, truncate=False, precision="auto").resolution == size
     half = draft_effort(generator, read, opened, truncate=True, precision="bfloat16")
-    assert half == Effort(drawn, torch.bfloat16) and half.precision == "bfloat16"
+    assert half == RenderingEffort(drawn, torch.bfloat16) and half.precision == "bfloat16"
 
 
 @pytest.mark.parametrize(("native", "dtype"), [(True, torch.bfloat16), (False, torch.float16)])
@@ -85,23 +85,23 @@ def test_a_gpu_draws_large_drafts_in_halves(monkeypatch, native, dtype):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
     generator = SimpleNamespace(size=1024, latent_average=SimpleNamespace(device=torch.device("cuda")))
     wanted = {"truncate": True, "precision": "auto"}
-    assert draft_effort(generator, 256, [0, 5], **wanted) == Effort(256, dtype)
-    assert draft_effort(generator, 256, [0, 17], **wanted) == Effort(1024, dtype)
-    assert draft_effort(generator, 128, [0, 5], **wanted) == Effort(128, torch.float32)
-    assert draft_effort(generator, 256, [5], truncate=True, precision="float32") == Effort(256, torch.float32)
+    assert draft_effort(generator, 256, [0, 5], **wanted) == RenderingEffort(256, dtype)
+    assert draft_effort(generator, 256, [0, 17], **wanted) == RenderingEffort(1024, dtype)
+    assert draft_effort(generator, 128, [0, 5], **wanted) == RenderingEffort(128, torch.float32)
+    assert draft_effort(generator, 256, [5], truncate=True, precision="float32") == RenderingEffort(256, torch.float32)
 
 
 @pytest.mark.parametrize("composite", ["transfer", "reconstruction"])
 def test_a_draft_begins_with_the_exact_picture(inverter, faces, composite):
     start = inverter.invert(faces)
-    effort = Effort(READ, torch.float32)
+    effort = RenderingEffort(READ, torch.float32)
     renderer = Renderer(inverter, detector(), faces, start, [0, 1], composite, None, effort)
     chosen = torch.arange(3)
     small, rough = renderer.sketch(start.unbind(1), chosen)
     picture, exact = renderer.draw(start.unbind(1), chosen)
     assert small.shape == (3, 3, READ, READ) and picture.shape == faces.shape
     assert torch.allclose(rough, exact, atol=60 / 255)  # the exact picture is rounded to 8 bits
-    assert torch.allclose(rendering.resized(picture, READ), small, atol=1 / 255)
+    assert torch.allclose(alignment.resize_square(picture, READ), small, atol=1 / 255)
 
 
 @pytest.mark.parametrize("composite", ["transfer", "reconstruction"])
@@ -210,7 +210,7 @@ def test_the_slope_of_float16_is_lifted(inverter, faces):
     flat = toy_detector(slope=1e-5, threshold=0.0, size=READ)
     found = run(inverter, faces[:1], flat, precision="float16", steps=2, early_stop=False)
     assert ((found.codes - found.codes_start)[:, :6] != 0).float().mean() > 0.9
-    assert LIFT < 65504
+    assert HALF_PRECISION_SLOPE < 65504
 
 
 def test_an_unknown_precision_is_refused(inverter, faces):

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from backend import cli
+from backend.cli import main
 from backend.errors import UserError
 from backend.evaluate import plots, report, runs, tables
-from backend.evaluate.metrics.metric import Estimate
-from backend.evaluate.page import article
+from backend.evaluate.metrics.base import Estimate
 from backend.evaluate.plots import Series
+from backend.evaluate.report import report_article
 from backend.evaluate.tables import Column, Table
 from backend.progress import finish
 from tests.toy_protocol import ToyConfig, ToyProtocol, toy_data, write_picture
@@ -28,8 +28,8 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
     write_picture(folder / "data/fake/a<b>&c/1.png", 90)
     data = toy_data(folder / "data", white=True)
-    found = finish(runs.evaluate(ToyProtocol(ToyConfig()), data, folder / "out"))
-    return found, report.write(found, folder / "out", COMMAND), folder / "out"
+    found = finish(runs.run_protocol(ToyProtocol(ToyConfig()), data, folder / "out"))
+    return found, report.write_report(found, folder / "out", COMMAND), folder / "out"
 
 
 class Reader(HTMLParser):
@@ -87,7 +87,7 @@ def test_the_page_says_what_a_reader_needs(run):
 def test_families_come_before_the_paper(run):
     found, _, _ = run
     beside = Table("beside", "Beside", (Column("a", "A"),), (("x",),), beside=True)
-    text = article(replace(found, tables=(beside, *found.tables)), COMMAND)
+    text = report_article(replace(found, tables=(beside, *found.tables)), COMMAND)
     assert text.index("By family of fakes") < text.index("Beside the paper") < text.index("All results")
 
 
@@ -95,7 +95,7 @@ def test_json_csv_and_the_loaded_report_say_the_same(run):
     found, files, out = run
     said = json.loads(Path(files["json"]).read_text(encoding="utf-8"))
     assert said["summary"] == found.summary
-    loaded, command = report.load(out)
+    loaded, command = report.load_report(out)
     assert loaded == found
     assert command == COMMAND
     with Path(files["csv"]["levels"]).open(newline="") as file:
@@ -113,39 +113,39 @@ def test_latex_is_plain_and_escaped(run):
     assert r"a<b>\&c & x1" in text
     assert r"110.000 $\pm$ 10.000" in text
     assert r"\begin{tabular}{llr}" in text
-    assert tables.to_latex(Table("t", "50 % of #1_a", (Column("a", "A ↓"),), ())).count(r"50 \% of \#1\_a") == 1
+    assert tables.table_to_latex(Table("t", "50 % of #1_a", (Column("a", "A ↓"),), ())).count(r"50 \% of \#1\_a") == 1
 
 
 def test_cells_in_words():
-    assert tables.shown(None, 3) == "not measured"
-    assert tables.shown(Estimate(None, 0), 3) == "not measured"
-    assert tables.shown(Estimate(0.5, 12, 0.25, 0.75), 2) == "0.50 [0.25, 0.75] (n = 12)"
-    assert tables.shown(3, 3) == "3"
+    assert tables.cell_text(None, 3) == "not measured"
+    assert tables.cell_text(Estimate(None, 0), 3) == "not measured"
+    assert tables.cell_text(Estimate(0.5, 12, 0.25, 0.75), 2) == "0.50 [0.25, 0.75] (n = 12)"
+    assert tables.cell_text(3, 3) == "3"
     assert Column("tv", "TV", "tv").heading == "TV ↓"
     assert Column("s", "Time", unit="s").heading == "Time (s)"
 
 
 def test_a_name_with_dollars_is_no_formula():
     labels = ["$^$", "a$b$c"]
-    drawn = plots.bars("p", "P", "Two.", labels, [Series("one", (), [0.5, 1])], y_label="y")
+    drawn = plots.draw_bars("p", "P", "Two.", labels, [Series("one", (), [0.5, 1])], y_label="y")
     assert drawn.svg.startswith(b"<?xml")
 
 
 def test_plots_are_put_in_words_with_what_was_not_measured():
     two = [Series("one", (), [0.5, float("nan")]), Series("two", (), [0, 1])]
-    assert plots.spoken(two, ["a", "b"]) == "one: a 0.50, b not measured; two: a 0.00, b 1.00."
+    assert plots.values_in_words(two, ["a", "b"]) == "one: a 0.50, b not measured; two: a 0.00, b 1.00."
 
 
 def test_a_folder_without_a_report_is_one_sentence(tmp_path):
     with pytest.raises(UserError, match="no finished report"):
-        report.load(tmp_path)
-    (tmp_path / report.JSON).write_text("{}")
+        report.load_report(tmp_path)
+    (tmp_path / report.JSON_FILE).write_text("{}")
     with pytest.raises(UserError, match="no finished report"):
-        report.load(tmp_path)
+        report.load_report(tmp_path)
 
 
 def command(capsys, *arguments):
-    code = cli.main(["evaluate", *map(str, arguments), "--json"])
+    code = main.main(["evaluate", *map(str, arguments), "--json"])
     said = capsys.readouterr()
     return code, json.loads(said.out), said.err
 
@@ -208,8 +208,8 @@ def test_wrong_commands_are_one_sentence(tmp_path, capsys):
 
 
 def test_names_for_people():
-    from backend.evaluate import naming
+    from backend.evaluate.protocols import base
 
-    assert naming.detector("meso4") == "Meso-4"
-    assert naming.detector("mine") == "mine"  # a detector that is not installed here
-    assert (naming.family("swap"), naming.family("my fakes")) == ("face swaps", "my fakes")
+    assert base.detector_title("meso4") == "Meso-4"
+    assert base.detector_title("mine") == "mine"  # a detector that is not installed here
+    assert (base.family_title("swap"), base.family_title("my fakes")) == ("face swaps", "my fakes")

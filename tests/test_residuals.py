@@ -5,14 +5,14 @@ import pytest
 import torch
 from scipy import signal
 
-from backend import residuals
+from backend import signals
 
 UNIFORM = torch.from_numpy(np.random.RandomState(0).rand(1, 3, 128, 128).astype(np.float32))
 
 
 def test_wiener_residual_has_the_golden_numbers():
     picture = torch.from_numpy(np.random.RandomState(1).rand(64, 64))[None, None]
-    residual = residuals.wiener_residual(picture)[0, 0]
+    residual = signals.wiener_residual(picture)[0, 0]
     assert float(residual.numpy().std()) == pytest.approx(0.2392283, abs=1e-7)
     assert float(residual[5, 5]) == pytest.approx(0.000863956, abs=1e-8)
 
@@ -27,19 +27,19 @@ def smooth_and_rough():
 def test_wiener_residual_equals_scipy_on_every_channel_of_a_batch():
     batch = smooth_and_rough()
     expected = np.stack([[one - signal.wiener(one.astype(np.float64), 3) for one in picture] for picture in batch])
-    np.testing.assert_allclose(residuals.wiener_residual(torch.from_numpy(batch)).numpy(), expected, atol=1e-5)
+    np.testing.assert_allclose(signals.wiener_residual(torch.from_numpy(batch)).numpy(), expected, atol=1e-5)
 
 
 def test_a_black_picture_has_no_residual_and_a_finite_gradient():
     black = torch.zeros(1, 3, 8, 8, requires_grad=True)
-    residual = residuals.wiener_residual(black)
+    residual = signals.wiener_residual(black)
     residual.sum().backward()
     assert not residual.any()
     assert black.grad.isfinite().all()
 
 
 def test_srm_has_the_golden_numbers():
-    maps = residuals.srm(UNIFORM)
+    maps = signals.srm_residuals(UNIFORM)
     torch.testing.assert_close(
         maps.abs().mean((0, 2, 3)), torch.tensor([0.603096, 0.813306, 0.493152]), atol=1e-6, rtol=1e-5
     )
@@ -47,26 +47,28 @@ def test_srm_has_the_golden_numbers():
 
 
 def test_srm_filters_ignore_ramps_and_cut_off_at_three():
-    assert residuals.SRM_KERNELS.sum((1, 2)).abs().max() < 1e-6
+    assert signals.SRM_KERNELS.sum((1, 2)).abs().max() < 1e-6
     ramp = torch.linspace(0, 1, 32).expand(1, 3, 32, 32)
-    assert residuals.srm(ramp)[..., 2:-2, 2:-2].abs().max() < 1e-5
-    assert residuals.srm(UNIFORM * 255).abs().max() == 3
+    assert signals.srm_residuals(ramp)[..., 2:-2, 2:-2].abs().max() < 1e-5
+    assert signals.srm_residuals(UNIFORM * 255).abs().max() == 3
 
 
 def test_correlation_is_one_with_itself_and_zero_without_energy():
     fingerprint = torch.randn(3, 8, 8)
     other = torch.randn(3, 8, 8)
     other -= fingerprint * (fingerprint * other).sum() / fingerprint.square().sum()
-    found = residuals.correlation(fingerprint, torch.stack([fingerprint, -2 * fingerprint, other, 0 * other]))
+    found = signals.residual_correlation(fingerprint, torch.stack([fingerprint, -2 * fingerprint, other, 0 * other]))
     torch.testing.assert_close(found, torch.tensor([1.0, -1.0, 0.0, 0.0]), atol=1e-6, rtol=0)
-    assert residuals.correlation(0 * fingerprint, fingerprint[None]).item() == 0
+    assert signals.residual_correlation(0 * fingerprint, fingerprint[None]).item() == 0
     silent = torch.zeros(1, 3, 8, 8, requires_grad=True)
-    residuals.correlation(fingerprint, silent).sum().backward()
+    signals.residual_correlation(fingerprint, silent).sum().backward()
     assert silent.grad.abs().max() <= fingerprint.abs().max()
 
 
 def test_correlation_subtracts_no_mean():
-    assert residuals.correlation(torch.tensor([[[1.0, 0.0]]]), torch.ones(1, 1, 1, 2)).item() == pytest.approx(0.5**0.5)
+    assert signals.residual_correlation(torch.tensor([[[1.0, 0.0]]]), torch.ones(1, 1, 1, 2)).item() == pytest.approx(
+        0.5**0.5
+    )
 
 
 @pytest.mark.parametrize("name", ["wiener_residual", "srm", "correlation"])
@@ -74,8 +76,8 @@ def test_gradients_are_those_of_finite_differences(name):
     images = torch.rand(1, 3, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(4), requires_grad=True)
     fingerprint = torch.randn(3, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
     functions = {
-        "wiener_residual": residuals.wiener_residual,
-        "srm": residuals.srm,
-        "correlation": lambda given: residuals.correlation(fingerprint, residuals.wiener_residual(given)),
+        "wiener_residual": signals.wiener_residual,
+        "srm": signals.srm_residuals,
+        "correlation": lambda given: signals.residual_correlation(fingerprint, signals.wiener_residual(given)),
     }
     assert torch.autograd.gradcheck(functions[name], (images,))

@@ -11,46 +11,46 @@ from types import SimpleNamespace
 import gradio as gr
 import pytest
 
-from backend import cli, examples
+from backend import examples
+from backend.cli import evaluate, main
 from backend.detectors import registry as detectors
 from backend.errors import UserError
-from backend.evaluate import everything, report, stored
-from backend.evaluate.files import JSON, PACKED_PLOT, PACKED_ROWS
-from backend.evaluate.page import article
+from backend.evaluate import report
 from backend.evaluate.protocols import registry
+from backend.evaluate.report import JSON_FILE, PACKED_PLOT, PACKED_ROWS, report_article
 from backend.settings import ROOT, SETTINGS
 from backend.trace_removal import references
 from tabs import evaluate as tab
-from tabs.evaluate_files import LIMITS
+from tabs.evaluate import UNPACKING_LIMITS
 from tests.toy_protocol import ToyProtocol, toy_data
 
 LARGEST = 300_000  # bytes of one stored result
-NAMES = [one.name for one in stored.found()]
+NAMES = [one.name for one in report.stored_results()]
 MACHINE_PATH = re.compile(r"(?<![\w.:/])/(home|root|tmp|work|Users|mnt|var|opt|srv|data)/|[A-Z]:\\\\")
 
 
-@pytest.mark.skipif(not NAMES, reason=f"results/ was not made yet: {stored.COMMAND}")
+@pytest.mark.skipif(not NAMES, reason=f"results/ was not made yet: {report.STORED_COMMAND}")
 class TestShipped:
     """What lies in results/."""
 
     def test_every_protocol_has_one(self):
-        assert set(NAMES) == set(registry.PROTOCOLS), f"Make them again with: {stored.COMMAND}"
-        assert not (stored.FOLDER / everything.RUNS).exists()
+        assert set(NAMES) == set(registry.PROTOCOLS), f"Make them again with: {report.STORED_COMMAND}"
+        assert not (report.RESULTS_FOLDER / evaluate.UNFINISHED_RUNS).exists()
 
     @pytest.mark.parametrize("name", NAMES)
     def test_it_was_made_with_the_weights_that_ship(self, name):
-        evaluation, _ = report.load(stored.FOLDER / name)
-        others = stored.other_weights(evaluation)
+        evaluation, _ = report.load_report(report.RESULTS_FOLDER / name)
+        others = report.changed_weights(evaluation)
         assert not others, (
             f"results/{name} was made with other weights of {', '.join(others)}. Make all results again with: "
-            f"{stored.COMMAND} (DIR holds real/ and fake/)"
+            f"{report.STORED_COMMAND} (DIR holds real/ and fake/)"
         )
 
     @pytest.mark.parametrize("name", NAMES)
     def test_it_is_small_whole_and_speaks_of_no_machine(self, name):
-        folder = stored.FOLDER / name
+        folder = report.RESULTS_FOLDER / name
         check(folder)
-        evaluation, command = report.load(folder)
+        evaluation, command = report.load_report(folder)
         assert evaluation.finding.endswith(".")
         assert command.startswith("python -m backend evaluate ")
         assert evaluation.counts["failed"] == 0
@@ -61,7 +61,7 @@ class TestShipped:
 def check(folder):
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < LARGEST
-    assert {path.name for path in files if path.parent == folder} == {JSON, PACKED_ROWS}
+    assert {path.name for path in files if path.parent == folder} == {JSON_FILE, PACKED_ROWS}
     assert all(path.name.endswith(PACKED_PLOT) for path in files if path.parent != folder)
     for path in files:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
@@ -89,7 +89,7 @@ def toys(monkeypatch):
 
 
 def command(capsys, *arguments):
-    code = cli.main(["evaluate", "all", *map(str, arguments), "--workers", "0", "--json"])
+    code = main.main(["evaluate", "all", *map(str, arguments), "--workers", "0", "--json"])
     return code, json.loads(capsys.readouterr().out)
 
 
@@ -98,18 +98,18 @@ def test_one_command_makes_all_results(toys, tmp_path, capsys):
     code, said = command(capsys, "--data", tmp_path / "data", "--out", tmp_path / "results")
     assert code == 0
     assert said["findings"] == {"toy": said["findings"]["toy"], "other": "There are 10 rows."}
-    assert [(one.name, one.title) for one in stored.found(tmp_path / "results")] == [
+    assert [(one.name, one.title) for one in report.stored_results(tmp_path / "results")] == [
         ("other", "Other"),
         ("toy", "Toy"),
     ]
-    assert stored.found(tmp_path / "results")[0].finding == "There are 10 rows."
-    assert not (tmp_path / "results" / everything.RUNS).exists()
+    assert report.stored_results(tmp_path / "results")[0].finding == "There are 10 rows."
+    assert not (tmp_path / "results" / evaluate.UNFINISHED_RUNS).exists()
     for name in ("toy", "other"):
         check(tmp_path / "results" / name)
-        evaluation, typed = report.load(tmp_path / "results" / name)
+        evaluation, typed = report.load_report(tmp_path / "results" / name)
         assert typed == "python -m backend evaluate all --data data --out results --preset quick"
         assert evaluation.plots[0].svg.startswith(b"<?xml")
-        assert "data:image/svg+xml;base64," in article(evaluation, typed)
+        assert "data:image/svg+xml;base64," in report_article(evaluation, typed)
         rows = gzip.decompress((tmp_path / "results" / name / PACKED_ROWS).read_bytes()).decode()
         assert len(rows.splitlines()) == 11
         assert rows.splitlines()[1].startswith("fake/drawn/2.png,fake,drawn,1,210,")
@@ -131,7 +131,7 @@ def test_what_cannot_measure_is_named_and_the_rest_can_go_on(toys, tmp_path, cap
     monkeypatch.delitem(registry.PROTOCOLS, "empty")
     monkeypatch.setattr(ToyProtocol, "run_item", None)  # nothing is done again
     assert command(capsys, *out, "--resume")[0] == 0
-    assert not (tmp_path / "results" / everything.RUNS).exists()
+    assert not (tmp_path / "results" / evaluate.UNFINISHED_RUNS).exists()
 
 
 def test_wrong_commands_run_nothing(toys, tmp_path, capsys):
@@ -144,11 +144,11 @@ def test_wrong_commands_run_nothing(toys, tmp_path, capsys):
 
 
 def test_folders_of_files_in_settings_are_not_told():
-    from backend.evaluate.command import typed
+    from backend.cli.evaluate import typed_command
 
     options = SimpleNamespace(protocol="trace-removal", sample=True, out=Path("/a/b/out"), preset="quick", engine="ray")
     options.set = ['removers=["x=/secret/place/trnet.safetensors", "y=~/mine/y.st"]', "seed=3", "factors=[0.5]"]
-    said = typed(options)
+    said = typed_command(options)
     assert "secret" not in said
     assert "mine" not in said
     assert "x=trnet.safetensors" in said
@@ -159,14 +159,16 @@ def test_folders_of_files_in_settings_are_not_told():
 def kept(toys, tmp_path, capsys, monkeypatch):
     toy_data(tmp_path / "data")
     command(capsys, "--data", tmp_path / "data", "--out", tmp_path / "results")
-    monkeypatch.setattr(stored, "FOLDER", tmp_path / "results")
+    monkeypatch.setattr(report, "RESULTS_FOLDER", tmp_path / "results")
     monkeypatch.setattr(tab, "session_folder", lambda _: tmp_path)
     return tmp_path / "results"
 
 
 def test_the_tab_shows_findings_at_once_and_a_report_on_request(kept):
     few = "Measured on 2 fakes and 3 real pictures: too few to conclude from."
-    assert f"<dt>Other</dt><dd>There are 10 rows. <small>{few}</small></dd>" in tab.findings(stored.found())
+    assert f"<dt>Other</dt><dd>There are 10 rows. <small>{few}</small></dd>" in tab.findings_html(
+        report.stored_results()
+    )
     shown, download = tab._show_stored("other", None)
     assert "There are 10 rows." in shown
     assert "earlier weights" not in shown
@@ -210,40 +212,40 @@ def test_a_run_in_the_app_is_the_preset_and_says_its_command(toys, tmp_path, mon
 
 def test_a_zip_that_would_fill_the_disk_of_all_visitors_is_refused(toys, tmp_path, monkeypatch):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as pack:
-        for number in range(LIMITS.files + 1):
+        for number in range(UNPACKING_LIMITS.files + 1):
             pack.writestr(f"real/{number}.png", b"")
     with pytest.raises(UserError, match="more than 5,000 files"):
         run_in_the_app(monkeypatch, tmp_path, str(tmp_path / "a.zip"))
 
 
 def test_other_weights_are_noticed_and_said(kept):
-    path = kept / "other" / JSON
+    path = kept / "other" / JSON_FILE
     said = json.loads(path.read_text())
     if not (SETTINGS.weights_dir / "registry.toml").exists():
         pytest.skip("the models are not in weights/")
     from backend import weights
 
-    own = next(name for name, one in weights.entries().items() if one.profile == "embedded")
-    hub = next(name for name, one in weights.entries().items() if one.profile == "hub")
+    own = next(name for name, one in weights.read_entries().items() if one.profile == "embedded")
+    hub = next(name for name, one in weights.read_entries().items() if one.profile == "hub")
     said["about"]["weights"] = {own: "0" * 64, hub: "0" * 64, "gone": "0" * 64}
     path.write_text(json.dumps(said))
-    assert stored.other_weights(report.load(kept / "other")[0]) == [own, "gone"]
+    assert report.changed_weights(report.load_report(kept / "other")[0]) == [own, "gone"]
     assert f"Measured with earlier weights of {own}, gone;" in tab._show_stored("other", None)[0]
 
 
 def test_examples_and_traces_were_made_by_the_models_that_ship():
     if not (SETTINGS.weights_dir / "registry.toml").exists():
         pytest.skip("the models are not in weights/")
-    shown = examples.load()
-    assert shown and not [one.label for one in shown if examples.stale(one)]
+    shown = examples.load_examples()
+    assert shown and not [one.label for one in shown if examples.is_stale(one)]
     attentive = [name for name in detectors.loadable("embedded") if detectors.card(name).cam_layer]
-    assert all(references.load().knows(name) for name in attentive)
+    assert all(references.load_references().knows(name) for name in attentive)
 
 
 def test_a_damaged_result_is_one_sentence(kept):
     shutil.rmtree(kept / "toy" / "plots")
     with pytest.raises(UserError, match="no finished report in toy"):
-        report.load(kept / "toy")
+        report.load_report(kept / "toy")
 
 
 def test_results_are_not_ignored_by_the_repository():

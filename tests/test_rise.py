@@ -4,8 +4,7 @@ import torch
 from torch.nn import functional as F
 
 from backend.explain import rise
-from backend.explain.masking import MaskedFace
-from backend.explain.question import Question
+from backend.explain.base import MaskedFace, Question
 from backend.progress import finish
 from tests.patch_toys import face, in_patch, patch_detector, untextured
 
@@ -20,7 +19,7 @@ def ask(samples, **options):
 @pytest.mark.parametrize("as_released", [False, True])
 def test_the_map_is_the_sum_of_masks_weighted_with_the_answers(as_released):
     raw = ask(70, as_released=as_released)
-    drawn = rise.masks(*rise.draw(70, SIZE, 4, as_released=as_released), SIZE).double()
+    drawn = rise.enlarge_masks(*rise.draw_masks(70, SIZE, 4, as_released=as_released), SIZE).double()
     detector = patch_detector()
     answers = detector.p_fake((drawn[:, None] * face() + (1 - drawn[:, None]) * untextured()).float()).double()
     assert (raw.answers - answers).abs().max() < 1e-5
@@ -35,8 +34,8 @@ def test_the_map_is_the_sum_of_masks_weighted_with_the_answers(as_released):
 
 
 def test_masks_are_those_of_the_reference_program():
-    cells, offsets = rise.draw(5, (48, 64), seed=1)
-    made = rise.masks(cells, offsets, (48, 64))
+    cells, offsets = rise.draw_masks(5, (48, 64), seed=1)
+    made = rise.enlarge_masks(cells, offsets, (48, 64))
     assert made.shape == (5, 48, 64)
     assert offsets[:, 0].max() < 7 and offsets[:, 1].max() < 10  # less than one cell
     for cell, (row, column), mask in zip(cells, offsets.tolist(), made, strict=True):
@@ -45,16 +44,16 @@ def test_masks_are_those_of_the_reference_program():
 
 
 def test_how_much_is_shown():
-    cells, offsets = rise.draw(4000, (224, 224), seed=0, as_released=True)
+    cells, offsets = rise.draw_masks(4000, (224, 224), seed=0, as_released=True)
     assert float(cells.mean()) == pytest.approx(0.5398, abs=0.003)  # the normal distribution at 0.1, and not 0.1
-    assert float(rise.masks(cells[:400], offsets[:400], (224, 224)).mean()) == pytest.approx(0.5398, abs=0.01)
-    assert float(rise.draw(4000, (224, 224), seed=0)[0].mean()) == pytest.approx(0.5, abs=0.003)
+    assert float(rise.enlarge_masks(cells[:400], offsets[:400], (224, 224)).mean()) == pytest.approx(0.5398, abs=0.01)
+    assert float(rise.draw_masks(4000, (224, 224), seed=0)[0].mean()) == pytest.approx(0.5, abs=0.003)
 
 
 def test_equal_answers_leave_no_trace_of_chance():
-    cells, offsets = rise.draw(50, SIZE, seed=0)
-    drawn = rise.masks(cells, offsets, SIZE).double()
-    flat = rise.centred(0.9 * drawn.sum(0), drawn.sum(0), torch.full((50,), 0.9, dtype=torch.float64))
+    cells, offsets = rise.draw_masks(50, SIZE, seed=0)
+    drawn = rise.enlarge_masks(cells, offsets, SIZE).double()
+    flat = rise.centred_map(0.9 * drawn.sum(0), drawn.sum(0), torch.full((50,), 0.9, dtype=torch.float64))
     assert np.allclose(flat, 0.9)
 
 

@@ -13,9 +13,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from backend import runtime
 from backend.errors import UserError
-from backend.evaluate import memory, report, rows, runs
-from backend.evaluate.store import FILE, Outcome, Store
+from backend.evaluate import report, runs, store
+from backend.evaluate.store import RUN_FILE, Outcome, Store
 from backend.progress import finish
 from backend.settings import ROOT
 from tests.toy_protocol import ToyConfig, ToyProtocol, toy_data, write_picture
@@ -62,7 +63,7 @@ def command_line(*arguments):
 
 def finished_items(out):
     with contextlib.suppress(sqlite3.Error):
-        file = sqlite3.connect(f"file:{out / FILE}?mode=ro", uri=True)
+        file = sqlite3.connect(f"file:{out / RUN_FILE}?mode=ro", uri=True)
         try:
             return dict(file.execute("SELECT key, seconds FROM items").fetchall())
         finally:
@@ -92,14 +93,14 @@ def test_kill_9_loses_no_finished_item_and_the_resumed_table_is_the_uninterrupte
     assert {key: after[key] for key in before} == before  # what was finished was not done again
     assert said["rows"] == [{"table": "levels"} | record for record in expected.tables[0].records()]
     assert stored(tmp_path) == stored(whole)
-    found, _ = report.load(tmp_path)
+    found, _ = report.load_report(tmp_path)
     assert len(found.sessions) == 2
     assert found.seconds == pytest.approx(sum(session["seconds"] for session in found.sessions))
 
 
 def test_closing_the_job_keeps_what_was_done(reference, tmp_path):
     data, whole, _ = reference
-    job = runs.evaluate(ToyProtocol(ToyConfig()), data, tmp_path)
+    job = runs.run_protocol(ToyProtocol(ToyConfig()), data, tmp_path)
     steps = [next(job) for _ in range(5)]
     job.close()
     assert [step.number for step in steps] == [0, 1, 2, 3, 4]
@@ -133,9 +134,9 @@ def test_other_pictures_refuse_to_resume(tmp_path):
 def test_other_models_measures_or_protocols_refuse_to_resume(reference, tmp_path, monkeypatch, about):
     data, _, _ = reference
     evaluated(ToyProtocol(ToyConfig()), data, tmp_path)
-    said = runs.describe(ToyProtocol(ToyConfig()), data)
+    said = runs.describe_run(ToyProtocol(ToyConfig()), data)
     other = "another" if about == "protocol" else {"xception": "0" * 64}
-    monkeypatch.setattr(runs, "describe", lambda *_: said | {about: other})
+    monkeypatch.setattr(runs, "describe_run", lambda *_: said | {about: other})
     with pytest.raises(UserError, match=r"model xception|can be measured|protocol toy"):
         evaluated(ToyProtocol(ToyConfig()), data, tmp_path, resume=True)
 
@@ -188,7 +189,7 @@ def test_a_preset_counts_only_pictures_that_can_be_used(tmp_path):
 
 def test_if_nothing_can_be_measured_the_first_reason_is_given(tmp_path):
     write_picture(tmp_path / "data/real/white.png", 255)
-    from backend.evaluate.layouts import open_data
+    from backend.evaluate.dataset import open_data
 
     with pytest.raises(UserError, match="The picture is white"):
         evaluated(ToyProtocol(ToyConfig()), open_data(tmp_path / "data", tmp_path), tmp_path / "out")
@@ -198,24 +199,26 @@ def test_two_runs_can_be_compared(reference, tmp_path):
     data, out, found = reference
     (tmp_path / "two").mkdir()
     second = evaluated(ToyProtocol(ToyConfig(factors=(1, 3))), data, tmp_path / "two")
-    report.write(found, out, "first")
-    settings, table = report.compare(report.load_of("toy", out), second)
+    report.write_report(found, out, "first")
+    settings, table = report.compare_reports(report.load_report_of("toy", out), second)
     assert ("settings.factors", "[1, 2]", "[1, 3]") in settings.rows
     assert ("swap, x2", "level", 220.0, None, None) in table.rows
     assert ("swap, x3", "level", None, 330.0, None) in table.rows
     assert not any(row[0] == "swap, x1" for row in table.rows)
-    assert report.compare(found, found) == []
+    assert report.compare_reports(found, found) == []
     with pytest.raises(UserError, match="That is a run of toy"):
-        report.load_of("detectors", out)
+        report.load_report_of("detectors", out)
 
 
 def test_rows_keep_arrays_and_refuse_nan():
-    kept = rows.decode(rows.encode([{"curve": np.arange(6, dtype=np.float32).reshape(2, 3), "n": np.int64(3)}]))
+    kept = store.decode_rows(
+        store.encode_rows([{"curve": np.arange(6, dtype=np.float32).reshape(2, 3), "n": np.int64(3)}])
+    )
     assert kept[0]["n"] == 3
     np.testing.assert_array_equal(kept[0]["curve"], np.arange(6, dtype=np.float32).reshape(2, 3))
     assert kept[0]["curve"].dtype == np.float32
     with pytest.raises(ValueError, match="JSON"):
-        rows.encode([{"psnr": float("inf")}])
+        store.encode_rows([{"psnr": float("inf")}])
 
 
 def test_an_outcome_replaces_a_failed_one(tmp_path):
@@ -237,28 +240,28 @@ def test_an_outcome_replaces_a_failed_one(tmp_path):
 def test_a_setting_that_came_since_does_not_end_a_run(reference, tmp_path, monkeypatch):
     protocol, data = ToyProtocol(ToyConfig()), reference[0]
     evaluated(protocol, data, tmp_path)
-    with contextlib.closing(sqlite3.connect(tmp_path / FILE)) as kept, kept:
+    with contextlib.closing(sqlite3.connect(tmp_path / RUN_FILE)) as kept, kept:
         (text,) = kept.execute("SELECT value FROM about WHERE key = 'settings'").fetchone()
         old = json.dumps({name: value for name, value in json.loads(text).items() if name != "pause"})
         kept.execute("UPDATE about SET value = ? WHERE key = 'settings'", (old,))
-    assert finish(runs.evaluate(protocol, data, tmp_path, resume=True)).counts["done"]
+    assert finish(runs.run_protocol(protocol, data, tmp_path, resume=True)).counts["done"]
     with pytest.raises(UserError, match=r"The setting pause was 0\.0"):
-        finish(runs.evaluate(ToyProtocol(ToyConfig(pause=0.001)), data, tmp_path, resume=True))
+        finish(runs.run_protocol(ToyProtocol(ToyConfig(pause=0.001)), data, tmp_path, resume=True))
     monkeypatch.setattr(ToyProtocol, "earlier", {"pause": 0.5})  # what such runs did is no longer what is usual
     with pytest.raises(UserError, match=r"The setting pause was 0\.5 in this run and is 0\.0"):
-        finish(runs.evaluate(protocol, data, tmp_path, resume=True))
+        finish(runs.run_protocol(protocol, data, tmp_path, resume=True))
 
 
 def test_a_run_forgets_the_pictures_at_its_end(reference, tmp_path):
     asked = []
 
-    @memory.remembered(4)
+    @runtime.remembered(4)
     def kept(name):
         asked.append(name)
 
     kept("one"), kept("one")
     assert asked == ["one"]
-    job = runs.evaluate(ToyProtocol(ToyConfig()), reference[0], tmp_path)
+    job = runs.run_protocol(ToyProtocol(ToyConfig()), reference[0], tmp_path)
     next(job)
     kept("one")
     assert asked == ["one"]

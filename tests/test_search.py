@@ -5,14 +5,14 @@ import pytest
 import torch
 
 from backend import images
-from backend.counterfactual import levels
-from backend.counterfactual.search import Search, SearchSettings, search
+from backend.counterfactual import search as counterfactual_search
+from backend.counterfactual.search import SearchResult, SearchSettings, search
 from backend.errors import UserError
 from backend.progress import finish
 from tests.toys import ROWS, STEP, grey, hooks, toy_detector, toy_inverter
 
 
-def run(faces, detector=None, **settings) -> Search:
+def run(faces, detector=None, **settings) -> SearchResult:
     chosen = SearchSettings(**{"kappa": 0.1} | settings)
     return finish(search(toy_inverter(), detector or toy_detector(), faces, chosen))
 
@@ -48,7 +48,7 @@ def test_loss_falls_at_every_step_and_rises_against_the_sign():
 @pytest.mark.parametrize("level", ["S", "M", "D"])
 def test_closed_rows_stay_bit_identical(level):
     found = run(grey(200), levels=(level,), steps=5)
-    opened = levels.mask((level,), ROWS)
+    opened = counterfactual_search.level_mask((level,), ROWS)
     assert torch.equal(found.codes[:, ~opened], found.codes_start[:, ~opened])
     assert (found.codes[:, opened] != found.codes_start[:, opened]).all()
 
@@ -186,14 +186,18 @@ def test_impossible_settings_are_refused(change):
 
 
 def test_levels_are_thirds():
-    assert [list(levels.rows_of(level, 12)) for level in "SMD"] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
-    assert [len(levels.rows_of(level, 18)) for level in "SMD"] == [6, 6, 6]
-    assert levels.mask("SMD", 12).all()
+    assert [list(counterfactual_search.rows_of_level(level, 12)) for level in "SMD"] == [
+        [0, 1, 2, 3],
+        [4, 5, 6, 7],
+        [8, 9, 10, 11],
+    ]
+    assert [len(counterfactual_search.rows_of_level(level, 18)) for level in "SMD"] == [6, 6, 6]
+    assert counterfactual_search.level_mask("SMD", 12).all()
 
 
 def test_levels_are_read_as_people_write_them():
-    assert levels.parse("S,M,D") == ("S", "M", "D")
-    assert levels.parse("d, s") == ("S", "D")
+    assert counterfactual_search.parse_levels("S,M,D") == ("S", "M", "D")
+    assert counterfactual_search.parse_levels("d, s") == ("S", "D")
     for wrong in ("", "X", "S,Q"):
         with pytest.raises(UserError):
-            levels.parse(wrong)
+            counterfactual_search.parse_levels(wrong)

@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 import torch
 
-from backend import regions
+from backend import faces
 from backend.errors import UserError
 from backend.explain.segments import (
     places_in_words,
-    rank,
+    rank_scores,
     segment_parts,
     segment_scores,
     segment_sizes,
@@ -62,12 +62,12 @@ def test_a_score_is_the_mean():
 
 def test_rank_puts_the_later_of_equals_first():
     scores = torch.tensor([0.5, 2.0, 0.5, 2.0, -1.0])
-    assert rank(scores).tolist() == [3, 1, 2, 0, 4]
-    assert rank(scores).tolist() == np.flip(np.argsort(scores.numpy(), kind="stable")).tolist()
+    assert rank_scores(scores).tolist() == [3, 1, 2, 0, 4]
+    assert rank_scores(scores).tolist() == np.flip(np.argsort(scores.numpy(), kind="stable")).tolist()
 
 
 def test_the_top_is_a_union():
-    order = rank(torch.tensor([0.0, 2.0, 1.0]))
+    order = rank_scores(torch.tensor([0.0, 2.0, 1.0]))
     assert top_mask(LABELS, order, 0).sum() == 0
     assert top_mask(LABELS, order, 1).tolist() == [[False, False, True], [False, False, True]]
     assert top_mask(LABELS, order, 2).tolist() == [[False, False, True], [True, True, True]]
@@ -75,8 +75,8 @@ def test_the_top_is_a_union():
 
 
 def test_parts_divide_the_regions():
-    parts, whole = regions.part_masks(LANDMARKS, (128, 128)), regions.region_masks(LANDMARKS, (128, 128))
-    assert tuple(parts) == regions.PARTS and tuple(whole) == regions.REGIONS
+    parts, whole = faces.part_masks(LANDMARKS, (128, 128)), faces.region_masks(LANDMARKS, (128, 128))
+    assert tuple(parts) == faces.FACE_PARTS and tuple(whole) == faces.FACE_REGIONS
     assert (sum(mask.astype(int) for mask in parts.values()) == 1).all()
     for name in ("eyes", "nose", "mouth"):
         assert np.array_equal(parts[name], whole[name])
@@ -90,18 +90,18 @@ def test_parts_divide_the_regions():
     + [("cheeks", 86, 78), ("chin", 64, 112), ("hairline", 64, 16), ("background", 2, 60), ("background", 64, 127)],
 )
 def test_where_the_parts_are(part, x, y):
-    assert regions.part_masks(LANDMARKS, (128, 128))[part][y, x]
+    assert faces.part_masks(LANDMARKS, (128, 128))[part][y, x]
 
 
 def test_parts_turn_and_grow_with_the_face():
     # Everything twice as large and turned by a quarter: (x, y) goes to (256 - 2 y, 2 x).
     turned = np.stack([256 - 2 * LANDMARKS[:, 1], 2 * LANDMARKS[:, 0]], axis=1)
-    parts = regions.part_masks(turned, (256, 256))
+    parts = faces.part_masks(turned, (256, 256))
     assert parts["forehead"][128, 256 - 64] and parts["chin"][128, 256 - 224] and parts["cheeks"][84, 100]
 
 
 def test_segments_are_named_after_the_parts_they_hold():
-    masks = regions.part_masks(LANDMARKS, (128, 128))
+    masks = faces.part_masks(LANDMARKS, (128, 128))
     labels = torch.zeros(128, 128, dtype=torch.long)
     labels[torch.from_numpy(masks["eyes"])] = 1
     labels[torch.from_numpy(masks["mouth"] | masks["chin"])] = 2

@@ -3,23 +3,23 @@
 import pytest
 
 from backend import weights
-from backend.trace_removal import sets
+from backend.attacks import registry
 
 
 @pytest.fixture
 def known(monkeypatch):
     """Registry of two trained sets."""
     names = dict.fromkeys(["lf", "nf", "xception", "meso4", "xception_plain", "lf_plain"])
-    monkeypatch.setattr(weights, "entries", lambda: names)
+    monkeypatch.setattr(weights, "read_entries", lambda: names)
 
 
 def test_a_set_has_the_detectors_trained_for_it(known):
     asked = ("meso4", "nf", "lf", "xception")
-    assert sets.installed("none", asked) == {"xception": "xception_plain", "lf": "lf_plain"}
-    assert list(sets.installed("shipped", asked)) == ["xception", "lf", "nf", "meso4"]
-    assert sets.installed("weak", asked) == {}
+    assert registry.installed_with_defence("none", asked) == {"xception": "xception_plain", "lf": "lf_plain"}
+    assert list(registry.installed_with_defence("shipped", asked)) == ["xception", "lf", "nf", "meso4"]
+    assert registry.installed_with_defence("weak", asked) == {}
 
 
 def test_a_set_holds_only_what_was_asked_for(known):
-    assert sets.installed("none", ("xception",)) == {"xception": "xception_plain"}
-    assert sets.installed("none", ("nf",)) == {}
+    assert registry.installed_with_defence("none", ("xception",)) == {"xception": "xception_plain"}
+    assert registry.installed_with_defence("none", ("nf",)) == {}

@@ -9,7 +9,8 @@ import sys
 import pytest
 import torch
 
-from backend import cli, runtime, settings
+from backend import runtime, settings
+from backend.cli import main
 from backend.errors import UserError
 
 WRONG = {
@@ -25,8 +26,8 @@ WRONG = {
 
 
 def test_everything_has_a_default_and_empty_means_it():
-    assert settings.read({}) == settings.Settings()
-    assert settings.read(dict.fromkeys(WRONG, "")) == settings.Settings()
+    assert settings.read_environment({}) == settings.Settings()
+    assert settings.read_environment(dict.fromkeys(WRONG, "")) == settings.Settings()
 
 
 def test_every_variable_is_read():
@@ -39,7 +40,7 @@ def test_every_variable_is_read():
         "MAX_UPLOAD_PIXELS": "2000",
         "QUEUE_SIZE": "3",
     }
-    found = settings.read(given)
+    found = settings.read_environment(given)
     assert found == settings.Settings("hub", "cuda:1", "0.0.0.0", 8080, 1000, 2000, 3)
 
 
@@ -54,19 +55,19 @@ def test_every_variable_is_read():
     ],
 )
 def test_visitors_of_a_space_fetch_nothing_unless_it_is_allowed(given, allowed):
-    assert settings.read(given).fetch is allowed
+    assert settings.read_environment(given).fetch is allowed
 
 
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in WRONG.items() for value in values])
 def test_a_wrong_value_is_one_sentence_that_names_the_variable(name, value):
     with pytest.raises(UserError, match=name) as caught:
-        settings.read({name: value})
+        settings.read_environment({name: value})
     assert caught.value.hint.startswith("Set it to")
 
 
 def test_the_command_line_refuses_it_with_2(monkeypatch, capsys):
     monkeypatch.setenv("QUEUE_SIZE", "long")
-    assert cli.main(["weights", "list", "--json"]) == 2
+    assert main.main(["weights", "list", "--json"]) == 2
     printed = capsys.readouterr()
     assert json.loads(printed.out)["error"] == "QUEUE_SIZE cannot be 'long'."
     assert len(printed.err.strip().splitlines()) == 1
@@ -81,7 +82,7 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch, capsys):
             continue
         with pytest.raises(UserError, match="cuda:2"):
             runtime.device()
-        assert cli.main(["weights", "list"]) == 2
+        assert main.main(["weights", "list"]) == 2
         assert "DEVICE" in capsys.readouterr().err
 
 

@@ -5,9 +5,8 @@ import pytest
 import torch
 
 from backend.explain import shap as ours
-from backend.explain.masking import MaskedFace
-from backend.explain.question import Question
-from backend.explain.turns import take_turns
+from backend.explain.base import MaskedFace, Question
+from backend.explain.shap import loop_as_generator
 from backend.progress import finish
 from tests.patch_toys import face, in_patch, patch_detector, untextured
 
@@ -94,7 +93,7 @@ def test_turns_are_strict_and_end_with_the_generator():
         drawn.append(np.random.rand())
         return ask(1) + ask(2)
 
-    turns = take_turns(run, seed=3)
+    turns = loop_as_generator(run, seed=3)
     assert next(turns) == 1 and turns.send(10) == 2
     assert threading.active_count() == threads + 1
     turns.close()
@@ -102,7 +101,7 @@ def test_turns_are_strict_and_end_with_the_generator():
     assert (np.random.get_state()[1] == before).all()  # nobody else's random numbers are touched
     assert drawn == [np.random.RandomState(3).rand()]
 
-    again = take_turns(run, seed=3)
+    again = loop_as_generator(run, seed=3)
     next(again), again.send(10)
     with pytest.raises(StopIteration) as end:
         again.send(20)
@@ -113,7 +112,7 @@ def test_an_error_of_the_package_is_raised_here():
     def run(ask):
         raise ValueError(ask(1))
 
-    turns = take_turns(run, seed=0)
+    turns = loop_as_generator(run, seed=0)
     next(turns)
     with pytest.raises(ValueError, match="no"):
         turns.send("no")

@@ -2,8 +2,7 @@ import pytest
 import torch
 
 from backend.explain import sobol
-from backend.explain.masking import MaskedFace
-from backend.explain.question import Question
+from backend.explain.base import MaskedFace, Question
 from backend.progress import finish
 from tests.patch_toys import PATCH, face, in_patch, patch_detector, untextured
 
@@ -11,7 +10,7 @@ POINTS = 32
 
 
 def test_golden_numbers():
-    masks = torch.from_numpy(sobol.design(POINTS))
+    masks = torch.from_numpy(sobol.sobol_design(POINTS))
     assert masks.shape == (2112, 64)
     assert float(masks.mean()) == pytest.approx(0.484375, abs=1e-9)
     assert (masks[0] == 0).all() and masks.max() < 1
@@ -23,7 +22,7 @@ def test_golden_numbers():
 
 
 def test_every_mixed_mask_takes_one_column_of_b():
-    a, b, mixed = torch.from_numpy(sobol.design(4)).split([4, 4, 256])
+    a, b, mixed = torch.from_numpy(sobol.sobol_design(4)).split([4, 4, 256])
     for cell in (0, 17, 63):
         one = mixed.reshape(64, 4, 64)[cell]
         assert torch.equal(one[:, cell], b[:, cell])

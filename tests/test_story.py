@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from backend import cli, faces, images
-from backend.counterfactual import bundle, command, retest
+from backend import faces, images
+from backend.cli import main
+from backend.cli import photo as cli_photo
+from backend.counterfactual import photo as counterfactual_photo
+from backend.counterfactual.photo import find_counterfactual
 from backend.counterfactual.search import SearchSettings
-from backend.counterfactual.story import explain_photo
-from backend.detectors import registry
+from backend.detectors import predict, registry
 from backend.errors import UserError
 from backend.progress import finish
 from tests.toys import hooks, toy_detector, toy_inverter
@@ -34,7 +36,7 @@ def detectors(monkeypatch):
     }
     monkeypatch.setattr(registry, "loadable", lambda: list(known))
     monkeypatch.setattr(registry, "load", known.__getitem__)
-    monkeypatch.setattr(faces, "find", lambda image: [FACE])
+    monkeypatch.setattr(faces, "find_faces", lambda image: [FACE])
     return known
 
 
@@ -44,7 +46,9 @@ def photo(level: int = 200) -> np.ndarray:
 
 def test_the_whole_way_of_a_photo(detectors):
     steps = []
-    story = finish(explain_photo(photo(), "toy", SearchSettings(kappa=0.1), inverter=toy_inverter(SIZE)), steps.append)
+    story = finish(
+        find_counterfactual(photo(), "toy", SearchSettings(kappa=0.1), inverter=toy_inverter(SIZE)), steps.append
+    )
     assert story.flipped and not story.already_real
     assert (story.counterfactual == 173).all() and (story.original == 200).all()
     assert story.residual.largest == 27
@@ -61,14 +65,14 @@ def test_the_whole_way_of_a_photo(detectors):
 
 def test_a_detector_without_a_layer_says_so_in_place_of_a_map(detectors):
     detectors["toy"].card = replace(detectors["toy"].card, cam_layer="")
-    story = finish(explain_photo(photo(), "toy", SearchSettings(kappa=0.1), inverter=toy_inverter(SIZE)))
+    story = finish(find_counterfactual(photo(), "toy", SearchSettings(kappa=0.1), inverter=toy_inverter(SIZE)))
     assert story.flipped and story.cams.empty.all()
     assert "no layer whose attention could be shown" in story.record()["cam_missing"]
     assert story.cams.note == story.record()["cam_missing"]
 
 
 def test_the_record_is_plain_json_with_everything_that_was_set(detectors):
-    story = finish(explain_photo(photo(), "toy", SearchSettings(seed=7, kappa=0.1), inverter=toy_inverter(SIZE)))
+    story = finish(find_counterfactual(photo(), "toy", SearchSettings(seed=7, kappa=0.1), inverter=toy_inverter(SIZE)))
     record = json.loads(json.dumps(story.record(), allow_nan=False))
     assert set(record["p_fake"]) == {"original", "inversion", "counterfactual"}
     assert record["settings"]["seed"] == 7 and record["steps"] == 9 and record["level"] == "S,M,D"
@@ -79,7 +83,7 @@ def test_the_record_is_plain_json_with_everything_that_was_set(detectors):
 
 
 def test_a_real_face_is_left_alone(detectors):
-    story = finish(explain_photo(photo(100), "toy", inverter=toy_inverter(SIZE)))
+    story = finish(find_counterfactual(photo(100), "toy", inverter=toy_inverter(SIZE)))
     assert story.already_real and not story.flipped
     assert np.array_equal(story.pasted, photo(100))
     assert story.record()["metrics"]["psnr"] is None
@@ -88,18 +92,18 @@ def test_a_real_face_is_left_alone(detectors):
 
 def test_a_mistake_is_a_sentence(detectors, monkeypatch):
     with pytest.raises(UserError, match="no detector named"):
-        finish(explain_photo(photo(), "nobody", inverter=toy_inverter(SIZE)))
+        finish(find_counterfactual(photo(), "nobody", inverter=toy_inverter(SIZE)))
     with pytest.raises(UserError, match="number 2"):
-        finish(explain_photo(photo(), "toy", face_number=2, inverter=toy_inverter(SIZE)))
-    monkeypatch.setattr(faces, "find", lambda image: [])
+        finish(find_counterfactual(photo(), "toy", face_number=2, inverter=toy_inverter(SIZE)))
+    monkeypatch.setattr(faces, "find_faces", lambda image: [])
     with pytest.raises(UserError, match="No face"):
-        finish(explain_photo(photo(), "toy", inverter=toy_inverter(SIZE)))
+        finish(find_counterfactual(photo(), "toy", inverter=toy_inverter(SIZE)))
 
 
 def test_closing_the_story_closes_the_search(detectors):
     detector = detectors["toy"]
     detector.train()
-    job = explain_photo(photo(), "toy", inverter=toy_inverter(SIZE))
+    job = find_counterfactual(photo(), "toy", inverter=toy_inverter(SIZE))
     next(job)
     assert not detector.training
     job.close()
@@ -108,30 +112,33 @@ def test_closing_the_story_closes_the_search(detectors):
 
 def test_a_face_that_is_lost_after_pasting_is_said(detectors, monkeypatch):
     found = iter([[FACE], []])
-    monkeypatch.setattr(faces, "find", lambda image: next(found))
-    story = finish(explain_photo(photo(), "toy", inverter=toy_inverter(SIZE)))
+    monkeypatch.setattr(faces, "find_faces", lambda image: next(found))
+    story = finish(find_counterfactual(photo(), "toy", inverter=toy_inverter(SIZE)))
     assert story.p_pasted is None and "not found again" in story.summary
 
 
 def test_retest_leaves_out_the_attacked_one(detectors):
     before, after = torch.full((2, 3, 8, 8), 0.9), torch.full((2, 3, 8, 8), 0.1)
-    scores = retest.retest(before, after, "toy")
+    scores = predict.retest(before, after, "toy")
     assert list(scores) == ["strict"] and scores["strict"][0].shape == (2,)
     plain = {name: (float(one[0]), float(other[0])) for name, (one, other) in scores.items()}
-    assert retest.in_words(plain) == "Of 1 other detector that called it fake, 1 now calls it real."
+    assert predict.retest_in_words(plain) == "Of 1 other detector that called it fake, 1 now calls it real."
     plain = {"a": (0.9, 0.45), "b": (0.7, 0.1), "c": (0.6, 0.1)}
-    assert retest.in_words(plain) == "Of 2 other detectors that called it fake, 1 now calls it real and 1 is uncertain."
+    assert (
+        predict.retest_in_words(plain)
+        == "Of 2 other detectors that called it fake, 1 now calls it real and 1 is uncertain."
+    )
 
 
 @pytest.mark.parametrize(("level", "words"), [(100, "calls this face real"), (175, "is uncertain about this face")])
 def test_a_face_below_the_threshold_is_named_as_its_verdict_names_it(detectors, level, words):
-    story = finish(explain_photo(photo(level), "toy", inverter=toy_inverter(SIZE)))
+    story = finish(find_counterfactual(photo(level), "toy", inverter=toy_inverter(SIZE)))
     assert story.already_real and words in story.summary and "nothing to turn" in story.summary
 
 
 def test_the_refinement_is_told_and_recorded(detectors):
     steps = []
-    job = explain_photo(photo(), "toy", SearchSettings(kappa=0.1, refine=2), inverter=toy_inverter(SIZE))
+    job = find_counterfactual(photo(), "toy", SearchSettings(kappa=0.1, refine=2), inverter=toy_inverter(SIZE))
     story = finish(job, steps.append)
     record = json.loads(json.dumps(story.record(), allow_nan=False))
     assert record["refined"]["psnr_after"] > record["refined"]["psnr_before"]
@@ -141,13 +148,15 @@ def test_the_refinement_is_told_and_recorded(detectors):
 
 
 def test_the_command_line_writes_the_pictures_of_the_zip(detectors, monkeypatch, tmp_path):
-    monkeypatch.setattr("backend.counterfactual.story.inversion.load", lambda: toy_inverter(SIZE))
+    monkeypatch.setattr("backend.counterfactual.photo.inversion.load_embedded_inverter", lambda: toy_inverter(SIZE))
     (tmp_path / "photo.png").write_bytes(images.encode_png(photo()))
-    options = cli._parser().parse_args(
+    options = main._build_parser().parse_args(
         ["counterfactual", str(tmp_path / "photo.png"), "--detector", "toy", "--out", str(tmp_path / "out")]
     )
-    answer = command.run(options, lambda step: None)
-    made = bundle.of(finish(explain_photo(photo(), "toy", inverter=toy_inverter(SIZE))))
+    answer = cli_photo.run_counterfactual(options, lambda step: None)
+    made = counterfactual_photo.bundle_counterfactual(
+        finish(find_counterfactual(photo(), "toy", inverter=toy_inverter(SIZE)))
+    )
     with zipfile.ZipFile(io.BytesIO(made.zip())) as packed:
         zipped = {name.removesuffix(".png") for name in packed.namelist() if name.endswith(".png")}
     assert set(answer["files"]) - {"result"} == zipped == set(made.pictures())

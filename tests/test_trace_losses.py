@@ -10,14 +10,13 @@ from safetensors.torch import load_file
 from skimage.metrics import structural_similarity
 from torch import nn
 
-from backend import saving
+from backend import face_packs, images, similarity
 from backend.errors import UserError
 from backend.progress import finish
-from backend.trace_removal import losses
+from backend.trace_removal import discriminators
 from backend.trace_removal.discriminators import Backbone, FingerprintDiscriminator, SpatialDiscriminator, source_loss
-from backend.training import datasets, harness, pairs, trnet, trnet_run
-from backend.training.trnet import TRNetTask
-from backend.training.trnet_settings import TRNetSettings
+from backend.training import data, loop, trnet
+from backend.training.trnet import TRNetTask, TRNetTrainingSettings
 
 
 def faces(count: int, size: int = 32, seed: int = 0) -> torch.Tensor:
@@ -50,26 +49,26 @@ def test_an_even_picture_leaves_no_noise_map():
     module = FingerprintDiscriminator(width=0.125).eval()
     with torch.no_grad():
         inner = module.backbone.layers[0](torch.zeros(1, 3, 128, 128))
-        from backend import residuals
+        from backend import signals
 
-        maps = residuals.srm(torch.full((1, 3, 128, 128), 0.4))[..., 4:-4, 4:-4]
+        maps = signals.srm_residuals(torch.full((1, 3, 128, 128), 0.4))[..., 4:-4, 4:-4]
     assert float(maps.abs().max()) < 1e-6 and inner.shape[-1] == 64
 
 
 def test_adversarial_losses_by_hand():
     zero = torch.zeros(5)
-    assert float(losses.discriminator_loss("log", zero, zero)) == pytest.approx(2 * math.log(2))
-    assert float(losses.generator_loss("log", zero)) == pytest.approx(math.log(2))
-    assert float(losses.discriminator_loss("lsgan", zero + 1, zero)) == 0
-    assert float(losses.generator_loss("lsgan", zero)) == 1
+    assert float(discriminators.discriminator_loss("log", zero, zero)) == pytest.approx(2 * math.log(2))
+    assert float(discriminators.generator_loss("log", zero)) == pytest.approx(math.log(2))
+    assert float(discriminators.discriminator_loss("lsgan", zero + 1, zero)) == 0
+    assert float(discriminators.generator_loss("lsgan", zero)) == 1
     sure = torch.tensor([-20.0], requires_grad=True)  # the discriminator is certain that the picture is made
-    losses.generator_loss("log", sure).backward()
+    discriminators.generator_loss("log", sure).backward()
     assert float(sure.grad) == pytest.approx(-1, abs=1e-6)
 
 
 def test_the_gradient_penalty_of_a_linear_discriminator_is_its_slope():
     slope = faces(1, 8)[0]
-    penalty = losses.gradient_penalty(
+    penalty = discriminators.gradient_penalty(
         lambda pictures: (pictures * slope).sum((1, 2, 3)), faces(4, 8, 1), faces(4, 8, 2), torch.rand(4)
     )
     assert float(penalty) == pytest.approx(float(slope.square().sum()), rel=1e-5)
@@ -81,25 +80,25 @@ def test_the_power_spectrum_term_moves_the_generator(kind):
     real, fake = faces(4, seed=3), 0.5 + 0.1 * faces(4, seed=4)
     gain = nn.Parameter(torch.ones(1, 3, 1, 1))
     mix = nn.Conv2d(3, 3, 3, padding=1, bias=False)
-    loss = losses.profile_loss(kind, real, mix(fake) * gain)
+    loss = discriminators.profile_loss(kind, real, mix(fake) * gain)
     loss.backward()
     assert float(loss) > 0
     assert float(mix.weight.grad.abs().max()) > 0
     if kind != "code":  # which is blind to contrast: it scales every profile to its own range
         assert float(gain.grad.abs().max()) > 0
-        assert float(losses.profile_loss(kind, real, real)) == 0
+        assert float(discriminators.profile_loss(kind, real, real)) == 0
 
 
 def test_following_the_power_spectrum_term_makes_spectra_alike():
     real, fake = faces(4, seed=3), torch.nn.functional.avg_pool2d(faces(4, seed=4), 3, 1, 1)
     made = fake.clone().requires_grad_(True)
     optimizer = torch.optim.Adam([made], 2e-2)
-    start = float(losses.profile_loss("log", real, made))
+    start = float(discriminators.profile_loss("log", real, made))
     for _ in range(15):
         optimizer.zero_grad()
-        losses.profile_loss("log", real, made).backward()
+        discriminators.profile_loss("log", real, made).backward()
         optimizer.step()
-    assert float(losses.profile_loss("log", real, made)) < 0.2 * start
+    assert float(discriminators.profile_loss("log", real, made)) < 0.2 * start
 
 
 def test_ssim_agrees_with_scikit_image():
@@ -114,10 +113,10 @@ def test_ssim_agrees_with_scikit_image():
         use_sample_covariance=False,
         full=True,
     )
-    assert float(losses.ssim(one, other)[0]) == pytest.approx(float(full[5:-5, 5:-5].mean()), abs=1e-5)
-    assert float(losses.ssim(one, one)[0]) == pytest.approx(1)
+    assert float(similarity.batch_ssim(one, other)[0]) == pytest.approx(float(full[5:-5, 5:-5].mean()), abs=1e-5)
+    assert float(similarity.batch_ssim(one, one)[0]) == pytest.approx(1)
     assert expected < 0.999
-    assert float(losses.ssim_similarity(one, one)) == pytest.approx(0, abs=1e-5)
+    assert float(discriminators.ssim_similarity(one, one)) == pytest.approx(0, abs=1e-5)
 
 
 def test_the_perceptual_term_compares_low_frequencies():
@@ -130,44 +129,44 @@ def test_the_perceptual_term_compares_low_frequencies():
     even = torch.full((2, 3, 64, 64), 0.25)
     checks = (torch.arange(64)[:, None] + torch.arange(64)) % 2
     fine = even + 0.1 * (checks - 0.5)  # the highest frequency there is
-    assert float(losses.perceptual_similarity(network, even, fine)) < 1e-3
+    assert float(discriminators.perceptual_similarity(network, even, fine)) < 1e-3
     assert float(seen[1].mean()) == pytest.approx(-0.5, abs=1e-5)
-    assert float(losses.perceptual_similarity(network, even, even + 0.1)) == pytest.approx(0.2, abs=1e-4)
+    assert float(discriminators.perceptual_similarity(network, even, even + 0.1)) == pytest.approx(0.2, abs=1e-4)
 
 
 def test_floors_ask_for_likeness_only_where_it_is_missing():
     fake = faces(2)
-    assert float(losses.below_floors(fake, fake + 0.001, 32, 0.9)) == 0
+    assert float(discriminators.likeness_floor_loss(fake, fake + 0.001, 32, 0.9)) == 0
     # 0.1 everywhere is 20 dB: 12 dB short, and an even shift hardly changes the structure.
-    assert float(losses.below_floors(fake, fake + 0.1, 32, 0.0)) == pytest.approx(1.2, abs=1e-4)
-    assert float(losses.below_floors(fake, faces(2, seed=9), 0, 0.9)) > 1
+    assert float(discriminators.likeness_floor_loss(fake, fake + 0.1, 32, 0.0)) == pytest.approx(1.2, abs=1e-4)
+    assert float(discriminators.likeness_floor_loss(fake, faces(2, seed=9), 0, 0.9)) > 1
     # A picture at 40 dB does not make up for one at 20 dB.
     uneven = fake + torch.tensor([0.01, 0.1]).view(2, 1, 1, 1)
-    assert float(losses.below_floors(fake, uneven, 25, 0.0)) == pytest.approx(0.25, abs=1e-3)
+    assert float(discriminators.likeness_floor_loss(fake, uneven, 25, 0.0)) == pytest.approx(0.25, abs=1e-3)
 
 
-def settings(**changes) -> TRNetSettings:
-    small = harness.read_settings(TRNetSettings, "trnet", similarity="ssim", similarity_every=1, steps=5, batch=2)
+def settings(**changes) -> TRNetTrainingSettings:
+    small = loop.read_settings(TRNetTrainingSettings, "trnet", similarity="ssim", similarity_every=1, steps=5, batch=2)
     small = replace(small, width=0.0625, discriminator_width=0.0625, ahead=0)
     return replace(small, **changes)
 
 
-def examples(count: int = 6) -> pairs.Pairs:
+def examples(count: int = 6) -> data.Pairs:
     values = (faces(2 * count, 128) * 255).byte()
-    return pairs.Pairs(values[:count], values[count:], torch.tensor([1, 2] * (count // 2)), ("edit", "swap"))
+    return data.Pairs(values[:count], values[count:], torch.tensor([1, 2] * (count // 2)), ("edit", "swap"))
 
 
 @pytest.mark.parametrize(("ahead", "stopped"), [(0, 2), (2, 1), (2, 3)])
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, ahead, stopped):
     own = settings(ahead=ahead, batch_ahead=3)
     whole = TRNetTask(examples(), own, examples())
-    finish(harness.train(whole, tmp_path / "whole", own, log_every=1))
-    job = harness.train(TRNetTask(examples(), own, examples()), tmp_path / "parts", own, log_every=1)
+    finish(loop.train_task(whole, tmp_path / "whole", own, log_every=1))
+    job = loop.train_task(TRNetTask(examples(), own, examples()), tmp_path / "parts", own, log_every=1)
     for _ in range(stopped):
         next(job)
     job.close()
     resumed = TRNetTask(examples(), own, examples())
-    run = finish(harness.train(resumed, tmp_path / "parts", own, log_every=1))
+    run = finish(loop.train_task(resumed, tmp_path / "parts", own, log_every=1))
     assert run.steps == 5 + ahead
     for name, module in whole.modules().items():
         for key, value in module.state_dict().items():
@@ -180,51 +179,51 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, ahead, stopped):
 
 def test_a_run_with_other_networks_is_not_resumed_and_keeps_its_settings(tmp_path):
     strided = settings(spatial_form="strided", steps=1)
-    finish(harness.train(TRNetTask(examples(), strided, examples()), tmp_path, strided))
+    finish(loop.train_task(TRNetTask(examples(), strided, examples()), tmp_path, strided))
     kept = (tmp_path / "settings.json").read_text()
     with pytest.raises(UserError, match="another form"):
-        finish(harness.train(TRNetTask(examples(), settings(), examples()), tmp_path, settings()))
+        finish(loop.train_task(TRNetTask(examples(), settings(), examples()), tmp_path, settings()))
     assert (tmp_path / "settings.json").read_text() == kept
 
 
 def test_a_run_can_start_from_the_weights_of_another(tmp_path, monkeypatch):
-    monkeypatch.setattr(trnet_run, "_pairs", lambda *_: (examples(), examples()))
+    monkeypatch.setattr(trnet, "_read_pairs", lambda *_: (examples(), examples()))
     small = {"width": 0.0625, "discriminator_width": 0.0625, "similarity": "ssim", "batch": 2, "ahead": 0}
     first, second = tmp_path / "first" / "a.safetensors", tmp_path / "second" / "b.safetensors"
     for file in (first, second):
         file.parent.mkdir()
-    trnet_run.train_trnet(tmp_path, [], first, print, steps=2, **small)
-    report = trnet_run.train_trnet(tmp_path, [], second, print, steps=1, lr_generator=0.0, initial=str(first), **small)
+    trnet.train_trnet(tmp_path, [], first, print, steps=2, **small)
+    report = trnet.train_trnet(tmp_path, [], second, print, steps=1, lr_generator=0.0, initial=str(first), **small)
     known, found = load_file(first), load_file(second)
     assert all(torch.equal(value, found[key]) for key, value in known.items() if "running" not in key)
     assert report["options"]["trnet"]["settings"]["initial"].startswith("a.safetensors, sha256 ")
     third = tmp_path / "third" / "c.safetensors"
     third.parent.mkdir()
     small["ahead"] = 7  # nor do discriminators learn where there is nothing to learn for
-    measured = trnet_run.train_trnet(tmp_path, [], third, print, steps=0, initial=str(first), **small)
+    measured = trnet.train_trnet(tmp_path, [], third, print, steps=0, initial=str(first), **small)
     assert measured["run"]["steps"] == 0
     assert "curves" not in measured and "curves" in report
     again = load_file(third)
     assert all(torch.equal(value, again[key]) for key, value in known.items() if "running" not in key)
     with pytest.raises(UserError, match="another network"):
-        trnet_run.train_trnet(tmp_path, [], second, print, steps=0, initial="installed", **small)
+        trnet.train_trnet(tmp_path, [], second, print, steps=0, initial="installed", **small)
 
 
 def test_what_is_kept_can_be_halfway_to_where_the_run_started(tmp_path, monkeypatch):
-    monkeypatch.setattr(trnet_run, "_pairs", lambda *_: (examples(), examples()))
+    monkeypatch.setattr(trnet, "_read_pairs", lambda *_: (examples(), examples()))
     small = {"width": 0.0625, "discriminator_width": 0.0625, "similarity": "ssim", "batch": 2, "ahead": 0, "steps": 2}
     files = {name: tmp_path / name / "trnet.safetensors" for name in ("start", "whole", "half")}
     for file in files.values():
         file.parent.mkdir()
-    trnet_run.train_trnet(tmp_path, [], files["start"], print, **small)
+    trnet.train_trnet(tmp_path, [], files["start"], print, **small)
     small |= {"initial": str(files["start"]), "seed": 3, "average_decay": 0.0}
     for name, share in (("whole", 1.0), ("half", 0.5)):
-        trnet_run.train_trnet(tmp_path, [], files[name], print, kept_share=share, **small)
+        trnet.train_trnet(tmp_path, [], files[name], print, kept_share=share, **small)
     start, whole, half = (load_file(file)["down_blocks.0.conv1.weight"].float() for file in files.values())
     assert float((whole - start).abs().max()) > 1e-3
     torch.testing.assert_close(half, (start + whole) / 2, atol=1e-3, rtol=0)
     with pytest.raises(UserError, match="starts from"):
-        trnet_run.train_trnet(tmp_path, [], files["half"], print, kept_share=0.5, **small | {"initial": None})
+        trnet.train_trnet(tmp_path, [], files["half"], print, kept_share=0.5, **small | {"initial": None})
 
 
 def test_every_form_of_training_takes_a_step():
@@ -273,7 +272,7 @@ def test_discriminators_see_what_was_saved_and_gradients_pass():
     task = TRNetTask(examples(), settings(disturbed=0.0), examples())
     made = faces(2, 128).requires_grad_(True)
     (shown,) = task._shown([made], 0)
-    expected = saving.like_photographs((made.detach() * 255).round().byte()).float() / 255
+    expected = images.like_photographs((made.detach() * 255).round().byte()).float() / 255
     torch.testing.assert_close(shown.detach(), expected)
     shown.sum().backward()
     assert torch.equal(made.grad, torch.ones_like(made))
@@ -355,7 +354,7 @@ def test_the_finer_spatial_discriminator_sees_what_tells_a_pixel_from_its_neighb
 
 @pytest.mark.parametrize("recipe", ["paper", "code"])
 def test_the_published_recipes_take_a_step(recipe):
-    published = trnet_run.settings_of(recipe)
+    published = trnet.read_trnet_settings(recipe)
     assert (published.width, published.residual, published.bound, published.grain) == (1, False, 1, 0)
     assert published.lr_generator == 10 * published.lr_discriminator  # which the released code swaps
     assert published.statistics == {"paper": "batch", "code": "fixed"}[recipe]
@@ -367,7 +366,7 @@ def test_the_published_recipes_take_a_step(recipe):
     assert all(math.isfinite(value) for value in found.values()) and found["profile"] > 0
     assert ("penalty" in found) == (recipe == "code")
     with pytest.raises(UserError, match="Recipes: embedded, paper, code"):
-        trnet_run.settings_of("secret")
+        trnet.read_trnet_settings("secret")
 
 
 def test_pairs_join_fakes_and_photographs_and_end_alike(tmp_path):
@@ -380,19 +379,19 @@ def test_pairs_join_fakes_and_photographs_and_end_alike(tmp_path):
     (tmp_path / "manifest.csv").write_text(
         "file,kind,target,source,seed\nswap/a.png,swap,x.jpg,,0\nswap/b.png,swap,unknown.jpg,,1\n"
     )
-    photographs = datasets.Photographs(["real/x.jpg"], torch.from_numpy(pixels[:1]).permute(0, 3, 1, 2))
-    found = pairs.load(photographs, [tmp_path])
+    photographs = face_packs.Photographs(["real/x.jpg"], torch.from_numpy(pixels[:1]).permute(0, 3, 1, 2))
+    found = data.load_pairs(photographs, [tmp_path])
     assert len(found) == 1 and found.kinds == ("swap",) and found.sources.tolist() == [1]
     assert torch.equal(found.fake[0], torch.from_numpy(pixels[1]).permute(2, 0, 1))
-    drawn = pairs.draw(found, 4, seed=0, step=3, jpeg_share=0.0)
-    same = pairs.draw(found, 4, seed=0, step=3, jpeg_share=0.0)
+    drawn = data.draw_pairs(found, 4, seed=0, step=3, jpeg_share=0.0)
+    same = data.draw_pairs(found, 4, seed=0, step=3, jpeg_share=0.0)
     assert torch.equal(drawn.fake, same.fake)
     plain, mirrored = found.fake[0].float() / 255, found.fake[0].flip(2).float() / 255
     for real, fake in zip(drawn.real, drawn.fake, strict=True):
         is_mirrored = torch.equal(fake, mirrored)
         assert is_mirrored or torch.equal(fake, plain)
         assert torch.equal(real, (found.real[0].flip(2) if is_mirrored else found.real[0]).float() / 255)
-    saved = pairs.draw(found, 4, seed=0, step=3, jpeg_share=1.0)
+    saved = data.draw_pairs(found, 4, seed=0, step=3, jpeg_share=1.0)
     assert float((saved.fake - drawn.fake).abs().mean()) > 0.01
     assert SpatialDiscriminator(0.0625)(saved.fake).shape == (4,)
 
@@ -405,17 +404,17 @@ def test_a_sample_is_paired_with_the_photograph_that_is_most_like_it(tmp_path):
     (tmp_path / "sample").mkdir()
     Image.fromarray(np.full((128, 128, 3), 100, dtype=np.uint8)).save(tmp_path / "sample" / "s.png")
     (tmp_path / "manifest.csv").write_text("file,kind,target,source,seed\nsample/s.png,sample,,,0\n")
-    found = pairs.load(datasets.Photographs(["a.jpg", "b.jpg", "c.jpg"], real), [tmp_path])
+    found = data.load_pairs(face_packs.Photographs(["a.jpg", "b.jpg", "c.jpg"], real), [tmp_path])
     assert len(found) == 1 and int(found.real[0, 0, 0, 0]) == 120
 
 
 def test_disturbances_are_alike_for_all_batches_and_pass_gradients():
-    from backend.training.disturbances import disturb
+    from backend.training.degradation import degrade_batches
 
     kinds = set()
     for seed in range(12):
         one = faces(2).requires_grad_(True)
-        first, second = disturb([one, faces(2)], torch.Generator().manual_seed(seed))
+        first, second = degrade_batches([one, faces(2)], torch.Generator().manual_seed(seed))
         assert torch.equal(first.detach(), second) and first.shape == one.shape
         assert not torch.equal(second, faces(2))
         first.sum().backward()
@@ -425,10 +424,10 @@ def test_disturbances_are_alike_for_all_batches_and_pass_gradients():
 
 
 def test_eight_bits_are_what_a_file_holds_and_pass_gradients():
-    from backend.training.disturbances import in_eight_bits
+    from backend.training.degradation import round_batch
 
     given = torch.tensor([[[[-0.2, 0.1, 0.5, 1.3]]]]).expand(1, 3, 1, 4).clone().requires_grad_(True)
-    made = in_eight_bits(given)
+    made = round_batch(given)
     assert torch.allclose(made[0, 0, 0] * 255, torch.tensor([0.0, 26.0, 128.0, 255.0]), atol=1e-4)
     made.sum().backward()
     assert torch.equal(given.grad, torch.ones_like(given))

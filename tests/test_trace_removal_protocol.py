@@ -10,17 +10,17 @@ import torch
 from scipy.signal import wiener
 
 from backend import weights
+from backend.attacks import registry
 from backend.detectors import registry as detector_registry
 from backend.errors import UserError
-from backend.evaluate import engine_choice, engines, published, removers, report, runs
-from backend.evaluate.layouts import open_data
+from backend.evaluate import engines, published, report, runs
+from backend.evaluate.dataset import open_data
 from backend.evaluate.metrics import traces
-from backend.evaluate.protocols import trace_removal, trace_removal_rows, trace_removal_tables
+from backend.evaluate.protocols import trace_removal
 from backend.evaluate.protocols.trace_removal import TraceRemovalConfig, TraceRemovalProtocol
-from backend.evaluate.rows import without_timings
-from backend.evaluate.store import Store
+from backend.evaluate.store import Store, without_timings
 from backend.progress import finish
-from backend.trace_removal import sets, trnet
+from backend.trace_removal import removal
 from backend.trace_removal.network import TRNet
 from backend.trace_removal.references import References
 from tests.toy_protocol import whole_picture, write_picture
@@ -55,9 +55,9 @@ def toys():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(detector_registry, "load", models.__getitem__)
         patch.setattr(detector_registry, "loadable", lambda: ["xception", "meso4", "patch_cnn"])
-        patch.setattr(sets, "installed", installed)
-        patch.setattr(trace_removal, "shipped", lambda: reference)
-        patch.setattr(trace_removal, "source_of", whole_picture)
+        patch.setattr(registry, "installed_with_defence", installed)
+        patch.setattr(trace_removal, "shipped_references", lambda: reference)
+        patch.setattr(trace_removal, "sample_source", whole_picture)
         yield
 
 
@@ -86,8 +86,8 @@ def measured(tmp_path_factory):
         neighbours=3,
     )
     with toys():
-        found = finish(runs.evaluate(TraceRemovalProtocol(config), data, folder / "out"))
-        report.write(found, folder / "out", "command")
+        found = finish(runs.run_protocol(TraceRemovalProtocol(config), data, folder / "out"))
+        report.write_report(found, folder / "out", "command")
     return found, {table.name: table for table in found.tables}, folder
 
 
@@ -225,10 +225,10 @@ def test_other_strengths_are_told_apart_from_other_attacks():
         for name, score in zip(("xception", "patch_cnn"), scores, strict=True):
             rows.append(said | {"kind": "verdict", "defence": "shipped", "detector": name, "p_fake": score})
     with toys():
-        told = trace_removal_tables.finding(rows, TraceRemovalConfig(detectors=("xception", "patch_cnn")))
+        told = trace_removal.trace_removal_finding(rows, TraceRemovalConfig(detectors=("xception", "patch_cnn")))
     assert "50% after TR-Net at a PSNR of 34.0 dB; of the other attacks GANprintR leaves least, 50%" in told
     assert told.endswith("TR-Net, twice its change, leaves 0% at a PSNR of 29.5 dB.")
-    left = trace_removal_rows.without_strengths(rows)
+    left = trace_removal.without_strengths(rows)
     assert {row["attack"] for row in left} == {"none", "ganprintr", "trnet"}
 
 
@@ -236,7 +236,7 @@ def test_a_report_names_files_without_their_folders_and_says_their_hash(measured
     found, _, folder = measured
     assert found.about["settings"]["removers"] == ["copy=trnet.safetensors"]
     assert found.about["weights"]["TR-Net copy"] == weights.file_hash(folder / "copy" / "trnet.safetensors")
-    assert str(folder) not in (folder / "out" / report.JSON).read_text()
+    assert str(folder) not in (folder / "out" / report.JSON_FILE).read_text()
     assert any("shows those of the detector xception" in sentence for sentence in found.limits)
 
 
@@ -261,7 +261,7 @@ def test_wrong_settings_are_sentences(measured, tmp_path):
     path = write_remover(tmp_path / "broken")
     path.with_suffix(".json").unlink()
     with pytest.raises(UserError, match="cannot be loaded"):
-        removers.parse((f"broken={path}",))[0].load()
+        removal.parse_removers((f"broken={path}",))[0].load()
 
 
 def rows_of(folder):
@@ -281,33 +281,33 @@ def same(one, two):
 
 @pytest.mark.slow
 def test_every_engine_and_a_resumed_run_give_equal_rows(tmp_path):
-    if not trace_removal.named("trnet").available():
+    if not registry.get_attack("trnet").available():
         pytest.skip("TR-Net is not installed")
     from backend import samples
 
-    data = open_data(samples.draw(tmp_path / "sample"), tmp_path)
+    data = open_data(samples.draw_sample_set(tmp_path / "sample"), tmp_path)
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be used"):
-        samples.draw(tmp_path / "file" / "sample")
+        samples.draw_sample_set(tmp_path / "file" / "sample")
     config = TraceRemovalConfig(2, 1, detectors=("mesoinception4",), attacks=("noise", "pgd", "trnet"))
     config = dataclasses.replace(config, white_box="mesoinception4", features="mesoinception4")
     protocol = TraceRemovalProtocol(config)
     engines.prepare_worker(0)  # one thread, as the workers have
-    finish(runs.evaluate(protocol, data, tmp_path / "whole"))
+    finish(runs.run_protocol(protocol, data, tmp_path / "whole"))
     whole = rows_of(tmp_path / "whole")
     assert {row["attack"] for row in whole} == {"none", *config.attacks}
-    job = runs.evaluate(protocol, data, tmp_path / "resumed")
+    job = runs.run_protocol(protocol, data, tmp_path / "resumed")
     for _ in range(4):
         next(job)
     job.close()
-    finish(runs.evaluate(protocol, data, tmp_path / "resumed", resume=True))
+    finish(runs.run_protocol(protocol, data, tmp_path / "resumed", resume=True))
     assert same(rows_of(tmp_path / "resumed"), whole)
-    finish(runs.evaluate(protocol, data, tmp_path / "processes", engine=engine_choice.engine("local", 1)))
+    finish(runs.run_protocol(protocol, data, tmp_path / "processes", engine=engines.choose_engine("local", 1)))
     assert same(rows_of(tmp_path / "processes"), whole)
     pytest.importorskip("ray", reason="ray is optional (requirements-ray.txt)")
-    finish(runs.evaluate(protocol, data, tmp_path / "ray", engine=engine_choice.engine("ray", 1)))
+    finish(runs.run_protocol(protocol, data, tmp_path / "ray", engine=engines.choose_engine("ray", 1)))
     assert same(rows_of(tmp_path / "ray"), whole)
 
 
 def test_the_entry_of_tr_net_is_an_attack():
-    assert trnet.ENTRY in trace_removal.ATTACKS  # its pictures' features are drawn
+    assert removal.TRNET_ENTRY in registry.ATTACKS  # its pictures' features are drawn

@@ -3,9 +3,10 @@ import pytest
 import torch
 from torch import nn
 
-from backend.counterfactual import regions, traces
-from backend.counterfactual.cam import grad_cam
-from backend.detectors.card import Detector
+from backend import faces, similarity
+from backend.counterfactual import changes
+from backend.detectors.base import Detector
+from backend.detectors.gradcam import grad_cam
 from tests.toys import grey, hooks, toy_detector
 
 LANDMARKS = np.array([[47, 54], [81, 54], [64, 75], [51, 92], [77, 92]], dtype=np.float64)
@@ -16,7 +17,7 @@ def even(level: int, size: int = 16) -> np.ndarray:
 
 
 def test_residual_keeps_its_sign_and_does_not_wrap():
-    brighter, darker = traces.residual(even(250), even(255)), traces.residual(even(3), even(0))
+    brighter, darker = changes.signed_residual(even(250), even(255)), changes.signed_residual(even(3), even(0))
     assert np.allclose(brighter.values, 5 / 255) and np.allclose(darker.values, -3 / 255)
     red, _, blue = brighter.picture[0, 0].astype(int)
     assert blue > red  # purple
@@ -29,13 +30,13 @@ def test_residual_keeps_its_sign_and_does_not_wrap():
 def test_a_change_of_colour_alone_is_drawn():
     changed = even(100)
     changed[:8, :, 0], changed[:8, :, 2] = 130, 70
-    found = traces.residual(even(100), changed)
+    found = changes.signed_residual(even(100), changed)
     assert np.allclose(found.values[:8], 20 / 255) and not found.values[8:].any()
     assert found.largest == 30
 
 
 def test_no_change_is_said_and_drawn_plain():
-    none = traces.residual(even(9), even(9))
+    none = changes.signed_residual(even(9), even(9))
     assert none.caption == "No pixel changed."
     assert (none.picture == none.picture[0, 0]).all()
 
@@ -45,7 +46,7 @@ def test_latent_change_by_row_and_level():
     moved = start.clone()
     moved[0, 4:8] = -0.5
     moved[1, 0] = 1.0
-    change = traces.latent_change(start, moved)
+    change = changes.measure_latent_change(start, moved)
     assert change.rows[0].tolist() == [0] * 4 + [0.5] * 4 + [0] * 4
     assert {level: values.tolist() for level, values in change.levels.items()} == {
         "S": [0, 0.25],
@@ -55,12 +56,12 @@ def test_latent_change_by_row_and_level():
 
 
 def test_likeness():
-    assert traces.likeness(even(7), even(7)) == {"psnr": None, "ssim": 1.0}
-    assert traces.likeness(even(100), even(110))["psnr"] == pytest.approx(20 * np.log10(255 / 10))
+    assert similarity.psnr_and_ssim(even(7), even(7)) == {"psnr": None, "ssim": 1.0}
+    assert similarity.psnr_and_ssim(even(100), even(110))["psnr"] == pytest.approx(20 * np.log10(255 / 10))
 
 
 def test_regions_cover_every_pixel_once():
-    masks = regions.region_masks(LANDMARKS, (128, 128))
+    masks = faces.region_masks(LANDMARKS, (128, 128))
     assert (sum(mask.astype(int) for mask in masks.values()) == 1).all()
     assert masks["eyes"][54, 47] and masks["nose"][74, 64] and masks["mouth"][92, 64]
     assert masks["skin"][75, 40] and masks["surround"][2, 2]
@@ -70,11 +71,11 @@ def test_the_changed_region_is_named():
     original = even(100, 128)
     changed = original.copy()
     changed[88:96, 56:72] = 140
-    found = regions.changed_regions(original, changed, LANDMARKS)
+    found = changes.changed_regions(original, changed, LANDMARKS)
     assert found[0].region == "mouth" and found[0].share == 1.0
     assert sum(one.area for one in found) == pytest.approx(1.0)
-    assert "the mouth (100%" in regions.in_words(found)
-    assert regions.in_words(regions.changed_regions(original, original, LANDMARKS)) == "No pixel changed."
+    assert "the mouth (100%" in changes.regions_in_words(found)
+    assert changes.regions_in_words(changes.changed_regions(original, original, LANDMARKS)) == "No pixel changed."
 
 
 def test_cam_has_the_value_of_the_formula():

@@ -9,10 +9,11 @@ import torch
 from scipy import ndimage
 from torch import nn
 
+from backend import face_packs, fakes
 from backend.errors import UserError
 from backend.progress import finish
-from backend.training import datasets, detector, fakes, harness, history, install, measure, swaps
-from backend.training.trnet_settings import TRNetSettings
+from backend.training import calibration, degradation, detector, install, loop
+from backend.training.trnet import TRNetTrainingSettings
 from tests import pictures
 
 
@@ -50,14 +51,14 @@ class Toy:
 
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
     whole = Toy(30)
-    finish(harness.train(whole, tmp_path / "whole", ToySettings(), log_every=5))
+    finish(loop.train_task(whole, tmp_path / "whole", ToySettings(), log_every=5))
     first = Toy(30)
-    job = harness.train(first, tmp_path / "parts", ToySettings(), log_every=5)
+    job = loop.train_task(first, tmp_path / "parts", ToySettings(), log_every=5)
     for _ in range(3):
         next(job)
     job.close()  # what a stop button does, after 15 steps
     second = Toy(30)
-    run = finish(harness.train(second, tmp_path / "parts", ToySettings(), log_every=5))
+    run = finish(loop.train_task(second, tmp_path / "parts", ToySettings(), log_every=5))
     assert run.steps == 30
     assert torch.equal(whole.net.weight, second.net.weight)
     assert not torch.equal(first.net.weight, second.net.weight)
@@ -66,27 +67,27 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
 
 
 def test_a_run_of_another_kind_is_not_resumed(tmp_path):
-    finish(harness.train(Toy(2), tmp_path, ToySettings()))
+    finish(loop.train_task(Toy(2), tmp_path, ToySettings()))
     other = Toy(2)
     other.modules = lambda: {"net": other.net, "critic": other.net}
     with pytest.raises(UserError, match="another kind of run"):
-        finish(harness.train(other, tmp_path, ToySettings()))
+        finish(loop.train_task(other, tmp_path, ToySettings()))
 
 
 def test_every_epoch_shows_each_picture_once():
-    seen = torch.cat([datasets.draw(10, 4, seed=3, step=step) for step in range(5)])
+    seen = torch.cat([face_packs.draw_indices(10, 4, seed=3, step=step) for step in range(5)])
     assert sorted(seen[:10].tolist()) == list(range(10))
     assert sorted(seen[10:].tolist()) == list(range(10))
     assert seen[:10].tolist() != seen[10:].tolist()
-    assert torch.equal(datasets.draw(10, 4, seed=3, step=2), datasets.draw(10, 4, seed=3, step=2))
+    assert torch.equal(face_packs.draw_indices(10, 4, seed=3, step=2), face_packs.draw_indices(10, 4, seed=3, step=2))
 
 
 def test_settings_files_are_read_and_unknown_ones_refused():
-    assert harness.read_settings(detector.DetectorSettings, "detector", steps=7, lr=None).steps == 7
+    assert loop.read_settings(detector.DetectorSettings, "detector", steps=7, lr=None).steps == 7
     with pytest.raises(UserError, match="no setting named"):
-        harness.read_settings(ToySettings, "encoder")
+        loop.read_settings(ToySettings, "encoder")
     with pytest.raises(UserError, match="no setting named stepz"):
-        detector.settings_for("xception", stepz=7)
+        detector.read_detector_settings("xception", stepz=7)
 
 
 @pytest.mark.parametrize(
@@ -101,8 +102,8 @@ def test_settings_files_are_read_and_unknown_ones_refused():
 )
 def test_settings_of_another_kind_are_refused(changes, said):
     with pytest.raises(UserError, match=said):
-        harness.read_settings(TRNetSettings, "trnet", **changes)
-    assert harness.read_settings(TRNetSettings, "trnet", bound=1, spatial_form="strided").bound == 1
+        loop.read_settings(TRNetTrainingSettings, "trnet", **changes)
+    assert loop.read_settings(TRNetTrainingSettings, "trnet", bound=1, spatial_form="strided").bound == 1
 
 
 def faces_and_points():
@@ -117,7 +118,7 @@ def faces_and_points():
 def test_swapping_a_face_with_itself_changes_next_to_nothing():
     target, points = faces_and_points()
     for blend in ("feather", "poisson"):
-        swapped = swaps.swap_faces(target, target, points, points, blend=blend, feather=2.0)
+        swapped = fakes.swap_faces(target, target, points, points, blend=blend, feather=2.0)
         assert np.abs(swapped.astype(int) - target).mean() < 0.5
 
 
@@ -127,8 +128,8 @@ def test_a_swap_leaves_the_surround_untouched_and_changes_the_face():
     mirrored = points.copy()
     mirrored[:, 0] = 128 - points[:, 0]
     mirrored = mirrored[[1, 0, 2, 4, 3]]
-    swapped = swaps.swap_faces(target, source, points, mirrored, blend="poisson", feather=2.0)
-    mask = swaps.inner_face(points, 128) > 0
+    swapped = fakes.swap_faces(target, source, points, mirrored, blend="poisson", feather=2.0)
+    mask = fakes.inner_face(points, 128) > 0
     ys, xs = np.nonzero(mask)
     assert np.array_equal(swapped[: ys.min() - 10], target[: ys.min() - 10])
     assert np.array_equal(swapped[:, xs.max() + 12 :], target[:, xs.max() + 12 :])
@@ -138,21 +139,21 @@ def test_a_swap_leaves_the_surround_untouched_and_changes_the_face():
 def test_a_redrawn_swap_is_the_drawing_inside_the_face_and_the_photograph_outside():
     target, points = faces_and_points()
     source = np.clip(target.astype(int) + 30, 0, 255).astype(np.uint8)
-    swapped = swaps.swap_faces(target, source, points, points + 1, blend="feather", feather=2.0)
+    swapped = fakes.swap_faces(target, source, points, points + 1, blend="feather", feather=2.0)
     drawn = ndimage.gaussian_filter(swapped, (2, 2, 0))
-    redrawn = swaps.redraw_face(swapped, drawn, target, points, feather=2.0)
-    mask = swaps.inner_face(points, 128) > 0
+    redrawn = fakes.redraw_face(swapped, drawn, target, points, feather=2.0)
+    mask = fakes.inner_face(points, 128) > 0
     within, without = ndimage.binary_erosion(mask, iterations=8), ~ndimage.binary_dilation(mask, iterations=10)
     assert np.array_equal(redrawn[without], target[without])
-    matched = swaps.match_colour(drawn, swapped, mask)
+    matched = fakes.match_colour(drawn, swapped, mask)
     assert np.abs(redrawn - matched)[within].max() < 2
     assert np.abs(redrawn.astype(int) - swapped)[within].mean() > 1
     # A drawing in other colours takes those of the swap; a perfect one leaves the swap, but for the edge.
     darker = (drawn * 0.8).astype(np.uint8)
-    dark = swaps.redraw_face(swapped, darker, target, points, feather=2.0)
+    dark = fakes.redraw_face(swapped, darker, target, points, feather=2.0)
     off = np.abs(darker.astype(int) - redrawn)[within].mean()
     assert np.abs(dark.astype(int) - redrawn)[within].mean() < off / 4
-    same = swaps.redraw_face(swapped, swapped, target, points, feather=2.0)
+    same = fakes.redraw_face(swapped, swapped, target, points, feather=2.0)
     assert np.abs(same.astype(int) - swapped)[within].max() <= 1
 
 
@@ -160,12 +161,15 @@ def test_poisson_blending_reproduces_a_harmonic_ramp():
     ramp = np.repeat(np.repeat(np.linspace(0, 255, 32)[None, :, None], 32, 0), 3, 2)
     flat = np.full_like(ramp, 10.0)
     mask = np.zeros((32, 32), bool)
-    assert np.allclose(swaps.poisson_blend(flat, ramp, mask), ramp, atol=1e-6)
+    assert np.allclose(fakes.poisson_blend(flat, ramp, mask), ramp, atol=1e-6)
 
 
 def test_the_same_seed_gives_the_same_history_and_another_a_different_one():
     picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    one, same, other = (history.age(picture, np.random.default_rng(seed), history.History()) for seed in (5, 5, 8))
+    one, same, other = (
+        degradation.degrade_picture(picture, np.random.default_rng(seed), degradation.Degradation())
+        for seed in (5, 5, 8)
+    )
     assert np.array_equal(one, same)
     assert one.shape == picture.shape
     assert not np.array_equal(one, other)
@@ -175,23 +179,23 @@ def test_swaps_are_reproducible_and_continue_where_they_stopped(tmp_path):
     target, _ = faces_and_points()
     variants = [target, np.ascontiguousarray(target[:, ::-1]), np.clip(target * 0.8 + 20, 0, 255).astype(np.uint8)]
     tensor = torch.from_numpy(np.stack(variants)).permute(0, 3, 1, 2)
-    photographs = datasets.Photographs(["a.png", "b.png", "c.png"], tensor)
+    photographs = face_packs.Photographs(["a.png", "b.png", "c.png"], tensor)
     settings = fakes.FakesSettings(per_kind=4, kinds=("swap",), redrawn=0)
-    finish(fakes.build(photographs, tmp_path / "once", None, settings))
+    finish(fakes.build_fakes(photographs, tmp_path / "once", None, settings))
     part = fakes.FakesSettings(per_kind=2, kinds=("swap",), redrawn=0)
-    finish(fakes.build(photographs, tmp_path / "twice", None, part))
-    finish(fakes.build(photographs, tmp_path / "twice", None, settings))
+    finish(fakes.build_fakes(photographs, tmp_path / "twice", None, part))
+    finish(fakes.build_fakes(photographs, tmp_path / "twice", None, settings))
     once = {path.name: path.read_bytes() for path in (tmp_path / "once").rglob("*.png")}
     twice = {path.name: path.read_bytes() for path in (tmp_path / "twice").rglob("*.png")}
     assert once
     assert once == twice
-    assert set(fakes.origins(tmp_path / "once").values()) <= {"a.png", "b.png", "c.png"}
+    assert set(fakes.read_origins(tmp_path / "once").values()) <= {"a.png", "b.png", "c.png"}
 
 
 def test_calibration_keeps_the_wanted_share_of_false_alarms():
     randomness = np.random.default_rng(0)
     scores = randomness.normal(-3, 2, 1000)
-    threshold = measure.threshold(scores, false_alarms=0.05)
+    threshold = calibration.choose_threshold(scores, false_alarms=0.05)
     assert abs((scores > threshold).mean() - 0.05) < 0.005
 
 
@@ -200,23 +204,24 @@ def test_the_temperature_makes_normal_scores_probabilities():
     randomness = np.random.default_rng(0)
     exact = np.concatenate([randomness.normal(-2, 2, 4000), randomness.normal(2, 2, 4000)])
     fake = np.repeat([False, True], 4000)
-    assert measure.temperature(exact, fake) == pytest.approx(1, rel=0.1)
-    assert measure.temperature(3 * exact, fake) == pytest.approx(3, rel=0.1)
-    assert measure.temperature(exact / 200, fake) == pytest.approx(1 / 200, rel=0.1)
+    assert calibration.choose_temperature(exact, fake) == pytest.approx(1, rel=0.1)
+    assert calibration.choose_temperature(3 * exact, fake) == pytest.approx(3, rel=0.1)
+    assert calibration.choose_temperature(exact / 200, fake) == pytest.approx(1 / 200, rel=0.1)
 
 
 def test_installing_a_file_writes_an_entry_that_verifies(tmp_path, monkeypatch):
     from backend import settings, weights
-    from backend.training import modelcard
 
     changed = settings.Settings(weights_dir=tmp_path / "weights")
-    for module in (install, weights, modelcard):
+    for module in (install, weights, install):
         monkeypatch.setattr(module, "SETTINGS", changed)
     (tmp_path / "weights").mkdir()
     weights.save_half(tmp_path / "toy.safetensors", {"weight": torch.ones(2, 3)})
-    weights.entries.cache_clear()
+    weights.read_entries.cache_clear()
     try:
-        entry = install.install("toy", tmp_path / "toy.safetensors", {"width": 0.5}, "three holiday photographs")
+        entry = install.install_weights(
+            "toy", tmp_path / "toy.safetensors", {"width": 0.5}, "three holiday photographs"
+        )
         assert entry.state() == "verified"
         assert entry.options["width"] == 0.5
         assert entry.source.endswith("on three holiday photographs")
@@ -224,4 +229,4 @@ def test_installing_a_file_writes_an_entry_that_verifies(tmp_path, monkeypatch):
         entry.path.write_bytes(entry.path.read_bytes()[:-1] + b"x")
         assert entry.state() == "damaged"
     finally:
-        weights.entries.cache_clear()
+        weights.read_entries.cache_clear()

@@ -9,11 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from backend import cli, weights
+from backend import face_packs, fakes, weights
+from backend.cli import main
 from backend.errors import UserError
 from backend.generators import inversion
 from backend.generators.stylegan2 import StyleGAN2
-from backend.training import commands, datasets, description, fakes, harness, install, measure, starting
+from backend.training import encoder, generator, install, loop
 from tests.test_inversion import small_inverter
 
 
@@ -26,23 +27,23 @@ def folder_of_pictures(folder, count: int):
 
 def test_only_the_shipped_packs_get_the_shipped_description(tmp_path, monkeypatch):
     data = folder_of_pictures(tmp_path / "mine", 3)
-    assert description.photographs(data) == "3 aligned photographs, supplied by whoever trained it"
-    assert description.photographs(data, "my family") == "my family"
-    monkeypatch.setattr(description, "SHIPPED_NAMES", description.names_hash(["x/0.png", "1.png", "y/2.png"]))
-    assert description.photographs(data) == description.SHIPPED
-    learned = description.examples("my family", ["real", "ciplab_real", "swap", "swap", "odd"])
+    assert install.describe_photographs(data) == "3 aligned photographs, supplied by whoever trained it"
+    assert install.describe_photographs(data, "my family") == "my family"
+    monkeypatch.setattr(install, "SHIPPED_NAMES", install.hash_names(["x/0.png", "1.png", "y/2.png"]))
+    assert install.describe_photographs(data) == install.SHIPPED_PHOTOGRAPHS
+    learned = install.describe_training_data("my family", ["real", "ciplab_real", "swap", "swap", "odd"])
     assert learned == "my family; and fakes: odd, face swaps"
 
 
 def test_the_shipped_packs_are_known_by_their_names(shared_folder):
-    assert description.photographs(shared_folder / "faces") == description.SHIPPED
+    assert install.describe_photographs(shared_folder / "faces") == install.SHIPPED_PHOTOGRAPHS
 
 
 def test_names_are_those_of_what_is_read(tmp_path):
     data = folder_of_pictures(tmp_path / "mine", 3)
-    assert datasets.names(data) == datasets.load(data, 16).names
+    assert face_packs.list_names(data) == face_packs.load_photographs(data, 16).names
     with pytest.raises(UserError, match="no pictures"):
-        datasets.names(tmp_path / "nowhere")
+        face_packs.list_names(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize(
@@ -51,7 +52,7 @@ def test_names_are_those_of_what_is_read(tmp_path):
 )
 def test_fakes_that_cannot_be_made_are_refused_in_one_sentence(tmp_path, capsys, given, said):
     data = folder_of_pictures(tmp_path / "mine", 3)
-    assert cli.main(["train", "fakes", "--data", str(data), "--out", str(tmp_path / "out"), *given, "--json"]) == 2
+    assert main.main(["train", "fakes", "--data", str(data), "--out", str(tmp_path / "out"), *given, "--json"]) == 2
     assert said in json.loads(capsys.readouterr().out)["error"]
     assert not (tmp_path / "out").exists()
 
@@ -65,15 +66,15 @@ def test_a_run_starts_from_half_precision_weights(tmp_path):
     state = {f"generator.{key}": value for key, value in trained.state_dict().items()}
     path = tmp_path / "generator.safetensors"
     weights.save_half(path, state | {"latent_average": torch.zeros(6, 512)})
-    label = starting.load(str(path), "generator", (network, average), "generator.")
+    label = loop.load_initial(str(path), "generator", (network, average), "generator.")
     assert label == f"generator.safetensors, sha256 {weights.file_hash(path)}"
     for one in (network, average):
         for mine, given in zip(one.state_dict().values(), trained.state_dict().values(), strict=True):
             assert mine.dtype == torch.float32 and torch.equal(mine, given.half().float())
     with pytest.raises(UserError, match="another network"):
-        starting.load(str(path), "generator", (StyleGAN2(16, mapping_layers=2),), "generator.")
+        loop.load_initial(str(path), "generator", (StyleGAN2(16, mapping_layers=2),), "generator.")
     with pytest.raises(UserError, match="no file"):
-        starting.load(str(tmp_path / "absent.safetensors"), "generator", (network,))
+        loop.load_initial(str(tmp_path / "absent.safetensors"), "generator", (network,))
 
 
 def test_the_installed_generator_and_encoder_can_be_trained_on(tmp_path, monkeypatch):
@@ -84,11 +85,11 @@ def test_the_installed_generator_and_encoder_can_be_trained_on(tmp_path, monkeyp
         begun.append((task, settings))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(commands.harness, "train", no_training)
+    monkeypatch.setattr(loop, "train_task", no_training)
     for what in ("generator", "encoder"):
         with pytest.raises(KeyboardInterrupt):
-            train = commands.train_generator if what == "generator" else commands.train_encoder
-            looks = weights.entry("encoder").options.get("feedback", [])
+            train = generator.train_generator if what == "generator" else encoder.train_encoder
+            looks = weights.find_entry("encoder").options.get("feedback", [])
             extra = {} if what == "generator" else {"codes": None, "feedback": looks}
             train(data, tmp_path / "out", print, initial="installed", **extra)
     (first, settings), (second, others) = begun
@@ -103,34 +104,36 @@ def test_the_installed_generator_and_encoder_can_be_trained_on(tmp_path, monkeyp
 def test_looks_are_handed_from_training_to_use_and_not_forgotten(tmp_path, monkeypatch):
     def no_steps(task, folder, settings, **_pace):
         yield from ()
-        return harness.Run(0, 0.0, {}, dataclasses.asdict(settings))
+        return loop.TrainingRun(0, 0.0, {}, dataclasses.asdict(settings))
 
-    monkeypatch.setattr(harness, "train", no_steps)
+    monkeypatch.setattr(loop, "train_task", no_steps)
     data, out = folder_of_pictures(tmp_path / "mine", 30), tmp_path / "out"
     out.mkdir()
     looks = [0.5, 0.25, 0.1, 0.05]  # more than any recipe has
-    report = commands.train_encoder(data, out, print, codes=None, initial="installed", feedback=looks)
+    report = encoder.train_encoder(data, out, print, codes=None, initial="installed", feedback=looks)
     options = report["options"]["encoder"]
     assert options["feedback"] == looks
     tensors, encoded = weights.load_entry("generator"), weights.read_checkpoint(Path(report["files"]["encoder"]))
-    known = weights.entry("generator").options
-    assert inversion.from_tensors(tensors, encoded, known, options, "generator").feedback == looks
-    assert list(inversion.load().feedback) == weights.entry("encoder").options.get("feedback", [])
-    monkeypatch.setitem(weights.entry("encoder").options, "feedback", looks)
-    for train in (commands.train_encoder, commands.train_joint):
+    known = weights.find_entry("generator").options
+    assert inversion.build_embedded_inverter(tensors, encoded, known, options, "generator").feedback == looks
+    assert list(inversion.load_embedded_inverter().feedback) == weights.find_entry("encoder").options.get(
+        "feedback", []
+    )
+    monkeypatch.setitem(weights.find_entry("encoder").options, "feedback", looks)
+    for train in (encoder.train_encoder, encoder.train_joint):
         with pytest.raises(UserError, match="looks at a face 5 times"):
             train(data, out, print, codes=None, **({"initial": "installed"} if "encoder" in train.__name__ else {}))
 
 
 def test_the_step_of_a_search_is_stated_in_one_place():
-    assert weights.entry("generator").options["epsilon"] == install.FACTS["generator"]["epsilon"]
+    assert weights.find_entry("generator").options["epsilon"] == install.ENTRY_FACTS["generator"]["epsilon"]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_samples_and_reconstructions_are_the_same_on_a_gpu():
     here, there = small_inverter(), small_inverter().to(torch.device("cuda"))
     pictures = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8)
-    ours, theirs = (measure.reconstructions(one, pictures, batch=2) for one in (here, there))
+    ours, theirs = (encoder.reconstruct_pictures(one, pictures, batch=2) for one in (here, there))
     assert (ours.int() - theirs.int()).abs().max() <= 1
     ours, theirs = (fakes.draw_samples(one, 3, seed=1, truncation=0.7).cpu() for one in (here, there))
     assert torch.allclose(ours, theirs, atol=1e-3)

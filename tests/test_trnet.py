@@ -7,8 +7,9 @@ from torch import nn
 from backend import runtime, weights
 from backend.errors import UserError
 from backend.progress import finish
-from backend.trace_removal import trnet
-from backend.trace_removal.network import TRNet, contrast_gain, gaussian_kernel
+from backend.signals import gaussian_kernel
+from backend.trace_removal import removal
+from backend.trace_removal.network import TRNet, contrast_gain
 from tests.toys import grey, toy_detector
 
 
@@ -80,13 +81,15 @@ def test_strength_scales_the_change_and_one_is_the_network_itself():
     assert torch.allclose(network.remove(faces, 1.75) - faces, torch.tensor(0.175), atol=1e-6)
     assert float(network.remove(torch.ones(1, 3, 16, 16), 2.0).max()) == 1
     detector, made = toy_detector(size=16), shift(-0.1)
-    job = trnet.attack(torch.full((1, 3, 16, 16), 0.6), detector, trnet.TRNetSettings(strength=1.5), network=made)
+    job = removal.attack_with_trnet(
+        torch.full((1, 3, 16, 16), 0.6), detector, removal.TRNetSettings(strength=1.5), network=made
+    )
     attacked = finish(job)
     assert attacked.settings.strength == 1.5 and attacked.settings.residual
     assert torch.allclose(attacked.images, torch.tensor(0.45), atol=1 / 255)
     for wrong in (0.0, 0.2, 2.1, -1.0, float("nan"), float("inf")):
         with pytest.raises(UserError, match="strength"):
-            trnet.TRNetSettings(strength=wrong)
+            removal.TRNetSettings(strength=wrong)
 
 
 def test_grain_is_seen_and_not_added_and_depends_on_the_picture_alone():
@@ -156,19 +159,19 @@ def test_the_uncalled_smoothing_is_a_gaussian():
 
 
 def test_as_an_attack_it_returns_what_every_attack_does():
-    result = finish(trnet.attack(grey(200, 100), toy_detector(), network=shift(-0.2)))
+    result = finish(removal.attack_with_trnet(grey(200, 100), toy_detector(), network=shift(-0.2)))
     assert (result.images[0] * 255).round().unique().tolist() == [149.0]
     assert result.already_real.tolist() == [False, True] and result.flipped.tolist() == [True, False]
     assert result.settings.residual and result.settings.width == 0.125
     mask = torch.zeros(8, 8)
     mask[:4] = 1
-    masked = finish(trnet.attack(grey(200), toy_detector(), mask=mask, network=shift(-0.2)))
+    masked = finish(removal.attack_with_trnet(grey(200), toy_detector(), mask=mask, network=shift(-0.2)))
     assert torch.equal(masked.images[:, :, 4:], grey(200)[:, :, 4:])
     assert (masked.images[:, :, :4] * 255).round().unique().tolist() == [149.0]
 
 
 def test_without_weights_the_registry_says_so(monkeypatch):
     monkeypatch.setattr(runtime, "_loaded", {})
-    monkeypatch.setattr(weights, "entries", dict)
+    monkeypatch.setattr(weights, "read_entries", dict)
     with pytest.raises(UserError, match="no model named trnet"):
-        trnet.load()
+        removal.load_trnet()

@@ -5,10 +5,10 @@ import copy
 import pytest
 import torch
 
-from backend import perceptual, runtime
+from backend import runtime, similarity
 from backend.counterfactual.search import SearchSettings, search
 from backend.errors import UserError
-from backend.generators.tuning import TuneSettings, tune
+from backend.generators.refinement import TuneSettings, tune
 from backend.progress import finish
 from tests.test_inversion import codes, small_inverter
 from tests.toys import toy_detector
@@ -20,8 +20,8 @@ QUICK = TuneSettings(steps=8, rate=3e-3)
 def without_networks():
     """Use the distance that needs no weights: quick, and the same on every machine."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(perceptual, "lpips_missing", lambda: "absent")
-        patch.setattr(perceptual.importlib.util, "find_spec", lambda _name: None)
+        patch.setattr(similarity, "lpips_missing", lambda: "absent")
+        patch.setattr(similarity.importlib.util, "find_spec", lambda _name: None)
         patch.setattr(runtime, "_loaded", {})
         yield
 
@@ -115,7 +115,7 @@ def test_impossible_settings_are_refused(settings):
 
 def test_the_distances_are_zero_for_equal_pictures_and_have_a_slope(monkeypatch):
     one = torch.rand(2, 3, 48, 48, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    found = perceptual.perceptual()
+    found = similarity.best_perceptual_distance()
     other = (one * 0.5).requires_grad_()
     distance = found.distance(one, other)
     assert distance.shape == (2,) and (distance > 0.01).all()
@@ -124,7 +124,7 @@ def test_the_distances_are_zero_for_equal_pictures_and_have_a_slope(monkeypatch)
     assert found.distance(one, one).abs().max() < 1e-5
     # Where LPIPS can be had, it is taken.
     monkeypatch.setattr(runtime, "_loaded", {})
-    monkeypatch.setattr(perceptual, "lpips_missing", lambda: None)
-    monkeypatch.setattr(perceptual, "build_lpips", lambda: lambda a, b: (a - b).square().mean((1, 2, 3), keepdim=True))
-    monkeypatch.setattr(perceptual, "_of_network", perceptual.Perceptual)
-    assert perceptual.perceptual().name == "LPIPS (AlexNet)"
+    monkeypatch.setattr(similarity, "lpips_missing", lambda: None)
+    monkeypatch.setattr(similarity, "build_lpips", lambda: lambda a, b: (a - b).square().mean((1, 2, 3), keepdim=True))
+    monkeypatch.setattr(similarity, "_network_distance", similarity.PerceptualDistance)
+    assert similarity.best_perceptual_distance().name == "LPIPS (AlexNet)"

@@ -7,7 +7,7 @@ import av
 import numpy as np
 import pytest
 
-from backend import provenance, tracks, video
+from backend import faces, provenance, video
 from backend.errors import UserError
 from backend.faces import Face
 from backend.progress import finish
@@ -15,7 +15,7 @@ from tests import films, pictures
 
 
 def read(content: bytes) -> video.Clip:
-    return finish(video.reading(content))
+    return finish(video.read_video(content))
 
 
 def soft(count: int, height: int = 40, width: int = 64) -> list[np.ndarray]:
@@ -27,7 +27,7 @@ def soft(count: int, height: int = 40, width: int = 64) -> list[np.ndarray]:
 
 def test_what_was_written_is_read_again():
     frames = soft(12, 42, 66)
-    clip = read(video.encode(frames, 5, {}))
+    clip = read(video.encode_mp4(frames, 5, {}))
     assert clip.size == clip.source_size == (66, 42) and len(clip.frames) == 12
     assert clip.rate == 5 and clip.seconds == pytest.approx(2.4) and clip.times == pytest.approx(np.arange(12) / 5)
     for number, (before, after) in enumerate(zip(frames, clip.frames, strict=True)):
@@ -35,7 +35,7 @@ def test_what_was_written_is_read_again():
 
 
 def test_an_odd_side_loses_a_pixel():
-    assert read(video.encode(soft(2, 41, 65), 5, {})).size == (64, 40)
+    assert read(video.encode_mp4(soft(2, 41, 65), 5, {})).size == (64, 40)
 
 
 @pytest.mark.parametrize(("kind", "codec"), [("mp4", "libx264"), ("webm", "libvpx-vp9"), ("avi", "mjpeg")])
@@ -46,7 +46,7 @@ def test_the_usual_kinds_are_read(kind, codec):
 
 def test_five_frames_a_second_are_taken_and_fifty_in_all(monkeypatch):
     steps = []
-    clip = finish(video.reading(films.encode(soft(45), rate=30)), steps.append)
+    clip = finish(video.read_video(films.encode(soft(45), rate=30)), steps.append)
     assert clip.times == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2, 1.4], abs=0.02)
     assert clip.source_rate == pytest.approx(30) and clip.rate == pytest.approx(5, rel=0.02)
     assert len(steps) == 8 and steps[-1].number == steps[-1].total
@@ -100,7 +100,7 @@ def test_too_many_bytes_are_refused_unread(tmp_path, monkeypatch):
     path.write_bytes(bytes(101))
     monkeypatch.setattr(video, "SETTINGS", type("S", (), {"max_video_bytes": 100}))
     with pytest.raises(UserError, match=r"larger than 0\.0001 MB"):
-        finish(video.reading(path))
+        finish(video.read_video(path))
 
 
 def damaged() -> dict[str, bytes]:
@@ -138,7 +138,7 @@ def test_what_is_no_video_is_one_sentence(what):
 
 def test_a_missing_file_is_a_sentence(tmp_path):
     with pytest.raises(UserError, match="could not be opened"):
-        finish(video.reading(tmp_path / "none.mp4"))
+        finish(video.read_video(tmp_path / "none.mp4"))
 
 
 def test_every_frame_is_marked_and_the_file_says_what_it_is():
@@ -150,7 +150,7 @@ def test_every_frame_is_marked_and_the_file_says_what_it_is():
         said = container.metadata
     assert said["title"] == provenance.SIGN and said["comment"] == provenance.NOTE
     assert json.loads(said["description"]) == {"p": 0.5}
-    assert read(provenance.mp4(frames, 5, {})).frames[0][-8:, :30].min() > 190
+    assert read(provenance.unmarked_mp4(frames, 5, {})).frames[0][-8:, :30].min() > 190
 
 
 def box(x: float, y: float, side: float = 100) -> Face:
@@ -161,16 +161,16 @@ def test_the_largest_face_is_followed_both_ways():
     # Another face is larger than ours at first and at the end, and never as large as ours in the middle.
     other = [box(400, 0, 110), box(400, 0, 110), box(400, 0, 110), box(400, 0, 110)]
     own = [box(0, 0), box(30, 0), box(50, 0, 130), box(70, 0)]
-    assert tracks.largest([list(pair) for pair in zip(other, own, strict=True)]) == own
+    assert faces.track_largest_face([list(pair) for pair in zip(other, own, strict=True)]) == own
 
 
 def test_frames_without_the_face_are_empty_and_it_is_found_again():
-    track = tracks.largest([[box(0, 0)], [], [box(500, 0, 50)], [box(20, 5)]])
+    track = faces.track_largest_face([[box(0, 0)], [], [box(500, 0, 50)], [box(20, 5)]])
     assert track == [box(0, 0), None, None, box(20, 5)]
-    assert tracks.largest([[], []]) == [None, None]
+    assert faces.track_largest_face([[], []]) == [None, None]
 
 
 def test_overlap_by_hand():
-    assert tracks.overlap(box(0, 0), box(0, 0)) == 1
-    assert tracks.overlap(box(0, 0), box(50, 0)) == pytest.approx(1 / 3)
-    assert tracks.overlap(box(0, 0), box(100, 0)) == 0
+    assert faces.box_overlap(box(0, 0), box(0, 0)) == 1
+    assert faces.box_overlap(box(0, 0), box(50, 0)) == pytest.approx(1 / 3)
+    assert faces.box_overlap(box(0, 0), box(100, 0)) == 0

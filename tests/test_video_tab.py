@@ -11,12 +11,12 @@ import gradio as gr
 import pytest
 
 from backend import faces
-from backend.counterfactual import film
 from backend.detectors import registry
+from backend.generators import inversion
 from backend.settings import SETTINGS
-from tabs import common, video, video_words
-from tabs.limits import Limit
-from tabs.video import VideoStep
+from tabs import counterfactual_video, events
+from tabs.counterfactual_video import VideoStep
+from tabs.visitors import CallLimit
 from tests import films
 from tests.test_film import clip, searched
 from tests.test_story import FACE
@@ -38,10 +38,10 @@ def step(monkeypatch) -> VideoStep:
     monkeypatch.setattr(registry, "load", lambda _name: known)
     monkeypatch.setattr(registry, "card", lambda name: replace(known.card, title=name.title()))
     monkeypatch.setattr(registry, "loadable", lambda: ["toy", "other"])
-    monkeypatch.setattr(faces, "find", lambda image: [FACE] if image.mean() > 20 else [])
-    monkeypatch.setattr(film.inversion, "load", lambda: toy_inverter(SIZE))
-    monkeypatch.setattr(video, "LIMIT", Limit(100, 60, "Searching a video"))
-    monkeypatch.setattr(video, "FRAME_SECONDS", 0.0)
+    monkeypatch.setattr(faces, "find_faces", lambda image: [FACE] if image.mean() > 20 else [])
+    monkeypatch.setattr(inversion, "load_embedded_inverter", lambda: toy_inverter(SIZE))
+    monkeypatch.setattr(counterfactual_video, "LIMIT", CallLimit(100, 60, "Searching a video"))
+    monkeypatch.setattr(counterfactual_video, "FRAME_SECONDS", 0.0)
     return made
 
 
@@ -109,18 +109,18 @@ def test_what_cannot_be_searched_is_said_in_its_place(step, tmp_path, content, w
 
 def test_no_video_and_too_many_are_sentences(step, path, monkeypatch):
     with pytest.raises(gr.Error, match="no video yet"):
-        list(common.answered(step._search_video)(None, "toy", 40, REQUEST))
-    monkeypatch.setattr(video, "LIMIT", Limit(1, 3600, "Searching a video"))
+        list(events.with_shown_errors(step._search_video)(None, "toy", 40, REQUEST))
+    monkeypatch.setattr(counterfactual_video, "LIMIT", CallLimit(1, 3600, "Searching a video"))
     list(run(step, path))
     with pytest.raises(gr.Error, match="limited to 1 times"):
-        list(common.answered(step._search_video)(str(path), "toy", 40, REQUEST))
+        list(events.with_shown_errors(step._search_video)(str(path), "toy", 40, REQUEST))
 
 
 def test_the_picture_of_the_scores_has_gaps_and_a_name(step):
     work = searched(200, 200, 5, 200)
-    assert video_words.scores(work.frames()) == ""
+    assert counterfactual_video.frame_curve(work.frames()) == ""
     for _ in work.run():
         pass
-    drawn = video_words.scores(work.frames())
+    drawn = counterfactual_video.frame_curve(work.frames())
     assert drawn.count("<polyline") == 4 and drawn.count("<circle") == 6
     assert 'aria-label="Scores of 3 of 4 frames (0 = real, 1 = fake): before, from' in drawn

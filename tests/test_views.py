@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from backend import alignment, faces, images, runtime, verdicts, views
+from backend import alignment, faces, images, runtime
+from backend.counterfactual.photo import find_counterfactual
 from backend.counterfactual.search import SearchSettings, search
-from backend.counterfactual.story import explain_photo
-from backend.detectors import registry
-from backend.detectors.card import Detector
+from backend.detectors import predict, registry
+from backend.detectors.base import Detector
 from backend.faces import Face
 from backend.progress import finish
 from tests.toys import toy_detector, toy_inverter
@@ -37,7 +37,7 @@ def test_deepfakebench_puts_the_landmarks_where_arcface_has_them_with_a_margin()
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) * 2.5
     landmarks = (alignment.ARCFACE_POINTS - 56) @ turn.T + (190, 210)
     face = Face((100.0, 100.0, 300.0, 330.0), 1.0, landmarks)
-    matrix = alignment.align(photo(), face, "deepfakebench", 256).matrix
+    matrix = alignment.align_face(photo(), face, "deepfakebench", 256).matrix
     placed = landmarks @ matrix[:, :2].T + matrix[:, 2]
     # 112 pixels become 256 / 1.3 of 256, in the middle: worked out by hand for the left eye.
     assert placed[0] == pytest.approx([(38.2946 / 112 + 0.15) / 1.3 * 256, (51.6963 / 112 + 0.15) / 1.3 * 256])
@@ -48,17 +48,17 @@ def test_the_similarity_is_the_one_of_least_squares():
     from skimage.transform import SimilarityTransform
 
     expected = SimilarityTransform.from_estimate(LANDMARKS, alignment.DEEPFAKEBENCH_POINTS * 256)
-    found = alignment.align(photo(), FACE, "deepfakebench", 256).matrix
+    found = alignment.align_face(photo(), FACE, "deepfakebench", 256).matrix
     assert found == pytest.approx(expected.params[:2], abs=1e-6)
 
 
 @pytest.mark.parametrize(("template", "size"), [("deepfakebench", 256), ("embedded", 224), ("ffhq", 96)])
 def test_a_view_is_the_photos_own_crop_until_something_changes(template, size):
     picture = photo()
-    source = views.Source(picture, alignment.align(picture, FACE, "embedded", 128))
+    source = alignment.CroppedPhoto(picture, alignment.align_face(picture, FACE, "embedded", 128))
     view = source.view(template, size)
     seen = view.of(images.to_tensor(source.aligned.crop))
-    expected = images.to_tensor(alignment.align(picture, FACE, template, size).crop)
+    expected = images.to_tensor(alignment.align_face(picture, FACE, template, size).crop)
     assert torch.equal(seen, expected)
     assert source.view("embedded", 128) is None
 
@@ -67,16 +67,16 @@ def test_a_view_is_the_photos_own_crop_until_something_changes(template, size):
 @pytest.mark.parametrize(("template", "size"), [("deepfakebench", 256), ("embedded", 224)])
 def test_a_change_is_seen_as_in_the_photo_with_the_face_put_back(side, template, size):
     picture = photo()
-    source = views.Source(picture, alignment.align(picture, FACE, "embedded", side))
+    source = alignment.CroppedPhoto(picture, alignment.align_face(picture, FACE, "embedded", side))
     change = np.zeros((side, side, 3))
     change[side // 4 : side // 2, side // 3 : side // 2] = (60, -40, 20)
     smooth = torch.from_numpy(change).permute(2, 0, 1)[None].float()
-    smooth = views.resized(views.resized(smooth, 16), side)[0].permute(1, 2, 0).numpy()
+    smooth = alignment.resize_square(alignment.resize_square(smooth, 16), side)[0].permute(1, 2, 0).numpy()
     edited = np.clip(source.aligned.crop + smooth, 0, 255).round().astype(np.uint8)
     seen = images.to_array(source.view(template, size).of(images.to_tensor(edited)))
     pasted = alignment.paste_back(picture, edited, source.aligned)
-    expected = alignment.align(pasted, FACE, template, size).crop
-    before = alignment.align(picture, FACE, template, size).crop
+    expected = alignment.align_face(pasted, FACE, template, size).crop
+    before = alignment.align_face(picture, FACE, template, size).crop
     assert np.abs(expected.astype(int) - before).max() > 30
     assert np.abs(seen.astype(int) - expected).max() <= 5
     assert np.abs(seen.astype(int) - expected).mean() < 0.5
@@ -84,22 +84,22 @@ def test_a_change_is_seen_as_in_the_photo_with_the_face_put_back(side, template,
 
 def test_a_small_drawing_of_the_crop_is_seen_alike():
     picture = photo()
-    source = views.Source(picture, alignment.align(picture, FACE, "ffhq", 512))
+    source = alignment.CroppedPhoto(picture, alignment.align_face(picture, FACE, "ffhq", 512))
     view = source.view("deepfakebench", 256)
     large = (images.to_tensor(source.aligned.crop) + 0.1).clamp(0, 1)
-    assert (view.of(large) - view.of(views.resized(large, 256))).abs().max() < 0.02
+    assert (view.of(large) - view.of(alignment.resize_square(large, 256))).abs().max() < 0.02
 
 
 def test_gradients_reach_the_drawing_and_maps_come_back():
     picture = photo()
-    source = views.Source(picture, alignment.align(picture, FACE, "embedded", 64))
+    source = alignment.CroppedPhoto(picture, alignment.align_face(picture, FACE, "embedded", 64))
     view = source.view("deepfakebench", 96)
     crop = images.to_tensor(source.aligned.crop).requires_grad_()
     view.of(crop).sum().backward()
     assert (crop.grad[..., 16:48, 16:48] > 0).all()
     middle = np.zeros((1, 96, 96), np.float32)
-    x, y = FACE.landmarks[2] @ alignment.align(picture, FACE, "deepfakebench", 96).matrix[:, :2].T
-    x, y = np.array([x, y]) + alignment.align(picture, FACE, "deepfakebench", 96).matrix[:, 2]
+    x, y = FACE.landmarks[2] @ alignment.align_face(picture, FACE, "deepfakebench", 96).matrix[:, :2].T
+    x, y = np.array([x, y]) + alignment.align_face(picture, FACE, "deepfakebench", 96).matrix[:, 2]
     middle[0, int(y) - 2 : int(y) + 3, int(x) - 2 : int(x) + 3] = 1
     back = view.maps_back(middle)[0]
     rows, columns = np.nonzero(back > 0.5)
@@ -114,7 +114,7 @@ def both(monkeypatch):
     known = {"toy": toy_detector(size=128), "wide": wide()}
     monkeypatch.setattr(registry, "loadable", lambda: list(known))
     monkeypatch.setattr(registry, "load", known.__getitem__)
-    monkeypatch.setattr(faces, "find", lambda image: [FACE, FACE])
+    monkeypatch.setattr(faces, "find_faces", lambda image: [FACE, FACE])
     return known
 
 
@@ -123,30 +123,30 @@ def test_every_detector_is_asked_about_its_own_crop(both, monkeypatch):
     for name, detector in both.items():
         detector.network.register_forward_hook(lambda _net, inputs, _out, name=name: asked.update({name: inputs[0]}))
     picture = photo()
-    judged = verdicts.judge(picture)
-    own = images.to_tensor(alignment.align(picture, FACE, "deepfakebench", 256).crop)
+    judged = predict.judge_faces(picture)
+    own = images.to_tensor(alignment.align_face(picture, FACE, "deepfakebench", 256).crop)
     assert torch.equal(asked["wide"], torch.cat([own, own]))
     # What embedded detectors are asked, and answer, is what it was without views.
     crop = images.to_tensor(judged[0].aligned.crop)
     assert torch.equal(asked["toy"], torch.cat([crop, crop]))
     assert judged[0].p_fake["toy"] == round(both["toy"].p_fake(torch.cat([crop, crop])).tolist()[0], 6)
     assert judged[0].p_fake["wide"] == round(both["wide"].p_fake(own)[0].item(), 6)
-    assert verdicts.judge(picture, [])[0].p_fake == {}
+    assert predict.judge_faces(picture, [])[0].p_fake == {}
 
 
 def test_the_embedded_detectors_see_the_bare_crop():
     picture = photo()
-    aligned = alignment.align(picture, FACE, verdicts.TEMPLATE, registry.EMBEDDED_SIZE)
+    aligned = alignment.align_face(picture, FACE, predict.EMBEDDED_TEMPLATE, registry.EMBEDDED_SIZE)
     crops = images.to_tensor(aligned.crop)
     for name in registry.loadable("embedded"):
-        assert verdicts.seen_by(registry.card(name), crops, views.Source(picture, aligned)) is crops
+        assert predict.cut_for_detector(registry.card(name), crops, alignment.CroppedPhoto(picture, aligned)) is crops
 
 
 def test_a_search_turns_a_detector_through_its_own_crop(both):
     picture = np.full((400, 420, 3), 200, dtype=np.uint8)
-    found = finish(explain_photo(picture, "wide", SearchSettings(kappa=0.1), inverter=toy_inverter(128)))
+    found = finish(find_counterfactual(picture, "wide", SearchSettings(kappa=0.1), inverter=toy_inverter(128)))
     assert found.flipped and found.p_fake["original"] == pytest.approx(
-        both["wide"].p_fake(images.to_tensor(alignment.align(picture, FACE, "deepfakebench", 256).crop)).item()
+        both["wide"].p_fake(images.to_tensor(alignment.align_face(picture, FACE, "deepfakebench", 256).crop)).item()
     )
     # The crop is smaller than what the detector sees, so it has to be darkened by more than the 27 levels otherwise.
     assert found.search.steps[0] > 9 and (found.counterfactual == 200 - 3 * int(found.search.steps[0])).all()

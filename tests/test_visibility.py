@@ -5,15 +5,13 @@ import torch
 from torch import nn
 
 from backend import examples, images, settings, weights
-from backend.counterfactual.search import search
-from backend.counterfactual.search_settings import SearchSettings
-from backend.counterfactual.step_lengths import LONGEST
-from backend.counterfactual.story import explain_photo
+from backend.counterfactual.photo import find_counterfactual
+from backend.counterfactual.search import LONGEST_STEP, SearchSettings, search
 from backend.errors import UserError
-from backend.generators import inversion, visibility
+from backend.generators import inversion
 from backend.generators.inversion import Inverter
 from backend.progress import finish
-from backend.training import install, modelcard
+from backend.training import install
 from tests.test_inversion import CHANNELS, codes, small_inverter
 from tests.toys import DARKER, ROWS, STEP, grey, toy_detector, toy_inverter
 
@@ -42,22 +40,24 @@ class Inverse(nn.Module):
 def test_visibility_of_a_linear_generator_is_its_gains():
     # A change of +-1 moves every pixel by its gain in [-1, 1], and by half of it in [0, 1].
     inverter = Inverter(Weighted(), Inverse(), torch.zeros(len(GAINS), 192), "toy", "embedded", STEP)
-    assert visibility.measure(inverter, faces=3) == pytest.approx([gain / 2 for gain in GAINS], rel=0.01)
+    assert inversion.measure_row_visibility(inverter, faces=3) == pytest.approx([gain / 2 for gain in GAINS], rel=0.01)
 
 
 def test_it_repeats_and_depends_on_the_seed():
     inverter = small_inverter()
-    found = visibility.measure(inverter)
-    assert found == visibility.measure(inverter) and len(found) == inverter.rows
-    assert visibility.measure(inverter, seed=1) != found
+    found = inversion.measure_row_visibility(inverter)
+    assert found == inversion.measure_row_visibility(inverter) and len(found) == inverter.rows
+    assert inversion.measure_row_visibility(inverter, seed=1) != found
 
 
 def test_the_shipped_numbers_are_those_of_the_shipped_networks():
-    drawing, encoding = (weights.entry(name).options for name in ("generator", "encoder"))
+    drawing, encoding = (weights.find_entry(name).options for name in ("generator", "encoder"))
     files = (weights.load_entry(name) for name in ("generator", "encoder"))
-    inverter = inversion.from_tensors(*files, drawing, encoding, "generator")  # on the CPU, where they were measured
-    assert list(inverter.visibility) == list(inversion.load().visibility) == encoding["visibility"]
-    assert visibility.measure(inverter) == pytest.approx(inverter.visibility, rel=0.02)
+    inverter = inversion.build_embedded_inverter(
+        *files, drawing, encoding, "generator"
+    )  # on the CPU, where they were measured
+    assert list(inverter.visibility) == list(inversion.load_embedded_inverter().visibility) == encoding["visibility"]
+    assert inversion.measure_row_visibility(inverter) == pytest.approx(inverter.visibility, rel=0.02)
 
 
 def run(visible, **chosen):
@@ -106,7 +106,7 @@ def test_an_unknown_way_of_steps_is_refused():
 
 def test_a_row_that_shows_nothing_does_not_run_away():
     found = run([0.0] + [1.0] * 11, steps=1)
-    assert found.lengths[0].item() == pytest.approx(LONGEST * STEP)
+    assert found.lengths[0].item() == pytest.approx(LONGEST_STEP * STEP)
     assert found.codes.isfinite().all()
 
 
@@ -124,7 +124,7 @@ def test_a_search_in_a_tuned_generator_keeps_them():
 def test_faces_turn_sooner_and_stay_closer_than_with_equal_steps():
     face = images.read(examples.FOLDER / "swapped_1.png")
     ours, paper = (
-        finish(explain_photo(face, "xception", SearchSettings(lengths=lengths))).record()
+        finish(find_counterfactual(face, "xception", SearchSettings(lengths=lengths))).record()
         for lengths in ("visible", "equal")
     )
     assert ours["flipped"] and paper["flipped"]
@@ -135,7 +135,7 @@ def test_faces_turn_sooner_and_stay_closer_than_with_equal_steps():
 
 def test_rows_are_measured_once_generator_and_encoder_are_there(tmp_path, monkeypatch, caplog):
     changed = settings.Settings(weights_dir=tmp_path / "weights")
-    for module in (install, weights, modelcard):
+    for module in (install, weights, install):
         monkeypatch.setattr(module, "SETTINGS", changed)
     changed.weights_dir.mkdir()
     saved = small_inverter()
@@ -150,17 +150,17 @@ def test_rows_are_measured_once_generator_and_encoder_are_there(tmp_path, monkey
         "channels": {str(k): v for k, v in CHANNELS.items()},
     }
     read = {"input_size": 32, "width": 0.0625}
-    weights.entries.cache_clear()
+    weights.read_entries.cache_clear()
     try:
         for number, (name, options) in enumerate((("encoder", read), ("generator", drawn))):
-            install.install(name, tmp_path / f"{name}.safetensors", options, "photographs")
-            install.measure_rows()
-            assert ("visibility" in weights.entry("encoder").options) == (number == 1)
-        measured = weights.entry("encoder").options["visibility"]
-        assert measured == pytest.approx(visibility.measure(saved), rel=0.05)
-        install.install("encoder", tmp_path / "encoder.safetensors", {"width": 0.25}, "photographs")
-        install.measure_rows()  # an entry that does not say what is in its file
-        assert "visibility" not in weights.entry("encoder").options
+            install.install_weights(name, tmp_path / f"{name}.safetensors", options, "photographs")
+            install.note_visibility()
+            assert ("visibility" in weights.find_entry("encoder").options) == (number == 1)
+        measured = weights.find_entry("encoder").options["visibility"]
+        assert measured == pytest.approx(inversion.measure_row_visibility(saved), rel=0.05)
+        install.install_weights("encoder", tmp_path / "encoder.safetensors", {"width": 0.25}, "photographs")
+        install.note_visibility()  # an entry that does not say what is in its file
+        assert "visibility" not in weights.find_entry("encoder").options
         assert "do not fit" in caplog.text
     finally:
-        weights.entries.cache_clear()
+        weights.read_entries.cache_clear()

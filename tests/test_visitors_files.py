@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from backend import visitors_files
+from backend import runtime
 
 
 @pytest.mark.skipif(os.name != "posix", reason="process numbers are asked for in the way of POSIX")
@@ -16,14 +16,14 @@ def test_a_private_folder_goes_with_its_process_or_after_it(tmp_path: Path, monk
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     gone = subprocess.Popen([sys.executable, "-c", "pass"])
     gone.wait()
-    killed = tmp_path / f"{visitors_files.PREFIX}{gone.pid}-x"  # its process is no more
-    before = tmp_path / f"{visitors_files.PREFIX}{os.getpid()}-x"  # our number, of a process before us
-    other = tmp_path / f"{visitors_files.PREFIX}{os.getppid()}-x"  # its process runs
-    strange = tmp_path / f"{visitors_files.PREFIX}notes-x"
+    killed = tmp_path / f"{runtime.FOLDER_PREFIX}{gone.pid}-x"  # its process is no more
+    before = tmp_path / f"{runtime.FOLDER_PREFIX}{os.getpid()}-x"  # our number, of a process before us
+    other = tmp_path / f"{runtime.FOLDER_PREFIX}{os.getppid()}-x"  # its process runs
+    strange = tmp_path / f"{runtime.FOLDER_PREFIX}notes-x"
     for folder in (killed, before, other, strange):
         folder.mkdir()
         (folder / "photo.png").write_bytes(b"x")
-    first, second = visitors_files.private_folder(), visitors_files.private_folder()
+    first, second = runtime.private_folder(), runtime.private_folder()
     assert first.stat().st_mode & 0o777 == 0o700
     assert first.exists() and second.exists() and other.exists() and strange.exists()
     assert not killed.exists() and not before.exists()

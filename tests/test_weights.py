@@ -20,7 +20,7 @@ class Hostile:
 
 def shipped() -> dict[str, weights.Entry]:
     """Return the entries whose files are part of the repository."""
-    return {name: entry for name, entry in weights.entries().items() if entry.profile == "embedded"}
+    return {name: entry for name, entry in weights.read_entries().items() if entry.profile == "embedded"}
 
 
 def test_every_entry_is_here_and_verified():
@@ -43,7 +43,7 @@ def test_every_file_in_weights_is_named_in_the_registry():
 
 def test_an_unknown_name_is_answered_with_the_known_ones():
     with pytest.raises(UserError, match="Choose one of"):
-        weights.entry("nothing")
+        weights.find_entry("nothing")
 
 
 def test_a_pickle_with_code_is_refused_and_not_run(tmp_path, capsys):

@@ -10,14 +10,13 @@ import pytest
 
 from backend import runtime, weights
 from backend.errors import UserError
-from backend.generators import choice
-from backend.hub import catalogue
+from backend.generators import inversion
+from backend.hub import catalogue, fetching
 from backend.hub.fetching import Fetched
 from backend.progress import Step
 from backend.settings import SETTINGS
-from tabs import choosers, where, where_words
-from tabs.choosers import Choosers
-from tabs.where import WherePanel
+from tabs import models as tabs_models
+from tabs.models import Choosers, ModelsPanel
 from tests import pictures, running
 from tests.hub_server import HubServer
 
@@ -28,42 +27,42 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture
-def panel(tmp_path, monkeypatch) -> WherePanel:
+def panel(tmp_path, monkeypatch) -> ModelsPanel:
     """Return the panel of a page with two choosers, and an empty cache."""
     settings = replace(SETTINGS, cache_dir=tmp_path)
-    for module in (weights, where):
+    for module in (weights, tabs_models):
         monkeypatch.setattr(module, "SETTINGS", settings)
     with gr.Blocks():
-        return WherePanel(Choosers([choosers.detector()], [choosers.generator()]))
+        return ModelsPanel(Choosers([tabs_models.detector_chooser()], [tabs_models.generator_chooser()]))
 
 
 def test_everything_here_is_listed_with_size_and_licence(panel, monkeypatch):
     monkeypatch.setattr(runtime, "_loaded", {"detector xception": 1, "inverter generator": 1})
-    models = {model.name: model for model in catalogue.models()}
+    models = {model.name: model for model in catalogue.list_models()}
     assert {model.state for name, model in models.items() if name in {"xception", "generator", "encoder"}} == {"loaded"}
     assert models["trnet"].state == "here" and models["ffhq_1024"].state == "absent"
     assert models["xception"].bytes == (SETTINGS.weights_dir / "xception.safetensors").stat().st_size
     for model in models.values():
         assert model.title and model.use and model.licence
-    text = where_words.present(list(models.values()))
+    text = tabs_models.present_table(list(models.values()))
     assert "Xception" in text and "non-commercial research and teaching" in text and "FFHQ" not in text
 
 
 def test_only_what_a_tab_uses_is_offered(panel):
-    offered = {name: label for label, name in where_words.choices(catalogue.models())}
+    offered = {name: label for label, name in tabs_models.fetchable_choices(catalogue.list_models())}
     assert {"ffhq_1024", "xception_ffpp", NAME, "facenet"} <= offered.keys()
     assert not {"xception", "f3net_ffpp", "ucf_ffpp", "face_parsing"} & offered.keys()
     assert (
         offered["ffhq_1024"] == "FFHQ 1024 (Hub), 1,202 MB" and offered[NAME] == "EfficientNet-B0 (FF++), about 21 MB"
     )
-    text = where_words.fetchable(catalogue.models())
+    text = tabs_models.fetchable_html(catalogue.list_models())
     assert "F3-Net (FF++) (f3net_ffpp)" in text and "--from FILE" in text and "<td>about 21 MB</td>" in text
 
 
 def test_the_hub_profile_says_what_is_missing(panel, monkeypatch):
-    assert "Not fetched yet" not in where_words.place(catalogue.models())
-    monkeypatch.setattr(where_words, "SETTINGS", replace(SETTINGS, profile="hub"))
-    text = where_words.place(catalogue.models())
+    assert "Not fetched yet" not in tabs_models.place_html(catalogue.list_models())
+    monkeypatch.setattr(tabs_models, "SETTINGS", replace(SETTINGS, profile="hub"))
+    text = tabs_models.place_html(catalogue.list_models())
     assert "Not fetched yet: FFHQ 1024 (Hub), Xception (FF++)" in text and "Everything works with the models" in text
 
 
@@ -78,15 +77,15 @@ def test_a_fetched_model_is_in_the_choosers_at_once(panel, tmp_path, monkeypatch
         yield Step(1, 2, "half of it")
         return Fetched(name, tmp_path, "", "", "", 1, pinned=True, seconds=0.1, summary="It is here.")
 
-    monkeypatch.setattr(where.fetching, "fetching", done)
+    monkeypatch.setattr(fetching, "fetch_model", done)
     *_, last = panel._fetch(NAME)
     assert NAME in [name for _, name in detectors.choices]
     assert [name for _, name in last[detectors].choices] == [name for _, name in detectors.choices]
     assert ("FFHQ 1024 (Hub)", "ffhq_1024") in last[generators].choices and last[generators].visible
     assert last[panel.note] == "**Fetched.** It is here." and last[panel.fetch].interactive
     assert NAME not in [name for _, name in last[panel.model].choices]
-    monkeypatch.setattr(choice, "SETTINGS", replace(SETTINGS, profile="hub"))
-    assert choice.usual() == "ffhq_1024" and panel._begin_page()[generators].value == "ffhq_1024"
+    monkeypatch.setattr(inversion, "SETTINGS", replace(SETTINGS, profile="hub"))
+    assert inversion.default_generator() == "ffhq_1024" and panel._begin_page()[generators].value == "ffhq_1024"
 
 
 def test_a_stop_ends_the_download(panel, monkeypatch):
@@ -99,7 +98,7 @@ def test_a_stop_ends_the_download(panel, monkeypatch):
         finally:
             ended.append(True)
 
-    monkeypatch.setattr(where.fetching, "fetching", endless)
+    monkeypatch.setattr(fetching, "fetch_model", endless)
     job = panel._fetch(NAME)
     next(job), next(job)
     job.close()
@@ -107,12 +106,12 @@ def test_a_stop_ends_the_download(panel, monkeypatch):
 
 
 def test_where_it_is_switched_off_nobody_fetches(panel, monkeypatch):
-    monkeypatch.setattr(where, "SETTINGS", replace(SETTINGS, fetch=False))
+    monkeypatch.setattr(tabs_models, "SETTINGS", replace(SETTINGS, fetch=False))
     with pytest.raises(UserError, match="Visitors cannot fetch models here"):
         next(panel._fetch(NAME))
     assert panel._look()[panel.asking].visible is False
     with gr.Blocks():
-        closed = WherePanel(Choosers([], []))
+        closed = ModelsPanel(Choosers([], []))
     assert "switched it off" in closed.note.value and closed.asking.visible is False
 
 

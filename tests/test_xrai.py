@@ -4,10 +4,10 @@ import torch
 from saliency.core import INPUT_OUTPUT_GRADIENTS, XRAI, XRAIParameters
 from torch import nn
 
-from backend.detectors.card import Detector
-from backend.explain import ExplainSettings, explain, xrai
-from backend.explain.masking import MaskedFace
-from backend.explain.question import Question
+from backend.detectors.base import Detector
+from backend.explain import xrai
+from backend.explain.base import MaskedFace, Question
+from backend.explain.explanation import ExplainSettings, explain
 from backend.progress import finish
 from tests.patch_toys import face, in_patch, patch_detector
 from tests.toys import grey, toy_detector

@@ -10,22 +10,21 @@ import numpy as np
 from PIL import Image
 
 from backend import images
-from backend.alignment import AlignedFace
+from backend.alignment import AlignedFace, CroppedPhoto
 from backend.errors import UserError
 from backend.evaluate import plots
-from backend.evaluate.layouts import open_data
-from backend.evaluate.metrics.metric import mean
+from backend.evaluate.dataset import open_data
+from backend.evaluate.metrics.base import mean
 from backend.evaluate.plots import Series
-from backend.evaluate.protocols.protocol import Config, Protocol, item
+from backend.evaluate.protocols.base import Protocol, ProtocolConfig, make_item
 from backend.evaluate.tables import Column, Table
 from backend.faces import Face
-from backend.views import Source
 
 LANDMARKS = np.array([[10, 12], [22, 12], [16, 18], [12, 24], [20, 24]], dtype=np.float64)
 
 
 @dataclass(frozen=True)
-class ToyConfig(Config):
+class ToyConfig(ProtocolConfig):
     factors: tuple[int, ...] = (1, 2)
     pause: float = 0.0
     deadly: str = ""  # sample at which a worker dies, until the file `survived` exists
@@ -53,7 +52,7 @@ class ToyProtocol(Protocol):
         return "It is number 0." if name.endswith("0.png") else None
 
     def items(self, data):
-        return [item(sample.name, factor=factor) for sample in data.samples for factor in self.config.factors]
+        return [make_item(sample.name, factor=factor) for sample in data.samples for factor in self.config.factors]
 
     def run_item(self, item, data):
         time.sleep(self.config.pause)
@@ -82,7 +81,7 @@ class ToyProtocol(Protocol):
 
     def plots(self, rows):
         series = [Series("all", [row["factor"] for row in rows], [row["level"] for row in rows])]
-        return [plots.points("levels", "Levels", "Levels by factor.", series, x_label="factor", y_label="level")]
+        return [plots.draw_points("levels", "Levels", "Levels by factor.", series, x_label="factor", y_label="level")]
 
 
 def write_picture(path, level):
@@ -94,7 +93,7 @@ def whole_picture(data, name):
     """Return a picture as the face that was found in it, whose place is all of it."""
     pixels = images.read(data.path(name))
     place = Face((0.0, 0.0, 32.0, 32.0), 1.0, LANDMARKS)
-    return Source(pixels, AlignedFace(pixels, np.eye(2, 3), "embedded", resampled=False, face=place))
+    return CroppedPhoto(pixels, AlignedFace(pixels, np.eye(2, 3), "embedded", resampled=False, face=place))
 
 
 def toy_data(folder, count=3, white=False):

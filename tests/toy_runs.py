@@ -2,7 +2,8 @@
 
 import pickle
 
-from backend.evaluate import engines, rows, runs
+from backend.evaluate import engines, runs
+from backend.evaluate import store as evaluate_store
 from backend.evaluate.store import Store
 from backend.progress import finish
 from tests.toy_protocol import ToyConfig, ToyProtocol, toy_data
@@ -19,13 +20,13 @@ EXPECTED = {
 
 
 def evaluated(protocol, data, out, **options):
-    return finish(runs.evaluate(protocol, data, out, **options))
+    return finish(runs.run_protocol(protocol, data, out, **options))
 
 
 def stored(out):
     store = Store(out)
     try:
-        return [rows.without_timings(row) for row in store.rows()]
+        return [evaluate_store.without_timings(row) for row in store.rows()]
     finally:
         store.close()
 
@@ -66,7 +67,7 @@ class FakePool(engines.Pool):
         if item.key in self.deadly and self.left > 0:
             self.left -= 1
             return [(worker, None)]
-        return [(worker, engines.perform(*self.work, item, f"fake {worker}"))]
+        return [(worker, engines.perform_item(*self.work, item, f"fake {worker}"))]
 
     def stop(self, worker):
         self.running.remove(worker)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from backend.detectors.card import Card, Detector
+from backend.detectors.base import Card, Detector
 from backend.generators.inversion import Inverter
 from backend.generators.stylegan2 import Partial
 

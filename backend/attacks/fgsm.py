@@ -4,9 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from backend.attacks.gradient import Variant, check, descend
-from backend.attacks.result import Attacked
-from backend.detectors.card import Detector
+from backend.attacks.base import Attacked, AttackVariant, check_step_settings, descend_log_odds
+from backend.detectors.base import Detector
 from backend.progress import Job
 
 
@@ -25,12 +24,12 @@ class FGSMSettings:
 
     epsilon: float = 8 / 255
     steps: int = 1
-    variant: Variant = "standard"
+    variant: AttackVariant = "standard"
     seed: int = 0
 
 
 # Artifact-Eraser (2404.08341) works in [-1, 1], where its 2/255 (Celeb-DF; 3 for DFDC, 4 for FF++) is 1/255 here.
-PAPER000 = FGSMSettings(epsilon=1 / 255, steps=8, variant="paper000")
+ARTIFACT_ERASER = FGSMSettings(epsilon=1 / 255, steps=8, variant="paper000")
 
 
 def attack(
@@ -48,13 +47,13 @@ def attack(
         UserError: A setting is out of its range.
     """
     chosen = settings or FGSMSettings()
-    check(chosen.variant, {"epsilon": chosen.epsilon}, chosen.steps)
+    check_step_settings(chosen.variant, {"epsilon": chosen.epsilon}, chosen.steps)
 
     def move(current: Tensor, gradient: Tensor) -> Tensor:
         return (current - chosen.epsilon * gradient.sign()).clamp(0, 1)
 
     return (
-        yield from descend(
+        yield from descend_log_odds(
             "FGSM", images, detector, chosen, move, steps=chosen.steps, variant=chosen.variant, mask=mask
         )
     )

@@ -13,14 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backend import runtime, weights
-from backend.attacks.pixels import inside, judged, put_back
-from backend.attacks.result import Attacked
-from backend.detectors.card import Detector
+from backend.attacks.base import Attacked, judge_attack, mask_region, restore_outside
+from backend.detectors.base import Detector
 from backend.progress import Job, Step
 from backend.runtime import MODEL_LOCK, frozen
 
-ENTRY = "ganprintr"
-CHANNELS = (3, 32, 64, 128)  # of the pictures and after each of the first three convolutions
+GANPRINTR_ENTRY = "ganprintr"
+GANPRINTR_CHANNELS = (3, 32, 64, 128)  # of the pictures and after each of the first three convolutions
 LATENT = 32  # the paper's L that its released code uses
 
 
@@ -36,7 +35,7 @@ class GANprintR(nn.Module):
     def __init__(self, latent: int = LATENT) -> None:
         super().__init__()
         self.latent = latent
-        widths = (*CHANNELS, latent)
+        widths = (*GANPRINTR_CHANNELS, latent)
         pairs = list(itertools.pairwise(widths))
         self.encoder = nn.ModuleList(nn.Conv2d(narrow, wide, 3, padding=1) for narrow, wide in pairs)
         self.decoder = nn.ModuleList(nn.ConvTranspose2d(wide, narrow, 3, padding=1) for narrow, wide in pairs[::-1])
@@ -70,13 +69,13 @@ class GanprintrSettings:
     seed: int = 0
 
 
-def load() -> GANprintR:
+def load_ganprintr() -> GANprintR:
     """Return the process's one copy of the trained autoencoder, frozen, on the device of the settings.
 
     Raises:
         UserError: The model file is missing or damaged.
     """
-    return runtime.loaded(ENTRY, _load)
+    return runtime.load_once(GANPRINTR_ENTRY, _load_trained)
 
 
 def attack(
@@ -100,19 +99,19 @@ def attack(
         UserError: The model file is missing or damaged.
     """
     started = time.perf_counter()
-    network = network or load()
+    network = network or load_ganprintr()
     settings = replace(settings or GanprintrSettings(), latent=network.latent)
     begun = images.detach().to(detector.mean.device)
-    region = inside(mask, begun)
+    region = mask_region(mask, begun)
     with frozen(network, detector), MODEL_LOCK, torch.no_grad():
-        made = put_back(network(begun), begun, region)
-        result = judged("GANprintR", begun, made, detector, settings, started=started)
+        made = restore_outside(network(begun), begun, region)
+        result = judge_attack("GANprintR", begun, made, detector, settings, started=started)
     yield Step(1, 1, "The face passed through the autoencoder.", made[:1].cpu())
     return result
 
 
-def _load() -> GANprintR:
-    latent = int(weights.entry(ENTRY).options.get("latent", LATENT))
+def _load_trained() -> GANprintR:
+    latent = int(weights.find_entry(GANPRINTR_ENTRY).options.get("latent", LATENT))
     network = GANprintR(latent)
-    weights.load_into(network, ENTRY)
+    weights.load_into(network, GANPRINTR_ENTRY)
     return network.to(runtime.device())

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from backend.attacks.gradient import Variant, check, descend, project
-from backend.attacks.result import Attacked
-from backend.detectors.card import Detector
+from backend.attacks.base import Attacked, AttackVariant, check_step_settings, descend_log_odds, project_to_box
+from backend.detectors.base import Detector
 from backend.progress import Job
 
 
@@ -30,12 +29,12 @@ class MIFGSMSettings:
     alpha: float = 2 / 255
     steps: int = 10
     decay: float = 1.0
-    variant: Variant = "standard"
+    variant: AttackVariant = "standard"
     seed: int = 0
 
 
 # Artifact-Eraser (2404.08341) works in [-1, 1], where its 2/255 is 1/255 here.
-PAPER000 = MIFGSMSettings(epsilon=1.0, alpha=1 / 255, steps=8, decay=0.89, variant="paper000")
+ARTIFACT_ERASER = MIFGSMSettings(epsilon=1.0, alpha=1 / 255, steps=8, decay=0.89, variant="paper000")
 
 
 def attack(
@@ -53,7 +52,7 @@ def attack(
         UserError: A setting is out of its range.
     """
     chosen = settings or MIFGSMSettings()
-    check(chosen.variant, {"epsilon": chosen.epsilon, "alpha": chosen.alpha}, chosen.steps)
+    check_step_settings(chosen.variant, {"epsilon": chosen.epsilon, "alpha": chosen.alpha}, chosen.steps)
     original = images.detach().to(detector.mean.device)
     momentum = torch.zeros_like(original)
 
@@ -63,10 +62,10 @@ def attack(
             size = gradient.abs().mean((1, 2, 3), keepdim=True)
             gradient = torch.where(size > 0, gradient / size, gradient)  # no slope, no step
         momentum = gradient + chosen.decay * momentum
-        return project(current - chosen.alpha * momentum.sign(), original, chosen.epsilon)
+        return project_to_box(current - chosen.alpha * momentum.sign(), original, chosen.epsilon)
 
     return (
-        yield from descend(
+        yield from descend_log_odds(
             "MIFGSM", images, detector, chosen, move, steps=chosen.steps, variant=chosen.variant, mask=mask
         )
     )

@@ -1,8 +1,8 @@
 """NES: a black-box attack that estimates the gradient from answers alone (Ilyas et al. 2018, arXiv 1804.08598).
 
 Algorithm 1 of Adv-XAI-Deepfakes (2502.03957), with the projection of Hussain et al. (2021, arXiv 2002.12749).
-Every iteration asks the detector about pairs of pictures with the same noise added and subtracted, weighs the
-noise with the difference of the answers, and steps along the sign of the sum. A face stops once it is called real.
+Every iteration asks the detector about pairs of pictures with the same noise added and subtracted, weights the noise
+by the difference of the answers, and steps along the sign of the sum. A face stops once it is called real.
 """
 
 import math
@@ -14,18 +14,59 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from backend.attacks.base import Attacked, attack_in_words, mask_region
 from backend.attacks.pgd import PGDSettings
-from backend.attacks.pixels import inside, told
-from backend.attacks.probes import Noise, batches, draw, noise_source
-from backend.attacks.result import Attacked
-from backend.detectors.card import THRESHOLD, Detector
-from backend.detectors.inference import Judge
+from backend.detectors.base import THRESHOLD, Detector
+from backend.detectors.predict import BatchedDetector
 from backend.errors import UserError
 from backend.progress import Job, Step
 
-Mode = Literal["projected", "as_released"]
-Objective = Literal["probability", "log_odds", "auto"]
-CHOICES = {"mode": get_args(Mode), "objective": get_args(Objective), "noise": get_args(Noise)}
+ProbeNoise = Literal["channel", "grey"]
+
+
+def probe_noise_source(seed: int, place: int, device: torch.device) -> torch.Generator:
+    """Return the source of the noise of the face at a place in the batch; no other face draws from it."""
+    return torch.Generator(device).manual_seed(seed * 1_000_003 + place)
+
+
+def draw_probe_noise(source: torch.Generator, pairs: int, picture: Tensor, noise: ProbeNoise) -> Tensor:
+    """Draw standard normal noise (pairs, 3, H, W) for a picture (3, H, W); grey noise is (pairs, 1, H, W)."""
+    channels = len(picture) if noise == "channel" else 1
+    return torch.randn(pairs, channels, *picture.shape[1:], generator=source, device=picture.device)
+
+
+def batch_probe_pairs(places: list[int], pairs: int, batch: int) -> Iterator[list[tuple[int, int]]]:
+    """Divide the pairs of several faces into batches.
+
+    Args:
+        places: Which faces are asked about.
+        pairs: How many pairs each face has.
+        batch: How many pictures at most one batch has, at least 2.
+
+    Yields:
+        For every batch, the faces in it and how many of their pairs; both pictures of a pair are in one batch.
+    """
+    room = batch // 2
+    work: list[tuple[int, int]] = []
+    for place in places:
+        left = pairs
+        while left:
+            taken = min(left, room)
+            work.append((place, taken))
+            left, room = left - taken, room - taken
+            if not room:
+                yield work
+                work, room = [], batch // 2
+    if work:
+        yield work
+
+
+NESMode = Literal["projected", "as_released"]
+
+NESObjective = Literal["probability", "log_odds", "auto"]
+
+NES_CHOICES = {"mode": get_args(NESMode), "objective": get_args(NESObjective), "noise": get_args(ProbeNoise)}
+
 SATURATED = 11.5  # log-odds; beyond them a probability is within 1e-5 of 0 or 1, and its differences lose their bits
 
 
@@ -57,9 +98,9 @@ class NESSettings:
     alpha: float = 1 / 255
     delta: float = 16 / 255
     iterations: int = 80
-    mode: Mode = "projected"
-    objective: Objective | None = None
-    noise: Noise | None = None
+    mode: NESMode = "projected"
+    objective: NESObjective | None = None
+    noise: ProbeNoise | None = None
     kappa: float = 0.0
     early_stop: bool = True
     seed: int = 0
@@ -71,7 +112,7 @@ class NESSettings:
         Raises:
             UserError: A setting is out of its range.
         """
-        for name, known in CHOICES.items():
+        for name, known in NES_CHOICES.items():
             if getattr(self, name) not in known and (name == "mode" or getattr(self, name) is not None):
                 raise UserError(f"There is no {name} {getattr(self, name)}.", f"Use one of: {', '.join(known)}.")
         for name in ("sigma", "alpha", "delta"):
@@ -104,7 +145,7 @@ class NESAttacked(Attacked):
     released_calls: int
 
 
-def white_box(settings: NESSettings) -> PGDSettings:
+def white_box_settings(settings: NESSettings) -> PGDSettings:
     """Return PGD with the same budget: a shortcut for detectors whose gradient is known, 2 * probes calls cheaper.
 
     It is another attack: it sees the gradient, does not stop early, and rounds to 8 bits. A result that used it
@@ -133,7 +174,7 @@ def attack(
     settings = settings or NESSettings()
     settings.check()
     started = time.perf_counter()
-    state = _State(images, detector, settings, mask)
+    state = _NESState(images, detector, settings, mask)
     for number in range(settings.iterations + 1):
         state.test(number)
         yield Step(number, settings.iterations, state.message(), state.current[:1].cpu(), state.values())
@@ -145,23 +186,23 @@ def attack(
     return state.result(time.perf_counter() - started)
 
 
-class _State:
+class _NESState:
     """What an attack knows between two steps; every tensor has one entry a face."""
 
     def __init__(self, images: Tensor, detector: Detector, settings: NESSettings, mask: Tensor | None) -> None:
         self.settings, self.card = settings, detector.card
-        self.judge = Judge(detector, settings.batch)
+        self.judge = BatchedDetector(detector, settings.batch)
         self.original = images.detach().to(self.judge.device, torch.float32).contiguous()
-        self.region = inside(mask, self.original)
+        self.region = mask_region(mask, self.original)
         released = settings.mode == "as_released"
         self.objective = settings.objective or ("probability" if released else "auto")
-        self.noise: Noise = settings.noise or ("grey" if released else "channel")
+        self.noise: ProbeNoise = settings.noise or ("grey" if released else "channel")
         # One unit of sigma, alpha and delta, in values of a picture: (3, 1, 1).
         self.unit = detector.std[0].detach() if released else torch.ones_like(detector.std[0])
         self.current = self.original.clone()
         self.gradient = torch.zeros_like(self.original)
         count = len(self.original)
-        self.sources = [noise_source(settings.seed, place, self.judge.device) for place in range(count)]
+        self.sources = [probe_noise_source(settings.seed, place, self.judge.device) for place in range(count)]
         self.logit = torch.zeros(count, device=self.judge.device)
         self.active = torch.ones_like(self.logit, dtype=torch.bool)
         self.used_log_odds = torch.zeros_like(self.active)
@@ -181,8 +222,10 @@ class _State:
     def estimate(self) -> Iterator[None]:
         """Estimate the gradient of the active faces, and pause after every batch."""
         self.gradient.zero_()
-        for work in batches(self.active.nonzero().flatten().tolist(), self.settings.probes, self.judge.batch):
-            noises = [draw(self.sources[place], pairs, self.current[place], self.noise) for place, pairs in work]
+        for work in batch_probe_pairs(self.active.nonzero().flatten().tolist(), self.settings.probes, self.judge.batch):
+            noises = [
+                draw_probe_noise(self.sources[place], pairs, self.current[place], self.noise) for place, pairs in work
+            ]
             probes = [self._probes(place, noise) for (place, _), noise in zip(work, noises, strict=True)]
             answers = self.judge.logit_fake(torch.cat(probes)).split([2 * pairs for _, pairs in work])
             for (place, pairs), noise, answer in zip(work, noises, answers, strict=True):
@@ -245,7 +288,7 @@ class _State:
         flipped = ~already_real & (after < THRESHOLD)
         original, made, iterations = self.original.cpu(), self.current.cpu(), self.iterations.cpu()
         released = (2 * self.settings.probes + 1) * iterations + (iterations < self.settings.iterations)
-        summary = told("NES", self.card.title, original, made, already_real, flipped, before, after)
+        summary = attack_in_words("NES", self.card.title, original, made, already_real, flipped, before, after)
         return NESAttacked(
             images=made,
             p_before=before,
@@ -257,13 +300,13 @@ class _State:
             call_count=self.judge.calls,
             settings=self.settings,
             seconds=seconds,
-            summary=f"{summary} {_flag(already_real, flipped)}".strip(),
+            summary=f"{summary} {_never_flipped_in_words(already_real, flipped)}".strip(),
             used_log_odds=self.used_log_odds.cpu(),
             released_calls=int(released.sum()),
         )
 
 
-def _flag(already_real: Tensor, flipped: Tensor) -> str:
+def _never_flipped_in_words(already_real: Tensor, flipped: Tensor) -> str:
     """Say how many faces never flipped; their pictures are those of the last iteration."""
     never = int((~already_real & ~flipped).sum())
     if not never:

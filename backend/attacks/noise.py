@@ -10,9 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from backend.attacks.pixels import inside, judged, put_back
-from backend.attacks.result import Attacked
-from backend.detectors.card import Detector
+from backend.attacks.base import Attacked, judge_attack, mask_region, restore_outside
+from backend.detectors.base import Detector
 from backend.errors import UserError
 from backend.progress import Job, Step
 from backend.runtime import MODEL_LOCK, frozen
@@ -63,13 +62,13 @@ def attack(
     settings.check()
     started = time.perf_counter()
     original = images.detach().to(detector.mean.device)
-    region = inside(mask, original)
+    region = mask_region(mask, original)
     generator = torch.Generator().manual_seed(settings.seed)  # on the CPU, so that every device draws the same
     share = torch.rand(len(original), 1, 1, 1, generator=generator)
     strength = settings.low + (settings.high - settings.low) * share
     noise = strength * torch.randn(original.shape, generator=generator)
-    made = put_back(original + noise.to(original.device), original, region)
+    made = restore_outside(original + noise.to(original.device), original, region)
     with frozen(detector), MODEL_LOCK:
-        result = judged("Noise", original, made, detector, settings, started=started)
+        result = judge_attack("Noise", original, made, detector, settings, started=started)
     yield Step(1, 1, "Noise was added.", made[:1].cpu())
     return result

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from backend.attacks.gradient import Variant, check, descend, project
-from backend.attacks.result import Attacked
-from backend.detectors.card import Detector
+from backend.attacks.base import Attacked, AttackVariant, check_step_settings, descend_log_odds, project_to_box
+from backend.detectors.base import Detector
 from backend.progress import Job
 
 
@@ -33,11 +32,11 @@ class PGDSettings:
     steps: int = 40
     seed: int = 0
     random_start: bool = True
-    variant: Variant = "standard"
+    variant: AttackVariant = "standard"
 
 
 # Artifact-Eraser (2404.08341) works in [-1, 1]: its steps of 2/255 and its box of 25/255 are half as large here.
-PAPER000 = PGDSettings(epsilon=12.5 / 255, alpha=1 / 255, steps=8, random_start=False, variant="paper000")
+ARTIFACT_ERASER = PGDSettings(epsilon=12.5 / 255, alpha=1 / 255, steps=8, random_start=False, variant="paper000")
 
 
 def attack(
@@ -55,7 +54,7 @@ def attack(
         UserError: A setting is out of its range.
     """
     chosen = settings or PGDSettings()
-    check(chosen.variant, {"epsilon": chosen.epsilon, "alpha": chosen.alpha}, chosen.steps)
+    check_step_settings(chosen.variant, {"epsilon": chosen.epsilon, "alpha": chosen.alpha}, chosen.steps)
     original = images.detach().to(detector.mean.device)
 
     def start(faces: Tensor) -> Tensor:
@@ -69,10 +68,10 @@ def attack(
         moved = current - chosen.alpha * gradient.sign()
         if chosen.variant == "paper000":
             return original + (moved - original).clamp(-chosen.epsilon, chosen.epsilon)
-        return project(moved, original, chosen.epsilon)
+        return project_to_box(moved, original, chosen.epsilon)
 
     return (
-        yield from descend(
+        yield from descend_log_odds(
             "PGD", images, detector, chosen, move, steps=chosen.steps, variant=chosen.variant, mask=mask, start=start
         )
     )

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from backend.detectors.frequency import dct2
-from backend.detectors.xception import scaled
+from backend.detectors.base import scale_channels
+from backend.signals import dct2
 
 TINY = 1e-12  # keeps the logarithm of a coefficient finite
 
@@ -23,7 +23,7 @@ class DCTA(nn.Module):
 
     def __init__(self, input_size: int = 128, width: float = 1.0, classes: int = 2) -> None:
         super().__init__()
-        c8, c16, c32 = (scaled(channels, width) for channels in (8, 16, 32))
+        c8, c16, c32 = (scale_channels(channels, width) for channels in (8, 16, 32))
         self.register_buffer("mean", torch.zeros(3, input_size, input_size))
         self.register_buffer("std", torch.ones(3, input_size, input_size))
         self.conv1 = nn.Conv2d(3, 3, 3, padding=1)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backend.detectors.checkpoints import matched
+from backend.weights import match_checkpoint
 
 VARIANTS = {"efficientnet_b4": "tf_efficientnet_b4"}  # our names to timm's
 B4_WIDTH, B4_DEPTH = 1.4, 1.8  # factors on B0
@@ -124,7 +124,7 @@ def from_deepfakebench(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         UserError: Keys are unknown or missing, or tensors have other shapes.
     """
-    return matched(
+    return match_checkpoint(
         state,
         build_deepfakebench_b4,
         "DeepfakeBench's EfficientNet-B4",
@@ -147,4 +147,4 @@ def from_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         UserError: Keys are unknown or missing, or tensors have other shapes.
     """
-    return matched(state, build_torchvision_b0, "torchvision's EfficientNet-B0 with two outputs")
+    return match_checkpoint(state, build_torchvision_b0, "torchvision's EfficientNet-B0 with two outputs")

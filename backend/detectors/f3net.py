@@ -7,16 +7,18 @@ third part, MixBlock, which joins the branches after blocks 7 and 12, is left ou
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backend.detectors.checkpoints import matched
-from backend.detectors.frequency import band, dct_matrix
 from backend.detectors.xception import UNUSED, Xception
 from backend.images import GREY
+from backend.signals import dct_matrix
+from backend.weights import match_checkpoint
 
 GREY_SCALE = 122.5  # as in the public code, where 127.5 was meant; a network trained with it needs it
+
 LOG_FLOOR = 1e-15
 
 
@@ -36,7 +38,7 @@ class Filter(nn.Module):
     def __init__(self, size: int, low: float, high: float, *, normalised: bool = False) -> None:
         super().__init__()
         self.normalised = normalised
-        self.register_buffer("base", band(size, low, high))
+        self.register_buffer("base", frequency_band(size, low, high))
         self.learnable = nn.Parameter(0.1 * torch.randn(size, size))
         if normalised:
             self.register_buffer("ft_num", self.base.sum())
@@ -174,4 +176,11 @@ def from_deepfakebench(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         UserError: Keys are unknown or missing, or tensors have other shapes.
     """
-    return matched(state, F3Net, "DeepfakeBench's F3-Net", unused=(f"backbone.{UNUSED}",))
+    return match_checkpoint(state, F3Net, "DeepfakeBench's F3-Net", unused=(f"backbone.{UNUSED}",))
+
+
+def frequency_band(size: int, low: float, high: float) -> Tensor:
+    """Return 1 where the frequencies i + j of a (size, size) DCT lie in [low, high], both ends included, else 0."""
+    index = np.arange(size)
+    total = index[:, None] + index[None, :]
+    return torch.from_numpy(((total >= low) & (total <= high)).astype(np.float32))

@@ -5,9 +5,9 @@ import math
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backend.detectors.xception import scaled
+from backend.detectors.base import scale_channels
 
-SOURCES = (
+LF_SOURCES = (
     "real",
     "swap",
     "reconstruction",
@@ -21,9 +21,9 @@ BASE, LARGEST = 1024, 512  # channels at stage 0, and at most
 SLOPE = 0.2
 
 
-def channels(stage: int, width: float = 1.0) -> int:
+def stage_channels(stage: int, width: float = 1.0) -> int:
     """Return the number of channels of a stage: halved with every doubling of the resolution, 512 at most."""
-    return scaled(min(BASE // 2**stage, LARGEST), width)
+    return scale_channels(min(BASE // 2**stage, LARGEST), width)
 
 
 class LF(nn.Module):
@@ -35,16 +35,16 @@ class LF(nn.Module):
         width: Factor on the channels; 1.0 is the published network.
     """
 
-    def __init__(self, sources: tuple[str, ...] = SOURCES, input_size: int = 128, width: float = 1.0) -> None:
+    def __init__(self, sources: tuple[str, ...] = LF_SOURCES, input_size: int = 128, width: float = 1.0) -> None:
         super().__init__()
         self.sources = tuple(sources)
         self.blocks = nn.ModuleDict()
         before = 3
         for stage in range(int(math.log2(input_size)), 2, -1):
-            inner, after = channels(stage - 1, width), channels(stage - 2, width)
-            self.blocks[str(2**stage)] = Block(before, inner, after)
+            inner, after = stage_channels(stage - 1, width), stage_channels(stage - 2, width)
+            self.blocks[str(2**stage)] = LFBlock(before, inner, after)
             before = after
-        last = channels(1, width)
+        last = stage_channels(1, width)
         self.conv = ScaledConv(before, last)
         self.dense1 = ScaledLinear(last * 4 * 4, last, gain=math.sqrt(2))
         self.dense2 = ScaledLinear(last, len(self.sources), gain=1.0)
@@ -58,7 +58,7 @@ class LF(nn.Module):
         return self.dense2(F.leaky_relu(self.dense1(features), SLOPE))
 
 
-class Block(nn.Module):
+class LFBlock(nn.Module):
     """Two convolutions, then the mean of every 2x2 pixels."""
 
     def __init__(self, before: int, inner: int, after: int) -> None:

@@ -1,4 +1,4 @@
-"""MesoNet (Afchar et al. 2018) in the authors' own form, and the conversion of their published weights."""
+"""MesoNet (Afchar et al. 2018): the authors' own form, DeepfakeBench's form, and the conversion of both checkpoints."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,9 +8,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backend.errors import UserError
+from backend.weights import match_checkpoint
 
 KERAS_EPSILON = 1e-3
+
 REDUCTION = 32  # three poolings by 2 and one by 4
+
 SLOPE = 0.1
 
 
@@ -121,12 +124,16 @@ class MesoInception4(nn.Module):
 # Our layers in the order in which the authors' script created theirs: Keras numbers layer names in that order,
 # from a start that depends on what the process had built before.
 BRANCHES = ("a", "b1", "b2", "c1", "c2", "d1", "d2")
+
 CONVOLUTIONS = {
     4: ("conv1", "conv2", "conv3", "conv4"),
     16: (*(f"inception{layer}.{branch}" for layer in (1, 2) for branch in BRANCHES), "conv3", "conv4"),
 }
+
 NORMS = ("bn1", "bn2", "bn3", "bn4")
+
 DENSE = ("head.fc1", "head.fc2")
+
 NORM_PARTS = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
 
 
@@ -198,4 +205,104 @@ def _read_layers(path: Path) -> dict[str, dict[str, Tensor]]:
 def _not_mesonet(path: Path) -> UserError:
     return UserError(
         f"{path.name} is missing or does not hold MesoNet's weights.", "Use one of the four files the authors publish."
+    )
+
+
+DEEPFAKEBENCH_SIZE = 256
+
+DEEPFAKEBENCH_PREFIX = "backbone."
+
+
+def _deepfakebench_conv(inputs: int, outputs: int, kernel: int, dilation: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2 * dilation, dilation=dilation, bias=False)
+
+
+def _deepfakebench_layer(features: Tensor, conv: nn.Module, norm: nn.Module, pool: int) -> Tensor:
+    return F.max_pool2d(norm(torch.relu(conv(features))), pool)
+
+
+class _DeepfakeBenchClassifier(nn.Module):
+    """The two dense layers that both networks end with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(0.5)
+
+    def add_head(self) -> None:
+        """Create the dense layers; called last, so that they are the last ones."""
+        self.fc1 = nn.Linear(16 * (DEEPFAKEBENCH_SIZE // 32) ** 2, 16)
+        self.fc2 = nn.Linear(16, 2)
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Return logits (N, 2) for features (N, 16, 8, 8)."""
+        hidden = F.leaky_relu(self.fc1(self.dropout(features.flatten(1))), 0.1)
+        return self.fc2(self.dropout(hidden))
+
+
+class DeepfakeBenchMeso4(_DeepfakeBenchClassifier):
+    """DeepfakeBench's Meso4."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = _deepfakebench_conv(3, 8, 3), _deepfakebench_conv(8, 8, 5)
+        self.conv3, self.conv4 = _deepfakebench_conv(8, 16, 5), _deepfakebench_conv(16, 16, 5)
+        self.bn1, self.bn2 = nn.BatchNorm2d(8), nn.BatchNorm2d(16)
+        self.add_head()
+
+    def forward(self, faces: Tensor) -> Tensor:
+        """Return logits (N, 2), real then fake, for faces (N, 3, 256, 256) in [-1, 1]."""
+        features = _deepfakebench_layer(faces, self.conv1, self.bn1, 2)
+        features = _deepfakebench_layer(features, self.conv2, self.bn1, 2)
+        features = _deepfakebench_layer(features, self.conv3, self.bn2, 2)
+        return self.classify(_deepfakebench_layer(features, self.conv4, self.bn2, 4))
+
+
+class DeepfakeBenchMesoInception4(_DeepfakeBenchClassifier):
+    """DeepfakeBench's MesoInception4."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for layer, inputs, first in ((1, 3, 1), (2, 11, 2)):
+            self.add_module(f"Incption{layer}_conv1", _deepfakebench_conv(inputs, first, 1))
+            for branch, channels in ((2, 4), (3, 4), (4, 2)):
+                self.add_module(f"Incption{layer}_conv{branch}_1", _deepfakebench_conv(inputs, channels, 1))
+                self.add_module(
+                    f"Incption{layer}_conv{branch}_2", _deepfakebench_conv(channels, channels, 3, dilation=branch - 1)
+                )
+            self.add_module(f"Incption{layer}_bn", nn.BatchNorm2d(first + 10))
+        self.conv1, self.conv2 = _deepfakebench_conv(12, 16, 5), _deepfakebench_conv(16, 16, 5)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.add_head()
+
+    def _inception(self, features: Tensor, layer: int) -> Tensor:
+        def run(name: str, inputs: Tensor) -> Tensor:
+            return self.get_submodule(f"Incption{layer}_{name}")(inputs)
+
+        branches = [run(f"conv{branch}_2", run(f"conv{branch}_1", features)) for branch in (2, 3, 4)]
+        return F.max_pool2d(run("bn", torch.cat([run("conv1", features), *branches], dim=1)), 2)
+
+    def forward(self, faces: Tensor) -> Tensor:
+        """Return logits (N, 2), real then fake, for faces (N, 3, 256, 256) in [-1, 1]."""
+        features = self._inception(self._inception(faces, 1), 2)
+        features = _deepfakebench_layer(features, self.conv1, self.bn1, 2)
+        return self.classify(_deepfakebench_layer(features, self.conv2, self.bn1, 4))
+
+
+def meso4_from_deepfakebench(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Turn a DeepfakeBench Meso4 checkpoint (`backbone.*`) into a state of `DeepfakeBenchMeso4()`.
+
+    Raises:
+        UserError: Keys are unknown or missing, or tensors have other shapes.
+    """
+    return match_checkpoint(state, DeepfakeBenchMeso4, "DeepfakeBench's Meso4", prefix=DEEPFAKEBENCH_PREFIX)
+
+
+def mesoinception4_from_deepfakebench(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Turn a DeepfakeBench MesoInception4 checkpoint (`backbone.*`) into a state of `DeepfakeBenchMesoInception4()`.
+
+    Raises:
+        UserError: Keys are unknown or missing, or tensors have other shapes.
+    """
+    return match_checkpoint(
+        state, DeepfakeBenchMesoInception4, "DeepfakeBench's MesoInception4", prefix=DEEPFAKEBENCH_PREFIX
     )

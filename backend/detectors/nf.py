@@ -7,9 +7,9 @@ hundred of their faces correlate with photographs as much as with their own.
 import torch
 from torch import Tensor, nn
 
-from backend.residuals import correlation, wiener_residual
+from backend.signals import residual_correlation, wiener_residual
 
-SOURCES = ("reconstruction", "edit", "sample")  # kinds of fakes that our generator draws whole
+NF_MAKERS = ("reconstruction", "edit", "sample")  # kinds of fakes that our generator draws whole
 
 
 class NoiseFingerprints(nn.Module):
@@ -22,7 +22,7 @@ class NoiseFingerprints(nn.Module):
 
     fingerprints: Tensor
 
-    def __init__(self, sources: tuple[str, ...] = SOURCES, input_size: int = 128) -> None:
+    def __init__(self, sources: tuple[str, ...] = NF_MAKERS, input_size: int = 128) -> None:
         super().__init__()
         self.sources = tuple(sources)
         self.register_buffer("fingerprints", torch.zeros(len(self.sources), 3, input_size, input_size))
@@ -30,7 +30,7 @@ class NoiseFingerprints(nn.Module):
     def forward(self, faces: Tensor) -> Tensor:
         """Return correlations (N, sources) in [-1, 1] of faces (N, 3, S, S) in [0, 1]."""
         residuals = wiener_residual(faces)
-        return torch.stack([correlation(one, residuals) for one in self.fingerprints], dim=1)
+        return torch.stack([residual_correlation(one, residuals) for one in self.fingerprints], dim=1)
 
     @torch.no_grad()
     def normalise(self) -> None:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from backend.detectors.xception import scaled
+from backend.detectors.base import scale_channels
 
 
 class PatchCNN(nn.Module):
@@ -18,7 +18,7 @@ class PatchCNN(nn.Module):
         from timm.models.xception import Block  # importing timm takes seconds
 
         super().__init__()
-        c32, c64, *blocks = (scaled(channels, width) for channels in (32, 64, 128, 256, 728, 728, 728))
+        c32, c64, *blocks = (scale_channels(channels, width) for channels in (32, 64, 128, 256, 728, 728, 728))
         self.conv1 = nn.Conv2d(3, c32, 3, stride=2, bias=False)
         self.bn1 = nn.BatchNorm2d(c32)
         self.conv2 = nn.Conv2d(c32, c64, 3, bias=False)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from torch import nn
 
 from backend import runtime, weights
-from backend.detectors.card import Card, Detector, ErrorRate
+from backend.detectors.base import Card, Detector, ErrorRate
 from backend.detectors.dct_a import DCTA
 from backend.detectors.efficientnet import (
     build_deepfakebench_b4,
@@ -16,11 +16,10 @@ from backend.detectors.efficientnet import (
     build_torchvision_b0,
 )
 from backend.detectors.f3net import F3Net
-from backend.detectors.lf import LF, SOURCES
+from backend.detectors.lf import LF, LF_SOURCES
 from backend.detectors.mat import MAT
-from backend.detectors.mesonet import Meso4, MesoInception4
-from backend.detectors.mesonet_deepfakebench import DeepfakeBenchMeso4, DeepfakeBenchMesoInception4
-from backend.detectors.nf import SOURCES as MAKERS
+from backend.detectors.mesonet import DeepfakeBenchMeso4, DeepfakeBenchMesoInception4, Meso4, MesoInception4
+from backend.detectors.nf import NF_MAKERS as MAKERS
 from backend.detectors.nf import NoiseFingerprints
 from backend.detectors.patch_cnn import PatchCNN
 from backend.detectors.recce import RECCE
@@ -30,7 +29,7 @@ from backend.errors import UserError
 from backend.settings import SETTINGS
 
 Options = Mapping[str, Any]
-Set = Literal["shipped", "embedded", "plain", "all"]
+DetectorSet = Literal["shipped", "embedded", "plain", "all"]
 UNDEFENDED = "none"  # the defence of the plain set
 EMBEDDED_SIZE = 128  # side in pixels of the faces that embedded detectors take, unless `input_size` says otherwise
 
@@ -97,7 +96,7 @@ def _dct_a(options: Options) -> nn.Module:
 
 
 def _lf(options: Options) -> nn.Module:
-    return LF(tuple(options.get("sources", SOURCES)), _input_size(options), options.get("width", 0.25))
+    return LF(tuple(options.get("sources", LF_SOURCES)), _input_size(options), options.get("width", 0.25))
 
 
 def _nf(options: Options) -> nn.Module:
@@ -170,7 +169,7 @@ def names() -> list[str]:
     return list(ARCHITECTURES)
 
 
-def loadable(which: Set = "shipped") -> list[str]:
+def loadable(which: DetectorSet = "shipped") -> list[str]:
     """Return the detectors that have an entry in the registry of weights, in the order of `names()`.
 
     Args:
@@ -180,7 +179,7 @@ def loadable(which: Set = "shipped") -> list[str]:
     """
     if not (SETTINGS.weights_dir / "registry.toml").exists():
         return []
-    known = weights.entries()
+    known = weights.read_entries()
     if which in {"shipped", "embedded"}:
         own = [name for name in ARCHITECTURES if name in known and known[name].profile == "embedded"]
         return own + (_fetched(known) if which == "shipped" else [])
@@ -216,7 +215,7 @@ def build_embedded(name: str, options: Options) -> nn.Module:
 def card(name: str) -> Card:
     """Return the card of a detector without loading its weights."""
     architecture = _architecture(name)
-    entry = weights.entry(name)
+    entry = weights.find_entry(name)
     options = entry.options
     return Card(
         name=name,
@@ -224,8 +223,8 @@ def card(name: str) -> Card:
         paper=architecture.paper,
         weights=entry.name,
         input_size=_input_size(options),
-        mean=channels(options.get("mean", architecture.mean)),
-        std=channels(options.get("std", architecture.std)),
+        mean=channel_values(options.get("mean", architecture.mean)),
+        std=channel_values(options.get("std", architecture.std)),
         outputs=architecture.outputs,
         cam_layer=architecture.cam_layer,
         trained_on=options["trained_on"],
@@ -240,12 +239,12 @@ def card(name: str) -> Card:
 
 def load(name: str) -> Detector:
     """Return the process's one copy of a detector: trained, frozen, on the device of the settings."""
-    return runtime.loaded(f"detector {name}", lambda: _load(name))
+    return runtime.load_once(f"detector {name}", lambda: _load(name))
 
 
 def _load(name: str) -> Detector:
     facts = card(name)
-    options = weights.entry(name).options
+    options = weights.find_entry(name).options
     network = weights.load_into(build_embedded(name, options), name)
     calibration = {key: float(options[key]) for key in ("temperature", "threshold") if key in options}
     detector = Detector(network, facts, **calibration)
@@ -256,8 +255,8 @@ def _architecture(name: str) -> Architecture:
     """Return an architecture by its own name or by that of an entry, which may carry `architecture`."""
     if name in ARCHITECTURES:
         return ARCHITECTURES[name]
-    if (SETTINGS.weights_dir / "registry.toml").exists() and name in weights.entries():
-        found = (ARCHITECTURES | PUBLISHED).get(weights.entry(name).options.get("architecture", ""))
+    if (SETTINGS.weights_dir / "registry.toml").exists() and name in weights.read_entries():
+        found = (ARCHITECTURES | PUBLISHED).get(weights.find_entry(name).options.get("architecture", ""))
         if found is not None:
             return found
     raise UserError(f"There is no detector named {name}.", f"Choose one of: {', '.join(names())}.")
@@ -271,7 +270,7 @@ def _input_size(options: Options) -> int:
     return int(options.get("input_size", EMBEDDED_SIZE))
 
 
-def channels(value: float | list[float]) -> tuple[float, float, float]:
+def channel_values(value: float | list[float]) -> tuple[float, float, float]:
     """Return one value a channel from one for all or a list of three."""
     red, green, blue = value if isinstance(value, list) else (value, value, value)
     return float(red), float(green), float(blue)

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from backend.detectors.checkpoints import matched
 from backend.errors import UserError
+from backend.weights import match_checkpoint
 
 COMMFOR_RESIZED, COMMFOR_CROP = 440, 384
 # Layers of a block as transformers names them, and as timm does.
@@ -59,7 +59,7 @@ def from_commfor(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         UserError: Keys are unknown or missing, or tensors have other shapes.
     """
-    return matched(state, CommFor, "the community-forensics ViT-S")
+    return match_checkpoint(state, CommFor, "the community-forensics ViT-S")
 
 
 def from_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -76,7 +76,7 @@ def from_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if any(value is None or value.shape != state[key].shape for value in parts):
             raise UserError(f"The attention of {layer} is not whole.", "Use the checkpoint as it is published.")
         renamed[f"{_block(layer)}attn.qkv.{part}"] = torch.cat([value for value in parts if value is not None])
-    return matched(renamed, build_vit_b, "a ViT-B/16 classifier")
+    return match_checkpoint(renamed, build_vit_b, "a ViT-B/16 classifier")
 
 
 def _timm_name(key: str) -> str:

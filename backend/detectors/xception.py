@@ -5,15 +5,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from backend.detectors.checkpoints import matched
+from backend.detectors.base import scale_channels
+from backend.weights import match_checkpoint
 
 UNUSED = "adjust_channel."  # DeepfakeBench saves these layers in every Xception and never runs them
 DROPOUT_HEAD = "last_linear.1."  # how the head is called in a DeepfakeBench model with dropout before it
-
-
-def scaled(channels: int, width: float) -> int:
-    """Return `channels * width`, rounded to a multiple of 8, at least 8."""
-    return max(8, 8 * round(channels * width / 8))
 
 
 class Xception(nn.Module):
@@ -34,7 +30,7 @@ class Xception(nn.Module):
 
         super().__init__()
         c32, c64, c128, c256, c728, c1024, c1536, c2048 = (
-            scaled(channels, width) for channels in (32, 64, 128, 256, 728, 1024, 1536, 2048)
+            scale_channels(channels, width) for channels in (32, 64, 128, 256, 728, 1024, 1536, 2048)
         )
         self.conv1 = nn.Conv2d(inputs, c32, 3, stride=stride, bias=False)
         self.bn1 = nn.BatchNorm2d(c32)
@@ -91,7 +87,7 @@ def from_deepfakebench(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         UserError: Keys are unknown or missing, or tensors have other shapes.
     """
-    return matched(
+    return match_checkpoint(
         state,
         Xception,
         "DeepfakeBench's Xception",

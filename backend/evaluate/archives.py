@@ -12,7 +12,7 @@ from backend.errors import UserError
 from backend.settings import SETTINGS
 
 PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".heic", ".heif", ".avif"}
-LISTS = {".json", ".txt", ".csv", ".md"}  # what data sets carry beside their pictures
+LIST_FILES = {".json", ".txt", ".csv", ".md"}  # what data sets carry beside their pictures
 ARCHIVES = {".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".zst", ".jar"}
 # What archives begin with, whatever they are called.
 SIGNATURES = (
@@ -70,7 +70,7 @@ class Unpacked:
     left_out: tuple[str, ...]
 
 
-def unpack(archive: Path, folder: Path, limits: Limits | None = None) -> Unpacked:
+def unpack_zip(archive: Path, folder: Path, limits: Limits | None = None) -> Unpacked:
     """Unpack a zip of pictures into a folder that does not exist yet.
 
     Args:
@@ -87,10 +87,10 @@ def unpack(archive: Path, folder: Path, limits: Limits | None = None) -> Unpacke
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
         with zipfile.ZipFile(archive) as pack:
-            entries, left_out = _checked(pack.infolist(), limits)
+            entries, left_out = _checked_entries(pack.infolist(), limits)
             left = limits.total
             for entry in entries:
-                left -= _write(pack, entry, unfinished / entry.filename, min(left, limits.single))
+                left -= _write_entry(pack, entry, unfinished / entry.filename, min(left, limits.single))
         unfinished.mkdir(parents=True, exist_ok=True)
         unfinished.rename(folder)
     except (zipfile.BadZipFile, zlib.error, EOFError, struct.error, UnicodeDecodeError, NotImplementedError):
@@ -123,7 +123,7 @@ def _check_directory(archive: Path, limits: Limits) -> None:
         raise UserError(f"The zip holds more than {limits.files:,} files.", "Use fewer pictures, or a folder.")
 
 
-def _checked(entries: list[zipfile.ZipInfo], limits: Limits) -> tuple[list[zipfile.ZipInfo], list[str]]:
+def _checked_entries(entries: list[zipfile.ZipInfo], limits: Limits) -> tuple[list[zipfile.ZipInfo], list[str]]:
     """Return the entries to unpack and the names of those to leave out, or refuse the zip."""
     if len(entries) > limits.files:
         raise UserError(f"The zip holds more than {limits.files:,} files.", "Use fewer pictures, or a folder.")
@@ -162,7 +162,7 @@ def _check_kind(entry: zipfile.ZipInfo) -> None:
     suffix = PurePosixPath(entry.filename.lower()).suffix
     if suffix in ARCHIVES:
         raise UserError(f"The zip holds another archive ({_shown(entry)}).", "Unpack it first, and zip the pictures.")
-    if suffix not in PICTURES | LISTS:
+    if suffix not in PICTURES | LIST_FILES:
         raise UserError(f"The zip holds a file that is no picture ({_shown(entry)}).", _AGAIN)
     if entry.flag_bits & 1:
         raise UserError("The zip is locked with a password.", "Zip the pictures without one.")
@@ -183,7 +183,7 @@ def _check_sizes(entries: list[zipfile.ZipInfo], limits: Limits) -> None:
         raise UserError(f"The zip unpacks to more than {limits.total / 1e6:,.0f} MB.", "Use fewer or smaller pictures.")
 
 
-def _write(pack: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path, limit: int) -> int:
+def _write_entry(pack: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path, limit: int) -> int:
     """Write one entry and return its true size, whatever the directory says."""
     path.parent.mkdir(parents=True, exist_ok=True)
     written = 0

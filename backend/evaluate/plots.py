@@ -57,7 +57,7 @@ class Series:
     high: Sequence[float] | None = None
 
 
-def lines(
+def draw_lines(
     name: str,
     title: str,
     alt: str,
@@ -85,10 +85,10 @@ def lines(
         if unit:
             axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
 
-    return figure(name, title, alt, draw, x_label=x_label, y_label=y_label, legend=len(series) > 1)
+    return draw_figure(name, title, alt, draw, x_label=x_label, y_label=y_label, legend=len(series) > 1)
 
 
-def points(
+def draw_points(
     name: str, title: str, alt: str, series: Sequence[Series], *, x_label: str, y_label: str, share: bool = False
 ) -> Figure:
     """Draw clouds of points, each with its own marker; `share` says that y is one, and shows all of [0, 1]."""
@@ -100,10 +100,12 @@ def points(
         if share:
             axes.set_ylim(0, 1)
 
-    return figure(name, title, alt, draw, x_label=x_label, y_label=y_label, legend=len(series) > 1)
+    return draw_figure(name, title, alt, draw, x_label=x_label, y_label=y_label, legend=len(series) > 1)
 
 
-def bars(name: str, title: str, alt: str, labels: Sequence[str], groups: Sequence[Series], *, y_label: str) -> Figure:
+def draw_bars(
+    name: str, title: str, alt: str, labels: Sequence[str], groups: Sequence[Series], *, y_label: str
+) -> Figure:
     """Draw groups of bars: `labels` stand below, and every series gives one bar a label; `x` is not read."""
 
     def draw(axes: Any) -> None:
@@ -115,10 +117,10 @@ def bars(name: str, title: str, alt: str, labels: Sequence[str], groups: Sequenc
             axes.bar(at, one.y, width, color=colour, hatch=hatch, edgecolor="white", label=one.name)
         axes.set_xticks(range(len(labels)), labels, rotation=20 if len(labels) > 4 else 0)
 
-    return figure(name, title, alt, draw, x_label="", y_label=y_label, legend=len(groups) > 1)
+    return draw_figure(name, title, alt, draw, x_label="", y_label=y_label, legend=len(groups) > 1)
 
 
-def matrix(
+def draw_matrix(
     name: str, title: str, alt: str, values: np.ndarray, rows: Sequence[str], columns: Sequence[str], *, label: str
 ) -> Figure:
     """Draw numbers (R, C) in [0, 1] as a grid of shades with the number in each; NaN stays empty."""
@@ -135,10 +137,10 @@ def matrix(
                 axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=colour)
         axes.figure.colorbar(shade, ax=axes, label=label)
 
-    return figure(name, title, alt, draw, x_label="", y_label="", legend=False)
+    return draw_figure(name, title, alt, draw, x_label="", y_label="", legend=False)
 
 
-def spoken(series: Sequence[Series], labels: Sequence[str]) -> str:
+def values_in_words(series: Sequence[Series], labels: Sequence[str]) -> str:
     """Return the values of some series in words, for those who do not see the plot; what is NaN was not measured."""
 
     def words(one: Series) -> str:
@@ -148,7 +150,7 @@ def spoken(series: Sequence[Series], labels: Sequence[str]) -> str:
     return "; ".join(map(words, series)) + "."
 
 
-def figure(
+def draw_figure(
     name: str,
     title: str,
     alt: str,
@@ -174,11 +176,15 @@ def figure(
         if legend:
             canvas.legend(loc="outside lower center", fontsize=8, frameon=False, ncols=3)  # covers nothing there
         return Figure(
-            name, title, alt, _bytes(canvas, "svg", {"Date": None}), _bytes(canvas, "png", {"Software": None})
+            name,
+            title,
+            alt,
+            _figure_bytes(canvas, "svg", {"Date": None}),
+            _figure_bytes(canvas, "png", {"Software": None}),
         )
 
 
-def _bytes(canvas: Any, kind: str, metadata: dict[str, Any]) -> bytes:
+def _figure_bytes(canvas: Any, kind: str, metadata: dict[str, Any]) -> bytes:
     buffer = io.BytesIO()
     canvas.savefig(buffer, format=kind, dpi=DPI, metadata=metadata)
     return buffer.getvalue()

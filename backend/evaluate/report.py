@@ -1,28 +1,245 @@
-"""Reports of a run: CSV, JSON, LaTeX, the plots, and one page that needs nothing else."""
+"""Reports of a run: CSV, JSON, LaTeX, plots, one page that needs nothing else, and the form that ships with the app.
+
+A stored result, `results/NAME/`, is a run without its database: `report.json`, plots as compressed SVG, and rows as
+compressed CSV. `python -m backend evaluate all --data DIR --out results` makes them all.
+"""
 
 import csv
 import gzip
+import io
 import json
-from collections.abc import Sequence
-from dataclasses import asdict
+import re
+import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from backend import weights
 from backend.errors import UserError
 from backend.evaluate import tables
-from backend.evaluate.files import HTML, JSON, LATEX, PACKED_PLOT, PLOTS, ROWS
+from backend.evaluate.dataset import FEW_PICTURES
 from backend.evaluate.metrics import registry
-from backend.evaluate.page import page
+from backend.evaluate.metrics.base import Estimate
 from backend.evaluate.plots import Figure
-from backend.evaluate.rows import Row
 from backend.evaluate.runs import Evaluation
-from backend.evaluate.store import Store
+from backend.evaluate.store import Row, Store
 from backend.evaluate.tables import Table
+from backend.settings import SETTINGS
+
+JSON_FILE, HTML_FILE, LATEX_FILE, ROWS_FILE = "report.json", "report.html", "tables.tex", "rows.csv"
+
+PLOTS_FOLDER = "plots"  # folder: one SVG and one PNG a plot
+
+PACKED_PLOT, PACKED_ROWS = ".svg.gz", f"{ROWS_FILE}.gz"  # in a stored result
 
 
-def write(evaluation: Evaluation, out: Path, command: str, comparison: Sequence[Table] = ()) -> dict[str, Any]:
+LONG_TABLE = 24  # lines of a table that is folded where few readers need it
+
+LISTED_SKIPPED = 50  # skipped pictures that are named; the JSON names all
+
+DIRECTIONS = {"higher": "higher is better", "lower": "lower is better", "neither": "depends on the row"}
+
+PAGE_STYLE = """
+:root { color-scheme: light; }
+body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 70rem; margin: 0 auto;
+  padding: 1rem; }
+h1 { font-size: 1.6rem; } h2 { font-size: 1.25rem; margin-top: 2rem; } h3 { font-size: 1rem; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .85rem; margin: .5rem 0; }
+caption { text-align: left; font-weight: 600; padding: .3rem 0; }
+th, td { border-bottom: 1px solid #ccc; padding: .25rem .6rem; text-align: right; white-space: nowrap; }
+th.text, td.text { text-align: left; } td.text { white-space: normal; min-width: 6rem; }
+thead th { white-space: normal; border-bottom: 2px solid #1a1a1a; vertical-align: bottom; }
+td small { display: block; color: #444; }
+.note { font-size: .85rem; max-width: 60rem; }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 1rem; }
+figure { margin: 0; } figure img { max-width: 100%; height: auto; } figcaption { font-size: .9rem; }
+.limits { border: 2px solid #1a1a1a; padding: .5rem 1rem; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f3f3f3; padding: .6rem; }
+dt { font-weight: 600; } dd { margin: 0 0 .5rem 1rem; }
+@media screen and (max-width: 640px) {
+  caption span { display: inline-block; position: sticky; left: 0; max-width: calc(100vw - 3rem); } }
+@media print { body { max-width: none; font-size: 10pt; } .scroll { overflow: visible; } table { font-size: 7.5pt; }
+  th, td { white-space: normal; } figure, tr { break-inside: avoid; } }
+"""
+
+
+def report_page(evaluation: "Evaluation", command: str, comparison: Sequence[Table] = ()) -> str:
+    """Return the page.
+
+    Args:
+        evaluation: What the run found.
+        command: The command that made it.
+        comparison: Tables of what differs from another run.
+    """
+    title = f"{evaluation.title}: results"
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>{PAGE_STYLE}</style>\n</head>\n<body>\n<main>\n"
+        f"<h1>{escape(title)}</h1>\n{report_article(evaluation, command, comparison)}\n</main>\n</body>\n</html>\n"
+    )
+
+
+def report_article(
+    evaluation: "Evaluation", command: str, comparison: Sequence[Table] = (), *, folded: bool = False
+) -> str:
+    """Return what stands on the page below its title.
+
+    Args:
+        evaluation: As of `page`, like the next two.
+        command: The same.
+        comparison: The same.
+        folded: Close what few readers need; on paper it would be missing.
+    """
+    beside = [table for table in evaluation.tables if table.beside]
+    first = [table for table in evaluation.tables if table.by_family and not table.beside]
+    other = [table for table in evaluation.tables if not table.by_family and not table.beside]
+    published = {table.name: table for table in evaluation.published}
+    parts = [
+        f'<p class="finding"><strong>{escape(evaluation.finding)}</strong></p>' if evaluation.finding else "",
+        f"<p>{escape(evaluation.description)}</p>",
+        f"<p>{escape(evaluation.summary)}</p>",
+        '<section class="limits"><h2>What cannot be concluded</h2>',
+        _html_list(evaluation.limits),
+        "</section>",
+        "<h2>By family of fakes</h2>" if first else "",
+        *map(_html_table, first),
+        "<h2>Beside the paper</h2>" if beside else "",
+        *map(_html_table, beside),
+        "<h2>Plots</h2>" if evaluation.plots else "",
+        f'<div class="plots">{"".join(map(_html_figure, evaluation.plots))}</div>' if evaluation.plots else "",
+        "<h2>All results</h2>",
+        *(
+            _html_section(one.title, _html_table(one), folded=True)
+            if folded and len(one.rows) > LONG_TABLE
+            else _html_table(one)
+            for one in other
+        ),
+        "<h2>What differs from the other run</h2>" if comparison else "",
+        *map(_html_table, comparison),
+        _html_section("As the papers print it", "".join(map(_html_table, published.values())), folded=folded),
+        _html_section("What the numbers mean", _meanings(evaluation.tables), folded=folded),
+        _html_section("What was left out", _skipped(evaluation.skipped), folded=folded),
+        _html_section("How it was made", f"<pre>{escape(command)}</pre>{_facts(evaluation)}", folded=folded),
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def _html_section(title: str, content: str, *, folded: bool) -> str:
+    if not content:
+        return ""
+    if folded:
+        return f"<details><summary><strong>{escape(title)}</strong></summary>{content}</details>"
+    return f"<h2>{escape(title)}</h2>{content}"
+
+
+def _html_table(table: Table) -> str:
+    text = [all(isinstance(row[i], str) for row in table.rows) for i in range(len(table.columns))]
+    kinds = [' class="text"' if one else "" for one in text]
+    head = "".join(
+        f'<th scope="col"{kind}>{escape(column.heading)}</th>'
+        for kind, column in zip(kinds, table.columns, strict=True)
+    )
+    body = []
+    for row in table.rows:
+        cells = []
+        for number, (kind, column, cell) in enumerate(zip(kinds, table.columns, row, strict=True)):
+            shown = _html_cell(cell, column.digits)
+            cells.append(f'<th scope="row"{kind}>{shown}</th>' if number == 0 else f"<td{kind}>{shown}</td>")
+        body.append(f"<tr>{''.join(cells)}</tr>")
+    if not body:
+        body = [f'<tr><td colspan="{len(table.columns)}" class="text">Nothing was measured.</td></tr>']
+    note = f'<p class="note">{escape(table.note)}</p>' if table.note else ""
+    return (
+        f'<div class="scroll"><table id="{escape(table.name)}"><caption><span>{escape(table.title)}</span></caption>'
+        f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>{note}"
+    )
+
+
+def _html_cell(cell: tables.Cell, digits: int) -> str:
+    """Return a cell, the spread of an estimate in smaller letters so that columns stay narrow."""
+    value, space, spread = tables.cell_text(cell, digits).partition(" ")
+    if not isinstance(cell, Estimate) or cell.value is None:
+        return escape(value + space + spread)
+    return f"{escape(value)} <small>{escape(spread)}</small>"
+
+
+def _html_figure(plot: Figure) -> str:
+    return (
+        f'<figure><img src="{plot.data_uri()}" alt="{escape(plot.alt)}">'
+        f"<figcaption><strong>{escape(plot.title)}.</strong> {escape(plot.alt)}</figcaption></figure>"
+    )
+
+
+def _meanings(shown: Sequence[Table]) -> str:
+    names = dict.fromkeys(column.metric for table in shown for column in table.columns if column.metric)
+    said = []
+    for name in names:
+        metric = registry.METRICS[name]
+        unit = f" Unit: {metric.unit}." if metric.unit else ""
+        said.append(
+            f"<dt>{escape(metric.title)}</dt><dd>{escape(metric.sentence)} {DIRECTIONS[metric.better].capitalize()}."
+            f"{escape(unit)} Source: {escape(metric.source)}.</dd>"
+        )
+    explained = (
+        "<p>Square brackets hold the 95 % confidence interval, ± the standard deviation over pictures, n how many "
+        "pictures an average is over.</p>"
+    )
+    return f"{explained}<dl>{''.join(said)}</dl>"
+
+
+def _skipped(skipped: Sequence[tuple[str, str]]) -> str:
+    if not skipped:
+        return "<p>Nothing.</p>"
+    reasons = Counter(reason for _, reason in skipped)
+    counted = _html_list([f"{count}: {reason}" for reason, count in reasons.most_common(20)])
+    named = _html_list([f"{name}: {reason}" for name, reason in skipped[:LISTED_SKIPPED]])
+    more = (
+        f"<p>And {len(skipped) - LISTED_SKIPPED} more; report.json names all.</p>"
+        if len(skipped) > LISTED_SKIPPED
+        else ""
+    )
+    return f"{counted}<h3>One by one</h3>{named}{more}"
+
+
+def _facts(evaluation: "Evaluation") -> str:
+    about = evaluation.about
+    facts: dict[str, Any] = {f"Setting {name}": value for name, value in about["settings"].items()}
+    facts |= {"Data": about["data"]["layout"], "Fakes": about["data"]["fakes"], "Real pictures": about["data"]["reals"]}
+    facts["Hash of the data (SHA-256)"] = about["data"]["hash"]
+    facts |= {f"Model {name} (SHA-256)": value for name, value in about["weights"].items()}
+    for number, session in enumerate(evaluation.sessions, 1):
+        versions = ", ".join(f"{name} {version}" for name, version in session["versions"].items())
+        facts[f"Session {number}"] = (
+            f"{session['started']}, engine {session['engine']}, {session['seconds']:.0f} seconds; {versions}"
+        )
+    rows = "".join(
+        f'<tr><th scope="row" class="text">{escape(name)}</th><td class="text" style="white-space:normal">'
+        f"{escape(_fact_text(value))}</td></tr>"
+        for name, value in facts.items()
+    )
+    return f'<div class="scroll"><table><tbody>{rows}</tbody></table></div>'
+
+
+def _fact_text(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name or 'unknown'}: {one}" for name, one in value.items()) or "none"
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    return "all" if value is None else str(value)
+
+
+def _html_list(sentences: Sequence[str]) -> str:
+    return f"<ul>{''.join(f'<li>{escape(sentence)}</li>' for sentence in sentences)}</ul>"
+
+
+def write_report(evaluation: Evaluation, out: Path, command: str, comparison: Sequence[Table] = ()) -> dict[str, Any]:
     """Write all forms of a report, and return their paths.
 
     Args:
@@ -36,19 +253,19 @@ def write(evaluation: Evaluation, out: Path, command: str, comparison: Sequence[
     """
     files: dict[str, Any] = {"csv": {}}
     try:
-        for folder in ("tables", PLOTS):
+        for folder in ("tables", PLOTS_FOLDER):
             (out / folder).mkdir(parents=True, exist_ok=True)
         for table in (*evaluation.tables, *evaluation.published, *comparison):
             path = out / "tables" / f"{table.name}.csv"
-            path.write_text(tables.to_csv(table), encoding="utf-8")
+            path.write_text(tables.table_to_csv(table), encoding="utf-8")
             files["csv"][table.name] = str(path)
         for plot in evaluation.plots:
-            (out / PLOTS / f"{plot.name}.png").write_bytes(plot.png)
-            (out / PLOTS / f"{plot.name}.svg").write_bytes(plot.svg)
+            (out / PLOTS_FOLDER / f"{plot.name}.png").write_bytes(plot.png)
+            (out / PLOTS_FOLDER / f"{plot.name}.svg").write_bytes(plot.svg)
         contents = {
-            "json": (JSON, json.dumps(as_json(evaluation, command, comparison), indent=1) + "\n"),
-            "html": (HTML, page(evaluation, command, comparison)),
-            "latex": (LATEX, "\n".join(tables.to_latex(table) for table in evaluation.tables)),
+            "json": (JSON_FILE, json.dumps(report_json(evaluation, command, comparison), indent=1) + "\n"),
+            "html": (HTML_FILE, report_page(evaluation, command, comparison)),
+            "latex": (LATEX_FILE, "\n".join(tables.table_to_latex(table) for table in evaluation.tables)),
         }
         for name, (file, text) in contents.items():
             (out / file).write_text(text, encoding="utf-8")
@@ -59,7 +276,7 @@ def write(evaluation: Evaluation, out: Path, command: str, comparison: Sequence[
     return files
 
 
-def as_json(evaluation: Evaluation, command: str, comparison: Sequence[Table] = ()) -> dict[str, Any]:
+def report_json(evaluation: Evaluation, command: str, comparison: Sequence[Table] = ()) -> dict[str, Any]:
     """Return a report as plain values, which `load` reads."""
     return {
         "protocol": evaluation.protocol,
@@ -78,11 +295,11 @@ def as_json(evaluation: Evaluation, command: str, comparison: Sequence[Table] = 
         "published": [table.to_json() for table in evaluation.published],
         "comparison": [table.to_json() for table in comparison],
         "plots": [{"name": plot.name, "title": plot.title, "alt": plot.alt} for plot in evaluation.plots],
-        "metrics": _metrics(evaluation.tables),
+        "metrics": _metric_facts(evaluation.tables),
     }
 
 
-def load(folder: Path) -> tuple[Evaluation, str]:
+def load_report(folder: Path) -> tuple[Evaluation, str]:
     """Return what a report's folder holds, with the command that made it; nothing is computed.
 
     The plots of a stored result (see `stored.py`) have no PNG.
@@ -91,9 +308,9 @@ def load(folder: Path) -> tuple[Evaluation, str]:
         UserError: There is no report, or it is damaged.
     """
     try:
-        said = json.loads((folder / JSON).read_text(encoding="utf-8"))
+        said = json.loads((folder / JSON_FILE).read_text(encoding="utf-8"))
         plots = [
-            Figure(plot["name"], plot["title"], plot["alt"], *_drawn(folder / PLOTS, plot["name"]))
+            Figure(plot["name"], plot["title"], plot["alt"], *_read_plot(folder / PLOTS_FOLDER, plot["name"]))
             for plot in said["plots"]
         ]
         evaluation = Evaluation(
@@ -102,8 +319,8 @@ def load(folder: Path) -> tuple[Evaluation, str]:
             description=said["description"],
             about=said["about"],
             sessions=tuple(said["sessions"]),
-            tables=tuple(tables.from_json(table) for table in said["tables"]),
-            published=tuple(tables.from_json(table) for table in said["published"]),
+            tables=tuple(tables.table_from_json(table) for table in said["tables"]),
+            published=tuple(tables.table_from_json(table) for table in said["published"]),
             plots=tuple(plots),
             limits=tuple(said["limits"]),
             counts=said["counts"],
@@ -117,21 +334,21 @@ def load(folder: Path) -> tuple[Evaluation, str]:
     return evaluation, said["command"]
 
 
-def load_of(protocol: str, folder: Path) -> Evaluation:
+def load_report_of(protocol: str, folder: Path) -> Evaluation:
     """Return what a run of a protocol found, to be compared with another.
 
     Raises:
         UserError: There is no report, or it is of another protocol.
     """
-    found, _ = load(folder)
+    found, _ = load_report(folder)
     if found.protocol != protocol:
         raise UserError(f"That is a run of {found.protocol}.", "Name a run of the same protocol after --compare.")
     return found
 
 
-def compare(one: Evaluation, two: Evaluation) -> list[Table]:
+def compare_reports(one: Evaluation, two: Evaluation) -> list[Table]:
     """Return the tables of what differs between two evaluations of one protocol, the settings first."""
-    first, second = _flat(one.about), _flat(two.about)
+    first, second = _flat_values(one.about), _flat_values(two.about)
     rows = [
         (name, str(first.get(name, "")), str(second.get(name, "")))
         for name in sorted({*first, *second})
@@ -143,10 +360,10 @@ def compare(one: Evaluation, two: Evaluation) -> list[Table]:
         tables.Column("second", "Second run"),
     )
     found = [tables.Table("compare_settings", "Differences: settings, data and models", columns, tuple(rows))]
-    return (found if rows else []) + tables.compare(one.tables, two.tables)
+    return (found if rows else []) + tables.compare_tables(one.tables, two.tables)
 
 
-def _drawn(folder: Path, name: str) -> tuple[bytes, bytes]:
+def _read_plot(folder: Path, name: str) -> tuple[bytes, bytes]:
     """Return SVG and PNG of a plot."""
     packed = folder / f"{name}{PACKED_PLOT}"
     if packed.exists():
@@ -154,17 +371,17 @@ def _drawn(folder: Path, name: str) -> tuple[bytes, bytes]:
     return (folder / f"{name}.svg").read_bytes(), (folder / f"{name}.png").read_bytes()
 
 
-def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+def _flat_values(values: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(values, dict):
         return {prefix: values}
     return {
         name: value
         for key, inner in values.items()
-        for name, value in _flat(inner, f"{prefix}.{key}" if prefix else key).items()
+        for name, value in _flat_values(inner, f"{prefix}.{key}" if prefix else key).items()
     }
 
 
-def _metrics(shown: Sequence[Table]) -> dict[str, dict[str, Any]]:
+def _metric_facts(shown: Sequence[Table]) -> dict[str, dict[str, Any]]:
     """Return what is to be known of every metric in the tables."""
     names = dict.fromkeys(column.metric for table in shown for column in table.columns if column.metric)
     said = {}
@@ -177,17 +394,101 @@ def _metrics(shown: Sequence[Table]) -> dict[str, dict[str, Any]]:
 def _write_rows(out: Path) -> Path:
     """Write what every item yielded, without arrays, one line a row."""
     store = Store(out)
-    path = out / ROWS
+    path = out / ROWS_FILE
     try:
-        columns = list(dict.fromkeys(name for row in store.rows() for name in _plain(row)))
+        columns = list(dict.fromkeys(name for row in store.rows() for name in _without_arrays(row)))
         with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, columns, lineterminator="\n")
             writer.writeheader()
-            writer.writerows(_plain(row) for row in store.rows())
+            writer.writerows(_without_arrays(row) for row in store.rows())
     finally:
         store.close()
     return path
 
 
-def _plain(row: Row) -> Row:
+def _without_arrays(row: Row) -> Row:
     return {name: value for name, value in row.items() if not isinstance(value, (np.ndarray, list, dict))}
+
+
+RESULTS_FOLDER = SETTINGS.weights_dir.parent / "results"
+
+_DECIMAL = re.compile(r"-?\d+\.\d+(e[+-]?\d+)?")
+
+STORED_COMMAND = "python -m backend evaluate all --preset quick --data DIR --out results"
+
+
+def keep_result(run: Path, out: Path) -> Path:
+    """Write the stored form of a finished run, in place of an earlier one, and return its folder.
+
+    Args:
+        run: Folder of the run with its report.
+        out: Folder of the stored result.
+    """
+    unfinished = out.with_name(f".{out.name}.part")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    (unfinished / PLOTS_FOLDER).mkdir(parents=True)
+    said = json.loads((run / JSON_FILE).read_text(encoding="utf-8"))
+    text = json.dumps(said, separators=(",", ":"))
+    (unfinished / JSON_FILE).write_text(text + "\n", encoding="utf-8")
+    for plot in said["plots"]:
+        drawn = (run / PLOTS_FOLDER / f"{plot['name']}.svg").read_bytes()
+        (unfinished / PLOTS_FOLDER / f"{plot['name']}{PACKED_PLOT}").write_bytes(_packed_bytes(drawn))
+    (unfinished / PACKED_ROWS).write_bytes(_packed_bytes(_shortened_csv(run / ROWS_FILE)))
+    shutil.rmtree(out, ignore_errors=True)
+    unfinished.rename(out)
+    return out
+
+
+@dataclass(frozen=True)
+class StoredResult:
+    """What is said of a stored result before it is opened.
+
+    Args:
+        name: Of its folder, and of the protocol.
+        title: For people.
+        finding: The main finding, one sentence.
+        basis: From how many pictures it is, and whether these are too few, one sentence.
+    """
+
+    name: str
+    title: str
+    finding: str
+    basis: str
+
+
+def stored_results(folder: Path | None = None) -> list[StoredResult]:
+    """Return the stored results of a folder, by default those of the app; none where they were not made."""
+    reports = sorted((folder or RESULTS_FOLDER).glob(f"[!.]*/{JSON_FILE}"))
+    said = [(path.parent.name, json.loads(path.read_text(encoding="utf-8"))) for path in reports]
+    return [
+        StoredResult(name, one["title"], one["finding"] or one["summary"], _basis(one["about"]["data"]))
+        for name, one in said
+    ]
+
+
+def _basis(data: Mapping[str, Mapping[str, int]]) -> str:
+    """Say from how many pictures a result is."""
+    counts = {"fakes": sum(data["fakes"].values()), "real pictures": sum(data["reals"].values())}
+    measured = [(count, word) for word, count in counts.items() if count]
+    few = ": too few to conclude from" if measured and min(measured)[0] < FEW_PICTURES else ""
+    return f"Measured on {' and '.join(f'{count} {word}' for count, word in measured)}{few}."
+
+
+def changed_weights(evaluation: "Evaluation") -> list[str]:
+    """Return the models whose files are not those that a result was made with any more."""
+    return weights.changed_models(evaluation.about["weights"])
+
+
+def _shortened_csv(path: Path) -> bytes:
+    """Return a CSV with 6 significant digits, which is what 32-bit numbers hold."""
+    buffer = io.StringIO()
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = [
+            [f"{float(cell):.6g}" if _DECIMAL.fullmatch(cell) else cell for cell in row] for row in csv.reader(file)
+        ]
+    csv.writer(buffer, lineterminator="\n").writerows(rows)
+    return buffer.getvalue().encode()
+
+
+def _packed_bytes(content: bytes) -> bytes:
+    return gzip.compress(content, 9, mtime=0)

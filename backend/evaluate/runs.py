@@ -12,18 +12,18 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from backend import made_with
+from backend import runtime, weights
 from backend.errors import UserError
-from backend.evaluate import memory
-from backend.evaluate.data import Dataset
+from backend.evaluate.dataset import Dataset
 from backend.evaluate.engines import Engine, InProcess
 from backend.evaluate.plots import Figure
-from backend.evaluate.protocols.protocol import Protocol
-from backend.evaluate.store import FILE, Store
+from backend.evaluate.protocols.base import Protocol
+from backend.evaluate.store import RUN_FILE, Store
 from backend.evaluate.tables import Table
 from backend.progress import Job, Step
 
 PACKAGES = ("torchvision", "numpy", "scipy", "scikit-image", "scikit-learn", "pillow")
+
 OTHER_FOLDER = "Resume with the same settings, pictures and models, or name another folder with --out."
 
 
@@ -64,7 +64,7 @@ class Evaluation:
     finding: str = ""
 
 
-def evaluate(
+def run_protocol(
     protocol: Protocol, data: Dataset, out: Path, *, engine: Engine | None = None, resume: bool = False
 ) -> Job[Evaluation]:
     """Run a protocol, or go on with a run that was interrupted.
@@ -83,32 +83,32 @@ def evaluate(
         UserError: `out` holds a run already, or one with other settings, pictures or models; or every item failed.
     """
     try:
-        return (yield from _evaluated(protocol, data, out, engine or InProcess(), resume=resume))
+        return (yield from _run_protocol(protocol, data, out, engine or InProcess(), resume=resume))
     finally:
-        memory.forget()
+        runtime.forget_remembered()
 
 
-def _evaluated(protocol: Protocol, data: Dataset, out: Path, engine: Engine, *, resume: bool) -> Job[Evaluation]:
-    if (out / FILE).exists() and not resume:
+def _run_protocol(protocol: Protocol, data: Dataset, out: Path, engine: Engine, *, resume: bool) -> Job[Evaluation]:
+    if (out / RUN_FILE).exists() and not resume:
         raise UserError("The folder holds a run already.", "Go on with it by --resume, or name another with --out.")
     yield Step(0, len(data.samples), "The pictures are chosen.")
     chosen = protocol.choose(data)
     items = protocol.items(chosen)
     if not items:
-        raise UserError("There is nothing to measure among these pictures.", _needed(chosen))
-    about = describe(protocol, chosen)
+        raise UserError("There is nothing to measure among these pictures.", _what_is_there(chosen))
+    about = describe_run(protocol, chosen)
     store = Store(out)
     try:
         _check_same(store, about, protocol)
         finished = store.finished()
         waiting = [item for item in items if item.key not in finished]
-        yield from _work(protocol, chosen, engine, store, waiting, len(items))
-        return _result(protocol, chosen, store, len(items), [(one.name, one.reason) for one in chosen.skipped])
+        yield from _do_items(protocol, chosen, engine, store, waiting, len(items))
+        return _evaluation(protocol, chosen, store, len(items), [(one.name, one.reason) for one in chosen.skipped])
     finally:
         store.close()
 
 
-def describe(protocol: Protocol, data: Dataset) -> dict[str, Any]:
+def describe_run(protocol: Protocol, data: Dataset) -> dict[str, Any]:
     """Return what a run is: what must be equal for it to be resumed, as JSON gives it back."""
     families = Counter(sample.family for sample in data.fakes)
     sources = Counter(sample.source for sample in data.reals)
@@ -128,9 +128,9 @@ def describe(protocol: Protocol, data: Dataset) -> dict[str, Any]:
     return json.loads(json.dumps(said))
 
 
-def versions() -> dict[str, str]:
+def run_versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that decide numbers."""
-    found = {"python": platform.python_version(), "machine": platform.machine()} | made_with.versions()
+    found = {"python": platform.python_version(), "machine": platform.machine()} | weights.package_versions()
     return found | {package: metadata.version(package) for package in PACKAGES}
 
 
@@ -143,7 +143,9 @@ def _check_same(store: Store, about: dict[str, Any], protocol: Protocol) -> None
     if before["protocol"] != about["protocol"]:
         raise UserError(f"The folder holds a run of the protocol {before['protocol']}.", OTHER_FOLDER)
     for name, value in about["settings"].items():
-        old = before["settings"][name] if name in before["settings"] else _usual(protocol, name)  # one that came since
+        old = (
+            before["settings"][name] if name in before["settings"] else _usual_setting(protocol, name)
+        )  # one that came since
         if old != value:
             raise UserError(f"The setting {name} was {old} in this run and is {value} now.", OTHER_FOLDER)
     if before["data"]["hash"] != about["data"]["hash"]:
@@ -155,7 +157,7 @@ def _check_same(store: Store, about: dict[str, Any], protocol: Protocol) -> None
         raise UserError("What can be measured on this machine has changed since the run began.", OTHER_FOLDER)
 
 
-def _usual(protocol: Protocol, name: str) -> Any:
+def _usual_setting(protocol: Protocol, name: str) -> Any:
     """Return what a setting is where nothing is said of it, as JSON gives it back."""
     if name in protocol.earlier:
         return protocol.earlier[name]
@@ -163,25 +165,27 @@ def _usual(protocol: Protocol, name: str) -> Any:
     return json.loads(json.dumps(default))
 
 
-def _work(protocol: Protocol, data: Dataset, engine: Engine, store: Store, waiting: list[Any], total: int) -> Job[None]:
+def _do_items(
+    protocol: Protocol, data: Dataset, engine: Engine, store: Store, waiting: list[Any], total: int
+) -> Job[None]:
     """Do what is left, and write every item before anything else happens."""
     if not waiting:
         return
     started = time.perf_counter()
-    session = store.begin_session(datetime.now(timezone.utc).isoformat(timespec="seconds"), engine.name, versions())
+    session = store.begin_session(datetime.now(timezone.utc).isoformat(timespec="seconds"), engine.name, run_versions())
     before = total - len(waiting)
     outcomes = engine.run(protocol, data, waiting)
     try:
         for number, outcome in enumerate(outcomes, 1):
             passed = time.perf_counter() - started
             store.add(outcome, session, passed)
-            left = in_words(passed / number * (len(waiting) - number))
+            left = time_in_words(passed / number * (len(waiting) - number))
             yield Step(before + number, total, f"{before + number} of {total} done, {left} left.")
     finally:
         outcomes.close()
 
 
-def in_words(seconds: float) -> str:
+def time_in_words(seconds: float) -> str:
     """Return a time as people say it."""
     if seconds < 90:
         return f"about {max(1, round(seconds))} seconds"
@@ -190,7 +194,9 @@ def in_words(seconds: float) -> str:
     return f"about {seconds / 3600:.1f} hours"
 
 
-def _result(protocol: Protocol, data: Dataset, store: Store, total: int, left_out: list[tuple[str, str]]) -> Evaluation:
+def _evaluation(
+    protocol: Protocol, data: Dataset, store: Store, total: int, left_out: list[tuple[str, str]]
+) -> Evaluation:
     failed, skipped = store.reasons("failed"), store.reasons("skipped")
     rows = list(store.rows())
     if not rows:
@@ -209,16 +215,16 @@ def _result(protocol: Protocol, data: Dataset, store: Store, total: int, left_ou
         tables=tuple(sorted(tables, key=lambda table: not table.by_family)),
         published=tuple(protocol.published()),
         plots=tuple(protocol.plots(rows)),
-        limits=tuple(_limits(protocol, data, sessions)),
+        limits=tuple(_run_limits(protocol, data, sessions)),
         counts=counts,
         skipped=tuple(left_out + skipped + [(key, f"Failed: {reason}") for key, reason in failed]),
         seconds=seconds,
-        summary=_summary(protocol, data, counts, total, seconds),
+        summary=_run_summary(protocol, data, counts, total, seconds),
         finding=protocol.finding(rows),
     )
 
 
-def _limits(protocol: Protocol, data: Dataset, sessions: list[dict[str, Any]]) -> list[str]:
+def _run_limits(protocol: Protocol, data: Dataset, sessions: list[dict[str, Any]]) -> list[str]:
     limits = protocol.limits(data)
     if data.note:
         limits.append(data.note)
@@ -227,10 +233,10 @@ def _limits(protocol: Protocol, data: Dataset, sessions: list[dict[str, Any]]) -
     return limits
 
 
-def _summary(protocol: Protocol, data: Dataset, counts: Mapping[str, int], total: int, seconds: float) -> str:
+def _run_summary(protocol: Protocol, data: Dataset, counts: Mapping[str, int], total: int, seconds: float) -> str:
     text = (
         f"{protocol.title}: {counts['done']} of {total} items over {len(data.fakes)} fakes and {len(data.reals)} real "
-        f"pictures were measured in {in_words(seconds)}."
+        f"pictures were measured in {time_in_words(seconds)}."
     )
     if counts["skipped"]:
         text += f" {counts['skipped']} were skipped for a reason that lies in the picture."
@@ -239,5 +245,5 @@ def _summary(protocol: Protocol, data: Dataset, counts: Mapping[str, int], total
     return text
 
 
-def _needed(data: Dataset) -> str:
+def _what_is_there(data: Dataset) -> str:
     return f"There are {len(data.fakes)} fakes and {len(data.reals)} real pictures; see what the protocol needs."

@@ -1,17 +1,68 @@
-"""The SQLite file of a run: every item is in it as soon as it is finished, whatever happens next."""
+"""The SQLite file of a run: every item is in it as soon as it is finished, as rows of plain values and arrays."""
 
+import base64
 import json
+import re
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from backend.errors import UserError
-from backend.evaluate.rows import Row, decode
+import numpy as np
 
-FILE = "run.sqlite"
+from backend.errors import UserError
+
+_FOLDERS = re.compile(r"(?<![\w.])(~|\.{0,2})/([^/\s\"',\]]+/)*")  # what stands before a file's own name
+
+Row = dict[str, Any]  # column to str, int, float, bool, None, or a numpy array
+
+_ARRAY = "__array__"
+
+
+def encode_rows(rows: Sequence[Row]) -> str:
+    """Write rows as JSON; NaN and infinity are refused, because tables cannot show them."""
+    return json.dumps(list(rows), default=_plain_value, allow_nan=False)
+
+
+def decode_rows(text: str) -> list[Row]:
+    """Read what `encode` wrote."""
+    return json.loads(text, object_hook=_read_array)
+
+
+def is_timing(column: str) -> bool:
+    """Say whether a column holds seconds, which no two runs share."""
+    return column == "seconds" or column.endswith("_seconds")
+
+
+def without_timings(row: Row) -> Row:
+    """Return a row without its seconds: what must be equal in two runs."""
+    return {column: value for column, value in row.items() if not is_timing(column)}
+
+
+def _plain_value(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return {
+            _ARRAY: base64.b64encode(np.ascontiguousarray(value).tobytes()).decode(),
+            "dtype": str(value.dtype),
+            "shape": value.shape,
+        }
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"a row cannot hold a {type(value).__name__}")
+
+
+def _read_array(value: dict[str, Any]) -> Any:
+    if _ARRAY not in value:
+        return value
+    flat = np.frombuffer(base64.b64decode(value[_ARRAY]), dtype=value["dtype"])
+    return flat.reshape(value["shape"])
+
+
+RUN_FILE = "run.sqlite"
+
 State = Literal["done", "skipped", "failed"]
+
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS about (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS sessions (
@@ -44,7 +95,7 @@ class Outcome:
     worker: str
 
 
-def make(folder: Path) -> None:
+def make_run_folder(folder: Path) -> None:
     """Make a run's folder, if it does not exist.
 
     Raises:
@@ -64,10 +115,10 @@ class Store:
     """
 
     def __init__(self, folder: Path) -> None:
-        make(folder)
+        make_run_folder(folder)
         try:
             # The app's progress comes from whichever thread is free; only one at a time.
-            self._connection = sqlite3.connect(folder / FILE, isolation_level=None, check_same_thread=False)
+            self._connection = sqlite3.connect(folder / RUN_FILE, isolation_level=None, check_same_thread=False)
             self._connection.execute("PRAGMA journal_mode=WAL")
             self._connection.execute("PRAGMA synchronous=FULL")
             self._connection.executescript(_SCHEMA)
@@ -134,7 +185,7 @@ class Store:
     def rows(self) -> Iterator[Row]:
         """Yield all rows, in the order of the items' keys, whenever they were finished."""
         for (text,) in self._connection.execute("SELECT rows FROM items WHERE state = 'done' ORDER BY key"):
-            yield from decode(text)
+            yield from decode_rows(text)
 
     def reasons(self, state: State) -> list[tuple[str, str]]:
         """Return key and reason of the items that were skipped, or that failed, sorted by key."""
@@ -144,3 +195,8 @@ class Store:
     def count(self, state: State) -> int:
         """Return how many items are in a state."""
         return int(self._connection.execute("SELECT count(*) FROM items WHERE state = ?", (state,)).fetchone()[0])
+
+
+def without_folders(text: str) -> str:
+    """Return a text in which files are called by their last name only: reports are shown to others."""
+    return _FOLDERS.sub("", text)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from backend.evaluate.metrics import registry
-from backend.evaluate.metrics.metric import Estimate
+from backend.evaluate.metrics.base import Estimate
 
 Cell = str | int | float | Estimate | None
 ABSENT = "not measured"
@@ -68,7 +68,7 @@ class Table:
 
     def records(self) -> list[dict[str, Any]]:
         """Return one flat dictionary a row; an estimate becomes its value, `_low`, `_high`, `_std` and `_n`."""
-        return [_flat(self.columns, row) for row in self.rows]
+        return [_flat_record(self.columns, row) for row in self.rows]
 
     def keyed(self) -> dict[tuple[str, ...], dict[str, Any]]:
         """Return the records by the cells that name them."""
@@ -83,14 +83,14 @@ class Table:
         return dataclasses.asdict(self)
 
 
-def from_json(value: dict[str, Any]) -> Table:
+def table_from_json(value: dict[str, Any]) -> Table:
     """Return the table that `Table.to_json` was asked of."""
     rows = tuple(tuple(Estimate(**cell) if isinstance(cell, dict) else cell for cell in row) for row in value["rows"])
     columns = tuple(Column(**column) for column in value["columns"])
     return Table(**value | {"columns": columns, "rows": rows})
 
 
-def shown(cell: Cell, digits: int) -> str:
+def cell_text(cell: Cell, digits: int) -> str:
     """Return a cell as people read it: value, interval or spread, and how many pictures."""
     if isinstance(cell, Estimate):
         if cell.value is None:
@@ -106,7 +106,7 @@ def shown(cell: Cell, digits: int) -> str:
     return f"{cell:.{digits}f}" if isinstance(cell, float) else str(cell)
 
 
-def to_csv(table: Table) -> str:
+def table_to_csv(table: Table) -> str:
     """Return a table as CSV."""
     records = table.records()
     buffer = io.StringIO()
@@ -117,13 +117,13 @@ def to_csv(table: Table) -> str:
     return buffer.getvalue()
 
 
-def to_latex(table: Table) -> str:
+def table_to_latex(table: Table) -> str:
     """Return a table as LaTeX that needs no package."""
     arrows = str.maketrans({"↑": r"$\uparrow$", "↓": r"$\downarrow$", "±": r"$\pm$"})
-    heading = " & ".join(_latex(column.heading).translate(arrows) for column in table.columns)
+    heading = " & ".join(_latex_text(column.heading).translate(arrows) for column in table.columns)
     body = [
         " & ".join(
-            _latex(shown(cell, column.digits)).translate(arrows)
+            _latex_text(cell_text(cell, column.digits)).translate(arrows)
             for column, cell in zip(table.columns, row, strict=True)
         )
         for row in table.rows
@@ -133,7 +133,7 @@ def to_latex(table: Table) -> str:
     lines = [
         r"\begin{table}",
         r"\centering",
-        rf"\caption{{{_latex(f'{table.title} {table.note}'.strip())}}}",
+        rf"\caption{{{_latex_text(f'{table.title} {table.note}'.strip())}}}",
         rf"\label{{tab:{table.name}}}",
         rf"\begin{{tabular}}{{{columns}}}",
         r"\hline",
@@ -147,7 +147,7 @@ def to_latex(table: Table) -> str:
     return "\n".join(lines) + "\n"
 
 
-def compare(first: Sequence[Table], second: Sequence[Table]) -> list[Table]:
+def compare_tables(first: Sequence[Table], second: Sequence[Table]) -> list[Table]:
     """Return, for every table that both have, the numbers that differ, side by side.
 
     A row that only one of them has is listed with the other's value absent; tables without a difference are left out.
@@ -185,7 +185,7 @@ def _differences(
     return rows
 
 
-def _flat(columns: Sequence[Column], row: Sequence[Cell]) -> dict[str, Any]:
+def _flat_record(columns: Sequence[Column], row: Sequence[Cell]) -> dict[str, Any]:
     record: dict[str, Any] = {}
     for column, cell in zip(columns, row, strict=True):
         if not isinstance(cell, Estimate):
@@ -199,7 +199,7 @@ def _flat(columns: Sequence[Column], row: Sequence[Cell]) -> dict[str, Any]:
     }
 
 
-def _latex(text: str) -> str:
+def _latex_text(text: str) -> str:
     special: dict[str, str | int | None] = {letter: rf"\{letter}" for letter in "&%$#_{}"}
     special |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\^{}"}
     return text.translate(str.maketrans(special))

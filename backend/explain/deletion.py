@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from backend.detectors.card import THRESHOLD, Detector
-from backend.detectors.inference import Judge
+from backend.detectors.base import THRESHOLD, Detector
+from backend.detectors.predict import BatchedDetector
 from backend.errors import UserError
-from backend.explain.segments import rank, segment_scores
+from backend.explain.segments import rank_scores, segment_scores
 from backend.progress import Job, Step
 
-Fill = Literal["mean", "black", "blur"]
-FILLS: tuple[Fill, ...] = get_args(Fill)
+PixelFill = Literal["mean", "black", "blur"]
+PIXEL_FILLS: tuple[PixelFill, ...] = get_args(PixelFill)
 BLUR = 0.045  # standard deviation of the blur in sides of the picture: RISE's 10 of 224 pixels
 WHY_MISLEADING = (
     "These curves mislead for detectors of fakes. A face with grey, black or blurred parts is neither a real nor a "
@@ -36,7 +36,7 @@ class CurveSettings:
         seed: Recorded; nothing is drawn at random.
     """
 
-    fill: Fill = "mean"
+    fill: PixelFill = "mean"
     steps: int = 50
     by_segment: bool = False
     batch: int | None = None
@@ -48,8 +48,8 @@ class CurveSettings:
         Raises:
             UserError: A setting is out of its range.
         """
-        if self.fill not in FILLS:
-            raise UserError(f"There is no fill {self.fill}.", f"Use one of: {', '.join(FILLS)}.")
+        if self.fill not in PIXEL_FILLS:
+            raise UserError(f"There is no fill {self.fill}.", f"Use one of: {', '.join(PIXEL_FILLS)}.")
         if self.steps < 1:
             raise UserError("A curve needs at least one step.", "Use a number of steps from 1.")
 
@@ -97,7 +97,7 @@ class Curves:
 _WORDS = {"mean": "the face's mean colour", "black": "black", "blur": "the blurred face"}
 
 
-def curves(
+def deletion_curves(
     face: Tensor,
     detector: Detector,
     saliency: Tensor,
@@ -125,9 +125,9 @@ def curves(
     if len(face) != 1 or face.shape[-2:] != saliency.shape:
         raise ValueError(f"one face {tuple(face.shape)} with a map of its size {tuple(saliency.shape)} is needed")
     started = time.perf_counter()
-    judge = Judge(detector, settings.batch)
+    judge = BatchedDetector(detector, settings.batch)
     face = face.detach().to(judge.device)
-    blank = filled(face, settings.fill)
+    blank = fill_face(face, settings.fill)
     counts, removed = _removals(saliency, labels, settings)
     removed = removed.to(judge.device)
     logits: list[Tensor] = []
@@ -156,7 +156,7 @@ def curves(
     )
 
 
-def filled(face: Tensor, fill: Fill) -> Tensor:
+def fill_face(face: Tensor, fill: PixelFill) -> Tensor:
     """Return what stands in for removed pixels, (1, 3, H, W), for a face (1, 3, H, W) in [0, 1]."""
     if fill == "black":
         return torch.zeros_like(face)
@@ -178,14 +178,14 @@ def _removals(saliency: Tensor, labels: Tensor | None, settings: CurveSettings) 
         if labels is None:
             raise ValueError("segments are needed to go by segment")
         labels = labels.cpu()
-        places = rank(segment_scores(saliency, labels)).argsort()[labels].flatten()
+        places = rank_scores(segment_scores(saliency, labels)).argsort()[labels].flatten()
         order = places.argsort(stable=True)
         ends = torch.bincount(places).cumsum(0)
         counts = torch.cat([torch.zeros(1, dtype=torch.long), ends])
         picked = torch.linspace(0, len(ends), min(settings.steps, len(ends)) + 1).round().long()
         counts = counts[picked]
     else:
-        order = rank(saliency.detach().cpu().flatten())
+        order = rank_scores(saliency.detach().cpu().flatten())
         counts = torch.linspace(0, saliency.numel(), settings.steps + 1, dtype=torch.float64).round().long()
     position = order.argsort().view(saliency.shape)
     return counts, position < counts[:, None, None]

@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 
 from backend.errors import UserError
-from backend.explain.question import Question, RawMap
+from backend.explain.base import Question, RawMap
 from backend.progress import Job, Step
 
 
@@ -24,7 +24,7 @@ def activation_map(question: Question, variant: Literal["Grad-CAM", "Grad-CAM++"
     Yields:
         One step.
     """
-    from backend.counterfactual.cam import grad_cam  # its package takes seconds to import
+    from backend.detectors.gradcam import grad_cam  # its package takes seconds to import
 
     masked = question.masked
     try:

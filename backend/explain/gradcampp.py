@@ -1,7 +1,7 @@
 """Grad-CAM++ as an explanation (Chattopadhay et al. 2018, arXiv 1710.11063), by the package `grad-cam`."""
 
+from backend.explain.base import Question, RawMap
 from backend.explain.gradcam import activation_map
-from backend.explain.question import Question, RawMap
 from backend.progress import Job
 
 

@@ -7,7 +7,7 @@ adversarial image where LIME paints a hidden segment in its mean colour.
 import numpy as np
 import torch
 
-from backend.explain.question import Question, RawMap
+from backend.explain.base import Question, RawMap
 from backend.progress import Job
 
 KERNEL_WIDTH = 0.25
@@ -22,14 +22,14 @@ def lime(question: Question) -> Job[RawMap]:
     """
     masked = question.masked
     labels = question.labels.to(masked.device)
-    shown = draw(question.samples, int(labels.max()) + 1, question.seed)
+    shown = draw_samples(question.samples, int(labels.max()) + 1, question.seed)
     rows = torch.from_numpy(shown.astype(bool)).to(masked.device)
     heard = yield from masked.ask_all("LIME", len(rows), lambda batch: rows[batch][:, labels])
-    weights = torch.from_numpy(fit(shown, heard.double().numpy()))
+    weights = torch.from_numpy(fit_weights(shown, heard.double().numpy()))
     return RawMap(weights.float()[question.labels.cpu()], heard)
 
 
-def draw(samples: int, segments: int, seed: int) -> np.ndarray:
+def draw_samples(samples: int, segments: int, seed: int) -> np.ndarray:
     """Draw which segments show the face, (samples, segments) of 0 and 1; the first row shows all of them.
 
     The package draws the same numbers from the same seed when it need not draw one for its segmentation.
@@ -39,7 +39,7 @@ def draw(samples: int, segments: int, seed: int) -> np.ndarray:
     return drawn
 
 
-def fit(shown: np.ndarray, answers: np.ndarray, keep: int | None = None) -> np.ndarray:
+def fit_weights(shown: np.ndarray, answers: np.ndarray, keep: int | None = None) -> np.ndarray:
     """Fit the weighted linear model.
 
     Args:

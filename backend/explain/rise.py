@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from backend.explain.question import Question, RawMap, stretched
+from backend.explain.base import Question, RawMap, stretched
 from backend.progress import Job, Step
 
 GRID = 7
@@ -27,7 +27,7 @@ def rise(question: Question) -> Job[RawMap]:
         One step a batch.
     """
     masked, total = question.masked, question.samples
-    cells, offsets = draw(total, masked.size, question.seed, as_released=question.as_released)
+    cells, offsets = draw_masks(total, masked.size, question.seed, as_released=question.as_released)
     cells, offsets = cells.to(masked.device), offsets.to(masked.device)
     answers: list[Tensor] = []
     weighted = torch.zeros(masked.size, dtype=torch.float64)
@@ -35,7 +35,7 @@ def rise(question: Question) -> Job[RawMap]:
     done = 0
     while done < total:
         batch = slice(done, done + masked.batch)
-        drawn = masks(cells[batch], offsets[batch], masked.size)
+        drawn = enlarge_masks(cells[batch], offsets[batch], masked.size)
         answers.append(masked.ask(drawn))
         weighted += torch.einsum("b,bhw->hw", answers[-1].to(drawn), drawn).double().cpu()
         shown += drawn.sum(0).double().cpu()
@@ -44,10 +44,10 @@ def rise(question: Question) -> Job[RawMap]:
     heard = torch.cat(answers)
     if question.as_released:
         return RawMap(stretched(weighted / (total * RELEASED_KEEP)).float(), heard)
-    return RawMap(centred(weighted, shown, heard).float(), heard)
+    return RawMap(centred_map(weighted, shown, heard).float(), heard)
 
 
-def centred(weighted: Tensor, shown: Tensor, answers: Tensor) -> Tensor:
+def centred_map(weighted: Tensor, shown: Tensor, answers: Tensor) -> Tensor:
     """Return the mean answer where a pixel is shown, estimated with the answers' deviations from their mean.
 
     Args:
@@ -59,7 +59,7 @@ def centred(weighted: Tensor, shown: Tensor, answers: Tensor) -> Tensor:
     return mean + (weighted - mean * shown) / (len(answers) * KEEP)
 
 
-def draw(samples: int, size: tuple[int, int], seed: int, *, as_released: bool = False) -> tuple[Tensor, Tensor]:
+def draw_masks(samples: int, size: tuple[int, int], seed: int, *, as_released: bool = False) -> tuple[Tensor, Tensor]:
     """Draw coarse masks (samples, GRID, GRID) of 0 and 1, and by how many pixels each is shifted (samples, 2)."""
     generator = torch.Generator().manual_seed(seed)  # on the CPU, so that every device draws the same
     if as_released:
@@ -70,7 +70,7 @@ def draw(samples: int, size: tuple[int, int], seed: int, *, as_released: bool = 
     return cells.float(), torch.stack(shifts, dim=1)
 
 
-def masks(cells: Tensor, offsets: Tensor, size: tuple[int, int]) -> Tensor:
+def enlarge_masks(cells: Tensor, offsets: Tensor, size: tuple[int, int]) -> Tensor:
     """Enlarge coarse masks (B, GRID, GRID) smoothly by one cell more than the face and cut them out, (B, H, W)."""
     height, width = size
     enlarged = F.interpolate(

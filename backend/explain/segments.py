@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from backend.errors import UserError
-from backend.regions import part_masks
+from backend.faces import part_masks
 
 COMPACTNESS, ITERATIONS = 10.0, 10
 # Noise joins the pieces. Of 277 photographs cut into about 50, the fewest had 25 and the largest 0.15 of the face.
@@ -82,7 +82,7 @@ def segment_scores(saliency: Tensor, labels: Tensor) -> Tensor:
     return sums / segment_sizes(flat)
 
 
-def rank(scores: Tensor) -> Tensor:
+def rank_scores(scores: Tensor) -> Tensor:
     """Return the places of scores (S,) from the highest to the lowest, int64 (S,); of equal ones, the later first."""
     return scores.argsort(stable=True).flip(0)
 

@@ -1,21 +1,92 @@
-"""SHAP: Owen values over recursive halves of the face (Lundberg and Lee 2017, arXiv 1705.07874).
+"""Run a package's blocking loop as a generator: it asks, and whoever drives the generator answers."""
 
-The package `shap` decides what to ask and sums up the answers; masks become pictures where the detector computes.
-"""
-
+import threading
 from collections.abc import Callable, Generator
 from functools import lru_cache
-from typing import Any
+from queue import SimpleQueue
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from backend.explain.question import Question, RawMap, stretched
-from backend.explain.turns import take_turns
+from backend.explain.base import Question, RawMap, stretched
 from backend.progress import Job, Step
 
+Asked = TypeVar("Asked")
+
+Answer = TypeVar("Answer")
+
+Result = TypeVar("Result")
+
+
+class _LoopStopped(BaseException):
+    """Unwinds the package's loop; not an Exception, so that no package swallows it."""
+
+
+def loop_as_generator(
+    run: Callable[[Callable[[Asked], Answer]], Result], seed: int
+) -> Generator[Asked, Answer, Result]:
+    """Run `run(ask)` in a thread of its own that works only while this generator waits for it.
+
+    Closing the generator ends the thread at its next question, and before this returns. Numpy's global random
+    numbers, which packages draw from, begin at `seed` for the thread and are as before for everybody else.
+
+    Args:
+        run: The package's loop; what it asks with `ask(question)` is yielded, and what is sent is its answer.
+        seed: Seed of Numpy's global random numbers.
+
+    Returns:
+        What `run` returned.
+
+    Raises:
+        Exception: Whatever `run` raised.
+    """
+    said: SimpleQueue[tuple[str, Any]] = SimpleQueue()
+    heard: SimpleQueue[tuple[str, Any]] = SimpleQueue()
+
+    def ask(question: Asked) -> Answer:
+        said.put(("asked", question))
+        kind, answer = heard.get()
+        if kind == "stop":
+            raise _LoopStopped
+        return answer
+
+    def work() -> None:
+        try:
+            said.put(("done", run(ask)))
+        except _LoopStopped:
+            pass
+        except BaseException as error:  # noqa: BLE001 - raised again where the generator runs
+            said.put(("failed", error))
+
+    thread = threading.Thread(target=work, daemon=True)
+    randomness = np.random.RandomState(seed).get_state()
+    started = False
+    try:
+        while True:
+            outside = np.random.get_state()  # noqa: NPY002
+            np.random.set_state(randomness)  # noqa: NPY002
+            try:
+                if not started:
+                    thread.start()
+                    started = True
+                kind, value = said.get()
+                randomness = np.random.get_state()  # noqa: NPY002
+            finally:
+                np.random.set_state(outside)  # noqa: NPY002
+            if kind == "done":
+                return value
+            if kind == "failed":
+                raise value
+            heard.put(("answer", (yield value)))
+    finally:
+        heard.put(("stop", None))
+        thread.join()
+
+
 BATCH = 50  # masks that the package decides on at once; what it asks next depends on it
+
 _OPENING = 2  # questions before the halving begins: nothing shown, all shown
 
 
@@ -43,7 +114,7 @@ def shap(question: Question) -> Job[RawMap]:
     masked, total = question.masked, question.samples
     # Halving colours too, as the released code does, spends questions and leaves the sum over the colours as it is.
     shape = (*masked.size, 3 if question.as_released else 1)
-    owen: Generator[np.ndarray, np.ndarray, np.ndarray] = take_turns(
+    owen: Generator[np.ndarray, np.ndarray, np.ndarray] = loop_as_generator(
         lambda ask: _owen(ask, shape, total), question.seed
     )
     answers: list[Tensor] = []

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from backend.explain.question import Question, RawMap, stretched
+from backend.explain.base import Question, RawMap, stretched
 from backend.progress import Job
 
 GRID = 8
@@ -21,7 +21,7 @@ def sobol(question: Question) -> Job[RawMap]:
         One step a batch.
     """
     masked, points = question.masked, question.samples
-    values = design(points)
+    values = sobol_design(points)
     if not question.as_released:
         values = np.concatenate([values[:points], values[2 * points :]])  # B itself has no part in the estimate
     cells = torch.from_numpy(values.astype(np.float32)).reshape(-1, 1, GRID, GRID).to(masked.device)
@@ -36,7 +36,7 @@ def sobol(question: Question) -> Job[RawMap]:
     return RawMap(stretched(saliency) if question.as_released else saliency.clamp(min=0), heard)
 
 
-def design(points: int) -> np.ndarray:
+def sobol_design(points: int) -> np.ndarray:
     """Return the masks' cells ((GRID^2 + 2) * points, GRID^2) in [0, 1): A, B, and A with one column of B each.
 
     The Sobol sequence is not scrambled, so nothing is drawn at random.

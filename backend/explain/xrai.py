@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backend.explain.question import Question, RawMap
+from backend.explain.base import Question, RawMap
 from backend.progress import Job, Step
 
 NAME = "XRAI"

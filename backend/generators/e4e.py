@@ -8,14 +8,62 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backend.generators import irse
-from backend.generators.linear_path import LinearPath
+from backend.generators import arcface
 from backend.generators.stylegan2 import EqualLinear, row_count
+from backend.images import GREY
 
-CODE = 512
+BRIGHT_SIDE, COLOUR_SIDE = 20, 8  # pixels: faces need more of brightness than of colour
+
+LINEAR_INPUTS = BRIGHT_SIDE**2 + 2 * COLOUR_SIDE**2
+
+RIDGE = 1e-5  # of the pictures' mean square, so that neighbouring pixels do not get large opposite weights
+
+
+class LinearPath(nn.Module):
+    """A linear map from faces to the first numbers of a code; it starts as nothing.
+
+    Args:
+        codes: How many numbers it gives.
+    """
+
+    def __init__(self, codes: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(codes, LINEAR_INPUTS))
+        self.bias = nn.Parameter(torch.zeros(codes))
+
+    def forward(self, faces: Tensor) -> Tensor:
+        """Return (N, codes) for faces (N, 3, S, S) in [-1, 1], always in float32 or better."""
+        with torch.autocast(faces.device.type, enabled=False):  # half precision would round the strongest numbers
+            seen = shrink_picture(faces.to(self.weight.dtype))
+            return F.linear(seen, self.weight, self.bias)
+
+    @torch.no_grad()
+    def fit(self, faces: Tensor, codes: Tensor) -> None:
+        """Set the map to the least squares one from what `small` made of faces (N, INPUTS) to codes (N, any)."""
+        mean, wanted = faces.double().mean(0), codes[:, : len(self.bias)].double()
+        centred, average = faces.double() - mean, wanted.mean(0)
+        gram = centred.t() @ centred
+        gram += RIDGE * gram.diagonal().mean() * torch.eye(LINEAR_INPUTS, dtype=gram.dtype, device=gram.device)
+        weight = torch.linalg.solve(gram, centred.t() @ (wanted - average)).t()
+        self.weight.copy_(weight)
+        self.bias.copy_(average - weight @ mean)
+
+
+def shrink_picture(faces: Tensor) -> Tensor:
+    """Return brightness and two differences of colour (N, INPUTS) of faces (N, 3, S, S) shrunk to a few pixels."""
+    bright = (faces * faces.new_tensor(GREY)[None, :, None, None]).sum(1, keepdim=True)
+    colours = faces[:, ::2] - bright  # red and blue
+    sides = (bright, BRIGHT_SIDE), (colours, COLOUR_SIDE)
+    return torch.cat([F.adaptive_avg_pool2d(part, side).flatten(1) for part, side in sides], dim=1)
+
+
+CODE_SIZE = 512
+
 COARSE_ROWS, MIDDLE_ROWS = 3, 7  # rows before these read the 1/16 and the 1/8 feature map, the rest 1/4
+
 TAP_QUARTER, TAP_EIGHTH = 6, 20  # units after which the two finer maps are taken
-BANDS = 4
+
+HAAR_BANDS = 4
 
 
 class StyleHead(nn.Module):
@@ -27,7 +75,7 @@ class StyleHead(nn.Module):
         for _ in range(int(math.log2(spatial))):
             layers += [nn.Conv2d(channels, channels, 3, stride=2, padding=1), nn.LeakyReLU()]
         self.convs = nn.Sequential(*layers)
-        self.linear = EqualLinear(channels, CODE)
+        self.linear = EqualLinear(channels, CODE_SIZE)
 
     def forward(self, features: Tensor) -> Tensor:  # noqa: D102
         return self.linear(self.convs(features).flatten(1))
@@ -57,12 +105,12 @@ class E4EEncoder(nn.Module):
         detail: bool = False,
     ) -> None:
         super().__init__()
-        stages = [*early, *irse.widths(width)[len(early) :]]
+        stages = [*early, *arcface.ir_se_widths(width)[len(early) :]]
         channels = stages[-1]
         self.input_size, self.detail = input_size, detail
         self.rows = row_count(output_size)
-        self.input_layer = irse.stem(stages[0], 2 * BANDS * 3 if detail else 3)
-        self.body = irse.body(stages)
+        self.input_layer = arcface.ir_se_stem(stages[0], 2 * HAAR_BANDS * 3 if detail else 3)
+        self.body = arcface.ir_se_body(stages)
         inner = input_size // 2 if detail else input_size
         sizes = [inner // (16 if row < COARSE_ROWS else 8 if row < MIDDLE_ROWS else 4) for row in range(self.rows)]
         self.styles = nn.ModuleList(StyleHead(channels, size) for size in sizes)
@@ -100,11 +148,11 @@ class E4EEncoder(nn.Module):
         if self.linear is None:
             return base
         linear = self.linear(self.means(faces + lacking))
-        return F.pad(linear, (0, CODE - linear.shape[1])) + base
+        return F.pad(linear, (0, CODE_SIZE - linear.shape[1])) + base
 
     def _features(self, faces: Tensor, lacking: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the feature maps at 1/4, 1/8 and 1/16 of what the body reads."""
-        read = torch.cat([bands(faces), bands(lacking)], dim=1) if self.detail else faces + lacking
+        read = torch.cat([haar_bands(faces), haar_bands(lacking)], dim=1) if self.detail else faces + lacking
         features = self.input_layer(read)
         taps = []
         for index, unit in enumerate(self.body):
@@ -124,7 +172,7 @@ class E4EEncoder(nn.Module):
             cast(StyleHead, head).linear.weight.data.mul_(0.5)
 
 
-def lacked(
+def accumulate_feedback(
     look: Callable[[Tensor], Tensor], draw: Callable[[Tensor], Tensor], faces: Tensor, feedback: Sequence[float]
 ) -> Tensor:
     """Return what drawings lacked of the faces, summed over all looks but the last; of the faces' shape.
@@ -146,7 +194,7 @@ def lacked(
     return lacking
 
 
-def bands(pictures: Tensor) -> Tensor:
+def haar_bands(pictures: Tensor) -> Tensor:
     """Split pictures (N, C, S, S) into means of 2x2 pixels and three differences, (N, 4 * C, S / 2, S / 2).
 
     The Haar transform, with the means as they are and the differences four times as large as the means' scale.

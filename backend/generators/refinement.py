@@ -1,24 +1,27 @@
-"""Bring inversions closer to their faces by a few steps of latent optimisation.
+"""Bring a reconstruction closer to the face: refine its code, or tune a copy of the generator to it.
 
-The encoder's codes are moved by Adam so that the drawing comes closer to the face (optimisation in W+: Abdal et al.
-2019, section 3; from an encoder's codes, and held near them: Zhu et al. 2020, section 3.3). Codes far from those
-that the encoder gives draw faces that no longer react to edits as faces do, so few steps are better than many.
+Refinement moves the code by a few steps of Adam and leaves the generator as it is. Tuning leaves the code and moves a
+copy of the generator (pivotal tuning, Roich et al. 2021, sections 3.2 and 3.3); the shared one is never touched.
 """
 
+import copy
 import math
 import time
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from backend.alignment import resize_square
 from backend.errors import UserError
 from backend.generators.inversion import Inverter
 from backend.progress import Job, Step
 from backend.runtime import MODEL_LOCK, frozen
-from backend.views import resized
+from backend.similarity import batch_psnr, best_perceptual_distance
 
-MOST_STEPS = 500
+MOST_REFINE_STEPS = 500
+
 SMALLEST_SPREAD = 1e-3  # of a code, so that one at the average can move too
 
 
@@ -44,9 +47,9 @@ class RefineSettings:
         Raises:
             UserError: A setting is out of its range.
         """
-        if not 1 <= self.steps <= MOST_STEPS:
+        if not 1 <= self.steps <= MOST_REFINE_STEPS:
             raise UserError(
-                f"A reconstruction cannot be refined in {self.steps} steps.", f"Use 1 to {MOST_STEPS} steps."
+                f"A reconstruction cannot be refined in {self.steps} steps.", f"Use 1 to {MOST_REFINE_STEPS} steps."
             )
         if not (math.isfinite(self.rate) and self.rate > 0 and math.isfinite(self.pull) and self.pull >= 0):
             raise UserError("The rate must be above 0, and the pull not below.", "Leave them out for the usual ones.")
@@ -102,7 +105,7 @@ def refine(inverter: Inverter, faces: Tensor, codes: Tensor, settings: RefineSet
     settings.check()
     started = time.perf_counter()
     with frozen(inverter.generator):
-        state = _State(inverter, faces, codes, settings)
+        state = _Refinement(inverter, faces, codes, settings)
         for number in range(settings.steps):
             with MODEL_LOCK:
                 state.move(number)
@@ -120,13 +123,13 @@ def refine(inverter: Inverter, faces: Tensor, codes: Tensor, settings: RefineSet
     )
 
 
-class _State:
+class _Refinement:
     """What a refinement knows between two steps; every tensor has one entry a face."""
 
     def __init__(self, inverter: Inverter, faces: Tensor, codes: Tensor, settings: RefineSettings) -> None:
         self.inverter, self.settings = inverter, settings
         target = inverter.latent_average.device
-        self.faces = resized(faces.detach().to(target), inverter.size)
+        self.faces = resize_square(faces.detach().to(target), inverter.size)
         self.start = codes.detach().to(target)
         spread = (self.start - inverter.latent_average).flatten(1).std(dim=1)
         self.spread = spread.clamp_min(SMALLEST_SPREAD)[:, None, None]
@@ -170,3 +173,174 @@ class _State:
     def psnr(self) -> Tensor:
         """Return the PSNR (N,) in dB of the closest drawings so far."""
         return -10 * torch.log10(self.error.clamp_min(1e-10))
+
+
+MOST_TUNE_STEPS = 500
+
+PERCEPTUAL_SIDE = 256  # pixels at most at which pictures are compared perceptually, the size that such networks know
+
+LOCALITY_DISTANCE = 30.0  # of the codes at which the locality is held, from those that are drawn (section 3.3)
+
+
+@dataclass(frozen=True)
+class TuneSettings:
+    """Settings of a tuning.
+
+    Args:
+        steps: How many steps.
+        rate: Adam's rate; it falls to zero along a half cosine.
+        perceptual_weight: Weight of the perceptual distance beside the mean squared error, for pictures in [-1, 1].
+        locality: Weight of what keeps drawings of other codes as they were; 0 leaves it out, the paper's is 0.1.
+        seed: Of the codes at which the locality is held.
+    """
+
+    steps: int = 50
+    rate: float = 3e-4
+    perceptual_weight: float = 1.0
+    locality: float = 0.0
+    seed: int = 0
+
+    def check(self) -> None:
+        """Refuse what cannot be done.
+
+        Raises:
+            UserError: A setting is out of its range.
+        """
+        if not 1 <= self.steps <= MOST_TUNE_STEPS:
+            raise UserError(f"A generator cannot be tuned in {self.steps} steps.", f"Use 1 to {MOST_TUNE_STEPS} steps.")
+        weights = (self.perceptual_weight, self.locality)
+        if not (math.isfinite(self.rate) and self.rate > 0 and all(0 <= one < math.inf for one in weights)):
+            raise UserError("The rate must be above 0, and no weight below.", "Leave them out for the usual ones.")
+
+
+@dataclass(frozen=True, eq=False)
+class Tuned:
+    """Result of a tuning for N faces.
+
+    Args:
+        inverter: The same encoder with the tuned copy of the generator.
+        psnr_before: PSNR (N,) in dB of the shared generator's drawings.
+        psnr_after: The same of the copy's; on average never lower.
+        perceptual: Name of the perceptual distance.
+        settings: Settings of the tuning.
+        seconds: Time taken.
+    """
+
+    inverter: Inverter
+    psnr_before: Tensor
+    psnr_after: Tensor
+    perceptual: str
+    settings: TuneSettings
+    seconds: float
+
+    @property
+    def summary(self) -> str:
+        """Say in one sentence what was gained, and what it cost."""
+        before, after = float(self.psnr_before.mean()), float(self.psnr_after.mean())
+        average = " on average" if len(self.psnr_before) > 1 else ""
+        if torch.equal(self.psnr_before, self.psnr_after):
+            return (
+                f"Tuning a copy of the generator to the face in {self.settings.steps} steps took {self.seconds:.0f} "
+                f"seconds and gained nothing ({before:.1f} dB PSNR{average}), so the generator was used as it is."
+            )
+        return (
+            f"A copy of the generator was tuned to the face in {self.settings.steps} steps, which took "
+            f"{self.seconds:.0f} seconds and brought its drawing from {before:.1f} to {after:.1f} dB PSNR{average}."
+        )
+
+
+def tune(inverter: Inverter, faces: Tensor, codes: Tensor, settings: TuneSettings | None = None) -> Job[Tuned]:
+    """Tune a copy of the generator so that it draws the faces from their codes.
+
+    Args:
+        inverter: Its generator is copied; neither it nor the encoder is changed.
+        faces: Aligned faces (N, 3, H, W) in [0, 1]; the copy is tuned to all of them together.
+        codes: Their codes (N, rows, 512).
+        settings: Settings of the tuning.
+
+    Yields:
+        One step for every update; the preview is the first face's drawing, `psnr` the mean PSNR in dB before the
+        update.
+
+    Raises:
+        UserError: A setting is out of its range.
+    """
+    settings = settings or TuneSettings()
+    settings.check()
+    started = time.perf_counter()
+    with MODEL_LOCK:
+        state = _Tuning(inverter, faces, codes, settings)
+    for number in range(settings.steps):
+        with MODEL_LOCK:
+            drawn = state.move(number)
+        psnr = float(batch_psnr(drawn, state.faces).mean())
+        message = f"A copy of the generator is tuned to the face: {psnr:.1f} dB."
+        yield Step(number + 1, settings.steps, message, drawn[:1].cpu(), {"psnr": psnr})
+    with MODEL_LOCK:
+        tuned, before, after = state.finish()
+    return Tuned(tuned, before.cpu(), after.cpu(), state.perceptual.name, settings, time.perf_counter() - started)
+
+
+class _Tuning:
+    """What a tuning knows between two steps."""
+
+    def __init__(self, inverter: Inverter, faces: Tensor, codes: Tensor, settings: TuneSettings) -> None:
+        self.shared, self.settings = inverter, settings
+        target = inverter.latent_average.device
+        self.faces = resize_square(faces.detach().to(target), inverter.size)
+        self.codes = codes.detach().to(target)
+        self.generator = copy.deepcopy(inverter.generator).eval().requires_grad_(False)
+        # The mapping network is not used for codes that are given.
+        drawing = [weight for name, weight in self.generator.named_parameters() if not name.startswith("style.")]
+        for weight in drawing:
+            weight.requires_grad_(True)
+        self.weights = drawing
+        self.optimizer = torch.optim.Adam(drawing, settings.rate)
+        self.perceptual = best_perceptual_distance()
+        with torch.no_grad():
+            self.before = batch_psnr(inverter.synthesize(self.codes), self.faces)
+
+    def move(self, number: int) -> Tensor:
+        """Draw the faces in [0, 1], move the weights by one step, and return the drawings."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.rate * (1 + math.cos(math.pi * number / self.settings.steps)) / 2
+        # Gradients are switched here and not around the loop: a generator would leak the switch to its caller.
+        with torch.enable_grad():
+            drawn = self.generator.synthesize(self.codes)
+            loss = self._distance(drawn, self.faces * 2 - 1)
+            if self.settings.locality:
+                loss = loss + self.settings.locality * self._locality(number)
+            gradients = torch.autograd.grad(loss, self.weights, allow_unused=True)
+        for weight, gradient in zip(self.weights, gradients, strict=True):
+            weight.grad = gradient
+        self.optimizer.step()
+        return ((drawn.detach() + 1) / 2).clamp(0, 1)
+
+    @torch.no_grad()
+    def finish(self) -> tuple[Inverter, Tensor, Tensor]:
+        """Return the inverter with the frozen copy, and the PSNR before and after; without a gain, the shared one."""
+        for weight in self.weights:
+            weight.grad = None
+        self.generator.requires_grad_(False)
+        old = self.shared
+        tuned = old.with_generator(self.generator)
+        after = batch_psnr(tuned.synthesize(self.codes), self.faces)
+        if not after.mean() > self.before.mean():
+            return old, self.before, self.before
+        return tuned, self.before, after
+
+    def _distance(self, drawn: Tensor, wanted: Tensor) -> Tensor:
+        side = min(drawn.shape[-1], PERCEPTUAL_SIDE)
+        small, small_wanted = (F.interpolate(one, size=(side, side), mode="area") for one in (drawn, wanted))
+        perceived = self.perceptual.distance(small, small_wanted).mean()
+        return F.mse_loss(drawn, wanted) + self.settings.perceptual_weight * perceived
+
+    def _locality(self, number: int) -> Tensor:
+        """Return how far the copy's drawing of a random code near the first face's is from the shared one's."""
+        randomness = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + number)
+        z = torch.randn(1, self.generator.style_dim, generator=randomness).to(self.codes)
+        with torch.no_grad():
+            away = self.shared.generator.mapping(z)[:, None] - self.codes[:1]
+            near = self.codes[:1] + LOCALITY_DISTANCE * away / away.flatten(1).norm()
+            wanted = self.shared.generator.synthesize(near)
+        return self._distance(self.generator.synthesize(near), wanted)

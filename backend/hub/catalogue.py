@@ -10,10 +10,10 @@ from backend.hub import fetching
 from backend.settings import SETTINGS
 from backend.weights import Entry
 
-State = Literal["loaded", "here", "absent"]
+ModelState = Literal["loaded", "here", "absent"]
 DETECTOR = "detector"
 # Title and use of what ships with the app and is no detector.
-OWN: Mapping[str, tuple[str, str]] = {
+EMBEDDED_USES: Mapping[str, tuple[str, str]] = {
     "generator": ("Generator", "draws faces, for Counterfactual"),
     "encoder": ("Encoder", "finds the code of a face, for Counterfactual"),
     "trnet": ("TR-Net", "removes traces, for Trace Removal"),
@@ -21,7 +21,7 @@ OWN: Mapping[str, tuple[str, str]] = {
     "traces": ("Mean traces", "what Trace Removal compares spectra with"),
 }
 # Use of what others publish and is no detector, by its form; what has none is not used by the app.
-USES: Mapping[str, str] = {
+HUB_USES: Mapping[str, str] = {
     "e4e": "generator and encoder of 1024 pixels, for Counterfactual",
     "facenet": "recognises persons, for the measures of Evaluate",
     "arcface": "recognises persons, for the measures of Evaluate",
@@ -53,7 +53,7 @@ class Model:
     about: bool
     licence: str
     note: str
-    state: State
+    state: ModelState
     sources: tuple[str, ...]
     embedded: bool
 
@@ -63,14 +63,14 @@ class Model:
         return self.use != UNUSED
 
 
-def models() -> list[Model]:
+def list_models() -> list[Model]:
     """Return every model of the registry, in its order; whether files are whole is checked when they are loaded."""
     if not (SETTINGS.weights_dir / "registry.toml").exists():
         return []
     loaded = {name.partition(" ")[2] for name in runtime.loaded_names()}
     if "generator" in loaded:
         loaded.add("encoder")  # they are loaded together
-    return [_model(entry, loaded) for entry in weights.entries().values()]
+    return [_model(entry, loaded) for entry in weights.read_entries().values()]
 
 
 def _model(entry: Entry, loaded: set[str]) -> Model:
@@ -85,16 +85,16 @@ def _model(entry: Entry, loaded: set[str]) -> Model:
         licence=entry.licence,
         note=str(entry.options.get("note", "")),
         state="absent" if not present else "loaded" if entry.name in loaded else "here",
-        sources=tuple(str(source) for source in fetching.sources(entry)),
+        sources=tuple(str(source) for source in fetching.hub_files(entry)),
         embedded=entry.profile == "embedded",
     )
 
 
 def _named(entry: Entry) -> tuple[str, str]:
-    if entry.name in OWN:
-        return OWN[entry.name]
+    if entry.name in EMBEDDED_USES:
+        return EMBEDDED_USES[entry.name]
     options = entry.options
     architecture = options.get("architecture", entry.name)
     if architecture in registry.ARCHITECTURES | registry.PUBLISHED:
         return registry.card(entry.name).title, DETECTOR
-    return str(options.get("title", entry.name)), USES.get(str(options.get("form")), UNUSED)
+    return str(options.get("title", entry.name)), HUB_USES.get(str(options.get("form")), UNUSED)

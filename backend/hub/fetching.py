@@ -16,8 +16,8 @@ from torch import Tensor
 
 from backend import weights
 from backend.errors import UserError
-from backend.hub import forms, troubles
-from backend.hub.download import Source, download
+from backend.hub import download, forms
+from backend.hub.download import HubFile, download_file
 from backend.progress import Job, Step, counted, finish
 from backend.settings import SETTINGS
 
@@ -52,12 +52,12 @@ class Fetched:
     summary: str
 
 
-def fetch(name: str, on_step: Callable[[Step], None] | None = None, local: Path | None = None) -> Path:
+def fetch_to_cache(name: str, on_step: Callable[[Step], None] | None = None, local: Path | None = None) -> Path:
     """Fetch a model and return where it lies; see `fetching`."""
-    return finish(fetching(name, local), on_step).path
+    return finish(fetch_model(name, local), on_step).path
 
 
-def fetching(name: str, local: Path | None = None) -> Job[Fetched]:
+def fetch_model(name: str, local: Path | None = None) -> Job[Fetched]:
     """Fetch a model: at the end its file is whole, checked and converted, or it is as it was before.
 
     Args:
@@ -67,10 +67,10 @@ def fetching(name: str, local: Path | None = None) -> Job[Fetched]:
     Raises:
         UserError: Anything that went wrong, in words.
     """
-    entry = weights.entry(name)
+    entry = weights.find_entry(name)
     started = time.monotonic()
     folder = entry.receipt_path.parent  # the cache, also for what ships with the app
-    with _alone(folder, name):
+    with _entry_lock(folder, name):
         file, origin = (local, local.name) if local is not None else (yield from _downloaded(entry, folder))
         yield Step(DOWNLOADED, TOTAL, f"{name} is checked.")
         with _room_on_disk(name):
@@ -79,7 +79,7 @@ def fetching(name: str, local: Path | None = None) -> Job[Fetched]:
             if entry.profile == "hub":
                 _convert(entry, file, {"source_sha256": found, "origin": origin})
             else:
-                _put(file, entry.path)
+                _put_file(file, entry.path)
             if local is None:
                 file.unlink(missing_ok=True)
     yield Step(TOTAL, TOTAL, f"{name} is here.")
@@ -94,11 +94,11 @@ def fetching(name: str, local: Path | None = None) -> Job[Fetched]:
         bytes=size,
         pinned=pinned,
         seconds=round(time.monotonic() - started, 3),
-        summary=f"{name} is here ({size / 1e6:.1f} MB, from {origin}). {_trust(entry, found)}",
+        summary=f"{name} is here ({size / 1e6:.1f} MB, from {origin}). {_trust_in_words(entry, found)}",
     )
 
 
-def complete(on_step: Callable[[Step], None] | None = None) -> list[str]:
+def fetch_missing(on_step: Callable[[Step], None] | None = None) -> list[str]:
     """Fetch what ships with the app and is not here from the repository that `WEIGHTS_REPO` names, where it names one.
 
     Returns:
@@ -109,28 +109,28 @@ def complete(on_step: Callable[[Step], None] | None = None) -> list[str]:
     """
     if not SETTINGS.weights_repo:
         return []
-    own = [entry for entry in weights.entries().values() if entry.profile == "embedded"]
+    own = [entry for entry in weights.read_entries().values() if entry.profile == "embedded"]
     missing = [entry.name for entry in own if not entry.path.exists()]
     for name in missing:
-        fetch(name, on_step)
+        fetch_to_cache(name, on_step)
     return missing
 
 
-def sources(entry: weights.Entry) -> list[Source]:
+def hub_files(entry: weights.Entry) -> list[HubFile]:
     """Return where an entry can be downloaded from, best first; none where it is only published elsewhere."""
     if entry.profile != "hub":
-        return [Source(SETTINGS.weights_repo, entry.file)] if SETTINGS.weights_repo else []
+        return [HubFile(SETTINGS.weights_repo, entry.file)] if SETTINGS.weights_repo else []
     options = entry.options
     found = []
     if options.get("repo"):
         kind = options.get("repo_type", "model")
-        found.append(Source(options["repo"], entry.file, options.get("revision", "main"), kind))
-    return found + [Source(**mirror) for mirror in options.get("mirrors", ())]
+        found.append(HubFile(options["repo"], entry.file, options.get("revision", "main"), kind))
+    return found + [HubFile(**mirror) for mirror in options.get("mirrors", ())]
 
 
 def _downloaded(entry: weights.Entry, folder: Path) -> Job[tuple[Path, str]]:
     """Download from the first source that has the file."""
-    places = sources(entry)
+    places = hub_files(entry)
     if not places and entry.profile == "hub":
         raise UserError(
             f"{entry.name} is not on the Hub.",
@@ -142,7 +142,7 @@ def _downloaded(entry: weights.Entry, folder: Path) -> Job[tuple[Path, str]]:
     troubles_met = []
     for place in places:
         try:
-            job = download(place, folder / "downloads" / entry.name, entry.name, entry.sha256)
+            job = download_file(place, folder / "downloads" / entry.name, entry.name, entry.sha256)
             path = yield from counted(job, TOTAL)
         except UserError as error:  # noqa: PERF203 - a few places, each of which is tried
             troubles_met.append(error)
@@ -172,7 +172,7 @@ def _hash_of(file: Path, entry: weights.Entry, *, ours: bool) -> str:
 
 def _convert(entry: weights.Entry, file: Path, facts: Mapping[str, str]) -> None:
     """Write the tensors of a published file and what they were made from; both or neither replace what was here."""
-    tensors = forms.convert(file, entry.options["form"])
+    tensors = forms.convert_published(file, entry.options["form"])
     whole = _separate(tensors)
     with _temporary(entry.path) as half, _temporary(entry.receipt_path) as note:
         save_file(whole, half)
@@ -183,7 +183,7 @@ def _convert(entry: weights.Entry, file: Path, facts: Mapping[str, str]) -> None
         half.replace(entry.path)
 
 
-def _put(file: Path, target: Path) -> None:
+def _put_file(file: Path, target: Path) -> None:
     with _temporary(target) as half:
         shutil.copyfile(file, half)
         half.replace(target)
@@ -219,16 +219,16 @@ def _room_on_disk(name: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise troubles.said(error, name, otherwise=troubles.elsewhere(name)) from error
+        raise download.error_in_words(error, name, otherwise=download.elsewhere_hint(name)) from error
     except Exception as error:
         # safetensors hides the disk's own error in the text of its own.
         if "No space left" in str(error) or "os error 28" in str(error):
-            raise troubles.full(name) from error
+            raise download.disk_full_error(name) from error
         raise
 
 
 @contextmanager
-def _alone(folder: Path, name: str) -> Iterator[None]:
+def _entry_lock(folder: Path, name: str) -> Iterator[None]:
     """Hold the lock of an entry, so that two visitors do not fetch it at once."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -238,14 +238,14 @@ def _alone(folder: Path, name: str) -> Iterator[None]:
     except Timeout:
         raise UserError(f"{name} is being fetched already.", "Wait until it is here.") from None
     except OSError as error:
-        raise troubles.said(error, name, otherwise=troubles.elsewhere(name)) from error
+        raise download.error_in_words(error, name, otherwise=download.elsewhere_hint(name)) from error
     try:
         yield
     finally:
         lock.release()
 
 
-def _trust(entry: weights.Entry, found: str) -> str:
+def _trust_in_words(entry: weights.Entry, found: str) -> str:
     if not entry.sha256:
         return f"Its hash was not known beforehand; it is recorded now: {found}."
     if found == entry.sha256:
@@ -253,6 +253,6 @@ def _trust(entry: weights.Entry, found: str) -> str:
     return "It fits, but it is not the published file: its hash is another one."
 
 
-def record(fetched: Fetched) -> dict[str, Any]:
+def fetched_record(fetched: Fetched) -> dict[str, Any]:
     """Return a result as JSON."""
     return {**vars(fetched), "path": str(fetched.path)}

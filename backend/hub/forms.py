@@ -8,11 +8,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from backend import weights
-from backend.detectors import efficientnet, f3net, mesonet, mesonet_deepfakebench, recce, vit, xception
-from backend.detectors.checkpoints import matched
+from backend.detectors import efficientnet, f3net, mesonet, recce, vit, xception
 from backend.errors import UserError
-from backend.generators import official
+from backend.generators import inversion
 from backend.generators.arcface import ArcFace
+from backend.weights import match_checkpoint
 
 Content = Mapping[str, Any]
 HDF5 = b"\x89HDF\r\n"
@@ -37,7 +37,9 @@ class Form:
 
     def fits(self, content: Content) -> bool:
         """Say whether a file looks like this form."""
-        return all(_has(content, key) for key in self.keys) and not any(_has(content, key) for key in self.without)
+        return all(_has_key(content, key) for key in self.keys) and not any(
+            _has_key(content, key) for key in self.without
+        )
 
     @property
     def expected(self) -> str:
@@ -45,7 +47,7 @@ class Form:
         return ", ".join(f"{key}*" if key.endswith(".") else key for key in self.keys)
 
 
-def read(path: Path) -> dict[str, Any]:
+def read_published(path: Path) -> dict[str, Any]:
     """Return the content of a published file of any form.
 
     Raises:
@@ -58,14 +60,14 @@ def read(path: Path) -> dict[str, Any]:
     return weights.read_checkpoint(path)
 
 
-def convert(path: Path, name: str) -> dict[str, Tensor]:
+def convert_published(path: Path, name: str) -> dict[str, Tensor]:
     """Return the tensors of a published file of the form `name`.
 
     Raises:
         UserError: The file is of another form; the sentence says which was expected, and which it is.
     """
     wanted = FORMS[name]
-    content = read(path)
+    content = read_published(path)
     if wanted.fits(content):
         return wanted.convert(content)
     others = [form.title for form in FORMS.values() if form.fits(content)]
@@ -75,7 +77,7 @@ def convert(path: Path, name: str) -> dict[str, Tensor]:
     )
 
 
-def _has(content: Content, key: str) -> bool:
+def _has_key(content: Content, key: str) -> bool:
     return any(str(own).startswith(key) for own in content) if key.endswith(".") else key in content
 
 
@@ -86,7 +88,7 @@ def _facenet() -> nn.Module:
 
 
 def _authors_mesonet(build: Callable[[], nn.Module], title: str) -> Callable[[Content], dict[str, Tensor]]:
-    return lambda content: matched(content, build, title)
+    return lambda content: match_checkpoint(content, build, title)
 
 
 def _kept(content: Content) -> dict[str, Tensor]:
@@ -95,8 +97,8 @@ def _kept(content: Content) -> dict[str, Tensor]:
 
 
 FORMS: dict[str, Form] = {
-    "e4e": Form("an e4e checkpoint", ("state_dict", "latent_avg"), official.from_e4e),
-    "stylegan2": Form("a StyleGAN2 checkpoint", ("g_ema", "latent_avg"), official.from_stylegan2),
+    "e4e": Form("an e4e checkpoint", ("state_dict", "latent_avg"), inversion.tensors_from_e4e),
+    "stylegan2": Form("a StyleGAN2 checkpoint", ("g_ema", "latent_avg"), inversion.tensors_from_stylegan2),
     "xception_deepfakebench": Form(
         "DeepfakeBench's Xception",
         ("backbone.block12.", "backbone.last_linear."),
@@ -115,12 +117,12 @@ FORMS: dict[str, Form] = {
     "meso4_deepfakebench": Form(
         "DeepfakeBench's Meso4",
         ("backbone.conv4.weight", "backbone.fc2.weight"),
-        mesonet_deepfakebench.meso4_from_deepfakebench,
+        mesonet.meso4_from_deepfakebench,
     ),
     "mesoinception4_deepfakebench": Form(
         "DeepfakeBench's MesoInception4",
         ("backbone.Incption1_conv1.weight", "backbone.fc2.weight"),
-        mesonet_deepfakebench.mesoinception4_from_deepfakebench,
+        mesonet.mesoinception4_from_deepfakebench,
     ),
     "ucf_deepfakebench": Form("DeepfakeBench's UCF", ("encoder_f.", "encoder_c.", "head_sha."), _kept),
     "meso4": Form(
@@ -147,12 +149,12 @@ FORMS: dict[str, Form] = {
     "facenet": Form(
         "FaceNet of facenet-pytorch",
         ("block8.conv2d.weight", "last_linear.weight", "logits.weight"),
-        lambda content: matched(content, _facenet, "FaceNet"),
+        lambda content: match_checkpoint(content, _facenet, "FaceNet"),
     ),
     "arcface": Form(
         "ArcFace IR-SE50",
         ("input_layer.0.weight", "output_layer.3.weight"),
-        lambda content: matched(content, ArcFace, "ArcFace IR-SE50"),
+        lambda content: match_checkpoint(content, ArcFace, "ArcFace IR-SE50"),
     ),
     "face_parsing": Form(
         "the BiSeNet for face parsing", ("cp.resnet.conv1.weight", "conv_out.conv.conv.weight"), _kept

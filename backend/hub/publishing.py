@@ -8,11 +8,11 @@ from huggingface_hub import CommitOperationAdd, HfApi
 
 from backend import weights
 from backend.errors import UserError
-from backend.hub import troubles
+from backend.hub import download
 from backend.progress import Job, Step
 from backend.settings import REPO, SETTINGS
 
-CARD = """---
+CARD_FRONT_MATTER = """---
 license: other
 license_name: non-commercial-research-and-teaching
 license_link: LICENSE.md
@@ -45,7 +45,7 @@ class Published:
     summary: str
 
 
-def publishing(repo: str, *, private: bool = False) -> Job[Published]:
+def publish_models(repo: str, *, private: bool = False) -> Job[Published]:
     """Upload every model that ships with the app, the registry and the model card, as one commit.
 
     Args:
@@ -58,7 +58,7 @@ def publishing(repo: str, *, private: bool = False) -> Job[Published]:
     if not REPO.fullmatch(repo):
         raise UserError(f"{repo!r} is not a repository.", "Give it as OWNER/NAME.")
     started = time.monotonic()
-    own = [entry for entry in weights.entries().values() if entry.profile == "embedded"]
+    own = [entry for entry in weights.read_entries().values() if entry.profile == "embedded"]
     total = len(own) + 2
     additions = []
     for number, entry in enumerate(own):
@@ -70,7 +70,7 @@ def publishing(repo: str, *, private: bool = False) -> Job[Published]:
     card = re.sub(r"\A---\n.*?\n---\n+", "", (folder / "MODELCARD.md").read_text(encoding="utf-8"), flags=re.DOTALL)
     additions += [
         CommitOperationAdd("registry.toml", (folder / "registry.toml").read_bytes()),
-        CommitOperationAdd("README.md", (CARD + card).encode()),
+        CommitOperationAdd("README.md", (CARD_FRONT_MATTER + card).encode()),
         CommitOperationAdd("LICENSE.md", LICENCE.encode()),
     ]
     yield Step(len(own), total, f"{len(own)} models are uploaded to {repo}.")
@@ -78,8 +78,8 @@ def publishing(repo: str, *, private: bool = False) -> Job[Published]:
     try:
         api.create_repo(repo, private=private, exist_ok=True)
         done = api.create_commit(repo, additions, commit_message="Models, registry and model card")
-    except troubles.TROUBLES as error:
-        raise troubles.said(error, repo, otherwise="Nothing was changed there.") from error
+    except download.HUB_ERRORS as error:
+        raise download.error_in_words(error, repo, otherwise="Nothing was changed there.") from error
     except (RuntimeError, ValueError) as error:  # what the client says of an upload that broke off
         raise UserError(f"The upload to {repo} broke off.", "Nothing was changed there; run it again.") from error
     yield Step(total, total, f"{repo} has them.")

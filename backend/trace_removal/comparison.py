@@ -8,16 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backend import images, made_with, verdicts
-from backend.counterfactual import traces
-from backend.detectors import registry
+from backend import images, similarity, weights
+from backend.alignment import CroppedPhoto
+from backend.attacks.registry import COMPARED, WHITE_BOX, get_attack
+from backend.detectors import predict, registry
 from backend.progress import Job, Step, within
-from backend.trace_removal.attacks import COMPARED, WHITE_BOX, named
-from backend.views import Source
 
 
 @dataclass(frozen=True, eq=False)
-class Compared:
+class AttackedFace:
     """One attack on the face.
 
     Args:
@@ -43,11 +42,11 @@ class Compared:
     def record(self) -> dict[str, Any]:
         """Return what a saved picture carries, as plain values for JSON."""
         said = {"attack": self.name, "p_fake": self.p_fake, "metrics": {"psnr": self.psnr, "ssim": self.ssim}}
-        return said | {"seconds": self.seconds, "versions": made_with.versions()}
+        return said | {"seconds": self.seconds, "versions": weights.package_versions()}
 
 
 @dataclass(frozen=True, eq=False)
-class Comparison:
+class AttackComparison:
     """All attacks on one face.
 
     Args:
@@ -59,11 +58,13 @@ class Comparison:
 
     original: np.ndarray
     p_fake: dict[str, float]
-    attacks: tuple[Compared, ...]
+    attacks: tuple[AttackedFace, ...]
     missing: tuple[str, ...]
 
 
-def compare(face: Tensor, source: Source | None = None, *, strength: float = 1.0, seed: int = 0) -> Job[Comparison]:
+def compare_attacks(
+    face: Tensor, source: CroppedPhoto | None = None, *, strength: float = 1.0, seed: int = 0
+) -> Job[AttackComparison]:
     """Run every attack of the table on a face and ask all detectors about the 8-bit results.
 
     Args:
@@ -79,7 +80,7 @@ def compare(face: Tensor, source: Source | None = None, *, strength: float = 1.0
     original = images.to_array(face)
     made, missing = [], []
     for number, name in enumerate(COMPARED):
-        attack = named(name).at(strength)
+        attack = get_attack(name).at(strength)
         if not attack.available():
             missing.append(attack.title)
             continue
@@ -90,12 +91,14 @@ def compare(face: Tensor, source: Source | None = None, *, strength: float = 1.0
         made.append((attack, images.to_array(attacked.images), seconds))
         yield Step(number + 1, len(COMPARED), f"{attack.title} is done.")
     pictures = torch.cat([face, *(images.to_tensor(picture) for _, picture, _ in made)])
-    scores = verdicts.p_fake(pictures, sources=source)
+    scores = predict.predict_p_fake(pictures, sources=source)
     rows = []
     for place, (attack, picture, seconds) in enumerate(made, 1):
-        likeness = traces.likeness(original, picture)
+        likeness = similarity.psnr_and_ssim(original, picture)
         own = {name: values[place] for name, values in scores.items()}
         rows.append(
-            Compared(attack.name, attack.title, attack.needs, picture, likeness["psnr"], likeness["ssim"], own, seconds)
+            AttackedFace(
+                attack.name, attack.title, attack.needs, picture, likeness["psnr"], likeness["ssim"], own, seconds
+            )
         )
-    return Comparison(original, {name: values[0] for name, values in scores.items()}, tuple(rows), tuple(missing))
+    return AttackComparison(original, {name: values[0] for name, values in scores.items()}, tuple(rows), tuple(missing))

@@ -1,25 +1,34 @@
-"""TR-Net's three discriminators: spatial, spectral and noise fingerprint (arXiv 2203.11433, section 4.3).
+"""TR-Net's three discriminators and its losses (arXiv 2203.11433, section 4.3 and eq. 6 to 13).
 
-All share one backbone of five strided convolutions, as in the released code; the spatial one can have a finer one
-instead.
+The discriminators are spatial, spectral and noise fingerprint. All share one backbone of five strided convolutions, as
+in the released code; the spatial one can have a finer one instead. Losses come in the paper's form and in the released
+code's. The discriminators maximise log D(real) + log(1 - D(made)). The generator minimises -log D(made) in place of
+log(1 - D(made)): the same goal without the vanishing slope (Goodfellow et al. 2014, section 3).
 """
 
 import itertools
+from collections.abc import Callable
 from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backend import residuals
-from backend.trace_removal import spectra
+from backend import signals
+from backend.similarity import batch_ssim
 
 Norm = Literal["layer", "batch"]
+
 SpectralForm = Literal["standardised", "paper", "code"]
+
 SpatialForm = Literal["strided", "residual"]
-CHANNELS = (128, 256, 512, 512, 512)
-SLOPE = 0.2  # of the leaky ReLU
+
+BACKBONE_CHANNELS = (128, 256, 512, 512, 512)
+
+LEAKY_SLOPE = 0.2  # of the leaky ReLU
+
 SMALLEST_DEVIATION = 1e-3
+
 DETAIL_GAIN = 10.0
 
 
@@ -34,12 +43,12 @@ class Backbone(nn.Module):
 
     def __init__(self, given: int = 3, width: float = 1.0, norm: Norm = "layer") -> None:
         super().__init__()
-        channels = [max(1, round(count * width)) for count in CHANNELS]
-        layers: list[nn.Module] = [nn.Conv2d(given, channels[0], 4, 2, 1), nn.LeakyReLU(SLOPE)]
+        channels = [max(1, round(count * width)) for count in BACKBONE_CHANNELS]
+        layers: list[nn.Module] = [nn.Conv2d(given, channels[0], 4, 2, 1), nn.LeakyReLU(LEAKY_SLOPE)]
         for before, after in itertools.pairwise(channels):
             layers.append(nn.Conv2d(before, after, 4, 2, 1, bias=False))
             layers.append(_norm(after, norm))
-            layers.append(nn.LeakyReLU(SLOPE))
+            layers.append(nn.LeakyReLU(LEAKY_SLOPE))
         self.layers = nn.Sequential(*layers)
         self.last = nn.Conv2d(channels[-1], 1, 4)
         self.feature_count = channels[-1] * 16
@@ -76,9 +85,9 @@ class ResidualBackbone(nn.Module):
 
     def __init__(self, given: int = 3, width: float = 1.0, norm: Norm = "layer") -> None:
         super().__init__()
-        channels = [max(8, round(count * width)) for count in (64, *CHANNELS[:4])]
+        channels = [max(8, round(count * width)) for count in (64, *BACKBONE_CHANNELS[:4])]
         self.stem = nn.Sequential(
-            nn.Conv2d(2 * given, channels[0], 3, padding=1), _norm(channels[0], norm), nn.LeakyReLU(SLOPE)
+            nn.Conv2d(2 * given, channels[0], 3, padding=1), _norm(channels[0], norm), nn.LeakyReLU(LEAKY_SLOPE)
         )
         self.stages = nn.Sequential(*(_Residual(a, b, norm) for a, b in itertools.pairwise(channels)))
         self.last = nn.Linear(channels[-1], 1)
@@ -103,9 +112,9 @@ class _Residual(nn.Module):
         self.beside = nn.Conv2d(given, made, 1)
 
     def forward(self, features: Tensor) -> Tensor:
-        inner = F.leaky_relu(self.norm1(self.conv1(features)), SLOPE)
+        inner = F.leaky_relu(self.norm1(self.conv1(features)), LEAKY_SLOPE)
         inner = self.norm2(self.conv2(inner)) + self.beside(F.avg_pool2d(features, 2))
-        return F.leaky_relu(inner, SLOPE)
+        return F.leaky_relu(inner, LEAKY_SLOPE)
 
 
 def _norm(channels: int, norm: Norm) -> nn.Module:
@@ -163,23 +172,23 @@ class SpectralDiscriminator(nn.Module):
     @torch.no_grad()
     def fit(self, images: Tensor) -> None:
         """Take mean and deviation of the log power from real pictures (N, 3, size, size) in [0, 1]."""
-        power = spectra.log_power(images, self._floor())
+        power = signals.log_power(images, self._floor())
         self.mean.copy_(power.mean(0))
         self.deviation.copy_(power.std(0).clamp_min(SMALLEST_DEVIATION))
 
     def inputs(self, images: Tensor) -> Tensor:
         """Return what the backbone is shown, (N, 1 or 2, size, size)."""
         if self.form == "code":
-            return spectra.log_power(images)[:, None]
+            return signals.log_power(images)[:, None]
         if self.form == "paper":
-            return torch.stack([spectra.amplitude(images), spectra.phase(images)], dim=1)
-        power = spectra.log_power(images, self._floor())
+            return torch.stack([signals.amplitude_spectrum(images), signals.phase_spectrum(images)], dim=1)
+        power = signals.log_power(images, self._floor())
         visible = 1 - self._floor() * torch.exp(-power)  # share of the power that is not rounding
-        angle = visible * spectra.phase(images) / spectra.PHASE_STD
+        angle = visible * signals.phase_spectrum(images) / signals.PHASE_STD
         return torch.stack([(power - self.mean) / self.deviation, angle], dim=1)
 
     def _floor(self) -> float:
-        return spectra.rounding_power(*self.mean.shape)
+        return signals.rounding_power(*self.mean.shape)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the log-odds of real (N,) of pictures (N, 3, size, size) in [0, 1]."""
@@ -209,7 +218,7 @@ class FingerprintDiscriminator(nn.Module):
 
     def inputs(self, images: Tensor) -> Tensor:
         """Return what the backbone is shown: three noise maps (N, 3, 128, 128)."""
-        return residuals.srm(images)
+        return signals.srm_residuals(images)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the log-odds of real (N,) of pictures (N, 3, 128, 128) in [0, 1]."""
@@ -233,3 +242,98 @@ Discriminator = SpatialDiscriminator | SpectralDiscriminator | FingerprintDiscri
 def source_loss(logits: Tensor, sources: Tensor) -> Tensor:
     """Return the cross-entropy over all sources (eq. 12) of logits (N, sources) and their true numbers (N,)."""
     return F.cross_entropy(logits, sources)
+
+
+AdversarialForm = Literal["log", "lsgan"]
+
+SimilarityForm = Literal["perceptual", "ssim"]
+
+ProfileForm = Literal["paper", "log", "code"]
+
+DiscriminatorFunction = Callable[[Tensor], Tensor]
+
+SSIM_WEIGHT = 10.0  # of the released code's similarity
+
+
+def discriminator_loss(kind: AdversarialForm, real: Tensor, made: Tensor) -> Tensor:
+    """Return what a discriminator minimises, from its log-odds of real (N,) of real and of made pictures (eq. 7)."""
+    if kind == "log":
+        return F.softplus(-real).mean() + F.softplus(made).mean()
+    return ((real - 1).square().mean() + made.square().mean()) / 2
+
+
+def generator_loss(kind: AdversarialForm, made: Tensor) -> Tensor:
+    """Return what the generator minimises, from a discriminator's log-odds of real (N,) of made pictures."""
+    return F.softplus(-made).mean() if kind == "log" else (made - 1).square().mean()
+
+
+def gradient_penalty(discriminate: DiscriminatorFunction, real: Tensor, fake: Tensor, places: Tensor) -> Tensor:
+    """Return the zero-centred penalty: the mean squared slope on lines from fake to real pictures.
+
+    Args:
+        discriminate: What a backbone is shown, to log-odds (N,).
+        real: That of real pictures (N, C, H, W).
+        fake: That of fakes before the generator, as the released code has it.
+        places: (N,) in [0, 1], where on each line.
+    """
+    share = places.view(-1, 1, 1, 1)
+    between = (share * real + (1 - share) * fake).detach().requires_grad_(True)
+    (slope,) = torch.autograd.grad(discriminate(between).sum(), between, create_graph=True)
+    return slope.flatten(1).square().sum(1).mean()
+
+
+def perceptual_similarity(network: Callable[[Tensor, Tensor], Tensor], fake: Tensor, made: Tensor) -> Tensor:
+    """Return the perceptual distance of the low frequencies of pictures in [0, 1] (eq. 9).
+
+    Args:
+        network: Takes two batches in [-1, 1] and returns one distance a picture.
+        fake: Pictures before the generator.
+        made: Pictures after it.
+    """
+    low = (signals.split_frequencies(images)[0] * 2 - 1 for images in (made, fake))
+    return network(*low).mean()
+
+
+def ssim_similarity(fake: Tensor, made: Tensor) -> Tensor:
+    """Return the released code's similarity, 10 (1 - SSIM), of pictures blurred by 3 x 3 Gaussians."""
+    return SSIM_WEIGHT * (1 - batch_ssim(signals.blur_3x3(fake), signals.blur_3x3(made)).mean())
+
+
+def profile_loss(kind: ProfileForm, real: Tensor, made: Tensor) -> Tensor:
+    """Return how far the power spectra of made pictures are from those of real ones (eq. 11).
+
+    `paper` and `log` compare each pair's high frequencies, radius by radius. The paper gives no unit for the
+    power; it is divided here by the mean power of the real picture, or the loss would depend on the contrast.
+    `code` compares with the mean profile of the real pictures. Gradients reach `made` in all three.
+
+    Args:
+        kind: Which form.
+        real: Real pictures (N, 3, H, W) in [0, 1].
+        made: What the generator made of the paired fakes, the same shape.
+    """
+    if kind == "code":
+        wanted = signals.without_lowest_radii(signals.radial_psd_as_coded(real)).mean(0, keepdim=True)
+        return (signals.without_lowest_radii(signals.radial_psd_as_coded(made)) - wanted).square().mean()
+    wanted, found = (signals.radial_psd(signals.split_frequencies(images)[1]) for images in (real, made))
+    if kind == "log":
+        hidden = signals.ROUNDING_VARIANCE
+        return (torch.log(found + hidden) - torch.log(wanted + hidden)).square().mean()
+    unit = wanted.mean(1, keepdim=True) + signals.POWER_FLOOR
+    return ((found - wanted) / unit).square().mean()
+
+
+def likeness_floor_loss(fake: Tensor, made: Tensor, psnr: float, ssim_floor: float) -> Tensor:
+    """Return how far pictures fall below a wanted likeness to their originals; 0 where each keeps both floors.
+
+    Not in the paper, whose training is long enough to find the balance by itself. A floor of the batch's mean would
+    be kept by leaving faces with few traces alone and spoiling the others.
+
+    Args:
+        fake: Pictures before the generator, in [0, 1].
+        made: Pictures after it.
+        psnr: Wanted peak signal-to-noise ratio of every picture in dB.
+        ssim_floor: Wanted structural similarity of every picture.
+    """
+    error = (made - fake).square().flatten(1).mean(1) + 1e-10
+    missing = F.relu(psnr + 10 * torch.log10(error)).mean() / 10
+    return missing + 10 * F.relu(ssim_floor - batch_ssim(fake, made)).mean()

@@ -7,12 +7,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from backend.signals import gaussian_kernel
+
 Statistics = Literal["batch", "fixed"]
 CHANNELS = (32, 64, 128, 256)
 MULTIPLE = 8  # the picture is halved three times
 SMOOTHING = 0.2  # sigma in pixels
 USUAL_CONTRAST = 8 / 255  # standard deviation around a pixel at which a change is as large as the network makes it
-LEAST, MOST = 0.5, 1.6  # factors on the change
+LEAST_GAIN, MOST_GAIN = 0.5, 1.6  # factors on the change
 
 
 class TRNet(nn.Module):
@@ -88,7 +90,7 @@ class TRNet(nn.Module):
     def _with_grain(self, images: Tensor) -> Tensor:
         if not self.grain:
             return images
-        return images + self.grain / 255 * torch.stack([_noise_of(image) for image in images]).to(images)
+        return images + self.grain / 255 * torch.stack([_picture_noise(image) for image in images]).to(images)
 
     @torch.no_grad()
     def remove(self, images: Tensor, strength: float = 1.0) -> Tensor:
@@ -106,7 +108,7 @@ class TRNet(nn.Module):
         return torch.lerp(images, self(padded)[..., :height, :width], strength).clamp(0, 1)
 
 
-def _noise_of(image: Tensor) -> Tensor:
+def _picture_noise(image: Tensor) -> Tensor:
     """Return normal noise (3, H, W), on the CPU, which the eight-bit values of the picture alone decide."""
     pixels = (image.detach().clamp(0, 1) * 255).round().byte().cpu().contiguous().numpy()
     return torch.randn(image.shape, generator=torch.Generator().manual_seed(zlib.crc32(pixels.tobytes())))
@@ -152,14 +154,6 @@ class _Smoothing(nn.Module):
         self.register_buffer("weight", gaussian_kernel(3, SMOOTHING).expand(3, 1, 3, 3).clone())
 
 
-def gaussian_kernel(side: int, sigma: float) -> Tensor:
-    """Return a Gaussian (side, side) that sums to 1; sigma in pixels."""
-    place = torch.arange(side) - (side - 1) / 2
-    line = torch.exp(-place.square() / (2 * sigma**2))
-    line = line / line.sum()
-    return line[:, None] * line[None]
-
-
 @torch.no_grad()
 def contrast_gain(images: Tensor) -> Tensor:
     """Return how large a change may be, (N, 1, H, W) in [0.5, 1.6], in pictures (N, 3, H, W) in [0, 1].
@@ -169,7 +163,7 @@ def contrast_gain(images: Tensor) -> Tensor:
     """
     grey = images.mean(1, keepdim=True)
     variance = (_smoothed(grey.square(), 9, 1.5) - _smoothed(grey, 9, 1.5).square()).clamp_min(0)
-    return _smoothed((variance.sqrt() / USUAL_CONTRAST).sqrt().clamp(LEAST, MOST), 7, 1.0)
+    return _smoothed((variance.sqrt() / USUAL_CONTRAST).sqrt().clamp(LEAST_GAIN, MOST_GAIN), 7, 1.0)
 
 
 def _smoothed(grey: Tensor, side: int, sigma: float) -> Tensor:

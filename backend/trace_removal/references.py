@@ -9,17 +9,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from backend import runtime, weights
+from backend import runtime, signals, weights
 from backend.progress import Job, Step
-from backend.trace_removal import fingerprints, spectra
 
-ENTRY = "traces"
-BUILDING = "python -m backend train references --data DIR --fakes DIR --out traces.safetensors --install"
+REFERENCES_ENTRY = "traces"
+REFERENCES_COMMAND = "python -m backend train references --data DIR --fakes DIR --out traces.safetensors --install"
 REAL = "real"
 ATTENTION_SIDE = 32  # of a stored map
 DECIBELS = 10 / np.log(10)  # from natural logarithms of a power
 BATCH = 64
-Pictures = Mapping[str, Tensor]
+PicturesByGroup = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +52,7 @@ class References:
 
     def knows(self, detector: str) -> bool:
         """Say whether the attention of a detector was measured with the weights that it has now."""
-        entry = weights.entries().get(detector)
+        entry = weights.read_entries().get(detector)
         return entry is not None and self.detectors.get(detector) == entry.sha256
 
     def tensors(self) -> dict[str, Tensor]:
@@ -72,16 +71,21 @@ class References:
         return {"count": self.count, "detectors": self.detectors}
 
 
-def load() -> References:
+def load_references() -> References:
     """Return the process's one copy.
 
     Raises:
         UserError: There is no entry, or its file is missing or damaged.
     """
-    return runtime.loaded(ENTRY, lambda: from_tensors(weights.load_entry(ENTRY), weights.entry(ENTRY).options))
+    return runtime.load_once(
+        REFERENCES_ENTRY,
+        lambda: references_from_tensors(
+            weights.load_entry(REFERENCES_ENTRY), weights.find_entry(REFERENCES_ENTRY).options
+        ),
+    )
 
 
-def from_tensors(tensors: Mapping[str, Tensor], options: Mapping[str, Any]) -> References:
+def references_from_tensors(tensors: Mapping[str, Tensor], options: Mapping[str, Any]) -> References:
     """Return what `References.tensors` and `References.options` describe."""
     arrays: dict[str, dict[str, Any]] = {what: {} for what in ("spectrum", "power", "fingerprint")}
     nested: dict[str, dict[str, dict[str, Any]]] = {"correlation": {}, "attention": {}}
@@ -106,7 +110,7 @@ def from_tensors(tensors: Mapping[str, Tensor], options: Mapping[str, Any]) -> R
     )
 
 
-def build(pictures: Pictures, detectors: list[str], *, attention_count: int = 200) -> Job[References]:
+def build_references(pictures: PicturesByGroup, detectors: list[str], *, attention_count: int = 200) -> Job[References]:
     """Measure the references.
 
     Args:
@@ -119,12 +123,13 @@ def build(pictures: Pictures, detectors: list[str], *, attention_count: int = 20
     halves = {group: (values[::2], values[1::2]) for group, values in pictures.items()}
     for number, (group, values) in enumerate(pictures.items()):
         yield Step(number, total, f"spectra of {group}")
-        spectrum[group], power[group] = _spectral(values)
+        spectrum[group], power[group] = _spectral_means(values)
         if group != REAL:
-            prints[group] = fingerprints.fingerprint(values)
-            first = {group: fingerprints.fingerprint(halves[group][0])}
+            prints[group] = signals.measure_fingerprint(values)
+            first = {group: signals.measure_fingerprint(halves[group][0])}
             correlation[group] = {
-                other: _spread(fingerprints.correlations(halves[other][1], first)[group]) for other in pictures
+                other: _mean_and_deviation(signals.fingerprint_correlations(halves[other][1], first)[group])
+                for other in pictures
             }
     attention: dict[str, dict[str, np.ndarray]] = {}
     for name in detectors:
@@ -134,14 +139,14 @@ def build(pictures: Pictures, detectors: list[str], *, attention_count: int = 20
             yield Step(done, total, f"attention of {name} to {group}")
             attention[name][group] = mean_attention(name, values[:: max(1, len(values) // attention_count)])
     counts = {group: len(values) for group, values in pictures.items()}
-    hashes = {name: weights.entry(name).sha256 for name in detectors}
+    hashes = {name: weights.find_entry(name).sha256 for name in detectors}
     return References(spectrum, power, prints, correlation, attention, counts, hashes)
 
 
 def mean_attention(detector: str, pictures: Tensor) -> np.ndarray:
     """Return a detector's mean Grad-CAM towards fake (32, 32) over uint8 pictures (N, 3, S, S), empty maps left out."""
-    from backend.counterfactual.cam import grad_cam
     from backend.detectors import registry
+    from backend.detectors.gradcam import grad_cam
 
     total, count = torch.zeros(ATTENTION_SIDE, ATTENTION_SIDE), 0
     for part in pictures.split(BATCH):
@@ -154,7 +159,7 @@ def mean_attention(detector: str, pictures: Tensor) -> np.ndarray:
 
 
 @torch.no_grad()
-def _spectral(pictures: Tensor) -> tuple[np.ndarray, np.ndarray]:
+def _spectral_means(pictures: Tensor) -> tuple[np.ndarray, np.ndarray]:
     total, profiles = torch.zeros(pictures.shape[-2:], dtype=torch.float64), []
     for part in pictures.split(BATCH):
         images = part.float() / 255
@@ -166,13 +171,13 @@ def _spectral(pictures: Tensor) -> tuple[np.ndarray, np.ndarray]:
 
 def log_spectrum(images: Tensor) -> Tensor:
     """Return the log power (N, S, S) in dB, frequency 0 in the middle, of pictures (N, 3, S, S) in [0, 1]."""
-    return DECIBELS * spectra.centred(spectra.log_power(images))
+    return DECIBELS * signals.centre_spectrum(signals.log_power(images))
 
 
 def log_profile(images: Tensor) -> Tensor:
     """Return the power at each radius (N, S // 2) in dB of pictures (N, 3, S, S) in [0, 1]."""
-    return 10 * torch.log10(spectra.psd(images) + spectra.FLOOR)
+    return 10 * torch.log10(signals.radial_psd(images) + signals.POWER_FLOOR)
 
 
-def _spread(values: Tensor) -> tuple[float, float]:
+def _mean_and_deviation(values: Tensor) -> tuple[float, float]:
     return float(values.mean()), float(values.std())

@@ -1,27 +1,155 @@
-"""Remove the traces of one face of a photo: crop, TR-Net, back into the photo, and what all detectors say."""
+"""Remove the traces of a face with TR-Net: as an attack on faces, and for one face of a photo (arXiv 2203.11433).
 
+A removal asks all detectors before and after, puts the face back into the photo, and saves it again in four ways:
+traces that come back then were only covered. `RemovalBundle` is its stored form: what the app shows, keeps for its
+examples and hands out as a zip.
+"""
+
+import io
+import json
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
+from torch import Tensor
 
-from backend import alignment, faces, images, made_with, verdicts
-from backend.counterfactual import traces
-from backend.detectors import registry
-from backend.detectors.card import THRESHOLD, Verdict, verdict
-from backend.progress import Job, Step
+from backend import alignment, faces, images, provenance, runtime, similarity, weights
+from backend.alignment import AlignedFace, CroppedPhoto
+from backend.attacks.base import Attacked, judge_attack, mask_region, restore_outside
+from backend.counterfactual import changes
+from backend.detectors import predict, registry
+from backend.detectors.base import THRESHOLD, Detector, Verdict, verdict
+from backend.detectors.predict import format_p_fake, suggest_detector
+from backend.errors import UserError
+from backend.progress import Job, Step, mapped
 from backend.runtime import MODEL_LOCK, device, frozen
+from backend.trace_removal import references
 from backend.trace_removal.network import TRNet
-from backend.trace_removal.trnet import ENTRY, TRNetSettings, load, of_network
-from backend.views import Source
+from backend.trace_removal.references import References
+from backend.trace_removal.views import TraceView, draw_views
 
-__all__ = ["Removal", "load", "remove"]
+REMOVER_HINT = "Write for example --set 'removers=[\"tenth=DIR/trnet.safetensors\"]'."
 
-SEEN = 0.97  # SSIM below which the change of a smooth face shows at the size of the page
-SIMPLE = "This TR-Net adds to the picture; the published form draws it anew."
-TOTAL = 4
+TRNET_ENTRY = "trnet"
+
+WEAKEST_STRENGTH, STRONGEST_STRENGTH = 0.25, 2.0
+
+TRNET_COMMAND = "python -m backend train trnet --data DIR --fakes DIR --out trnet.safetensors --install"
+
+
+@dataclass(frozen=True)
+class TRNetSettings:
+    """Settings of one pass.
+
+    Args:
+        width: Factor on the network's channels; the result says that of the network that was used.
+        residual: Whether the network adds to the picture; the result says that of the network that was used.
+        bound: Largest change of a value in [0, 1] where it adds, at strength 1; likewise.
+        grain: Grey levels of noise that the network sees on the picture; likewise.
+        by_contrast: Whether the change is smaller on even skin, and up to 1.6 times `bound` elsewhere; likewise.
+        strength: Factor on the network's change, from `WEAKEST` to `STRONGEST`; it was trained for 1.
+        seed: Recorded; the noise depends on the picture alone.
+    """
+
+    width: float = 1.0
+    residual: bool = False
+    bound: float = 1.0
+    grain: float = 0.0
+    by_contrast: bool = False
+    strength: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse a strength out of range."""
+        if not WEAKEST_STRENGTH <= self.strength <= STRONGEST_STRENGTH:
+            raise UserError(
+                f"TR-Net's strength cannot be {self.strength}.", f"Give {WEAKEST_STRENGTH} to {STRONGEST_STRENGTH}."
+            )
+
+
+def load_trnet() -> TRNet:
+    """Return the process's one copy of the trained network, frozen, on the device of the settings.
+
+    Raises:
+        UserError: There is no entry, or its model file is missing or damaged.
+    """
+    return runtime.load_once(TRNET_ENTRY, _load_trained_trnet)
+
+
+def build_trnet(options: Any) -> TRNet:
+    """Return the untrained network that a registry entry with these options describes."""
+    return TRNet(
+        options["width"],
+        statistics=options["statistics"],
+        residual=options["residual"],
+        bound=options.get("bound", 1.0),
+        grain=options.get("grain", 0.0),
+        by_contrast=options.get("by_contrast", False),
+    )
+
+
+def settings_of_network(network: TRNet, strength: float = 1.0) -> TRNetSettings:
+    """Return the settings of a pass through a network.
+
+    Raises:
+        UserError: The strength is out of range.
+    """
+    return TRNetSettings(network.width, network.residual, network.bound, network.grain, network.by_contrast, strength)
+
+
+def applied_settings(settings: TRNetSettings, network: TRNet | None = None) -> TRNetSettings:
+    """Return settings with what the network (None: the trained one) decides."""
+    return replace(settings_of_network(network or load_trnet(), settings.strength), seed=settings.seed)
+
+
+def attack_with_trnet(
+    images: Tensor,
+    detector: Detector,
+    settings: TRNetSettings | None = None,
+    mask: Tensor | None = None,
+    *,
+    network: TRNet | None = None,
+) -> Job[Attacked]:
+    """Pass faces through TR-Net; the detector only judges before and after.
+
+    Args:
+        images: Faces (N, 3, H, W) in [0, 1].
+        detector: What judges; TR-Net has not seen it.
+        settings: Settings of the pass.
+        mask: 1 where pixels may change, (H, W) or (N, 1, H, W); everywhere by default.
+        network: The network, by default the trained one.
+
+    Raises:
+        UserError: The model file is missing or damaged.
+    """
+    started = time.perf_counter()
+    network = network or load_trnet()
+    settings = applied_settings(settings or TRNetSettings(), network)
+    begun = images.detach().to(detector.mean.device)
+    region = mask_region(mask, begun)
+    with frozen(network, detector), MODEL_LOCK, torch.no_grad():
+        made = restore_outside(network.remove(begun, settings.strength), begun, region)
+        result = judge_attack("TR-Net", begun, made, detector, settings, started=started)
+    yield Step(1, 1, "The face passed through TR-Net.", made[:1].cpu())
+    return result
+
+
+def _load_trained_trnet() -> TRNet:
+    network = build_trnet(weights.find_entry(TRNET_ENTRY).options)
+    weights.load_into(network, TRNET_ENTRY)
+    return network.to(runtime.device())
+
+
+VISIBLE_SSIM = 0.97  # SSIM below which the change of a smooth face shows at the size of the page
+
+RESIDUAL_FORM_NOTE = "This TR-Net adds to the picture; the published form draws it anew."
+
+REMOVAL_STEPS = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +185,7 @@ class Removal:
     pasted: np.ndarray
     p_fake: dict[str, tuple[float, float]]
     p_pasted: dict[str, float] | None
-    difference: traces.Residual
+    difference: changes.Residual
     metrics: dict[str, float | None]
     settings: TRNetSettings
     weights: dict[str, str]
@@ -113,9 +241,9 @@ class Removal:
         )
         if self.settings.strength != 1:
             said += f" The change is {self.settings.strength:g} times what TR-Net was trained to make."
-        if ssim is not None and ssim < SEEN:
+        if ssim is not None and ssim < VISIBLE_SSIM:
             said += " Look closely: a change of this size can be seen, so a turned verdict may be due to what you see."
-        return f"{said} {SIMPLE}" if self.settings.residual else said
+        return f"{said} {RESIDUAL_FORM_NOTE}" if self.settings.residual else said
 
     def _verdicts_in_words(self) -> str:
         if not self.p_fake:
@@ -125,7 +253,7 @@ class Removal:
         newly = sum(before != "fake" and after == "fake" for before, after in said)
         told = "No detector called the face fake to begin with."
         if now:
-            told = _what_they_say_now(now)
+            told = _former_fakes_in_words(now)
         if newly:
             told += f" {newly} that did not call it fake before now {'does' if newly == 1 else 'do'}."
         return f"{told} TR-Net has seen none of the {len(self.p_fake)} detectors in training."
@@ -140,7 +268,7 @@ class Removal:
         )
 
 
-def _what_they_say_now(now: list[Verdict]) -> str:
+def _former_fakes_in_words(now: list[Verdict]) -> str:
     """Say what the detectors, at least one, that called a face fake say of it without traces."""
     still, real, uncertain = (now.count(word) for word in ("fake", "real", "uncertain"))
     if still == len(now):
@@ -154,7 +282,7 @@ def _what_they_say_now(now: list[Verdict]) -> str:
     )
 
 
-def remove(
+def remove_traces(
     photo: np.ndarray, face_number: int | None = None, strength: float = 1.0, *, network: TRNet | None = None
 ) -> Job[Removal]:
     """Pass one face of a photo through TR-Net and ask all detectors before and after.
@@ -169,42 +297,353 @@ def remove(
         UserError: There is no face, no trained network, or the strength is out of range.
     """
     started = time.perf_counter()
-    network = network or load()
-    settings = of_network(network, strength)
-    yield Step(0, TOTAL, "The face is looked for.")
-    found = faces.find(photo)
-    face = faces.choose(found, face_number)
-    aligned = alignment.align(photo, face, verdicts.TEMPLATE, registry.EMBEDDED_SIZE)
+    network = network or load_trnet()
+    settings = settings_of_network(network, strength)
+    yield Step(0, REMOVAL_STEPS, "The face is looked for.")
+    found = faces.find_faces(photo)
+    face = faces.choose_face(found, face_number)
+    aligned = alignment.align_face(photo, face, predict.EMBEDDED_TEMPLATE, registry.EMBEDDED_SIZE)
     original = images.to_tensor(aligned.crop)
-    yield Step(1, TOTAL, "The traces are removed.", original)
+    yield Step(1, REMOVAL_STEPS, "The traces are removed.", original)
     with MODEL_LOCK, frozen(network):
         removed = images.to_array(network.remove(original.to(device()), strength))
     changed = images.to_tensor(removed)
     pasted = alignment.paste_back(photo, removed, aligned)
-    yield Step(2, TOTAL, "The face is put back and looked for again.", changed)
-    again = faces.find_again(pasted, face)
-    crops, sources = [aligned.crop, removed], [Source(photo, aligned)] * 2
+    yield Step(2, REMOVAL_STEPS, "The face is put back and looked for again.", changed)
+    again = faces.find_face_again(pasted, face)
+    crops, sources = [aligned.crop, removed], [CroppedPhoto(photo, aligned)] * 2
     if again is not None:
-        sources.append(Source(pasted, alignment.align(pasted, again, verdicts.TEMPLATE, registry.EMBEDDED_SIZE)))
+        sources.append(
+            CroppedPhoto(pasted, alignment.align_face(pasted, again, predict.EMBEDDED_TEMPLATE, registry.EMBEDDED_SIZE))
+        )
         crops.append(sources[-1].aligned.crop)
-    yield Step(3, TOTAL, "All detectors are asked.", changed)
-    scores = verdicts.p_fake(torch.cat([images.to_tensor(one) for one in crops]), sources=sources)
-    yield Step(4, TOTAL, "All detectors have answered.", changed)
+    yield Step(3, REMOVAL_STEPS, "All detectors are asked.", changed)
+    scores = predict.predict_p_fake(torch.cat([images.to_tensor(one) for one in crops]), sources=sources)
+    yield Step(4, REMOVAL_STEPS, "All detectors have answered.", changed)
     return Removal(
         photo=photo,
         face_number=face_number or 1,
         face_count=len(found),
-        problem=faces.problem(face, photo.shape),
+        problem=faces.face_problem(face, photo.shape),
         aligned=aligned,
         original=aligned.crop,
         removed=removed,
         pasted=pasted,
         p_fake={name: (values[0], values[1]) for name, values in scores.items()},
         p_pasted=None if again is None else {name: values[2] for name, values in scores.items()},
-        difference=traces.residual(aligned.crop, removed),
-        metrics=traces.likeness(aligned.crop, removed),
+        difference=changes.signed_residual(aligned.crop, removed),
+        metrics=similarity.psnr_and_ssim(aligned.crop, removed),
         settings=settings,
-        weights=made_with.hashes([ENTRY, *scores]),
-        versions=made_with.versions(),
+        weights=weights.model_hashes([TRNET_ENTRY, *scores]),
+        versions=weights.package_versions(),
         seconds=time.perf_counter() - started,
     )
+
+
+SaveFunction = Callable[[Image.Image], Image.Image]
+
+
+@dataclass(frozen=True)
+class Resave:
+    """The verdicts after one way of saving again.
+
+    Args:
+        name: The name that programs use.
+        title: Name for people.
+        p_fake: By detector, the probability of fake in [0, 1] of the original and of the removal, both saved again.
+    """
+
+    name: str
+    title: str
+    p_fake: dict[str, tuple[float, float]]
+
+
+def save_as_jpeg(quality: int) -> SaveFunction:
+    """Return a function that encodes a picture as JPEG and decodes it."""
+    return lambda image: _encode_and_decode(image, "JPEG", quality=quality)
+
+
+def save_as_webp(quality: int) -> SaveFunction:
+    """Return a function that encodes a picture as lossy WebP and decodes it."""
+    return lambda image: _encode_and_decode(image, "WEBP", quality=quality)
+
+
+def save_rescaled(factor: float) -> SaveFunction:
+    """Return a function that resizes a picture by a factor, and back."""
+
+    def save(image: Image.Image) -> Image.Image:
+        small = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
+        return image.resize(small, Image.Resampling.BICUBIC).resize(image.size, Image.Resampling.BICUBIC)
+
+    return save
+
+
+RESAVE_KINDS: dict[str, tuple[str, SaveFunction]] = {
+    "jpeg_90": ("JPEG 90", save_as_jpeg(90)),
+    "jpeg_75": ("JPEG 75", save_as_jpeg(75)),
+    "webp_80": ("WebP 80", save_as_webp(80)),
+    "half_size": ("half size and back", save_rescaled(0.5)),
+}
+
+
+def judge_resaves(
+    original: np.ndarray, removed: np.ndarray, detectors: list[str] | None = None, source: CroppedPhoto | None = None
+) -> list[Resave]:
+    """Save a face and its removal again in every way, and ask the detectors (all loadable ones by default).
+
+    Args:
+        original: The face, uint8 (S, S, 3).
+        removed: The same after TR-Net.
+        detectors: Names of detectors.
+        source: The photo of the face. A detector that wants another crop is then shown its own of it, with the removal
+            in it; that crop is what is saved again.
+    """
+    names = detectors if detectors is not None else registry.loadable()
+    both = torch.cat([images.to_tensor(original), images.to_tensor(removed)])
+    found: dict[str, list[float]] = {}
+    for alike in predict.group_by_crop(names).values():
+        seen = [images.to_array(one) for one in predict.cut_for_detector(registry.card(alike[0]), both, source)]
+        made = [save(Image.fromarray(picture)) for _, save in RESAVE_KINDS.values() for picture in seen]
+        found |= predict.predict_p_fake(torch.cat([images.to_tensor(np.asarray(one)) for one in made]), alike)
+    scores = {name: found[name] for name in names}
+    return [
+        Resave(name, title, {one: (values[2 * row], values[2 * row + 1]) for one, values in scores.items()})
+        for row, (name, (title, _)) in enumerate(RESAVE_KINDS.items())
+    ]
+
+
+def resaves_in_words(before: Mapping[str, tuple[float, float]], after: list[Resave]) -> str:
+    """Say in one sentence whether verdicts come back.
+
+    Args:
+        before: By detector, p_fake of the original and of the removal, not saved again.
+        after: What `resave` returned.
+    """
+    left = [name for name, (original, removed) in before.items() if verdict(original) == "fake" != verdict(removed)]
+    if not any(verdict(original) == "fake" for original, _ in before.values()):
+        return "No detector called the face fake, so there is no verdict that saving again could bring back."
+    if not left:
+        return (
+            "Every detector that called it fake still does, so there is no verdict that saving again could bring back."
+        )
+    counts = [f"{sum(verdict(one.p_fake[name][1]) == 'fake' for name in left)} after {one.title}" for one in after]
+    which = "the one detector that no longer calls" if len(left) == 1 else f"the {len(left)} that no longer call"
+    return f"Of {which} it fake, these do again when it is saved again: {', '.join(counts)}."
+
+
+def resaves_record(after: list[Resave]) -> dict[str, Any]:
+    """Return the verdicts as plain values for JSON, by way of saving and detector."""
+    return {one.name: {name: {"original": a, "removed": b} for name, (a, b) in one.p_fake.items()} for one in after}
+
+
+def _encode_and_decode(image: Image.Image, kind: str, **options: Any) -> Image.Image:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return Image.open(io.BytesIO(buffer.getvalue())).convert("RGB")
+
+
+FACE_PICTURES = ("crop", "removed")
+
+REMOVAL_RECORD = "removal.json"
+
+NO_REFERENCES_NOTE = (
+    "The views of the traces need reference statistics, which are not installed; "
+    f"build them: {references.REFERENCES_COMMAND}"
+)
+
+
+@dataclass(frozen=True, eq=False)
+class RemovalBundle:
+    """Everything that is shown of a removal.
+
+    Args:
+        record: Of the removal, with `resaves`, `resaves_summary`, `views` (name, title and sentence of each),
+            `views_note` (why there are none, or None) and `attention` (the detector whose attention is shown).
+        photo: The whole photo, uint8 (H, W, 3).
+        aligned: The face in it.
+        faces: `crop` and `removed`, uint8 (S, S, 3), without a mark.
+        views: By name, uint8 (H, W, 3), each with the face before and after.
+    """
+
+    record: dict[str, Any]
+    photo: np.ndarray
+    aligned: AlignedFace
+    faces: dict[str, np.ndarray]
+    views: dict[str, np.ndarray]
+
+    def difference(self) -> changes.Residual:
+        """Return the signed difference of removal and crop."""
+        return changes.signed_residual(self.faces["crop"], self.faces["removed"])
+
+    def pictures(self) -> dict[str, np.ndarray]:
+        """Return all pictures, uint8 (H, W, 3), without a mark; of them, only `crop` is not made by the app."""
+        pasted = alignment.paste_back(self.photo, self.faces["removed"], self.aligned)
+        return {**self.faces, "difference": self.difference().picture, "photo": pasted, **self.views}
+
+    def zip(self) -> bytes:
+        """Return a zip file with the record and every picture, marked where the app made it."""
+        return provenance.zip_record(self.record, self.pictures(), own=("crop",), text=self.text())
+
+    def text(self) -> str:
+        """Return what happened for people who read no JSON: the summary, every verdict, and what saving again does."""
+        lines = [
+            f"{registry.card(name).title}: {_verdict_in_words(one['original'])} before, "
+            f"{_verdict_in_words(one['removed'])} after"
+            for name, one in self.record["p_fake"].items()
+        ]
+        verdicts = "\n".join(["What every detector says (probability of fake, 0 to 1):", *lines])
+        return "\n\n".join([self.record["summary"], verdicts, self.record["resaves_summary"]])
+
+    def save(self, folder: Path) -> list[Path]:
+        """Write what `load` needs, without visible marks, and return the files."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in provenance.unmarked_files(
+            {**self.faces, **self.views}, self.record, REMOVAL_RECORD
+        ).items():
+            (folder / name).write_bytes(content)
+        return sorted(folder.iterdir())
+
+
+def _verdict_in_words(p_fake: float) -> str:
+    return f"{format_p_fake(p_fake)} {verdict(p_fake)}"
+
+
+def run_removal(
+    photo: np.ndarray,
+    face_number: int | None = None,
+    detector: str | None = None,
+    *,
+    strength: float = 1.0,
+    network: TRNet | None = None,
+    known: References | None = None,
+) -> Job[RemovalBundle]:
+    """Remove the traces of one face, save it again in four ways, and draw what is left of the traces.
+
+    Args:
+        photo: uint8 (H, W, 3), RGB.
+        face_number: Which face, from 1, the largest first; None takes the largest.
+        detector: Whose attention is shown; None takes the first that calls the face fake.
+        strength: Factor on TR-Net's change; it was trained for 1.
+        network: The network; None takes the trained one.
+        known: Reference statistics; None takes the installed ones.
+
+    Raises:
+        UserError: There is no face, no trained network, or the strength is out of range.
+    """
+    removing = remove_traces(photo, face_number, strength, network=network)
+    removal = yield from mapped(removing, lambda step: replace(step, total=6))
+    yield Step(4, 6, "The face is saved again in four ways.", images.to_tensor(removal.removed))
+    again = judge_resaves(removal.original, removal.removed, source=CroppedPhoto(removal.photo, removal.aligned))
+    yield Step(5, 6, "The traces are drawn.", images.to_tensor(removal.removed))
+    before = {name: values[0] for name, values in removal.p_fake.items() if registry.card(name).cam_layer}
+    shown = detector or suggest_detector(before)
+    if known is None and references.REFERENCES_ENTRY in weights.read_entries():
+        known = references.load_references()
+    pictures = {"Before": removal.original, "After": removal.removed}
+    drawn = draw_views(pictures, known, shown) if known is not None and shown is not None else []
+    return bundle_removal(removal, again, drawn, shown)
+
+
+def bundle_removal(
+    removal: Removal, again: list[Resave], drawn: list[TraceView], attention: str | None
+) -> RemovalBundle:
+    """Return the bundle of a finished removal, its re-saves, and its views where there are any."""
+    record = removal.record() | {
+        "resaves": resaves_record(again),
+        "resaves_summary": resaves_in_words(removal.p_fake, again),
+        "views": [{"name": one.name, "title": one.title, "sentence": one.sentence} for one in drawn],
+        "views_note": None if drawn else NO_REFERENCES_NOTE,
+        "attention": attention,
+    }
+    pictures = {one.name: one.picture for one in drawn}
+    return RemovalBundle(
+        record, removal.photo, removal.aligned, {"crop": removal.original, "removed": removal.removed}, pictures
+    )
+
+
+def load_removal(folder: Path, photo: np.ndarray, aligned: AlignedFace) -> RemovalBundle:
+    """Read what `Bundle.save` wrote.
+
+    Args:
+        folder: Where it lies.
+        photo: The photo that it is about.
+        aligned: The face in it.
+    """
+    record = json.loads((folder / REMOVAL_RECORD).read_text(encoding="utf-8"))
+    drawn = {
+        name: images.read(folder / f"{name}.png")
+        for name in [*FACE_PICTURES, *(one["name"] for one in record["views"])]
+    }
+    return RemovalBundle(record, photo, aligned, {name: drawn.pop(name) for name in FACE_PICTURES}, drawn)
+
+
+@dataclass(frozen=True)
+class Remover:
+    """A TR-Net in a file that `python -m backend train trnet` wrote, its report beside it.
+
+    Args:
+        name: Its name in the tables.
+        path: The weights (.safetensors).
+    """
+
+    name: str
+    path: Path
+
+    def load(self) -> TRNet:
+        """Return the process's one copy.
+
+        Raises:
+            UserError: File or report is missing or damaged.
+        """
+        return runtime.load_once(f"remover {self.path}", self._load)
+
+    def hash(self) -> str:
+        """Return the SHA-256 of the weights.
+
+        Raises:
+            UserError: There is no such file.
+        """
+        if not self.path.is_file():
+            raise UserError(f"There is no file {self.path.name} for the TR-Net {self.name}.", REMOVER_HINT)
+        return weights.file_hash(self.path)
+
+    def _load(self) -> TRNet:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        self.hash()
+        try:
+            report = json.loads(self.path.with_suffix(".json").read_text(encoding="utf-8"))
+            network = build_trnet(report["options"][TRNET_ENTRY])
+            network.load_state_dict(load_file(self.path))
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError):
+            raise UserError(
+                f"The TR-Net {self.name} cannot be loaded from {self.path.name}.",
+                "Keep the .json file that training wrote beside the weights.",
+            ) from None
+        return network.eval().requires_grad_(requires_grad=False).to(runtime.device())
+
+
+def parse_removers(texts: tuple[str, ...]) -> tuple[Remover, ...]:
+    """Read NAME=PATH.
+
+    Raises:
+        UserError: A text has another form, or two have one name.
+    """
+    found: list[Remover] = []
+    for text in texts:
+        name, _, path = text.partition("=")
+        if not name or not path or name in {one.name for one in found}:
+            raise UserError(f"The TR-Net {text} has no name of its own or no file.", REMOVER_HINT)
+        found.append(Remover(name, Path(path).expanduser()))
+    return tuple(found)
+
+
+def require_trnet() -> None:
+    """Say how to train TR-Net where its weights are not installed.
+
+    Raises:
+        UserError: There is no entry in the registry.
+    """
+    if TRNET_ENTRY not in weights.read_entries():
+        raise UserError("TR-Net is not trained yet, so no traces can be removed.", f"Train it with: {TRNET_COMMAND}.")

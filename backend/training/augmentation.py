@@ -1,22 +1,28 @@
-"""Adaptive discriminator augmentation (Karras et al. 2020, "Training GANs with limited data", appendix B).
+"""Augmentation: random changes of what a discriminator sees (ADA), and of a detector's training pictures.
 
-The discriminator sees photographs and drawings only through random changes, each made with probability p. As long as p
+Adaptive discriminator augmentation (Karras et al. 2020, "Training GANs with limited data", appendix B): the
+discriminator sees photographs and drawings only through random changes, each made with probability p. As long as p
 stays well below 1, the generator does not learn the changes themselves. p rises while the discriminator tells the
-photographs of the training set too surely.
+photographs of the training set too surely. Detectors get other framing and colours, so that they do not learn few
+pictures of a kind by heart.
 """
 
 import math
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 SHIFT = 0.125  # of the side: whole pixels at most, and the deviation of broken ones
+
 SCALE, BRIGHTNESS, CONTRAST, SATURATION = 0.2, 0.2, 0.5, 1.0  # deviations; of scales, of their binary logarithm
+
 LUMA = 1 / math.sqrt(3)  # of each colour
 
 
-def augment(pictures: Tensor, strength: Tensor | float, randomness: torch.Generator) -> Tensor:
+def augment_pictures(pictures: Tensor, strength: Tensor | float, randomness: torch.Generator) -> Tensor:
     """Change pictures (N, 3, S, S) in [-1, 1] at random: pixel blitting, geometry and colours; differentiable.
 
     Args:
@@ -25,10 +31,10 @@ def augment(pictures: Tensor, strength: Tensor | float, randomness: torch.Genera
         randomness: On the device of the pictures.
     """
     dice = _Dice(len(pictures), strength, randomness)
-    places = _geometry(dice, pictures.shape[-1])
+    places = _place_matrices(dice, pictures.shape[-1])
     grid = F.affine_grid(places[:, :2], list(pictures.shape), align_corners=False)
     moved = F.grid_sample(pictures, grid, padding_mode="reflection", align_corners=False)
-    colours = _colours(dice)
+    colours = _colour_matrices(dice)
     return torch.baddbmm(colours[:, :3, 3:], colours[:, :3, :3], moved.flatten(2)).view_as(pictures)
 
 
@@ -84,7 +90,7 @@ class _Dice:
         return torch.where(self.uniform() < (self.strength if strength is None else strength), values, 0.0)
 
 
-def _geometry(dice: _Dice, side: int) -> Tensor:
+def _place_matrices(dice: _Dice, side: int) -> Tensor:
     """Return matrices (N, 3, 3) from places in the result to places in the picture, in [-1, 1].
 
     Every change is as likely as its inverse, so it does not matter which way the matrices go.
@@ -114,7 +120,7 @@ def _geometry(dice: _Dice, side: int) -> Tensor:
     return product
 
 
-def _colours(dice: _Dice) -> Tensor:
+def _colour_matrices(dice: _Dice) -> Tensor:
     """Return matrices (N, 4, 4) that change colours."""
     one = torch.eye(4, device=dice.randomness.device)
     axis = torch.tensor([LUMA, LUMA, LUMA, 0.0], device=one.device)
@@ -163,3 +169,39 @@ def _rotation(angle: Tensor) -> Tensor:
     zero, one = torch.zeros_like(angle), torch.ones_like(angle)
     cosine, sine = angle.cos(), angle.sin()
     return _matrix([[cosine, -sine, zero], [sine, cosine, zero], [zero, zero, one]])
+
+
+GREYS = 255.0
+
+
+@dataclass(frozen=True)
+class Variation:
+    """How far pictures may change.
+
+    Args:
+        shift: Largest displacement in whole pixels, so that nothing is resampled; edges are mirrored.
+        colours: Largest relative change of contrast, to which each channel adds up to half as much of its own, and
+            largest change of brightness in shares of the grey levels, the same for all channels.
+    """
+
+    shift: int = 0
+    colours: float = 0.0
+
+
+UNVARIED = Variation()
+
+
+def vary_picture(picture: np.ndarray, randomness: np.random.Generator, variation: Variation) -> np.ndarray:
+    """Return uint8 (S, S, 3) displaced and in other colours; the same randomness changes every picture alike."""
+    if variation.shift:
+        top, left = randomness.integers(0, 2 * variation.shift + 1, 2)
+        height, width = picture.shape[:2]
+        margin = ((variation.shift,) * 2, (variation.shift,) * 2, (0, 0))
+        picture = np.pad(picture, margin, mode="reflect")[top : top + height, left : left + width]
+    if variation.colours:
+        most = variation.colours
+        contrast = 1 + randomness.uniform(-most, most) + randomness.uniform(-most, most, 3) / 2
+        brightness = GREYS * randomness.uniform(-most, most)
+        values = (picture.astype(np.float32) - GREYS / 2) * contrast + GREYS / 2 + brightness
+        picture = np.clip(np.rint(values), 0, GREYS).astype(np.uint8)
+    return picture

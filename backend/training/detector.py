@@ -1,21 +1,93 @@
-"""Train a detector on real photographs against fakes made from them and by others."""
+"""Train one detector from its data to a calibrated, measured file.
+
+What training minimises is binary cross-entropy, or what the detector's paper asks for. Every objective takes the
+network, its normalised pictures, the batch and the card, and returns log-odds of fake (N,) and the terms of the loss
+by name; training minimises their sum. The losses are float32, whatever the network computes in. NF learns nothing:
+its fingerprints, the mean noise residual of every maker's fakes, are measured in one pass.
+"""
 
 import copy
+import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from backend import runtime
-from backend.detectors.card import Card
-from backend.training import defences, harness, objectives
-from backend.training.batches import Batches
-from backend.training.history import History
-from backend.training.labelled import Examples
-from backend.training.variation import UNVARIED, Variation
+from backend import runtime, weights
+from backend.attacks.registry import get_attack
+from backend.detectors import registry
+from backend.detectors.base import LOG_ODDS, Card, Detector
+from backend.detectors.dct_a import DCTA
+from backend.detectors.nf import NoiseFingerprints
+from backend.errors import UserError
+from backend.progress import Step, finish
+from backend.signals import wiener_residual
+from backend.training import calibration as training_calibration
+from backend.training import data as training_data
+from backend.training import degradation, install, loop
+from backend.training.augmentation import UNVARIED, Variation
+from backend.training.calibration import calibrate_detector
+from backend.training.data import LabelledBatch, LabelledBatches, LabelledPictures, add_attacked, stack_images
+from backend.training.degradation import DefenceName, Degradation
+from backend.training.loop import TrainingTask
+
+Terms = dict[str, Tensor]
+
+Objective = Callable[[nn.Module, Tensor, LabelledBatch, Card], tuple[Tensor, Terms]]
+
+
+def binary_objective(network: nn.Module, inputs: Tensor, batch: LabelledBatch, card: Card) -> tuple[Tensor, Terms]:
+    """Binary cross-entropy of the log-odds."""
+    log_odds = LOG_ODDS[card.outputs](network(inputs).float())
+    return log_odds, {"cross_entropy": F.binary_cross_entropy_with_logits(log_odds, batch.labels)}
+
+
+def patch_objective(network: nn.Module, inputs: Tensor, batch: LabelledBatch, card: Card) -> tuple[Tensor, Terms]:
+    """Cross-entropy of every patch, each labelled as its picture (Chai et al. 2020, section 3.1)."""
+    maps = network(inputs).float()  # fake first, then real
+    wanted = (1 - batch.labels).long()[:, None, None].expand(-1, *maps.shape[-2:])
+    return LOG_ODDS[card.outputs](maps), {"patches": F.cross_entropy(maps, wanted)}
+
+
+def source_objective(network: nn.Module, inputs: Tensor, batch: LabelledBatch, card: Card) -> tuple[Tensor, Terms]:
+    """Cross-entropy over the sources (Yu et al. 2019, section 3); a fake of unknown source is any but real."""
+    known = list(network.sources)  # type: ignore[arg-type]
+    log_p = network(inputs).float().log_softmax(1)
+    losses = []
+    for row, kind in zip(log_p, batch.kinds, strict=True):
+        losses.append(-row[known.index(kind)] if kind in known else -row[1:].logsumexp(0))
+    return LOG_ODDS[card.outputs](log_p), {"sources": torch.stack(losses).mean()}
+
+
+def extras_objective(network: nn.Module, inputs: Tensor, batch: LabelledBatch, card: Card) -> tuple[Tensor, Terms]:
+    """Binary cross-entropy, flooded where the network says at which level, and the network's own further losses."""
+    raw, extras = network.forward_with_extras(inputs, batch.labels)  # type: ignore[operator]
+    log_odds = LOG_ODDS[card.outputs](raw.float())
+    loss = F.binary_cross_entropy_with_logits(log_odds, batch.labels)
+    level = getattr(network, "flood", 0.0)
+    return log_odds, {"cross_entropy": (loss - level).abs() + level} | {
+        name: term.float() for name, term in extras.items()
+    }
+
+
+OBJECTIVES: dict[str, Objective] = {  # all others: binary
+    "patch_cnn": patch_objective,
+    "lf": source_objective,
+    "mat": extras_objective,
+    "recce": extras_objective,
+}
+
+
+def objective_of(architecture: str) -> Objective:
+    """Return the objective of an architecture."""
+    return OBJECTIVES.get(architecture, binary_objective)
 
 
 @dataclass(frozen=True)
@@ -36,7 +108,7 @@ class DetectorSettings:
     history: dict[str, float] = field(default_factory=dict)  # overrides of `History`
     seed: int = 0
     betas: tuple[float, float] = (0.9, 0.999)
-    defence: defences.Name = "shipped"
+    defence: degradation.DefenceName = "shipped"
     adversarial: str = ""  # the attack after which fakes are learned too, for the strong defence
     adversarial_share: float = 0.5  # how often a fake gives way to an attacked one, where there are any
     initial: str = ""  # what the weights start from, random where empty
@@ -45,26 +117,26 @@ class DetectorSettings:
     own: dict[str, dict[str, Any]] = field(default_factory=dict)  # settings of single architectures
 
 
-def settings_for(architecture: str, **changes: Any) -> DetectorSettings:
+def read_detector_settings(architecture: str, **changes: Any) -> DetectorSettings:
     """Read the settings of an architecture; keyword arguments that are not None win.
 
     Raises:
         UserError: There is no setting of a name.
     """
-    common = harness.read_settings(DetectorSettings, "detector")
-    own, changed = common.own.get(architecture, {}), harness.checked(DetectorSettings, changes)
+    common = loop.read_settings(DetectorSettings, "detector")
+    own, changed = common.own.get(architecture, {}), loop.check_settings(DetectorSettings, changes)
     if changed.get("defence", "shipped") == "none":  # the undefended detectors of the paper judge a picture as it is
         own = {key: value for key, value in own.items() if key != "mirrored"}
     return replace(common, own={}, **own | changed)
 
 
-def batches_of(examples: Examples, settings: DetectorSettings) -> Batches:
+def build_batches(examples: LabelledPictures, settings: DetectorSettings) -> LabelledBatches:
     """Return the batches of a run."""
-    return Batches(
+    return LabelledBatches(
         examples,
         size=settings.batch,
         shares=settings.shares,
-        defence=defences.named(settings.defence, History(**settings.history)),  # type: ignore[arg-type]
+        defence=degradation.defence_named(settings.defence, Degradation(**settings.history)),  # type: ignore[arg-type]
         partial_share=settings.partial_share,
         adversarial_share=settings.adversarial_share,
         seed=settings.seed,
@@ -80,14 +152,14 @@ class DetectorTask:
         self,
         network: nn.Module,
         card: Card,
-        examples: Examples,
+        examples: LabelledPictures,
         settings: DetectorSettings,
-        objective: objectives.Objective = objectives.binary,
+        objective: Objective = binary_objective,
     ) -> None:
         torch.manual_seed(settings.seed)
         self.card, self.settings, self.objective = card, settings, objective
         self.device = runtime.device()
-        self.batches = batches_of(examples, settings)
+        self.batches = build_batches(examples, settings)
         layout = torch.channels_last
         self.network = network.to(self.device, memory_format=layout).train()  # type: ignore[call-overload]
         self.average = copy.deepcopy(network).eval().requires_grad_(False)
@@ -133,7 +205,7 @@ class DetectorTask:
         loss.backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), 5.0)
         self.optimizer.step()
-        harness.update_average(self.average, self.network, min(settings.average_decay, (1 + number) / (10 + number)))
+        loop.update_average(self.average, self.network, min(settings.average_decay, (1 + number) / (10 + number)))
         accuracy = ((log_odds > 0) == (batch.labels > 0.5)).float().mean()
         figures = {"loss": loss.item(), "accuracy": accuracy.item()}
         return figures | ({name: term.item() for name, term in terms.items()} if len(terms) > 1 else {})
@@ -142,3 +214,237 @@ class DetectorTask:
         settings = self.settings
         rise = min(1.0, (number + 1) / settings.warmup)
         return rise * (0.5 * (1 + math.cos(math.pi * number / settings.steps)) * 0.99 + 0.01)
+
+
+MOST_FINGERPRINTED = 2000  # fakes of each maker, as TR-Net's paper averages (arXiv 2203.11433, section 3.3)
+
+
+class FingerprintTask:
+    """One pass over the fakes, as a `harness.Task`; the defence acts on every fake before its residual is taken."""
+
+    def __init__(self, network: NoiseFingerprints, examples: LabelledPictures, settings: DetectorSettings) -> None:
+        """Prepare the pass; `settings` gives the size of a batch, the defence and the seed."""
+        self.network = network.to(runtime.device())
+        self.examples, self.settings = examples, settings
+        self.defence = degradation.defence_named(settings.defence, Degradation(**settings.history))  # type: ignore[arg-type]
+        self.order: list[tuple[int, int]] = []
+        for place, source in enumerate(network.sources):
+            members = np.flatnonzero(examples.kinds == source)
+            if not len(members):
+                raise UserError(f"There are no fakes of the kind {source}.", "Give a folder that has them.")
+            drawn = np.random.default_rng([settings.seed, place]).permutation(members)[:MOST_FINGERPRINTED]
+            self.order += [(place, int(index)) for index in drawn]
+        self.counts = [sum(place == one for one, _ in self.order) for place in range(len(network.sources))]
+        self.total = -(-len(self.order) // settings.batch)
+
+    def modules(self) -> Mapping[str, nn.Module]:
+        """Return what a checkpoint holds."""
+        return {"network": self.network}
+
+    def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
+        """Return none."""
+        return {}
+
+    def preview(self) -> Tensor | None:
+        """Show nothing."""
+        return None
+
+    @torch.no_grad()
+    def step(self, number: int) -> dict[str, float]:
+        """Add the residuals of one batch of fakes, each divided by the number of its maker's."""
+        batch = self.settings.batch
+        part = self.order[number * batch : (number + 1) * batch]
+        pictures = []
+        for _, index in part:
+            picture = self.examples.pictures[index].permute(1, 2, 0).numpy()
+            pictures.append(
+                self.defence(np.ascontiguousarray(picture), np.random.default_rng([self.settings.seed, index]))
+            )
+        fingerprints = self.network.fingerprints
+        residuals = wiener_residual(stack_images(pictures).to(fingerprints.device))
+        for (place, _), residual in zip(part, residuals, strict=True):
+            fingerprints[place] += residual / self.counts[place]
+        return {"residual": float(residuals.square().mean().sqrt())}
+
+    def finished(self) -> nn.Module:
+        """Return the network with fingerprints of unit power."""
+        self.network.normalise()
+        return self.network
+
+
+MEASURED_ONLY = {"nf"}  # measured in one pass over the fakes, without steps of training
+
+FITTED_BATCHES = 64  # whose pictures standardise DCT-A's spectra
+
+LEAST_DEVIATION = 1e-3
+
+
+class DetectorTraining(TrainingTask, Protocol):
+    """A task that ends in a network."""
+
+    def finished(self) -> nn.Module:
+        """Return the network as it is to be stored."""
+
+
+def prepare_network(network: nn.Module, batches: LabelledBatches) -> None:
+    """Fit what a network needs from training pictures before its first step."""
+    if isinstance(network, DCTA):
+        standardise_spectra(network, batches)
+
+
+@torch.no_grad()
+def standardise_spectra(network: DCTA, batches: LabelledBatches) -> None:
+    """Set mean and standard deviation of every coefficient of the log spectrum from the first batches."""
+    total = torch.zeros_like(network.mean, dtype=torch.float64)
+    squares, count = torch.zeros_like(total), 0
+    for number in range(FITTED_BATCHES):
+        spectra: Tensor = network.log_spectrum(batches.draw(number).images * 255).double()
+        total += spectra.sum(0)
+        squares += spectra.square().sum(0)
+        count += len(spectra)
+    mean = total / count
+    network.mean.copy_(mean)
+    network.std.copy_((squares / count - mean.square()).clamp_min(0).sqrt().clamp_min(LEAST_DEVIATION))
+
+
+def build_detector_task(
+    architecture: str, network: nn.Module, card: Card, examples: LabelledPictures, settings: DetectorSettings
+) -> DetectorTraining:
+    """Return the task that trains, or measures, a network of an architecture."""
+    if isinstance(network, NoiseFingerprints):
+        return FingerprintTask(network, examples, settings)
+    return DetectorTask(network, card, examples, settings, objective_of(architecture))
+
+
+COMPARED_WITH = {"ciplab_photoshop": "ciplab_real"}
+
+DEFENCE_SUFFIXES: dict[DefenceName, str] = {"shipped": "", "none": "_plain", "weak": "_weak"}
+
+STRONG_SUFFIX = "_strong"
+
+OPTION_SETTINGS = ("steps", "defence", "initial", "adversarial", "seed")  # settings that have an option of their own
+
+DEFENCE_WORDS: dict[DefenceName, str] = {
+    "shipped": "with mild random changes of framing, colours and sharpness, noise and JPEG on every picture",
+    "none": "saved alike, without blur, crop, noise or other JPEG: the undefended detector of TR-Net's paper",
+    "weak": "with strong random blur, crop, JPEG and noise: the weak defence of TR-Net's paper",
+}
+
+
+def entry_name(architecture: str, defence: DefenceName, *, strong: bool = False) -> str:
+    """Return the name under which a detector trained in this way is installed."""
+    return architecture + DEFENCE_SUFFIXES[defence] + (STRONG_SUFFIX if strong else "")
+
+
+def train_detector(
+    architecture: str,
+    data: Path,
+    folders: Sequence[Path],
+    out: Path,
+    on_step: Callable[[Step], None],
+    *,
+    photographs: str,
+    initial: str | None = None,
+    **changes: Any,
+) -> loop.Report:
+    """Train one embedded detector, calibrate it, measure it, and write `out` (a .safetensors file).
+
+    Args:
+        architecture: One of `registry.names()`.
+        data: Photographs, and fakes by others.
+        folders: Folders of fakes with `train/` and `val/`.
+        out: Where the weights go; the run's folder and the report lie beside it.
+        on_step: Called at every step.
+        photographs: What the photographs are, in words.
+        initial: What the weights start from: a file, `installed` for the entry of the same name, or random.
+        changes: Settings that differ from those of the settings file. With `steps=0` and `installed`, weights are
+            only calibrated and measured anew.
+    """
+    settings = read_detector_settings(architecture, **changes)
+    name = entry_name(architecture, settings.defence, strong=bool(settings.adversarial))
+    anew = settings.steps == 0 and initial == loop.INSTALLED
+    if anew and changes.get("mirrored") is None:
+        settings = replace(settings, mirrored=weights.find_entry(name).options.get("mirrored", False))
+    card = replace(untrained_card(architecture), mirrored=settings.mirrored)
+    split = training_data.read_labelled(data, folders, card.input_size)
+    if settings.adversarial:
+        attacked = add_attacked(split.training, settings.adversarial, seed=settings.seed)
+        split = replace(split, training=finish(attacked, on_step))
+    torch.manual_seed(settings.seed)
+    network = registry.build_embedded(architecture, {})
+    if initial:
+        settings = replace(settings, initial=loop.load_initial(initial, name, [network]))
+    else:
+        prepare_network(network, build_batches(split.training, settings))
+    task = build_detector_task(architecture, network, card, split.training, settings)
+    run = finish(loop.train_task(task, out.parent / f"{name}-run", settings, checkpoint_every=200), on_step)
+    trained = task.finished().to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    half = weights.rounded_to_half(trained.state_dict())
+    trained.load_state_dict(half)
+    calibration = calibrate_detector(trained, card, split.calibrating, architecture, settings.defence)
+    ready = Detector(trained, card, **calibration).eval()
+    alarms = training_calibration.measure_false_alarms(ready, split.measuring.of(training_data.REAL))
+    rates = training_calibration.measure_error_rates(ready, split.measuring, COMPARED_WITH)
+    same_source = training_calibration.compare_same_source(ready, split.measuring)
+    weights.save_half(out, half)
+    learned = install.describe_training_data(photographs, split.training.kinds.tolist())
+    facts = _describe_entry(architecture, settings, photographs, learned)
+    if anew:  # where the weights come from stays
+        entry = weights.find_entry(name)
+        facts |= {"source": entry.source, "trained_on": entry.options["trained_on"]}
+    figures = {"errors": rates, "false_alarms": alarms, "same_source": same_source}
+    return loop.write_report(out.with_suffix(".json"), figures, run, {name: out}, {name: calibration | figures | facts})
+
+
+def untrained_card(architecture: str) -> Card:
+    """Return the card of a detector that has no weights yet."""
+    facts = registry.ARCHITECTURES[architecture]
+    return Card(
+        name=architecture,
+        title=facts.title,
+        paper=facts.paper,
+        weights=architecture,
+        input_size=registry.EMBEDDED_SIZE,
+        mean=registry.channel_values(facts.mean),
+        std=registry.channel_values(facts.std),
+        outputs=facts.outputs,
+        cam_layer=facts.cam_layer,
+        trained_on="",
+        licence="",
+        errors=(),
+        known_failures="",
+    )
+
+
+def _describe_entry(architecture: str, settings: DetectorSettings, photographs: str, learned: str) -> dict[str, Any]:
+    """Return what the registry's entry says beyond the calibration."""
+    command = f"python -m backend train detector {architecture}"
+    if architecture not in MEASURED_ONLY:
+        command += f" --steps {settings.steps}"
+    if settings.defence != "shipped":
+        command += f" --defence {settings.defence}"
+    if settings.initial:
+        command += f" --initial {settings.initial.split(',', maxsplit=1)[0]}"
+    if settings.adversarial:
+        command += f" --adversarial {settings.adversarial}"
+    usual = asdict(read_detector_settings(architecture, defence=settings.defence))
+    if settings.seed != usual["seed"]:
+        command += f" --seed {settings.seed}"
+    for key, value in asdict(settings).items():
+        if key not in OPTION_SETTINGS and value != usual[key]:
+            command += f" --set {shlex.quote(f'{key}={json.dumps(value)}')}"
+    facts: dict[str, Any] = {"source": f"{command}, on {photographs}", "defence": settings.defence}
+    facts |= {"trained_on": learned, "mirrored": settings.mirrored}
+    if settings.defence == "shipped" and not settings.adversarial:
+        return facts
+    title = registry.ARCHITECTURES[architecture].title
+    attacked = ""
+    if settings.adversarial:
+        attack = get_attack(settings.adversarial).title
+        attacked = f", with fakes after {attack} among the fakes: the strong defence of TR-Net's paper"
+    how = {"none": "undefended", "weak": "weak defence", "shipped": "own defence"}[settings.defence]
+    return facts | {
+        "architecture": architecture,
+        "title": f"{title}, {how}{' and strong defence' if settings.adversarial else ''}",
+        "trained_on": f"{learned}; {DEFENCE_WORDS[settings.defence]}{attacked}",
+    }

@@ -1,38 +1,91 @@
-"""Train the embedded e4e encoder against a frozen generator (Tov et al. 2021, section 4).
+"""Train the embedded e4e encoder against a frozen generator (Tov et al. 2021, section 4), or both together.
 
 First the base code alone is learned by regression: the generator was trained on known codes
-(`principal_codes.py`), so most of the work needs no generator. Then base code and offsets are trained through the
-frozen generator on L1 + L2 + a perceptual distance, with the offsets kept small; an identity loss and a latent
+(`generator.PrincipalCodes`), so most of the work needs no generator. Then base code and offsets are trained through
+the frozen generator on L1 + L2 + a perceptual distance, with the offsets kept small; an identity loss and a latent
 discriminator join where their weights say so.
+
+In joint training, inversions must resemble their photographs. With a discriminator they must pass as photographs too;
+where it judges samples as well, the latent discriminator keeps the encoder's codes where samples come from, and the
+mapping network stays as it is. Where it does not, some faces of every batch are drawn from their base code alone, as
+samples are at first, and the mapping network is fitted to the base codes afterwards. A larger encoder begins from a
+smaller one, so that it gives the same codes (Net2Net, Chen et al. 2016).
 """
 
 import copy
-from collections.abc import Iterable, Mapping
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import cast
+from pathlib import Path
+from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from backend import face_packs, faces, weights
 from backend.errors import UserError
+from backend.face_packs import Photographs
 from backend.generators import inversion
-from backend.generators.e4e import CODE, E4EEncoder, StyleHead, lacked
-from backend.generators.linear_path import LinearPath, small
+from backend.generators.e4e import (
+    CODE_SIZE,
+    HAAR_BANDS,
+    E4EEncoder,
+    LinearPath,
+    StyleHead,
+    accumulate_feedback,
+    shrink_picture,
+)
+from backend.generators.inversion import Inverter
 from backend.generators.stylegan2 import StyleGAN2
-from backend.perceptual import ssim
+from backend.progress import Step, finish
 from backend.runtime import device
-from backend.training import harness, identity_loss
-from backend.training.adversary import Arithmetic
-from backend.training.generator import draw_faces, picture_losses, sheet, shrink, update
-from backend.training.growth import Growth, Stage
-from backend.training.latent_discriminator import LatentDiscriminator
-from backend.training.perceptual_loss import PerceptualLoss
-from backend.training.principal_codes import PrincipalCodes
-from backend.training.sharpening import sharpen
+from backend.similarity import batch_ssim
+from backend.training import generator, loop, losses
+from backend.training.gan import ADAM_EPSILON, DiscriminatorSettings, DiscriminatorTrainer, LatentDiscriminator
+from backend.training.generator import PrincipalCodes, fit_mapping
+from backend.training.loop import Arithmetic, Schedule, Stage, draw_faces, join_sheet, shrink_pictures, update_weights
+from backend.training.losses import PerceptualLoss, picture_losses, random_squares, sharpen_pictures
+
+STEM_WEIGHT, RGB_CHANNELS = "input_layer.0.weight", 3
+
+
+def grow_encoder(given: Mapping[str, Tensor], network: E4EEncoder) -> dict[str, Tensor]:
+    """Return the weights of `given`, of a network with fewer early channels or without detail, for `network`.
+
+    What is new keeps the values that it has in `network`, and nothing old reads it yet, so the codes stay the same
+    and the new part can learn.
+    """
+    known = dict(given)
+    if network.detail and known[STEM_WEIGHT].shape[1] == RGB_CHANNELS:
+        known[STEM_WEIGHT] = _widen_stem(known[STEM_WEIGHT])
+    return {key: _widen_weight(known[key], own) if key in known else own for key, own in network.state_dict().items()}
+
+
+def _widen_stem(weight: Tensor) -> Tensor:
+    """Return the stem's weights for bands of the faces and of what was lacking, of which it read the sum's means."""
+    means = torch.cat(
+        [weight, weight.new_zeros(len(weight), (HAAR_BANDS - 1) * RGB_CHANNELS, *weight.shape[2:])], dim=1
+    )
+    return torch.cat([means, means], dim=1)
+
+
+def _widen_weight(old: Tensor, new: Tensor) -> Tensor:
+    """Return `new` with `old` in its first places, where nothing old reads what is new."""
+    if old.shape == new.shape:
+        return old
+    result = new.clone()
+    if old.ndim > 1:
+        result[: len(old)] = 0
+    result[tuple(slice(side) for side in old.shape)] = old.to(new.dtype)
+    return result
+
 
 TEMPLATE = "embedded"  # how the faces are aligned
-BLOCK = 256  # photographs at a time
+
+ENCODER_BLOCK = 256  # photographs at a time
 
 
 @dataclass(frozen=True)
@@ -104,7 +157,7 @@ class EncoderTask:
         self.generator = None if generator is None else generator.to(here)
         self.codes = None if codes is None else codes.to(here)
         torch.manual_seed(settings.seed)
-        self.encoder = E4EEncoder(size, **{name: getattr(settings, name) for name in inversion.SHAPE})
+        self.encoder = E4EEncoder(size, **{name: getattr(settings, name) for name in inversion.ENCODER_OPTIONS})
         self.encoder.initialize()
         self._begin(list(self.encoder.styles)[1:])
         self.encoder.to(here)
@@ -116,16 +169,16 @@ class EncoderTask:
         self.perceptual: PerceptualLoss | None = None
         if settings.perceptual_weight:
             self.perceptual = PerceptualLoss(settings.perceptual_share, settings.enlarged_share, self.arithmetic)
-        self.embedding = identity_loss.find(TEMPLATE) if settings.identity_weight else None
+        self.embedding = losses.find_face_embedding(TEMPLATE) if settings.identity_weight else None
         if settings.identity_weight and self.embedding is None:
             raise UserError(
-                f"There is no network for the identity loss: {identity_loss.MISSING}", "Or: --set identity_weight=0."
+                f"There is no network for the identity loss: {losses.IDENTITY_MISSING}", "Or: --set identity_weight=0."
             )
         self.latent: LatentDiscriminator | None = None
         if settings.latent_weight and generator is not None:
-            self.latent = LatentDiscriminator(generator.rows, CODE, settings.latent_rate, here)
+            self.latent = LatentDiscriminator(generator.rows, CODE_SIZE, settings.latent_rate, here)
         self.code_steps = settings.code_steps if codes is not None else 0
-        self.growth = Growth(settings.stages, settings.decay_share)
+        self.growth = Schedule(settings.stages, settings.decay_share)
         self.total = self.code_steps + (0 if generator is None else self.growth.total)
 
     @torch.no_grad()
@@ -134,8 +187,11 @@ class EncoderTask:
         assert self.encoder.linear is not None
         codes = codes.to(self.arithmetic.device)
         known = [
-            (small(self.encoder.means(shrink(faces, self.settings.input_size))), codes(faces) - self.latent_average)
-            for part in self.pictures.split(BLOCK)
+            (
+                shrink_picture(self.encoder.means(shrink_pictures(faces, self.settings.input_size))),
+                codes(faces) - self.latent_average,
+            )
+            for part in self.pictures.split(ENCODER_BLOCK)
             for faces in [torch.cat([part, part.flip(3)]).float() / 127.5 - 1]
         ]
         seen, wanted = (torch.cat(parts) for parts in zip(*known, strict=True))
@@ -172,11 +228,11 @@ class EncoderTask:
         """Train one step."""
         settings, stage = self.settings, self.stage(number)
         if number >= settings.statistics_steps:  # a small batch's statistics are noise in what must be exact
-            keep_statistics(self.encoder)
+            freeze_statistics(self.encoder)
         faces = draw_faces(self.pictures, stage.batch, settings.seed, number)
         if stage.resolution == 0:
             with self.arithmetic.narrow():
-                base = self.encoder.base(shrink(faces, settings.input_size))
+                base = self.encoder.base(shrink_pictures(faces, settings.input_size))
             loss = self._code_loss(base.float(), faces)
             losses = {"code": loss}
         else:
@@ -185,8 +241,8 @@ class EncoderTask:
             _, losses, loss = self.inversion(codes, faces, stage.resolution, randomness)
             if self.latent is not None:
                 losses["latent"] = self.train_latent(codes, number)
-        update(self.optimizer, loss, stage.rate)
-        harness.update_average(self.average, self.encoder, min(settings.average_decay, (1 + number) / (10 + number)))
+        update_weights(self.optimizer, loss, stage.rate)
+        loop.update_average(self.average, self.encoder, min(settings.average_decay, (1 + number) / (10 + number)))
         return {"resolution": float(stage.resolution)} | {name: value.detach() for name, value in losses.items()}
 
     def encode(self, faces: Tensor, *, once: int = 0) -> Tensor:
@@ -194,11 +250,11 @@ class EncoderTask:
 
         With `feedback`, the encoder looks again at all but the last `once` faces, and learns from its last look.
         """
-        shown = shrink(faces, self.settings.input_size)
+        shown = shrink_pictures(faces, self.settings.input_size)
         again = len(faces) - once
         lacking = torch.zeros_like(shown)
         if again:
-            lacking[:again] = lacked(
+            lacking[:again] = accumulate_feedback(
                 lambda lacking: self._look(shown[:again], lacking),
                 lambda codes: self.draw(codes + self.latent_average),
                 shown[:again],
@@ -224,7 +280,7 @@ class EncoderTask:
         assert self.latent is not None
         seed = self.settings.seed
         z = torch.randn(
-            len(codes), CODE, generator=self.arithmetic.randomness(seed, number), device=self.arithmetic.device
+            len(codes), CODE_SIZE, generator=self.arithmetic.randomness(seed, number), device=self.arithmetic.device
         )
         with torch.no_grad():
             real = self.generator.mapping(z)
@@ -241,9 +297,9 @@ class EncoderTask:
         settings = self.settings
         codes_in_w = codes + self.latent_average
         drawn = self.draw(codes_in_w, resolution)
-        wanted = shrink(faces, resolution)
+        wanted = shrink_pictures(faces, resolution)
         if settings.sharpened:
-            wanted = sharpen(wanted, settings.sharpened).clamp(-1, 1)
+            wanted = sharpen_pictures(wanted, settings.sharpened).clamp(-1, 1)
         losses = picture_losses(drawn, wanted)
         weights = dict.fromkeys(losses, settings.pixel_weight) | {"delta": settings.delta_weight}
         losses["delta"] = (codes[:, 1:] - codes[:, :1]).square().mean()
@@ -251,7 +307,7 @@ class EncoderTask:
             losses["perceptual"] = self.perceptual(drawn, wanted, randomness)
             weights["perceptual"] = settings.perceptual_weight
         if settings.ssim_weight:
-            losses["ssim"] = 1 - ssim(drawn / 2 + 0.5, wanted / 2 + 0.5).mean()
+            losses["ssim"] = 1 - batch_ssim(drawn / 2 + 0.5, wanted / 2 + 0.5).mean()
             weights["ssim"] = settings.ssim_weight
         if self.codes is not None:
             losses["code"], weights["code"] = self._code_loss(codes[:, 0], faces), settings.code_weight
@@ -265,8 +321,8 @@ class EncoderTask:
 
     def average_codes(self, faces: Tensor, generator: StyleGAN2) -> Tensor:
         """Return the W+ codes (N, rows, 512) that the averaged encoder gives faces, looking as often as it will."""
-        inputs = shrink(faces, self.settings.input_size)
-        return inversion.encode(self.average, generator, self.latent_average, inputs, self.settings.feedback)
+        inputs = shrink_pictures(faces, self.settings.input_size)
+        return inversion.encode_faces(self.average, generator, self.latent_average, inputs, self.settings.feedback)
 
     @torch.no_grad()
     def preview(self) -> Tensor | None:
@@ -277,11 +333,274 @@ class EncoderTask:
         codes = self.average_codes(faces, self.generator)
         base = codes[:, :1].expand_as(codes)
         shown = faces, self.generator.synthesize(codes), self.generator.synthesize(base)
-        return sheet(*(row.cpu() for row in shown))
+        return join_sheet(*(row.cpu() for row in shown))
 
 
-def keep_statistics(network: nn.Module) -> None:
+def freeze_statistics(network: nn.Module) -> None:
     """Let batch norm use its running statistics while everything else goes on training."""
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eval()
+
+
+@dataclass(frozen=True, kw_only=True)
+class JointSettings(EncoderSettings, DiscriminatorSettings):
+    """Settings of a run; `settings/joint.toml` explains them."""
+
+    generator_rate: float
+    adversarial_weight: float
+    judged_side: int
+    samples_judged: bool
+    base_share: float
+
+
+class JointTask(EncoderTask):
+    """Encoder and generator in training, as a `harness.Task`; arguments as for `EncoderTask`, with a generator."""
+
+    settings: JointSettings
+    generator: StyleGAN2
+
+    def __init__(
+        self, pictures: Tensor, settings: JointSettings, held_out: Tensor, *, generator: StyleGAN2, **more: Any
+    ) -> None:
+        if settings.judged_side.bit_count() != 1:
+            raise UserError("The side that the discriminator sees must be a power of two.", "Try judged_side=64.")
+        super().__init__(pictures, settings, held_out, generator=generator, codes=None, **more)
+        freeze_statistics(self.encoder)
+        self.generator_average = copy.deepcopy(self.generator)
+        drawing = [weight for name, weight in self.generator.named_parameters() if not name.startswith("style.")]
+        for weight in drawing:
+            weight.requires_grad_()
+        self.adversary: DiscriminatorTrainer | None = None
+        if settings.adversarial_weight:
+            self.adversary = DiscriminatorTrainer(settings.judged_side, settings, self.arithmetic)
+        momentum = 0.9 if self.adversary is None else 0.0
+        self.generator_optimizer = torch.optim.Adam(
+            drawing, settings.generator_rate, (momentum, 0.99), ADAM_EPSILON, fused=True
+        )
+
+    def modules(self) -> Mapping[str, nn.Module]:
+        """Return what a checkpoint holds."""
+        own = {"generator": self.generator, "generator_average": self.generator_average}
+        return dict(super().modules()) | own | dict(self.adversary.modules() if self.adversary else {})
+
+    def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
+        """Return the optimisers."""
+        judging = self.adversary.optimizers() if self.adversary else {}
+        return dict(super().optimizers()) | {"generator": self.generator_optimizer} | dict(judging)
+
+    def step(self, number: int) -> dict[str, float | Tensor]:
+        """Train everything one step."""
+        settings, stage = self.settings, self.stage(number)
+        randomness = self.arithmetic.randomness(settings.seed, number)
+        faces = draw_faces(self.pictures, stage.batch, settings.seed, number)
+        codes = self.with_base_alone(self.encode(faces, once=self.base_alone(len(faces))))
+        inversions, losses, loss = self.inversion(codes, faces, stage.resolution, randomness)
+        judged = inversions
+        if self.adversary is not None:
+            if settings.samples_judged:
+                judged = torch.cat([inversions, self.samples(stage.batch, stage.resolution, randomness)])
+            judged = self.judged(judged, randomness)
+            losses["fooling"] = self.adversary.fooling(judged, randomness)
+            loss = loss + settings.adversarial_weight * losses["fooling"]
+        self.generator_optimizer.zero_grad(set_to_none=True)
+        update_weights(self.optimizer, loss, stage.rate)
+        for group in self.generator_optimizer.param_groups:
+            group["lr"] = settings.generator_rate * self.growth.decay(number)
+        self.generator_optimizer.step()
+        if self.latent is not None:
+            losses["latent"] = self.train_latent(codes, number)
+        values = {name: value.detach() for name, value in losses.items()}
+        if self.adversary is not None:
+            photographs = self.judged(shrink_pictures(faces, stage.resolution), randomness)
+            values |= self.adversary.train(photographs, judged, number, randomness)
+        loop.update_average(self.average, self.encoder, settings.average_decay)
+        loop.update_average(self.generator_average, self.generator, settings.average_decay)
+        return {"resolution": float(stage.resolution)} | values
+
+    def judged(self, pictures: Tensor, randomness: torch.Generator) -> Tensor:
+        """Return what the discriminator sees of pictures (N, 3, S, S): a random square of each, or all of it."""
+        return random_squares(pictures, min(self.settings.judged_side, pictures.shape[-1]), randomness)
+
+    def with_base_alone(self, codes: Tensor) -> Tensor:
+        """Return codes (N, rows, 512) with the offsets left out of the last `base_share` of the faces."""
+        kept = len(codes) - self.base_alone(len(codes))
+        return torch.cat([codes[:kept], codes[kept:, :1].expand(-1, codes.shape[1], -1)])
+
+    def base_alone(self, count: int) -> int:
+        """Return how many of `count` faces are drawn from their base code alone."""
+        return round(self.settings.base_share * count)
+
+    def samples(self, count: int, resolution: int, randomness: torch.Generator) -> Tensor:
+        """Return drawings (count, 3, resolution, resolution) of random z."""
+        z = torch.randn(count, CODE_SIZE, generator=randomness, device=self.arithmetic.device)
+        with torch.no_grad():
+            codes = self.generator.mapping(z)[:, None].expand(-1, self.generator.rows, -1)
+        return self.draw(codes, resolution)
+
+    @torch.no_grad()
+    def preview(self) -> Tensor:
+        """Return held-out faces, their inversions, and samples, below each other."""
+        faces = self.held_out.float() / 127.5 - 1
+        codes = self.average_codes(faces, self.generator_average)
+        z = torch.randn(
+            len(faces), CODE_SIZE, generator=self.arithmetic.randomness(0, 0), device=self.arithmetic.device
+        )
+        samples = self.generator_average.mapping(z)[:, None].expand_as(codes)
+        shown = faces, self.generator_average.synthesize(codes), self.generator_average.synthesize(samples)
+        return join_sheet(*(row.cpu() for row in shown))
+
+    def finished(self) -> dict[str, Tensor]:
+        """Return the generator's tensors; where no samples were judged, its mapping is fitted to base codes first."""
+        if self.adversary is None or not self.settings.samples_judged:
+            with torch.no_grad():
+                parts = [
+                    part.to(self.arithmetic.device).float() / 127.5 - 1 for part in self.pictures.split(ENCODER_BLOCK)
+                ]
+                base = torch.cat([self.average.base(shrink_pictures(part, self.settings.input_size)) for part in parts])
+            fit_mapping(self.generator_average.cpu(), (base + self.latent_average).cpu(), seed=self.settings.seed)
+        return {f"generator.{key}": value.cpu() for key, value in self.generator_average.state_dict().items()}
+
+
+# Name to the settings file, by how the generator was, or is, trained.
+ENCODER_RECIPES = {"regression": "encoder", "adversarial": "encoder_adversarial"}
+
+JOINT_RECIPES = {"adversarial": "joint", "regression": "joint_regression"}
+
+
+def train_encoder(
+    data: Path,
+    out: Path,
+    on_step: Callable[[Step], None],
+    *,
+    codes: Path | None,
+    recipe: str = "regression",
+    initial: str | None = None,
+    minutes: float = math.inf,
+    **changes: Any,
+) -> loop.Report:
+    """Train the encoder against the generator in `weights/` and write it to the folder `out`.
+
+    `codes` is the file that the generator's run left beside it; without it, pictures alone are trained on. The other
+    arguments are those of `generator_run.train_generator`.
+    """
+    settings = loop.read_settings(EncoderSettings, loop.find_recipe(ENCODER_RECIPES, recipe, "the encoder"), **changes)
+    photographs, held_out, tensors, drawing = _read_inputs(data)
+    task = EncoderTask(
+        photographs.pictures,
+        settings,
+        loop.pick_shown(held_out),
+        codes=generator.load_codes(codes) if codes else None,
+        **drawing,
+    )
+    if initial:
+        if initial == loop.INSTALLED:
+            _check_looks(settings)
+        label = loop.load_initial(initial, "encoder", (task.encoder, task.average), adapt=grow_encoder)
+        settings = dataclasses.replace(settings, initial=label)
+    folder = loop.run_folder(out, "encoder", recipe, "regression")
+    run = finish(loop.write_sheets(loop.train_task(task, folder, settings, minutes=minutes), folder), on_step)
+    return _write_encoder(out, "encoder", run, task, settings, tensors, held_out)
+
+
+def train_joint(
+    data: Path,
+    out: Path,
+    on_step: Callable[[Step], None],
+    *,
+    codes: Path | None = None,
+    recipe: str = "adversarial",
+    minutes: float = math.inf,
+    **changes: Any,
+) -> loop.Report:
+    """Fine-tune the encoder and the generator in `weights/` together and write both to the folder `out`.
+
+    `codes` is what the generator's run left beside it; a linear path that the installed encoder lacks is fitted to it.
+    The other arguments are those of `generator_run.train_generator`; a recipe is one of `JOINT_RECIPES`.
+
+    Raises:
+        UserError: A linear path is to be fitted, and no codes are given.
+    """
+    file = loop.find_recipe(JOINT_RECIPES, recipe, "joint training")
+    settings = loop.read_settings(JointSettings, file, **changes)
+    photographs, held_out, tensors, drawing = _read_inputs(data)
+    _check_looks(settings)
+    task = JointTask(photographs.pictures, settings, loop.pick_shown(held_out), **drawing)
+    known = weights.find_entry("encoder").options.get("linear", 0)
+    missing = "linear." if settings.linear and not known else None
+    if missing and not codes:
+        raise UserError("The installed encoder has no linear path yet.", "Add --codes, or --set linear=0.")
+    label = loop.load_initial(
+        loop.INSTALLED, "encoder", (task.encoder, task.average), without=missing, adapt=grow_encoder
+    )
+    if missing and codes:
+        task.begin_linear(generator.load_codes(codes))
+    settings = dataclasses.replace(settings, initial=label)
+    folder = loop.run_folder(out, "joint", recipe, "adversarial")
+    run = finish(loop.write_sheets(loop.train_task(task, folder, settings, minutes=minutes), folder), on_step)
+    return _write_encoder(out, "joint", run, task, settings, tensors | task.finished(), held_out)
+
+
+def _check_looks(settings: EncoderSettings) -> None:
+    """Refuse to go on with fewer looks than the installed encoder has learned: nothing in its weights would tell."""
+    known = weights.find_entry("encoder").options.get("feedback", [])
+    if len(settings.feedback) < len(known):
+        raise UserError(
+            f"The installed encoder looks at a face {len(known) + 1} times.", f"Add --set feedback={known}."
+        )
+
+
+def _read_inputs(data: Path) -> tuple[Photographs, Photographs, dict[str, Tensor], dict[str, Any]]:
+    """Return photographs, held-out ones, the tensors of the generator in `weights/`, and what a task needs of it."""
+    options, tensors = weights.find_entry("generator").options, weights.load_entry("generator")
+    drawing = {
+        "generator": inversion.build_generator(tensors, options),
+        "latent_average": tensors["latent_average"][0],
+        "size": options["size"],
+    }
+    return *face_packs.split_photographs(data, options["size"]), tensors, drawing
+
+
+def _write_encoder(
+    out: Path,
+    name: str,
+    run: loop.TrainingRun,
+    task: EncoderTask,
+    settings: EncoderSettings,
+    tensors: dict[str, Tensor],
+    held_out: Photographs,
+) -> loop.Report:
+    """Write the encoder, for a joint run the generator too, and the report NAME.json with the inversion's figures."""
+    options = weights.find_entry("generator").options
+    encoded = {key: value.cpu() for key, value in task.average.state_dict().items()}
+    files = {"encoder": out / "encoder.safetensors"}
+    shape = {name: getattr(settings, name) for name in (*inversion.ENCODER_OPTIONS, "feedback")}
+    shapes: dict[str, Any] = {"encoder": shape}
+    weights.save_half(files["encoder"], encoded)
+    if name == "joint":
+        files["generator"], shapes["generator"] = out / "generator.safetensors", {}
+        weights.save_half(files["generator"], tensors)
+    inverter = inversion.build_embedded_inverter(tensors, encoded, options, shapes["encoder"], "generator")
+    metrics = measure_inversion(inverter, held_out.pictures)
+    return loop.write_report(out / f"{name}.json", metrics, run, files, shapes)
+
+
+@torch.no_grad()
+def reconstruct_pictures(inverter: Inverter, pictures: Tensor, batch: int = 32) -> Tensor:
+    """Return uint8 (N, 3, S, S) inversions of uint8 pictures."""
+    device = inverter.latent_average.device
+    drawn = [
+        inverter.synthesize(inverter.invert(part.to(device).float() / 255)).cpu() for part in pictures.split(batch)
+    ]
+    return (torch.cat(drawn) * 255).round().byte()
+
+
+def measure_inversion(inverter: Inverter, pictures: Tensor, *, find_faces: bool = True) -> dict[str, float]:
+    """Measure the inversion of uint8 pictures: mean PSNR in dB and the share in which a face is found."""
+    drawn = reconstruct_pictures(inverter, pictures)
+    errors = ((drawn.float() - pictures.float()) / 255).square().flatten(1).mean(1)
+    figures = {"psnr": float((-10 * torch.log10(errors)).mean()), "count": float(len(pictures))}
+    if find_faces:
+        found = [bool(faces.find_faces(picture.permute(1, 2, 0).numpy())) for picture in drawn]
+        figures["faces_found"] = float(np.mean(found))
+    return figures

@@ -4,21 +4,29 @@ The decoder is frozen. The encoder learns to invert the faces on L2 + 0.8 LPIPS 
 of 1e-4. Drawings are pooled to the encoder's 256 pixels before they are compared, as in e4e (Tov et al. 2021).
 """
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backend import perceptual
-from backend.generators.inversion import Inverter, encode
-from backend.perceptual import Perceptual
+from backend import alignment, face_packs, faces, images, similarity, weights
+from backend.errors import UserError
+from backend.face_packs import Photographs
+from backend.generators import inversion
+from backend.generators.inversion import Inverter, encode_faces
+from backend.progress import Job, Step, finish
 from backend.runtime import device
-from backend.training import identity_loss
-from backend.training.encoder import keep_statistics
-from backend.training.generator import draw_faces, sheet, shrink
-from backend.training.identity_loss import Embedding
+from backend.similarity import PerceptualDistance
+from backend.training import loop, losses
+from backend.training.encoder import freeze_statistics
+from backend.training.loop import draw_faces, join_sheet, shrink_pictures
+from backend.training.losses import FaceEmbedding
 
 
 @dataclass(frozen=True)
@@ -36,7 +44,7 @@ class FinetuneSettings:
 
 
 @dataclass(frozen=True)
-class Losses:
+class FinetuneLosses:
     """The networks that the losses need, as far as they can be had.
 
     Args:
@@ -45,24 +53,24 @@ class Losses:
         left_out: What differs from the paper because a network cannot be had, one sentence each.
     """
 
-    perceptual: Perceptual
-    embedding: Embedding | None
+    perceptual: PerceptualDistance
+    embedding: FaceEmbedding | None
     left_out: tuple[str, ...]
 
 
-def losses_here(template: str) -> Losses:
+def find_losses(template: str) -> FinetuneLosses:
     """Return the losses that can be computed on this machine, for faces aligned as `template`."""
     left_out = []
-    distance = perceptual.perceptual()
-    missing = perceptual.lpips_missing()
+    distance = similarity.best_perceptual_distance()
+    missing = similarity.lpips_missing()
     if missing is not None:
-        left_out.append(f"LPIPS is replaced by {distance.name}: {perceptual.ALEXNET} of torchvision is not here.")
-    embedding = identity_loss.find(template)
+        left_out.append(f"LPIPS is replaced by {distance.name}: {similarity.ALEXNET} of torchvision is not here.")
+    embedding = losses.find_face_embedding(template)
     if embedding is None:
-        left_out.append(f"The identity loss is left out: {identity_loss.MISSING}")
-    elif embedding.name != identity_loss.NAME:
-        left_out.append(f"{identity_loss.NAME} is replaced by {embedding.name}: it was not fetched.")
-    return Losses(distance, embedding, tuple(left_out))
+        left_out.append(f"The identity loss is left out: {losses.IDENTITY_MISSING}")
+    elif embedding.name != losses.ARCFACE_NAME:
+        left_out.append(f"{losses.ARCFACE_NAME} is replaced by {embedding.name}: it was not fetched.")
+    return FinetuneLosses(distance, embedding, tuple(left_out))
 
 
 class FinetuneTask:
@@ -77,14 +85,14 @@ class FinetuneTask:
     """
 
     def __init__(
-        self, pictures: Tensor, settings: FinetuneSettings, held_out: Tensor, inverter: Inverter, losses: Losses
+        self, pictures: Tensor, settings: FinetuneSettings, held_out: Tensor, inverter: Inverter, losses: FinetuneLosses
     ) -> None:
         self.pictures, self.settings, self.held_out, self.losses = pictures, settings, held_out, losses
         self.inverter = inverter
         inverter.generator.eval().requires_grad_(False)
         self.encoder = inverter.encoder.train().requires_grad_(True)
         # Batches of eight would replace good statistics by noise, and inversion uses the running ones.
-        keep_statistics(self.encoder)
+        freeze_statistics(self.encoder)
         self.optimizer = torch.optim.Adam(self.encoder.parameters(), settings.rate)
         self.total = settings.steps
 
@@ -114,17 +122,17 @@ class FinetuneTask:
     def compared(self, faces: Tensor) -> tuple[Tensor, Tensor]:
         """Return drawings of faces (N, 3, S, S) and the faces, in [-1, 1], at the smaller of both sizes."""
         known = self.inverter
-        codes = encode(self.encoder, known.generator, known.latent_average, faces, known.feedback)
+        codes = encode_faces(self.encoder, known.generator, known.latent_average, faces, known.feedback)
         drawn = known.generator.synthesize(codes)
         side = min(drawn.shape[-1], faces.shape[-1])
-        return shrink(drawn, side), shrink(faces, side)
+        return shrink_pictures(drawn, side), shrink_pictures(faces, side)
 
     @torch.no_grad()
     def preview(self) -> Tensor:
         """Return held-out faces above their inversions."""
         faces = (self.held_out.float() / 127.5 - 1).to(device())
         drawn, wanted = self.compared(faces)
-        return sheet(wanted.cpu(), drawn.cpu())
+        return join_sheet(wanted.cpu(), drawn.cpu())
 
     @torch.no_grad()
     def psnr(self) -> float:
@@ -145,3 +153,77 @@ class FinetuneTask:
         }
         options = {"stylegan_size": self.inverter.size, "encoder_type": "Encoder4Editing"}
         return {"state_dict": states, "latent_avg": self.inverter.latent_average.cpu().contiguous(), "opts": options}
+
+
+FINETUNED_FILE = "e4e_finetuned.pt"
+
+
+def finetune_encoder(
+    source: str, data: Path, out: Path, on_step: Callable[[Step], None], **changes: Any
+) -> loop.Report:
+    """Fine-tune the encoder of a published e4e checkpoint and write it, with its decoder, to the folder `out`.
+
+    Args:
+        source: The file, or the name of a model that was fetched.
+        data: Folder of photographs, each with a face.
+        out: Where checkpoint, sheets, report and result go.
+        on_step: Called at every step.
+        changes: Settings other than those of `settings/finetune.toml`.
+
+    Raises:
+        UserError: The file is no such checkpoint, or there are too few faces.
+    """
+    settings = loop.read_settings(FinetuneSettings, "finetune", **changes)
+    inverter = _load_inverter(source)
+    photographs = finish(align_folder(data, inverter), on_step)
+    held = [face_packs.is_one_in(face_packs.VALIDATION_PART, name) for name in photographs.names]
+    held[-1] = held[-1] or not any(held)  # something has to be measured on
+    training, held_out = (
+        photographs.subset([place for place, one in enumerate(held) if one == wanted]) for wanted in (False, True)
+    )
+    settings = dataclasses.replace(settings, initial=inverter.name)
+    losses = find_losses(inverter.template)
+    for sentence in losses.left_out:
+        on_step(Step(0, settings.steps, sentence))
+    task = FinetuneTask(training.pictures, settings, held_out.pictures, inverter, losses)
+    before = task.psnr()
+    folder = out / "finetune-run"
+    run = finish(loop.write_sheets(loop.train_task(task, folder, settings, log_every=1), folder), on_step)
+    file = out / FINETUNED_FILE
+    torch.save(task.checkpoint(), file)
+    metrics = {"psnr_before": before, "psnr": task.psnr(), "faces": len(photographs), "held_out": len(held_out)}
+    report = loop.write_report(out / "finetune.json", metrics, run, {"encoder": file}, {"encoder": {"initial": source}})
+    gained = f"from {before:.1f} to {metrics['psnr']:.1f} dB PSNR on {len(held_out)} held-out faces"
+    parts = [f"The encoder was fine-tuned for {run.steps} steps on {len(training)} faces: {gained}.", *losses.left_out]
+    parts.append(f"Use it with: python -m backend weights fetch ffhq_1024 --from {file}")
+    return report | {"left_out": list(losses.left_out), "summary": " ".join(parts)}
+
+
+def align_folder(data: Path, inverter: Inverter) -> Job[Photographs]:
+    """Cut the largest face out of every photograph in a folder, in the position that the generator knows.
+
+    Raises:
+        UserError: There are fewer than two.
+    """
+    size = inverter.encoder.input_size
+    names, crops = [], []
+    everything = sorted(face_packs.read_files(data))
+    for number, (name, content) in enumerate(everything, 1):
+        photo = images.read(content)
+        found = faces.find_faces(photo)
+        if found:
+            names.append(name)
+            crops.append(alignment.align_face(photo, found[0], inverter.template, size).crop)
+        yield Step(number, len(everything), f"Faces are cut out: {len(names)} of {number} photographs have one.")
+    if len(names) < 2:
+        raise UserError(
+            f"Only {len(names)} of {len(everything)} photographs has a face.", "Name a folder with at least two faces."
+        )
+    return Photographs(names, torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).contiguous())
+
+
+def _load_inverter(source: str) -> Inverter:
+    """Return an inverter of one's own, which may be trained, from a file or from what was fetched."""
+    if source in weights.read_entries():
+        return inversion.build_e4e_inverter(weights.load_entry(source), source)
+    return inversion.read_e4e_inverter(Path(source))

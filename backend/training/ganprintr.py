@@ -4,22 +4,27 @@ import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import cast
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backend import runtime
+from backend import face_packs, runtime, weights
 from backend.attacks.ganprintr import GANprintR
-from backend.training import datasets, harness
+from backend.progress import finish
+from backend.training import loop
+from backend.training.loop import _OnStep
 
-MIDDLE = 0.4  # about the mean of face pictures, where the last layer starts: a ReLU that starts below 0 may never move
+MIDDLE_GREY = (
+    0.4  # about the mean of face pictures, where the last layer starts: a ReLU that starts below 0 may never move
+)
 
 
 @dataclass(frozen=True)
-class GanprintrSettings:
+class GanprintrTrainingSettings:
     """Settings of one run; `settings/ganprintr.toml` explains them."""
 
     size: int
@@ -36,12 +41,12 @@ class GanprintrSettings:
 class GanprintrTask:
     """The autoencoder in training, as a `harness.Task`."""
 
-    def __init__(self, pictures: Tensor, settings: GanprintrSettings, held_out: Tensor) -> None:
+    def __init__(self, pictures: Tensor, settings: GanprintrTrainingSettings, held_out: Tensor) -> None:
         """Prepare a run on uint8 pictures (N, 3, S, S); `held_out` (K, 3, S, S) is only shown."""
         self.pictures, self.settings, self.held_out = pictures, settings, held_out
         torch.manual_seed(settings.seed)
         network = GANprintR(settings.latent)
-        initialize(network)
+        initialize_autoencoder(network)
         self.device = runtime.device()
         self.network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = copy.deepcopy(network).eval().requires_grad_(False)
@@ -60,17 +65,19 @@ class GanprintrTask:
         """Train one step."""
         settings = self.settings
         for group in self.optimizer.param_groups:
-            group["lr"] = settings.lr * rate(number / settings.steps, settings.decay_share)
-        chosen = self.pictures[datasets.draw(len(self.pictures), settings.batch, seed=settings.seed, step=number)]
+            group["lr"] = settings.lr * rate_factor(number / settings.steps, settings.decay_share)
+        chosen = self.pictures[
+            face_packs.draw_indices(len(self.pictures), settings.batch, seed=settings.seed, step=number)
+        ]
         randomness = torch.Generator().manual_seed(settings.seed * 1_000_003 + number)
-        faces = cropped(chosen, settings.crop, randomness).float() / 255
+        faces = crop_randomly(chosen, settings.crop, randomness).float() / 255
         faces = faces.to(self.device, memory_format=torch.channels_last)
         loss = F.mse_loss(self.network(faces), faces)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.optimizer.step()
-        harness.update_average(self.average, self.network, min(settings.average_decay, (1 + number) / (10 + number)))
+        loop.update_average(self.average, self.network, min(settings.average_decay, (1 + number) / (10 + number)))
         return {"mse": loss.item(), "psnr": -10 * math.log10(loss.item())}
 
     @torch.no_grad()
@@ -82,7 +89,7 @@ class GanprintrTask:
 
 
 @torch.no_grad()
-def initialize(network: GANprintR) -> None:
+def initialize_autoencoder(network: GANprintR) -> None:
     """Keep the variance through ReLUs and unpooling (He et al. 2015), and start the output at middle grey."""
     encoder = cast(list[nn.Conv2d], list(network.encoder))
     decoder = cast(list[nn.ConvTranspose2d], list(network.decoder))
@@ -95,15 +102,15 @@ def initialize(network: GANprintR) -> None:
     for layer in (*encoder, *decoder):
         nn.init.zeros_(cast(Tensor, layer.bias))
     decoder[-1].weight.mul_(0.1)
-    cast(Tensor, decoder[-1].bias).fill_(MIDDLE)
+    cast(Tensor, decoder[-1].bias).fill_(MIDDLE_GREY)
 
 
-def rate(done: float, decay_share: float) -> float:
+def rate_factor(done: float, decay_share: float) -> float:
     """Return the factor on the learning rate: 1, and in the last `decay_share` of the steps a half cosine to 0."""
     return 0.5 * (1 + math.cos(math.pi * max(0.0, 1 - (1 - done) / decay_share)))
 
 
-def cropped(pictures: Tensor, size: int, randomness: torch.Generator) -> Tensor:
+def crop_randomly(pictures: Tensor, size: int, randomness: torch.Generator) -> Tensor:
     """Return a random square of every picture (N, 3, S, S), every other one mirrored: (N, 3, size, size)."""
     parts = []
     for picture in pictures:
@@ -114,7 +121,7 @@ def cropped(pictures: Tensor, size: int, randomness: torch.Generator) -> Tensor:
 
 
 @torch.no_grad()
-def copying(network: GANprintR, pictures: Tensor, batch: int = 32) -> dict[str, float]:
+def measure_copies(network: GANprintR, pictures: Tensor, batch: int = 32) -> dict[str, float]:
     """Measure PSNR in dB (mean and standard deviation) of 8-bit copies of uint8 pictures (N, 3, S, S)."""
     errors = []
     for part in pictures.split(batch):
@@ -122,3 +129,17 @@ def copying(network: GANprintR, pictures: Tensor, batch: int = 32) -> dict[str, 
         errors.append(((copied - part.float()) / 255).square().flatten(1).mean(1).numpy())
     psnr = -10 * np.log10(np.concatenate(errors))
     return {"psnr": round(float(psnr.mean()), 2), "psnr_std": round(float(psnr.std()), 2), "count": float(len(psnr))}
+
+
+def train_ganprintr(data: Path, out: Path, on_step: _OnStep, **changes: Any) -> loop.Report:
+    """Train GANprintR's autoencoder on photographs alone and write `out` (a .safetensors file)."""
+    settings = loop.read_settings(GanprintrTrainingSettings, "ganprintr", **changes)
+    photographs, held_out = face_packs.split_photographs(data, settings.size)
+    task = GanprintrTask(photographs.pictures, settings, loop.pick_shown(held_out))
+    folder = out.parent / "ganprintr-run"
+    run = finish(loop.write_sheets(loop.train_task(task, folder, settings), folder), on_step)
+    network = task.average.cpu().half().float()  # as it is stored
+    weights.save_half(out, network.state_dict())
+    metrics = measure_copies(network, held_out.pictures)
+    options = {"latent": settings.latent} | metrics
+    return loop.write_report(out.with_suffix(".json"), metrics, run, {"ganprintr": out}, {"ganprintr": options})

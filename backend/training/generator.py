@@ -1,27 +1,153 @@
-"""Train the embedded StyleGAN2 to draw photographs from their principal codes.
+"""Train the embedded StyleGAN2: as a regression from principal codes, or against a discriminator.
 
-On a CPU a GAN of this size does not converge in the time a person waits, a regression does: every photograph
-has a code from the start (`principal_codes.py`), the generator minimises L1 + L2 + a perceptual distance to the
-photograph, from 16 pixels up to 128. The mapping network is fitted to the distribution of the codes afterwards
-(`mapping.py`), so that z draws new faces, and the encoder learns the codes (`encoder.py`).
+On a CPU a GAN of this size does not converge in the time a person waits, a regression does: every photograph has a
+code from the start, its principal components (the idea of Bojanowski et al. 2018, section 3), and the generator
+minimises L1 + L2 + a perceptual distance to the photograph, from 16 pixels up to 128. The mapping network is fitted
+to the distribution of the codes afterwards, so that z draws new faces, and the encoder learns the codes
+(`encoder.py`).
+
+Adversarial training (Karras et al. 2020) alone makes the generator on a GPU. On a CPU it is the second half of a run
+that began as a regression: samples must pass as photographs, and the picture of a principal code must stay its
+photograph.
 """
 
 import copy
-from collections.abc import Mapping
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import cast
+from pathlib import Path
+from typing import Any, cast
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backend.generators.e4e import CODE
-from backend.generators.stylegan2 import StyleGAN2, ToRGB
-from backend.perceptual import build_st_lpips
-from backend.training import datasets, harness
-from backend.training.growth import Growth
-from backend.training.mapping import fit_mapping
-from backend.training.principal_codes import PrincipalCodes
+from backend import face_packs, weights
+from backend.errors import UserError
+from backend.generators.e4e import CODE_SIZE
+from backend.generators.stylegan2 import StyleGAN2, ToRGB, row_count
+from backend.progress import Step, finish
+from backend.runtime import device
+from backend.training import loop
+from backend.training.gan import (
+    ADAM_EPSILON,
+    DiscriminatorSettings,
+    DiscriminatorTrainer,
+    lazy_betas,
+    lazy_share,
+    path_lengths,
+    path_penalty,
+)
+from backend.training.loop import Arithmetic, Schedule, draw_faces, join_sheet, shrink_pictures, update_weights
+from backend.training.losses import load_perceptual_network, picture_losses
+
+COMPONENT_SIDE = 32  # side in pixels of what the components see
+
+COMPONENT_BLOCK = 512  # pictures at a time
+
+LARGE_ENTRY = 0.9  # of the largest
+
+
+class PrincipalCodes(nn.Module):
+    """A linear map from faces to codes; its tensors belong to a checkpoint.
+
+    Args:
+        code: Length of a code.
+        power: Exponent that evens out the components' spreads: 0 leaves them, 1 makes them equal.
+    """
+
+    mean: Tensor
+    basis: Tensor
+
+    def __init__(self, code: int, power: float) -> None:
+        super().__init__()
+        self.power = power
+        self.register_buffer("mean", torch.zeros(3 * COMPONENT_SIDE * COMPONENT_SIDE))
+        self.register_buffer("basis", torch.zeros(3 * COMPONENT_SIDE * COMPONENT_SIDE, code))
+
+    @torch.no_grad()
+    def fit(self, pictures: Tensor) -> "PrincipalCodes":
+        """Find the components of uint8 pictures (N, 3, S, S) and of their mirror images; return itself."""
+        flat = torch.cat([_flatten_pictures(block) for block in pictures.split(COMPONENT_BLOCK)])
+        mirrored = flat.view(-1, 3, COMPONENT_SIDE, COMPONENT_SIDE).flip(3).flatten(1)
+        mean = (flat.mean(0) + mirrored.mean(0)) / 2
+        covariance = sum((part - mean).t() @ (part - mean) for part in (flat, mirrored)) / (2 * len(flat))
+        values, vectors = torch.linalg.eigh(covariance)
+        count = self.basis.shape[1]
+        spread = values.flip(0)[:count].clamp_min(1e-8).sqrt()
+        basis = vectors.flip(1)[:, :count]
+        # A sign that is always the same: of the first large entry, for the largest may have an opposite in the mirror.
+        large = (basis.abs() >= LARGE_ENTRY * basis.abs().amax(0, keepdim=True)).to(torch.uint8)
+        basis = basis * basis.gather(0, large.argmax(0, keepdim=True)).sign()
+        scaled = basis * spread**-self.power
+        codes_spread = (spread ** (1 - self.power)).square().mean().sqrt()
+        self.mean.copy_(mean)
+        self.basis.copy_(scaled / codes_spread)
+        return self
+
+    def forward(self, faces: Tensor) -> Tensor:
+        """Return codes (N, code), of unit mean square on the fitted pictures, for faces (N, 3, S, S) in [-1, 1]."""
+        small = (
+            faces
+            if faces.shape[-1] == COMPONENT_SIDE
+            else F.interpolate(faces, size=(COMPONENT_SIDE, COMPONENT_SIDE), mode="area")
+        )
+        return (small.flatten(1) - self.mean) @ self.basis
+
+
+def load_codes(path: Path) -> PrincipalCodes:
+    """Read the codes that a generator's run left beside it."""
+    tensors = load_file(path)
+    codes = PrincipalCodes(tensors["basis"].shape[1], 0.0)
+    codes.load_state_dict(tensors)
+    return codes
+
+
+def _flatten_pictures(pictures: Tensor) -> Tensor:
+    faces = pictures.float() / 127.5 - 1
+    return F.interpolate(faces, size=(COMPONENT_SIDE, COMPONENT_SIDE), mode="area").flatten(1)
+
+
+MAPPING_RATE = 2.0  # the layers of the mapping network divide their weights, and with them every step, by 100
+
+
+def fit_mapping(generator: StyleGAN2, codes: Tensor, *, steps: int = 3000, batch: int = 256, seed: int = 0) -> float:
+    """Train `generator.style` so that normalised z gives the Gaussian with the mean and covariance of `codes`.
+
+    Args:
+        generator: Only its mapping network is changed.
+        codes: (N, style_dim) base codes of photographs.
+        steps: Optimisation steps.
+        batch: Latents a step.
+        seed: Seed of latents and order.
+
+    Returns:
+        The last mean squared error relative to the variance of the codes.
+    """
+    mean = codes.mean(0)
+    values, vectors = torch.linalg.eigh(torch.cov(codes.t()))
+    root = (vectors * values.clamp_min(0).sqrt()) @ vectors.t()
+    spread = codes.var(0).mean()
+    randomness = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        last = generator.style[-1]
+        last.bias.copy_(mean / last.lr_mul / 2**0.5)  # type: ignore[union-attr, operator]
+    optimizer = torch.optim.Adam(generator.style.parameters(), MAPPING_RATE, (0.9, 0.99))
+    generator.style.requires_grad_(True)
+    relative = float("nan")
+    for number in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = MAPPING_RATE * (1 - number / steps) + 1e-3
+        z = torch.randn(batch, codes.shape[1], generator=randomness)
+        wanted = mean + F.normalize(z) * codes.shape[1] ** 0.5 @ root
+        error = F.mse_loss(generator.mapping(z), wanted) / spread
+        optimizer.zero_grad(set_to_none=True)
+        error.backward()
+        optimizer.step()
+        relative = error.item()
+    return relative
 
 
 @dataclass(frozen=True)
@@ -55,11 +181,11 @@ class GeneratorTask:
         for to_rgb in self.generator.to_rgbs:  # a layer that is grown starts as plain upsampling
             nn.init.zeros_(cast(ToRGB, to_rgb).conv.weight)
         self.average = copy.deepcopy(self.generator).eval().requires_grad_(False)
-        self.codes = PrincipalCodes(CODE, settings.code_power).fit(pictures)
+        self.codes = PrincipalCodes(CODE_SIZE, settings.code_power).fit(pictures)
         drawing = [weight for name, weight in self.generator.named_parameters() if not name.startswith("style.")]
         self.optimizer = torch.optim.Adam(drawing, 1e-3, (0.9, 0.99), fused=True)
-        self.perceptual = perceptual_network("alex")
-        self.growth = Growth(settings.stages, settings.decay_share)
+        self.perceptual = load_perceptual_network("alex")
+        self.growth = Schedule(settings.stages, settings.decay_share)
         self.total = self.growth.total
 
     def modules(self) -> Mapping[str, nn.Module]:
@@ -76,13 +202,13 @@ class GeneratorTask:
         faces = draw_faces(self.pictures, stage.batch, settings.seed, number)
         codes = self.codes(faces)[:, None].expand(-1, self.generator.rows, -1)
         drawn = self.generator.synthesize(codes, resolution=stage.resolution)
-        losses = picture_losses(drawn, shrink(faces, stage.resolution))
+        losses = picture_losses(drawn, shrink_pictures(faces, stage.resolution))
         loss = losses["l1"] + losses["l2"]
         if stage.resolution >= settings.perceptual_from:
-            losses["perceptual"] = self.perceptual(drawn, shrink(faces, stage.resolution)).mean()
+            losses["perceptual"] = self.perceptual(drawn, shrink_pictures(faces, stage.resolution)).mean()
             loss = loss + settings.perceptual_weight * losses["perceptual"]
-        update(self.optimizer, loss, stage.rate)
-        harness.update_average(self.average, self.generator, min(settings.average_decay, (1 + number) / (10 + number)))
+        update_weights(self.optimizer, loss, stage.rate)
+        loop.update_average(self.average, self.generator, min(settings.average_decay, (1 + number) / (10 + number)))
         return {"resolution": float(stage.resolution)} | {name: value.item() for name, value in losses.items()}
 
     @torch.no_grad()
@@ -90,7 +216,7 @@ class GeneratorTask:
         """Return held-out faces above their renderings by the averaged weights."""
         faces = self.held_out.float() / 127.5 - 1
         codes = self.codes(faces)[:, None].expand(-1, self.generator.rows, -1)
-        return sheet(faces, self.average.synthesize(codes))
+        return join_sheet(faces, self.average.synthesize(codes))
 
     def finished(self) -> dict[str, Tensor]:
         """Fit the mapping network to the photographs' codes and return the tensors of the shipped file."""
@@ -102,53 +228,277 @@ class GeneratorTask:
         }
 
 
-def draw_faces(pictures: Tensor, batch: int, seed: int, number: int) -> Tensor:
-    """Return the faces (batch, 3, S, S) in [-1, 1] of one step, half of them mirrored, on the pictures' device."""
-    randomness = torch.Generator().manual_seed(seed * 1_000_003 + number)
-    chosen = pictures[datasets.draw(len(pictures), batch, seed=seed, step=number)]
-    flips = (torch.rand(batch, 1, 1, 1, generator=randomness) < 0.5).to(pictures.device)
-    return torch.where(flips, chosen.flip(3), chosen).float() / 127.5 - 1
+SAMPLES_FOR_MEAN = 10_000
+
+SHOWN_SEED = 2026
+
+PATH_SHARE = 2  # path lengths are taken of one sample in so many, as published
 
 
-def picture_losses(drawn: Tensor, wanted: Tensor) -> dict[str, Tensor]:
-    """Return the mean absolute and squared difference of two batches of pictures."""
-    return {"l1": F.l1_loss(drawn, wanted), "l2": F.mse_loss(drawn, wanted)}
+@dataclass(frozen=True, kw_only=True)
+class AdversarialSettings(DiscriminatorSettings):
+    """Settings of a run; `settings/generator_adversarial.toml` explains them."""
+
+    size: int
+    mapping_layers: int
+    channels: dict[str, int]
+    stages: list[list[float]]
+    decay_share: float
+    train_mapping: bool
+    fresh_noise: bool
+    style_mixing: float
+    adversarial_weight: float
+    path_weight: float
+    path_every: int
+    path_decay: float
+    reconstruction_weight: float
+    perceptual_weight: float
+    average_images: float
+    compiled: bool
+    checkpoint_every: int
+    seed: int
+    initial: str = ""  # weights that the run started from, where it did
 
 
-def update(optimizer: torch.optim.Optimizer, loss: Tensor, rate: float, *, longest: float = 5.0) -> None:
-    """Make one step of an optimiser at a rate, with gradients no longer than `longest`."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    for group in optimizer.param_groups:
-        nn.utils.clip_grad_norm_(group["params"], longest)
-    optimizer.step()
+class PathMean(nn.Module):
+    """The running mean of path lengths; belongs to a checkpoint."""
+
+    value: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("value", torch.zeros(()))
 
 
-def shrink(faces: Tensor, size: int) -> Tensor:
-    """Average (N, 3, S, S) pictures down to `size` pixels."""
-    return faces if faces.shape[-1] == size else F.interpolate(faces, size=(size, size), mode="area")
+class AdversarialTask:
+    """A generator in adversarial training, as a `harness.Task`."""
+
+    def __init__(
+        self,
+        pictures: Tensor,
+        settings: AdversarialSettings,
+        held_out: Tensor,
+        codes: PrincipalCodes | None = None,
+    ) -> None:
+        """Prepare a run on uint8 pictures (N, 3, size, size); `held_out` (K, 3, size, size) is only shown.
+
+        `codes` are those that the generator learned, and needed where it has to go on drawing them. Fitted anew they
+        would be others: components of equal spread, and signs, are a matter of rounding.
+        """
+        self.settings, self.arithmetic = settings, Arithmetic.of(device(), compiled=settings.compiled)
+        self.checkpoint_every = settings.checkpoint_every
+        here = self.arithmetic.device
+        torch.manual_seed(settings.seed)
+        table = {int(size): width for size, width in settings.channels.items()}
+        generator = StyleGAN2(settings.size, mapping_layers=settings.mapping_layers, channels=table)
+        self.generator = generator.to(here)  # its features have the channels last, whatever the weights have
+        self.average = copy.deepcopy(self.generator).eval().requires_grad_(requires_grad=False)
+        self.adversary = DiscriminatorTrainer(settings.size, settings, self.arithmetic)
+        self.path_mean = PathMean().to(here)
+        self.generator.style.requires_grad_(settings.train_mapping)
+        trained = [weight for weight in self.generator.parameters() if weight.requires_grad]
+        self.optimizer = torch.optim.Adam(trained, 1e-3, lazy_betas(settings.path_every), ADAM_EPSILON, fused=True)
+        self.codes: PrincipalCodes | None = None
+        if settings.reconstruction_weight:
+            if codes is None:
+                raise UserError(
+                    "To go on drawing photographs, the generator needs their codes.",
+                    "Add --codes FILE, which its run left beside it, or --set reconstruction_weight=0.",
+                )
+            self.codes = codes.to(here)
+            self.perceptual = load_perceptual_network("alex").to(here)
+        self.pictures, self.held_out = pictures.to(here), held_out.to(here)
+        self.growth = Schedule(settings.stages, settings.decay_share)
+        self.total = self.growth.total
+        self._draw = self.arithmetic.ready(self.draw)
+
+    def modules(self) -> Mapping[str, nn.Module]:
+        """Return what a checkpoint holds."""
+        own = {"generator": self.generator, "average": self.average, "path_mean": self.path_mean}
+        return own | dict(self.adversary.modules()) | ({} if self.codes is None else {"codes": self.codes})
+
+    def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
+        """Return both optimisers."""
+        return {"generator": self.optimizer} | dict(self.adversary.optimizers())
+
+    def step(self, number: int) -> dict[str, float | Tensor]:
+        """Train generator and discriminator one step, on the same drawings."""
+        settings, stage = self.settings, self.growth.at(number)
+        randomness = self.arithmetic.randomness(settings.seed, number)
+        faces = draw_faces(self.pictures, stage.batch, settings.seed, number)
+        wanted = shrink_pictures(faces, stage.resolution)
+        rate = stage.rate * lazy_share(settings.path_every)
+        codes = self.sample_codes(stage.batch, stage.resolution, randomness)
+        if self.codes is not None:
+            codes = torch.cat([codes, self.codes(faces)[:, None].expand(-1, self.generator.rows, -1)])
+        drawn = self._draw(codes, self.noise(len(codes), randomness), stage.resolution)
+        samples = drawn[: stage.batch]
+        losses = {"fooling": self.adversary.fooling(samples, randomness)}
+        loss = settings.adversarial_weight * losses["fooling"]
+        if self.codes is not None:
+            parts, reconstruction = self._reconstruction(drawn[stage.batch :], wanted)
+            losses, loss = losses | parts, loss + settings.reconstruction_weight * reconstruction
+        update_weights(self.optimizer, loss, rate, longest=torch.inf)
+        if settings.path_every and number % settings.path_every == 0:
+            losses["path"] = self._regularise(max(1, stage.batch // PATH_SHARE), stage.resolution, rate, randomness)
+        values = {name: value.detach() for name, value in losses.items()}
+        values |= self.adversary.train(wanted, samples, number, randomness)
+        decay = 0.5 ** (stage.batch / settings.average_images)
+        loop.update_average(self.average, self.generator, min(decay, (1 + number) / (10 + number)))
+        return {"resolution": float(stage.resolution)} | values
+
+    def sample_codes(self, count: int, resolution: int, randomness: torch.Generator) -> Tensor:
+        """Return codes (count, rows, 512) of random z; where styles are mixed, two z share the rows in use."""
+        here, rows = self.arithmetic.device, self.generator.rows
+        z = torch.randn(2 * count, CODE_SIZE, generator=randomness, device=here)
+        one, other = self.generator.mapping(z)[:, None].expand(-1, rows, -1).chunk(2)
+        cut = 1 + (torch.rand(count, generator=randomness, device=here) * (row_count(resolution) - 1)).long()
+        mixed = torch.rand(count, generator=randomness, device=here) < self.settings.style_mixing
+        first = torch.arange(rows, device=here)[None] < torch.where(mixed, cut, rows)[:, None]
+        return torch.where(first[:, :, None], one, other)
+
+    def noise(self, count: int, randomness: torch.Generator) -> list[Tensor] | None:
+        """Return maps (count, 1, H, W) for every layer, or None for the registered ones."""
+        if not self.settings.fresh_noise:
+            return None
+        shapes = [(count, 1, *old.shape[2:]) for old in self.generator.noises.buffers()]
+        return [torch.randn(shape, generator=randomness, device=self.arithmetic.device) for shape in shapes]
+
+    def draw(
+        self, codes: Tensor, noise: list[Tensor] | None, resolution: int, dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """Draw pictures (N, 3, resolution, resolution) around [-1, 1] from codes (N, rows, 512)."""
+        start = self.generator.prefix(codes, 0, dtype=dtype or self.arithmetic.dtype)
+        return self.generator.resume(start, codes, resolution=resolution, noise=noise)
+
+    def _reconstruction(self, drawn: Tensor, wanted: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        parts = picture_losses(drawn, wanted)
+        parts["perceptual"] = self.perceptual(drawn, wanted).mean()
+        return parts, parts["l1"] + parts["l2"] + self.settings.perceptual_weight * parts["perceptual"]
+
+    def _regularise(self, count: int, resolution: int, rate: float, randomness: torch.Generator) -> Tensor:
+        """Make a step that evens out the path lengths; return the penalty."""
+        settings = self.settings
+        codes = self.sample_codes(count, resolution, randomness)
+        codes = codes if codes.requires_grad else codes.requires_grad_()
+        drawn = self.draw(codes, self.noise(count, randomness), resolution, torch.float32)
+        lengths = path_lengths(drawn, codes, randomness)
+        penalty = path_penalty(lengths, self.path_mean.value, settings.path_decay)
+        update_weights(self.optimizer, settings.path_weight * settings.path_every * penalty, rate, longest=torch.inf)
+        return penalty.detach()
+
+    @torch.no_grad()
+    def preview(self) -> Tensor:
+        """Return samples of the averaged weights, and held-out faces above their renderings where codes are trained."""
+        randomness = self.arithmetic.randomness(SHOWN_SEED, 0)
+        count, rows = len(self.held_out), self.generator.rows
+        z = torch.randn(2 * count, CODE_SIZE, generator=randomness, device=self.arithmetic.device)
+        shown = list(self.average.synthesize(self.average.mapping(z)[:, None].expand(-1, rows, -1)).chunk(2))
+        if self.codes is not None:
+            faces = self.held_out.float() / 127.5 - 1
+            shown += [faces, self.average.synthesize(self.codes(faces)[:, None].expand(-1, rows, -1))]
+        return join_sheet(*(row.cpu() for row in shown))
+
+    @torch.no_grad()
+    def finished(self) -> dict[str, Tensor]:
+        """Return the tensors of the shipped file."""
+        if self.codes is not None:
+            codes = [self.codes(part.float() / 127.5 - 1) for part in self.pictures.split(256)]
+            average = torch.cat(codes).mean(0)
+        else:
+            randomness = self.arithmetic.randomness(SHOWN_SEED, 1)
+            z = torch.randn(SAMPLES_FOR_MEAN, CODE_SIZE, generator=randomness, device=self.arithmetic.device)
+            average = self.average.mapping(z).mean(0)
+        return {f"generator.{key}": value for key, value in self.average.state_dict().items()} | {
+            "latent_average": average.expand(self.generator.rows, -1).clone()
+        }
 
 
-def sheet(*rows: Tensor) -> Tensor:
-    """Put rows of faces (K, 3, S, S) in [-1, 1] below each other, as one picture (1, 3, H, W) in [0, 1]."""
-    joined = torch.cat([torch.cat(list(row), dim=2) for row in rows], dim=1)
-    return (joined[None] / 2 + 0.5).clamp(0, 1)
+CODES_FILE = "codes.safetensors"
+
+# Name to the settings file: a regression, StyleGAN2's training, or the latter as the second half of the former.
+GENERATOR_RECIPES = {
+    "regression": "generator",
+    "adversarial": "generator_adversarial",
+    "continued": "generator_continued",
+}
 
 
-def random_squares(pictures: Tensor, side: int, randomness: torch.Generator) -> Tensor:
-    """Return a square (N, C, side, side) at a random place of each picture (N, C, S, S)."""
-    size, device = pictures.shape[-1], pictures.device
-    if side == size:
-        return pictures
-    corners = torch.randint(size - side + 1, (len(pictures), 2), generator=randomness, device=device).tolist()
-    squares = [
-        picture[:, top : top + side, left : left + side] for picture, (top, left) in zip(pictures, corners, strict=True)
-    ]
-    return torch.stack(squares)
+def train_generator(
+    data: Path,
+    out: Path,
+    on_step: Callable[[Step], None],
+    *,
+    recipe: str = "regression",
+    initial: str | None = None,
+    codes: Path | None = None,
+    minutes: float = math.inf,
+    **changes: Any,
+) -> loop.Report:
+    """Train the generator and write it, and the codes that an encoder run starts from, to the folder `out`.
+
+    Args:
+        data: Folder of aligned faces.
+        out: Where weights, checkpoints, sheets and report go.
+        on_step: Called at every step.
+        recipe: One of `RECIPES`.
+        initial: Weights to start from.
+        codes: For the recipe continued: the codes that the run before it left beside those weights.
+        minutes: After which it stops; the same call goes on from there.
+        changes: Settings other than those of the recipe's file.
+
+    Raises:
+        UserError: There is no such recipe, or it continues weights and none are given.
+    """
+    settings = read_generator_settings(recipe, initial, **changes)
+    if recipe == "continued" and not initial:
+        raise UserError("The recipe continued needs trained weights.", "Add --initial installed, or a file.")
+    if codes and recipe != "continued":
+        raise UserError("For the generator, --codes belongs to --recipe continued.", "Leave out --codes.")
+    photographs, held_out = face_packs.split_photographs(data, settings.size)
+    known = load_codes(codes) if codes else None
+    task = build_generator_task(settings, photographs.pictures, loop.pick_shown(held_out), known)
+    if initial:
+        fitted = "style." if recipe == "regression" else None  # which fits the mapping at its end in any case
+        label = loop.load_initial(initial, "generator", (task.generator, task.average), "generator.", without=fitted)
+        settings = dataclasses.replace(settings, initial=label)
+    folder = loop.run_folder(out, "generator", recipe, "regression")
+    job = loop.train_task(task, folder, settings, checkpoint_every=task.checkpoint_every, minutes=minutes)
+    run = finish(loop.write_sheets(job, folder), on_step)
+    file = out / "generator.safetensors"
+    weights.save_half(file, task.finished())
+    if task.codes is not None:
+        save_file({key: value.cpu().contiguous() for key, value in task.codes.state_dict().items()}, out / CODES_FILE)
+    shape = {
+        "size": settings.size,
+        "mapping_layers": settings.mapping_layers,
+        "channels": settings.channels,
+        "template": "embedded",
+    }
+    return loop.write_report(out / "generator.json", run.losses, run, {"generator": file}, {"generator": shape})
 
 
-def perceptual_network(name: str) -> nn.Module:
-    """Load a shift-tolerant perceptual network; its weights come with the package `stlpips-pytorch`."""
-    return build_st_lpips(name)
+def read_generator_settings(
+    recipe: str, initial: str | None = None, **changes: Any
+) -> GeneratorSettings | AdversarialSettings:
+    """Read the settings of a recipe; a discriminator joins installed weights in the shape that they have.
+
+    Raises:
+        UserError: There is none of that name.
+    """
+    file = loop.find_recipe(GENERATOR_RECIPES, recipe, "the generator")
+    if recipe == "regression":
+        return loop.read_settings(GeneratorSettings, file, **changes)
+    if initial == loop.INSTALLED:
+        options = weights.find_entry("generator").options
+        changes = {name: options[name] for name in ("size", "mapping_layers", "channels")} | changes
+    return loop.read_settings(AdversarialSettings, file, **changes)
+
+
+def build_generator_task(
+    settings: GeneratorSettings | AdversarialSettings, pictures: Tensor, held_out: Tensor, codes: PrincipalCodes | None
+) -> GeneratorTask | AdversarialTask:
+    """Return the task for settings of either kind."""
+    if isinstance(settings, GeneratorSettings):
+        return GeneratorTask(pictures, settings, held_out)
+    return AdversarialTask(pictures, settings, held_out, codes)

@@ -1,47 +1,151 @@
-"""Put a trained file into `weights/` and its facts into `weights/registry.toml`."""
+"""Put a trained file into `weights/`, its facts into `weights/registry.toml`, and both into the model card."""
 
+import hashlib
 import logging
 import shutil
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 
-from backend import weights
-from backend.generators import inversion, visibility
+from backend import face_packs, weights
+from backend.detectors import base, registry
+from backend.generators import inversion
 from backend.settings import SETTINGS
-from backend.training import modelcard
+from backend.training import calibration
+
+# The training packs that the shipped models were trained on, known by the names of their pictures.
+SHIPPED_NAMES = "437521dd807fb869aeee8de8334e88737539c632ae6ec1be368f38ac3fe0002f"
+
+SHIPPED_PHOTOGRAPHS = "CelebA, All-Age-Faces, FFHQ and official portraits, 12,453 aligned faces of 128 pixels"
+
+
+def describe_photographs(data: Path, given: str | None = None) -> str:
+    """Describe the training photographs in a folder of pictures or packs; `given` wins.
+
+    Raises:
+        UserError: There are none.
+    """
+    if given:
+        return given
+    packs = sorted(path.name for path in data.glob(f"{face_packs.TRAINING_PACKS}.tar"))
+    names = face_packs.list_names(data, face_packs.TRAINING_PACKS)
+    if hash_names(names) == SHIPPED_NAMES:
+        return SHIPPED_PHOTOGRAPHS
+    where = f" in {' and '.join(packs)}" if packs else ""
+    return f"{len(names):,} aligned photographs{where}, supplied by whoever trained it"
+
+
+def describe_training_data(trained_on: str, kinds: Iterable[str]) -> str:
+    """Describe what a detector learned from: photographs in words, and the kinds of its fakes."""
+    fakes = [base.FAKE_KINDS.get(kind, kind) for kind in sorted(set(kinds)) if not kind.endswith("real")]
+    return f"{trained_on}; and fakes: {', '.join(fakes)}"
+
+
+def hash_names(names: Iterable[str]) -> str:
+    """Return the SHA-256 of sorted file names without their folders, as hex digits."""
+    bases = sorted(name.rsplit("/", 1)[-1] for name in names)
+    return hashlib.sha256("\n".join(bases).encode()).hexdigest()
+
+
+FILES_TABLE, RATES_TABLE, SAME_SOURCE_TABLE = "files", "error rates", "same source"
+
+
+def update_model_card() -> None:
+    """Write the tables of the model card anew from the registry."""
+    path = SETTINGS.weights_dir / "MODELCARD.md"
+    if not path.exists():
+        return
+    text = path.read_text(encoding="utf-8")
+    for title, table in (
+        (FILES_TABLE, build_files_table()),
+        (RATES_TABLE, build_rates_table()),
+        (SAME_SOURCE_TABLE, build_same_source_table()),
+    ):
+        before, _, rest = text.partition(f"<!-- {title} -->")
+        text = f"{before}<!-- {title} -->\n{table}\n<!-- end -->{rest.partition('<!-- end -->')[2]}"
+    path.write_text(text, encoding="utf-8")
+
+
+def build_files_table() -> str:
+    """Return one line a file: name, bytes, hash, command."""
+    lines = ["| model | bytes | sha256 (start) | trained by |", "|---|---|---|---|"]
+    for name, entry in sorted(weights.read_entries().items()):
+        if entry.profile != "embedded":
+            continue
+        command = entry.source.split(", on ")[0]
+        lines.append(f"| {name} | {entry.bytes:,} | `{entry.sha256[:16]}` | `{command}` |")
+    return "\n".join(lines)
+
+
+def build_rates_table() -> str:
+    """Return one line a detector of either set and kind: how many, how often wrong, AUC; photographs also changed."""
+    lines = ["| detector | pictures | count | judged wrongly | AUC |", "|---|---|---|---|---|"]
+    for name in [*registry.loadable("embedded"), *registry.loadable("plain")]:
+        card = registry.card(name)
+        for rate in card.errors:
+            kind = base.FAKE_KINDS.get(rate.kind, rate.kind)
+            auc = "" if rate.auc is None else f"{rate.auc:.3f}"
+            lines.append(f"| {name} | {kind} | {rate.count} | {rate.rate:.1%} | {auc} |")
+        alarm = card.false_alarm()
+        for change, share in weights.find_entry(name).options.get("false_alarms", {}).items():
+            after = "as they are" if change == calibration.UNCHANGED else f"after {change}"
+            lines.append(f"| {name} | real photographs, {after} | {alarm.count if alarm else ''} | {share:.1%} | |")
+    return "\n".join(lines)
+
+
+def build_same_source_table() -> str:
+    """Return one line a detector: its AUC on fakes by others against photographs of the same source."""
+    kinds = list(calibration.SAME_SOURCES)
+    heads = [f"{base.FAKE_KINDS[kind]}, against {' and '.join(calibration.SAME_SOURCES[kind])}" for kind in kinds]
+    lines = [f"| detector | {' | '.join(heads)} |", "|---" * (len(kinds) + 1) + "|"]
+    for name in [*registry.loadable("embedded"), *registry.loadable("plain")]:
+        found = weights.find_entry(name).options.get("same_source", {})
+        told = (found.get(kind) for kind in kinds)
+        cells = ("" if one is None else f"{one['auc']:.2f} [{one['low']:.2f}, {one['high']:.2f}]" for one in told)
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
+
 logger = logging.getLogger(__name__)
+
 LICENCE = "non-commercial research and teaching"
-SOURCES = {
+
+TRAINING_COMMANDS = {
     "generator": "python -m backend train generator",
     "encoder": "python -m backend train encoder",
     "ganprintr": "python -m backend train ganprintr",
     "trnet": "python -m backend train trnet",
     "traces": "python -m backend train references",
 }
+
 DETECTOR_FACTS: dict[str, Any] = {
     "known_failures": "Photographs that were sharpened, filtered or scaled strongly; fakes by methods it never saw "
     "(diffusion models, video deepfakes); faces that are small, turned away or covered.",
 }
-FACTS: dict[str, dict[str, Any]] = {
+
+ENTRY_FACTS: dict[str, dict[str, Any]] = {
     "generator": {"epsilon": 0.002},
     "encoder": {},
     "ganprintr": {},
     "trnet": {},
     "traces": {},
 }
-HEADER = "# One entry a model file; written by `python -m backend train ... --install`, read by backend/weights.py.\n\n"
+
+REGISTRY_HEADER = (
+    "# One entry a model file; written by `python -m backend train ... --install`, read by backend/weights.py.\n\n"
+)
 
 
-def install(name: str, file: Path, options: dict[str, Any], trained_on: str) -> weights.Entry:
+def install_weights(name: str, file: Path, options: dict[str, Any], trained_on: str) -> weights.Entry:
     """Copy `file` to `weights/NAME.safetensors`, write its registry entry and return it.
 
     What the entry said before stays where `options` does not name it anew. `trained_on` describes the photographs.
@@ -50,7 +154,7 @@ def install(name: str, file: Path, options: dict[str, Any], trained_on: str) -> 
     if file.resolve() != target.resolve():
         shutil.copyfile(file, target)
     path = SETTINGS.weights_dir / "registry.toml"
-    registry = _read(path)
+    registry = _read_registry(path)
     before = registry.get(name, {})
     facts = {
         "profile": "embedded",
@@ -58,21 +162,21 @@ def install(name: str, file: Path, options: dict[str, Any], trained_on: str) -> 
         "sha256": weights.file_hash(target),
         "bytes": target.stat().st_size,
         "licence": LICENCE,
-        "source": SOURCES.get(name, f"python -m backend train detector {name}") + f", on {trained_on}",
+        "source": TRAINING_COMMANDS.get(name, f"python -m backend train detector {name}") + f", on {trained_on}",
     }
-    registry[name] = before | FACTS.get(name, DETECTOR_FACTS) | facts | options
-    _write(path, registry)
-    return weights.entry(name)
+    registry[name] = before | ENTRY_FACTS.get(name, DETECTOR_FACTS) | facts | options
+    _write_registry(path, registry)
+    return weights.find_entry(name)
 
 
-def measure_rows() -> None:
+def note_visibility() -> None:
     """Note with the encoder how visible the rows of codes are, which generator and encoder decide together.
 
     To be called once both are in place. Without one of them, or where they do not fit each other, nothing is noted, and
     a search takes equal steps.
     """
     path = SETTINGS.weights_dir / "registry.toml"
-    registry = _read(path)
+    registry = _read_registry(path)
     if not {"generator", "encoder"} <= set(registry):
         return
     registry["encoder"].pop("visibility", None)
@@ -80,19 +184,21 @@ def measure_rows() -> None:
         weights.read_checkpoint(SETTINGS.weights_dir / registry[name]["file"]) for name in ("generator", "encoder")
     )
     try:
-        inverter = inversion.from_tensors(drawing, encoding, registry["generator"], registry["encoder"], "generator")
+        inverter = inversion.build_embedded_inverter(
+            drawing, encoding, registry["generator"], registry["encoder"], "generator"
+        )
     except RuntimeError:  # networks of different sizes, until the other is trained too
         logger.warning("Generator and encoder do not fit each other: train the other one too.")
     else:
-        registry["encoder"]["visibility"] = list(visibility.measure(inverter))
-    _write(path, registry)
+        registry["encoder"]["visibility"] = list(inversion.measure_row_visibility(inverter))
+    _write_registry(path, registry)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read_registry(path: Path) -> dict[str, Any]:
     return tomllib.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-def _write(path: Path, registry: dict[str, Any]) -> None:
-    path.write_text(HEADER + tomli_w.dumps(dict(sorted(registry.items()))), encoding="utf-8")
-    weights.entries.cache_clear()
-    modelcard.update()
+def _write_registry(path: Path, registry: dict[str, Any]) -> None:
+    path.write_text(REGISTRY_HEADER + tomli_w.dumps(dict(sorted(registry.items()))), encoding="utf-8")
+    weights.read_entries.cache_clear()
+    update_model_card()

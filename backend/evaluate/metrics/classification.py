@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from backend.detectors.card import THRESHOLD
-from backend.evaluate.metrics.metric import Estimate, Metric, proportion
+from backend.detectors.base import THRESHOLD
+from backend.evaluate.metrics.base import Estimate, Metric, proportion
 
 BINS = 10
 Labels = Sequence[int] | np.ndarray
@@ -19,31 +19,31 @@ FAWCETT = "Fawcett 2006, Pattern Recognition Letters 27(8)"
 
 def accuracy_real(labels: Labels, scores: Scores) -> Estimate:
     """Return the share of real pictures that are called real."""
-    called = _of(labels, scores, 0) < THRESHOLD
+    called = _scores_of_label(labels, scores, 0) < THRESHOLD
     return proportion(int(called.sum()), len(called))
 
 
 def accuracy_fake(labels: Labels, scores: Scores) -> Estimate:
     """Return the share of fakes that are called fake."""
-    called = _of(labels, scores, 1) >= THRESHOLD
+    called = _scores_of_label(labels, scores, 1) >= THRESHOLD
     return proportion(int(called.sum()), len(called))
 
 
-def auc(labels: Labels, scores: Scores) -> float | None:
+def area_under_roc(labels: Labels, scores: Scores) -> float | None:
     """Return the area under the ROC curve in [0, 1]; None where one class is missing."""
     from sklearn.metrics import roc_auc_score
 
-    return float(roc_auc_score(labels, scores)) if _both(labels) else None
+    return float(roc_auc_score(labels, scores)) if _both_labels(labels) else None
 
 
 def average_precision(labels: Labels, scores: Scores) -> float | None:
     """Return the average precision in [0, 1]; None where one class is missing."""
     from sklearn.metrics import average_precision_score
 
-    return float(average_precision_score(labels, scores)) if _both(labels) else None
+    return float(average_precision_score(labels, scores)) if _both_labels(labels) else None
 
 
-def roc(labels: Labels, scores: Scores) -> tuple[np.ndarray, np.ndarray]:
+def roc_points(labels: Labels, scores: Scores) -> tuple[np.ndarray, np.ndarray]:
     """Return false-alarm rates and recalls (M,), both rising from 0 to 1."""
     from sklearn.metrics import roc_curve
 
@@ -56,9 +56,9 @@ def equal_error_rate(labels: Labels, scores: Scores) -> float | None:
 
     Between two points of the ROC curve it is interpolated linearly.
     """
-    if not _both(labels):
+    if not _both_labels(labels):
         return None
-    false_alarms, recalls = roc(labels, scores)
+    false_alarms, recalls = roc_points(labels, scores)
     gap = false_alarms - (1 - recalls)  # rises from -1 to 1
     after = int(np.argmax(gap >= 0))
     if gap[after] == 0:
@@ -77,21 +77,21 @@ def false_alarms_at_recall(labels: Labels, scores: Scores, recall: float) -> Est
         scores: p_fake (N,).
         recall: Wanted share of the fakes, in (0, 1].
     """
-    fake, real = np.sort(_of(labels, scores, 1))[::-1], _of(labels, scores, 0)
+    fake, real = np.sort(_scores_of_label(labels, scores, 1))[::-1], _scores_of_label(labels, scores, 0)
     if not len(fake):
         return Estimate(None, 0)
     wanted = math.ceil(recall * len(fake) - 1e-9)  # 0.9 * 10 is a little more than 9
     return proportion(int((real >= fake[wanted - 1]).sum()), len(real))
 
 
-def brier(labels: Labels, scores: Scores) -> float | None:
+def brier_score(labels: Labels, scores: Scores) -> float | None:
     """Return the mean squared distance of p_fake from the label, in [0, 1]."""
     from sklearn.metrics import brier_score_loss
 
     return float(brier_score_loss(labels, scores, pos_label=1)) if len(labels) else None
 
 
-def reliability(labels: Labels, scores: Scores, bins: int = BINS) -> list[tuple[float, float, int]]:
+def reliability_bins(labels: Labels, scores: Scores, bins: int = BINS) -> list[tuple[float, float, int]]:
     """Return for every bin of p_fake that is not empty: mean p_fake, share of fakes, and how many pictures."""
     labels, scores = np.asarray(labels), np.asarray(scores, dtype=np.float64)
     number = np.minimum((scores * bins).astype(int), bins - 1)
@@ -104,18 +104,18 @@ def reliability(labels: Labels, scores: Scores, bins: int = BINS) -> list[tuple[
 
 def calibration_error(labels: Labels, scores: Scores, bins: int = BINS) -> float | None:
     """Return the expected calibration error in [0, 1] over equally wide bins (Guo et al. 2017, equation 3)."""
-    rows = reliability(labels, scores, bins)
+    rows = reliability_bins(labels, scores, bins)
     total = sum(count for _, _, count in rows)
     if not total:
         return None
     return sum(count * abs(said - true) for said, true, count in rows) / total
 
 
-def _of(labels: Labels, scores: Scores, label: int) -> np.ndarray:
+def _scores_of_label(labels: Labels, scores: Scores, label: int) -> np.ndarray:
     return np.asarray(scores, dtype=np.float64)[np.asarray(labels) == label]
 
 
-def _both(labels: Labels) -> bool:
+def _both_labels(labels: Labels) -> bool:
     return len(np.unique(np.asarray(labels))) == 2
 
 
@@ -145,7 +145,7 @@ METRICS = (
         "higher",
         "How often a random fake scores above a random real photograph; 0.5 is guessing.",
         FAWCETT,
-        auc,
+        area_under_roc,
     ),
     Metric(
         "ap",
@@ -181,7 +181,7 @@ METRICS = (
         "lower",
         "How far the stated probabilities are from the truth, squared; 0.25 is always saying one half.",
         "Brier 1950, Monthly Weather Review 78(1)",
-        brier,
+        brier_score,
     ),
     Metric(
         "ece",

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from backend.evaluate.metrics.metric import Estimate, Metric, mean_with_interval, proportion
+from backend.evaluate.metrics.base import Estimate, Metric, mean_with_interval, proportion
 
 SOURCE = "Tsigos et al. 2024, arXiv 2404.18649, section 3; Adv-XAI, arXiv 2502.03957, section 4"
 
@@ -34,7 +34,7 @@ def sufficiency_at_k(before: Sequence[float | None], after: Sequence[float | Non
     return mean_with_interval(None if one is None or two is None else one - two for one, two in pairs)
 
 
-def stability(first: np.ndarray, second: np.ndarray) -> float | None:
+def map_stability(first: np.ndarray, second: np.ndarray) -> float | None:
     """Return the Pearson correlation in [-1, 1] of two maps (H, W); None where one of them is constant."""
     one, two = (values.astype(np.float64).ravel() - values.mean(dtype=np.float64) for values in (first, second))
     norm = float(np.linalg.norm(one) * np.linalg.norm(two))
@@ -79,7 +79,7 @@ METRICS = (
         "higher",
         "How alike the maps of a picture and of a hardly changed copy are.",
         SOURCE,
-        stability,
+        map_stability,
     ),
     Metric(
         "curve_area",

@@ -15,25 +15,25 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from backend import identity_dlib, images, weights
-from backend.evaluate.memory import remembered
-from backend.evaluate.metrics.metric import Metric
-from backend.runtime import device, loaded
+from backend import images, weights
+from backend.evaluate.metrics.base import Metric
+from backend.generators import dlib_resnet
+from backend.runtime import device, load_once, remembered
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in sides of the picture
 
 # What recognition networks were trained on: eyes 0.315 of the side apart, at 0.46 of the height. The first box is that
 # of e4e and of Artifact-Eraser (rows 35 to 223 and columns 32 to 220 of 256); the second follows from the template.
-RECOGNISED: dict[str, Box] = {
+RECOGNITION_BOXES: dict[str, Box] = {
     "ffhq": (32 / 256, 35 / 256, 220 / 256, 223 / 256),
     "embedded": (0.0794, 0.0323, 0.9206, 0.8735),
 }
 # Where dlib's own finder would see the face; its landmarks do the rest.
-FOUND: dict[str, Box] = {"ffhq": (0.235, 0.297, 0.765, 0.827), "embedded": (0.195, 0.22, 0.805, 0.83)}
+DLIB_BOXES: dict[str, Box] = {"ffhq": (0.235, 0.297, 0.765, 0.827), "embedded": (0.195, 0.22, 0.805, 0.83)}
 ARCFACE_SIDE, FACENET_SIDE = 112, 160
 LANDMARKS = "shape_predictor_5_face_landmarks.dat"
 _KEPT = 16  # vectors of dlib's network, which takes half a second; an original is compared with many edits
-INSTALL = "pip install -r requirements-identity.txt"
+INSTALL_IDENTITY = "pip install -r requirements-identity.txt"
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Identity:
     retained: bool
 
 
-def identity(original: Tensor, other: Tensor, template: str) -> Identity:
+def compare_identity(original: Tensor, other: Tensor, template: str) -> Identity:
     """Compare two aligned faces (1, 3, H, W) in [0, 1].
 
     Args:
@@ -79,36 +79,36 @@ def identity(original: Tensor, other: Tensor, template: str) -> Identity:
     Raises:
         RuntimeError: `identity_missing` says why it cannot be measured.
     """
-    found = recogniser()
+    found = best_recogniser()
     if found is None:
         raise RuntimeError(identity_missing())
     one, two = found.embed(original, template), found.embed(other, template)
-    return Identity(found.name, cosine(one, two), found.kept(one, two))
+    return Identity(found.name, cosine_similarity(one, two), found.kept(one, two))
 
 
-def recogniser() -> Recogniser | None:
+def best_recogniser() -> Recogniser | None:
     """Return the best network that is on this machine, or None."""
-    return loaded("recogniser", _recogniser)
+    return load_once("recogniser", _find_recogniser)
 
 
 def identity_missing() -> str | None:
     """Say why identity cannot be measured here."""
-    if recogniser() is not None:
+    if best_recogniser() is not None:
         return None
     return (
         "Identity was not measured: neither ArcFace nor FaceNet was fetched, and dlib's network is not installed "
-        f"({INSTALL})."
+        f"({INSTALL_IDENTITY})."
     )
 
 
-def cosine(one: np.ndarray, two: np.ndarray) -> float:
+def cosine_similarity(one: np.ndarray, two: np.ndarray) -> float:
     """Return the cosine of two vectors (D,)."""
     return float(one @ two / (np.linalg.norm(one) * np.linalg.norm(two)))
 
 
-def _recogniser() -> Recogniser | None:
+def _find_recogniser() -> Recogniser | None:
     for name, build in (("arcface", _arcface), ("facenet", _facenet)):
-        entry = weights.entries().get(name)
+        entry = weights.read_entries().get(name)
         if entry is not None and entry.path.is_file():
             return build(entry)
     return _dlib()
@@ -122,9 +122,9 @@ def _arcface(entry: weights.Entry) -> Recogniser:
     network = network.eval().requires_grad_(requires_grad=False).to(device())
 
     def embed(picture: Tensor, template: str) -> np.ndarray:
-        return _vector(network, recognised(picture, template, ARCFACE_SIDE) * 2 - 1)
+        return _embed(network, crop_for_recognition(picture, template, ARCFACE_SIDE) * 2 - 1)
 
-    return Recogniser("ArcFace IR-SE50", embed, lambda a, b: cosine(a, b) > 0.75, "cosine above 0.75")
+    return Recogniser("ArcFace IR-SE50", embed, lambda a, b: cosine_similarity(a, b) > 0.75, "cosine above 0.75")
 
 
 def _facenet(entry: weights.Entry) -> Recogniser:
@@ -136,15 +136,17 @@ def _facenet(entry: weights.Entry) -> Recogniser:
     network = network.eval().requires_grad_(requires_grad=False).to(device())
 
     def embed(picture: Tensor, template: str) -> np.ndarray:
-        return _vector(network, (recognised(picture, template, FACENET_SIDE) * 255 - 127.5) / 128)
+        return _embed(network, (crop_for_recognition(picture, template, FACENET_SIDE) * 255 - 127.5) / 128)
 
     # Schroff et al. 2015, section 5.1: squared distance of unit vectors below 1.242.
-    return Recogniser("FaceNet VGGFace2", embed, lambda a, b: cosine(a, b) > 1 - 1.242 / 2, "cosine above 0.379")
+    return Recogniser(
+        "FaceNet VGGFace2", embed, lambda a, b: cosine_similarity(a, b) > 1 - 1.242 / 2, "cosine above 0.379"
+    )
 
 
 def _dlib() -> Recogniser | None:
     """Return dlib's network."""
-    file = identity_dlib.path()
+    file = dlib_resnet.dlib_resnet_path()
     if file is None or importlib.util.find_spec("dlib") is None:
         return None
     import dlib
@@ -155,7 +157,7 @@ def _dlib() -> Recogniser | None:
     @remembered(_KEPT)
     def embedded(content: bytes, height: int, width: int, template: str) -> np.ndarray:
         array = np.frombuffer(content, np.uint8).reshape(height, width, 3)
-        left, top, right, bottom = FOUND[template]
+        left, top, right, bottom = DLIB_BOXES[template]
         box = dlib.rectangle(round(left * width), round(top * height), round(right * width), round(bottom * height))
         return np.array(network.compute_face_descriptor(array, landmarks(array, box)))
 
@@ -169,10 +171,10 @@ def _dlib() -> Recogniser | None:
     )
 
 
-def recognised(picture: Tensor, template: str, side: int) -> Tensor:
+def crop_for_recognition(picture: Tensor, template: str, side: int) -> Tensor:
     """Cut out of an aligned face (N, 3, S, S) what recognition networks expect, as (N, 3, side, side)."""
     size = picture.shape[-1]
-    left, top, right, bottom = (round(edge * size) for edge in RECOGNISED[template])
+    left, top, right, bottom = (round(edge * size) for edge in RECOGNITION_BOXES[template])
     cut = picture[..., top:bottom, left:right]
     if cut.shape[-1] >= side:
         return F.adaptive_avg_pool2d(cut, side)
@@ -180,7 +182,7 @@ def recognised(picture: Tensor, template: str, side: int) -> Tensor:
 
 
 @torch.no_grad()
-def _vector(network: Any, picture: Tensor) -> np.ndarray:
+def _embed(network: Any, picture: Tensor) -> np.ndarray:
     return network(picture.to(device())).flatten().double().cpu().numpy()
 
 
@@ -192,7 +194,7 @@ METRICS = (
         "higher",
         "How alike the person is to a face-recognition network, before and after.",
         "Dong et al. 2024 (Artifact-Eraser), arXiv 2404.08341, section 4",
-        identity,
+        compare_identity,
         identity_missing,
     ),
     Metric(
@@ -202,7 +204,7 @@ METRICS = (
         "higher",
         "How often a face-recognition network calls both one person, by its own published rule.",
         "Dong et al. 2024 (Artifact-Eraser), arXiv 2404.08341, section 4",
-        lambda original, other, template: identity(original, other, template).retained,
+        lambda original, other, template: compare_identity(original, other, template).retained,
         identity_missing,
     ),
 )

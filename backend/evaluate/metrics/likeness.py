@@ -1,48 +1,12 @@
-"""How alike two pictures are: PSNR, SSIM and LPIPS."""
+"""The likeness of two pictures: PSNR, SSIM and LPIPS; and of two sets of pictures: kernel inception distance."""
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
-from backend.evaluate.metrics.metric import Metric
-from backend.perceptual import build_lpips, lpips_missing
-from backend.runtime import loaded
+from backend.evaluate.metrics.base import Estimate, Metric, mean
+from backend.similarity import batch_lpips, lpips_missing, picture_psnr, picture_ssim
 
 SMALLEST = 32  # pixels; below, AlexNet's last feature map is empty
-
-
-def psnr(original: np.ndarray, other: np.ndarray) -> float | None:
-    """Return the peak signal-to-noise ratio in dB of two uint8 pictures (H, W, 3); None where they are equal."""
-    from skimage.metrics import peak_signal_noise_ratio
-
-    if np.array_equal(original, other):
-        return None
-    return float(peak_signal_noise_ratio(original, other, data_range=255))
-
-
-def ssim(original: np.ndarray, other: np.ndarray) -> float:
-    """Return the structural similarity in [-1, 1] of two uint8 pictures (H, W, 3), windows of 7 pixels."""
-    from skimage.metrics import structural_similarity
-
-    return float(structural_similarity(original, other, channel_axis=2, data_range=255))
-
-
-def lpips(original: Tensor, other: Tensor) -> Tensor:
-    """Return the perceptual distance LPIPS (AlexNet, version 0.1), (N,) from 0.
-
-    Args:
-        original: (N, 3, H, W) in [0, 1], at least 32 pixels wide and high.
-        other: The same.
-
-    Raises:
-        RuntimeError: `lpips_missing` says why it cannot be measured.
-    """
-    reason = lpips_missing()
-    if reason:
-        raise RuntimeError(reason)
-    network = loaded("lpips alex", build_lpips)
-    with torch.no_grad():
-        return network(original, other, normalize=True).flatten()
 
 
 METRICS = (
@@ -53,7 +17,7 @@ METRICS = (
         "higher",
         "How little the pixels changed; above 40 dB it is hard to see, below 30 dB it is often plain.",
         "scikit-image; TR-Net, arXiv 2203.11433, table 4",
-        psnr,
+        picture_psnr,
     ),
     Metric(
         "ssim",
@@ -62,7 +26,7 @@ METRICS = (
         "higher",
         "How well local structure is kept; 1 is an equal picture.",
         "Wang et al. 2004, IEEE TIP 13(4); scikit-image",
-        ssim,
+        picture_ssim,
     ),
     Metric(
         "lpips",
@@ -71,7 +35,47 @@ METRICS = (
         "lower",
         "How different two pictures look to a network that was fitted to people's judgements; 0 is equal.",
         "Zhang et al. 2018, arXiv 1801.03924; package lpips",
-        lpips,
+        batch_lpips,
         lpips_missing,
     ),
 )
+
+
+KID_DRAWS = 10
+
+KID_DEGREE = 3
+
+
+def kernel_distance(one: NDArray[np.floating], two: NDArray[np.floating]) -> float:
+    """Return the unbiased squared maximum mean discrepancy of two sets of features, the kernel inception distance.
+
+    The kernel is (x . y / D + 1)^3 (Binkowski et al. 2018, section 4). Equal distributions give 0 on average, so a
+    single value can lie a little below it.
+
+    Args:
+        one: Features (N, D), N > 1.
+        two: Features (M, D), M > 1.
+    """
+
+    def kernel(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
+        return (x @ y.T / x.shape[1] + 1) ** KID_DEGREE
+
+    def within(x: NDArray[np.float64]) -> float:
+        values = kernel(x, x)
+        return float((values.sum() - np.trace(values)) / (len(x) * (len(x) - 1)))
+
+    first, second = one.astype(np.float64), two.astype(np.float64)
+    return within(first) + within(second) - 2 * float(kernel(first, second).mean())
+
+
+def kernel_distance_of_draws(
+    one: NDArray[np.floating], two: NDArray[np.floating], size: int, seed: int = 0, draws: int = KID_DRAWS
+) -> Estimate:
+    """Return mean and standard deviation of the distance over seeded draws of `size` rows from each set."""
+    randomness = np.random.default_rng(seed)
+    return mean(
+        kernel_distance(
+            one[randomness.choice(len(one), size, replace=False)], two[randomness.choice(len(two), size, replace=False)]
+        )
+        for _ in range(draws)
+    )

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backend.evaluate.metrics.metric import Metric
+from backend.evaluate.metrics.base import Metric
 
 PATCH, STRIDE = 8, 3
 SOURCE = "Dong et al. 2024 (Artifact-Eraser), arXiv 2404.08341, section 4, as in its code"

@@ -1,9 +1,9 @@
 """The table of metrics: a new one is a new record in one of the files beside this one, or a new file and one line."""
 
 from backend.evaluate.metrics import classification, faithfulness, identity, likeness, naturalness, success, traces
-from backend.evaluate.metrics.metric import Metric
+from backend.evaluate.metrics.base import Metric
 
-FAMILIES = {
+METRIC_FAMILIES = {
     "success": success.METRICS,
     "naturalness": naturalness.METRICS,
     "likeness": likeness.METRICS,
@@ -12,9 +12,9 @@ FAMILIES = {
     "faithfulness": faithfulness.METRICS,
     "traces": traces.METRICS,
 }
-METRICS: dict[str, Metric] = {metric.name: metric for family in FAMILIES.values() for metric in family}
+METRICS: dict[str, Metric] = {metric.name: metric for family in METRIC_FAMILIES.values() for metric in family}
 
 
-def missing() -> dict[str, str]:
+def missing_metrics() -> dict[str, str]:
     """Return, for every metric that cannot be measured on this machine, the sentence that says why."""
     return {name: reason for name, metric in METRICS.items() if (reason := metric.missing()) is not None}

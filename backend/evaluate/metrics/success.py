@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from backend.detectors.card import THRESHOLD
-from backend.evaluate.metrics.metric import Estimate, Metric, proportion
+from backend.detectors.base import THRESHOLD
+from backend.evaluate.metrics.base import Estimate, Metric, proportion
 
 SOURCE = "Dong et al. 2024 (Artifact-Eraser), arXiv 2404.08341, section 4 and its code"
 Scores = Sequence[float] | np.ndarray

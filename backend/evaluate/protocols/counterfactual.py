@@ -1,30 +1,143 @@
 """How good counterfactuals are, beside attacks on pixels: success, quality, transfer, levels, step length."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 from torch import Tensor
 
-from backend import images, verdicts, weights
-from backend.counterfactual.levels import LEVELS
-from backend.counterfactual.search import SearchSettings
-from backend.counterfactual.search_settings import Lengths
-from backend.detectors import registry
-from backend.detectors.card import THRESHOLD
-from backend.evaluate import edits, published
-from backend.evaluate.crops import TEMPLATE, source_of
-from backend.evaluate.data import Dataset
-from backend.evaluate.metrics import identity, likeness, naturalness
-from backend.evaluate.plots import Figure
-from backend.evaluate.protocols import counterfactual_tables
-from backend.evaluate.protocols.protocol import QUICK, Config, Item, Protocol, check_detectors, item
-from backend.evaluate.rows import Row
-from backend.evaluate.tables import Table
+from backend import images, similarity, weights
+from backend.alignment import CroppedPhoto
+from backend.attacks import fgsm, mifgsm, pgd
+from backend.counterfactual import changes, rendering
+from backend.counterfactual import search as counterfactual_search
+from backend.counterfactual.rendering import COMPOSITES
+from backend.counterfactual.search import LEVELS, SearchSettings, StepLengths, search
+from backend.detectors import predict, registry
+from backend.detectors.base import THRESHOLD, Detector
+from backend.detectors.predict import OwnCropDetector
+from backend.errors import UserError
+from backend.evaluate import plots, published
+from backend.evaluate.dataset import FACE_TEMPLATE, Dataset, sample_source
+from backend.evaluate.metrics import identity, naturalness, success
+from backend.evaluate.metrics.base import Estimate, mean, proportion
+from backend.evaluate.plots import Figure, Series
+from backend.evaluate.protocols import base
+from backend.evaluate.protocols.base import QUICK, Item, Protocol, ProtocolConfig, check_detectors, make_item
+from backend.evaluate.store import Row
+from backend.evaluate.tables import Cell, Column, Table
+from backend.generators import inversion
+from backend.progress import Job, finish
+
+ALL_LEVELS = ",".join(counterfactual_search.LEVELS)
+
+PIXEL_ATTACKS: dict[str, tuple[Callable[..., Job[Any]], dict[str, Any]]] = {
+    "fgsm": (fgsm.attack, {"paper000": fgsm.ARTIFACT_ERASER, "standard": fgsm.FGSMSettings()}),
+    "mifgsm": (mifgsm.attack, {"paper000": mifgsm.ARTIFACT_ERASER, "standard": mifgsm.MIFGSMSettings()}),
+    "pgd": (pgd.attack, {"paper000": pgd.ARTIFACT_ERASER, "standard": pgd.PGDSettings()}),
+}
+
+EDIT_METHODS = (*COMPOSITES, *PIXEL_ATTACKS)
+
+EDIT_TITLES = {
+    "reconstruction": "Counterfactual (reconstruction)",
+    "transfer": "Counterfactual (transfer)",
+    "fgsm": "FGSM",
+    "mifgsm": "MIFGSM",
+    "pgd": "PGD",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Edited:
+    """A face after an edit.
+
+    Args:
+        start: What the edit started from, (1, 3, H, W) in [0, 1]: the generator's inversion for `reconstruction`, the
+            face itself for everything that adds to it.
+        picture: The edited face, in 8 bits.
+        steps: How many steps it took.
+        change: Mean absolute change of the codes by level; None where no codes were searched.
+        epsilon: Length of a step.
+        seconds: Time taken.
+    """
+
+    start: Tensor
+    picture: Tensor
+    steps: int
+    change: dict[str, float] | None
+    epsilon: float
+    seconds: float
+
+
+def edit_face(
+    method: str,
+    face: Tensor,
+    detector: Detector,
+    *,
+    level: str = ALL_LEVELS,
+    factor: float = 1.0,
+    steps: int = 100,
+    kappa: float = 0.0,
+    lengths: StepLengths = "visible",
+    variant: str = "paper000",
+    source: CroppedPhoto | None = None,
+) -> Edited:
+    """Edit one aligned face (1, 3, H, W) in [0, 1] against a detector.
+
+    Args:
+        method: One of `METHODS`.
+        face: The face.
+        detector: What is to be convinced.
+        level: Style levels that may change, for a latent search.
+        factor: Multiplies the generator's own step, for a latent search.
+        steps: Steps at most, for a latent search.
+        kappa: Margin, for a latent search.
+        lengths: How steps differ between rows, see `SearchSettings`, for a latent search.
+        variant: `paper000` or `standard`, for attacks on pixels.
+        source: The photo of the face, from which a detector that wants another crop is shown its own.
+    """
+    view = None if source is None else source.view(detector.card.template, detector.card.input_size)
+    if method in PIXEL_ATTACKS:
+        attack, settings = PIXEL_ATTACKS[method]
+        asked = detector if view is None else OwnCropDetector(detector, view)
+        attacked = finish(attack(face, asked, settings[variant]))
+        chosen = settings[variant]
+        length = getattr(chosen, "alpha", chosen.epsilon)  # what FGSM calls epsilon is its step
+        return Edited(face, attacked.images, int(attacked.iterations[0]), None, length, attacked.seconds)
+    if method not in COMPOSITES:
+        raise UserError(f"There is no method {method}.", f"Choose among: {', '.join(EDIT_METHODS)}.")
+    inverter = inversion.load_embedded_inverter()
+    found = finish(
+        search(
+            inverter,
+            detector,
+            face,
+            SearchSettings(
+                levels=counterfactual_search.parse_levels(level),
+                epsilon=inverter.epsilon * factor,
+                lengths=lengths,
+                steps=steps,
+                kappa=kappa,
+                composite=method,  # type: ignore[arg-type]
+            ),
+            view,
+        )
+    )
+    change = changes.measure_latent_change(found.codes_start, found.codes).levels
+    return Edited(
+        start=found.inversion if method == "reconstruction" else found.original,
+        picture=found.counterfactual,
+        steps=int(found.steps[0]),
+        change={name: float(value[0]) for name, value in change.items()},
+        epsilon=found.epsilon,
+        seconds=found.seconds,
+    )
 
 
 @dataclass(frozen=True)
-class CounterfactualConfig(Config):
+class CounterfactualConfig(ProtocolConfig):
     """Settings.
 
     Args:
@@ -43,7 +156,7 @@ class CounterfactualConfig(Config):
 
     detectors: tuple[str, ...] = ()
     attacked: tuple[str, ...] = ()
-    methods: tuple[str, ...] = edits.METHODS
+    methods: tuple[str, ...] = EDIT_METHODS
     variant: Literal["paper000", "standard"] = "paper000"
     ablated: tuple[str, ...] = ()
     ablated_method: Literal["reconstruction", "transfer"] = "reconstruction"
@@ -51,7 +164,7 @@ class CounterfactualConfig(Config):
     factors: tuple[float, ...] = (0.25, 0.5, 2.0, 4.0)
     steps: int = 100
     kappa: float = SearchSettings.kappa
-    lengths: Lengths = SearchSettings.lengths
+    lengths: StepLengths = SearchSettings.lengths
 
 
 @dataclass(frozen=True)
@@ -87,12 +200,12 @@ class CounterfactualProtocol(Protocol):
 
     def measures(self) -> dict[str, str]:
         """Return which networks measure identity and LPIPS, and what of a search the model files do not say."""
-        recogniser = identity.recogniser()
+        recogniser = identity.best_recogniser()
         return {
             "identity": recogniser.name if recogniser else str(identity.identity_missing()),
-            "lpips": likeness.lpips_missing() or "AlexNet, version 0.1",
-            "search": f"epsilon {weights.entry('generator').options['epsilon']:g}, visibility of the rows "
-            f"{list(weights.entry('encoder').options.get('visibility', ()))}",
+            "lpips": similarity.lpips_missing() or "AlexNet, version 0.1",
+            "search": f"epsilon {weights.find_entry('generator').options['epsilon']:g}, visibility of the rows "
+            f"{list(weights.find_entry('encoder').options.get('visibility', ()))}",
         }
 
     def items(self, data: Dataset) -> list[Item]:
@@ -101,23 +214,23 @@ class CounterfactualProtocol(Protocol):
         check_detectors(config.detectors)
         check_detectors((*config.attacked, *config.ablated), config.detectors)
         settings = [
-            {"detector": detector, "method": method, "level": edits.ALL_LEVELS, "factor": 1.0}
+            {"detector": detector, "method": method, "level": ALL_LEVELS, "factor": 1.0}
             for detector in config.attacked
             for method in config.methods
         ]
         for detector in config.ablated:
             own = {"detector": detector, "method": config.ablated_method}
             settings += [own | {"level": level, "factor": 1.0} for level in config.levels]
-            settings += [own | {"level": edits.ALL_LEVELS, "factor": factor} for factor in config.factors]
+            settings += [own | {"level": ALL_LEVELS, "factor": factor} for factor in config.factors]
         unique = {tuple(setting.values()): setting for setting in settings}
-        return [item(sample.name, **setting) for sample in data.fakes for setting in unique.values()]
+        return [make_item(sample.name, **setting) for sample in data.fakes for setting in unique.values()]
 
     def run_item(self, item: Item, data: Dataset) -> list[Row]:
         """Edit one fake and ask every detector about original, start and edit."""
         sample, options, config = data.by_name[item.sample], item.options, self.config
-        source = source_of(data, sample.name)
+        source = sample_source(data, sample.name)
         face = images.to_tensor(source.aligned.crop)
-        edited = edits.edit(
+        edited = edit_face(
             options["method"],
             face,
             registry.load(options["detector"]),
@@ -130,7 +243,7 @@ class CounterfactualProtocol(Protocol):
             source=source,
         )
         scores = {
-            name: verdicts.p_fake(picture, list(config.detectors), source)
+            name: predict.predict_p_fake(picture, list(config.detectors), source)
             for name, picture in (("p_original", face), ("p_start", edited.start), ("p_edited", edited.picture))
         }
         said = {
@@ -147,21 +260,21 @@ class CounterfactualProtocol(Protocol):
             if judge == options["detector"]:
                 row |= {"steps": edited.steps, "epsilon": edited.epsilon, "seconds": edited.seconds}
                 row |= {f"change_{level}": value for level, value in (edited.change or {}).items()}
-                row |= _quality(face, edited.picture) if row["turned"] else {}
+                row |= _measured_quality(face, edited.picture) if row["turned"] else {}
             rows.append(row)
         return rows
 
     def tables(self, rows: Sequence[Row]) -> list[Table]:
         """Return success by family, success, quality, transfer, levels, step length, change of the codes, and time."""
-        return counterfactual_tables.tables(rows, self.config, self.measures())
+        return counterfactual_tables(rows, self.config, self.measures())
 
     def plots(self, rows: Sequence[Row]) -> list[Figure]:
         """Return the transfer matrices, and success over levels and step length."""
-        return counterfactual_tables.plots_of(rows, self.config)
+        return counterfactual_plots(rows, self.config)
 
     def finding(self, rows: Sequence[Row]) -> str:
         """Say how often edits turn the attacked detector, and others with it."""
-        return counterfactual_tables.finding(rows, self.config)
+        return counterfactual_finding(rows, self.config)
 
     def limits(self, data: Dataset) -> list[str]:
         """Add what the edits and the start pictures mean, and what could not be measured."""
@@ -176,24 +289,326 @@ class CounterfactualProtocol(Protocol):
                 "The steps of a search are shorter in rows of the code to which the generator reacts more, and longer "
                 "in the others, where its rows were measured; the paper's are equal, which --set lengths=equal does."
             )
-        missing = [identity.identity_missing(), likeness.lpips_missing()]
+        missing = [identity.identity_missing(), similarity.lpips_missing()]
         return said + [reason for reason in missing if reason is not None]
 
     def published(self) -> list[Table]:
         """Return the paper's transfer table."""
-        return [published.transfer_celeb_df()]
+        return [published.transfer_table()]
 
 
-def _quality(original: Tensor, edited: Tensor) -> Row:
+def _measured_quality(original: Tensor, edited: Tensor) -> Row:
     """Measure an edit (1, 3, H, W) against its original; None where a metric cannot be had."""
     before, after = images.to_array(original), images.to_array(edited)
-    measured: Row = {"psnr": likeness.psnr(before, after), "ssim": likeness.ssim(before, after)}
+    measured: Row = {"psnr": similarity.picture_psnr(before, after), "ssim": similarity.picture_ssim(before, after)}
     for name, picture in (("", edited), ("_before", original)):
         measured[f"tv{name}"] = float(naturalness.total_variation(picture)[0])
         measured[f"esnle{name}"] = float(naturalness.noise_level(picture)[0])
-    if likeness.lpips_missing() is None:
-        measured["lpips"] = float(likeness.lpips(original, edited)[0])
-    if identity.recogniser() is not None:
-        same = identity.identity(original, edited, TEMPLATE)
+    if similarity.lpips_missing() is None:
+        measured["lpips"] = float(similarity.batch_lpips(original, edited)[0])
+    if identity.best_recogniser() is not None:
+        same = identity.compare_identity(original, edited, FACE_TEMPLATE)
         measured |= {"identity": same.similarity, "identity_retained": same.retained}
     return measured
+
+
+FAMILY = Column("family", "Family of fakes")
+
+ATTACKED, METHOD = Column("attacked", "Attacked detector"), Column("method", "Method")
+
+BOTH = Column("asr_both", "ASR, both", "asr_both")
+
+ASR = (
+    Column("asr_all", "ASR, all", "asr_all"),
+    Column("asr_detected", "ASR, detected", "asr_detected"),
+    Column("asr_after_inversion", "ASR, after inversion", "asr_after_inversion"),
+    BOTH,
+)
+
+TV, ESNLE = Column("tv", "TV", "tv", 1), Column("esnle", "ESNLE", "esnle", 2)
+
+PSNR = Column("psnr", "PSNR (dB)", "psnr", 1)
+
+RETAINED = Column("identity_retained", "Identity kept", "identity_retained", 2)
+
+QUALITY = (
+    Column("identity", "Identity", "identity"),
+    TV,
+    Column("tv_before", "TV before", "", 1),
+    ESNLE,
+    Column("esnle_before", "ESNLE before", "", 2),
+    Column("lpips", "LPIPS", "lpips"),
+    PSNR,
+    Column("ssim", "SSIM", "ssim"),
+)
+
+
+def counterfactual_tables(
+    rows: Sequence[Row], config: "CounterfactualConfig", measures: Mapping[str, str]
+) -> list[Table]:
+    """Return all tables.
+
+    Args:
+        rows: One row an edit and a judging detector.
+        config: What was measured.
+        measures: Which networks measured identity and LPIPS, or why none did.
+    """
+    plain = _plain_edits(rows)
+    parts = _rows_by_edit([row for row in plain if row["attacked"] == row["judge"]], config)
+    return [
+        _families_table(parts),
+        _beside_table(plain, config),
+        _success_table(parts),
+        _quality_table(parts, measures),
+        _transfer_table(plain, config),
+        _levels_table(rows, config),
+        _steps_table(rows, config),
+        _change_table(parts),
+        _time_table(parts),
+    ]
+
+
+def counterfactual_finding(rows: Sequence[Row], config: "CounterfactualConfig") -> str:
+    """Say in one sentence how often edits turn the attacked detector, and how often others with it."""
+    said = []
+    for method in config.methods:
+        own, others = _turning_rates(_plain_edits(rows), method, config)
+        if own.value is not None:
+            carried = "" if others.value is None else f" and {others.value:.0%}"
+            said.append(f"{EDIT_TITLES[method]} {own.value:.0%}{carried}")
+    about = "Verdicts of fake that an edit turns, on the attacked detector and on the others: "
+    return f"{about}{'; '.join(said)}." if said else ""
+
+
+def counterfactual_plots(rows: Sequence[Row], config: "CounterfactualConfig") -> list[Figure]:
+    """Return all plots."""
+    drawn = [_transfer_plot(method, _plain_edits(rows), config) for method in config.methods]
+    levels, steps = _levels_table(rows, config), _steps_table(rows, config)
+    labels = _distinct(row[1] for row in levels.rows)
+    if labels:
+        names = [base.detector_title(name) for name in config.ablated]
+        groups = [Series(name, (), _rates_by_key(levels, name, labels)) for name in names]
+        alt = "Attack success rate by the style levels that were open. " + plots.values_in_words(groups, labels)
+        drawn.append(plots.draw_bars("levels", "Success by style level", alt, labels, groups, y_label="ASR, both"))
+    lengths = sorted(_distinct(row[1] for row in steps.rows))
+    if len(lengths) > 1:
+        names = [base.detector_title(name) for name in config.ablated]
+        lines = [Series(name, lengths, _rates_by_key(steps, name, lengths)) for name in names]
+        alt = "Attack success rate over the length of a step. " + plots.values_in_words(
+            lines, [f"{one:g}" for one in lengths]
+        )
+        title, below = "Success by length of a step", "Length of a step in the codes"
+        drawn.append(plots.draw_lines("epsilon", title, alt, lines, x_label=below, y_label="ASR, both"))
+    return drawn
+
+
+EditRows = list[tuple[str, str, list[Row]]]  # title of the attacked detector, method, rows
+
+
+def _families_table(parts: EditRows) -> Table:
+    families = sorted({row["family"] for _, _, part in parts for row in part})
+    body = [
+        (
+            base.family_title(family),
+            name,
+            EDIT_TITLES[method],
+            _asr([row for row in part if row["family"] == family]).both,
+        )
+        for family in families
+        for name, method, part in parts
+    ]
+    columns = (FAMILY, ATTACKED, METHOD, BOTH)
+    return Table("families", "Success by family of fakes", columns, tuple(body), by_family=True)
+
+
+def _beside_table(rows: Sequence[Row], config: "CounterfactualConfig") -> Table:
+    """Set success and transfer beside the paper's."""
+    printed = published.printed_transfer_means()
+    printed |= {EDIT_TITLES[name]: printed["Counterfactual"] for name in rendering.COMPOSITES}
+    absent = ("not printed", "not printed")
+    body: list[tuple[Cell, ...]] = []
+    for method in config.methods:
+        own, others = _turning_rates(rows, method, config)
+        paper = printed.get(EDIT_TITLES[method], absent)
+        body.append((EDIT_TITLES[method], own, paper[0], others, paper[1]))
+    columns = (
+        METHOD,
+        *(Column("own", "ASR, ours", "asr_both", 2), Column("paper_own", "ASR, paper", digits=2)),
+        *(Column("others", "Transfer, ours", "transfer_rate", 2), Column("paper_others", "Transfer, paper", digits=2)),
+    )
+    note = (
+        "Means over attacked detectors, and over all pairs of an attacked and another detector: n counts these, not "
+        "pictures, and ± is the spread among them. The paper is "
+        f"Artifact-Eraser (arXiv 2404.08341), table 2, Celeb-DF. {published.WHY_TRANSFER_DIFFERS}"
+    )
+    return Table("beside", "Success and transfer, ours and the paper's", columns, tuple(body), note, beside=True)
+
+
+def _turning_rates(rows: Sequence[Row], method: str, config: "CounterfactualConfig") -> tuple[Estimate, Estimate]:
+    """Return the mean rate at which attacked detectors are turned, and that of all others."""
+    own: list[float | None] = []
+    others: list[float | None] = []
+    for attacked in config.attacked:
+        for judge, rate in zip(config.detectors, _judge_rates(rows, method, attacked, config), strict=True):
+            (own if judge == attacked else others).append(rate.value)
+    return mean(own), mean(others)
+
+
+def _success_table(parts: EditRows) -> Table:
+    body = []
+    for name, method, part in parts:
+        rates = _asr(part)
+        cells = (rates.everything, rates.detected, rates.after_inversion, rates.both)
+        body.append((name, EDIT_TITLES[method], *cells))
+    note = "A success is called fake before, still fake at the start of the edit, and real after it."
+    return Table("success", "Attack success over four denominators", (ATTACKED, METHOD, *ASR), tuple(body), note)
+
+
+def _quality_table(parts: EditRows, measures: Mapping[str, str]) -> Table:
+    body: list[tuple[Cell, ...]] = []
+    for name, method, part in parts:
+        turned = _turned_rows(part)
+        kept = [row["identity_retained"] for row in turned if "identity_retained" in row]
+        values = [mean(row.get(column.name) for row in turned) for column in QUALITY]
+        body.append((name, EDIT_TITLES[method], proportion(sum(kept), len(kept)), *values))
+    note = "Of successes, edited against original. " + " ".join(
+        f"{title}: {measures[name].rstrip('.')}." for name, title in (("identity", "Identity"), ("lpips", "LPIPS"))
+    )
+    return Table("quality", "Quality of successes", (ATTACKED, METHOD, RETAINED, *QUALITY), tuple(body), note)
+
+
+def _transfer_table(rows: Sequence[Row], config: "CounterfactualConfig") -> Table:
+    judges = tuple(
+        Column(f"judge_{name}", f"judged by {base.detector_title(name)}", "transfer_rate") for name in config.detectors
+    )
+    body: list[tuple[Cell, ...]] = [
+        (EDIT_TITLES[method], base.detector_title(name), *_judge_rates(rows, method, name, config))
+        for method in config.methods
+        for name in config.attacked
+    ]
+    note = "Of what the judge itself called fake before and at the start; where both are one detector, its own ASR."
+    return Table("transfer", "Transfer to other detectors", (METHOD, ATTACKED, *judges), tuple(body), note)
+
+
+def _levels_table(rows: Sequence[Row], config: "CounterfactualConfig") -> Table:
+    own = [row for row in rows if row["factor"] == 1]
+    body = [
+        line
+        for level in sorted({row["level"] for row in own}, key=lambda level: (len(level), LEVELS.index(level[0])))
+        for line in _varied_rows(level, [row for row in own if row["level"] == level], config)
+    ]
+    return _varied_table("levels", "Levels opened one at a time", Column("level", "Levels"), body, config)
+
+
+def _steps_table(rows: Sequence[Row], config: "CounterfactualConfig") -> Table:
+    own = [row for row in rows if row["level"] == ALL_LEVELS and row["method"] == config.ablated_method]
+    lengths = sorted({row["epsilon"] for row in own if row["attacked"] == row["judge"]})
+    body = [
+        line
+        for length in lengths
+        for line in _varied_rows(length, [row for row in own if row.get("epsilon") == length], config)
+    ]
+    return _varied_table("epsilon", "Length of a step", Column("epsilon", "Step", digits=5, key=True), body, config)
+
+
+def _varied_rows(value: str | float, rows: Sequence[Row], config: "CounterfactualConfig") -> list[tuple[Cell, ...]]:
+    """Return success, steps, PSNR and noise at one value of a setting, one line a detector."""
+    body: list[tuple[Cell, ...]] = []
+    for name in config.ablated:
+        part = [
+            row for row in rows if row["attacked"] == row["judge"] == name and row["method"] == config.ablated_method
+        ]
+        measured = [mean(row.get(of) for row in _turned_rows(part)) for of in ("steps", "psnr", "tv", "esnle")]
+        body.append((base.detector_title(name), value, _asr(part).both, *measured))
+    return body
+
+
+def _varied_table(
+    name: str, title: str, column: Column, body: list[tuple[Cell, ...]], config: "CounterfactualConfig"
+) -> Table:
+    columns = (ATTACKED, column, BOTH, Column("steps", "Steps", digits=1), PSNR, TV, ESNLE)
+    note = f"{EDIT_TITLES[config.ablated_method]}, at most {config.steps} steps; all but ASR of successes."
+    order = [base.detector_title(one) for one in config.ablated]
+    ordered = sorted(body, key=lambda line: order.index(str(line[0])))
+    return Table(name, title, columns, tuple(ordered), note)
+
+
+def _change_table(parts: EditRows) -> Table:
+    columns = (FAMILY, ATTACKED, METHOD, *(Column(f"change_{one}", f"Change of {one}", digits=5) for one in LEVELS))
+    latent = [(name, method, _turned_rows(part)) for name, method, part in parts if method not in PIXEL_ATTACKS]
+    families = sorted({row["family"] for _, _, part in latent for row in part})
+    body: list[tuple[Cell, ...]] = [
+        (base.family_title(family), name, EDIT_TITLES[method], *_code_changes(own))
+        for family in families
+        for name, method, part in latent
+        if (own := [row for row in part if row["family"] == family])
+    ]
+    note = "Mean absolute change of the codes of successes, by style level (Artifact-Eraser, appendix, figure 3)."
+    return Table("latent_change", "How far the codes moved", columns, tuple(body), note)
+
+
+def _time_table(parts: EditRows) -> Table:
+    body = [(name, EDIT_TITLES[method], mean(row["seconds"] for row in part)) for name, method, part in parts]
+    columns = (ATTACKED, METHOD, Column("seconds", "Seconds", digits=2))
+    return Table("time", "Seconds an edit", columns, tuple(body))
+
+
+def _transfer_plot(method: str, rows: Sequence[Row], config: "CounterfactualConfig") -> Figure:
+    names, judges = ([base.detector_title(one) for one in some] for some in (config.attacked, config.detectors))
+    values = np.full((len(names), len(judges)), np.nan)
+    for number, attacked in enumerate(config.attacked):
+        values[number] = [_number(one) for one in _judge_rates(rows, method, attacked, config)]
+    alt = "Rows: attacked detector; columns: judging detector. " + "; ".join(
+        f"{name}: " + ", ".join("none" if np.isnan(value) else f"{value:.2f}" for value in line)
+        for name, line in zip(names, values, strict=True)
+    )
+    title = f"Transfer, {EDIT_TITLES[method]}"
+    return plots.draw_matrix(f"transfer_{method}", title, f"{alt}.", values, names, judges, label="Transfer rate")
+
+
+def _judge_rates(rows: Sequence[Row], method: str, attacked: str, config: "CounterfactualConfig") -> list[Estimate]:
+    own = [row for row in rows if row["method"] == method and row["attacked"] == attacked]
+    return [_asr([row for row in own if row["judge"] == judge]).both for judge in config.detectors]
+
+
+def _plain_edits(rows: Sequence[Row]) -> list[Row]:
+    """Return the edits with every level open and the generator's own step."""
+    return [row for row in rows if row["level"] == ALL_LEVELS and row["factor"] == 1]
+
+
+def _rows_by_edit(rows: Sequence[Row], config: "CounterfactualConfig") -> EditRows:
+    return [
+        (
+            base.detector_title(name),
+            method,
+            [row for row in rows if row["attacked"] == name and row["method"] == method],
+        )
+        for name in config.attacked
+        for method in config.methods
+    ]
+
+
+def _turned_rows(rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if row["turned"]]
+
+
+def _asr(rows: Sequence[Row]) -> success.Success:
+    return success.attack_success(*([row[name] for row in rows] for name in ("p_original", "p_start", "p_edited")))
+
+
+def _code_changes(rows: Sequence[Row]) -> list[Estimate]:
+    return [mean(row[f"change_{one}"] for row in rows) for one in LEVELS]
+
+
+def _rates_by_key(table: Table, detector: str, keys: Sequence[Any]) -> list[float]:
+    """Return the success rates of a detector by the values in the second column, NaN where there is none."""
+    found = {row[1]: _number(row[2]) for row in table.rows if row[0] == detector}
+    return [found.get(key, float("nan")) for key in keys]
+
+
+def _number(cell: Cell) -> float:
+    return float("nan") if not isinstance(cell, Estimate) or cell.value is None else cell.value
+
+
+def _distinct(values: Iterable[Any]) -> list[Any]:
+    return list(dict.fromkeys(values))

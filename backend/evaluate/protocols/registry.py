@@ -1,11 +1,11 @@
 """The table of protocols: a new one is a new file beside this one and one line here."""
 
 from backend.errors import UserError
+from backend.evaluate.protocols.base import Protocol
 from backend.evaluate.protocols.counterfactual import CounterfactualProtocol
 from backend.evaluate.protocols.detectors import DetectorsProtocol
 from backend.evaluate.protocols.faithfulness import FaithfulnessProtocol
 from backend.evaluate.protocols.paired import PairedProtocol
-from backend.evaluate.protocols.protocol import Protocol
 from backend.evaluate.protocols.trace_removal import TraceRemovalProtocol
 
 PROTOCOLS: dict[str, type[Protocol]] = {
@@ -20,7 +20,7 @@ PROTOCOLS: dict[str, type[Protocol]] = {
 }
 
 
-def get(name: str) -> type[Protocol]:
+def get_protocol(name: str) -> type[Protocol]:
     """Return a protocol by its name.
 
     Raises:

@@ -21,29 +21,35 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from backend import images, made_with, verdicts
-from backend.detectors import registry
+from backend import images, similarity, weights
+from backend.attacks import registry
+from backend.attacks.registry import ATTACKS, COMPARED, STRENGTHS, WHITE_BOX, get_attack
+from backend.detectors import predict
+from backend.detectors import registry as detectors_registry
+from backend.detectors.base import THRESHOLD
 from backend.errors import UserError
-from backend.evaluate import deep_features, published, removers
-from backend.evaluate.crops import source_of
-from backend.evaluate.data import Dataset, Sample
-from backend.evaluate.metrics import likeness, traces
-from backend.evaluate.plots import Figure
-from backend.evaluate.protocols import trace_removal_plots, trace_removal_tables
-from backend.evaluate.protocols.protocol import QUICK, Config, Item, Protocol, check_detectors, item
-from backend.evaluate.rows import Row
-from backend.evaluate.tables import Table
+from backend.evaluate import plots, published
+from backend.evaluate.dataset import Dataset, Sample, sample_source
+from backend.evaluate.metrics import traces
+from backend.evaluate.metrics.base import Estimate, mean, proportion
+from backend.evaluate.plots import Figure, Series
+from backend.evaluate.protocols import base
+from backend.evaluate.protocols.base import QUICK, Item, Protocol, ProtocolConfig, check_detectors, make_item
+from backend.evaluate.store import Row
+from backend.evaluate.tables import Cell, Column, Table
+from backend.images import JPEG_QUALITY, like_photographs
 from backend.progress import finish
-from backend.saving import QUALITY, like_photographs
-from backend.trace_removal import references, sets, trnet
-from backend.trace_removal.attacks import ATTACKS, COMPARED, STRENGTHS, WHITE_BOX, named
+from backend.trace_removal import references, removal
+from backend.trace_removal.references import REAL, References
 
-NONE = "none"  # attack: the picture as it is
+NO_ATTACK = "none"  # attack: the picture as it is
+
 TRAIN_FEWER = (
     "Ablations of TR-Net (a share of the data, a family left out) need networks of their own: make fakes with "
     "'python -m backend train fakes --per-kind N' or '--kinds A,B,C', with --out NAME/train of photographs to train "
@@ -53,7 +59,7 @@ TRAIN_FEWER = (
 
 
 @dataclass(frozen=True)
-class TraceRemovalConfig(Config):
+class TraceRemovalConfig(ProtocolConfig):
     """Settings.
 
     Args:
@@ -69,7 +75,7 @@ class TraceRemovalConfig(Config):
     """
 
     detectors: tuple[str, ...] = ()
-    defences: tuple[str, ...] = tuple(sets.DEFENCES)
+    defences: tuple[str, ...] = tuple(registry.DEFENCES)
     attacks: tuple[str, ...] = COMPARED + STRENGTHS
     white_box: str = WHITE_BOX
     removers: tuple[str, ...] = ()
@@ -99,32 +105,34 @@ class TraceRemovalProtocol(Protocol):
     def preset(cls, name: str) -> TraceRemovalConfig:
         """Return 12 fakes and 12 real pictures, or all."""
         count = 12 if name == QUICK else None
-        return TraceRemovalConfig(count, count, detectors=tuple(registry.loadable()))
+        return TraceRemovalConfig(count, count, detectors=tuple(detectors_registry.loadable()))
 
-    def removers(self) -> tuple[removers.Remover, ...]:
+    def removers(self) -> tuple[removal.Remover, ...]:
         """Return the further TR-Nets."""
-        return removers.parse(self.config.removers)
+        return removal.parse_removers(self.config.removers)
 
     def attacks(self) -> list[str]:
         """Return the attacks that can run here, the further TR-Nets among them."""
-        return [name for name in self.config.attacks if named(name).available()] + [one.name for one in self.removers()]
+        return [name for name in self.config.attacks if get_attack(name).available()] + [
+            one.name for one in self.removers()
+        ]
 
     def judges(self) -> dict[str, dict[str, str]]:
         """Return, by defence and detector, the installed entries."""
-        return {one: sets.installed(one, self.config.detectors) for one in self.config.defences}
+        return {one: registry.installed_with_defence(one, self.config.detectors) for one in self.config.defences}
 
     def models(self) -> list[str]:
         """Return all detectors, the white box, the trained attacks and the reference statistics."""
         entries = [entry for judges in self.judges().values() for entry in judges.values()]
         trained = [ATTACKS[name].entry for name in self.config.attacks if name in ATTACKS]
-        own = [self.config.white_box, self.config.features, references.ENTRY]
+        own = [self.config.white_box, self.config.features, references.REFERENCES_ENTRY]
         return [*entries, *(entry for entry in trained if entry), *own]
 
     def hashes(self) -> dict[str, str]:
         """Add those of further TR-Nets and of the discriminators."""
         own = {f"TR-Net {one.name}": one.hash() for one in self.removers()}
         if self.config.checkpoint:
-            own["discriminators"] = deep_features.checkpoint_hash(Path(self.config.checkpoint))
+            own["discriminators"] = traces.checkpoint_hash(Path(self.config.checkpoint))
         return super().hashes() | own
 
     def settings(self) -> dict[str, object]:
@@ -140,19 +148,19 @@ class TraceRemovalProtocol(Protocol):
         config = self.config
         check_detectors((*config.detectors, config.white_box, config.features))
         for name in config.defences:
-            if name not in sets.DEFENCES:
-                raise UserError(f"There is no defence {name}.", f"Choose among: {', '.join(sets.DEFENCES)}.")
+            if name not in registry.DEFENCES:
+                raise UserError(f"There is no defence {name}.", f"Choose among: {', '.join(registry.DEFENCES)}.")
         if not any(self.judges().values()):
             raise UserError("No detector of these sets is installed.", "Choose another set by --set defences=shipped.")
-        for name in {one.name for one in self.removers()} & {*ATTACKS, NONE}:
-            raise UserError(f"A further TR-Net cannot be called {name}.", removers.HINT)
-        options = {"real": [NONE], "fake": [NONE, *self.attacks()]}
-        return [item(sample.name, attack=name) for sample in data.samples for name in options[sample.label]]
+        for name in {one.name for one in self.removers()} & {*ATTACKS, NO_ATTACK}:
+            raise UserError(f"A further TR-Net cannot be called {name}.", removal.REMOVER_HINT)
+        options = {"real": [NO_ATTACK], "fake": [NO_ATTACK, *self.attacks()]}
+        return [make_item(sample.name, attack=name) for sample in data.samples for name in options[sample.label]]
 
     def run_item(self, item: Item, data: Dataset) -> list[Row]:
         """Attack one face, ask every detector of every set, and measure what is left of the traces."""
         sample, attack = data.by_name[item.sample], item.options["attack"]
-        source = source_of(data, sample.name)
+        source = sample_source(data, sample.name)
         face = self._saved(images.to_tensor(source.aligned.crop))
         started = images.to_array(face)
         made = images.to_array(self._attacked(attack, face, sample))
@@ -162,13 +170,13 @@ class TraceRemovalProtocol(Protocol):
         rows = [
             said | {"kind": "verdict", "defence": defence, "detector": name, "p_fake": scores[entry][0]}
             for defence, judges in self.judges().items()
-            for scores in [verdicts.p_fake(shown, list(judges.values()), source) if judges else {}]
+            for scores in [predict.predict_p_fake(shown, list(judges.values()), source) if judges else {}]
             for name, entry in judges.items()
         ]
-        measured = said | {"kind": "picture"} | _traces(picture)
-        if attack != NONE:
-            measured |= {"psnr": likeness.psnr(started, made), "ssim": likeness.ssim(started, made)}
-        if attack in (NONE, trnet.ENTRY) or attack not in ATTACKS:
+        measured = said | {"kind": "picture"} | _measured_traces(picture)
+        if attack != NO_ATTACK:
+            measured |= {"psnr": similarity.picture_psnr(started, made), "ssim": similarity.picture_ssim(started, made)}
+        if attack in (NO_ATTACK, removal.TRNET_ENTRY) or attack not in ATTACKS:
             measured |= self._features(shown)
         return [*rows, measured]
 
@@ -178,33 +186,33 @@ class TraceRemovalProtocol(Protocol):
 
     def _attacked(self, attack: str, face: Tensor, sample: Sample) -> Tensor:
         """Return a face (1, 3, S, S) after an attack; its randomness depends on seed, attack and picture alone."""
-        if attack == NONE:
+        if attack == NO_ATTACK:
             return face
-        detector = registry.load(self.config.white_box)
+        detector = detectors_registry.load(self.config.white_box)
         own = f"{self.config.seed}:{attack}:{sample.name}"
         seed = int.from_bytes(hashlib.sha256(own.encode()).digest()[:4], "big")
         for one in self.removers():
             if one.name == attack:
-                return finish(trnet.attack(face, detector, network=one.load())).images
-        return finish(named(attack).run(face, detector, seed=seed)).images
+                return finish(removal.attack_with_trnet(face, detector, network=one.load())).images
+        return finish(get_attack(attack).run(face, detector, seed=seed)).images
 
     def _features(self, picture: Tensor) -> Row:
         if not self.config.checkpoint:
-            return {"features_detector": deep_features.of_detector(self.config.features, picture)}
-        found = deep_features.of_discriminators(Path(self.config.checkpoint), picture)
+            return {"features_detector": traces.detector_features(self.config.features, picture)}
+        found = traces.discriminator_features(Path(self.config.checkpoint), picture)
         return {f"features_{name}": values for name, values in found.items()}
 
     def tables(self, rows: Sequence[Row]) -> list[Table]:
         """Return accuracy beside the paper's, by family and by detector, quality, traces, features, what is missing."""
-        return trace_removal_tables.tables(rows, self.config, shipped())
+        return trace_removal_tables(rows, self.config, shipped_references())
 
     def plots(self, rows: Sequence[Row]) -> list[Figure]:
         """Return accuracy by attack and family, quality, power, spectra and t-SNE."""
-        return trace_removal_plots.plots_of(rows, self.config, shipped())
+        return trace_removal_plots(rows, self.config, shipped_references())
 
     def finding(self, rows: Sequence[Row]) -> str:
         """Say what TR-Net leaves of the detectors' accuracy on fakes."""
-        return trace_removal_tables.finding(rows, self.config)
+        return trace_removal_finding(rows, self.config)
 
     def limits(self, data: Dataset) -> list[str]:
         """Add what was not installed, what the attacks know, and how ablations are trained."""
@@ -220,41 +228,576 @@ class TraceRemovalProtocol(Protocol):
             )
         if self.config.saved:
             said.append(
-                f"Every face, real, fake or attacked, was saved as JPEG {QUALITY} before a detector saw it, as "
+                f"Every face, real, fake or attacked, was saved as JPEG {JPEG_QUALITY} before a detector saw it, as "
                 "photographs were; without it detectors of the undefended set would judge the file. Detectors of the "
                 "Hub that want a crop of their own see the photo with what changed in ours. PSNR, SSIM and traces "
                 "are those of the attacked face before that."
             )
         said.append("Accuracy on attacked fakes says nothing about what a re-save or a new detector brings to light.")
         said += [] if self.config.removers else [TRAIN_FEWER]
-        absent = [named(name).title for name in self.config.attacks if not named(name).available()]
+        absent = [get_attack(name).title for name in self.config.attacks if not get_attack(name).available()]
         said += [f"Attacks without installed weights were left out: {', '.join(absent)}."] if absent else []
-        if shipped() is None:
+        if shipped_references() is None:
             said.append("The reference statistics of traces are not installed; the data's own real pictures serve.")
         return said
 
     def published(self) -> list[Table]:
         """Return tables 1 to 4 of the paper, as far as they are known."""
-        return published.trace_removal()
+        return published.trnet_tables()
 
 
-def shipped() -> references.References | None:
+def shipped_references() -> references.References | None:
     """Return the reference statistics that ship with the app, or None where they are not installed."""
-    return references.load() if made_with.hashes([references.ENTRY]) else None
+    return references.load_references() if weights.model_hashes([references.REFERENCES_ENTRY]) else None
 
 
 @torch.no_grad()
-def _traces(picture: Tensor) -> Row:
+def _measured_traces(picture: Tensor) -> Row:
     """Measure the traces of a picture (1, 3, S, S) in [0, 1]."""
-    known = shipped()
+    known = shipped_references()
     prints = (
         {}
         if known is None
         else {kind: one for kind, one in known.fingerprint.items() if one.shape == picture.shape[1:]}
     )
     return {
-        "spectrum": traces.spectrum(picture).astype(np.float16),
-        "power": traces.power(picture).astype(np.float32),
+        "spectrum": traces.picture_spectrum(picture).astype(np.float16),
+        "power": traces.picture_power(picture).astype(np.float32),
         "residual": traces.residual_strength(picture),
         "correlation": traces.fingerprint_correlation(picture, prints),
     }
+
+
+UNTOUCHED = "none"  # attack: the picture as it is
+
+
+def rows_of_kind(rows: Sequence[Row], kind: str) -> list[Row]:
+    """Return the rows of verdicts, or those of measures."""
+    return [row for row in rows if row["kind"] == kind]
+
+
+def attacks_seen(rows: Sequence[Row]) -> list[str]:
+    """Return `none` and the attacks that fakes went through, in the order of the paper's tables."""
+    found = {row["attack"] for row in rows if row["label"] == "fake"}
+    order = [UNTOUCHED, *ATTACKS]
+    return sorted(found, key=lambda name: (order.index(name) if name in order else len(order), name))
+
+
+def without_strengths(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows without those of TR-Net at another strength than the one it was trained for."""
+    return [row for row in rows if row["attack"] not in STRENGTHS]
+
+
+def attack_title(attack: str) -> str:
+    """Return an attack's name for people."""
+    if attack == UNTOUCHED:
+        return "no attack"
+    return ATTACKS[attack].title if attack in ATTACKS else f"TR-Net {attack}"
+
+
+def mean_of_six(verdicts: Sequence[Row], defence: str, attack: str, family: str = "") -> Estimate:
+    """Return mean and deviation over fakes of the share of paper 001's six detectors that call them fake."""
+    by_sample: dict[str, list[bool]] = {}
+    for row in verdicts:
+        wanted = (row["label"], row["defence"], row["attack"]) == ("fake", defence, attack)
+        if wanted and row["detector"] in registry.TRNET_DETECTORS and family in ("", row["family"]):
+            by_sample.setdefault(row["sample"], []).append(row["p_fake"] >= THRESHOLD)
+    return mean(float(np.mean(said)) for said in by_sample.values())
+
+
+def rows_by_group(measured: Sequence[Row]) -> dict[str, list[Row]]:
+    """Return the measures of real pictures, and of fakes by attack, by what they are called."""
+    found = {"real pictures": [row for row in measured if row["label"] == REAL]}
+    for attack in attacks_seen(measured):
+        name = "fakes" if attack == UNTOUCHED else attack_title(attack)
+        found[name] = [row for row in measured if row["label"] == "fake" and row["attack"] == attack]
+    return {name: own for name, own in found.items() if own}
+
+
+def feature_kinds(measured: Sequence[Row]) -> list[str]:
+    """Return whose features were kept: `detector`, or TR-Net's discriminators."""
+    names = dict.fromkeys(name for row in measured for name in row if name.startswith("features_"))
+    return [name.removeprefix("features_") for name in names]
+
+
+def real_power(measured: Sequence[Row], reference: References | None) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return mean and deviation (K,) of the power of real photographs in dB: stored ones, or those of the data."""
+    stored = reference.power[REAL] if reference else None
+    if stored is not None and measured and stored.shape[1:] == measured[0]["power"].shape:
+        return stored[0], stored[1]
+    own = [row["power"] for row in measured if row["label"] == REAL]
+    return (np.mean(own, axis=0), np.std(own, axis=0)) if own else None
+
+
+def real_spectrum(measured: Sequence[Row], reference: References | None) -> np.ndarray | None:
+    """Return the mean spectrum of real photographs in dB: stored ones, or those of the data."""
+    if reference and measured:
+        import torch
+
+        stored = traces.small_spectrum(torch.from_numpy(reference.spectrum[REAL]))
+        if stored.shape == measured[0]["spectrum"].shape:
+            return stored
+    own = [row["spectrum"].astype(np.float64) for row in measured if row["label"] == REAL]
+    return np.mean(own, axis=0) if own else None
+
+
+def mean_array(rows: Sequence[Row], column: str) -> np.ndarray:
+    """Return the mean of an array over rows."""
+    return np.asarray(np.mean([row[column].astype(np.float64) for row in rows], axis=0))
+
+
+def defences_of(verdicts: Sequence[Row], config: "TraceRemovalConfig") -> list[str]:
+    """Return the defences of which at least one detector judged."""
+    found = {row["defence"] for row in verdicts}
+    return [name for name in config.defences if name in found]
+
+
+def detectors_of(verdicts: Sequence[Row], config: "TraceRemovalConfig") -> list[str]:
+    """Return the detectors that judged, those of TR-Net's paper first."""
+    found = {row["detector"] for row in verdicts}
+    return [name for name in dict.fromkeys((*registry.TRNET_DETECTORS, *config.detectors)) if name in found]
+
+
+def judged_fakes(rows: Sequence[Row], defence: str, detector: str, attack: str) -> list[Row]:
+    """Return what one detector says of the fakes after one attack."""
+    wanted = (defence, detector, attack, "fake")
+    return [row for row in rows if (row["defence"], row["detector"], row["attack"], row["label"]) == wanted]
+
+
+FAMILY, DEFENCE, ATTACK = Column("family", "Family"), Column("defence", "Defence"), Column("attack", "After")
+
+NOT_PRINTED = "not printed"
+
+STILL_FAKE = "Shares of fakes that are still called fake: the lower, the stronger the attack."
+
+
+def trace_removal_tables(
+    rows: Sequence[Row], config: "TraceRemovalConfig", reference: References | None
+) -> list[Table]:
+    """Return all tables.
+
+    Args:
+        rows: What each detector says of each picture, and one row of measures a picture.
+        config: What was measured.
+        reference: Statistics of real photographs that ship with the app, where they are installed.
+    """
+    verdicts, measured = rows_of_kind(rows, "verdict"), rows_of_kind(rows, "picture")
+    return [
+        _families_table(verdicts, config),
+        _beside_table(verdicts, config),
+        _beside_quality_table(measured),
+        _detectors_table(verdicts, config),
+        _families_by_detector_table(verdicts, config),
+        _quality_table(measured),
+        _traces_table(measured, reference),
+        _neighbours_table(measured, config),
+        _missing_table(config),
+    ]
+
+
+def trace_removal_finding(rows: Sequence[Row], config: "TraceRemovalConfig") -> str:
+    """Say in one sentence what the attacks leave of the detectors' accuracy on fakes."""
+    verdicts, measured = rows_of_kind(rows, "verdict"), rows_of_kind(rows, "picture")
+    for defence in reversed(config.defences):
+        left = {attack: mean_of_six(verdicts, defence, attack).value for attack in attacks_seen(rows)}
+        known = {attack: value for attack, value in left.items() if value is not None}
+        if UNTOUCHED not in known:
+            continue
+        count = sum(
+            name in registry.TRNET_DETECTORS for name in registry.installed_with_defence(defence, config.detectors)
+        )
+        which = "All" if count == len(registry.TRNET_DETECTORS) else f"{count} of the"
+        said = f"{which} six detectors of TR-Net's paper, trained with {registry.DEFENCES[defence].title}, find "
+        said += f"{known[UNTOUCHED]:.0%} of the untouched fakes on average"
+        if removal.TRNET_ENTRY in known:
+            said += f" and {known[removal.TRNET_ENTRY]:.0%} after TR-Net{_psnr_in_words(measured, removal.TRNET_ENTRY)}"
+            said += _family_range(verdicts, defence, removal.TRNET_ENTRY)
+        own = (UNTOUCHED, removal.TRNET_ENTRY, *STRENGTHS)
+        others = {attack: value for attack, value in known.items() if attack not in own}
+        if others:
+            strongest = min(others, key=others.__getitem__)
+            said += f"; of the other attacks {attack_title(strongest)} leaves least, {others[strongest]:.0%}"
+            said += _psnr_in_words(measured, strongest)
+        said += "."
+        further = [
+            f"{attack_title(one)}, leaves {known[one]:.0%}{_psnr_in_words(measured, one)}"
+            for one in STRENGTHS
+            if one in known
+        ]
+        return said + (f" {'; '.join(further)}." if further else "")
+    return ""
+
+
+def _families_table(verdicts: Sequence[Row], config: "TraceRemovalConfig") -> Table:
+    shown = defences_of(verdicts, config)
+    body: list[tuple[Cell, ...]] = [
+        (
+            base.family_title(family),
+            attack_title(attack),
+            *(mean_of_six(verdicts, one, attack, family) for one in shown),
+        )
+        for family in _families_of(verdicts)
+        for attack in attacks_seen(verdicts)
+    ]
+    means = (Column(f"mean_{one}", f"Mean of the six, {registry.DEFENCES[one].title}", digits=2) for one in shown)
+    note = f"{STILL_FAKE} The six are those of TR-Net's paper, as far as they are installed."
+    name = "Fakes still found, by family"
+    return Table("families", name, (FAMILY, ATTACK, *means), tuple(body), note, by_family=True)
+
+
+def _detectors_table(verdicts: Sequence[Row], config: "TraceRemovalConfig") -> Table:
+    shown = attacks_seen(verdicts)
+    columns = (
+        DEFENCE,
+        Column("detector", "Detector"),
+        Column("accuracy_real", "Real", "accuracy_real", 2),
+        Column("accuracy_fake", "Fake", "accuracy_fake", 2),
+        *(Column(f"after_{attack}", attack_title(attack), digits=2) for attack in shown if attack != UNTOUCHED),
+    )
+    body: list[tuple[Cell, ...]] = []
+    for defence in defences_of(verdicts, config):
+        for name in detectors_of(verdicts, config):
+            if not any(row["defence"] == defence and row["detector"] == name for row in verdicts):
+                continue
+            real = [row for row in verdicts if row["label"] == REAL and row["detector"] == name]
+            right = [row["p_fake"] < THRESHOLD for row in real if row["defence"] == defence]
+            fakes = [_share_found(judged_fakes(verdicts, defence, name, attack)) for attack in shown]
+            body.append(
+                (
+                    registry.DEFENCES[defence].title,
+                    base.detector_title(name),
+                    proportion(sum(right), len(right)),
+                    *fakes,
+                )
+            )
+        means = [mean_of_six(verdicts, defence, attack) for attack in shown]
+        body.append((registry.DEFENCES[defence].title, "mean of the six", None, *means))
+    note = f"Right verdicts on real pictures, then on fakes before and after each attack. {STILL_FAKE}"
+    return Table("attacks", "Accuracy by detector and attack, all families", columns, tuple(body), note)
+
+
+def _families_by_detector_table(verdicts: Sequence[Row], config: "TraceRemovalConfig") -> Table:
+    names = detectors_of(verdicts, config)
+    body: list[tuple[Cell, ...]] = []
+    for family in _families_of(verdicts):
+        own = [row for row in verdicts if row["family"] == family]
+        for defence in defences_of(verdicts, config):
+            for attack in attacks_seen(verdicts):
+                cells = [_share_found(judged_fakes(own, defence, name, attack)).value for name in names]
+                count = len({row["sample"] for row in own if (row["attack"], row["defence"]) == (attack, defence)})
+                body.append(
+                    (base.family_title(family), registry.DEFENCES[defence].title, attack_title(attack), count, *cells)
+                )
+    columns = (
+        FAMILY,
+        DEFENCE,
+        ATTACK,
+        Column("count", "Fakes"),
+        *(Column(one, base.detector_title(one), digits=2) for one in names),
+    )
+    return Table("families_detectors", "Fakes still found, by family and detector", columns, tuple(body), STILL_FAKE)
+
+
+def _beside_table(verdicts: Sequence[Row], config: "TraceRemovalConfig") -> Table:
+    """Set the accuracy that attacks leave beside what the paper prints."""
+    shown, paper = defences_of(verdicts, config), published.TRACE_REMOVAL_MEANS
+    columns = (
+        ATTACK,
+        *(Column(f"ours_{one}", f"Ours, {registry.DEFENCES[one].title}", digits=2) for one in shown),
+        *(Column(f"paper_{one}", f"Paper, {registry.DEFENCES[one].title}", digits=2) for one in paper),
+    )
+    body: list[tuple[Cell, ...]] = []
+    for attack in attacks_seen(verdicts):
+        ours = [mean_of_six(verdicts, one, attack) for one in shown]
+        body.append((attack_title(attack), *ours, *(paper[one].get(attack, NOT_PRINTED) for one in paper)))
+    note = f"Share of fakes still called fake, mean over the six detectors. {published.WHY_TRACE_REMOVAL_DIFFERS}"
+    name = "Fakes still found after each attack, ours and the paper's"
+    return Table("beside", name, columns, tuple(body), note, beside=True)
+
+
+def _beside_quality_table(measured: Sequence[Row]) -> Table:
+    """Set the likeness of attacked pictures beside what the paper prints."""
+    columns = (
+        ATTACK,
+        *(Column("psnr", "PSNR, ours", "psnr", 1), Column("paper_psnr", "PSNR, paper", "psnr", 1)),
+        *(Column("ssim", "SSIM, ours", "ssim"), Column("paper_ssim", "SSIM, paper", "ssim")),
+    )
+    body: list[tuple[Cell, ...]] = []
+    for attack in attacks_seen(measured):
+        own = [row for row in measured if row["attack"] == attack and "ssim" in row]
+        psnr, ssim = published.TRACE_REMOVAL_QUALITY.get(attack, (NOT_PRINTED, NOT_PRINTED))
+        if own:
+            body.append(
+                (attack_title(attack), mean(row["psnr"] for row in own), psnr, mean(row["ssim"] for row in own), ssim)
+            )
+    note = "The paper's TR-Net saw 480,000 pairs in training (8 epochs of 60,000), this project's far fewer."
+    return Table("beside_quality", "Likeness to the fake before the attack", columns, tuple(body), note, beside=True)
+
+
+def _quality_table(measured: Sequence[Row]) -> Table:
+    columns = (
+        FAMILY,
+        ATTACK,
+        Column("psnr", "PSNR (dB)", "psnr", 1),
+        Column("ssim", "SSIM", "ssim"),
+        Column("unchanged", "Unchanged"),
+    )
+    families = _families_of(measured)
+    body: list[tuple[Cell, ...]] = []
+    for attack in attacks_seen(measured):
+        attacked = [row for row in measured if row["attack"] == attack and "ssim" in row]
+        for family in ["all", *families] if attacked else []:
+            own = [row for row in attacked if family in ("all", row["family"])]
+            psnr, ssim = (mean(row[name] for row in own) for name in ("psnr", "ssim"))
+            body.append(
+                (base.family_title(family), attack_title(attack), psnr, ssim, sum(row["psnr"] is None for row in own))
+            )
+    note = "Against the fake before the attack; a picture that did not change has no PSNR and is counted at the right."
+    return Table("quality", "What each attack does to the picture", columns, tuple(body), note)
+
+
+def _traces_table(measured: Sequence[Row], reference: References | None) -> Table:
+    columns = (
+        Column("pictures", "Pictures"),
+        Column("spectrum", "Spectrum (dB)", "spectrum_difference", 2),
+        Column("power", "Power (dB)", "power_difference", 2),
+        Column("residual", "Noise residual", "residual_strength", 2),
+        Column("correlation", "Fingerprint", "fingerprint_correlation"),
+    )
+    power, spectrum = real_power(measured, reference), real_spectrum(measured, reference)
+    body: list[tuple[Cell, ...]] = []
+    for name, own in rows_by_group(measured).items():
+        distances = (
+            None if spectrum is None else traces.spectrum_difference(mean_array(own, "spectrum"), spectrum),
+            None if power is None else traces.power_difference(mean_array(own, "power"), power[0]),
+        )
+        rest = [mean(row[column] for row in own) for column in ("residual", "correlation")]
+        body.append((name, *distances, *rest))
+    where = f"{reference.count[REAL]} stored photographs" if reference else "the real pictures of the data"
+    note = (
+        f"Differences of the mean over pictures to {where}; the first line says how far real pictures are off by "
+        "chance and by their source."
+    )
+    return Table("traces", "What is left of the traces", columns, tuple(body), note)
+
+
+def _neighbours_table(measured: Sequence[Row], config: "TraceRemovalConfig") -> Table:
+    columns = (
+        Column("features", "Features of"),
+        Column("pictures", "Pictures"),
+        Column("real_neighbours", "Real neighbours", "real_neighbours", 2),
+    )
+    body: list[tuple[Cell, ...]] = []
+    fakes = [row for row in measured if row["label"] == "fake" and row["attack"] == UNTOUCHED]
+    reals = [row for row in measured if row["label"] == REAL]
+    for kind in feature_kinds(measured):
+        column = f"features_{kind}"
+        real = [row[column] for row in reals]
+        place = {row["sample"]: number for number, row in enumerate(fakes)}
+        shown = [row for row in measured if row["sample"] in place and column in row]
+        for name, own in rows_by_group(shown).items():
+            shares = traces.real_neighbours(
+                np.array([row[column] for row in own]),
+                np.array(real),
+                np.array([row[column] for row in fakes]),
+                np.array([place[row["sample"]] for row in own]),
+                config.neighbours,
+            )
+            body.append(
+                (
+                    base.detector_title(config.features) if kind == "detector" else f"{kind} discriminator",
+                    name,
+                    mean(shares),
+                )
+            )
+    note = f"Among the {config.neighbours} nearest real pictures and untouched other fakes; t-SNE shows the same space."
+    if reals and len(fakes) > 1:
+        chance = len(reals) / (len(reals) + len(fakes) - 1)
+        note += f" Were the features of real and fake alike, it would be {chance:.2f} with these pictures."
+    return Table("features", "Where fakes lie among real pictures", columns, tuple(body), note)
+
+
+def _missing_table(config: "TraceRemovalConfig") -> Table:
+    columns = (DEFENCE, Column("missing", "Not installed"), Column("training", "How to train them"))
+    body: list[tuple[Cell, ...]] = []
+    for name in config.defences:
+        there = registry.installed_with_defence(name, config.detectors)
+        absent = [one for one in dict.fromkeys((*registry.TRNET_DETECTORS, *config.detectors)) if one not in there]
+        if absent:
+            body.append((registry.DEFENCES[name].title, ", ".join(absent), registry.DEFENCES[name].training))
+    note = "The strong defence is trained against one attack at a time, which stands after --adversarial."
+    return Table("missing", "Detectors that are not installed", columns, tuple(body), note)
+
+
+def _families_of(rows: Sequence[Row]) -> list[str]:
+    return sorted({row["family"] for row in rows if row["label"] == "fake"})
+
+
+def _share_found(rows: Sequence[Row]) -> Estimate:
+    return proportion(sum(row["p_fake"] >= THRESHOLD for row in rows), len(rows))
+
+
+def _family_range(verdicts: Sequence[Row], defence: str, attack: str) -> str:
+    """Say for which family of fakes least and most is left."""
+    found = {one: mean_of_six(verdicts, defence, attack, one).value for one in _families_of(verdicts)}
+    left = sorted((value, family) for family, value in found.items() if value is not None)
+    if len(left) < 2:
+        return ""
+    (least, fewest), (most, family) = left[0], left[-1]
+    return f" ({least:.0%} of {base.family_title(fewest)}, {most:.0%} of {base.family_title(family)})"
+
+
+def _psnr_in_words(measured: Sequence[Row], attack: str) -> str:
+    psnr = mean(row.get("psnr") for row in measured if row["attack"] == attack).value
+    return "" if psnr is None else f" at a PSNR of {psnr:.1f} dB"
+
+
+MOST_DRAWN = 600  # pictures of a group in a map of features
+
+COLOUR_LIMIT = 12.0  # dB at which the colours of a difference end
+
+ACROSS, HEADING = 4, 7  # maps in a row; pixels above a map for its name
+
+
+def trace_removal_plots(
+    rows: Sequence[Row], config: "TraceRemovalConfig", reference: References | None
+) -> list[Figure]:
+    """Return all plots; arguments as of `trace_removal_tables.tables`."""
+    cost = _cost_plot(rows_of_kind(rows, "verdict"), rows_of_kind(rows, "picture"), config)
+    rows = without_strengths(rows)
+    verdicts, measured = rows_of_kind(rows, "verdict"), rows_of_kind(rows, "picture")
+    drawn = [
+        _accuracy_plot(verdicts, config),
+        _families_plot(verdicts, config),
+        cost,
+        _power_plot(measured, reference),
+        _spectra_plot(measured, reference),
+        *(_features_plot(kind, measured, config) for kind in feature_kinds(measured)),
+    ]
+    return [one for one in drawn if one is not None]
+
+
+def _accuracy_plot(verdicts: Sequence[Row], config: "TraceRemovalConfig") -> Figure | None:
+    """Draw the mean of the six by attack, beside the paper's."""
+    shown = attacks_seen(verdicts)
+    if not shown:
+        return None
+    series = [
+        Series(f"ours, {registry.DEFENCES[one].title}", (), [_mean_value(verdicts, one, attack) for attack in shown])
+        for one in defences_of(verdicts, config)
+    ]
+    for one in ("none", "weak"):
+        printed = [published.TRACE_REMOVAL_MEANS[one].get(attack, float("nan")) for attack in shown]
+        series.append(Series(f"paper, {registry.DEFENCES[one].title}", (), printed))
+    labels = [attack_title(attack) for attack in shown]
+    alt = f"Share of fakes still found, mean of the six detectors. {plots.values_in_words(series, labels)}"
+    return plots.draw_bars(
+        "accuracy", "Fakes still found after each attack", alt, labels, series, y_label="Still found"
+    )
+
+
+def _families_plot(verdicts: Sequence[Row], config: "TraceRemovalConfig") -> Figure | None:
+    families = sorted({row["family"] for row in verdicts if row["label"] == "fake"})
+    defences = defences_of(verdicts, config)
+    if not families or not defences:
+        return None
+    last = defences[-1]
+    series = [
+        Series(attack_title(attack), (), [_mean_value(verdicts, last, attack, family) for family in families])
+        for attack in attacks_seen(verdicts)
+    ]
+    name = registry.DEFENCES[last].title
+    labels = [base.family_title(family) for family in families]
+    alt = (
+        f"Share of fakes still found by family, detectors trained with {name}. {plots.values_in_words(series, labels)}"
+    )
+    return plots.draw_bars("families", "Fakes still found, by family", alt, labels, series, y_label="Still found")
+
+
+def _cost_plot(verdicts: Sequence[Row], measured: Sequence[Row], config: "TraceRemovalConfig") -> Figure | None:
+    """Draw what each attack achieves over what it costs; all strengths of TR-Net share a colour."""
+    defences = defences_of(verdicts, config)
+    places: dict[str, list[tuple[float, float]]] = {}
+    said = []
+    for attack in attacks_seen(verdicts):
+        psnr = mean(row.get("psnr") for row in measured if row["attack"] == attack).value
+        if attack != UNTOUCHED and psnr is not None and defences:
+            left = _mean_value(verdicts, defences[-1], attack)
+            own = attack_title(removal.TRNET_ENTRY) if attack in STRENGTHS else attack_title(attack)
+            places.setdefault(own, []).append((psnr, left))
+            said.append(f"{attack_title(attack)} {left:.2f} at {psnr:.1f} dB")
+    if not places:
+        return None
+    series = [Series(name, [one for one, _ in own], [one for _, one in own]) for name, own in places.items()]
+    alt = f"Share of fakes still found over PSNR; low and right is the better attack. {', '.join(said)}."
+    labels = "PSNR (dB)", "Fakes still found"
+    name = "What an attack achieves and costs"
+    return plots.draw_points("cost", name, alt, series, x_label=labels[0], y_label=labels[1], share=True)
+
+
+def _power_plot(measured: Sequence[Row], reference: References | None) -> Figure | None:
+    real = real_power(measured, reference)
+    found = rows_by_group(measured)
+    if real is None or not found:
+        return None
+    radii = list(range(1, len(real[0])))
+    low, high = (real[0] + sign * real[1] for sign in (-1, 1))
+    series = [Series("real photographs ± std", radii, real[0][1:].tolist(), low[1:].tolist(), high[1:].tolist())]
+    means = {name: mean_array(own, "power") for name, own in found.items()}
+    series += [Series(name, radii, one[1:].tolist()) for name, one in means.items()]
+    last = ", ".join(f"{name} {one[-1] - real[0][-1]:+.1f}" for name, one in means.items())
+    alt = f"Mean power over spatial frequency. Distance to real photographs at the highest frequency in dB: {last}."
+    labels = "Frequency (periods a picture)", "Power (dB)"
+    name = "Power spectral density before and after"
+    return plots.draw_lines("power", name, alt, series, x_label=labels[0], y_label=labels[1], markers=False)
+
+
+def _spectra_plot(measured: Sequence[Row], reference: References | None) -> Figure | None:
+    """Draw how far each mean spectrum is from that of real photographs, side by side."""
+    real = real_spectrum(measured, reference)
+    found = rows_by_group(measured)
+    if real is None or not found:
+        return None
+    maps = {name: mean_array(own, "spectrum") - real for name, own in found.items()}
+    side = len(real)
+    height, width = side + HEADING, side + 2
+    sheet = np.full((-(-len(maps) // ACROSS) * height, ACROSS * width), np.nan)
+    corners = [(number // ACROSS * height + HEADING, number % ACROSS * width) for number in range(len(maps))]
+    for (top, left), one in zip(corners, maps.values(), strict=True):
+        sheet[top : top + side, left : left + side] = one
+
+    def draw(axes: Any) -> None:
+        shade = axes.imshow(sheet, cmap="PuOr", vmin=-COLOUR_LIMIT, vmax=COLOUR_LIMIT, interpolation="nearest")
+        for (top, left), name in zip(corners, maps, strict=True):
+            axes.text(left, top - 1.5, name)
+        axes.axis("off")
+        axes.figure.colorbar(shade, ax=axes, label="dB against real photographs", shrink=0.8)
+
+    said = ", ".join(f"{name} {np.abs(one).mean():.1f}" for name, one in maps.items())
+    alt = f"Mean spectrum minus that of real photographs, low frequencies in the middle. Mean difference in dB: {said}."
+    title_ = "Spectra against real photographs"
+    return plots.draw_figure("spectra", title_, alt, draw, x_label="", y_label="", legend=False)
+
+
+def _features_plot(kind: str, measured: Sequence[Row], config: "TraceRemovalConfig") -> Figure | None:
+    column = f"features_{kind}"
+    found = rows_by_group([row for row in measured if column in row])
+    kept = {name: np.array([row[column] for row in own[:MOST_DRAWN]]) for name, own in found.items()}
+    if sum(map(len, kept.values())) < 4:
+        return None
+    flat = traces.tsne_map(np.concatenate(list(kept.values())), config.seed)
+    series, start = [], 0
+    for name, one in kept.items():
+        part = flat[start : start + len(one)]
+        series.append(Series(name, part[:, 0].tolist(), part[:, 1].tolist()))
+        start += len(one)
+    whose = base.detector_title(config.features) if kind == "detector" else f"TR-Net's {kind} discriminator"
+    counts = ", ".join(f"{len(one)} {name}" for name, one in kept.items())
+    alt = f"Features of {whose} in two dimensions; near points are alike, axes and sizes mean nothing. {counts}."
+    name = f"t-SNE of the features of {whose}"
+    return plots.draw_points(f"features_{kind}", name, alt, series, x_label="", y_label="")
+
+
+def _mean_value(verdicts: Sequence[Row], defence: str, attack: str, family: str = "") -> float:
+    value = mean_of_six(verdicts, defence, attack, family).value
+    return float("nan") if value is None else value

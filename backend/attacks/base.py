@@ -1,0 +1,235 @@
+"""What attacks share: their result, where pixels may change, and steps against the gradient of the log-odds.
+
+FGSM, MIFGSM and PGD are white-box attacks: they see the gradient of the detector. Every face is attacked, also one that
+is called real to begin with, because other detectors may judge it afterwards.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from backend.detectors.base import THRESHOLD, Detector
+from backend.errors import UserError
+from backend.progress import Job, Step
+from backend.runtime import MODEL_LOCK, frozen
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """Faces after an attack, with what one detector says of them.
+
+    Args:
+        images: Attacked faces (N, 3, H, W) in [0, 1] on the CPU. Attacks whose pictures are saved round them to 8
+            bits wherever they were changed; NES does not, and as released it may leave [0, 1].
+        p_before: Probability of fake (N,) in [0, 1] before the attack.
+        p_after: Probability of fake (N,) in [0, 1] of `images`.
+        flipped: Whether a face that was called fake is called real now (N,).
+        already_real: Whether a face was called real to begin with (N,).
+        iterations: How many updates each face went through (N,).
+        image_count: How many pictures the detector was asked about.
+        call_count: How many batches it was asked in.
+        settings: Settings of the attack, its seed among them.
+        seconds: How long it took.
+        summary: What happened, one paragraph in plain words.
+    """
+
+    images: Tensor
+    p_before: Tensor
+    p_after: Tensor
+    flipped: Tensor
+    already_real: Tensor
+    iterations: Tensor
+    image_count: int
+    call_count: int
+    settings: Any
+    seconds: float
+    summary: str
+
+
+def mask_region(mask: Tensor | None, images: Tensor) -> Tensor | None:
+    """Return a mask as booleans (N or 1, 1, H, W) on the images' device; None where everything may change.
+
+    Args:
+        mask: 1 or True where pixels may change, (H, W), (1, H, W) or (N, 1, H, W).
+        images: (N, 3, H, W).
+
+    Raises:
+        ValueError: The mask has another size than the images, or says nothing for some of them.
+    """
+    if mask is None:
+        return None
+    region = mask.reshape(-1, 1, *mask.shape[-2:]).to(images.device) > 0
+    if region.shape[-2:] != images.shape[-2:] or len(region) not in (1, len(images)):
+        raise ValueError(f"a mask of shape {tuple(mask.shape)} does not fit images {tuple(images.shape)}")
+    return region
+
+
+def restore_outside(made: Tensor, original: Tensor, region: Tensor | None) -> Tensor:
+    """Return attacked pictures as they are saved: in [0, 1], in 8 bits, and bit-exact originals outside the region."""
+    saved = (made.detach().clamp(0, 1) * 255).round() / 255
+    return saved if region is None else torch.where(region, saved, original)
+
+
+@torch.no_grad()
+def judge_attack(
+    title: str,
+    original: Tensor,
+    made: Tensor,
+    detector: Detector,
+    settings: object,
+    *,
+    started: float,
+    iterations: int = 1,
+    image_count: int = 0,
+    call_count: int = 0,
+) -> Attacked:
+    """Ask the detector before and after, and gather the result on the CPU.
+
+    Args:
+        title: Name of the attack for people.
+        original: Faces (N, 3, H, W) in [0, 1].
+        made: The attacked ones, as they are saved.
+        detector: What judges.
+        settings: Settings of the attack.
+        started: `time.perf_counter()` at its beginning.
+        iterations: Updates that every face went through.
+        image_count: Pictures that the detector was asked about until now.
+        call_count: Batches that it was asked in until now.
+    """
+    before, after = detector.p_fake(original).cpu(), detector.p_fake(made).cpu()
+    already_real = before < THRESHOLD
+    flipped = ~already_real & (after < THRESHOLD)
+    return Attacked(
+        images=made.cpu(),
+        p_before=before,
+        p_after=after,
+        flipped=flipped,
+        already_real=already_real,
+        iterations=torch.full((len(made),), iterations),
+        image_count=image_count + 2 * len(made),
+        call_count=call_count + 2,
+        settings=settings,
+        seconds=time.perf_counter() - started,
+        summary=attack_in_words(title, detector.card.title, original, made, already_real, flipped, before, after),
+    )
+
+
+def attack_in_words(
+    title: str,
+    detector: str,
+    original: Tensor,
+    made: Tensor,
+    already_real: Tensor,
+    flipped: Tensor,
+    before: Tensor,
+    after: Tensor,
+) -> str:
+    """Say in plain words what an attack did; arguments as those of `judged`, on one device each."""
+    levels = float((made - original).abs().max() * 255) if made.numel() else 0.0
+    change = f"No pixel moved by more than {levels:.3g} of 255 grey levels."
+    if len(made) == 1:
+        told = f"{title}: p_fake by {detector} went from {float(before[0]):.2f} to {float(after[0]):.2f}. {change}"
+        return f"{told} The face was called real to begin with." if bool(already_real[0]) else told
+    fake = int((~already_real).sum())
+    called = f"{int(flipped.sum())} of {fake} faces that {detector} called fake are called real now"
+    return f"{title}: {called}; {len(made) - fake} were called real to begin with. {change}"
+
+
+AttackVariant = Literal["standard", "paper000"]
+
+ATTACK_VARIANTS: tuple[AttackVariant, ...] = ("standard", "paper000")
+
+AttackMove = Callable[[Tensor, Tensor], Tensor]  # pictures and their gradient to the next pictures
+
+
+def check_step_settings(variant: AttackVariant, lengths: dict[str, float], steps: int) -> None:
+    """Refuse settings with which nothing can be attacked.
+
+    Raises:
+        UserError: A setting is out of its range.
+    """
+    if variant not in ATTACK_VARIANTS:
+        raise UserError(f"There is no variant {variant}.", f"Use one of: {', '.join(ATTACK_VARIANTS)}.")
+    for name, value in lengths.items():
+        if not (math.isfinite(value) and 0 <= value <= 1):
+            raise UserError(f"{name} is {value:g}.", f"Use {name} from 0 to 1; 8/255 is 8 of 255 grey levels.")
+    if steps < 1:
+        raise UserError("An attack needs at least one step.", "Use a number of steps from 1.")
+
+
+def project_to_box(images: Tensor, original: Tensor, epsilon: float) -> Tensor:
+    """Return the pictures nearest to `images` within `epsilon` of the original in every value, and in [0, 1]."""
+    return (original + (images - original).clamp(-epsilon, epsilon)).clamp(0, 1)
+
+
+def descend_log_odds(
+    title: str,
+    images: Tensor,
+    detector: Detector,
+    settings: object,
+    move: AttackMove,
+    *,
+    steps: int,
+    variant: AttackVariant,
+    mask: Tensor | None = None,
+    start: Callable[[Tensor], Tensor] | None = None,
+) -> Job[Attacked]:
+    """Make `steps` moves against the gradient and judge the pictures as they are saved.
+
+    Args:
+        title: Name of the attack for people.
+        images: Faces (N, 3, H, W) in [0, 1].
+        detector: What is attacked, and what judges.
+        settings: Settings of the attack, for the result.
+        move: One step; `gradient` is that of the loss, 0 outside the mask.
+        steps: How many.
+        variant: `standard` descends the log-odds of fake, which never saturate; `paper000` the squared error
+            (p_fake - 0)^2, whose gradient is 0 for a face of p_fake 1 in float32: such a face does not move.
+        mask: 1 where pixels may change, (H, W) or (N, 1, H, W); everywhere by default.
+        start: From the original to the pictures to start from; the original itself by default.
+    """
+    started = time.perf_counter()
+    original = images.detach().to(detector.mean.device)
+    region = mask_region(mask, original)
+    current = original if start is None else start(original)
+    with frozen(detector):
+        for number in range(1, steps + 1):
+            if region is not None:
+                current = torch.where(region, current, original)
+            with MODEL_LOCK:
+                logit, gradient = _gradient(detector, current, variant)
+                if region is not None:
+                    gradient = gradient * region
+                current = move(current, gradient)
+            p_fake = float(torch.sigmoid(logit).mean())
+            message = f"Step {number} of {steps}: p_fake was {p_fake:.2f}."
+            shown = restore_outside(current[:1], original[:1], None if region is None else region[:1])
+            yield Step(number, steps, message, shown.cpu(), {"p_fake": p_fake, "log_odds": float(logit.mean())})
+        with MODEL_LOCK:
+            made = restore_outside(current, original, region)
+            return judge_attack(
+                title,
+                original,
+                made,
+                detector,
+                settings,
+                started=started,
+                iterations=steps,
+                image_count=steps * len(original),
+                call_count=steps,
+            )
+
+
+def _gradient(detector: Detector, images: Tensor, variant: AttackVariant) -> tuple[Tensor, Tensor]:
+    """Return log-odds (N,) and the gradient of every face's own loss (N, 3, H, W)."""
+    with torch.enable_grad():
+        leaf = images.detach().requires_grad_()
+        logit = detector.logit_fake(leaf)
+        loss = logit if variant == "standard" else torch.sigmoid(logit).square()
+        (gradient,) = torch.autograd.grad(loss.sum(), leaf)
+    return logit.detach(), gradient

@@ -1,0 +1,1 @@
+"""The command line: `python -m backend COMMAND`, the same backend as the app."""

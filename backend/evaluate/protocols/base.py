@@ -1,0 +1,244 @@
+"""What a protocol is: a frozen config, its items, what one item yields, and the tables and plots of all rows.
+
+A new protocol is one file with a subclass and one line in `registry.py`.
+"""
+
+import dataclasses
+import types
+import typing
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Union
+
+from backend import weights
+from backend.detectors import base, registry
+from backend.errors import UserError
+from backend.evaluate import dataset
+from backend.evaluate.dataset import FEW_PICTURES, Dataset
+from backend.evaluate.plots import Figure
+from backend.evaluate.store import Row
+from backend.evaluate.tables import Table
+
+
+def detector_title(name: str) -> str:
+    """Return the title of a detector; one that is not installed here keeps its name."""
+    if name in registry.ARCHITECTURES:
+        return registry.ARCHITECTURES[name].title
+    return registry.card(name).title if name in weights.read_entries() else name
+
+
+def family_title(name: str) -> str:
+    """Return what a family of fakes consists of; a family of somebody's own keeps the name of its folder."""
+    return base.FAKE_KINDS.get(name, name)
+
+
+QUICK, FULL = "quick", "full"
+
+PRESETS = (QUICK, FULL)
+
+
+@dataclass(frozen=True)
+class Item:
+    """One unit of work: a picture and a setting.
+
+    Args:
+        key: Names it within the run, the same in every session; rows are ordered by it.
+        sample: Name of the picture in the data.
+        options: Plain values that say what to do with it.
+    """
+
+    key: str
+    sample: str
+    options: Mapping[str, Any]
+
+
+def make_item(sample: str, **options: Any) -> Item:
+    """Return an item whose key says all that it depends on."""
+    return Item("|".join([sample, *(f"{name}={value}" for name, value in options.items())]), sample, options)
+
+
+@dataclass(frozen=True)
+class ProtocolConfig:
+    """What every protocol's settings have.
+
+    Args:
+        fakes: How many fakes are measured, spread evenly over families; None takes all.
+        reals: How many real pictures are measured; None takes all.
+        seed: Decides which pictures, and whatever else is drawn.
+    """
+
+    fakes: int | None = None
+    reals: int | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Protocol(ABC):
+    """A protocol with its settings; it is pickled to the workers, so it holds no models.
+
+    Subclasses name themselves (`name`, `title`, `about`, `source`), say which config class they take (`Settings`), and
+    are frozen dataclasses without further fields.
+    """
+
+    config: Any
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    about: ClassVar[str]
+    source: ClassVar[str]
+    earlier: ClassVar[
+        Mapping[str, Any]
+    ] = {}  # what runs did from before there was a setting, unless as it is usual now
+    Settings: ClassVar[type]
+
+    @classmethod
+    @abstractmethod
+    def preset(cls, name: str) -> Any:
+        """Return the config of a preset, `quick` or `full`, with every default spelled out."""
+
+    def choose(self, data: Dataset) -> Dataset:
+        """Return the pictures that are measured."""
+        config = self.config
+        return data.select(config.fakes, config.reals, config.seed, lambda name: self.problem(data, name))
+
+    def problem(self, data: Dataset, name: str) -> str | None:
+        """Say why a picture cannot be used, or return None; asked where only some pictures are taken."""
+        return dataset.crop_problem(data, name)
+
+    @abstractmethod
+    def items(self, data: Dataset) -> list[Item]:
+        """Return all items for the chosen pictures, those of one picture next to each other."""
+
+    @abstractmethod
+    def run_item(self, item: Item, data: Dataset) -> list[Row]:
+        """Do one item; what it returns depends on item, config, data and weights alone, but for `seconds` columns.
+
+        Raises:
+            UserError: The picture cannot be measured; its sentence is the reason.
+        """
+
+    @abstractmethod
+    def tables(self, rows: Sequence[Row]) -> list[Table]:
+        """Return the tables of all rows, whatever their order."""
+
+    @abstractmethod
+    def plots(self, rows: Sequence[Row]) -> list[Figure]:
+        """Return the plots of all rows."""
+
+    def models(self) -> list[str]:
+        """Return the names of the registry's weights that the protocol uses; their hashes are part of the run."""
+        return []
+
+    def measures(self) -> dict[str, str]:
+        """Return, for every metric that may be missing here, the network that measures it or why none does.
+
+        It decides the numbers, so it is part of the run.
+        """
+        return {}
+
+    def hashes(self) -> dict[str, str]:
+        """Return the SHA-256 of every model file that the protocol uses, by name; they are part of the run."""
+        return weights.model_hashes(sorted(set(self.models())))
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings as a report says them: plain values, and of files their names alone."""
+        return dataclasses.asdict(self.config)
+
+    def finding(self, rows: Sequence[Row]) -> str:  # noqa: ARG002 - of the subclasses
+        """Return the main finding in one plain sentence with its numbers; empty where none was thought of."""
+        return ""
+
+    def limits(self, data: Dataset) -> list[str]:
+        """Return in sentences what cannot be concluded from these pictures."""
+        said = []
+        small = [
+            f"{len(group)} {word}"
+            for group, word, wanted in (
+                (data.fakes, "fakes", self.config.fakes),
+                (data.reals, "real pictures", self.config.reals),
+            )
+            if len(group) < FEW_PICTURES and wanted != 0
+        ]
+        if small:
+            said.append(
+                f"There are only {' and '.join(small)}: enough to see the protocol work, too few to conclude from. "
+                "The intervals say how little is known."
+            )
+        said.append("Numbers hold for these pictures and these families of fakes; other sources give other numbers.")
+        said.append(
+            "Intervals take the pictures as independent of each other. Frames of one video and fakes of one photo are "
+            "not, and with these the intervals are too narrow."
+        )
+        return said
+
+    def published(self) -> list[Table]:
+        """Return the paper's own numbers, each with a note on why ours differ."""
+        return []
+
+
+def check_detectors(names: Sequence[str], judges: Sequence[str] = ()) -> None:
+    """Refuse detectors that cannot be loaded, or that do not judge.
+
+    Args:
+        names: Detectors of a config.
+        judges: Among which they must be, if there are any.
+
+    Raises:
+        UserError: One of them is not.
+    """
+    known = registry.loadable()
+    for name in names:
+        if name not in known:
+            raise UserError(f"There is no detector named {name}.", f"Choose among: {', '.join(known)}.")
+        if judges and name not in judges:
+            raise UserError(f"The detector {name} is attacked and does not judge.", "Name it in detectors too.")
+
+
+def configure_protocol(protocol: type[Protocol], preset: str, changes: Mapping[str, Any]) -> Protocol:
+    """Return a protocol in a preset, with some settings changed.
+
+    Args:
+        protocol: Which.
+        preset: `quick` or `full`.
+        changes: New values by name of the setting, as JSON gives them.
+
+    Raises:
+        UserError: There is no such preset or setting, or a value is of the wrong kind.
+    """
+    if preset not in PRESETS:
+        raise UserError(f"There is no preset {preset}.", f"Use one of: {', '.join(PRESETS)}.")
+    config = protocol.preset(preset)
+    kinds = typing.get_type_hints(type(config))
+    for name, value in changes.items():
+        if name not in kinds:
+            raise UserError(f"There is no setting {name}.", f"Settings of {protocol.name}: {', '.join(kinds)}.")
+        try:
+            config = dataclasses.replace(config, **{name: _converted(kinds[name], value)})
+        except (TypeError, ValueError):
+            raise UserError(
+                f"The setting {name} cannot be {value!r}.", f"It is {getattr(config, name)!r} in the preset {preset}."
+            ) from None
+    return protocol(config)
+
+
+def _converted(kind: Any, value: Any) -> Any:
+    """Return a JSON value as a field of a config wants it, or raise TypeError."""
+    origin = typing.get_origin(kind)
+    if origin in (Union, types.UnionType):
+        if value is None:
+            return None
+        (kind,) = (one for one in typing.get_args(kind) if one is not type(None))
+        return _converted(kind, value)
+    if origin is tuple:
+        values = value if isinstance(value, (list, tuple)) else [value]
+        return tuple(_converted(typing.get_args(kind)[0], one) for one in values)
+    if origin is typing.Literal:
+        if value not in typing.get_args(kind):
+            raise ValueError(value)
+        return value
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not kind:
+        raise TypeError(value)
+    return value

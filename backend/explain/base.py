@@ -1,0 +1,373 @@
+"""What every explanation method is given and returns: a face, masks of it, and a detector that is asked.
+
+LIME, SHAP, SOBOL and RISE ask about mixtures of the face and a reference. A mask says for every pixel how much of the
+face is left: the picture is `face * mask + reference * (1 - mask)`. Masks are made where the detector computes, and
+one batch of them is one forward pass.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from backend.detectors.base import Detector
+from backend.detectors.predict import BatchedDetector
+from backend.progress import Job, Step
+from backend.runtime import MODEL_LOCK, frozen
+
+Reference = Literal["original", "adversarial"]
+
+Preset = Literal["quick", "full", "as_released"]
+
+REFERENCES: tuple[Reference, ...] = ("original", "adversarial")
+
+PRESETS: tuple[Preset, ...] = ("quick", "full", "as_released")
+
+Towards = Literal["fake", "real"]
+
+
+BFLOAT16_TOLERANCE = 1e-2  # largest change of an answer that the fast path may cause
+
+_TRIALS = 8  # masks that the fast path is measured on
+
+
+@dataclass(frozen=True)
+class Inferences:
+    """What a detector was asked.
+
+    Args:
+        images: How many pictures it saw.
+        calls: In how many batches.
+    """
+
+    images: int = 0
+    calls: int = 0
+
+    def __add__(self, other: "Inferences") -> "Inferences":
+        return Inferences(self.images + other.images, self.calls + other.calls)
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Number format of the forward passes.
+
+    Args:
+        dtype: `float32` or `bfloat16`.
+        deviation: Largest change of an answer against float32, measured on this face; 0 for float32.
+        reason: Why this format, one sentence.
+    """
+
+    dtype: Literal["float32", "bfloat16"]
+    deviation: float
+    reason: str
+
+
+class MaskedFace:
+    """One face, what stands in for its hidden parts, and the detector that is asked about mixtures of both.
+
+    An answer is the probability of the class `towards`, in [0, 1].
+
+    Args:
+        face: (1, 3, H, W) in [0, 1].
+        reference: The same size; what a hidden pixel shows.
+        detector: Is not changed; a quick copy of it is asked.
+        towards: The class whose probability is asked for.
+        batch: Pictures a forward pass; None takes as many as are quick on the device and fit into its memory.
+        doubled: Put the two class probabilities through a second softmax, as the released code of LIME and RISE
+            does in Adv-XAI (2502.03957).
+        bfloat16: Use bfloat16 where the processor computes it fast and the answers stay within
+            `BFLOAT16_TOLERANCE`.
+    """
+
+    def __init__(
+        self,
+        face: Tensor,
+        reference: Tensor,
+        detector: Detector,
+        towards: Towards = "fake",
+        *,
+        batch: int | None = None,
+        doubled: bool = False,
+        bfloat16: bool = True,
+    ) -> None:
+        if face.shape != reference.shape or face.ndim != 4 or len(face) != 1:
+            raise ValueError(f"face {tuple(face.shape)} and reference {tuple(reference.shape)} must be (1, 3, H, W)")
+        self.detector, self.towards, self.doubled = detector, towards, doubled
+        self.judge = BatchedDetector(detector, batch)
+        self.device = self.judge.device
+        self.face = face.detach().to(self.device, torch.float32)
+        self.reference = reference.detach().to(self.device, torch.float32)
+        # Colours last, as convolutions read them fastest.
+        self._face, self._reference = (one.permute(0, 2, 3, 1).contiguous() for one in (self.face, self.reference))
+        self._given_batch = batch is not None
+        self.precision = Precision("float32", 0.0, "float32 was asked for.")
+        self.checks = Inferences()
+        self._by_gradients = Inferences()
+        if bfloat16:
+            self.precision = self._measure_bfloat16()
+            self.checks = Inferences(self.judge.images, self.judge.calls)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Return height and width in pixels."""
+        return self.face.shape[2], self.face.shape[3]
+
+    @property
+    def batch(self) -> int:
+        """Return how many pictures go into a forward pass."""
+        return self.judge.batch
+
+    @property
+    def inferences(self) -> Inferences:
+        """Return what was asked so far, the checks left out."""
+        asked = Inferences(self.judge.images - self.checks.images, self.judge.calls - self.checks.calls)
+        return asked + self._by_gradients
+
+    def mixtures(self, masks: Tensor) -> Tensor:
+        """Return the pictures (B, 3, H, W) of masks (B, H, W), or (B, H, W, C) with one mask a colour or for all.
+
+        Args:
+            masks: Boolean, or real values in [0, 1]; 1 shows the face, 0 the reference.
+        """
+        masks = masks.to(self.device)
+        if masks.ndim == 3:
+            masks = masks[..., None]
+        if masks.dtype == torch.bool:
+            mixed = torch.where(masks, self._face, self._reference)
+        else:
+            mixed = masks * self._face + (1 - masks) * self._reference
+        return mixed.permute(0, 3, 1, 2)
+
+    def ask(self, masks: Tensor) -> Tensor:
+        """Return the answers (B,), float32 on the CPU, to masks as `mixtures` takes them; counts them.
+
+        Batches are cut where they are larger than `batch`.
+
+        Raises:
+            torch.cuda.OutOfMemoryError: Not even the given batch, or one picture, fits into the memory.
+        """
+        answers: list[Tensor] = []
+        done = 0
+        while done < len(masks):
+            part = masks[done : done + self.batch]
+            try:
+                answers.append(self._answers(part, self.precision.dtype))
+            except torch.cuda.OutOfMemoryError:
+                if self._given_batch or self.batch == 1:
+                    raise
+                self.judge.batch = max(1, self.batch // 2)
+                torch.cuda.empty_cache()
+                continue
+            done += len(part)
+        return torch.cat(answers)
+
+    def ask_all(self, title: str, total: int, masks: Callable[[slice], Tensor]) -> Job[Tensor]:
+        """Ask about many masks, each batch of them made when it is asked about.
+
+        Args:
+            title: Of the method, for the progress line.
+            total: How many masks.
+            masks: Returns those of a slice, as `mixtures` takes them.
+
+        Yields:
+            One step a batch.
+
+        Returns:
+            The answers (total,).
+        """
+        answers: list[Tensor] = []
+        done = 0
+        while done < total:
+            answers.append(self.ask(masks(slice(done, min(done + self.batch, total)))))
+            done += len(answers[-1])
+            yield Step(done, total, f"{title}: {done} of {total} pictures.")
+        return torch.cat(answers)
+
+    def gradients(self, pictures: Tensor) -> Tensor:
+        """Return the gradients (B, 3, H, W) of the log-odds of `towards` at pictures (B, 3, H, W); counts them.
+
+        They are 0 for a detector that no gradient passes through.
+        """
+        sign = 1.0 if self.towards == "fake" else -1.0
+        with MODEL_LOCK, frozen(self.judge.detector), torch.enable_grad():
+            leaf = pictures.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
+            logit = sign * self.judge.detector.logit_fake(leaf)
+            gradient = torch.autograd.grad(logit.sum(), leaf)[0] if logit.requires_grad else torch.zeros_like(leaf)
+        self.count(len(pictures), 1)
+        return gradient
+
+    def count(self, images: int, calls: int) -> None:
+        """Add what a method asked past this class."""
+        self._by_gradients += Inferences(images, calls)
+
+    def _answers(self, masks: Tensor, dtype: str) -> Tensor:
+        mixed = self.mixtures(masks)
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=dtype == "bfloat16"):
+            logit = self.judge.logit_fake(mixed)
+        p_fake = torch.sigmoid(logit.float())
+        p = p_fake if self.towards == "fake" else 1 - p_fake
+        # softmax([p, 1 - p]) of the class asked for
+        return (torch.sigmoid(2 * p - 1) if self.doubled else p).cpu()
+
+    def _measure_bfloat16(self) -> Precision:
+        """Compare both formats on the face, the reference and mixtures of both."""
+        if not fast_bfloat16(self.device):
+            return Precision("float32", 0.0, "This processor does not compute bfloat16 fast.")
+        height, width = self.size
+        shares = torch.linspace(0, 1, _TRIALS, device=self.device)
+        columns = torch.arange(width, device=self.device) / width
+        masks = (columns < shares[:, None])[:, None, :].expand(-1, height, -1)
+        exact, fast = (self._answers(masks, dtype) for dtype in ("float32", "bfloat16"))
+        deviation = float((exact - fast).abs().max())
+        if deviation <= BFLOAT16_TOLERANCE:
+            return Precision("bfloat16", deviation, f"In bfloat16 the answers stay within {deviation:.1e} of float32.")
+        return Precision("float32", 0.0, f"In bfloat16 the answers would be off by up to {deviation:.1e}.")
+
+
+def fast_bfloat16(device: torch.device) -> bool:
+    """Say whether a processor has its own instructions for bfloat16; without them it is slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):
+        found = torch.cpu.get_capabilities()
+        return bool(found.get("amx_bf16") or found.get("avx512_bf16"))
+    return False
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """What to explain, and how thoroughly.
+
+    Args:
+        masked: Face, reference and detector.
+        labels: Segment of every pixel, int64 (H, W) from 0 without gaps.
+        samples: How many samples the method draws; what one is, `methods.py` says.
+        seed: Seed of everything that is drawn.
+        as_released: Do as the released code of Adv-XAI (2502.03957) does where that differs.
+    """
+
+    masked: MaskedFace
+    labels: Tensor
+    samples: int
+    seed: int = 0
+    as_released: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class RawMap:
+    """A map before it is judged.
+
+    Args:
+        saliency: float32 (H, W) on the CPU.
+        answers: What the detector answered to the masks (M,); all the same means that there is nothing to explain.
+            None for methods that follow gradients.
+        empty: Why there is no map, one sentence, where a method found out by itself.
+    """
+
+    saliency: Tensor
+    answers: Tensor | None = None
+    empty: str = ""
+
+
+def stretched(saliency: Tensor) -> Tensor:
+    """Scale a map to [0, 1] from its least to its largest value, as the released code does; 0 where it is even."""
+    low, high = saliency.min(), saliency.max()
+    return (saliency - low) / (high - low) if high > low else saliency * 0
+
+
+# Adv-XAI (2502.03957) blurs SHAP's faces of 224 pixels over 128.
+BLUR_SIDE, BLUR_OF = 128, 224
+
+
+def segment_means(face: Tensor, labels: Tensor) -> Tensor:
+    """Paint every segment in its own mean colour: LIME's fill.
+
+    Args:
+        face: (1, 3, H, W) in [0, 1].
+        labels: Segment of every pixel (H, W), from 0 without gaps.
+
+    Returns:
+        (1, 3, H, W).
+    """
+    flat, index = face[0].flatten(1).double(), labels.to(face.device).flatten()
+    count = int(index.max()) + 1
+    sizes = torch.bincount(index, minlength=count)
+    sums = torch.zeros(len(flat), count, dtype=flat.dtype, device=flat.device).index_add_(1, index, flat)
+    return (sums / sizes)[:, index].reshape(face.shape).to(face.dtype)
+
+
+def blurred_face(face: Tensor, side: int | None = None) -> Tensor:
+    """Blur a face with a box: SHAP's fill, and SOBOL's as its paper words it.
+
+    Args:
+        face: (1, 3, H, W) in [0, 1].
+        side: Side of the box in pixels; None takes the share of the picture that 128 is of 224.
+    """
+    from scipy import ndimage
+
+    side = side or max(2, round(face.shape[2] * BLUR_SIDE / BLUR_OF))
+    # The border is mirrored without its edge pixel, as OpenCV's box filter does.
+    blur = ndimage.uniform_filter(face.detach().cpu().double().numpy(), (1, 1, side, side), mode="mirror")
+    return torch.from_numpy(blur).to(face)
+
+
+def neutral_colour(face: Tensor, detector: Detector) -> Tensor:
+    """Return the colour that the detector's normalisation turns into 0, everywhere: RISE's fill."""
+    return detector.mean.to(face).expand_as(face).contiguous()
+
+
+@dataclass(frozen=True)
+class Fill:
+    """What a hidden part shows with the reference `original`.
+
+    Args:
+        words: What it is, for people.
+        released_words: The same in the preset `as_released`.
+        paint: Returns it (1, 3, H, W) for a face, its labels, the detector, and whether the preset is `as_released`.
+    """
+
+    words: str
+    released_words: str
+    paint: Callable[[Tensor, Tensor, Detector, bool], Tensor]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One explanation method.
+
+    Args:
+        name: Its name on the command line.
+        title: Its name for people.
+        about: What it does, one sentence in plain words.
+        signed: Whether a map says what speaks for the verdict (above 0) and against it (below 0).
+        sample: What `samples` counts.
+        samples: How many by preset.
+        passes: Forward passes of one picture that a sample costs, a backward pass counted as two.
+        run: The method.
+        fill: What a hidden part shows with the reference `original`; None for methods that hide nothing.
+        released_batch: Pictures a forward pass in the preset `as_released`.
+        doubled: Whether the released code puts probabilities through a second softmax.
+    """
+
+    name: str
+    title: str
+    about: str
+    signed: bool
+    sample: str
+    samples: Mapping[Preset, int]
+    passes: int
+    run: Callable[[Question], Job[RawMap]]
+    fill: Fill | None = None
+    released_batch: int | None = None
+    doubled: bool = False
+
+    @property
+    def references(self) -> tuple[Reference, ...]:
+        """Return what may stand in for a hidden part."""
+        return REFERENCES if self.fill else ()
+
+    def pictures(self, preset: Preset) -> int:
+        """Return how many pictures' forward passes a map costs, without the attack; seconds go with it."""
+        return self.samples[preset] * self.passes

@@ -1,0 +1,363 @@
+"""What is left of a fake's traces, as pictures with one sentence each: spectrum, power, noise, attention.
+
+Every view takes one or more pictures by label, such as `{"Before": face, "After": removed}`, and the references.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from backend import images, runtime, signals
+from backend.detectors import base, registry
+from backend.trace_removal.references import REAL, References, log_profile, log_spectrum
+
+FIGURE_WIDTH = 4.2  # inches
+
+FIGURE_DPI = 170  # dots an inch: 714 pixels wide, twice a phone's
+
+FONT_SIZE = 9.5
+
+STRENGTH_COLOURS = "cividis"  # its brightness rises steadily, for every kind of colour vision and in print
+
+SIGNED_COLOURS = "PuOr"  # orange and purple differ for every kind of colour vision
+
+# Okabe and Ito's colours; every line has its own dashes too.
+LINE_STYLES = (("#0072B2", "--"), ("#D55E00", "-"), ("#009E73", "-."), ("#CC79A7", ":"))
+
+
+@dataclass(frozen=True, eq=False)
+class TraceView:
+    """One view of traces.
+
+    Args:
+        name: The name that programs use.
+        title: A heading.
+        picture: uint8 (H, W, 3).
+        sentence: What to see in it.
+    """
+
+    name: str
+    title: str
+    picture: np.ndarray
+    sentence: str
+
+
+def draw_figure(height: float, paint: Callable[[Any], None]) -> np.ndarray:
+    """Return a figure as uint8 (H, W, 3), of 4.2 inches by `height` inches, that `paint` fills."""
+    import matplotlib as mpl
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context({"font.size": FONT_SIZE, "axes.titlesize": FONT_SIZE, "axes.labelsize": FONT_SIZE}):
+        figure = Figure(figsize=(FIGURE_WIDTH, height), dpi=FIGURE_DPI, layout="constrained")
+        canvas = FigureCanvasAgg(figure)
+        paint(figure)
+        canvas.draw()
+        return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def style_picture(axes: Any, title: str) -> None:
+    """Give a picture its title and no ticks."""
+    axes.set_title(title)
+    axes.set_xticks([])
+    axes.set_yticks([])
+
+
+def group_title(group: str) -> str:
+    """Return what people call a group of pictures."""
+    return base.FAKE_KINDS.get(group, group)
+
+
+def join_in_words(parts: list[str]) -> str:
+    """Join parts of a sentence: "a", "a and b", "a, b and c"."""
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+DIFFERENCE_LIMIT = 30.0  # dB, at which the colours of a difference end
+
+SMOOTHING_WINDOW = 5  # frequencies over which a difference is averaged: one picture's spectrum scatters by 6 dB
+
+HIGH_FREQUENCY_FROM = 0.7  # of the highest radius: what is called high frequencies
+
+
+def draw_spectrum_view(pictures: Mapping[str, np.ndarray], references: References) -> TraceView:
+    """Draw log power and difference, one column a picture.
+
+    Args:
+        pictures: By label, uint8 (S, S, 3).
+        references: Of the same size.
+    """
+    found = {label: log_spectrum(images.to_tensor(one))[0].numpy() for label, one in pictures.items()}
+    differences = {label: smooth_difference(one - references.spectrum[REAL]) for label, one in found.items()}
+    low, high = np.percentile(references.spectrum[REAL], (1, 99.9))
+
+    def paint(figure: Any) -> None:
+        grid = figure.subplots(2, len(found), squeeze=False)
+        for column, label in enumerate(found):
+            power = grid[0][column].imshow(found[label], cmap=STRENGTH_COLOURS, vmin=low, vmax=high)
+            change = grid[1][column].imshow(
+                differences[label], cmap=SIGNED_COLOURS, vmin=-DIFFERENCE_LIMIT, vmax=DIFFERENCE_LIMIT
+            )
+            style_picture(grid[0][column], label)
+            style_picture(grid[1][column], f"{label} minus real")
+        figure.colorbar(power, ax=list(grid[0]), label="log power, dB")
+        figure.colorbar(change, ax=list(grid[1]), label="difference, dB")
+
+    picture = draw_figure(4.2 if len(found) > 1 else 6.4, paint)
+    return TraceView("spectrum", "Spectrum", picture, _spectrum_sentence(differences))
+
+
+def smooth_difference(values: np.ndarray) -> np.ndarray:
+    """Return the local mean of (H, W) over 5 x 5 values; beyond the edge lies the other side."""
+    wide = np.pad(values, SMOOTHING_WINDOW // 2, mode="wrap")
+    return np.lib.stride_tricks.sliding_window_view(wide, (SMOOTHING_WINDOW, SMOOTHING_WINDOW)).mean((-2, -1))
+
+
+def high_frequency_mean(difference: np.ndarray) -> float:
+    """Return the mean over high frequencies of (S, S) with frequency 0 in the middle."""
+    side = difference.shape[0]
+    place = torch.arange(side) - side // 2
+    radius = torch.hypot(place[:, None].float(), place[None].float()).numpy()
+    return float(difference[(radius >= HIGH_FREQUENCY_FROM * side / 2) & (radius < side / 2)].mean())
+
+
+def _spectrum_sentence(differences: Mapping[str, np.ndarray]) -> str:
+    told = []
+    for label, one in differences.items():
+        level = high_frequency_mean(one)
+        told.append(f"{label.lower()}: {abs(level):.1f} dB {'less' if level < 0 else 'more'}")
+    return (
+        "Low frequencies are in the middle, fine detail is at the edge; white is like the mean of real photographs, "
+        f"orange weaker, purple stronger. Power of the fine detail against real photographs, {join_in_words(told)}."
+    )
+
+
+def draw_power_view(pictures: Mapping[str, np.ndarray], references: References) -> TraceView:
+    """Draw the power at each radius, one line a picture.
+
+    Args:
+        pictures: By label, uint8 (S, S, 3).
+        references: Of the same size.
+    """
+    found = {label: log_profile(images.to_tensor(one))[0].numpy() for label, one in pictures.items()}
+    mean, deviation = references.power[REAL]
+    radii = np.arange(len(mean))
+
+    def paint(figure: Any) -> None:
+        axes = figure.subplots()
+        axes.fill_between(radii, mean - deviation, mean + deviation, color="0.82", label="real: mean ± deviation")
+        axes.plot(radii, mean, color="0.35", linewidth=1)
+        for row, ((label, line), (colour, dashes)) in enumerate(zip(found.items(), LINE_STYLES, strict=False)):
+            # The first, dashed line lies on top, so that the second shows through where they agree.
+            axes.plot(radii, line, color=colour, linestyle=dashes, linewidth=1.8, label=label, zorder=9 - row)
+        axes.set_xlabel("cycles across the face (right: fine detail)")
+        axes.set_ylabel("power, dB")
+        axes.set_xlim(0, len(mean) - 1)
+        axes.legend(frameon=False)
+
+    return TraceView("power", "Power over frequency", draw_figure(3.0, paint), _power_sentence(found, mean, deviation))
+
+
+def count_outside_band(line: np.ndarray, mean: np.ndarray, deviation: np.ndarray) -> int:
+    """Count at how many radii a line leaves the band."""
+    return int((np.abs(line - mean) > deviation).sum())
+
+
+def _power_sentence(found: Mapping[str, np.ndarray], mean: np.ndarray, deviation: np.ndarray) -> str:
+    told = [
+        f"{label.lower()}, {count_outside_band(line, mean, deviation)} of {len(mean)}" for label, line in found.items()
+    ]
+    return (
+        "The grey band holds about two thirds of the real photographs; a face whose line leaves it has too little or "
+        f"too much of some detail. Frequencies outside the band: {join_in_words(told)}."
+    )
+
+
+COVERED_PERCENT = 99.0  # percent of the residual's values that the grey scale holds
+
+GREY_LEVELS = 255  # a residual is told in grey levels
+
+CLEAR_DEVIATIONS = 2.0  # standard deviations of photographs above their mean, from where a match says something
+
+
+def draw_noise_view(pictures: Mapping[str, np.ndarray], references: References) -> TraceView:
+    """Draw residuals above the correlations with every fingerprint.
+
+    Args:
+        pictures: By label, uint8 (S, S, 3).
+        references: Of the same size.
+    """
+    noise = {label: noise_residual(one) for label, one in pictures.items()}
+    limit = max(0.5, *(float(np.percentile(np.abs(one), COVERED_PERCENT)) for one in noise.values()))
+    found = {label: fingerprint_correlations(one, references) for label, one in pictures.items()}
+
+    def paint(figure: Any) -> None:
+        top, bottom = figure.subfigures(2, 1, height_ratios=(1.7 if len(noise) > 1 else 3.2, 1.7))
+        grid = top.subplots(1, len(noise), squeeze=False)[0]
+        for axes, (label, one) in zip(grid, noise.items(), strict=True):
+            shown = axes.imshow(one, cmap="gray", vmin=-limit, vmax=limit)
+            style_picture(axes, label)
+        top.colorbar(shown, ax=list(grid), label="grey levels")
+        _draw_correlation_bars(bottom.subplots(), found, references)
+        bottom.legend(loc="outside lower center", frameon=False, fontsize="small", ncols=2)
+
+    picture = draw_figure(4.2 if len(noise) > 1 else 5.6, paint)
+    return TraceView("noise", "Noise fingerprint", picture, _noise_sentence(found, references))
+
+
+def noise_residual(picture: np.ndarray) -> np.ndarray:
+    """Return the Wiener residual (S, S) of a uint8 picture (S, S, 3), mean of the colours, in grey levels."""
+    return signals.wiener_residual(images.to_tensor(picture))[0].mean(0).numpy() * GREY_LEVELS
+
+
+def fingerprint_correlations(picture: np.ndarray, references: References) -> dict[str, float]:
+    """Return the correlation in [-1, 1] of a uint8 picture (S, S, 3) with the fingerprint of every kind of fake."""
+    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]
+    return {
+        kind: float(one[0]) for kind, one in signals.fingerprint_correlations(pixels, references.fingerprint).items()
+    }
+
+
+def _draw_correlation_bars(axes: Any, found: Mapping[str, Mapping[str, float]], references: References) -> None:
+    kinds = references.kinds
+    height = 0.8 / len(found)
+    for place, kind in enumerate(kinds):
+        mean, deviation = references.correlation[kind][REAL]
+        axes.fill_betweenx(
+            (place - 0.45, place + 0.45), mean - 2 * deviation, mean + 2 * deviation, color="0.85",
+            label="real photographs" if place == 0 else None,
+        )  # fmt: skip
+        own = references.correlation[kind][kind][0]
+        axes.plot([own, own], [place - 0.45, place + 0.45], color="black", linewidth=1.5,
+                  label="mean of that kind" if place == 0 else None)  # fmt: skip
+    for row, (label, values) in enumerate(found.items()):
+        colour, _ = LINE_STYLES[row % len(LINE_STYLES)]
+        places = [place + (row - (len(found) - 1) / 2) * height for place in range(len(kinds))]
+        axes.barh(places, [values[kind] for kind in kinds], height * 0.8, color=colour, label=label,
+                  hatch=("//", "", "..", "xx")[row % 4], edgecolor="white", linewidth=0)  # fmt: skip
+    axes.axvline(0, color="black", linewidth=0.6)
+    axes.set_yticks(range(len(kinds)), [group_title(kind) for kind in kinds])
+    axes.invert_yaxis()
+    axes.set_xlabel("correlation with the fingerprint of")
+
+
+def _noise_sentence(found: Mapping[str, Mapping[str, float]], references: References) -> str:
+    first = next(iter(found.values()))
+    kind = max(first, key=lambda name: first[name])
+    told = ", ".join(f"{label.lower()} {values[kind]:+.3f}" for label, values in found.items())
+    mean, deviation = references.correlation[kind][REAL]
+    real, own = (f"{m:+.3f} ± {d:.3f}" for m, d in (references.correlation[kind][group] for group in (REAL, kind)))
+    matches = f"it matches the fingerprint of {group_title(kind)} best"
+    if first[kind] <= mean + CLEAR_DEVIATIONS * deviation:
+        matches = f"it matches no fingerprint clearly, and that of {group_title(kind)} no better than photographs do"
+    return (
+        f"What is left when the picture's content is taken away; {matches}: {told}. "
+        f"Real photographs reach {real}, {group_title(kind)} {own}."
+    )
+
+
+MAP_COLUMNS = 3
+
+# Heights in an aligned face, in its sides, down to which a name holds.
+FACE_PARTS = (
+    (0.3, "the forehead and hair"),
+    (0.5, "the eyes"),
+    (0.63, "the nose"),
+    (0.8, "the mouth"),
+    (1.0, "the chin"),
+)
+
+SIDE_BORDER = 0.14  # from the sides, beyond which it is no longer the face
+
+
+def draw_attention_view(pictures: Mapping[str, np.ndarray], references: References, detector: str) -> TraceView:
+    """Draw the maps of pictures and the mean maps of all groups.
+
+    Args:
+        pictures: By label, uint8 (S, S, 3).
+        references: They hold the means of those detectors that were installed when they were built.
+        detector: Name of the detector.
+    """
+    from backend.detectors.gradcam import grad_cam
+
+    loaded = registry.load(detector)
+    batch = torch.cat([images.to_tensor(one) for one in pictures.values()]).to(runtime.device())
+    found = grad_cam(loaded, batch)
+    means = references.attention[detector] if references.knows(detector) else {}
+    shown = {
+        (label if not empty else f"{label}: nothing"): one
+        for label, one, empty in zip(pictures, found.maps, found.empty, strict=True)
+    }
+    order = [REAL, *(kind for kind in references.kinds if kind in means)] if means else []
+    shown |= {f"mean of\n{_short_group_title(group)}": means[group] for group in order}
+
+    def paint(figure: Any) -> None:
+        rows = -(-len(shown) // MAP_COLUMNS)
+        grid = figure.subplots(rows, MAP_COLUMNS, squeeze=False).ravel()
+        for axes in grid[len(shown) :]:
+            axes.set_axis_off()
+        for axes, (label, one) in zip(grid, shown.items(), strict=False):
+            drawn = axes.imshow(one, cmap=STRENGTH_COLOURS, vmin=0, vmax=1, interpolation="bilinear")
+            style_picture(axes, label)
+        figure.colorbar(drawn, ax=list(grid), location="bottom", label="strength (0 = none, 1 = largest)", aspect=40)
+
+    height = 0.7 + 1.75 * -(-len(shown) // MAP_COLUMNS)
+    return TraceView(
+        "attention",
+        "Attention",
+        draw_figure(height, paint),
+        _attention_sentence(loaded.card.title, pictures, found, means),
+    )
+
+
+def strongest_part(strength: np.ndarray) -> str:
+    """Name the part of an aligned face in which a map (H, W) is strongest."""
+    row, column = np.unravel_index(int(strength.argmax()), strength.shape)
+    across = (column + 0.5) / strength.shape[1]
+    if not SIDE_BORDER <= across <= 1 - SIDE_BORDER:
+        return "the sides of the picture"
+    down = (row + 0.5) / strength.shape[0]
+    return next(name for limit, name in FACE_PARTS if down <= limit)
+
+
+def _short_group_title(group: str) -> str:
+    return "real" if group == REAL else group_title(group).removeprefix("generator ")
+
+
+def _attention_sentence(
+    title: str, pictures: Mapping[str, np.ndarray], found: Any, means: Mapping[str, np.ndarray]
+) -> str:
+    told = [
+        f"{label.lower()}, nothing in it speaks for fake"
+        if empty
+        else f"{label.lower()}, most at {strongest_part(one)}"
+        for label, one, empty in zip(pictures, found.maps, found.empty, strict=True)
+    ]
+    sentence = f"Bright regions speak for “fake” to {title}: {'; '.join(told)}."
+    groups: dict[str, list[str]] = {}
+    for group, one in means.items():
+        if group != REAL:
+            groups.setdefault(strongest_part(one), []).append(group_title(group))
+    if not groups:
+        return f"{sentence} Its mean maps were not measured with the weights that it has now."
+    fakes = "; ".join(f"at {where}, in {join_in_words(kinds)}" for where, kinds in groups.items())
+    return f"{sentence} Averaged over many fakes it looks most {fakes}."
+
+
+def draw_views(pictures: Mapping[str, np.ndarray], references: References, detector: str) -> list[TraceView]:
+    """Draw all four views.
+
+    Args:
+        pictures: By label, uint8 (S, S, 3) of the size that the references have.
+        references: What real photographs and fakes look like on average.
+        detector: Whose attention is shown.
+    """
+    return [
+        draw_spectrum_view(pictures, references),
+        draw_power_view(pictures, references),
+        draw_noise_view(pictures, references),
+        draw_attention_view(pictures, references, detector),
+    ]

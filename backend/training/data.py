@@ -1,0 +1,412 @@
+"""Training data: labelled pictures for detectors, pairs for TR-Net, and how batches are drawn from them.
+
+A detector's batch has as many photographs as fakes, each fake beside its like with the same degradation. The like of
+a fake is the photograph that it was made from or, for fakes by others, a photograph of the source that theirs were
+made from. Beside photographs of other sources, a detector would learn the sources in place of the forgery and call
+photographs fake that come from where fakes came from. Pairs get the same last JPEG.
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from backend import face_packs, fakes
+from backend.attacks.registry import WHITE_BOX, get_attack
+from backend.detectors import registry
+from backend.errors import UserError
+from backend.face_packs import Photographs
+from backend.fakes import NearestPhotograph, partial_swap
+from backend.images import like_photograph
+from backend.progress import Job, Step, within
+from backend.training.augmentation import UNVARIED, Variation, vary_picture
+from backend.training.degradation import Defence
+
+REAL = "real"
+
+ATTACKED = "attacked"  # fakes after an attack on detectors, for the strong defence
+
+WILD_PACKS = "wild*"
+
+CALIBRATION_PART = 20  # one photograph in so many is kept from training, to set thresholds
+
+MEASURING_PART = 5  # of the wild pack, one in so many only measures
+
+
+@dataclass(frozen=True)
+class LabelledPictures:
+    """Labelled pictures.
+
+    Args:
+        pictures: uint8 (N, 3, S, S).
+        kinds: `real` or the kind of fake, one a picture.
+        origins: Index of the photograph that a fake was made from, -1 where there is none.
+        sources: Where each comes from: its folder or, without one, its name up to the first underscore.
+    """
+
+    pictures: Tensor
+    kinds: np.ndarray
+    origins: np.ndarray | None = None
+    sources: np.ndarray | None = None
+
+    def of(self, kind: str) -> Tensor:
+        """Return the pictures of one kind."""
+        return self.pictures[torch.from_numpy(np.flatnonzero(self.kinds == kind))]
+
+
+@dataclass(frozen=True)
+class LabelledSplit:
+    """Examples by what they are for."""
+
+    training: LabelledPictures
+    calibrating: LabelledPictures
+    measuring: LabelledPictures
+
+
+class _LabelledRow(NamedTuple):
+    picture: Tensor
+    kind: str
+    name: str
+    origin: str
+
+
+def read_labelled(data: Path, folders: Sequence[Path], size: int) -> LabelledSplit:
+    """Read photographs, fakes made from them, and fakes by others.
+
+    A fake goes where its photograph goes, so no photograph that trains also sets a threshold or measures.
+
+    Args:
+        data: Folder of photographs or packs; `wild*` packs hold fakes by others.
+        folders: Folders with `train/` and `val/`, as `train fakes` writes them.
+        size: Side of the pictures in pixels.
+    """
+    training: list[_LabelledRow] = []
+    calibrating: list[_LabelledRow] = []
+    photographs, held = face_packs.split_photographs(data, size)
+    measured = set(held.names)
+    measuring = [_LabelledRow(picture, REAL, name, "") for name, picture in zip(held.names, held.pictures, strict=True)]
+    for name, picture in zip(photographs.names, photographs.pictures, strict=True):
+        part = calibrating if face_packs.is_one_in(CALIBRATION_PART, name) else training
+        part.append(_LabelledRow(picture, REAL, name, ""))
+    for folder in folders:
+        for row in _read_fakes(folder / "train", size):
+            if row.origin in measured:
+                continue
+            part = calibrating if face_packs.is_one_in(CALIBRATION_PART, row.origin or row.name) else training
+            part.append(row)
+        measuring += _read_fakes(folder / "val", size)
+    if list(data.glob(f"{WILD_PACKS}.tar")):
+        wild = face_packs.load_photographs(data, size, WILD_PACKS)
+        for name, picture in zip(wild.names, wild.pictures, strict=True):
+            kind = name.split("/")[0]
+            measures = face_packs.is_one_in(MEASURING_PART, name)
+            label = REAL if kind.endswith("_real") and not measures else kind
+            (measuring if measures else training).append(_LabelledRow(picture, label, name, ""))
+    if not any(row.kind == REAL for row in calibrating) or not any(row.kind != REAL for row in calibrating):
+        raise UserError(
+            "There are too few photographs or fakes to set a threshold.", "Give at least a hundred of each."
+        )
+    return LabelledSplit(_stack_rows(training), _stack_rows(calibrating), _stack_rows(measuring))
+
+
+def _read_fakes(folder: Path, size: int) -> list[_LabelledRow]:
+    made = face_packs.load_photographs(folder, size)
+    origin = fakes.read_origins(folder)
+    return [
+        _LabelledRow(picture, name.split("/")[0], name, origin.get(name, ""))
+        for name, picture in zip(made.names, made.pictures, strict=True)
+    ]
+
+
+def _stack_rows(rows: list[_LabelledRow]) -> LabelledPictures:
+    where = {row.name: index for index, row in enumerate(rows) if row.kind == REAL}
+    origins = np.array([where.get(row.origin, -1) if row.origin else -1 for row in rows])
+    sources = np.array([source_of(row.name) for row in rows])
+    return LabelledPictures(
+        torch.stack([row.picture for row in rows]), np.array([row.kind for row in rows]), origins, sources
+    )
+
+
+def source_of(name: str) -> str:
+    """Return where a picture comes from: its folder or, without one, its name up to the first underscore."""
+    folder, _, file = name.rpartition("/")
+    return folder.split("/")[0] or file.split("_")[0]
+
+
+@dataclass(frozen=True)
+class LabelledBatch:
+    """Labelled pictures as a network takes them.
+
+    Args:
+        images: float32 (N, 3, S, S) in [0, 1].
+        labels: float32 (N,), 1 is fake.
+        kinds: `real` or the kind of fake, one a picture.
+    """
+
+    images: Tensor
+    labels: Tensor
+    kinds: list[str]
+
+
+class LabelledBatches:
+    """Batches that depend on seed and number alone.
+
+    Args:
+        examples: Training pictures.
+        size: How many pictures a batch has; half of them are photographs.
+        shares: Kind of fake to its share of the fakes; kinds of which there are no pictures are left out.
+        defence: What every picture goes through; a fake and its photograph go through the same.
+        partial_share: Of the swaps, how many are kept in a part of the face only.
+        adversarial_share: Probability that a fake gives way to an attacked one, where there are any.
+        seed: Of the run.
+        variation: How framing and colours may change, before `defence` and alike for a fake and its photograph.
+        beside: Source of fakes by others to the sources of the photographs that they are shown beside; any photographs
+            where none of those are there.
+    """
+
+    def __init__(
+        self,
+        examples: LabelledPictures,
+        *,
+        size: int,
+        shares: Mapping[str, float],
+        defence: Defence,
+        partial_share: float,
+        adversarial_share: float,
+        seed: int,
+        variation: Variation = UNVARIED,
+        beside: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
+        found = set(examples.kinds.tolist())
+        unknown = found - {REAL, ATTACKED} - set(shares)
+        if unknown:
+            raise UserError(
+                f"No share of a batch is set for fakes of the kind {', '.join(sorted(unknown))}.",
+                "Add it to [shares] in backend/training/settings/detector.toml.",
+            )
+        self.examples, self.size, self.defence, self.seed = examples, size, defence, seed
+        self.partial_share, self.variation = partial_share, variation
+        self.adversarial_share = adversarial_share if ATTACKED in found else 0.0
+        present = {kind: share for kind, share in shares.items() if kind in found}
+        if not present or REAL not in found:
+            raise UserError("Training needs photographs and fakes.", "Name folders that hold both.")
+        self.kinds = list(present)
+        self.shares = [share / sum(present.values()) for share in present.values()]
+        self.members = {kind: np.flatnonzero(examples.kinds == kind) for kind in found}
+        self.likes = {source: self._photographs(likes) for source, likes in (beside or {}).items()}
+
+    def draw(self, number: int) -> LabelledBatch:
+        """Return batch `number`, photographs first.
+
+        A pair differs in nothing but the forgery, so nothing else can be learned from it.
+        """
+        randomness = np.random.default_rng([self.seed, number])
+        half = self.size // 2
+        real, fake, kinds = [], [], []
+        for drawn in randomness.choice(self.kinds, half, p=self.shares):
+            attacked = bool(self.adversarial_share) and randomness.random() < self.adversarial_share
+            kind = ATTACKED if attacked else str(drawn)
+            index = int(randomness.choice(self.members[kind]))
+            origin = -1 if self.examples.origins is None else int(self.examples.origins[index])
+            if origin < 0:
+                origin = int(randomness.choice(self._likes_of(index)))
+            seed = int(randomness.integers(1 << 32))
+            before, after = self.pixels(origin), self.pixels(index)
+            if kind == "swap" and randomness.random() < self.partial_share:
+                after = partial_swap(before, after, randomness)
+            real.append(self._changed(before, seed))
+            fake.append(self._changed(after, seed))
+            kinds.append(kind)
+        labels = torch.tensor([0.0] * half + [1.0] * half)
+        return LabelledBatch(stack_images(real + fake), labels, [REAL] * half + kinds)
+
+    def _photographs(self, sources: Sequence[str]) -> np.ndarray:
+        everything = self.members[REAL]
+        if self.examples.sources is None:
+            return everything
+        chosen = everything[np.isin(self.examples.sources[everything], list(sources))]
+        return chosen if len(chosen) else everything
+
+    def _likes_of(self, index: int) -> np.ndarray:
+        source = "" if self.examples.sources is None else str(self.examples.sources[index])
+        return self.likes.get(source, self.members[REAL])
+
+    def _changed(self, picture: np.ndarray, seed: int) -> np.ndarray:
+        randomness = np.random.default_rng(seed)
+        if randomness.random() < 0.5:
+            picture = picture[:, ::-1]
+        picture = vary_picture(picture, randomness, self.variation)
+        return self.defence(np.ascontiguousarray(picture), randomness)
+
+    def pixels(self, index: int) -> np.ndarray:
+        """Return one picture as uint8 (S, S, 3)."""
+        return self.examples.pictures[index].permute(1, 2, 0).numpy()
+
+
+def stack_images(pictures: list[np.ndarray]) -> Tensor:
+    """Return float32 (N, 3, S, S) in [0, 1] of N pictures, uint8 (S, S, 3)."""
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
+
+
+ATTACK_BATCH = 16
+
+MOST_ATTACKED = 4000  # fakes that are attacked
+
+
+def add_attacked(
+    examples: LabelledPictures, attack: str, *, seed: int, most: int = MOST_ATTACKED
+) -> Job[LabelledPictures]:
+    """Add fakes after an attack to training pictures; each keeps the photograph that it was made from.
+
+    They are made in memory and go nowhere else.
+
+    Args:
+        examples: Training pictures.
+        attack: Name of the attack.
+        seed: Draws the fakes, and is the attack's.
+        most: How many are attacked at most.
+
+    Raises:
+        UserError: There is no such attack, its weights are missing, or there are no fakes.
+    """
+    chosen = get_attack(attack)
+    if not chosen.available():
+        raise UserError(f"{chosen.title} is not trained yet.", "Train it first, with --install.")
+    fakes = np.flatnonzero(~np.isin(examples.kinds, [REAL, ATTACKED]))
+    if not len(fakes):
+        raise UserError("There are no fakes to attack.", "Name folders of fakes with --fakes DIR.")
+    drawn = np.sort(np.random.default_rng(seed).permutation(fakes)[:most])
+    white_box = registry.load(WHITE_BOX)
+    made, parts = [], np.array_split(drawn, -(-len(drawn) // ATTACK_BATCH))
+    for number, part in enumerate(parts):
+        pictures = examples.pictures[torch.from_numpy(part)].float() / 255
+        job = chosen.run(pictures, white_box, seed=seed * 1_000_003 + number)
+        result = yield from within(job, number, len(parts), f"{chosen.title}: ")
+        made.append((result.images.clamp(0, 1) * 255).round().byte().cpu())
+        yield Step(number + 1, len(parts), f"{chosen.title}: {sum(map(len, made))} of {len(drawn)} fakes")
+    kinds = np.concatenate([examples.kinds, np.full(len(drawn), ATTACKED)])
+    likes = (examples.origins, examples.sources)
+    origins, sources = (values if values is None else np.concatenate([values, values[drawn]]) for values in likes)
+    pictures = torch.cat([examples.pictures, *made])
+    return replace(examples, pictures=pictures, kinds=kinds, origins=origins, sources=sources)
+
+
+REAL_SOURCE = 0  # the number of real photographs among the sources
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Fakes with their photographs.
+
+    Args:
+        real: uint8 (N, 3, S, S).
+        fake: uint8 (N, 3, S, S).
+        sources: int64 (N,), the kind of each fake as a number from 1; 0 stands for real photographs.
+        kinds: Names of the kinds, the one with number 1 first.
+    """
+
+    real: Tensor
+    fake: Tensor
+    sources: Tensor
+    kinds: tuple[str, ...]
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return len(self.fake)
+
+    def of(self, kind: str) -> "Pairs":
+        """Return the pairs of one kind."""
+        chosen = self.sources == self.kinds.index(kind) + 1
+        return Pairs(self.real[chosen], self.fake[chosen], self.sources[chosen], self.kinds)
+
+
+def load_pairs(photographs: Photographs, folders: Sequence[Path], *, kinds: tuple[str, ...] = ()) -> Pairs:
+    """Read the fakes in some folders, each with the photograph that its manifest names as `target`.
+
+    A fake that was made from no photograph (a sample from z) is paired with the one that is most like it.
+
+    Args:
+        photographs: Real faces; their names are matched without their folders.
+        folders: What `train fakes` wrote.
+        kinds: Names and order of the kinds; by default those that are found, in alphabetical order.
+
+    Raises:
+        UserError: No fake belongs to these photographs.
+    """
+    where = {_base_name(name): index for index, name in enumerate(photographs.names)}
+    nearest = functools.cache(lambda: NearestPhotograph(photographs))
+    found: list[tuple[str, int, Tensor]] = []
+    for folder in folders:
+        origins = fakes.read_origins(folder)
+        made = face_packs.load_photographs(folder, photographs.pictures.shape[-1])
+        targets = [origins.get(name, "") for name in made.names]
+        for name, target, picture in zip(made.names, targets, made.pictures, strict=True):
+            origin = where.get(_base_name(target)) if target else nearest().index(picture)
+            if origin is not None:
+                found.append((name.split("/")[0], origin, picture))
+    kinds = kinds or tuple(sorted({kind for kind, _, _ in found}))
+    rows = [row for row in found if row[0] in kinds]
+    if not rows:
+        raise UserError(
+            f"No fake in {folders[0].name} was made from one of these photographs.",
+            "Give the photographs with --data that `train fakes` was given.",
+        )
+    sources = torch.tensor([kinds.index(kind) + 1 for kind, _, _ in rows])
+    real = photographs.pictures[torch.tensor([origin for _, origin, _ in rows])]
+    return Pairs(real, torch.stack([picture for _, _, picture in rows]), sources, kinds)
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """Pairs as a network takes them: pictures (N, 3, S, S) in [0, 1] and the fakes' sources (N,)."""
+
+    real: Tensor
+    fake: Tensor
+    sources: Tensor
+
+
+def draw_pairs(pairs: Pairs, count: int, *, seed: int, step: int, jpeg_share: float) -> PairBatch:
+    """Draw pairs, every kind as often, in an order that depends on seed and step alone.
+
+    Both pictures of a pair are mirrored, and saved as JPEG, alike: what differs is the forgery, not the file.
+
+    Args:
+        pairs: Where to draw from.
+        count: How many.
+        seed: Of the run.
+        step: Number of the step.
+        jpeg_share: Share of the pairs that are saved as JPEG, as packs of photographs are.
+    """
+    randomness = np.random.default_rng([seed, step])
+    members = [np.flatnonzero((pairs.sources == number).numpy()) for number in range(1, len(pairs.kinds) + 1)]
+    members = [one for one in members if len(one)]
+    chosen = [int(randomness.choice(members[int(randomness.integers(len(members)))])) for _ in range(count)]
+    real, fake = [], []
+    for index in chosen:
+        ending = int(randomness.integers(1 << 32))
+        real.append(_mirror_and_save(pairs.real[index], ending, jpeg_share))
+        fake.append(_mirror_and_save(pairs.fake[index], ending, jpeg_share))
+    return PairBatch(_stack_unit(real), _stack_unit(fake), pairs.sources[chosen])
+
+
+def _mirror_and_save(picture: Tensor, seed: int, jpeg_share: float) -> np.ndarray:
+    randomness = np.random.default_rng(seed)
+    pixels = picture.permute(1, 2, 0).numpy()
+    if randomness.random() < 0.5:
+        pixels = pixels[:, ::-1]
+    if randomness.random() >= jpeg_share:
+        return pixels
+    return like_photograph(np.ascontiguousarray(pixels))
+
+
+def _stack_unit(pictures: list[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous().float() / 255
+
+
+def _base_name(name: str) -> str:
+    return name.rsplit("/", 1)[-1]

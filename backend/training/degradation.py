@@ -1,0 +1,215 @@
+"""Degradations of training pictures: blur, rescaling, noise and JPEG, alike for real and fake.
+
+Packs differ in sharpness, JPEG quality and source size. A detector would learn that difference in place of forgery,
+so both classes get the same distribution of degradations. A defence says what a detector's training pictures go
+through: one save, the weak defence of TR-Net's paper (arXiv 2203.11433, section 5.3: random blur, cropping, JPEG and
+noise), or the shipped, milder degradation. The strong defence, attacked fakes among the training data, is in
+`data.py`.
+
+Discriminators get degraded batches too, with gradients: TR-Net's paper shows them clean pictures, but a detector that
+was trained with degradations reads traces that outlive them, which such discriminators hardly notice beside the finer
+ones.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageFilter
+from scipy import ndimage
+from torch import Tensor
+from torch.nn import functional as F
+
+from backend.images import as_jpeg, like_photograph, like_photographs
+
+
+@dataclass(frozen=True)
+class Degradation:
+    """How strong each step may be; shares are probabilities in [0, 1].
+
+    Args:
+        blur: Largest Gaussian radius in pixels.
+        blur_share: How often.
+        rescale: Smallest factor of a resize down, followed by one back up.
+        rescale_share: How often.
+        noise: Largest standard deviation in grey levels (0 to 255).
+        noise_share: How often.
+        quality: Lowest JPEG quality; the highest is 98.
+        jpeg_share: How often.
+    """
+
+    blur: float = 1.2
+    blur_share: float = 0.25
+    rescale: float = 0.45
+    rescale_share: float = 0.25
+    noise: float = 5.0
+    noise_share: float = 0.2
+    quality: int = 55
+    jpeg_share: float = 0.6
+
+
+def degrade_picture(picture: np.ndarray, randomness: np.random.Generator, history: Degradation) -> np.ndarray:
+    """Return uint8 (S, S, 3) after one random history."""
+    image = Image.fromarray(picture)
+    size = image.size
+    if randomness.random() < history.rescale_share:
+        factor = randomness.uniform(history.rescale, 1.0)
+        small = (max(8, round(size[0] * factor)), max(8, round(size[1] * factor)))
+        down, up = randomness.choice([Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS], 2)
+        image = image.resize(small, Image.Resampling(down)).resize(size, Image.Resampling(up))
+    if randomness.random() < history.blur_share:
+        image = image.filter(ImageFilter.GaussianBlur(randomness.uniform(0.1, history.blur)))
+    if randomness.random() < history.noise_share:
+        values = np.asarray(image, dtype=np.float32)
+        noise = randomness.normal(0, randomness.uniform(0.5, history.noise), values.shape)
+        image = Image.fromarray(np.clip(np.rint(values + noise), 0, 255).astype(np.uint8))
+    if randomness.random() < history.jpeg_share:
+        image = as_jpeg(image, int(randomness.integers(history.quality, 99)), int(randomness.integers(0, 3)))
+    return np.asarray(image)
+
+
+DefenceName = Literal["none", "weak", "shipped"]
+
+Defence = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+
+WEAK_SHARE = 0.5  # how often each step of the weak defence acts
+
+WEAK_BLUR_SIDES = (3, 5, 7, 9)
+
+WEAK_BLUR_SIGMA = 4.0  # of the reference code, which hands the border mode over as sigma
+
+WEAK_CROP = (5.0, 20.0)  # per cent of the side
+
+WEAK_QUALITY = (10, 75)  # of the JPEG, the upper end excluded
+
+WEAK_NOISE = (5.0, 20.0)  # standard deviation in grey levels
+
+
+def defence_named(name: DefenceName, history: Degradation | None = None) -> Defence:
+    """Return a function from a picture, uint8 (S, S, 3), and a source of randomness to a picture like it.
+
+    Args:
+        name: `none` (saved alike, and not degraded), `weak` (of the paper), or `shipped` (the milder history that this
+            app's detectors learn).
+        history: How strong the steps of `shipped` may be.
+    """
+    if name == "none":
+        return lambda picture, _: like_photograph(picture)
+    if name == "weak":
+        return weak_defence
+    return lambda picture, randomness: degrade_picture(picture, randomness, history or Degradation())
+
+
+def weak_defence(picture: np.ndarray, randomness: np.random.Generator) -> np.ndarray:
+    """Blur, crop, save as JPEG and add noise, in this order and each with probability 0.5; uint8 (S, S, 3)."""
+    if randomness.random() < WEAK_SHARE:
+        picture = blur_picture(picture, int(randomness.choice(WEAK_BLUR_SIDES)))
+    if randomness.random() < WEAK_SHARE:
+        picture = crop_picture(picture, float(randomness.uniform(*WEAK_CROP)))
+    if randomness.random() < WEAK_SHARE:
+        picture = compress_picture(picture, int(randomness.integers(*WEAK_QUALITY)))
+    if randomness.random() < WEAK_SHARE:
+        picture = add_noise(picture, float(randomness.uniform(*WEAK_NOISE)), randomness)
+    return picture
+
+
+def blur_picture(picture: np.ndarray, side: int) -> np.ndarray:
+    """Smooth uint8 (S, S, 3) by a Gaussian of standard deviation 4, cut off at `side` pixels (odd)."""
+    places = np.arange(side) - side // 2
+    weights = np.exp(-(places**2) / (2 * WEAK_BLUR_SIGMA**2))
+    weights /= weights.sum()
+    values = picture.astype(np.float32)
+    for axis in (0, 1):
+        values = ndimage.correlate1d(values, weights, axis=axis, mode="mirror")
+    return _to_bytes(values)
+
+
+def crop_picture(picture: np.ndarray, per_cent: float) -> np.ndarray:
+    """Cut off half of `per_cent` of the side at every edge, and resize back; uint8 (S, S, 3)."""
+    height, width = picture.shape[:2]
+    top, left = int(height * per_cent / 200), int(width * per_cent / 200)
+    inner = Image.fromarray(picture[top : height - top, left : width - left])
+    return np.asarray(inner.resize((width, height), Image.Resampling.BICUBIC))
+
+
+def compress_picture(picture: np.ndarray, quality: int) -> np.ndarray:
+    """Save uint8 (S, S, 3) as JPEG and read it again."""
+    return np.asarray(as_jpeg(Image.fromarray(picture), quality))
+
+
+def add_noise(picture: np.ndarray, deviation: float, randomness: np.random.Generator) -> np.ndarray:
+    """Add normal noise of a standard deviation in grey levels; uint8 (S, S, 3)."""
+    return _to_bytes(picture + deviation * randomness.standard_normal(picture.shape))
+
+
+def _to_bytes(values: np.ndarray) -> np.ndarray:
+    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+
+
+BATCH_DEGRADATIONS = ("blur", "rescale", "noise", "jpeg")
+
+BATCH_BLUR = (0.4, 1.2)  # standard deviation in pixels
+
+BATCH_RESCALE = (0.45, 0.9)  # of the side, and back
+
+BATCH_NOISE = (0.5, 5.0)  # standard deviation in grey levels
+
+BATCH_QUALITY = (55, 95)
+
+
+def degrade_batches(batches: list[Tensor], randomness: torch.Generator) -> list[Tensor]:
+    """Blur, rescale, add noise to, or encode as JPEG some batches, each (N, 3, S, S) in [0, 1], all in the same way.
+
+    Gradients pass; through JPEG as if it were not there.
+
+    Args:
+        batches: Pictures; batches of equal size get the same noise.
+        randomness: Draws which, and how strongly.
+    """
+    kind = BATCH_DEGRADATIONS[int(torch.randint(len(BATCH_DEGRADATIONS), (), generator=randomness))]
+    place = float(torch.rand((), generator=randomness))
+    if kind == "blur":
+        return [blur_batch(one, _between(BATCH_BLUR, place)) for one in batches]
+    if kind == "rescale":
+        return [rescale_batch(one, _between(BATCH_RESCALE, place)) for one in batches]
+    if kind == "noise":
+        pattern = torch.randn(batches[0].shape, generator=randomness) * _between(BATCH_NOISE, place) / 255
+        return [one + pattern.to(one) for one in batches]
+    return [compress_batch(one, round(_between(BATCH_QUALITY, place))) for one in batches]
+
+
+def blur_batch(pictures: Tensor, deviation: float, reach: int | None = None) -> Tensor:
+    """Smooth (N, C, S, S) by a Gaussian of a standard deviation in pixels, cut off at `reach` (three deviations)."""
+    reach = reach or max(1, round(3 * deviation))
+    places = torch.arange(-reach, reach + 1, dtype=pictures.dtype, device=pictures.device)
+    weights = torch.exp(-places.square() / (2 * deviation**2))
+    weights = (weights / weights.sum()).expand(pictures.shape[1], 1, 1, -1)
+    rows = F.conv2d(F.pad(pictures, (reach, reach, 0, 0), mode="reflect"), weights, groups=pictures.shape[1])
+    columns = F.pad(rows, (0, 0, reach, reach), mode="reflect")
+    return F.conv2d(columns, weights.transpose(2, 3), groups=pictures.shape[1])
+
+
+def rescale_batch(pictures: Tensor, factor: float) -> Tensor:
+    """Make (N, 3, S, S) smaller by a factor, and as large as before."""
+    size = pictures.shape[-2:]
+    small = [max(8, round(side * factor)) for side in size]
+    smaller = F.interpolate(pictures, small, mode="bilinear", antialias=True)
+    return F.interpolate(smaller, size, mode="bilinear")
+
+
+def compress_batch(pictures: Tensor, quality: int) -> Tensor:
+    """Encode (N, 3, S, S) as JPEG with 4:2:0; the gradient is that of the picture itself."""
+    pixels = (pictures.detach().clamp(0, 1) * 255).round().byte()
+    made = like_photographs(pixels, quality).to(pictures) / 255
+    return pictures + (made - pictures).detach()
+
+
+def round_batch(pictures: Tensor) -> Tensor:
+    """Round (N, 3, S, S) in [0, 1] to what a file can hold; the gradient is that of the picture itself."""
+    return pictures + (pictures.clamp(0, 1).mul(255).round().div(255) - pictures).detach()
+
+
+def _between(limits: tuple[float, float], place: float) -> float:
+    return limits[0] + (limits[1] - limits[0]) * place

@@ -1,0 +1,307 @@
+"""The part of the counterfactual tab that searches through a short video, and the scores of its frames as HTML."""
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from backend import images
+from backend.detectors import registry
+from backend.detectors.base import verdict
+from backend.errors import UserError
+from backend.progress import Job, Running
+from tabs import models
+from tabs.components import SCALE, html_table, live_face, progress_bar, refusal_alert
+from tabs.counterfactual_result import row_range
+from tabs.events import QUICK, after_job, run_in_turn
+from tabs.visitors import CallLimit, session_folder
+
+if TYPE_CHECKING:
+    from backend.counterfactual.video import VideoCounterfactual, VideoFrame, VideoSearch
+
+
+WIDTH, HEIGHT, LEFT = 320, 120, 26
+
+CURVE_LEGEND = (
+    "<p>Scores, frame by frame: <strong>○ before</strong> (dashed line) and <strong>● after</strong> (full line). The "
+    "dashed line at 0.5 is where the verdict turns. A gap is a frame that was skipped.</p>"
+)
+
+
+def frame_curve(frames: Sequence["VideoFrame"]) -> str:
+    """Draw p_fake of every frame before and after, as a picture that a screen reader can name."""
+    known = [frame for frame in frames if frame.p_original is not None and frame.p_counterfactual is not None]
+    if not known:
+        return ""
+    before, after = (
+        [(frame.number, getattr(frame, name)) for frame in known] for name in ("p_original", "p_counterfactual")
+    )
+    count = len(frames)
+    name = (
+        f"Scores of {len(known)} of {count} frames {SCALE}: before, {_range(before)}; after the search, {_range(after)}"
+    )
+    ticks = "".join(f'<text x="0" y="{HEIGHT * (1 - at) + 4:.0f}">{at:g}</text>' for at in (0, 0.5, 1))
+    half = HEIGHT / 2
+    return (
+        f'<svg class="curve film" role="img" aria-label="{escape(name)}" viewBox="0 -10 {WIDTH} {HEIGHT + 20}">{ticks}'
+        f'<line x1="{LEFT}" x2="{WIDTH}" y1="{half}" y2="{half}" class="threshold"></line>'
+        f"{_curve_line(before, count, 'before')}{_curve_line(after, count, 'after')}</svg>{CURVE_LEGEND}"
+    )
+
+
+def frame_table(frames: Sequence["VideoFrame"]) -> str:
+    """Return the scores of every frame as a table, folded away."""
+    head = "".join(f'<th scope="col">{name}</th>' for name in ("Frame", "Before", "After", "In the saved video"))
+    return (
+        "<details><summary>The scores as a table</summary>"
+        f'<table class="facts frames"><caption>p_fake of every frame {SCALE}</caption><tr>{head}</tr>'
+        f"{''.join(map(_frame_row, frames))}</table></details>"
+    )
+
+
+def video_retest_html(film: "VideoCounterfactual") -> str:
+    """Return what share of the frames each detector calls fake, before and after."""
+    title = "<h3>What the other detectors say</h3>"
+    if not film.retested:
+        return f"{title}<p>There is no other detector to ask.</p>"
+    own = film.searched_against
+    rows = [
+        (registry.card(one.detector).title + note, f"{one.fake_before:.0%}", f"{one.fake_after:.0%}")
+        for note, one in ((" (searched against)", own), *(("", one) for one in film.retested))
+    ]
+    caption = (
+        f"Share of the {own.frames} searched frames that a detector calls fake, before they were saved as a video."
+    )
+    return title + html_table(("Detector", "Before", "After"), rows, caption)
+
+
+def video_settings_line(record: dict) -> str:
+    """Return everything that is needed to get the same result again."""
+    settings, versions = record["settings"], record["versions"]
+    packages = ", ".join(f"{name} {version}" for name, version in versions.items())
+    return (
+        f"Settings: detector {record['detector']}, generator {record['generator']}, levels "
+        f"{','.join(settings['levels'])}, at most {settings['steps']} steps for {record['batch']} frames together, "
+        f"epsilon {record['epsilon']:g}{row_range(record)}, kappa {settings['kappa']:g}, "
+        f"composite {settings['composite']}; "
+        f"{record['seconds']:.1f} seconds; {packages}."
+    )
+
+
+def _frame_row(frame: "VideoFrame") -> str:
+    name = f'<th scope="row">{frame.number} ({frame.time:.1f} s)</th>'
+    if frame.skipped:
+        return f'<tr>{name}<td colspan="3">{escape(frame.skipped)}</td></tr>'
+    scores = (frame.p_original, frame.p_counterfactual, frame.p_saved)
+    return f"<tr>{name}{''.join(f'<td>{_score_cell(score)}</td>' for score in scores)}</tr>"
+
+
+def _curve_line(points: Sequence[tuple[int, float]], count: int, kind: str) -> str:
+    """Return one line with a mark at every frame, broken where frames are missing."""
+    runs: list[list[tuple[float, float]]] = []
+    last = None
+    for number, score in points:
+        if last is None or number != last + 1:
+            runs.append([])
+        runs[-1].append((LEFT + 4 + (WIDTH - LEFT - 8) * (number - 1) / max(1, count - 1), HEIGHT * (1 - score)))
+        last = number
+    lines = "".join(f'<polyline points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in run)}"></polyline>' for run in runs)
+    marks = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3"></circle>' for run in runs for x, y in run)
+    return f'<g class="{kind}">{lines}{marks}</g>'
+
+
+def _range(points: Sequence[tuple[int, float]]) -> str:
+    values = [score for _, score in points]
+    return f"from {min(values):.2f} to {max(values):.2f}, on average {sum(values) / len(values):.2f}"
+
+
+def _score_cell(score: float | None) -> str:
+    return "" if score is None else f"{score:.2f} {verdict(score)}"
+
+
+Updates = dict[Any, Any]
+
+ABOUT_VIDEO = (
+    "The same search for every frame of a video of up to 10 seconds: 5 frames a second are taken, at most 50, and the "
+    "largest face is followed through them. Each second begins where the one before it ended, so the change flickers "
+    "less; for a single frame a smaller change might do. Without a graphics card, count on two seconds or more for a "
+    "frame. Use a video of yourself, or of someone who agreed."
+)
+
+DOUBTS = (
+    "**How could this be wrong?** The scores before and after are those of the pictures as they were searched. Saving "
+    "them as a video compresses them, which by itself removes and adds traces: the third column of the table is what "
+    "the detector says of the saved video. Frames of a video are alike, so many of them are not more evidence than one."
+)
+
+STOPPING = "**Stopping.** What is done so far is put together."
+
+VIDEO_STEPS = 40
+
+FRAME_SECONDS = 0.5  # between two updates of the page
+
+LIMIT = CallLimit(10, 3600, "Searching a video")
+
+STOP = "stop"  # file in the visitor's folder; the search may run in another process
+
+
+class VideoStep:
+    """Layout and wiring."""
+
+    def __init__(self) -> None:
+        gr.Markdown(ABOUT_VIDEO, elem_classes="note")
+        with gr.Row():
+            self.video = gr.Video(
+                label="Your video, with a face seen from the front",
+                sources=["upload"],
+                buttons=[],
+                height=260,
+                min_width=260,
+            )
+            with gr.Column(min_width=260):
+                self.detector = models.detector_chooser()
+                self.steps = gr.Slider(5, 100, VIDEO_STEPS, step=5, label="Steps at most, for each second")
+                with gr.Row():
+                    self.find = gr.Button("Search every frame", scale=2, min_width=160)
+                    self.stop = gr.Button("Stop", interactive=False, scale=1, min_width=90)
+        self.note = gr.Markdown(elem_classes=["note", "status"])
+        self.refused = gr.HTML()
+        with gr.Row(visible=False) as self.live:
+            with gr.Column(min_width=260, scale=2):
+                self.progress = gr.HTML()
+            with gr.Column(min_width=140):
+                self.face = live_face()
+        with gr.Column(visible=False) as self.result:
+            self.summary = gr.Markdown(elem_classes="status")
+            with gr.Row():
+                with gr.Column(min_width=260):
+                    self.made = gr.Video(
+                        label="The video with the changed face", interactive=False, buttons=["download"], height=260
+                    )
+                with gr.Column(min_width=260):
+                    self.scores = gr.HTML()
+            self.table = gr.HTML()
+            self.others = gr.HTML()
+            gr.Markdown(DOUBTS)
+            self.settings = gr.Markdown(elem_classes="note")
+            self.download = gr.DownloadButton("Download the frames and numbers (zip)", value=None)
+
+    def wire(self) -> None:
+        """Wire the events."""
+        private: dict[str, Any] = {"api_visibility": "private"}
+        # It cannot be stopped before it began: whoever stops it later is asked for a file that it then looks for.
+        asked, outputs = [self.video, self.detector, self.steps], self._outputs()
+        run = run_in_turn(self.find, self._search_video, asked, outputs, starts=[self.find], note=self.note)
+        after_job(run, self._idle, [self.find, self.stop])
+        # The search is asked to end, and not cut off: what it has found by then is shown.
+        self.stop.click(self._ask_to_stop, None, [self.stop, self.note], **QUICK, **private)
+        # Another video comes only after this one was cleared. An event of its coming could end a search begun since.
+        self.video.clear(self._quiet, None, self._outputs(), cancels=[run], **QUICK, **private)
+
+    def _outputs(self) -> list[Any]:
+        return [self.find, self.stop, self.note, self.refused, self.live, self.progress, self.face, *self._shown()]
+
+    def _shown(self) -> list[Any]:
+        return [
+            self.result,
+            self.summary,
+            self.made,
+            self.scores,
+            self.table,
+            self.others,
+            self.settings,
+            self.download,
+        ]
+
+    def _idle(self) -> Updates:
+        return {self.find: gr.Button(interactive=True), self.stop: gr.Button(interactive=False)}
+
+    def _quiet(self) -> Updates:
+        return {
+            **self._idle(),
+            self.note: "",
+            self.refused: "",
+            self.live: gr.Row(visible=False),
+            self.result: gr.Column(visible=False),
+        }
+
+    def _ask_to_stop(self, request: gr.Request) -> Updates:
+        (session_folder(request) / STOP).touch()
+        return {self.stop: gr.Button(interactive=False), self.note: STOPPING}
+
+    def _search_video(self, video: str | None, detector: str, steps: float, request: gr.Request) -> Iterator[Updates]:
+        """Search every frame, showing the scores as they come, and show the video that is made of them."""
+        if video is None:
+            raise UserError("There is no video yet.", "Choose one on the left.")
+        LIMIT.check(request)
+        folder = session_folder(request)
+        (folder / STOP).unlink(missing_ok=True)
+        yield {
+            **self._quiet(),
+            self.find: gr.Button(interactive=False),
+            self.stop: gr.Button(interactive=True),
+            self.live: gr.Row(visible=True),
+            self.progress: "<p>The video is read.</p>",
+            self.face: None,
+        }
+        try:
+            film = yield from self._found(Path(video), detector, int(steps), folder)
+        except UserError as error:
+            yield {**self._quiet(), self.refused: refusal_alert(error, "Not searched")}
+            return
+        if film is None:
+            yield {**self._quiet(), self.note: "**Stopped** before the first frame was searched."}
+            return
+        yield {**self._idle(), self.live: gr.Row(visible=False), **self._show(film, folder)}
+
+    def _found(self, path: Path, detector: str, steps: int, folder: Path) -> Any:
+        """Read and search a video, showing both, and return what was found, or None where it was stopped too soon."""
+        from backend import video  # these imports would keep the page waiting
+        from backend.counterfactual.search import SearchSettings
+        from backend.counterfactual.video import VideoSearch
+
+        clip = yield from self._watched(video.read_video(path), folder, None)
+        if clip is None:
+            return None
+        search = VideoSearch(clip, detector, SearchSettings(steps=steps))
+        film = yield from self._watched(search.run(), folder, search)
+        return film or search.so_far()
+
+    def _watched(self, job: Job[Any], folder: Path, search: "VideoSearch | None") -> Any:
+        """Show the steps of a job, and return its result, or None where it was asked to stop."""
+        framed = 0.0
+        with Running(job) as running:
+            for step in running:
+                os.utime(folder)  # a search is an event as long as it lasts: its files stay
+                if (folder / STOP).exists():
+                    return None
+                if time.monotonic() - framed > FRAME_SECONDS:
+                    framed = time.monotonic()
+                    updates: Updates = {
+                        self.progress: progress_bar(step, frame_curve(search.frames()) if search else "")
+                    }
+                    if step.preview is not None:
+                        updates[self.face] = images.to_array(step.preview)
+                    yield updates
+        return running.result
+
+    def _show(self, film: "VideoCounterfactual", folder: Path) -> Updates:
+        made, packed = folder / "counterfactual.mp4", folder / "counterfactual-frames.zip"
+        if film.mp4:
+            made.write_bytes(film.mp4)
+        packed.write_bytes(film.zip())
+        return {
+            self.note: "",
+            self.result: gr.Column(visible=True),
+            self.summary: film.summary,
+            self.made: gr.Video(str(made) if film.mp4 else None, visible=bool(film.mp4)),
+            self.scores: frame_curve(film.frames),
+            self.table: frame_table(film.frames),
+            self.others: video_retest_html(film),
+            self.settings: video_settings_line(film.record()),
+            self.download: str(packed),
+        }

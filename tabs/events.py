@@ -1,0 +1,157 @@
+"""How handlers run: errors become sentences, long jobs wait their turn, packages are imported first."""
+
+import functools
+import inspect
+import logging
+import secrets
+import threading
+from collections.abc import Callable, Iterator
+from html import escape
+from typing import Any, ParamSpec, TypeVar, cast
+
+import gradio as gr
+import numpy as np
+from gradio.events import Dependency
+
+from backend import images
+from backend.detectors import predict
+from backend.errors import UserError
+from backend.generators import inversion
+
+P = ParamSpec("P")
+
+R = TypeVar("R")
+
+logger = logging.getLogger("app")
+
+# Long jobs wait for each other, and verdicts wait for each other, but no verdict waits for a long job: between the
+# steps of a job the models are free. Events that run no model never wait.
+MODEL: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
+
+VERDICT: dict[str, Any] = {"concurrency_id": "verdict", "concurrency_limit": 1}
+
+FETCH: dict[str, Any] = {"concurrency_id": "fetch", "concurrency_limit": 1}  # it runs no model, and takes minutes
+
+QUICK: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
+
+_importing = threading.Lock()
+
+WAITS = "Waiting for the others who use this page …"
+
+
+def with_shown_errors(function: Callable[P, R]) -> Callable[P, R]:
+    """Wrap a handler, or a generator of updates, so that every error is one sentence for the visitor."""
+    if inspect.isgeneratorfunction(function):
+
+        @functools.wraps(function)
+        def stream(*args: P.args, **kwargs: P.kwargs) -> Iterator[Any]:
+            try:
+                import_packages()
+                yield from function(*args, **kwargs)
+            except Exception as error:
+                raise to_shown_error(error) from error
+
+        return cast("Callable[P, R]", stream)
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            import_packages()
+            return function(*args, **kwargs)
+        except Exception as error:
+            raise to_shown_error(error) from error
+
+    return call
+
+
+def run_in_turn(
+    button: gr.Button,
+    function: Callable[..., Iterator[Any]],
+    inputs: list[Any],
+    outputs: list[Any],
+    *,
+    starts: list[gr.Button],
+    note: Any,
+    progress: Any = None,
+    stop: gr.Button | None = None,
+) -> Dependency:
+    """Run a long job on a click when its turn comes; until then the page says that it waits.
+
+    Args:
+        button: What is clicked.
+        function: A generator of updates, with or without errors.
+        inputs: Its inputs.
+        outputs: What it may update, `note` among it.
+        starts: Buttons that begin a job, which are blocked.
+        note: The line that says it; the job finds it empty. An error stays in it when its box has gone.
+        progress: Where the job says how far it is, which an error clears.
+        stop: What ends the job, also while it waits.
+
+    Returns:
+        The event of the job.
+    """
+    private: dict[str, Any] = {"api_visibility": "private"}
+    handler = with_shown_errors(function)
+
+    def wait() -> dict[Any, Any]:
+        blocked = dict.fromkeys(starts, gr.Button(interactive=False))
+        return blocked | ({} if stop is None else {stop: gr.Button(interactive=True)}) | {note: WAITS}
+
+    @functools.wraps(handler)
+    def begun(*args: Any, **kwargs: Any) -> Iterator[Any]:
+        yield {note: ""}
+        try:
+            yield from handler(*args, **kwargs)
+        except gr.Error as error:
+            yield ({} if progress is None else {progress: ""}) | {note: f"<p>{error.message}</p>"}
+            raise
+
+    touched = [*starts, *([] if stop is None else [stop]), note]
+    run = button.click(wait, None, touched, **QUICK, **private).then(
+        begun, inputs, outputs, show_progress="hidden", **MODEL, **private
+    )
+    # Where it was refused before it began.
+    run.failure(lambda said: "" if said == WAITS else said, note, note, **QUICK, **private)
+    return run
+
+
+def after_job(job: Any, handler: Callable[[], Any], outputs: list[Any]) -> None:
+    """Call a handler without inputs when a job of events has ended, well or with an error."""
+    for ended in (job.then, job.failure):  # of the two, an error reaches only the second
+        ended(handler, None, outputs, **QUICK, api_visibility="private")
+
+
+def to_shown_error(error: Exception) -> gr.Error:
+    """Turn an error into what the visitor reads; the details of an unexpected one go to the log only."""
+    if isinstance(error, gr.Error):
+        return error
+    if isinstance(error, UserError):
+        return gr.Error(escape(str(error), quote=False), title="This did not work", print_exception=False)
+    code = secrets.token_hex(4)
+    logger.error("Error %s", code, exc_info=error)
+    sentence = f"Something went wrong on our side. Try it again; if it stays, report the code {code}."
+    return gr.Error(sentence, title="Our mistake", print_exception=False)
+
+
+def import_packages() -> None:
+    """Import what handlers need, which takes seconds; the page is shown without it.
+
+    One thread does it while the others wait: two that import the same packages at once may each see half of them.
+    """
+    with _importing:
+        import facenet_pytorch  # noqa: F401
+        import timm  # noqa: F401
+
+        from backend.counterfactual import photo  # noqa: F401
+
+
+def warm_up() -> None:
+    """Load every model and run it once, so that the first visitor does not wait for it."""
+    try:
+        import_packages()
+        blank = np.full((256, 256, 3), 128, np.uint8)
+        predict.judge_faces(blank)
+        predict.predict_p_fake(images.to_tensor(blank))
+        inversion.load_embedded_inverter()
+    except Exception:
+        logger.exception("The models could not be loaded in advance")

@@ -1,0 +1,276 @@
+"""Which models are here and which can be fetched: the choosers of all tabs, and the panel at the foot of the page."""
+
+import time
+from collections.abc import Iterator, Sequence
+from html import escape
+from typing import Any
+
+import gradio as gr
+
+from backend import runtime
+from backend.detectors import registry
+from backend.errors import UserError
+from backend.generators import inversion
+from backend.hub import catalogue, fetching
+from backend.hub.catalogue import Model
+from backend.progress import Running, Step
+from backend.settings import SETTINGS
+from tabs.components import progress_bar, refusal_alert
+from tabs.events import FETCH, QUICK, after_job, with_shown_errors
+
+Choices = list[tuple[str, str]]
+
+
+def detector_choices() -> Choices:
+    """Return title and name of every detector that is here."""
+    return [(registry.card(name).title, name) for name in registry.loadable()]
+
+
+def detector_chooser(**options: Any) -> gr.Dropdown:
+    """Return a chooser of a detector."""
+    named = detector_choices()
+    return gr.Dropdown(
+        named, value=named[0][1] if named else None, label="Which detector?", filterable=False, **options
+    )
+
+
+def generator_choices() -> Choices:
+    """Return title and name of every generator that is here."""
+    return [(title, name) for name, title in inversion.available_generators().items()]
+
+
+def generator_chooser() -> gr.Dropdown:
+    """Return a chooser of a generator, which is in sight only where there is a choice."""
+    named = generator_choices()
+    return gr.Dropdown(
+        named,
+        value=inversion.default_generator(),
+        label="Which generator draws the face?",
+        info="A large one draws better and takes longer: without a graphics card, minutes.",
+        filterable=False,
+        visible=len(named) > 1,
+    )
+
+
+class Choosers:
+    """All choosers of a page, to be brought up to date together.
+
+    Args:
+        detectors: Choosers of a detector.
+        generators: Choosers of a generator.
+    """
+
+    def __init__(self, detectors: list[gr.Dropdown], generators: list[gr.Dropdown]) -> None:
+        self.detectors, self.generators = detectors, generators
+
+    def outputs(self) -> list[gr.Dropdown]:
+        """Return what `updates` may update."""
+        return [*self.detectors, *self.generators]
+
+    def updates(self, **begin: Any) -> dict[Any, Any]:
+        """Return the updates that offer what is here now, for this page; programs, which have none, get it too.
+
+        Args:
+            begin: `value`, which generator a page begins with.
+        """
+        found, drawing = detector_choices(), generator_choices()
+        for choosers, choices in ((self.detectors, found), (self.generators, drawing)):
+            for chooser in choosers:
+                chooser.choices = list(choices)
+        return {
+            **{chooser: gr.Dropdown(choices=found) for chooser in self.detectors},
+            **{chooser: gr.Dropdown(choices=drawing, visible=len(drawing) > 1, **begin) for chooser in self.generators},
+        }
+
+
+PROFILES = {
+    "embedded": "It uses the models that ship with it, and needs no network (profile “embedded”).",
+    "hub": "Larger models of the Hub are preferred where they were fetched (profile “hub”).",
+}
+
+STATES = {"loaded": "loaded", "here": "loaded when needed", "absent": "missing"}
+
+NOT_ALLOWED = (
+    "Visitors cannot fetch models here: whoever runs this app has switched it off. In an app of your own, it works."
+)
+
+ALL_MODELS_LISTED = (
+    "Every model, also those for scripts only, is listed by: <code>python -m backend weights list</code>."
+)
+
+
+def place_html(models: Sequence[Model]) -> str:
+    """Say on what the models run, and in the Hub profile what is missing."""
+    text = f"The models run on {runtime.device_in_words()}. {PROFILES[SETTINGS.profile]}"
+    if SETTINGS.profile == "hub":
+        wanted = [model.title for model in models if _can_be_fetched(model)]
+        if wanted:
+            text += f" Not fetched yet: {', '.join(wanted)}. Everything works with the models that ship with the app."
+    gone = [model.title for model in models if model.embedded and model.state == "absent"]
+    if gone:
+        text += f" Missing, though they ship with the app: {', '.join(gone)}."
+    return f"<p>{escape(text)}</p>"
+
+
+def present_table(models: Sequence[Model]) -> str:
+    """List what is here, with sizes and licences."""
+    here = [model for model in models if model.state != "absent"]
+    total = sum(model.bytes for model in here) / 1e6
+    caption = f"What is here: {len(here)} models, {total:.0f} MB."
+    own = {model.licence for model in here if model.embedded}
+    if len(own) == 1:  # said once, and not with each of them
+        caption += f" Licence of those that ship with the app: {own.pop()}."
+    licences = {model.name: model.licence for model in here if not model.embedded or len(own) > 1}
+    rows = [
+        (_model_cell(model, licences.get(model.name, "")), size_in_words(model), STATES[model.state]) for model in here
+    ]
+    return _models_table(("Model", "Size", "Now"), rows, caption)
+
+
+def fetchable_html(models: Sequence[Model]) -> str:
+    """List what can be fetched from the Hub, and what comes only from a file."""
+    rows = [
+        (_model_cell(model), size_in_words(model), escape(model.licence)) for model in models if _can_be_fetched(model)
+    ]
+    text = _models_table(("Model", "Size", "Licence"), rows, "What can be fetched from the Hub") if rows else ""
+    files = [f"{escape(model.title)} ({escape(model.name)})" for model in models if _needs_a_file(model)]
+    if files:
+        text += (
+            f"<p>Only published elsewhere, and added from a file: {', '.join(files)}. "
+            "The command is <code>python -m backend weights fetch NAME --from FILE</code>.</p>"
+        )
+    return f"{text}<p>{ALL_MODELS_LISTED}</p>"
+
+
+def fetchable_choices(models: Sequence[Model]) -> list[tuple[str, str]]:
+    """Return what can be fetched, as title with size, and name."""
+    return [
+        (f"{model.title}, {size_in_words(model)}" if model.bytes else model.title, model.name)
+        for model in models
+        if _can_be_fetched(model)
+    ]
+
+
+def size_in_words(model: Model) -> str:
+    """Return the size of a file in words."""
+    if not model.bytes:
+        return "not known"
+    text = f"{model.bytes / 1e6:,.0f} MB" if model.bytes >= 1e6 else f"{model.bytes / 1e3:,.0f} kB"
+    return f"about {text}" if model.about else text
+
+
+def _can_be_fetched(model: Model) -> bool:
+    return model.state == "absent" and bool(model.sources) and model.is_used
+
+
+def _needs_a_file(model: Model) -> bool:
+    return model.state == "absent" and not model.sources and not model.embedded and model.is_used
+
+
+def _model_cell(model: Model, licence: str = "") -> str:
+    about = ". ".join(text.rstrip(".") for text in (model.use, model.note, licence) if text)
+    return f"<strong>{escape(model.title)}</strong> <small>{escape(about)}</small>"
+
+
+def _models_table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:
+    """Return a table of cells that are HTML already; its first column names the rows."""
+    top = "".join(f'<th scope="col">{cell}</th>' for cell in head)
+    body = "".join(
+        f'<tr><th scope="row">{first}</th>' + "".join(f"<td>{cell}</td>" for cell in rest) + "</tr>"
+        for first, *rest in rows
+    )
+    return f'<table class="facts models"><caption>{escape(caption)}</caption><tr>{top}</tr>{body}</table>'
+
+
+Updates = dict[Any, Any]
+
+FRAME_SECONDS = 0.25  # between two messages of a download, which reports every block
+
+STOPPED = "**Stopped.** What has come is kept: fetched again, it goes on from there."
+
+
+class ModelsPanel:
+    """The closed panel at the foot of the page.
+
+    Args:
+        choosers: What offers a fetched model, at once and without a restart.
+    """
+
+    def __init__(self, choosers: Choosers) -> None:
+        self.choosers = choosers
+        with gr.Accordion("Where it runs, and which models are here", open=SETTINGS.profile == "hub"):
+            self.place = gr.HTML()
+            with gr.Row(visible=SETTINGS.fetch) as self.asking:
+                self.model = gr.Dropdown([], label="Model to fetch", filterable=False, scale=3, min_width=220)
+                self.fetch = gr.Button("Fetch it", scale=1, min_width=100)
+                self.stop = gr.Button("Stop", interactive=False, scale=1, min_width=90)
+            self.note = gr.Markdown("" if SETTINGS.fetch else NOT_ALLOWED, elem_classes="note")
+            self.progress = gr.HTML()
+            self.fetchable = gr.HTML()
+            self.present = gr.HTML()
+
+    def wire(self, page: gr.Blocks) -> None:
+        """Wire the events; every page begins with what is here by then."""
+        private: dict[str, Any] = {"api_visibility": "private"}
+        # Not `answered`, which waits for the models' packages: they take long, and this needs none of them.
+        page.load(self._begin_page, None, self._lists(), **QUICK, **private)
+        run = self.fetch.click(
+            with_shown_errors(self._fetch), self.model, self._outputs(), show_progress="hidden", **FETCH, **private
+        )
+        after_job(run, self._idle, [self.fetch, self.stop])
+        self.stop.click(
+            self._stopped, None, [self.fetch, self.stop, self.note, self.progress], cancels=[run], **QUICK, **private
+        )
+
+    def _lists(self) -> list[Any]:
+        return [self.place, self.present, self.fetchable, self.model, self.asking, *self.choosers.outputs()]
+
+    def _outputs(self) -> list[Any]:
+        return [self.fetch, self.stop, self.note, self.progress, *self._lists()]
+
+    def _begin_page(self) -> Updates:
+        return {**self._look(), **self.choosers.updates(value=inversion.default_generator())}
+
+    def _look(self) -> Updates:
+        """Show what is here and what is not, and offer it in every chooser."""
+        models = catalogue.list_models()
+        choices = fetchable_choices(models)
+        return {
+            self.place: place_html(models),
+            self.present: present_table(models),
+            self.fetchable: fetchable_html(models),
+            self.model: gr.Dropdown(choices=choices, value=choices[0][1] if choices else None),
+            self.asking: gr.Row(visible=SETTINGS.fetch and bool(choices)),
+            **self.choosers.updates(),
+        }
+
+    def _idle(self) -> Updates:
+        return {self.fetch: gr.Button(interactive=True), self.stop: gr.Button(interactive=False)}
+
+    def _stopped(self) -> Updates:
+        return {**self._idle(), self.note: STOPPED, self.progress: ""}
+
+    def _fetch(self, name: str | None) -> Iterator[Updates]:
+        """Fetch one model, showing how far it is; what goes wrong is said where it was asked for."""
+        if not SETTINGS.fetch:
+            raise UserError(NOT_ALLOWED)
+        if not name:
+            raise UserError("No model is chosen.", "Choose one that can be fetched.")
+        yield {
+            self.fetch: gr.Button(interactive=False),
+            self.stop: gr.Button(interactive=True),
+            self.note: "",
+            self.progress: progress_bar(Step(0, 1, "The Hub is asked.")),
+        }
+        framed = 0.0
+        try:
+            with Running(fetching.fetch_model(name)) as running:
+                for step in running:
+                    if time.monotonic() - framed > FRAME_SECONDS:
+                        framed = time.monotonic()
+                        yield {self.progress: progress_bar(step)}
+        except UserError as error:
+            yield {**self._idle(), self.progress: refusal_alert(error, "Not fetched")}
+            return
+        said = f"**Fetched.** {running.result.summary}"
+        yield {**self._look(), **self._idle(), self.progress: "", self.note: said}

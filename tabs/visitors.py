@@ -1,0 +1,112 @@
+"""What one visitor keeps here and may ask for: a private folder for an hour, and a number of calls in a time.
+
+A visitor is a page that is open, and a new page is a new one; what one address may do in all is limited too, as a class
+behind one connection, or everybody behind a proxy, shares an address.
+"""
+
+import contextlib
+import functools
+import hashlib
+import os
+import shutil
+import threading
+import time
+from collections import deque
+from pathlib import Path
+
+import gradio as gr
+
+from backend import runtime
+from backend.errors import UserError
+from backend.settings import SETTINGS
+
+KEPT_SECONDS, SWEPT_SECONDS = 3600, 300  # of a visitor's files since the last event; how often is looked
+
+
+class CallLimit:
+    """A number of calls in a time, for every visitor.
+
+    Args:
+        calls: How many.
+        seconds: In how long.
+        what: What is limited, for the sentence that refuses it.
+    """
+
+    def __init__(self, calls: int, seconds: float, what: str) -> None:
+        self.calls, self.seconds, self.what = calls, seconds, what
+        self._lock = threading.Lock()
+        self._made: dict[str, deque[float]] = {}
+
+    def check(self, request: gr.Request | None) -> None:
+        """Count one call of a visitor.
+
+        Raises:
+            UserError: There were too many.
+        """
+        now = time.monotonic()
+        with self._lock:
+            for name in [name for name, made in self._made.items() if now - made[-1] > self.seconds]:
+                del self._made[name]
+            counted = []
+            for name, calls in self._allowed(request).items():
+                made = self._made.get(name, deque())
+                while made and now - made[0] > self.seconds:
+                    made.popleft()
+                if len(made) >= calls:
+                    whom = "" if calls == self.calls else " for all who share your address"
+                    minutes = max(1, round((self.seconds - (now - made[0])) / 60))
+                    raise UserError(
+                        f"{self.what} is limited to {calls} times in {self.seconds / 60:.0f} minutes{whom}.",
+                        f"Try again in about {minutes} minutes.",
+                    )
+                counted.append((name, made))
+            for name, made in counted:
+                made.append(now)
+                self._made[name] = made
+
+    def _allowed(self, request: gr.Request | None) -> dict[str, int]:
+        """Return how many calls are allowed to whom: to the open page, and to its address."""
+        address = str(getattr(getattr(request, "client", None), "host", "") or "unknown")
+        page = str(getattr(request, "session_hash", None) or address)
+        return {f"page {page}": self.calls, f"address {address}": self.calls * SETTINGS.visitors_per_address}
+
+
+def session_folder(request: gr.Request | None) -> Path:
+    """Return a folder for one visitor's files, which are deleted when an hour has passed without another call."""
+    folder = _folder_of(request)
+    folder.mkdir(parents=True, exist_ok=True)
+    os.utime(folder)
+    return folder
+
+
+def _folder_of(request: gr.Request | None) -> Path:
+    # Visitors choose what they are called by: as a hash it is one name of its own, whatever stands in it.
+    called = getattr(request, "session_hash", None) or "api"
+    return _downloads() / hashlib.sha256(called.encode(errors="replace")).hexdigest()
+
+
+def sweep_folders(root: Path) -> None:
+    """Delete the folders of visitors of whom nothing was heard for an hour."""
+    for folder in root.glob("*"):
+        with contextlib.suppress(OSError):  # its visitor has left in this moment
+            if time.time() - folder.stat().st_mtime > KEPT_SECONDS:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+@functools.cache
+def _downloads() -> Path:
+    """Return this process's own folder for downloads, closed to other users; it goes when the process ends."""
+    folder = runtime.private_folder()
+    threading.Thread(target=_keep_sweeping, args=(folder,), name="sweep", daemon=True).start()
+    return folder
+
+
+def _keep_sweeping(root: Path) -> None:
+    while True:
+        time.sleep(SWEPT_SECONDS)
+        sweep_folders(root)
+
+
+def forget_visitor(request: gr.Request) -> None:
+    """Delete one visitor's downloads; called when the page is closed."""
+    shutil.rmtree(_folder_of(request), ignore_errors=True)
