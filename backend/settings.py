@@ -1,24 +1,35 @@
-"""What the environment may set, read once, and settings given as NAME=VALUE on the command line."""
+"""What the environment may set, read once, settings given as NAME=VALUE, and the check of every settings class."""
 
 import json
 import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import pydantic
 
 from backend.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
-
 PROFILES = ("embedded", "hub")
-
 REPO = re.compile(r"[\w.-]+/[\w.-]+")
-
 FETCH = ("auto", "on", "off")
-
 DEVICES = re.compile(r"auto|cpu|cuda(:\d+)?|mps")
+
+# In order: what pydantic says, and the usual words.
+PLAIN_WORDING = {
+    "greater than or equal to": "at least",
+    "less than or equal to": "at most",
+    "a valid integer": "a whole number",
+    "a valid number": "a number",
+    "a valid boolean": "true or false",
+    "a valid string": "text",
+    "a valid tuple": "a list",
+    " after validation": "",
+}
 
 
 @dataclass(frozen=True)
@@ -114,3 +125,48 @@ def parse_setting_changes(given: Sequence[str] | None) -> dict[str, Any]:
         except ValueError:
             read[name] = value
     return read
+
+
+Validated = TypeVar("Validated", bound=type)
+
+
+def validated(settings: Validated) -> Validated:
+    """Check the values of a frozen dataclass with pydantic whenever one is made, by `replace` too.
+
+    Put it above `@dataclass(frozen=True)`. Ranges are annotated: `Annotated[int, Field(ge=1)]`. Whatever else must
+    hold is checked in `__post_init__`, which may raise UserError with a sentence of its own.
+
+    Raises:
+        UserError: From the class, when a value cannot be what was given.
+    """
+    config = pydantic.ConfigDict(extra="forbid")
+    checked: Any = pydantic.dataclasses.dataclass(frozen=True, config=config)(settings)
+    create = checked.__init__
+
+    @wraps(create)
+    def create_or_explain(self: Any, *values: Any, **named: Any) -> None:
+        try:
+            create(self, *values, **named)
+        except pydantic.ValidationError as error:
+            raise validation_error(error) from None
+
+    checked.__init__ = create_or_explain
+    checked.__doc__ = settings.__doc__
+    return checked
+
+
+def validation_error(error: pydantic.ValidationError) -> UserError:
+    """Put the first mistake that pydantic found into a sentence, with what is allowed as the hint."""
+    first = error.errors(include_url=False)[0]
+    name, *item = (str(part) for part in first["loc"])
+    if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        return UserError(f"There is no setting {name}.", "Leave it out.")
+    if first["type"] in ("missing", "missing_argument"):
+        return UserError(f"{name} is missing.", "Give it a value.")
+    if first["type"] == "value_error":
+        return UserError(str(first["ctx"]["error"]), f"Change {name}.")
+    allowed = re.sub(r"^\w+ should", "must", first["msg"]).replace("'", "").partition(",")[0]
+    for wording, plain in PLAIN_WORDING.items():
+        allowed = allowed.replace(wording, plain)
+    verb, subject = ("contain", "Each value") if item else ("be", "It")
+    return UserError(f"{name} cannot {verb} {first['input']!r}.", f"{subject} {allowed}.")

@@ -5,9 +5,11 @@ import json
 import os
 import subprocess
 import sys
+from typing import Annotated, Literal
 
 import pytest
 import torch
+from pydantic import Field
 
 from backend import runtime, settings
 from backend.cli import main
@@ -99,3 +101,46 @@ def test_the_app_refuses_it_before_it_starts(name, value):
     )
     assert done.returncode == 2
     assert name in done.stderr and "Traceback" not in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+@settings.validated
+@dataclasses.dataclass(frozen=True)
+class ToySettings:
+    """Settings of a test."""
+
+    form: Literal["round", "square"] = "round"
+    count: Annotated[int, Field(ge=1)] = 3
+    shares: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(min_length=1)] = (0.5,)
+
+    def __post_init__(self):
+        if self.form == "square" and self.count == 1:
+            raise UserError("One square is too few.", "Use 2.")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"form": "flat"}, "form cannot be 'flat'. It must be round or square."),
+        ({"count": 0}, "count cannot be 0. It must be at least 1."),
+        ({"count": "many"}, "count cannot be 'many'. It must be a whole number."),
+        ({"shares": [0.2, 2.0]}, "shares cannot contain 2.0. Each value must be at most 1."),
+        ({"shares": []}, "shares cannot be []. It must have at least 1 item."),
+        ({"shares": 1}, "shares cannot be 1. It must be a list."),
+        ({"colour": "red"}, "There is no setting colour. Leave it out."),
+        ({"form": "square", "count": 1}, "One square is too few. Use 2."),
+    ],
+)
+def test_a_settings_class_refuses_wrong_values_in_plain_sentences(wrong, sentence):
+    with pytest.raises(UserError) as error:
+        ToySettings(**wrong)
+    assert str(error.value) == sentence
+    with pytest.raises(UserError):
+        dataclasses.replace(ToySettings(), **wrong)
+
+
+def test_a_settings_class_stays_a_frozen_dataclass():
+    made = ToySettings("square", 4)
+    assert dataclasses.asdict(made) == {"form": "square", "count": 4, "shares": (0.5,)}
+    assert made == ToySettings(form="square", count="4") and ToySettings.count == 3 and ToySettings.__doc__
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        made.count = 5
