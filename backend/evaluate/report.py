@@ -12,12 +12,13 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from html import escape
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from backend import weights
 from backend.errors import UserError
@@ -42,173 +43,69 @@ LONG_TABLE = 24  # lines of a table that is folded where few readers need it
 
 LISTED_SKIPPED = 50  # skipped pictures that are named; the JSON names all
 
-DIRECTIONS = {"higher": "higher is better", "lower": "lower is better", "neither": "depends on the row"}
-
-PAGE_STYLE = """
-:root { color-scheme: light; }
-body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 70rem; margin: 0 auto;
-  padding: 1rem; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.25rem; margin-top: 2rem; } h3 { font-size: 1rem; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .85rem; margin: .5rem 0; }
-caption { text-align: left; font-weight: 600; padding: .3rem 0; }
-th, td { border-bottom: 1px solid #ccc; padding: .25rem .6rem; text-align: right; white-space: nowrap; }
-th.text, td.text { text-align: left; } td.text { white-space: normal; min-width: 6rem; }
-thead th { white-space: normal; border-bottom: 2px solid #1a1a1a; vertical-align: bottom; }
-td small { display: block; color: #444; }
-.note { font-size: .85rem; max-width: 60rem; }
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 1rem; }
-figure { margin: 0; } figure img { max-width: 100%; height: auto; } figcaption { font-size: .9rem; }
-.limits { border: 2px solid #1a1a1a; padding: .5rem 1rem; }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f3f3f3; padding: .6rem; }
-dt { font-weight: 600; } dd { margin: 0 0 .5rem 1rem; }
-@media screen and (max-width: 640px) {
-  caption span { display: inline-block; position: sticky; left: 0; max-width: calc(100vw - 3rem); } }
-@media print { body { max-width: none; font-size: 10pt; } .scroll { overflow: visible; } table { font-size: 7.5pt; }
-  th, td { white-space: normal; } figure, tr { break-inside: avoid; } }
-"""
+DIRECTIONS = {"higher": "Higher is better", "lower": "Lower is better", "neither": "Depends on the row"}
 
 
-def report_page(evaluation: "Evaluation", command: str, comparison: Sequence[Table] = ()) -> str:
-    """Return the page.
-
-    Args:
-        evaluation: What the run found.
-        command: The command that made it.
-        comparison: Tables of what differs from another run.
-    """
-    title = f"{evaluation.title}: results"
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{PAGE_STYLE}</style>\n</head>\n<body>\n<main>\n"
-        f"<h1>{escape(title)}</h1>\n{report_article(evaluation, command, comparison)}\n</main>\n</body>\n</html>\n"
+@cache
+def _templates() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("backend.evaluate"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
+    environment.filters |= {"cell_text": tables.cell_text, "fact_text": _fact_text}
+    environment.tests["estimate"] = lambda cell: isinstance(cell, Estimate) and cell.value is not None
+    return environment
+
+
+def report_page(evaluation: Evaluation, command: str, comparison: Sequence[Table] = ()) -> str:
+    """Return the report as an HTML page that needs no other file; arguments as of `report_article`."""
+    return _render("report.html", evaluation, command, comparison, folded=False)
 
 
 def report_article(
-    evaluation: "Evaluation", command: str, comparison: Sequence[Table] = (), *, folded: bool = False
+    evaluation: Evaluation, command: str, comparison: Sequence[Table] = (), *, folded: bool = False
 ) -> str:
-    """Return what stands on the page below its title.
+    """Return what the page shows below its title, as HTML.
 
     Args:
-        evaluation: As of `page`, like the next two.
-        command: The same.
-        comparison: The same.
+        evaluation: The results of the run.
+        command: The command that made it.
+        comparison: Tables of what differs from another run.
         folded: Close what few readers need; on paper it would be missing.
     """
-    beside = [table for table in evaluation.tables if table.beside]
-    first = [table for table in evaluation.tables if table.by_family and not table.beside]
-    other = [table for table in evaluation.tables if not table.by_family and not table.beside]
-    published = {table.name: table for table in evaluation.published}
-    parts = [
-        f'<p class="finding"><strong>{escape(evaluation.finding)}</strong></p>' if evaluation.finding else "",
-        f"<p>{escape(evaluation.description)}</p>",
-        f"<p>{escape(evaluation.summary)}</p>",
-        '<section class="limits"><h2>What cannot be concluded</h2>',
-        _html_list(evaluation.limits),
-        "</section>",
-        "<h2>By family of fakes</h2>" if first else "",
-        *map(_html_table, first),
-        "<h2>Beside the paper</h2>" if beside else "",
-        *map(_html_table, beside),
-        "<h2>Plots</h2>" if evaluation.plots else "",
-        f'<div class="plots">{"".join(map(_html_figure, evaluation.plots))}</div>' if evaluation.plots else "",
-        "<h2>All results</h2>",
-        *(
-            _html_section(one.title, _html_table(one), folded=True)
-            if folded and len(one.rows) > LONG_TABLE
-            else _html_table(one)
-            for one in other
-        ),
-        "<h2>What differs from the other run</h2>" if comparison else "",
-        *map(_html_table, comparison),
-        _html_section("As the papers print it", "".join(map(_html_table, published.values())), folded=folded),
-        _html_section("What the numbers mean", _meanings(evaluation.tables), folded=folded),
-        _html_section("What was left out", _skipped(evaluation.skipped), folded=folded),
-        _html_section("How it was made", f"<pre>{escape(command)}</pre>{_facts(evaluation)}", folded=folded),
-    ]
-    return "\n".join(part for part in parts if part)
+    return _render("article.html", evaluation, command, comparison, folded=folded)
 
 
-def _html_section(title: str, content: str, *, folded: bool) -> str:
-    if not content:
-        return ""
-    if folded:
-        return f"<details><summary><strong>{escape(title)}</strong></summary>{content}</details>"
-    return f"<h2>{escape(title)}</h2>{content}"
-
-
-def _html_table(table: Table) -> str:
-    text = [all(isinstance(row[i], str) for row in table.rows) for i in range(len(table.columns))]
-    kinds = [' class="text"' if one else "" for one in text]
-    head = "".join(
-        f'<th scope="col"{kind}>{escape(column.heading)}</th>'
-        for kind, column in zip(kinds, table.columns, strict=True)
-    )
-    body = []
-    for row in table.rows:
-        cells = []
-        for number, (kind, column, cell) in enumerate(zip(kinds, table.columns, row, strict=True)):
-            shown = _html_cell(cell, column.digits)
-            cells.append(f'<th scope="row"{kind}>{shown}</th>' if number == 0 else f"<td{kind}>{shown}</td>")
-        body.append(f"<tr>{''.join(cells)}</tr>")
-    if not body:
-        body = [f'<tr><td colspan="{len(table.columns)}" class="text">Nothing was measured.</td></tr>']
-    note = f'<p class="note">{escape(table.note)}</p>' if table.note else ""
+def _render(template: str, evaluation: Evaluation, command: str, comparison: Sequence[Table], *, folded: bool) -> str:
+    skipped = evaluation.skipped
+    reasons = Counter(reason for _, reason in skipped).most_common(20)
     return (
-        f'<div class="scroll"><table id="{escape(table.name)}"><caption><span>{escape(table.title)}</span></caption>'
-        f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>{note}"
-    )
-
-
-def _html_cell(cell: tables.Cell, digits: int) -> str:
-    """Return a cell, the spread of an estimate in smaller letters so that columns stay narrow."""
-    value, space, spread = tables.cell_text(cell, digits).partition(" ")
-    if not isinstance(cell, Estimate) or cell.value is None:
-        return escape(value + space + spread)
-    return f"{escape(value)} <small>{escape(spread)}</small>"
-
-
-def _html_figure(plot: Figure) -> str:
-    return (
-        f'<figure><img src="{plot.data_uri()}" alt="{escape(plot.alt)}">'
-        f"<figcaption><strong>{escape(plot.title)}.</strong> {escape(plot.alt)}</figcaption></figure>"
-    )
-
-
-def _meanings(shown: Sequence[Table]) -> str:
-    names = dict.fromkeys(column.metric for table in shown for column in table.columns if column.metric)
-    said = []
-    for name in names:
-        metric = registry.METRICS[name]
-        unit = f" Unit: {metric.unit}." if metric.unit else ""
-        said.append(
-            f"<dt>{escape(metric.title)}</dt><dd>{escape(metric.sentence)} {DIRECTIONS[metric.better].capitalize()}."
-            f"{escape(unit)} Source: {escape(metric.source)}.</dd>"
+        _templates()
+        .get_template(template)
+        .render(
+            evaluation=evaluation,
+            command=command,
+            comparison=comparison,
+            folded=folded,
+            long_table=LONG_TABLE,
+            metrics=[registry.METRICS[name] for name in _metric_names(evaluation.tables)],
+            directions=DIRECTIONS,
+            reasons=[f"{count}: {reason}" for reason, count in reasons],
+            named=[f"{name}: {reason}" for name, reason in skipped[:LISTED_SKIPPED]],
+            more=max(0, len(skipped) - LISTED_SKIPPED),
+            facts=_facts(evaluation),
         )
-    explained = (
-        "<p>Square brackets hold the 95 % confidence interval, ± the standard deviation over pictures, n how many "
-        "pictures an average is over.</p>"
     )
-    return f"{explained}<dl>{''.join(said)}</dl>"
 
 
-def _skipped(skipped: Sequence[tuple[str, str]]) -> str:
-    if not skipped:
-        return "<p>Nothing.</p>"
-    reasons = Counter(reason for _, reason in skipped)
-    counted = _html_list([f"{count}: {reason}" for reason, count in reasons.most_common(20)])
-    named = _html_list([f"{name}: {reason}" for name, reason in skipped[:LISTED_SKIPPED]])
-    more = (
-        f"<p>And {len(skipped) - LISTED_SKIPPED} more; report.json names all.</p>"
-        if len(skipped) > LISTED_SKIPPED
-        else ""
-    )
-    return f"{counted}<h3>One by one</h3>{named}{more}"
+def _metric_names(shown: Sequence[Table]) -> list[str]:
+    return list(dict.fromkeys(column.metric for table in shown for column in table.columns if column.metric))
 
 
-def _facts(evaluation: "Evaluation") -> str:
+def _facts(evaluation: Evaluation) -> dict[str, Any]:
     about = evaluation.about
     facts: dict[str, Any] = {f"Setting {name}": value for name, value in about["settings"].items()}
     facts |= {"Data": about["data"]["layout"], "Fakes": about["data"]["fakes"], "Real pictures": about["data"]["reals"]}
@@ -219,24 +116,15 @@ def _facts(evaluation: "Evaluation") -> str:
         facts[f"Session {number}"] = (
             f"{session['started']}, engine {session['engine']}, {session['seconds']:.0f} seconds; {versions}"
         )
-    rows = "".join(
-        f'<tr><th scope="row" class="text">{escape(name)}</th><td class="text" style="white-space:normal">'
-        f"{escape(_fact_text(value))}</td></tr>"
-        for name, value in facts.items()
-    )
-    return f'<div class="scroll"><table><tbody>{rows}</tbody></table></div>'
+    return facts
 
 
 def _fact_text(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{name or 'unknown'}: {one}" for name, one in value.items()) or "none"
+        return ", ".join(f"{name or 'unknown'}: {count}" for name, count in value.items()) or "none"
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "none"
     return "all" if value is None else str(value)
-
-
-def _html_list(sentences: Sequence[str]) -> str:
-    return f"<ul>{''.join(f'<li>{escape(sentence)}</li>' for sentence in sentences)}</ul>"
 
 
 def write_report(evaluation: Evaluation, out: Path, command: str, comparison: Sequence[Table] = ()) -> dict[str, Any]:
@@ -383,12 +271,8 @@ def _flat_values(values: Any, prefix: str = "") -> dict[str, Any]:
 
 def _metric_facts(shown: Sequence[Table]) -> dict[str, dict[str, Any]]:
     """Return what is to be known of every metric in the tables."""
-    names = dict.fromkeys(column.metric for table in shown for column in table.columns if column.metric)
-    said = {}
-    for name in names:
-        facts = asdict(registry.METRICS[name])
-        said[name] = {key: facts[key] for key in ("title", "unit", "better", "sentence", "source")}
-    return said
+    keys = ("title", "unit", "better", "sentence", "source")
+    return {name: {key: getattr(registry.METRICS[name], key) for key in keys} for name in _metric_names(shown)}
 
 
 def _write_rows(out: Path) -> Path:

@@ -66,6 +66,11 @@ class Table:
     by_family: bool = False
     beside: bool = False
 
+    @property
+    def holds_text(self) -> list[bool]:
+        """Return for each column whether all its cells are text; so is a column of no rows."""
+        return [all(isinstance(row[i], str) for row in self.rows) for i in range(len(self.columns))]
+
     def records(self) -> list[dict[str, Any]]:
         """Return one flat dictionary a row; an estimate becomes its value, `_low`, `_high`, `_std` and `_n`."""
         return [_flat_record(self.columns, row) for row in self.rows]
@@ -128,8 +133,7 @@ def table_to_latex(table: Table) -> str:
         )
         for row in table.rows
     ]
-    text = (all(isinstance(row[i], str) for row in table.rows) for i in range(len(table.columns)))
-    columns = "".join("l" if one else "r" for one in text)
+    columns = "".join("l" if text else "r" for text in table.holds_text)
     lines = [
         r"\begin{table}",
         r"\centering",
