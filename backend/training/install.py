@@ -81,19 +81,26 @@ def build_files_table() -> str:
 
 
 def build_rates_table() -> str:
-    """Return one line a detector of either set and kind: how many, how often wrong, AUC; photographs also changed."""
-    lines = ["| detector | pictures | count | judged wrongly | AUC |", "|---|---|---|---|---|"]
-    for name in [*registry.loadable("embedded"), *registry.loadable("plain")]:
-        card = registry.card(name)
-        for rate in card.errors:
-            kind = base.FAKE_KINDS.get(rate.kind, rate.kind)
-            auc = "" if rate.auc is None else f"{rate.auc:.3f}"
-            lines.append(f"| {name} | {kind} | {rate.count} | {rate.rate:.1%} | {auc} |")
-        alarm = card.false_alarm()
-        for change, share in weights.find_entry(name).options.get("false_alarms", {}).items():
-            after = "as they are" if change == calibration.UNCHANGED else f"after {change}"
-            lines.append(f"| {name} | real photographs, {after} | {alarm.count if alarm else ''} | {share:.1%} | |")
+    """Return one line a detector of either set: false alarms, also on changed photographs, and misses (AUC) by kind."""
+    cards = [registry.card(name) for name in [*registry.loadable("embedded"), *registry.loadable("plain")]]
+    counts = {rate.kind: rate.count for card in cards for rate in card.errors}
+    changes = {card.name: weights.find_entry(card.name).options.get("false_alarms", {}) for card in cards}
+    changed = list(dict.fromkeys(change for shares in changes.values() for change in shares))
+    heads = ["detector", *(f"{base.FAKE_KINDS.get(kind, kind)} ({count})" for kind, count in counts.items())]
+    heads += ["photographs as they are" if change == calibration.UNCHANGED else f"after {change}" for change in changed]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for card in cards:
+        rates = {rate.kind: rate for rate in card.errors}
+        cells = [_rate_cell(rates.get(kind)) for kind in counts]
+        cells += [f"{changes[card.name][change]:.1%}" if change in changes[card.name] else "" for change in changed]
+        lines.append(f"| {' | '.join([card.name, *cells])} |")
     return "\n".join(lines)
+
+
+def _rate_cell(rate: base.ErrorRate | None) -> str:
+    if rate is None:
+        return ""
+    return f"{rate.rate:.1%}" if rate.auc is None else f"{rate.rate:.1%} ({rate.auc:.3f})"
 
 
 def build_same_source_table() -> str:
