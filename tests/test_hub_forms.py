@@ -119,7 +119,7 @@ def test_a_form_is_recognised_and_no_other(name):
 def test_every_key_is_matched(name):
     content = LAYOUTS[name]
     converted = forms.FORMS[name].convert(content)
-    table = registry.ARCHITECTURES | registry.PUBLISHED
+    table = {**registry.ARCHITECTURES, **registry.PUBLISHED}
     if name in table:
         assert converted.keys() == on_meta(table[name].published).keys()
     # One key too many, one too few and one of another shape are refused.
@@ -153,7 +153,7 @@ def test_every_entry_says_what_it_is(name):
         card = registry.card(name)
         assert card.errors == () and card.trained_on and card.known_failures
         assert card.outputs in LOG_ODDS
-        network = registry.ARCHITECTURES | registry.PUBLISHED
+        network = {**registry.ARCHITECTURES, **registry.PUBLISHED}
         with torch.device("meta"):
             built = registry.build_embedded(name, entry.options)
             assert built.state_dict().keys() == network[entry.options["architecture"]].published().state_dict().keys()

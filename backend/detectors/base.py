@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ Verdict = Literal["real", "fake", "uncertain"]
 THRESHOLD = 0.5  # p_fake from which a picture is called fake
 
 UNCERTAIN_MARGIN = 0.15  # p_fake nearer to 0.5 than this is called uncertain
+IMAGENET: dict[str, Any] = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 
 
 @dataclass(frozen=True)
@@ -95,11 +96,12 @@ def verdict(p_fake: float) -> Verdict:
     return "fake" if p_fake >= THRESHOLD else "real"
 
 
+TWO_LOGITS = "two logits, real then fake"
 # What raw outputs mean, as functions from the network's output to log-odds of fake (N,).
 LOG_ODDS: dict[str, Callable[[Tensor], Tensor]] = {
     "one logit, fake high": lambda raw: raw[:, 0],
     "one logit, real high": lambda raw: -raw[:, 0],
-    "two logits, real then fake": lambda raw: raw[:, 1] - raw[:, 0],
+    TWO_LOGITS: lambda raw: raw[:, 1] - raw[:, 0],
     "two logits, fake then real": lambda raw: raw[:, 0] - raw[:, 1],
     "patch logits, fake then real": patch_log_odds,
     "logits by source, real first": lambda raw: raw[:, 1:].amax(1) - raw[:, 0],  # by the most likely source

@@ -4,11 +4,21 @@ import torch
 from torch import Tensor, nn
 
 from backend.detectors.base import scale_channels
+from backend.detectors.registry import EMBEDDED_SIZE, register_detector
 from backend.signals import dct2
 
 TINY = 1e-12  # keeps the logarithm of a coefficient finite
 
 
+@register_detector(
+    "dct_a",
+    title="DCT-A",
+    paper="Frank et al. 2020, arXiv 2003.08685",
+    mean=0.0,
+    std=1 / 255,
+    embedded={"width": 1.0, "input_size": EMBEDDED_SIZE},
+    order=90,
+)
 class DCTA(nn.Module):
     """The paper's small network; its standardisation is fitted from training pictures and stored with the weights.
 

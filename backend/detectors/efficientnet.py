@@ -8,8 +8,11 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from backend.detectors.base import IMAGENET
+from backend.detectors.registry import register_detector, register_published
 from backend.weights import match_checkpoint
 
+PAPER = "Tan and Le 2019, arXiv 1905.11946"
 VARIANTS = {"efficientnet_b4": "tf_efficientnet_b4"}  # our names to timm's
 B4_WIDTH, B4_DEPTH = 1.4, 1.8  # factors on B0
 B4_REPEATS = (2, 4, 4, 6, 6, 8, 2)  # blocks a stage
@@ -43,6 +46,15 @@ def build_efficientnet(name: str, classes: int = 2) -> nn.Module:
     return timm.create_model(VARIANTS[name], pretrained=False, num_classes=classes)
 
 
+@register_detector(
+    "efficientnet_b4",
+    title="EfficientNet",
+    paper=PAPER,
+    cam_layer="bn2",
+    embedded={"width": 0.35, "depth": 0.6},
+    published=lambda: build_efficientnet("efficientnet_b4"),
+    order=20,
+)
 def build_slim_efficientnet(width: float = 0.35, depth: float = 0.6, classes: int = 2) -> nn.Module:
     """Return an untrained EfficientNet-B0 scaled by the paper's two factors.
 
@@ -110,6 +122,7 @@ def timm_name(key: str) -> str:
     return f"blocks.{stage}.{index}.{names.get(layer, layer)}.{part}"
 
 
+@register_published("efficientnet_b4_deepfakebench", title="EfficientNet-B4", paper=PAPER, cam_layer="bn2")
 def build_deepfakebench_b4() -> nn.Module:
     """Return the untrained EfficientNet-B4 of DeepfakeBench, whose first convolution pads nothing."""
     return build_padded_b4(stem_padding=(0, 0))
@@ -134,6 +147,9 @@ def from_deepfakebench(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     )
 
 
+@register_published(
+    "efficientnet_b0_torchvision", title="EfficientNet-B0", paper=PAPER, cam_layer="features", **IMAGENET
+)
 def build_torchvision_b0() -> nn.Module:
     """Return torchvision's untrained EfficientNet-B0 with two logits for faces (N, 3, 224, 224)."""
     from torchvision.models import efficientnet_b0  # importing it takes seconds

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from backend.detectors.registry import EMBEDDED_SIZE, register_detector, register_published
 from backend.detectors.xception import UNUSED, Xception
 from backend.images import GREY
 from backend.signals import dct_matrix
 from backend.weights import match_checkpoint
 
+PAPER = "Qian et al. 2020, arXiv 2007.09355"
 GREY_SCALE = 122.5  # as in the public code, where 127.5 was meant; a network trained with it needs it
 
 LOG_FLOOR = 1e-15
@@ -121,23 +123,32 @@ class LFSHead(nn.Module):
         return statistics.transpose(1, 2).unflatten(2, (rows, columns))
 
 
+@register_detector(
+    "f3net",
+    title="F3-Net",
+    paper=PAPER,
+    cam_layer="backbone.act4",
+    embedded={"width": 0.2, "input_size": EMBEDDED_SIZE},
+    order=70,
+)
+@register_published("f3net_deepfakebench", title="F3-Net", paper=PAPER, cam_layer="backbone.act4")
 class F3Net(nn.Module):
     """The FAD branch alone, under DeepfakeBench's keys (`FAD_head.*`, `backbone.*`).
 
     Args:
         width: Factor on the channels of Xception; 1.0 is the published network.
-        size: Side of the faces in pixels.
+        input_size: Side of the faces in pixels.
         classes: Number of logits.
         dropout: Share of the pooled features dropped before the head.
     """
 
-    def __init__(self, width: float = 1.0, size: int = 256, classes: int = 2, dropout: float = 0.5) -> None:
+    def __init__(self, width: float = 1.0, input_size: int = 256, classes: int = 2, dropout: float = 0.5) -> None:
         super().__init__()
-        self.FAD_head = FADHead(size)
+        self.FAD_head = FADHead(input_size)
         self.backbone = Xception(width, classes, inputs=12, dropout=dropout)
 
     def forward(self, faces: Tensor) -> Tensor:
-        """Return logits (N, classes) for faces (N, 3, size, size) in [-1, 1]."""
+        """Return logits (N, classes) for faces (N, 3, input_size, input_size) in [-1, 1]."""
         return self.backbone(self.FAD_head(faces))
 
 

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backend.detectors.base import scale_channels
+from backend.detectors.registry import EMBEDDED_SIZE, register_detector
 
 LF_SOURCES = (
     "real",
@@ -26,6 +27,15 @@ def stage_channels(stage: int, width: float = 1.0) -> int:
     return scale_channels(min(BASE // 2**stage, LARGEST), width)
 
 
+@register_detector(
+    "lf",
+    title="LF",
+    paper="Yu et al. 2019, arXiv 1811.08180",
+    outputs="logits by source, real first",
+    cam_layer="blocks.8.conv1",
+    embedded={"sources": LF_SOURCES, "input_size": EMBEDDED_SIZE, "width": 0.25},
+    order=100,
+)
 class LF(nn.Module):
     """The paper's classifier: a ProGAN discriminator without normalisation, with one logit a source.
 

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from backend.detectors.base import scale_channels
 from backend.detectors.efficientnet import build_padded_b4, timm_name
+from backend.detectors.registry import register_detector
 from backend.weights import match_checkpoint
 
 MASK_SIZE, MASK_BORDER = 24, 2
@@ -201,6 +202,14 @@ TEXTURE_STAGE, ATTENTION_STAGE = 2, 5  # counted from 1
 REGION_INDEPENDENCE_WEIGHT = 0.5
 
 
+@register_detector(
+    "mat",
+    title="MAT",
+    paper="Zhao et al. 2021, arXiv 2103.02406",
+    cam_layer="net.bn2",
+    embedded={"width": 0.25, "depth": 0.33},
+    order=50,
+)
 class MAT(nn.Module):
     """EfficientNet whose attention maps pool enhanced textures (local) and its last features (global).
 

@@ -2,18 +2,21 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from backend.detectors.registry import EMBEDDED_SIZE, register_detector, register_published
 from backend.errors import UserError
 from backend.weights import match_checkpoint
 
+PAPER = "Afchar et al. 2018, arXiv 1809.00888"
+RAW_PICTURES: dict[str, Any] = {"outputs": "one logit, real high", "mean": 0.0, "std": 1.0}  # as the authors trained
+EMBEDDED: dict[str, Any] = {"width": 1.0, "input_size": EMBEDDED_SIZE}
 KERAS_EPSILON = 1e-3
-
 REDUCTION = 32  # three poolings by 2 and one by 4
-
 SLOPE = 0.1
 
 
@@ -46,6 +49,7 @@ class _Head(nn.Module):
         return self.fc2(self.dropout(hidden))
 
 
+@register_detector("meso4", title="Meso-4", paper=PAPER, cam_layer="bn4", embedded=EMBEDDED, order=30, **RAW_PICTURES)
 class Meso4(nn.Module):
     """Four convolutions, each followed by ReLU, batch norm and pooling, in this order.
 
@@ -94,6 +98,15 @@ class Inception(nn.Module):
         return torch.cat([torch.relu(self.a(features)), *branches], dim=1)
 
 
+@register_detector(
+    "mesoinception4",
+    title="MesoInception-4",
+    paper=PAPER,
+    cam_layer="bn4",
+    embedded=EMBEDDED,
+    order=40,
+    **RAW_PICTURES,
+)
 class MesoInception4(nn.Module):
     """Meso4 with its first two convolutions replaced by inception layers.
 
@@ -239,6 +252,7 @@ class _DeepfakeBenchClassifier(nn.Module):
         return self.fc2(self.dropout(hidden))
 
 
+@register_published("meso4_deepfakebench", title="Meso-4", paper=PAPER, cam_layer="conv4")
 class DeepfakeBenchMeso4(_DeepfakeBenchClassifier):
     """DeepfakeBench's Meso4."""
 
@@ -257,6 +271,7 @@ class DeepfakeBenchMeso4(_DeepfakeBenchClassifier):
         return self.classify(_deepfakebench_layer(features, self.conv4, self.bn2, 4))
 
 
+@register_published("mesoinception4_deepfakebench", title="MesoInception-4", paper=PAPER, cam_layer="conv2")
 class DeepfakeBenchMesoInception4(_DeepfakeBenchClassifier):
     """DeepfakeBench's MesoInception4."""
 

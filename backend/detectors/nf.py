@@ -7,11 +7,22 @@ hundred of their faces correlate with photographs as much as with their own.
 import torch
 from torch import Tensor, nn
 
+from backend.detectors.registry import EMBEDDED_SIZE, register_detector
 from backend.signals import residual_correlation, wiener_residual
 
 NF_MAKERS = ("reconstruction", "edit", "sample")  # kinds of fakes that our generator draws whole
 
 
+@register_detector(
+    "nf",
+    title="NF",
+    paper="Marra et al. 2019, arXiv 1812.11842",
+    outputs="correlations by source, fake high",
+    mean=0.0,
+    std=1.0,
+    embedded={"sources": NF_MAKERS, "input_size": EMBEDDED_SIZE},
+    order=110,
+)
 class NoiseFingerprints(nn.Module):
     """One fingerprint for each maker: the mean noise residual of its fakes, at unit power. Nothing is trained.
 

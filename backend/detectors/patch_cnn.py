@@ -4,8 +4,18 @@ import torch
 from torch import Tensor, nn
 
 from backend.detectors.base import scale_channels
+from backend.detectors.registry import register_detector
 
 
+@register_detector(
+    "patch_cnn",
+    title="Patch-CNN",
+    paper="Chai et al. 2020, arXiv 2008.10588",
+    outputs="patch logits, fake then real",
+    cam_layer="convout",
+    embedded={"depth": 3, "width": 0.35},
+    order=80,
+)
 class PatchCNN(nn.Module):
     """Xception cut after block `depth`, then a 1x1 convolution, under the published key names.
 

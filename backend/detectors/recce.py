@@ -4,12 +4,14 @@ A decoder learns to rebuild real faces only; where it fails, the classifier look
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backend.detectors.base import scale_channels
+from backend.detectors.registry import register_detector, register_published
 from backend.detectors.xception import Xception
 from backend.weights import match_checkpoint
 
@@ -144,8 +146,16 @@ NOISE = 1e-6  # standard deviation of the white noise on half of the training fa
 RECONSTRUCTION_WEIGHT, METRIC_WEIGHT = 0.1, 0.1
 
 IMAGENET_CLASSES = 1000
+FACTS: dict[str, Any] = {
+    "title": "RECCE",
+    "paper": "Cao et al. 2022, CVPR, End-to-End Reconstruction-Classification Learning for Face Forgery Detection",
+    "cam_layer": "encoder.act4",
+    "published": lambda: RECCE(imagenet_head=True),
+}
 
 
+@register_detector("recce", embedded={"width": 0.2}, order=60, **FACTS)
+@register_published("recce_deepfakebench", **FACTS)
 class RECCE(nn.Module):
     """Xception with a decoder after block 4, under the published keys.
 

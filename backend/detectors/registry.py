@@ -1,4 +1,4 @@
-"""The table of detectors: a new one is a new file beside this one and one line in `ARCHITECTURES`."""
+"""Detectors by name. A new one is a new file beside this one, whose network carries `@register_detector`."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -7,25 +7,9 @@ from typing import Any, Literal
 from torch import nn
 
 from backend import runtime, weights
-from backend.detectors.base import Card, Detector, ErrorRate
-from backend.detectors.dct_a import DCTA
-from backend.detectors.efficientnet import (
-    build_deepfakebench_b4,
-    build_efficientnet,
-    build_slim_efficientnet,
-    build_torchvision_b0,
-)
-from backend.detectors.f3net import F3Net
-from backend.detectors.lf import LF, LF_SOURCES
-from backend.detectors.mat import MAT
-from backend.detectors.mesonet import DeepfakeBenchMeso4, DeepfakeBenchMesoInception4, Meso4, MesoInception4
-from backend.detectors.nf import NF_MAKERS as MAKERS
-from backend.detectors.nf import NoiseFingerprints
-from backend.detectors.patch_cnn import PatchCNN
-from backend.detectors.recce import RECCE
-from backend.detectors.vit import CommFor, build_vit_b
-from backend.detectors.xception import Xception
+from backend.detectors.base import TWO_LOGITS, Card, Detector, ErrorRate
 from backend.errors import UserError
+from backend.registration import LAST, Registered, Registry
 from backend.settings import SETTINGS
 
 Options = Mapping[str, Any]
@@ -34,134 +18,78 @@ UNDEFENDED = "none"  # the defence of the plain set
 EMBEDDED_SIZE = 128  # side in pixels of the faces that embedded detectors take, unless `input_size` says otherwise
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Architecture:
     """What is known of a detector before it is trained.
 
     Args:
         title: Name for people.
         paper: Where it was published.
-        outputs: What the network returns, a key of `card.LOG_ODDS`.
+        network: Builds the untrained network; takes the names in `embedded` as arguments.
+        published: Builds the untrained network at the size of the paper.
+        embedded: Arguments of `network` that an entry of the weights' registry may set, with their defaults; None
+            where only the published size exists.
+        outputs: What the network returns, a key of `base.LOG_ODDS`.
         cam_layer: Layer that Grad-CAM reads; empty where there is none, or its places are frequencies, as in DCT-A.
         mean: Subtracted from every channel of pictures in [0, 1].
         std: Divides every channel afterwards.
-        published: Builds the untrained network at the size of the paper.
-        embedded: Builds the untrained network as the options of a registry entry say.
     """
 
     title: str
     paper: str
-    outputs: str
-    cam_layer: str
-    mean: float | list[float]
-    std: float | list[float]
+    network: Callable[..., nn.Module]
     published: Callable[[], nn.Module]
-    embedded: Callable[[Options], nn.Module]
+    embedded: Mapping[str, Any] | None = None
+    outputs: str = TWO_LOGITS
+    cam_layer: str = ""
+    mean: float | list[float] = 0.5
+    std: float | list[float] = 0.5
+
+    def build(self, options: Options) -> nn.Module:
+        """Return the untrained network that the options of a registry entry describe."""
+        if self.embedded is None:
+            return self.published()
+        return self.network(**{name: options.get(name, default) for name, default in self.embedded.items()})
 
 
-def _xception(options: Options) -> nn.Module:
-    return Xception(width=options.get("width", 0.25))
-
-
-def _efficientnet(options: Options) -> nn.Module:
-    return build_slim_efficientnet(width=options.get("width", 0.35), depth=options.get("depth", 0.6))
-
-
-def _meso4(options: Options) -> nn.Module:
-    return Meso4(width=options.get("width", 1.0), input_size=_input_size(options))
-
-
-def _mesoinception4(options: Options) -> nn.Module:
-    return MesoInception4(width=options.get("width", 1.0), input_size=_input_size(options))
-
-
-def _mat(options: Options) -> nn.Module:
-    return MAT(options.get("width", 0.25), options.get("depth", 0.33))
-
-
-def _recce(options: Options) -> nn.Module:
-    return RECCE(options.get("width", 0.2))
-
-
-def _f3net(options: Options) -> nn.Module:
-    return F3Net(options.get("width", 0.2), _input_size(options))
-
-
-def _patch_cnn(options: Options) -> nn.Module:
-    return PatchCNN(options.get("depth", 3), options.get("width", 0.35))
-
-
-def _dct_a(options: Options) -> nn.Module:
-    return DCTA(_input_size(options), options.get("width", 1.0))
-
-
-def _lf(options: Options) -> nn.Module:
-    return LF(tuple(options.get("sources", LF_SOURCES)), _input_size(options), options.get("width", 0.25))
-
-
-def _nf(options: Options) -> nn.Module:
-    return NoiseFingerprints(tuple(options.get("sources", MAKERS)), _input_size(options))
-
-
-def _published(
-    title: str, paper: str, outputs: str, cam_layer: str, build: Callable[[], nn.Module], **normalised: Any
-) -> Architecture:
-    """Return an architecture that exists at its published size only."""
-    return Architecture(
-        title, paper, outputs, cam_layer, published=build, embedded=lambda _options: build(), **normalised
-    )
-
-
-TWO = "two logits, real then fake"
-MESO = "one logit, real high"
-CHOLLET = "Chollet 2017, arXiv 1610.02357; for faces Roessler et al. 2019, arXiv 1901.08971"
-TAN = "Tan and Le 2019, arXiv 1905.11946"
-AFCHAR = "Afchar et al. 2018, arXiv 1809.00888"
-ZHAO = "Zhao et al. 2021, arXiv 2103.02406"
-CAO = "Cao et al. 2022, CVPR, End-to-End Reconstruction-Classification Learning for Face Forgery Detection"
-QIAN = "Qian et al. 2020, arXiv 2007.09355"
-CHAI = "Chai et al. 2020, arXiv 2008.10588"
-FRANK = "Frank et al. 2020, arXiv 2003.08685"
-YU = "Yu et al. 2019, arXiv 1811.08180"
-MARRA = "Marra et al. 2019, arXiv 1812.11842"
-PARK = "Park and Owens 2025, arXiv 2411.04125"
-DOSOVITSKIY = "Dosovitskiy et al. 2021, arXiv 2010.11929"
-PATCHES = "patch logits, fake then real"
-BY_SOURCE = "logits by source, real first"
-CORRELATIONS = "correlations by source, fake high"
-B4 = "efficientnet_b4"
-ARCHITECTURES: dict[str, Architecture] = {
-    "xception": Architecture("Xception", CHOLLET, TWO, "act4", 0.5, 0.5, Xception, _xception),
-    B4: Architecture("EfficientNet", TAN, TWO, "bn2", 0.5, 0.5, lambda: build_efficientnet(B4), _efficientnet),
-    "meso4": Architecture("Meso-4", AFCHAR, MESO, "bn4", 0.0, 1.0, Meso4, _meso4),
-    "mesoinception4": Architecture("MesoInception-4", AFCHAR, MESO, "bn4", 0.0, 1.0, MesoInception4, _mesoinception4),
-    "mat": Architecture("MAT", ZHAO, TWO, "net.bn2", 0.5, 0.5, MAT, _mat),
-    "recce": Architecture("RECCE", CAO, TWO, "encoder.act4", 0.5, 0.5, lambda: RECCE(imagenet_head=True), _recce),
-    "f3net": Architecture("F3-Net", QIAN, TWO, "backbone.act4", 0.5, 0.5, F3Net, _f3net),
-    "patch_cnn": Architecture("Patch-CNN", CHAI, PATCHES, "convout", 0.5, 0.5, PatchCNN, _patch_cnn),
-    "dct_a": Architecture("DCT-A", FRANK, TWO, "", 0.0, 1 / 255, DCTA, _dct_a),
-    "lf": Architecture("LF", YU, BY_SOURCE, "blocks.8.conv1", 0.5, 0.5, LF, _lf),
-    "nf": Architecture("NF", MARRA, CORRELATIONS, "", 0.0, 1.0, NoiseFingerprints, _nf),
-}
+ARCHITECTURES = Registry[Architecture]("detector", "backend.detectors")
 # Networks that others publish in a form of their own; only entries of the Hub name them, as their `architecture`.
-IMAGENET: dict[str, list[float]] = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
-HALF = {"mean": 0.5, "std": 0.5}
-FAKE_HIGH = "one logit, fake high"
-PUBLISHED: dict[str, Architecture] = {
-    "xception_deepfakebench": _published("Xception", CHOLLET, TWO, "act4", Xception, **HALF),
-    "efficientnet_b4_deepfakebench": _published("EfficientNet-B4", TAN, TWO, "bn2", build_deepfakebench_b4, **HALF),
-    "f3net_deepfakebench": _published("F3-Net", QIAN, TWO, "backbone.act4", F3Net, **HALF),
-    "recce_deepfakebench": _published("RECCE", CAO, TWO, "encoder.act4", lambda: RECCE(imagenet_head=True), **HALF),
-    "meso4_deepfakebench": _published("Meso-4", AFCHAR, TWO, "conv4", DeepfakeBenchMeso4, **HALF),
-    "mesoinception4_deepfakebench": _published(
-        "MesoInception-4", AFCHAR, TWO, "conv2", DeepfakeBenchMesoInception4, **HALF
-    ),
-    "efficientnet_b0_torchvision": _published(
-        "EfficientNet-B0", TAN, TWO, "features", build_torchvision_b0, **IMAGENET
-    ),
-    "vit_s_commfor": _published("Community Forensics ViT-S", PARK, FAKE_HIGH, "", CommFor, **IMAGENET),
-    "vit_b_transformers": _published("ViT-B", DOSOVITSKIY, TWO, "", build_vit_b, **HALF),
-}
+PUBLISHED = Registry[Architecture]("published form", "backend.detectors")
+
+
+def register_detector(
+    name: str,
+    *,
+    embedded: Mapping[str, Any],
+    published: Callable[[], nn.Module] | None = None,
+    order: float = LAST,
+    **facts: Any,
+) -> Callable[[Registered], Registered]:
+    """Return a decorator for a class or function that builds a network; it makes the network a detector of the app.
+
+    Args:
+        name: The name that code and command line use.
+        embedded: Arguments that an entry of the weights' registry may set, with their defaults.
+        published: Builds the network at the size of the paper; by default the network without arguments.
+        order: Place in lists.
+        facts: Other fields of `Architecture`.
+    """
+
+    def make(network: Callable[..., nn.Module]) -> Architecture:
+        return Architecture(network=network, published=published or network, embedded=embedded, **facts)
+
+    return ARCHITECTURES.register(name, make, order)
+
+
+def register_published(
+    name: str, *, published: Callable[[], nn.Module] | None = None, **facts: Any
+) -> Callable[[Registered], Registered]:
+    """Return a decorator for a network that exists at its published size only; arguments as for a detector."""
+
+    def make(network: Callable[..., nn.Module]) -> Architecture:
+        return Architecture(network=network, published=published or network, **facts)
+
+    return PUBLISHED.register(name, make)
 
 
 def names() -> list[str]:
@@ -181,18 +109,23 @@ def loadable(which: DetectorSet = "shipped") -> list[str]:
         return []
     known = weights.read_entries()
     if which in {"shipped", "embedded"}:
-        own = [name for name in ARCHITECTURES if name in known and known[name].profile == "embedded"]
-        return own + (_fetched(known) if which == "shipped" else [])
+        embedded_names = [name for name in ARCHITECTURES if name in known and known[name].profile == "embedded"]
+        return embedded_names + (_fetched(known) if which == "shipped" else [])
     embedded = [(name, entry) for name, entry in known.items() if entry.profile == "embedded"]
     named = [(entry.options.get("architecture", name), name) for name, entry in embedded]
-    ordered = [name for wanted in ARCHITECTURES for architecture, name in named if architecture == wanted]
+    ordered = [name for listed in ARCHITECTURES for architecture, name in named if architecture == listed]
     return ordered if which == "all" else [name for name in ordered if _defence(known[name].options) == UNDEFENDED]
 
 
 def _fetched(known: Mapping[str, weights.Entry]) -> list[str]:
     """Return the detectors from the Hub whose files are here."""
     hub = {name: entry for name, entry in known.items() if entry.profile == "hub" and entry.path.is_file()}
-    return [name for name, entry in hub.items() if entry.options.get("architecture") in ARCHITECTURES | PUBLISHED]
+    return [name for name, entry in hub.items() if find_architecture(entry.options.get("architecture", "")) is not None]
+
+
+def find_architecture(name: str) -> Architecture | None:
+    """Return a detector of the app or a published form by its name."""
+    return ARCHITECTURES.get(name) or PUBLISHED.get(name)
 
 
 def build(name: str) -> nn.Module:
@@ -209,7 +142,7 @@ def build_embedded(name: str, options: Options) -> nn.Module:
         name: One of `names()`.
         options: `width` (and `depth` for EfficientNet), `input_size`; what is left out has a default.
     """
-    return _architecture(name).embedded(options)
+    return _architecture(name).build(options)
 
 
 def card(name: str) -> Card:
@@ -256,9 +189,9 @@ def _architecture(name: str) -> Architecture:
     if name in ARCHITECTURES:
         return ARCHITECTURES[name]
     if (SETTINGS.weights_dir / "registry.toml").exists() and name in weights.read_entries():
-        found = (ARCHITECTURES | PUBLISHED).get(weights.find_entry(name).options.get("architecture", ""))
-        if found is not None:
-            return found
+        architecture = find_architecture(weights.find_entry(name).options.get("architecture", ""))
+        if architecture is not None:
+            return architecture
     raise UserError(f"There is no detector named {name}.", f"Choose one of: {', '.join(names())}.")
 
 

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from backend.detectors.base import IMAGENET
+from backend.detectors.registry import register_published
 from backend.errors import UserError
 from backend.weights import match_checkpoint
 
@@ -34,6 +36,13 @@ ATTENTION = "attention.attention."
 TRANSFORMERS_EPSILON = 1e-12
 
 
+@register_published(
+    "vit_s_commfor",
+    title="Community Forensics ViT-S",
+    paper="Park and Owens 2025, arXiv 2411.04125",
+    outputs="one logit, fake high",
+    **IMAGENET,
+)
 class CommFor(nn.Module):
     """The community-forensics ViT-S (Park and Owens 2025, arXiv 2411.04125), under its published keys (`vit.*`)."""
 
@@ -48,6 +57,7 @@ class CommFor(nn.Module):
         return self.vit(faces[..., margin:end, margin:end])
 
 
+@register_published("vit_b_transformers", title="ViT-B", paper="Dosovitskiy et al. 2021, arXiv 2010.11929")
 def build_vit_b() -> nn.Module:
     """Return an untrained ViT-B/16 as transformers builds it, with two logits for pictures (N, 3, 224, 224)."""
     return _create("vit_base_patch16_224", classes=2, norm_layer=partial(nn.LayerNorm, eps=TRANSFORMERS_EPSILON))

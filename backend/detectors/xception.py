@@ -6,12 +6,16 @@ import torch
 from torch import Tensor, nn
 
 from backend.detectors.base import scale_channels
+from backend.detectors.registry import register_detector, register_published
 from backend.weights import match_checkpoint
 
+PAPER = "Chollet 2017, arXiv 1610.02357; for faces Roessler et al. 2019, arXiv 1901.08971"
 UNUSED = "adjust_channel."  # DeepfakeBench saves these layers in every Xception and never runs them
 DROPOUT_HEAD = "last_linear.1."  # how the head is called in a DeepfakeBench model with dropout before it
 
 
+@register_detector("xception", title="Xception", paper=PAPER, cam_layer="act4", embedded={"width": 0.25}, order=10)
+@register_published("xception_deepfakebench", title="Xception", paper=PAPER, cam_layer="act4")
 class Xception(nn.Module):
     """Xception under the published key names (`conv1`, `block1` ... `block12`, `last_linear`).
 

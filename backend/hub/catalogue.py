@@ -95,6 +95,6 @@ def _named(entry: Entry) -> tuple[str, str]:
         return EMBEDDED_USES[entry.name]
     options = entry.options
     architecture = options.get("architecture", entry.name)
-    if architecture in registry.ARCHITECTURES | registry.PUBLISHED:
+    if registry.find_architecture(architecture) is not None:
         return registry.card(entry.name).title, DETECTOR
     return str(options.get("title", entry.name)), HUB_USES.get(str(options.get("form")), UNUSED)
