@@ -5,7 +5,9 @@ A generator draws one crop of a face, while each detector was trained on a crop 
 gradients go through it. Coordinates are those of `backend.faces`: the centre of a picture's first pixel is at 0.5.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,12 +15,11 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from backend import images
+from backend import faces, images
 from backend.faces import Face
 
 # Where the small models' training faces have their eyes, in sides of the crop.
 EYES_HEIGHT = 0.42
-
 EYES_DISTANCE = 0.265
 
 # Where DeepfakeBench's preprocessing puts the eyes, the nose and the corners of the mouth: the five points of ArcFace
@@ -26,7 +27,6 @@ EYES_DISTANCE = 0.265
 ARCFACE_POINTS = np.array(
     [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
 )
-
 DEEPFAKEBENCH_POINTS = (ARCFACE_POINTS / 112 - 0.5) / 1.3 + 0.5
 
 # How far a landmark of an aligned picture may lie from its place, in sides of the crop. The finder scatters: over 1000
@@ -34,7 +34,6 @@ DEEPFAKEBENCH_POINTS = (ARCFACE_POINTS / 112 - 0.5) / 1.3 + 0.5
 TOLERANCE = 0.04
 
 FEATHER = 0.08  # width of the seam, in sides of the crop
-
 
 _BAND = 256  # rows that are warped at once, which bounds the memory
 
@@ -56,6 +55,187 @@ class AlignedFace:
     template: str
     resampled: bool
     face: Face
+
+    @property
+    def landmarks(self) -> np.ndarray:
+        """The face's landmarks in crop pixels, float64 (5, 2)."""
+        return _apply(self.matrix, self.face.landmarks)
+
+
+@dataclass(frozen=True)
+class FaceFacts:
+    """Which face of a photo was taken.
+
+    Args:
+        number: From 1, the largest face first.
+        count: How many faces the photo has.
+        problem: Why a result should not be trusted, one sentence, or None.
+    """
+
+    number: int
+    count: int
+    problem: str | None
+
+    @property
+    def summary(self) -> str:
+        """Which of several faces was taken, and why the result should not be trusted; or an empty text."""
+        which = "the largest" if self.number == 1 else f"number {self.number}"
+        parts = [f"{self.count} faces were found; {which} was taken."] if self.count > 1 else []
+        return " ".join([*parts, *([self.problem] if self.problem else [])])
+
+
+@dataclass(frozen=True, eq=False)
+class LocatedFace:
+    """One face of a decoded photo; every crop of it is cut once.
+
+    Args:
+        photo: uint8 (H, W, 3), RGB; read-only.
+        face: Where the face is.
+        number: From 1, the largest face first.
+        count: How many faces the photo has.
+    """
+
+    photo: np.ndarray = field(repr=False)
+    face: Face
+    number: int = 1
+    count: int = 1
+    _crops: dict[tuple[str, int], AlignedFace] = field(default_factory=dict, repr=False)
+
+    @property
+    def facts(self) -> FaceFacts:
+        """Number, count and problem of the face, without any pixels."""
+        return FaceFacts(self.number, self.count, faces.face_problem(self.face, self.photo.shape))
+
+    def aligned(self, template: str, size: int) -> AlignedFace:
+        """Return the face's crop of `size` pixels; see `align_face`."""
+        if (template, size) not in self._crops:
+            aligned = align_face(self.photo, self.face, template, size)
+            aligned.crop.setflags(write=False)
+            self._crops[template, size] = aligned
+        return self._crops[template, size]
+
+    def cropped(self, template: str, size: int) -> "CroppedPhoto":
+        """Return the photo with that crop, from which detectors are shown their own."""
+        return CroppedPhoto(self, self.aligned(template, size))
+
+    def __getstate__(self) -> Any:
+        """Refuse to be pickled: pixels of a visitor stay in the process and out of the session.
+
+        Raises:
+            TypeError: Always.
+        """
+        raise TypeError("A located face holds a whole photo and is not copied to another process.")
+
+
+@dataclass(frozen=True, eq=False)
+class DetectorView:
+    """A detector's own crop of one photo.
+
+    Args:
+        original: The crop, (1, 3, S, S) in [0, 1].
+        crop: The generator's crop of the same photo before any change, (1, 3, C, C) in [0, 1].
+        theta: Where the view lies in the crop, (1, 2, 3), as `affine_grid` wants it.
+        back: The inverse of `theta`, (1, 2, 3).
+        weights: How much of a change arrives, (1, 1, S, S) in [0, 1]; it falls smoothly at the crop's edge.
+        side: Size in pixels at which the crop is as fine as the view.
+    """
+
+    original: Tensor
+    crop: Tensor
+    theta: Tensor
+    back: Tensor
+    weights: Tensor
+    side: int
+
+    def to(self, device: torch.device) -> "DetectorView":
+        """Return the same on a device."""
+        return DetectorView(
+            original=self.original.to(device),
+            crop=self.crop.to(device),
+            theta=self.theta.to(device),
+            back=self.back.to(device),
+            weights=self.weights.to(device),
+            side=self.side,
+        )
+
+    def of(self, crops: Tensor) -> Tensor:
+        """Return what is seen of changed crops (N, 3, C', C') in [0, 1]: (N, 3, S, S) in [0, 1], differentiable."""
+        change = crops - resize_square(self.crop, crops.shape[-1])
+        if self.side < crops.shape[-1]:  # sampling a finer picture point by point would alias
+            change = resize_square(change, self.side)
+        return (self.original + self.weights * _sample(change, self.theta, self.original.shape[-1])).clamp(0, 1)
+
+    def maps_back(self, maps: np.ndarray) -> np.ndarray:
+        """Return maps (N, S, S) over the view as maps over the crop, (N, S, S); 0 where the view does not reach."""
+        values = torch.from_numpy(maps)[:, None].to(self.back)
+        return _sample(values, self.back, maps.shape[-1])[:, 0].cpu().numpy().astype(maps.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class CroppedPhoto:
+    """A photo and the crop of it that is changed, from which every detector's view can be cut.
+
+    Args:
+        located: The face of the photo.
+        aligned: The crop.
+    """
+
+    located: LocatedFace
+    aligned: AlignedFace
+    _views: dict[tuple[str, int], DetectorView] = field(default_factory=dict, repr=False)
+
+    def view(self, template: str, size: int) -> DetectorView | None:
+        """Return the view of a detector that wants faces of `size` pixels in the position `template`.
+
+        None where this is the crop itself.
+        """
+        if (template, size) == (self.aligned.template, len(self.aligned.crop)):
+            return None
+        if (template, size) not in self._views:
+            self._views[template, size] = self._cut_view(template, size)
+        return self._views[template, size]
+
+    def _cut_view(self, template: str, size: int) -> DetectorView:
+        seen = self.located.aligned(template, size)
+        matrix, weights = locate_crop(seen, self.aligned)
+        theta = _theta(matrix, size, len(self.aligned.crop))
+        inverse = np.linalg.inv(np.vstack([theta, [0, 0, 1]]))[:2]
+        return DetectorView(
+            original=images.to_tensor(seen.crop),
+            crop=images.to_tensor(self.aligned.crop),
+            theta=torch.from_numpy(theta[None]).float(),
+            back=torch.from_numpy(inverse[None]).float(),
+            weights=torch.from_numpy(weights)[None, None],
+            # One pixel of the view is this many of the crop, of which the crop then has so many fewer.
+            side=max(1, round(len(self.aligned.crop) / float(abs(np.linalg.det(matrix[:, :2])) ** 0.5))),
+        )
+
+
+def locate_all(photo: np.ndarray) -> list[LocatedFace]:
+    """Find all faces of a uint8 (H, W, 3) photo, the largest first."""
+    return locate_known(photo, faces.find_faces(photo))
+
+
+def locate_known(photo: np.ndarray, known: Sequence[Face]) -> list[LocatedFace]:
+    """Return the faces of a photo, uint8 (H, W, 3), that were found before, the largest first."""
+    pixels = photo.view()
+    pixels.setflags(write=False)
+    return [LocatedFace(pixels, face, number, len(known)) for number, face in enumerate(known, 1)]
+
+
+def locate(photo: np.ndarray, number: int | None = None) -> LocatedFace:
+    """Find the largest face of a uint8 (H, W, 3) photo, or the one with this number (from 1, largest first).
+
+    Raises:
+        UserError: There is no face, or none with this number.
+    """
+    return faces.choose_face(locate_all(photo), number)
+
+
+def locate_again(photo: np.ndarray, located: LocatedFace) -> LocatedFace | None:
+    """Find a face anew in an edited version of its photo, uint8 (H, W, 3); None where it is lost."""
+    face = faces.find_face_again(photo, located.face)
+    return None if face is None else LocatedFace(photo, face, located.number, located.count)
 
 
 def align_face(image: np.ndarray, face: Face, template: str, size: int) -> AlignedFace:
@@ -92,7 +272,7 @@ def paste_back(photo: np.ndarray, edited: np.ndarray, aligned: AlignedFace) -> n
     Args:
         photo: The photo that the crop was cut from, uint8 (H, W, 3).
         edited: The edited crop, uint8, or floating point in [0, 1], (size, size, 3).
-        aligned: What `align` returned.
+        aligned: What `align_face` returned.
 
     Returns:
         uint8 (H, W, 3).
@@ -157,8 +337,8 @@ def _deepfakebench_matrix(landmarks: np.ndarray, size: int) -> np.ndarray:
     centre = landmarks.mean(axis=0)
     # As complex numbers, a rotation with a scale is one factor.
     source = (landmarks - centre) @ (1, 1j)
-    wanted = (DEEPFAKEBENCH_POINTS - DEEPFAKEBENCH_POINTS.mean(axis=0)) @ (1, 1j) * size
-    factor = np.vdot(source, wanted) / np.vdot(source, source)
+    target = (DEEPFAKEBENCH_POINTS - DEEPFAKEBENCH_POINTS.mean(axis=0)) @ (1, 1j) * size
+    factor = np.vdot(source, target) / np.vdot(source, source)
     linear = np.array([[factor.real, -factor.imag], [factor.imag, factor.real]])
     return np.column_stack([linear, DEEPFAKEBENCH_POINTS.mean(axis=0) * size - linear @ centre])
 
@@ -271,84 +451,6 @@ def _sampling_grid(matrix: np.ndarray, shape: tuple[int, int], samples: int, tex
 
 def _to_uint8(values: np.ndarray) -> np.ndarray:
     return np.rint(np.clip(values, 0, 255)).astype(np.uint8)
-
-
-@dataclass(frozen=True, eq=False)
-class DetectorView:
-    """A detector's own crop of one photo.
-
-    Args:
-        original: The crop, (1, 3, S, S) in [0, 1].
-        crop: The generator's crop of the same photo before any change, (1, 3, C, C) in [0, 1].
-        theta: Where the view lies in the crop, (1, 2, 3), as `affine_grid` wants it.
-        back: The inverse of `theta`, (1, 2, 3).
-        weights: How much of a change arrives, (1, 1, S, S) in [0, 1]; it falls smoothly at the crop's edge.
-        side: Size in pixels at which the crop is as fine as the view.
-    """
-
-    original: Tensor
-    crop: Tensor
-    theta: Tensor
-    back: Tensor
-    weights: Tensor
-    side: int
-
-    def to(self, device: torch.device) -> "DetectorView":
-        """Return the same on a device."""
-        return DetectorView(
-            original=self.original.to(device),
-            crop=self.crop.to(device),
-            theta=self.theta.to(device),
-            back=self.back.to(device),
-            weights=self.weights.to(device),
-            side=self.side,
-        )
-
-    def of(self, crops: Tensor) -> Tensor:
-        """Return what is seen of changed crops (N, 3, C', C') in [0, 1]: (N, 3, S, S) in [0, 1], differentiable."""
-        change = crops - resize_square(self.crop, crops.shape[-1])
-        if self.side < crops.shape[-1]:  # sampling a finer picture point by point would alias
-            change = resize_square(change, self.side)
-        return (self.original + self.weights * _sample(change, self.theta, self.original.shape[-1])).clamp(0, 1)
-
-    def maps_back(self, maps: np.ndarray) -> np.ndarray:
-        """Return maps (N, S, S) over the view as maps over the crop, (N, S, S); 0 where the view does not reach."""
-        found = torch.from_numpy(maps)[:, None].to(self.back)
-        return _sample(found, self.back, maps.shape[-1])[:, 0].cpu().numpy().astype(maps.dtype)
-
-
-@dataclass(frozen=True, eq=False)
-class CroppedPhoto:
-    """A photo and the crop of it that is changed, from which every detector's view can be cut.
-
-    Args:
-        photo: uint8 (H, W, 3).
-        aligned: The crop.
-    """
-
-    photo: np.ndarray
-    aligned: AlignedFace
-
-    def view(self, template: str, size: int) -> DetectorView | None:
-        """Return the view of a detector that wants faces of `size` pixels in the position `template`.
-
-        None where this is the crop itself.
-        """
-        if (template, size) == (self.aligned.template, len(self.aligned.crop)):
-            return None
-        seen = align_face(self.photo, self.aligned.face, template, size)
-        matrix, weights = locate_crop(seen, self.aligned)
-        theta = _theta(matrix, size, len(self.aligned.crop))
-        inverse = np.linalg.inv(np.vstack([theta, [0, 0, 1]]))[:2]
-        return DetectorView(
-            original=images.to_tensor(seen.crop),
-            crop=images.to_tensor(self.aligned.crop),
-            theta=torch.from_numpy(theta[None]).float(),
-            back=torch.from_numpy(inverse[None]).float(),
-            weights=torch.from_numpy(weights)[None, None],
-            # One pixel of the view is this many of the crop, of which the crop then has so many fewer.
-            side=max(1, round(len(self.aligned.crop) / float(abs(np.linalg.det(matrix[:, :2])) ** 0.5))),
-        )
 
 
 def resize_square(pictures: Tensor, size: int) -> Tensor:

@@ -4,17 +4,23 @@
 faces, two are portraits in the public domain, so nobody's consent is needed and nothing has to be downloaded.
 """
 
+import functools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from backend import alignment, faces, images, weights
-from backend.counterfactual import photo
-from backend.counterfactual.photo import CounterfactualBundle
+from backend import images, weights
+from backend.alignment import LocatedFace, locate_all, locate_known
+from backend.counterfactual.photo import (
+    CounterfactualBundle,
+    bundle_counterfactual,
+    find_counterfactual,
+    load_counterfactual,
+)
 from backend.detectors import predict, registry
 from backend.detectors.predict import JudgedFace, suggest_detector
 from backend.errors import UserError
@@ -23,9 +29,7 @@ from backend.generators import inversion
 from backend.generators.inversion import Inverter
 from backend.progress import finish
 from backend.settings import SETTINGS
-
-if TYPE_CHECKING:
-    from backend.trace_removal.removal import RemovalBundle
+from backend.trace_removal.removal import REMOVAL_RECORD, TRNET_ENTRY, RemovalBundle, load_removal, run_removal
 
 FOLDER = SETTINGS.weights_dir.parent / "examples"
 GENERATED, SWAPPED = 3, 2
@@ -61,24 +65,30 @@ class Example:
         """Return the folder of the stored result."""
         return self.folder / "results" / self.photo_path.stem
 
+    def located(self) -> list[LocatedFace]:
+        """Return the stored faces of the picture, so that no finder has to run."""
+        return _read_faces(self)
+
     def faces(self) -> list[JudgedFace]:
-        """Return the stored verdicts, so that no model has to run."""
-        photo = images.read(self.photo_path)
-        stored = json.loads((self.results / "faces.json").read_text(encoding="utf-8"))
-        return [_face(photo, number, one) for number, one in enumerate(stored, 1)]
+        """Return the stored verdicts, so that no detector has to run."""
+        return [
+            JudgedFace(face.number, predict.embedded_crop(face).aligned, stored["problem"], stored["p_fake"])
+            for face, stored in zip(self.located(), self.stored_faces(), strict=True)
+        ]
+
+    def stored_faces(self) -> list[dict[str, Any]]:
+        """Return the records of the faces, the largest first."""
+        stored: list[dict[str, Any]] = json.loads((self.results / "faces.json").read_text(encoding="utf-8"))
+        return stored
 
     def bundle(self) -> CounterfactualBundle:
-        """Return the stored result."""
-        return photo.load_counterfactual(self.results, images.read(self.photo_path), self.faces()[0].aligned)
+        """Return the stored counterfactual."""
+        return load_counterfactual(self.results, self.located()[0])
 
-    def removal(self) -> "RemovalBundle | None":
+    def removal(self) -> RemovalBundle | None:
         """Return the stored removal of traces, or None where there is none."""
-        from backend.trace_removal import removal as removals
-
         folder = self.results / REMOVAL
-        if not (folder / removals.REMOVAL_RECORD).exists():
-            return None
-        return removals.load_removal(folder, images.read(self.photo_path), self.faces()[0].aligned)
+        return load_removal(folder, self.located()[0]) if (folder / REMOVAL_RECORD).exists() else None
 
 
 def load_examples(folder: Path = FOLDER) -> list[Example]:
@@ -96,27 +106,25 @@ def is_stale(example: Example) -> bool:
         used = [json.loads(path.read_text(encoding="utf-8"))["weights"] for path in records]
     except (OSError, ValueError, KeyError):
         return True
-    if set(example.faces()[0].p_fake) != set(registry.loadable("embedded")):
+    if set(example.stored_faces()[0]["p_fake"]) != set(registry.loadable("embedded")):
         return True
-    return any(weights.changed_models(one) for one in used)
+    return any(weights.changed_models(hashes) for hashes in used)
 
 
 def build_examples(out: Path = FOLDER) -> list[Path]:
     """Draw the examples, run the app's own search on each and store everything; return the files."""
-    from backend.counterfactual.photo import find_counterfactual  # these imports would keep the app's page waiting
-    from backend.trace_removal import removal as removals
-
     inverter = inversion.load_embedded_inverter()
     rows = []
     out.mkdir(parents=True, exist_ok=True)
     for name, label, picture in _pictures(inverter):
         (out / f"{name}.png").write_bytes(images.encode_png(picture, {"Comment": label}))
-        judged = predict.judge_faces(picture, registry.loadable("embedded"))
+        located = locate_all(picture)
+        judged = predict.judge_faces(located, registry.loadable("embedded"))
         detector = suggest_detector(judged[0].p_fake) or registry.loadable("embedded")[0]
         example = Example(f"{name}.png", label, detector, out)
-        photo.bundle_counterfactual(finish(find_counterfactual(picture, detector))).save(example.results)
-        if removals.TRNET_ENTRY in weights.read_entries():
-            finish(removals.run_removal(picture, detector=detector)).save(example.results / REMOVAL)
+        bundle_counterfactual(finish(find_counterfactual(located[0], detector))).save(example.results)
+        if TRNET_ENTRY in weights.read_entries():
+            finish(run_removal(located[0], detector)).save(example.results / REMOVAL)
         text = json.dumps([_stored(face) for face in judged], indent=1)
         (example.results / "faces.json").write_text(text + "\n", encoding="utf-8")
         rows.append({"file": example.file, "label": label, "detector": detector})
@@ -151,9 +159,9 @@ def _faces_in_scope(inverter: Inverter, count: int) -> list[tuple[np.ndarray, np
     kept = []
     for seed in range(LAST_SEED):
         picture = images.to_array(fakes.draw_samples(inverter, 1, seed=seed, truncation=TRUNCATION))
-        found = faces.find_faces(picture)
-        if found and faces.face_problem(found[0], picture.shape) is None:
-            kept.append((picture, found[0].landmarks))
+        located = locate_all(picture)
+        if located and located[0].facts.problem is None:
+            kept.append((picture, located[0].face.landmarks))
         if len(kept) == count:
             return kept
     raise UserError(f"The generator drew only {len(kept)} usable faces.", "Train it for longer.")
@@ -162,16 +170,17 @@ def _faces_in_scope(inverter: Inverter, count: int) -> list[tuple[np.ndarray, np
 def _stored(judged: JudgedFace) -> dict[str, Any]:
     face = judged.aligned.face
     return {
-        "box": [round(value, 2) for value in face.box],
-        "score": round(face.score, 4),
-        "landmarks": np.round(face.landmarks, 3).tolist(),
+        "box": list(face.box),
+        "score": face.score,
+        "landmarks": face.landmarks.tolist(),
         "problem": judged.problem,
         "p_fake": judged.p_fake,
     }
 
 
-def _face(photo: np.ndarray, number: int, stored: dict[str, Any]) -> JudgedFace:
-    x0, y0, x1, y1 = stored["box"]
-    face = Face((x0, y0, x1, y1), stored["score"], np.array(stored["landmarks"]))
-    aligned = alignment.align_face(photo, face, predict.EMBEDDED_TEMPLATE, registry.EMBEDDED_SIZE)
-    return JudgedFace(number, aligned, stored["problem"], stored["p_fake"])
+@functools.lru_cache(maxsize=8)
+def _read_faces(example: Example) -> list[LocatedFace]:
+    known = [
+        Face(tuple(stored["box"]), stored["score"], np.array(stored["landmarks"])) for stored in example.stored_faces()
+    ]
+    return locate_known(images.read(example.photo_path), known)

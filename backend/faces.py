@@ -8,13 +8,15 @@ import functools
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from PIL import Image
 
 from backend.errors import UserError
+
+F = TypeVar("F")
 
 MIN_WIDTH = 40  # of a face, in pixels of the photo
 
@@ -83,7 +85,7 @@ def find_faces(image: np.ndarray) -> list[Face]:
     return sorted(faces, key=lambda face: face.width * face.height, reverse=True)
 
 
-def choose_face(faces: list[Face], number: int | None = None) -> Face:
+def choose_face(faces: Sequence[F], number: int | None = None) -> F:
     """Return the largest face, or the one with this number (from 1, largest first).
 
     Raises:
@@ -97,18 +99,15 @@ def choose_face(faces: list[Face], number: int | None = None) -> Face:
     if number is None:
         return faces[0]
     if not 1 <= number <= len(faces):
-        found = "only one face" if len(faces) == 1 else f"only {len(faces)} faces"
-        raise UserError(f"There is no face number {number} in this picture.", f"It has {found}, counted from 1.")
+        count = "only one face" if len(faces) == 1 else f"only {len(faces)} faces"
+        raise UserError(f"There is no face number {number} in this picture.", f"It has {count}, counted from 1.")
     return faces[number - 1]
 
 
 def find_face_again(image: np.ndarray, face: Face) -> Face | None:
     """Find a face anew where it was in another version of the photo, uint8 (H, W, 3); None where it is lost."""
-    found = find_faces(image)
-    if not found:
-        return None
-    nearest = min(found, key=lambda one: _distance(one, face))
-    return nearest if _distance(nearest, face) <= face.width / 2 else None
+    nearest = min(find_faces(image), key=lambda other: _distance(other, face), default=None)
+    return nearest if nearest is not None and _distance(nearest, face) <= face.width / 2 else None
 
 
 def face_problem(face: Face, image_shape: tuple[int, ...]) -> str | None:

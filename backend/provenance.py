@@ -4,12 +4,15 @@ import io
 import json
 import zipfile
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from backend import images
+from backend.alignment import AlignedFace, FaceFacts
+from backend.weights import package_versions
 
 SIGN = "AI-edited"
 
@@ -30,6 +33,45 @@ _SMALLEST, _LEGIBLE = 7, 10  # font sizes in pixels
 _PLATE = (0, 0, 0, 180)  # on a white wall, dark enough for white letters
 
 _LETTERS = (255, 255, 255, 255)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class FaceResult:
+    """What every result about one face of a photo holds.
+
+    Args:
+        facts: Which face was taken.
+        aligned: The crop that the models saw, and where it lies in the photo.
+        weights: SHA-256 of the model files used, by registry name.
+        versions: Versions of the packages that matter.
+        seconds: Time taken.
+    """
+
+    facts: FaceFacts
+    aligned: AlignedFace
+    weights: dict[str, str]
+    versions: dict[str, str] = field(default_factory=package_versions)
+    seconds: float
+
+    @property
+    def original(self) -> np.ndarray:
+        """The crop before any change, uint8 (S, S, 3)."""
+        return self.aligned.crop
+
+    def base_record(self) -> dict[str, Any]:
+        """Return these facts as plain values for JSON."""
+        return {
+            "face": {
+                "number": self.facts.number,
+                "count": self.facts.count,
+                "box": [float(value) for value in self.aligned.face.box],
+                "problem": self.facts.problem,
+                "resampled": self.aligned.resampled,
+            },
+            "weights": self.weights,
+            "versions": self.versions,
+            "seconds": self.seconds,
+        }
 
 
 def mark_picture(array: np.ndarray) -> np.ndarray:

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from backend import alignment, examples, faces, fakes, images
+from backend import examples, fakes, images
+from backend.alignment import locate, locate_all
 from backend.counterfactual import search
 from backend.errors import UserError
 from backend.generators import inversion
@@ -57,12 +58,9 @@ def _sample_files(folder: Path, seed: int) -> Iterator[tuple[str, bytes]]:
     inverter = inversion.load_embedded_inverter()
     crops = {}
     for name in PORTRAITS:
-        photo = images.read(folder / f"{name}.png")
-        crop = alignment.align_face(
-            photo, faces.choose_face(faces.find_faces(photo)), inverter.template, inverter.size
-        ).crop
-        crops[name] = crop
-        yield f"real/portraits/{name}.png", images.encode_png(crop)
+        located = locate(images.read(folder / f"{name}.png"))
+        crops[name] = located.aligned(inverter.template, inverter.size).crop
+        yield f"real/portraits/{name}.png", images.encode_png(crops[name])
     for path in sorted(folder.glob("generated_*.png")) + sorted(folder.glob("swapped_*.png")):
         family = "generated" if path.stem.startswith("generated") else "swap"
         yield f"fake/{family}/{path.name}", images.encode_png(images.read(path))
@@ -73,21 +71,21 @@ def _sample_files(folder: Path, seed: int) -> Iterator[tuple[str, bytes]]:
 
 def _invented(inverter: Inverter, seed: int) -> Iterator[np.ndarray]:
     """Yield invented faces that the finder accepts."""
-    found = 0
-    for own in range(FIRST_SEED, LAST_SEED):
-        drawn = fakes.draw_samples(inverter, 1, seed=seed * 1009 + own, truncation=examples.TRUNCATION)
-        picture = images.to_array(drawn)
-        seen = faces.find_faces(picture)
-        if seen and faces.face_problem(seen[0], picture.shape) is None:
+    count = 0
+    for sample in range(FIRST_SEED, LAST_SEED):
+        drawing = fakes.draw_samples(inverter, 1, seed=seed * 1009 + sample, truncation=examples.TRUNCATION)
+        picture = images.to_array(drawing)
+        located = locate_all(picture)
+        if located and located[0].facts.problem is None:
             yield picture
-            found += 1
-        if found == INVENTED:
+            count += 1
+        if count == INVENTED:
             return
 
 
 def _of_portraits(inverter: Inverter, crops: dict[str, np.ndarray], seed: int) -> Iterator[tuple[str, bytes]]:
     """Yield renderings, edits and swaps; each has the name of the portrait that it was made from."""
-    landmarks = {name: faces.choose_face(faces.find_faces(crop)).landmarks for name, crop in crops.items()}
+    landmarks = {name: locate(crop).face.landmarks for name, crop in crops.items()}
     for number, (name, crop) in enumerate(crops.items()):
         with torch.no_grad():
             codes = inverter.invert(images.to_tensor(crop).to(inverter.latent_average.device))

@@ -16,6 +16,7 @@ from typing import Any, get_args
 import numpy as np
 
 from backend import face_packs, runtime
+from backend.alignment import locate
 from backend.counterfactual.photo import find_counterfactual
 from backend.counterfactual.search import SearchSettings, StepLengths
 from backend.errors import UserError
@@ -40,7 +41,7 @@ def main() -> None:
         if len(rows) == options.count:
             break
         try:
-            story = finish(find_counterfactual(picture, options.detector, settings))
+            story = finish(find_counterfactual(locate(picture), options.detector, settings))
         except UserError:
             passed += 1
             continue

@@ -8,6 +8,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from backend import runtime
+from backend.alignment import locate, locate_all
 from backend.counterfactual.search import SearchSettings
 from backend.detectors import predict
 from backend.progress import finish
@@ -59,8 +60,8 @@ def detect(image: str | None) -> dict[str, Any]:
         `faces`, the largest first: `box`, `problem` (why its verdicts should not be trusted, or null) and `verdicts`,
         by detector `p_fake` in [0, 1] and `verdict` (real, fake or uncertain). No face: `faces` is empty.
     """
-    judged = predict.judge_faces(read_photo(image))
-    return {"faces": [_face_record(face) for face in judged], "note": None if judged else "No face was found."}
+    judged = predict.judge_faces(locate_all(read_photo(image)))
+    return {"faces": [face.record() for face in judged], "note": None if judged else "No face was found."}
 
 
 def counterfactual(
@@ -85,13 +86,6 @@ def counterfactual(
     from backend.counterfactual.photo import find_counterfactual  # its imports would keep the page waiting
 
     settings = SearchSettings(levels=tuple(level), steps=min(MAX_STEPS, int(steps)), composite=composite)
-    return finish(find_counterfactual(read_photo(image), detector, settings)).record()
-
-
-def _face_record(face: predict.JudgedFace) -> dict[str, Any]:
-    words = face.verdicts()
-    return {
-        "box": [round(float(value), 1) for value in face.aligned.face.box],
-        "problem": face.problem,
-        "verdicts": {name: {"p_fake": score, "verdict": words[name]} for name, score in face.p_fake.items()},
-    }
+    settings.check()
+    located = locate(read_photo(image))
+    return finish(find_counterfactual(located, detector, settings)).record()

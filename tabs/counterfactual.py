@@ -7,6 +7,7 @@ from typing import Any
 import gradio as gr
 
 from backend import images
+from backend.alignment import locate
 from backend.counterfactual import photo as counterfactual_photo
 from backend.counterfactual.search import LEVEL_WORDS, SearchSettings
 from backend.detectors.predict import JudgedFace, suggest_detector
@@ -197,7 +198,7 @@ class CounterfactualTab:
         """Run a search, showing every step, and show its result."""
         from backend.counterfactual.photo import find_counterfactual  # its imports would keep the page waiting
 
-        photo = read_photo(path)
+        located = locate(read_photo(path), number)
         settings = SearchSettings(
             levels=tuple(levels),
             epsilon=epsilon or None,
@@ -220,7 +221,7 @@ class CounterfactualTab:
         scores: list[float] = []
         framed = 0.0
         inverter = inversion.load_inverter(generator)
-        with Running(find_counterfactual(photo, detector, settings, face_number=number, inverter=inverter)) as running:
+        with Running(find_counterfactual(located, detector, settings, inverter=inverter)) as running:
             for step in running:
                 updates, framed = self._shown(step, scores, framed)
                 yield updates

@@ -14,7 +14,8 @@ import gradio as gr
 import numpy as np
 import torch
 
-from backend import alignment, images
+from backend import images
+from backend.alignment import locate
 from backend.detectors import predict
 from backend.detectors import registry as detectors_registry
 from backend.detectors.base import THRESHOLD
@@ -174,14 +175,10 @@ class Quiz:
     def _cut(self, path: Path, wanted: list[tuple[str, int]]) -> tuple[np.ndarray, Crops] | None:
         """Return the largest face of a picture as it is shown, and as detectors want it."""
         try:
-            photo = images.read(path)
-            judged = predict.judge_faces(photo, [])
+            face = locate(images.read(path))
         except UserError:
             return None
-        if not judged:
-            return None
-        aligned = judged[0].aligned
-        return aligned.crop, {form: alignment.align_face(photo, aligned.face, *form).crop for form in wanted}
+        return predict.embedded_crop(face).aligned.crop, {form: face.aligned(*form).crop for form in wanted}
 
     def _said_real(self, current: QuizRound) -> Updates:
         return self._answer(current, fake=False)

@@ -14,6 +14,7 @@ import numpy as np
 from gradio.events import Dependency
 
 from backend import images
+from backend.alignment import locate_all
 from backend.detectors import predict
 from backend.errors import UserError
 from backend.generators import inversion
@@ -150,7 +151,7 @@ def warm_up() -> None:
     try:
         import_packages()
         blank = np.full((256, 256, 3), 128, np.uint8)
-        predict.judge_faces(blank)
+        predict.judge_faces(locate_all(blank))
         predict.predict_p_fake(images.to_tensor(blank))
         inversion.load_embedded_inverter()
     except Exception:

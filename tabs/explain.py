@@ -10,7 +10,8 @@ from typing import Any
 import gradio as gr
 from gradio.events import Dependency
 
-from backend import faces, images, provenance
+from backend import images, provenance
+from backend.alignment import locate, locate_all
 from backend.detectors import registry
 from backend.detectors.predict import JudgedFace, suggest_detector
 from backend.errors import UserError
@@ -18,7 +19,7 @@ from backend.examples import Example
 from backend.explain import photo
 from backend.explain.explanation import ExplainSettings, Explanation, MapFinished, compare_methods
 from backend.explain.pairs import PairComparisonSettings, PairSettings, compare_pair
-from backend.explain.photo import cut_face, expected_comparison_seconds, expected_seconds, explain_photo
+from backend.explain.photo import expected_comparison_seconds, expected_seconds, explain_photo
 from backend.explain.registry import METHODS
 from backend.explain.sufficiency import sufficiency_settings
 from backend.faces import FACE_PARTS
@@ -100,10 +101,10 @@ class PairStep:
         """Explain the real photo with every method, and show how far the fake's score falls for each."""
         if path is None:
             raise UserError("There is no real photo yet.", "Choose it beside the button.")
-        photos = read_photo(path), read_photo(fake_path)
-        found = faces.find_faces(photos[0])
-        if not found or faces.face_problem(found[0], photos[0].shape):
+        real_faces = locate_all(read_photo(path))
+        if not real_faces or real_faces[0].facts.problem:
             raise UserError("The real photo has no usable face.", "Use one that shows a face from the front.")
+        located = real_faces[0], locate(read_photo(fake_path), number)
         yield {
             **self.hide(),
             self.start: gr.Button(interactive=False),
@@ -111,9 +112,7 @@ class PairStep:
             self.progress: progress_bar(Step(0, 1, "Both faces are cut out.")),
         }
         loaded = registry.load(detector)
-        real, fake = (
-            cut_face(photo, loaded.card, which)[0].crop for photo, which in zip(photos, (None, number), strict=True)
-        )
+        real, fake = (face.aligned(loaded.card.template, loaded.card.input_size).crop for face in located)
         proof = sufficiency_settings(int(seed or 0), shortcut=True, draws=PAIR_DRAWS)
         settings = PairComparisonSettings(seed=int(seed or 0), pair=PairSettings(proof=proof))
         shown: list[tuple[Any, str]] = []
@@ -329,7 +328,7 @@ class ExplainTab:
         request: gr.Request,
     ) -> Iterator[Updates]:
         """Draw one map and put it to the test."""
-        photo = read_photo(path)
+        located = locate(read_photo(path), number)
         settings = ExplainSettings(
             method=method,
             reference=reference if towards == "fake" else "original",
@@ -340,7 +339,7 @@ class ExplainTab:
         )
         yield self._busy()
         test = sufficiency_settings(int(seed or 0), shortcut=shortcut) if proof else None
-        with Running(explain_photo(photo, detector, settings, number, test)) as running:
+        with Running(explain_photo(located, detector, settings, test)) as running:
             for step in running:
                 yield {self.progress: progress_bar(step)}
         yield {**self._idle(), self.progress: "", **self.result.show(running.result, guess, session_folder(request))}
@@ -361,10 +360,10 @@ class ExplainTab:
         settings = ExplainSettings(
             reference=reference, preset=preset, seed=int(seed or 0), towards=towards, shortcut=shortcut
         )
-        photo = read_photo(path)
+        located = locate(read_photo(path), number)
         yield self._busy()
         loaded = registry.load(detector)
-        crop = cut_face(photo, loaded.card, number)[0].crop
+        crop = located.aligned(loaded.card.template, loaded.card.input_size).crop
         with Running(words.compare_with_tests(compare_methods, images.to_tensor(crop), loaded, settings)) as running:
             done: list[words.MapWithTest] = []
             for step in running:

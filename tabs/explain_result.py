@@ -129,7 +129,7 @@ def _seconds(seconds: float) -> str:
 def map_in_words(made: ExplainedPhoto) -> str:
     """Say in a few sentences where the detector looked, and whether the test supports the map."""
     explanation = made.explanation
-    parts = [made.about_face] if made.about_face else []
+    parts = [made.facts.summary] if made.facts.summary else []
     parts.append(f"p_fake is {explanation.p_fake:.2f} {SCALE}.")
     if explanation.degenerate:
         parts.append(explanation.reason)

@@ -12,6 +12,7 @@ from gradio.events import Dependency
 from PIL import Image, ImageDraw, ImageFont
 
 from backend import examples, images
+from backend.alignment import locate_all
 from backend.detectors import predict, registry
 from backend.detectors.base import THRESHOLD, UNCERTAIN_MARGIN, Card, verdict
 from backend.detectors.predict import JudgedFace, describe_error_rates, describe_p_fake, summarise_error_rates
@@ -182,7 +183,7 @@ class PhotoStep:
         as_uploaded = _is_shown_by_browsers(path)
         if not as_uploaded:  # it is handed back as PNG, which must stay below the limit on bytes
             pixels = _convert_for_browser(pixels)
-        faces = predict.judge_faces(pixels)
+        faces = predict.judge_faces(locate_all(pixels))
         updates = {self.faces: faces, **self.show(pixels, faces), **self._offer(faces[0] if faces else None)}
         if not as_uploaded:
             updates[self.photo] = pixels

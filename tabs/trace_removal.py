@@ -9,8 +9,8 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 
-from backend import images, provenance
-from backend.alignment import CroppedPhoto
+from backend import provenance
+from backend.alignment import LocatedFace, locate
 from backend.detectors import registry
 from backend.detectors.base import verdict
 from backend.detectors.predict import JudgedFace, format_p_fake, summarise_error_rates
@@ -369,7 +369,7 @@ class TraceRemovalTab:
             self.remove: gr.Button(interactive=False),
             self.compare: gr.Button(interactive=False),
             self.note: "",
-            self.progress: progress_bar(Step(0, 1, "The face is looked for.")),
+            self.progress: progress_bar(Step(0, 1, "The face is cut out.")),
             **self.result.hide(),
         }
 
@@ -382,7 +382,7 @@ class TraceRemovalTab:
         require_trnet()
         LIMIT.check(request)
         yield self._busy()
-        made = yield from self._watched(removal.run_removal(photo, number, strength=strength))
+        made = yield from self._watched(removal.run_removal(locate(photo, number), strength=strength))
         yield {**self._idle(), self.progress: "", **self.result.show(made, session_folder(request))}
 
     def _compare(
@@ -394,9 +394,8 @@ class TraceRemovalTab:
         photo = read_photo(path)
         LIMIT.check(request)
         yield self._busy()
-        aligned = faces[(number or 1) - 1].aligned
-        face, source = images.to_tensor(aligned.crop), CroppedPhoto(photo, aligned)
-        made = yield from self._watched(compare_attacks(face, source, strength=strength))
+        located = LocatedFace(photo, faces[(number or 1) - 1].aligned.face)
+        made = yield from self._watched(compare_attacks(located, strength=strength))
         yield {**self._idle(), self.progress: "", **self.result.show_comparison(made)}
 
     def _watched(self, job: Job[Any]) -> Any:

@@ -70,7 +70,7 @@ def test_detectors_are_grouped_by_the_crop_that_they_want(asked):
 
 
 def test_a_detector_that_looks_for_itself_is_the_same_detector(asked, photo):
-    source = alignment.CroppedPhoto(photo, predict.judge_faces(photo, [])[0].aligned)
+    source = predict.embedded_crop(alignment.locate(photo))
     crop = images.to_tensor(source.aligned.crop)
     own, view = registry.load("own"), source.view(*OWN)
     looking = OwnCropDetector(own, view)
@@ -101,8 +101,7 @@ def test_a_detector_that_came_during_the_quiz_is_left_out(asked, photo, data):
 
 def test_attacks_side_by_side_are_judged_in_each_one_s_own_crop(asked, photo, monkeypatch):
     monkeypatch.setattr(comparison, "COMPARED", ("noise", "fgsm"))
-    source = alignment.CroppedPhoto(photo, predict.judge_faces(photo, [])[0].aligned)
-    made = finish(comparison.compare_attacks(images.to_tensor(source.aligned.crop), source))
+    made = finish(comparison.compare_attacks(alignment.locate(photo)))
     (seen,) = asked["own"][-1:]
     assert seen.shape == (3, 3, OWN[1], OWN[1])  # the face and two attacks
     assert torch.equal(seen[0], images.to_tensor(own_crop(photo))[0]) and not torch.equal(seen[0], seen[1])

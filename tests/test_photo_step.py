@@ -50,7 +50,7 @@ def test_a_verdict_on_an_earlier_photo_is_not_shown(step, tmp_path, monkeypatch)
 
     monkeypatch.setattr(predict, "judge_faces", slow)
     assert set(step._look(chosen)) == {step.faces}
-    monkeypatch.setattr(predict, "judge_faces", lambda _: [judged(1, (4, 4, 30, 30))])
+    monkeypatch.setattr(predict, "judge_faces", lambda *_: [judged(1, (4, 4, 30, 30))])
     assert len(step._look(chosen)[step.faces]) == 1
 
 
@@ -96,6 +96,6 @@ def test_several_faces_carry_their_numbers():
 
 @pytest.mark.parametrize(("kind", "moves"), [("GIF", True), ("WEBP", True), ("TIFF", False)])
 def test_of_an_animation_it_is_said_that_only_the_first_frame_was_judged(step, tmp_path, monkeypatch, kind, moves):
-    monkeypatch.setattr(predict, "judge_faces", lambda _: [judged(1, (4, 4, 30, 30))])
+    monkeypatch.setattr(predict, "judge_faces", lambda *_: [judged(1, (4, 4, 30, 30))])
     path = written(tmp_path, f"picture.{kind.lower()}", pictures.animation(kind))
     assert step._look(ChosenPhoto(path))[step.moving].visible == moves and step.moving.value == MOVING

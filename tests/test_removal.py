@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from backend import alignment, faces, provenance, weights
-from backend.alignment import CroppedPhoto
+from backend import faces, provenance, weights
+from backend.alignment import LocatedFace, locate
 from backend.cli import photo as cli_photo
 from backend.detectors import base, predict, registry
 from backend.detectors.base import verdict
@@ -67,7 +67,7 @@ def photo(level: int = 200) -> np.ndarray:
 
 def test_the_whole_way_of_a_photo(detectors):
     steps = []
-    found = finish(removal.remove_traces(photo(), network=shift(-0.2)), steps.append)
+    found = finish(removal.remove_traces(locate(photo()), network=shift(-0.2)), steps.append)
     assert (found.original == 200).all() and (found.removed == 149).all()
     assert found.metrics["psnr"] == pytest.approx(20 * np.log10(255 / 51))
     assert found.p_fake["toy"][0] > 0.5 > found.p_fake["toy"][1]
@@ -87,7 +87,7 @@ def test_the_whole_way_of_a_photo(detectors):
 def test_pixels_outside_the_face_stay_as_they_were(detectors):
     randomness = np.random.default_rng(0)
     original = randomness.integers(0, 256, (400, 440, 3), dtype=np.uint8)
-    found = finish(removal.remove_traces(original, network=shift(-0.3)))
+    found = finish(removal.remove_traces(locate(original), network=shift(-0.3)))
     corners = np.array([[0, 0], [SIZE, 0], [0, SIZE], [SIZE, SIZE]], dtype=np.float64)
     inverse = np.linalg.inv(found.aligned.matrix[:, :2])
     outline = (corners - found.aligned.matrix[:, 2]) @ inverse.T
@@ -101,15 +101,15 @@ def test_pixels_outside_the_face_stay_as_they_were(detectors):
 
 
 def test_a_stronger_removal_says_that_it_is_one(detectors):
-    found = finish(removal.remove_traces(photo(), strength=1.5, network=shift(-0.2)))
+    found = finish(removal.remove_traces(locate(photo()), strength=1.5, network=shift(-0.2)))
     assert (found.removed == 124).all() and found.settings.strength == 1.5  # 200 - 1.5 * 51 = 123.5
     assert "1.5 times what TR-Net was trained to make" in found.summary
     with pytest.raises(UserError, match="strength"):
-        finish(removal.remove_traces(photo(), strength=3.0, network=shift(-0.2)))
+        finish(removal.remove_traces(locate(photo()), strength=3.0, network=shift(-0.2)))
 
 
 def test_a_network_that_changes_nothing_says_so(detectors):
-    found = finish(removal.remove_traces(photo(), network=TRNet(0.125, residual=True).eval()))
+    found = finish(removal.remove_traces(locate(photo()), network=TRNet(0.125, residual=True).eval()))
     assert found.metrics["psnr"] is None and np.array_equal(found.pasted, photo())
     assert "left the face as it was" in found.summary
 
@@ -134,10 +134,9 @@ def test_a_detector_with_a_crop_of_its_own_sees_that_saved_again(detectors, monk
     wide.card = dataclasses.replace(wide.card, template="deepfakebench")
     monkeypatch.setitem(detectors, "wide", wide)
     picture = np.full((300, 320, 3), 200, dtype=np.uint8)
-    aligned = alignment.align_face(picture, FACE, predict.EMBEDDED_TEMPLATE, SIZE)
+    source = LocatedFace(picture, FACE).cropped(predict.EMBEDDED_TEMPLATE, SIZE)
     removed = np.full((SIZE, SIZE, 3), 150, dtype=np.uint8)
-    source = CroppedPhoto(picture, aligned)
-    for one in removal.judge_resaves(aligned.crop, removed, ["toy", "wide"], source):
+    for one in removal.judge_resaves(source.aligned.crop, removed, ["toy", "wide"], source):
         assert list(one.p_fake) == ["toy", "wide"]
         assert one.p_fake["wide"][0] == pytest.approx(one.p_fake["toy"][0], abs=0.02)
         assert one.p_fake["wide"][1] > one.p_fake["toy"][1] + 0.02  # around the crop the photo is as bright as before
@@ -166,7 +165,7 @@ def test_references_survive_a_file(known, tmp_path):
 
 
 def test_a_summary_says_what_still_holds(detectors):
-    kept = finish(removal.remove_traces(photo(), network=shift(-0.004)))
+    kept = finish(removal.remove_traces(locate(photo()), network=shift(-0.004)))
     said = [name for name, (before, _) in kept.p_fake.items() if verdict(before) == "fake"]
     assert not kept.turned and len(said) == 2
     assert "All 2 detectors that called it fake still do" in kept.summary, kept.summary
@@ -218,11 +217,12 @@ def test_views_measure_what_they_say(known):
 
 
 def test_a_bundle_is_saved_loaded_and_packed(known, tmp_path):
-    made = finish(removal.run_removal(photo(), detector="toy", network=shift(-0.2), known=known))
+    located = locate(photo())
+    made = finish(removal.run_removal(located, detector="toy", network=shift(-0.2), known=known))
     assert [one["name"] for one in made.record["views"]] == ["spectrum", "power", "noise", "attention"]
     assert made.record["views_note"] is None and set(made.record["resaves"]) == set(removal.RESAVE_KINDS)
     made.save(tmp_path)
-    read = removal.load_removal(tmp_path, made.photo, made.aligned)
+    read = removal.load_removal(tmp_path, located)
     assert read.record == json.loads(json.dumps(made.record))
     assert all(np.array_equal(read.pictures()[name], one) for name, one in made.pictures().items())
     packed = zipfile.ZipFile(io.BytesIO(made.zip()))

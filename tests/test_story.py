@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from backend import faces, images
+from backend.alignment import locate
 from backend.cli import main
 from backend.cli import photo as cli_photo
 from backend.counterfactual import photo as counterfactual_photo
@@ -47,7 +48,8 @@ def photo(level: int = 200) -> np.ndarray:
 def test_the_whole_way_of_a_photo(detectors):
     steps = []
     story = finish(
-        find_counterfactual(photo(), "toy", SearchSettings(kappa=0.1), inverter=toy_inverter(SIZE)), steps.append
+        find_counterfactual(locate(photo()), "toy", SearchSettings(kappa=0.1), inverter=toy_inverter(SIZE)),
+        steps.append,
     )
     assert story.flipped and not story.already_real
     assert (story.counterfactual == 173).all() and (story.original == 200).all()
@@ -65,14 +67,16 @@ def test_the_whole_way_of_a_photo(detectors):
 
 def test_a_detector_without_a_layer_says_so_in_place_of_a_map(detectors):
     detectors["toy"].card = replace(detectors["toy"].card, cam_layer="")
-    story = finish(find_counterfactual(photo(), "toy", SearchSettings(kappa=0.1), inverter=toy_inverter(SIZE)))
+    story = finish(find_counterfactual(locate(photo()), "toy", SearchSettings(kappa=0.1), inverter=toy_inverter(SIZE)))
     assert story.flipped and story.cams.empty.all()
     assert "no layer whose attention could be shown" in story.record()["cam_missing"]
     assert story.cams.note == story.record()["cam_missing"]
 
 
 def test_the_record_is_plain_json_with_everything_that_was_set(detectors):
-    story = finish(find_counterfactual(photo(), "toy", SearchSettings(seed=7, kappa=0.1), inverter=toy_inverter(SIZE)))
+    story = finish(
+        find_counterfactual(locate(photo()), "toy", SearchSettings(seed=7, kappa=0.1), inverter=toy_inverter(SIZE))
+    )
     record = json.loads(json.dumps(story.record(), allow_nan=False))
     assert set(record["p_fake"]) == {"original", "inversion", "counterfactual"}
     assert record["settings"]["seed"] == 7 and record["steps"] == 9 and record["level"] == "S,M,D"
@@ -83,7 +87,7 @@ def test_the_record_is_plain_json_with_everything_that_was_set(detectors):
 
 
 def test_a_real_face_is_left_alone(detectors):
-    story = finish(find_counterfactual(photo(100), "toy", inverter=toy_inverter(SIZE)))
+    story = finish(find_counterfactual(locate(photo(100)), "toy", inverter=toy_inverter(SIZE)))
     assert story.already_real and not story.flipped
     assert np.array_equal(story.pasted, photo(100))
     assert story.record()["metrics"]["psnr"] is None
@@ -92,18 +96,18 @@ def test_a_real_face_is_left_alone(detectors):
 
 def test_a_mistake_is_a_sentence(detectors, monkeypatch):
     with pytest.raises(UserError, match="no detector named"):
-        finish(find_counterfactual(photo(), "nobody", inverter=toy_inverter(SIZE)))
+        finish(find_counterfactual(locate(photo()), "nobody", inverter=toy_inverter(SIZE)))
     with pytest.raises(UserError, match="number 2"):
-        finish(find_counterfactual(photo(), "toy", face_number=2, inverter=toy_inverter(SIZE)))
+        finish(find_counterfactual(locate(photo(), 2), "toy", inverter=toy_inverter(SIZE)))
     monkeypatch.setattr(faces, "find_faces", lambda image: [])
     with pytest.raises(UserError, match="No face"):
-        finish(find_counterfactual(photo(), "toy", inverter=toy_inverter(SIZE)))
+        finish(find_counterfactual(locate(photo()), "toy", inverter=toy_inverter(SIZE)))
 
 
 def test_closing_the_story_closes_the_search(detectors):
     detector = detectors["toy"]
     detector.train()
-    job = find_counterfactual(photo(), "toy", inverter=toy_inverter(SIZE))
+    job = find_counterfactual(locate(photo()), "toy", inverter=toy_inverter(SIZE))
     next(job)
     assert not detector.training
     job.close()
@@ -113,7 +117,7 @@ def test_closing_the_story_closes_the_search(detectors):
 def test_a_face_that_is_lost_after_pasting_is_said(detectors, monkeypatch):
     found = iter([[FACE], []])
     monkeypatch.setattr(faces, "find_faces", lambda image: next(found))
-    story = finish(find_counterfactual(photo(), "toy", inverter=toy_inverter(SIZE)))
+    story = finish(find_counterfactual(locate(photo()), "toy", inverter=toy_inverter(SIZE)))
     assert story.p_pasted is None and "not found again" in story.summary
 
 
@@ -132,13 +136,13 @@ def test_retest_leaves_out_the_attacked_one(detectors):
 
 @pytest.mark.parametrize(("level", "words"), [(100, "calls this face real"), (175, "is uncertain about this face")])
 def test_a_face_below_the_threshold_is_named_as_its_verdict_names_it(detectors, level, words):
-    story = finish(find_counterfactual(photo(level), "toy", inverter=toy_inverter(SIZE)))
+    story = finish(find_counterfactual(locate(photo(level)), "toy", inverter=toy_inverter(SIZE)))
     assert story.already_real and words in story.summary and "nothing to turn" in story.summary
 
 
 def test_the_refinement_is_told_and_recorded(detectors):
     steps = []
-    job = find_counterfactual(photo(), "toy", SearchSettings(kappa=0.1, refine=2), inverter=toy_inverter(SIZE))
+    job = find_counterfactual(locate(photo()), "toy", SearchSettings(kappa=0.1, refine=2), inverter=toy_inverter(SIZE))
     story = finish(job, steps.append)
     record = json.loads(json.dumps(story.record(), allow_nan=False))
     assert record["refined"]["psnr_after"] > record["refined"]["psnr_before"]
@@ -155,7 +159,7 @@ def test_the_command_line_writes_the_pictures_of_the_zip(detectors, monkeypatch,
     )
     answer = cli_photo.run_counterfactual(options, lambda step: None)
     made = counterfactual_photo.bundle_counterfactual(
-        finish(find_counterfactual(photo(), "toy", inverter=toy_inverter(SIZE)))
+        finish(find_counterfactual(locate(photo()), "toy", inverter=toy_inverter(SIZE)))
     )
     with zipfile.ZipFile(io.BytesIO(made.zip())) as packed:
         zipped = {name.removesuffix(".png") for name in packed.namelist() if name.endswith(".png")}

@@ -55,7 +55,7 @@ def test_the_similarity_is_the_one_of_least_squares():
 @pytest.mark.parametrize(("template", "size"), [("deepfakebench", 256), ("embedded", 224), ("ffhq", 96)])
 def test_a_view_is_the_photos_own_crop_until_something_changes(template, size):
     picture = photo()
-    source = alignment.CroppedPhoto(picture, alignment.align_face(picture, FACE, "embedded", 128))
+    source = alignment.LocatedFace(picture, FACE).cropped("embedded", 128)
     view = source.view(template, size)
     seen = view.of(images.to_tensor(source.aligned.crop))
     expected = images.to_tensor(alignment.align_face(picture, FACE, template, size).crop)
@@ -67,7 +67,7 @@ def test_a_view_is_the_photos_own_crop_until_something_changes(template, size):
 @pytest.mark.parametrize(("template", "size"), [("deepfakebench", 256), ("embedded", 224)])
 def test_a_change_is_seen_as_in_the_photo_with_the_face_put_back(side, template, size):
     picture = photo()
-    source = alignment.CroppedPhoto(picture, alignment.align_face(picture, FACE, "embedded", side))
+    source = alignment.LocatedFace(picture, FACE).cropped("embedded", side)
     change = np.zeros((side, side, 3))
     change[side // 4 : side // 2, side // 3 : side // 2] = (60, -40, 20)
     smooth = torch.from_numpy(change).permute(2, 0, 1)[None].float()
@@ -84,7 +84,7 @@ def test_a_change_is_seen_as_in_the_photo_with_the_face_put_back(side, template,
 
 def test_a_small_drawing_of_the_crop_is_seen_alike():
     picture = photo()
-    source = alignment.CroppedPhoto(picture, alignment.align_face(picture, FACE, "ffhq", 512))
+    source = alignment.LocatedFace(picture, FACE).cropped("ffhq", 512)
     view = source.view("deepfakebench", 256)
     large = (images.to_tensor(source.aligned.crop) + 0.1).clamp(0, 1)
     assert (view.of(large) - view.of(alignment.resize_square(large, 256))).abs().max() < 0.02
@@ -92,7 +92,7 @@ def test_a_small_drawing_of_the_crop_is_seen_alike():
 
 def test_gradients_reach_the_drawing_and_maps_come_back():
     picture = photo()
-    source = alignment.CroppedPhoto(picture, alignment.align_face(picture, FACE, "embedded", 64))
+    source = alignment.LocatedFace(picture, FACE).cropped("embedded", 64)
     view = source.view("deepfakebench", 96)
     crop = images.to_tensor(source.aligned.crop).requires_grad_()
     view.of(crop).sum().backward()
@@ -123,7 +123,7 @@ def test_every_detector_is_asked_about_its_own_crop(both, monkeypatch):
     for name, detector in both.items():
         detector.network.register_forward_hook(lambda _net, inputs, _out, name=name: asked.update({name: inputs[0]}))
     picture = photo()
-    judged = predict.judge_faces(picture)
+    judged = predict.judge_faces(alignment.locate_all(picture))
     own = images.to_tensor(alignment.align_face(picture, FACE, "deepfakebench", 256).crop)
     assert torch.equal(asked["wide"], torch.cat([own, own]))
     # What embedded detectors are asked, and answer, is what it was without views.
@@ -131,20 +131,22 @@ def test_every_detector_is_asked_about_its_own_crop(both, monkeypatch):
     assert torch.equal(asked["toy"], torch.cat([crop, crop]))
     assert judged[0].p_fake["toy"] == round(both["toy"].p_fake(torch.cat([crop, crop])).tolist()[0], 6)
     assert judged[0].p_fake["wide"] == round(both["wide"].p_fake(own)[0].item(), 6)
-    assert predict.judge_faces(picture, [])[0].p_fake == {}
+    assert predict.judge_faces(alignment.locate_all(picture), [])[0].p_fake == {}
 
 
 def test_the_embedded_detectors_see_the_bare_crop():
     picture = photo()
-    aligned = alignment.align_face(picture, FACE, predict.EMBEDDED_TEMPLATE, registry.EMBEDDED_SIZE)
-    crops = images.to_tensor(aligned.crop)
+    source = predict.embedded_crop(alignment.LocatedFace(picture, FACE))
+    crops = images.to_tensor(source.aligned.crop)
     for name in registry.loadable("embedded"):
-        assert predict.cut_for_detector(registry.card(name), crops, alignment.CroppedPhoto(picture, aligned)) is crops
+        assert predict.cut_for_detector(registry.card(name), crops, source) is crops
 
 
 def test_a_search_turns_a_detector_through_its_own_crop(both):
     picture = np.full((400, 420, 3), 200, dtype=np.uint8)
-    found = finish(find_counterfactual(picture, "wide", SearchSettings(kappa=0.1), inverter=toy_inverter(128)))
+    found = finish(
+        find_counterfactual(alignment.locate(picture), "wide", SearchSettings(kappa=0.1), inverter=toy_inverter(128))
+    )
     assert found.flipped and found.p_fake["original"] == pytest.approx(
         both["wide"].p_fake(images.to_tensor(alignment.align_face(picture, FACE, "deepfakebench", 256).crop)).item()
     )

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from backend import examples, images, settings, weights
+from backend.alignment import locate
 from backend.counterfactual.photo import find_counterfactual
 from backend.counterfactual.search import LONGEST_STEP, SearchSettings, search
 from backend.errors import UserError
@@ -124,7 +125,7 @@ def test_a_search_in_a_tuned_generator_keeps_them():
 def test_faces_turn_sooner_and_stay_closer_than_with_equal_steps():
     face = images.read(examples.FOLDER / "swapped_1.png")
     ours, paper = (
-        finish(find_counterfactual(face, "xception", SearchSettings(lengths=lengths))).record()
+        finish(find_counterfactual(locate(face), "xception", SearchSettings(lengths=lengths))).record()
         for lengths in ("visible", "equal")
     )
     assert ours["flipped"] and paper["flipped"]

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from backend import images
-from backend.alignment import AlignedFace, CroppedPhoto
+from backend.alignment import AlignedFace, CroppedPhoto, LocatedFace
 from backend.errors import UserError
 from backend.evaluate import plots
 from backend.evaluate.dataset import open_data
@@ -93,7 +93,8 @@ def whole_picture(data, name):
     """Return a picture as the face that was found in it, whose place is all of it."""
     pixels = images.read(data.path(name))
     place = Face((0.0, 0.0, 32.0, 32.0), 1.0, LANDMARKS)
-    return CroppedPhoto(pixels, AlignedFace(pixels, np.eye(2, 3), "embedded", resampled=False, face=place))
+    aligned = AlignedFace(pixels, np.eye(2, 3), "embedded", resampled=False, face=place)
+    return CroppedPhoto(LocatedFace(pixels, place), aligned)
 
 
 def toy_data(folder, count=3, white=False):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from backend import images, runtime, settings
+from backend.alignment import locate_all
 from backend.detectors import predict, registry
 from backend.errors import UserError
 from backend.progress import Step, finish
@@ -82,22 +83,12 @@ def _detect_in_file(path: Path, detectors: list[str] | None) -> CommandAnswer:
         photo = images.read(path)
     except UserError as error:
         return {"image": str(path), "error": error.message, "hint": error.hint}
-    judged = predict.judge_faces(photo, detectors)
-    found = []
-    for one in judged:
-        words = one.verdicts()
-        found.append(
-            {
-                "box": [round(float(value), 1) for value in one.aligned.face.box],
-                "problem": one.problem,
-                "verdicts": {name: {"p_fake": p, "verdict": words[name]} for name, p in one.p_fake.items()},
-            }
-        )
-    answer: CommandAnswer = {"image": str(path), "faces": found}
-    if not found:
+    judged = [face.record() for face in predict.judge_faces(locate_all(photo), detectors)]
+    answer: CommandAnswer = {"image": str(path), "faces": judged}
+    if not judged:
         answer["note"] = "No face was found; use a photo in which a face is seen from the front."
-    elif len(found) > 1:
-        answer["note"] = f"{len(found)} faces were found, the largest first."
+    elif len(judged) > 1:
+        answer["note"] = f"{len(judged)} faces were found, the largest first."
     return answer
 
 

@@ -8,10 +8,12 @@ from typing import Any
 
 from backend import images, provenance
 from backend import video as backend_video
+from backend.alignment import locate
 from backend.counterfactual import photo, search, video
-from backend.counterfactual.photo import PhotoCounterfactual, find_counterfactual
+from backend.counterfactual.photo import PhotoCounterfactual, find_counterfactual, load_detector
 from backend.counterfactual.search import SearchSettings
 from backend.counterfactual.video import VideoCounterfactual, VideoSearch
+from backend.detectors import registry
 from backend.errors import UserError
 from backend.explain.explanation import ExplainSettings
 from backend.explain.photo import explain_photo, explanation_files
@@ -42,9 +44,11 @@ def run_counterfactual(options: argparse.Namespace, on_step: Callable[[Step], No
         if options.tune or options.generator:
             raise UserError("--tune and --generator belong to a picture.", "Leave them out for a video.")
         return run_counterfactual_video(options, settings, on_step)
-    photo = images.read(options.image)
+    settings.check()
+    load_detector(options.detector)
+    located = locate(images.read(options.image), options.face)
     inverter = inversion.load_inverter(options.generator) if options.generator else None
-    story = finish(find_counterfactual(photo, options.detector, settings, options.face, inverter=inverter), on_step)
+    story = finish(find_counterfactual(located, options.detector, settings, inverter=inverter), on_step)
     answer = story.record() | {"image": options.image.name, "marked": not options.unmarked}
     try:
         options.out.mkdir(parents=True, exist_ok=True)
@@ -126,8 +130,10 @@ def run_explain(options: argparse.Namespace, on_step: Callable[[Step], None]) ->
         from backend.explain.sufficiency import sufficiency_settings
 
         proof = sufficiency_settings(options.seed, shortcut=options.shortcut)
-    photo = images.read(options.image)
-    made = finish(explain_photo(photo, options.detector, settings, options.face, proof), on_step)
+    settings.check()
+    registry.load(options.detector)
+    located = locate(images.read(options.image), options.face)
+    made = finish(explain_photo(located, options.detector, settings, proof), on_step)
     answer = made.record() | {"image": options.image.name}
     try:
         options.out.mkdir(parents=True, exist_ok=True)
@@ -146,7 +152,8 @@ def run_explain(options: argparse.Namespace, on_step: Callable[[Step], None]) ->
 def run_remove_traces(options: argparse.Namespace, on_step: Callable[[Step], None]) -> dict[str, Any]:
     """Remove the traces of a face of `options.image`, write pictures and `result.json`, and return the result."""
     require_trnet()
-    made = finish(removal.run_removal(images.read(options.image), options.face, strength=options.strength), on_step)
+    located = locate(images.read(options.image), options.face)
+    made = finish(removal.run_removal(located, strength=options.strength), on_step)
     answer = made.record | {"image": options.image.name, "marked": True}
     files = {}
     try:

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from backend import alignment, faces, images, provenance, similarity, weights
-from backend.alignment import AlignedFace, CroppedPhoto, DetectorView
+from backend import alignment, images, provenance, similarity, weights
+from backend.alignment import DetectorView, LocatedFace, locate_again
 from backend.counterfactual import changes
 from backend.counterfactual.search import SearchResult, SearchSettings, search
 from backend.detectors import predict, registry
@@ -25,22 +25,17 @@ from backend.generators import inversion
 from backend.generators.inversion import Inverter
 from backend.generators.refinement import Refined, Tuned
 from backend.progress import Job, Step, counted
+from backend.provenance import FaceResult
 from backend.runtime import MODEL_LOCK, device
 
 
-@dataclass(frozen=True, eq=False)
-class PhotoCounterfactual:
-    """Everything that is told about one photo and one detector; pictures are uint8 (H, W, 3).
+@dataclass(frozen=True, eq=False, kw_only=True)
+class PhotoCounterfactual(FaceResult):
+    """The result for one photo and one detector; pictures are uint8 (H, W, 3).
 
     Args:
-        photo: The photo.
-        face_number: Which face was taken, from 1, the largest first.
-        face_count: How many were found.
-        problem: Why the result should not be trusted, one sentence, or None.
-        aligned: The crop that the detector saw, and where it lies in the photo.
         card: The detector's card.
         search: The search, with N = 1.
-        original: The crop.
         inversion: The generator's own drawing of it.
         counterfactual: The crop after the search.
         residual: Signed difference, counterfactual - original.
@@ -53,19 +48,10 @@ class PhotoCounterfactual:
         retest: p_fake of original and counterfactual by the detectors that were not attacked.
         pasted: The photo with the counterfactual in it.
         p_pasted: p_fake of the face found, aligned and judged anew in `pasted`; None where no face was found.
-        hashes: SHA-256 of the model files used, by registry name.
-        versions: Versions of the packages that matter.
-        seconds: Time taken.
     """
 
-    photo: np.ndarray
-    face_number: int
-    face_count: int
-    problem: str | None
-    aligned: alignment.AlignedFace
     card: Card
     search: SearchResult
-    original: np.ndarray
     inversion: np.ndarray
     counterfactual: np.ndarray
     residual: changes.Residual
@@ -77,9 +63,6 @@ class PhotoCounterfactual:
     retest: dict[str, tuple[float, float]]
     pasted: np.ndarray
     p_pasted: float | None
-    hashes: dict[str, str]
-    versions: dict[str, str]
-    seconds: float
 
     @property
     def p_fake(self) -> dict[str, float]:
@@ -99,12 +82,7 @@ class PhotoCounterfactual:
     @property
     def summary(self) -> str:
         """Tell the story in one paragraph of plain words."""
-        parts = []
-        if self.face_count > 1:
-            which = "the largest" if self.face_number == 1 else f"number {self.face_number}"
-            parts.append(f"{self.face_count} faces were found; {which} was taken.")
-        if self.problem:
-            parts.append(self.problem)
+        parts = [self.facts.summary] if self.facts.summary else []
         if self.search.refined is not None:
             parts.append(self.search.refined.summary)
         if self.search.tuned is not None:
@@ -152,17 +130,8 @@ class PhotoCounterfactual:
             "regions": [{"region": one.region, "share": one.share, "area": one.area} for one in self.regions],
             "cam_empty": {"original": bool(self.cams.empty[0]), "counterfactual": bool(self.cams.empty[1])},
             "cam_missing": self.cams.missing,
-            "face": {
-                "number": self.face_number,
-                "count": self.face_count,
-                "box": [float(value) for value in self.aligned.face.box],
-                "problem": self.problem,
-                "resampled": self.aligned.resampled,
-            },
             "settings": asdict(found.settings),
-            "weights": self.hashes,
-            "versions": self.versions,
-            "seconds": self.seconds,
+            **self.base_record(),
             "summary": self.summary,
         }
 
@@ -176,35 +145,31 @@ class PhotoCounterfactual:
 
 
 def find_counterfactual(
-    photo: np.ndarray,
+    located: LocatedFace,
     detector_name: str,
     settings: SearchSettings | None = None,
-    face_number: int | None = None,
     *,
     inverter: Inverter | None = None,
 ) -> Job[PhotoCounterfactual]:
-    """Search a counterfactual for one face of a photo and gather what there is to tell.
+    """Search a counterfactual for one face of a photo and measure what changed.
 
     Args:
-        photo: uint8 (H, W, 3), RGB.
+        located: The face.
         detector_name: One of `registry.loadable()`.
         settings: Settings of the search.
-        face_number: Which face, from 1, the largest first; None takes the largest.
         inverter: Generator and encoder; None takes the embedded ones.
 
     Raises:
-        UserError: There is no such detector, no face, no model file, or a setting is out of its range.
+        UserError: There is no such detector, no model file, or a setting is out of its range.
     """
     started = time.perf_counter()
     settings = settings or SearchSettings()
     settings.check()
     total = settings.total + 3
-    found = faces.find_faces(photo)
-    face = faces.choose_face(found, face_number)
-    detector = _load_detector(detector_name)
+    detector = load_detector(detector_name)
     inverter = inverter or inversion.load_embedded_inverter()
-    aligned = alignment.align_face(photo, face, inverter.template, inverter.size)
-    source = CroppedPhoto(photo, aligned)
+    source = located.cropped(inverter.template, inverter.size)
+    photo, aligned = located.photo, source.aligned
     view = source.view(detector.card.template, detector.card.input_size)
     outcome = yield from counted(search(inverter, detector, images.to_tensor(aligned.crop), settings, view), total)
 
@@ -212,35 +177,29 @@ def find_counterfactual(
     drawn = images.to_array(outcome.inversion)
     yield Step(total - 2, total, "What changed is measured.", outcome.counterfactual)
     cams = _grad_cams(detector, torch.cat([outcome.original, outcome.counterfactual]), view)
-    landmarks = face.landmarks @ aligned.matrix[:, :2].T + aligned.matrix[:, 2]
     drawn_likeness = similarity.psnr_and_ssim(aligned.crop, drawn)
     yield Step(total - 1, total, "The other detectors are asked.", outcome.counterfactual)
     scores = predict.retest(outcome.original, outcome.counterfactual, detector_name, sources=source)
     yield Step(total, total, "The face is put back into the photo and looked for again.", outcome.counterfactual)
     pasted = photo.copy() if outcome.already_real[0] else alignment.paste_back(photo, counterfactual, aligned)
     return PhotoCounterfactual(
-        photo=photo,
-        face_number=face_number or 1,
-        face_count=len(found),
-        problem=faces.face_problem(face, photo.shape),
+        facts=located.facts,
         aligned=aligned,
         card=detector.card,
         search=outcome,
-        original=aligned.crop,
         inversion=drawn,
         counterfactual=counterfactual,
         residual=changes.signed_residual(aligned.crop, counterfactual),
         residual_inversion=changes.signed_residual(aligned.crop, drawn),
         cams=cams,
         change=changes.measure_latent_change(outcome.codes_start, outcome.codes),
-        regions=changes.changed_regions(aligned.crop, counterfactual, landmarks),
+        regions=changes.changed_regions(aligned.crop, counterfactual, aligned.landmarks),
         metrics=similarity.psnr_and_ssim(aligned.crop, counterfactual)
         | {f"{name}_inversion": value for name, value in drawn_likeness.items()},
         retest={name: (float(before[0]), float(after[0])) for name, (before, after) in scores.items()},
         pasted=pasted,
-        p_pasted=_judge_pasted(pasted, face, detector, inverter),
-        hashes=weights.model_hashes([*inverter.entries, detector_name, *scores]),
-        versions=weights.package_versions(),
+        p_pasted=_judge_pasted(pasted, located, detector, inverter),
+        weights=weights.model_hashes([*inverter.entries, detector_name, *scores]),
         seconds=time.perf_counter() - started,
     )
 
@@ -256,7 +215,12 @@ def _gain_of(done: Refined | Tuned | None) -> dict[str, float | str] | None:
     return gained if isinstance(done, Refined) else gained | {"perceptual": done.perceptual}
 
 
-def _load_detector(name: str) -> Detector:
+def load_detector(name: str) -> Detector:
+    """Load a detector.
+
+    Raises:
+        UserError: There is none of this name.
+    """
     known = registry.loadable()
     if name not in known:
         raise UserError(f"There is no detector named {name}.", f"Choose one of: {', '.join(known)}.")
@@ -271,15 +235,15 @@ def _grad_cams(detector: Detector, crops: torch.Tensor, view: DetectorView | Non
     return replace(found, maps=view.maps_back(found.maps))
 
 
-def _judge_pasted(pasted: np.ndarray, face: faces.Face, detector: Detector, inverter: Inverter) -> float | None:
+def _judge_pasted(pasted: np.ndarray, located: LocatedFace, detector: Detector, inverter: Inverter) -> float | None:
     """Find, align and judge the face again, as anyone would who is given only the photo."""
-    again = faces.find_face_again(pasted, face)
-    if again is None:
+    located_again = locate_again(pasted, located)
+    if located_again is None:
         return None
-    aligned = alignment.align_face(pasted, again, inverter.template, inverter.size)
+    source = located_again.cropped(inverter.template, inverter.size)
     with MODEL_LOCK, torch.no_grad():
-        crop = images.to_tensor(aligned.crop).to(device())
-        return float(detector.p_fake(predict.cut_for_detector(detector.card, crop, CroppedPhoto(pasted, aligned)))[0])
+        crop = images.to_tensor(source.aligned.crop).to(device())
+        return float(detector.p_fake(predict.cut_for_detector(detector.card, crop, source))[0])
 
 
 FACE_PICTURES = ("crop", "inversion", "counterfactual")
@@ -293,26 +257,22 @@ CAM_OPACITY = 0.55
 
 @dataclass(frozen=True, eq=False)
 class CounterfactualBundle:
-    """Everything that is shown of a story.
+    """What is shown and stored of a counterfactual.
 
     Args:
-        record: What `Story.record` returned.
-        photo: The whole photo, uint8 (H, W, 3).
-        aligned: The face in it.
+        record: What `PhotoCounterfactual.record` returned.
         faces: `crop`, `inversion` and `counterfactual`, uint8 (S, S, 3), without a mark.
         maps: `cam_before` and `cam_after`, uint8 (S, S), 255 where they are largest; an empty map is left out.
+        pasted: The photo with the counterfactual in it, uint8 (H, W, 3).
     """
 
     record: dict[str, Any]
-    photo: np.ndarray
-    aligned: AlignedFace
     faces: dict[str, np.ndarray]
     maps: dict[str, np.ndarray]
+    pasted: np.ndarray
 
     def residual(self) -> changes.Residual:
         """Return the signed difference of counterfactual and crop."""
-        from backend.counterfactual import changes  # what it imports would keep the app's page waiting
-
         return changes.signed_residual(self.faces["crop"], self.faces["counterfactual"])
 
     def pictures(self) -> dict[str, np.ndarray]:
@@ -323,13 +283,11 @@ class CounterfactualBundle:
         """
         if self.record["already_real"]:
             return {"crop": self.faces["crop"]}
-        drawn = dict(self.faces)
-        drawn["residual"] = self.residual().picture
-        for name, under in zip(CAM_MAPS, (drawn["crop"], drawn["counterfactual"]), strict=True):
+        pictures = self.faces | {"residual": self.residual().picture}
+        for name, face in zip(CAM_MAPS, ("crop", "counterfactual"), strict=True):
             if name in self.maps:
-                drawn[name] = overlay_cam(under, self.maps[name])
-        drawn["photo"] = alignment.paste_back(self.photo, drawn["counterfactual"], self.aligned)
-        return drawn
+                pictures[name] = overlay_cam(self.faces[face], self.maps[name])
+        return pictures | {"photo": self.pasted}
 
     def zip(self) -> bytes:
         """Return a zip file with the record and every picture, marked where the app made it."""
@@ -343,30 +301,26 @@ class CounterfactualBundle:
         return sorted(folder.iterdir())
 
 
-def bundle_counterfactual(story: "PhotoCounterfactual") -> CounterfactualBundle:
-    """Return the bundle of a story that was just told."""
-    faces = {"crop": story.original, "inversion": story.inversion, "counterfactual": story.counterfactual}
+def bundle_counterfactual(result: PhotoCounterfactual) -> CounterfactualBundle:
+    """Return the bundle of a counterfactual."""
+    faces = {"crop": result.original, "inversion": result.inversion, "counterfactual": result.counterfactual}
     maps = {
         name: np.rint(strength * 255).astype(np.uint8)
-        for name, strength, empty in zip(CAM_MAPS, story.cams.maps, story.cams.empty, strict=True)
+        for name, strength, empty in zip(CAM_MAPS, result.cams.maps, result.cams.empty, strict=True)
         if not empty
     }
-    return CounterfactualBundle(story.record(), story.photo, story.aligned, faces, maps)
+    return CounterfactualBundle(result.record(), faces, maps, result.pasted)
 
 
-def load_counterfactual(folder: Path, photo: np.ndarray, aligned: AlignedFace) -> CounterfactualBundle:
-    """Read what `Bundle.save` wrote.
-
-    Args:
-        folder: Where it lies.
-        photo: The photo that it is about.
-        aligned: The face in it.
-    """
+def load_counterfactual(folder: Path, located: LocatedFace) -> CounterfactualBundle:
+    """Read what `CounterfactualBundle.save` wrote about a face that the embedded generator changed."""
     record = json.loads((folder / "story.json").read_text(encoding="utf-8"))
-    drawn = {path.stem: images.read(path) for path in folder.glob("*.png")}
-    faces = {name: drawn[name] for name in FACE_PICTURES if name in drawn}
-    maps = {name: drawn[name][..., 0] for name in CAM_MAPS if name in drawn}
-    return CounterfactualBundle(record, photo, aligned, faces, maps)
+    pictures = {path.stem: images.read(path) for path in folder.glob("*.png")}
+    faces = {name: pictures[name] for name in FACE_PICTURES if name in pictures}
+    maps = {name: pictures[name][..., 0] for name in CAM_MAPS if name in pictures}
+    aligned = predict.embedded_crop(located).aligned
+    pasted = alignment.paste_back(located.photo, faces["counterfactual"], aligned)
+    return CounterfactualBundle(record, faces, maps, pasted)
 
 
 def overlay_cam(picture: np.ndarray, strength: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from backend import alignment, faces, images, provenance, video, weights
-from backend.alignment import AlignedFace, CroppedPhoto, DetectorView
+from backend.alignment import CroppedPhoto, LocatedFace
 from backend.counterfactual.search import SearchResult, SearchSettings, search
 from backend.detectors import predict, registry
 from backend.detectors.base import THRESHOLD
@@ -289,7 +289,7 @@ class VideoSearch:
         self._inverter = inverter or inversion.load_embedded_inverter()
         self._pictures: list[np.ndarray] = list(clip.frames)
         self._skipped: dict[int, str] = {}
-        self._aligned: dict[int, AlignedFace] = {}
+        self._sources: dict[int, CroppedPhoto] = {}
         self._found: dict[int, _FrameResult] = {}
         self._others: dict[int, FrameScores] = {}
         self._offset: Tensor | None = None
@@ -374,8 +374,8 @@ class VideoSearch:
         for start in range(1, len(numbers), size):
             yield numbers[start : start + size]
 
-    def _view(self, frame: np.ndarray, aligned: AlignedFace) -> DetectorView | None:
-        return CroppedPhoto(frame, aligned).view(self._detector.card.template, self._detector.card.input_size)
+    def _crop(self, frame: np.ndarray, face: faces.Face) -> CroppedPhoto:
+        return LocatedFace(frame, face).cropped(self._inverter.template, self._inverter.size)
 
     def _follow(self, found: list[list[faces.Face]]) -> list[int]:
         """Choose the face, note which frames are skipped, and return the others."""
@@ -391,16 +391,17 @@ class VideoSearch:
             if face is None or problem:
                 self._skipped[number] = problem or NO_FACE
             else:
-                self._aligned[number] = alignment.align_face(frame, face, self._inverter.template, self._inverter.size)
-        if not self._aligned:
-            seen = next(reason for reason in self._skipped.values() if reason != NO_FACE)
-            raise UserError(seen, "Use a video in which a face is large enough and seen from the front.")
-        return list(self._aligned)
+                self._sources[number] = self._crop(frame, face)
+        if not self._sources:
+            problem = next(reason for reason in self._skipped.values() if reason != NO_FACE)
+            raise UserError(problem, "Use a video in which a face is large enough and seen from the front.")
+        return list(self._sources)
 
     def _search(self, batch: list[int], total: int, start: int) -> Job[None]:
-        crops = torch.cat([images.to_tensor(self._aligned[number].crop) for number in batch])
+        crops = torch.cat([images.to_tensor(self._sources[number].aligned.crop) for number in batch])
         which = f"frame {batch[0] + 1}" if len(batch) == 1 else f"frames {batch[0] + 1} to {batch[-1] + 1}"
-        view = self._view(self.clip.frames[batch[0]], self._aligned[batch[0]]) if len(batch) == 1 else None
+        card = self._detector.card
+        view = self._sources[batch[0]].view(card.template, card.input_size) if len(batch) == 1 else None
         job = search(self._inverter, self._detector, crops, self.settings, view, offset=self._offset)
         told = f"Of {len(self.clip.frames)} frames, {which}. "
         outcome = yield from counted(job, total, start, told)
@@ -408,7 +409,8 @@ class VideoSearch:
         for place, number in enumerate(batch):
             if not outcome.already_real[place]:
                 changed = images.to_array(outcome.counterfactual[place])
-                self._pictures[number] = alignment.paste_back(self.clip.frames[number], changed, self._aligned[number])
+                aligned = self._sources[number].aligned
+                self._pictures[number] = alignment.paste_back(self.clip.frames[number], changed, aligned)
                 self._offset = outcome.codes[place] - outcome.codes_start[place]
             self._found[number] = _FrameResult(
                 float(outcome.p_original[place]),
@@ -423,7 +425,7 @@ class VideoSearch:
         """Ask the detectors that were not searched against about frames before and after."""
         same = outcome.already_real[:, None, None, None]
         after = torch.where(same, outcome.original, outcome.counterfactual)
-        sources = [CroppedPhoto(self.clip.frames[number], self._aligned[number]) for number in batch]
+        sources = [self._sources[number] for number in batch]
         scores = retest(outcome.original, after, self._detector.card.name, sources=sources)
         for place, number in enumerate(batch):
             self._others[number] = {name: (float(a[place]), float(b[place])) for name, (a, b) in scores.items()}
@@ -449,9 +451,8 @@ class VideoSearch:
         scores = {}
         with MODEL_LOCK, frozen(self._detector), torch.no_grad():
             for number in self._found:
-                face = self._aligned[number].face
-                aligned = alignment.align_face(saved[number], face, self._inverter.template, self._inverter.size)
-                crop = images.to_tensor(aligned.crop).to(device())
-                seen = predict.cut_for_detector(self._detector.card, crop, CroppedPhoto(saved[number], aligned))
-                scores[number] = float(self._detector.p_fake(seen)[0])
+                source = self._crop(saved[number], self._sources[number].located.face)
+                crop = images.to_tensor(source.aligned.crop).to(device())
+                view = predict.cut_for_detector(self._detector.card, crop, source)
+                scores[number] = float(self._detector.p_fake(view)[0])
         return scores

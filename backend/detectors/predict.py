@@ -9,15 +9,15 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 from weakref import WeakKeyDictionary
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from backend import alignment, faces, images, runtime
-from backend.alignment import CroppedPhoto, DetectorView
+from backend import images, runtime
+from backend.alignment import AlignedFace, CroppedPhoto, DetectorView, LocatedFace
 from backend.detectors import registry
 from backend.detectors.base import FAKE_KINDS, THRESHOLD, Card, Detector, ErrorRate, Verdict, verdict
 from backend.runtime import MODEL_LOCK, device, frozen
@@ -44,7 +44,7 @@ class JudgedFace:
     """
 
     number: int
-    aligned: alignment.AlignedFace
+    aligned: AlignedFace
     problem: str | None
     p_fake: dict[str, float]
 
@@ -52,29 +52,31 @@ class JudgedFace:
         """Return real, fake or uncertain by detector."""
         return {name: verdict(score) for name, score in self.p_fake.items()}
 
+    def record(self) -> dict[str, Any]:
+        """Return the face as plain values for JSON."""
+        return {
+            "box": [round(float(value), 1) for value in self.aligned.face.box],
+            "problem": self.problem,
+            "verdicts": {name: {"p_fake": score, "verdict": verdict(score)} for name, score in self.p_fake.items()},
+        }
 
-def judge_faces(
-    photo: np.ndarray, detectors: list[str] | None = None, *, template: str = EMBEDDED_TEMPLATE
-) -> list[JudgedFace]:
-    """Find every face of a photo, largest first, and ask the detectors (all loadable ones by default).
 
-    Args:
-        photo: uint8 (H, W, 3) RGB.
-        detectors: Names of the detectors to ask.
-        template: How faces are aligned.
-    """
-    found = faces.find_faces(photo)
-    if not found:
-        return []
-    aligned = [alignment.align_face(photo, face, template, registry.EMBEDDED_SIZE) for face in found]
+def embedded_crop(located: LocatedFace) -> CroppedPhoto:
+    """Return a photo with the crop that the embedded detectors see."""
+    return located.cropped(EMBEDDED_TEMPLATE, registry.EMBEDDED_SIZE)
+
+
+def judge_faces(located: Sequence[LocatedFace], detectors: list[str] | None = None) -> list[JudgedFace]:
+    """Ask detectors (all loadable ones by default) about the faces of a photo, the largest first."""
     judged = []
-    for start in range(0, len(aligned), FACES_AT_ONCE):
-        part = aligned[start : start + FACES_AT_ONCE]
-        crops = torch.cat([images.to_tensor(one.crop) for one in part])
-        scores = predict_p_fake(crops, detectors, [CroppedPhoto(photo, one) for one in part])
-        for index, one in enumerate(part):
-            own = {name: values[index] for name, values in scores.items()}
-            judged.append(JudgedFace(start + index + 1, one, faces.face_problem(one.face, photo.shape), own))
+    for start in range(0, len(located), FACES_AT_ONCE):
+        batch = located[start : start + FACES_AT_ONCE]
+        sources = [embedded_crop(face) for face in batch]
+        crops = torch.cat([images.to_tensor(source.aligned.crop) for source in sources])
+        scores = predict_p_fake(crops, detectors, sources)
+        for index, (face, source) in enumerate(zip(batch, sources, strict=True)):
+            p_fake = {name: values[index] for name, values in scores.items()}
+            judged.append(JudgedFace(face.number, source.aligned, face.facts.problem, p_fake))
     return judged
 
 

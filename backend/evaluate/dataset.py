@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 
 from backend import alignment, faces, images
-from backend.alignment import AlignedFace, CroppedPhoto
+from backend.alignment import AlignedFace, CroppedPhoto, LocatedFace
 from backend.detectors import registry
 from backend.errors import UserError
 from backend.evaluate import archives
@@ -456,7 +456,7 @@ def sample_source(data: Dataset, name: str) -> CroppedPhoto:
     Raises:
         UserError: As `crop`.
     """
-    return CroppedPhoto(images.read(data.path(name)), crop_face(data, name))
+    return CroppedPhoto(LocatedFace(images.read(data.path(name)), crop_face(data, name).face), crop_face(data, name))
 
 
 def crop_problem(data: Dataset, name: str) -> str | None:

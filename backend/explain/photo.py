@@ -16,10 +16,10 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from backend import alignment, faces, images, provenance, weights
+from backend import images, provenance, weights
+from backend.alignment import LocatedFace
 from backend.attacks.nes import NESSettings
 from backend.detectors import registry as detectors_registry
-from backend.detectors.base import Card
 from backend.detectors.predict import BatchedDetector
 from backend.explain import registry
 from backend.explain.deletion import CurveSettings
@@ -27,6 +27,7 @@ from backend.explain.explanation import NAMED, ExplainSettings, Explanation, att
 from backend.explain.segments import places_in_words, rank_scores, segment_parts
 from backend.explain.sufficiency import SufficiencySettings
 from backend.progress import Job
+from backend.provenance import FaceResult
 from backend.runtime import MODEL_LOCK
 
 if TYPE_CHECKING:
@@ -191,25 +192,17 @@ def _enlarge_map(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 ENLARGED = 4  # how much larger than the crop its pictures are, so that the mark covers little
 
 
-@dataclass(frozen=True, eq=False)
-class ExplainedPhoto:
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ExplainedPhoto(FaceResult):
     """An explanation of a face in a photo.
 
     Args:
-        aligned: The crop that the detector saw, and where it lies in the photo.
-        face_number: Which face was taken, from 1, the largest first.
-        face_count: How many were found.
-        problem: Why the result should not be trusted, one sentence, or None.
         explanation: The map.
         parts: Names of the parts of the face that each segment falls in.
         proof: The test of the map, where it was asked for and there was a map of the verdict that the detector gave.
         curves: The deletion and insertion curves that go with the test.
     """
 
-    aligned: alignment.AlignedFace
-    face_number: int
-    face_count: int
-    problem: str | None
     explanation: Explanation
     parts: list[tuple[str, ...]]
     proof: "Sufficiency | None"
@@ -225,20 +218,9 @@ class ExplainedPhoto:
         return [segment for segment in best if scores[segment] > 0 or not self.explanation.signed]
 
     @property
-    def about_face(self) -> str:
-        """Say which of several faces was taken, and why the result should not be trusted; or nothing."""
-        parts = []
-        if self.face_count > 1:
-            which = "the largest" if self.face_number == 1 else f"number {self.face_number}"
-            parts.append(f"{self.face_count} faces were found; {which} was taken.")
-        if self.problem:
-            parts.append(self.problem)
-        return " ".join(parts)
-
-    @property
     def summary(self) -> str:
         """Tell in one paragraph of plain words what was done and found."""
-        parts = [self.about_face] if self.about_face else []
+        parts = [self.facts.summary] if self.facts.summary else []
         parts.append(self.explanation.summary)
         if self.top:
             parts.append(f"They lie here: {places_in_words(self.top, self.parts)}.")
@@ -249,24 +231,19 @@ class ExplainedPhoto:
     def record(self) -> dict[str, Any]:
         """Return what a program reads and what a saved picture carries, as plain values for JSON."""
         scores = self.explanation.segment_scores
-        return self.explanation.record() | {
-            "regions": [
-                {"segment": one, "score": float(scores[one]), "parts": list(self.parts[one])} for one in self.top
-            ],
-            "proof": None if self.proof is None else _sufficiency_record(self.proof),
-            "curves": None if self.curves is None else _curves_record(self.curves),
-            "scale": scale_words(self.explanation),
-            "face": {
-                "number": self.face_number,
-                "count": self.face_count,
-                "box": [float(value) for value in self.aligned.face.box],
-                "problem": self.problem,
-                "resampled": self.aligned.resampled,
-            },
-            "weights": weights.model_hashes([self.explanation.detector]),
-            "versions": weights.package_versions(),
-            "summary": self.summary,
-        }
+        return (
+            self.base_record()
+            | self.explanation.record()
+            | {
+                "regions": [
+                    {"segment": one, "score": float(scores[one]), "parts": list(self.parts[one])} for one in self.top
+                ],
+                "proof": None if self.proof is None else _sufficiency_record(self.proof),
+                "curves": None if self.curves is None else _curves_record(self.curves),
+                "scale": scale_words(self.explanation),
+                "summary": self.summary,
+            }
+        )
 
     def drawings(self) -> dict[str, np.ndarray]:
         """Return the pictures of the result, uint8 (H, W, 3), without a mark."""
@@ -289,52 +266,31 @@ class ExplainedPhoto:
         return reference_difference(images.to_tensor(self.aligned.crop), self.explanation)
 
 
-def cut_face(photo: np.ndarray, card: Card, face_number: int | None = None) -> tuple[alignment.AlignedFace, int]:
-    """Cut a face out of a photo as one detector wants it.
-
-    Args:
-        photo: uint8 (H, W, 3), RGB.
-        card: Of the detector.
-        face_number: Which face, from 1, the largest first; None takes the largest.
-
-    Returns:
-        The crop and where it lies, and how many faces there are.
-
-    Raises:
-        UserError: There is no such face.
-    """
-    found = faces.find_faces(photo)
-    face = faces.choose_face(found, face_number)
-    return alignment.align_face(photo, face, card.template, card.input_size), len(found)
-
-
 def explain_photo(
-    photo: np.ndarray,
+    located: LocatedFace,
     detector_name: str,
     settings: ExplainSettings | None = None,
-    face_number: int | None = None,
     proof: "SufficiencySettings | None" = None,
 ) -> Job[ExplainedPhoto]:
     """Explain what a detector says of one face of a photo.
 
     Args:
-        photo: uint8 (H, W, 3), RGB.
+        located: The face.
         detector_name: A detector with an entry in the registry.
         settings: Settings of the explanation.
-        face_number: Which face, from 1, the largest first; None takes the largest.
         proof: Test the map with these settings, and follow the score along it; None leaves both out.
 
     Yields:
         The steps of the explanation, and then those of the test.
 
     Raises:
-        UserError: There is no such detector, no face, no model file, or a setting is out of its range.
+        UserError: There is no such detector, no model file, or a setting is out of its range.
     """
     settings = settings or ExplainSettings()
     settings.check()
     detector = detectors_registry.load(detector_name)
-    aligned, count = cut_face(photo, detector.card, face_number)
-    face, crop = aligned.face, images.to_tensor(aligned.crop)
+    aligned = located.aligned(detector.card.template, detector.card.input_size)
+    crop = images.to_tensor(aligned.crop)
     made = yield from explain(crop, detector, settings)
     tested = followed = None
     # The test moves the verdict that the detector gave; a map of the other one has another meaning.
@@ -344,14 +300,13 @@ def explain_photo(
 
         tested = yield from measure_sufficiency(crop, detector, made.saliency, made.labels, proof)
         followed = yield from deletion_curves(crop, detector, made.saliency)
-    landmarks = face.landmarks @ aligned.matrix[:, :2].T + aligned.matrix[:, 2]
     return ExplainedPhoto(
+        facts=located.facts,
         aligned=aligned,
-        face_number=face_number or 1,
-        face_count=count,
-        problem=faces.face_problem(face, photo.shape),
+        weights=weights.model_hashes([made.detector]),
+        seconds=made.seconds,
         explanation=made,
-        parts=segment_parts(made.labels, landmarks),
+        parts=segment_parts(made.labels, aligned.landmarks),
         proof=tested,
         curves=followed,
     )

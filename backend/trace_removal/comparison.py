@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from backend import images, similarity, weights
-from backend.alignment import CroppedPhoto
+from backend.alignment import LocatedFace
 from backend.attacks.registry import COMPARED, WHITE_BOX, get_attack
 from backend.detectors import predict, registry
 from backend.progress import Job, Step, within
@@ -41,8 +40,13 @@ class AttackedFace:
 
     def record(self) -> dict[str, Any]:
         """Return what a saved picture carries, as plain values for JSON."""
-        said = {"attack": self.name, "p_fake": self.p_fake, "metrics": {"psnr": self.psnr, "ssim": self.ssim}}
-        return said | {"seconds": self.seconds, "versions": weights.package_versions()}
+        return {
+            "attack": self.name,
+            "p_fake": self.p_fake,
+            "metrics": {"psnr": self.psnr, "ssim": self.ssim},
+            "seconds": self.seconds,
+            "versions": weights.package_versions(),
+        }
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,14 +66,11 @@ class AttackComparison:
     missing: tuple[str, ...]
 
 
-def compare_attacks(
-    face: Tensor, source: CroppedPhoto | None = None, *, strength: float = 1.0, seed: int = 0
-) -> Job[AttackComparison]:
-    """Run every attack of the table on a face and ask all detectors about the 8-bit results.
+def compare_attacks(located: LocatedFace, *, strength: float = 1.0, seed: int = 0) -> Job[AttackComparison]:
+    """Run every attack of the table on a face of a photo and ask all detectors about the 8-bit results.
 
     Args:
-        face: (1, 3, H, W) in [0, 1].
-        source: The photo of the face, from which detectors that want another crop are shown their own.
+        located: The face.
         strength: Factor on TR-Net's change; it was trained for 1.
         seed: Of the attacks that draw at random.
 
@@ -77,8 +78,9 @@ def compare_attacks(
         UserError: The white-box detector is not installed, or the strength is out of range.
     """
     white_box = registry.load(WHITE_BOX)
-    original = images.to_array(face)
-    made, missing = [], []
+    source = predict.embedded_crop(located)
+    original, face = source.aligned.crop, images.to_tensor(source.aligned.crop)
+    attacked, missing = [], []
     for number, name in enumerate(COMPARED):
         attack = get_attack(name).at(strength)
         if not attack.available():
@@ -86,19 +88,18 @@ def compare_attacks(
             continue
         started = time.perf_counter()
         job = attack.run(face, white_box, seed=seed)
-        attacked = yield from within(job, number, len(COMPARED), f"{attack.title}: ")
-        seconds = time.perf_counter() - started
-        made.append((attack, images.to_array(attacked.images), seconds))
+        result = yield from within(job, number, len(COMPARED), f"{attack.title}: ")
+        attacked.append((attack, images.to_array(result.images), time.perf_counter() - started))
         yield Step(number + 1, len(COMPARED), f"{attack.title} is done.")
-    pictures = torch.cat([face, *(images.to_tensor(picture) for _, picture, _ in made)])
+    pictures = torch.cat([face, *(images.to_tensor(picture) for _, picture, _ in attacked)])
     scores = predict.predict_p_fake(pictures, sources=source)
     rows = []
-    for place, (attack, picture, seconds) in enumerate(made, 1):
+    for place, (attack, picture, seconds) in enumerate(attacked, 1):
         likeness = similarity.psnr_and_ssim(original, picture)
-        own = {name: values[place] for name, values in scores.items()}
+        p_fake = {name: values[place] for name, values in scores.items()}
         rows.append(
             AttackedFace(
-                attack.name, attack.title, attack.needs, picture, likeness["psnr"], likeness["ssim"], own, seconds
+                attack.name, attack.title, attack.needs, picture, likeness["psnr"], likeness["ssim"], p_fake, seconds
             )
         )
     return AttackComparison(original, {name: values[0] for name, values in scores.items()}, tuple(rows), tuple(missing))

@@ -18,8 +18,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from backend import alignment, faces, images, provenance, runtime, similarity, weights
-from backend.alignment import AlignedFace, CroppedPhoto
+from backend import alignment, images, provenance, runtime, similarity, weights
+from backend.alignment import CroppedPhoto, LocatedFace, locate_again
 from backend.attacks.base import Attacked, judge_attack, mask_region, restore_outside
 from backend.counterfactual import changes
 from backend.detectors import predict, registry
@@ -27,6 +27,7 @@ from backend.detectors.base import THRESHOLD, Detector, Verdict, verdict
 from backend.detectors.predict import format_p_fake, suggest_detector
 from backend.errors import UserError
 from backend.progress import Job, Step, mapped
+from backend.provenance import FaceResult
 from backend.runtime import MODEL_LOCK, device, frozen
 from backend.trace_removal import references
 from backend.trace_removal.network import TRNet
@@ -152,17 +153,11 @@ RESIDUAL_FORM_NOTE = "This TR-Net adds to the picture; the published form draws 
 REMOVAL_STEPS = 4
 
 
-@dataclass(frozen=True, eq=False)
-class Removal:
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Removal(FaceResult):
     """What was done to one face, and what the detectors say; pictures are uint8 (H, W, 3).
 
     Args:
-        photo: The photo.
-        face_number: Which face was taken, from 1, the largest first.
-        face_count: How many were found.
-        problem: Why the result should not be trusted, one sentence, or None.
-        aligned: The crop that was changed, and where it lies in the photo.
-        original: The crop.
         removed: The crop after TR-Net.
         pasted: The photo with it.
         p_fake: By detector, the probability of fake in [0, 1] of crop and removal; none of them trained TR-Net.
@@ -170,17 +165,8 @@ class Removal:
         difference: Signed difference, removed - original.
         metrics: `psnr` in dB (None where no pixel differs) and `ssim` of both crops.
         settings: Settings of the pass; they name the form of the network.
-        weights: SHA-256 of the model files used, by registry name.
-        versions: Versions of the packages that matter.
-        seconds: Time taken.
     """
 
-    photo: np.ndarray
-    face_number: int
-    face_count: int
-    problem: str | None
-    aligned: alignment.AlignedFace
-    original: np.ndarray
     removed: np.ndarray
     pasted: np.ndarray
     p_fake: dict[str, tuple[float, float]]
@@ -188,9 +174,6 @@ class Removal:
     difference: changes.Residual
     metrics: dict[str, float | None]
     settings: TRNetSettings
-    weights: dict[str, str]
-    versions: dict[str, str]
-    seconds: float
 
     @property
     def turned(self) -> list[str]:
@@ -200,14 +183,8 @@ class Removal:
     @property
     def summary(self) -> str:
         """Tell what happened in one paragraph of plain words."""
-        parts = []
-        if self.face_count > 1:
-            which = "the largest" if self.face_number == 1 else f"number {self.face_number}"
-            parts.append(f"{self.face_count} faces were found; {which} was taken.")
-        if self.problem:
-            parts.append(self.problem)
-        parts += [self._verdicts_in_words(), self._pasted_in_words(), self._change_in_words()]
-        return " ".join(parts)
+        parts = [self.facts.summary] if self.facts.summary else []
+        return " ".join([*parts, self._verdicts_in_words(), self._pasted_in_words(), self._change_in_words()])
 
     def record(self) -> dict[str, Any]:
         """Return what a program reads and what a saved picture carries, as plain values for JSON."""
@@ -217,17 +194,8 @@ class Removal:
             "turned": self.turned,
             "metrics": self.metrics,
             "gain": self.difference.gain,
-            "face": {
-                "number": self.face_number,
-                "count": self.face_count,
-                "box": [float(value) for value in self.aligned.face.box],
-                "problem": self.problem,
-                "resampled": self.aligned.resampled,
-            },
             "settings": asdict(self.settings),
-            "weights": self.weights,
-            "versions": self.versions,
-            "seconds": self.seconds,
+            **self.base_record(),
             "summary": self.summary,
         }
 
@@ -282,27 +250,23 @@ def _former_fakes_in_words(now: list[Verdict]) -> str:
     )
 
 
-def remove_traces(
-    photo: np.ndarray, face_number: int | None = None, strength: float = 1.0, *, network: TRNet | None = None
-) -> Job[Removal]:
+def remove_traces(located: LocatedFace, strength: float = 1.0, *, network: TRNet | None = None) -> Job[Removal]:
     """Pass one face of a photo through TR-Net and ask all detectors before and after.
 
     Args:
-        photo: uint8 (H, W, 3), RGB.
-        face_number: Which face, from 1, the largest first; None takes the largest.
+        located: The face.
         strength: Factor on the network's change; it was trained for 1.
         network: The network; None takes the trained one.
 
     Raises:
-        UserError: There is no face, no trained network, or the strength is out of range.
+        UserError: There is no trained network, or the strength is out of range.
     """
     started = time.perf_counter()
     network = network or load_trnet()
     settings = settings_of_network(network, strength)
-    yield Step(0, REMOVAL_STEPS, "The face is looked for.")
-    found = faces.find_faces(photo)
-    face = faces.choose_face(found, face_number)
-    aligned = alignment.align_face(photo, face, predict.EMBEDDED_TEMPLATE, registry.EMBEDDED_SIZE)
+    yield Step(0, REMOVAL_STEPS, "The face is cut out.")
+    source = predict.embedded_crop(located)
+    photo, aligned = located.photo, source.aligned
     original = images.to_tensor(aligned.crop)
     yield Step(1, REMOVAL_STEPS, "The traces are removed.", original)
     with MODEL_LOCK, frozen(network):
@@ -310,32 +274,25 @@ def remove_traces(
     changed = images.to_tensor(removed)
     pasted = alignment.paste_back(photo, removed, aligned)
     yield Step(2, REMOVAL_STEPS, "The face is put back and looked for again.", changed)
-    again = faces.find_face_again(pasted, face)
-    crops, sources = [aligned.crop, removed], [CroppedPhoto(photo, aligned)] * 2
-    if again is not None:
-        sources.append(
-            CroppedPhoto(pasted, alignment.align_face(pasted, again, predict.EMBEDDED_TEMPLATE, registry.EMBEDDED_SIZE))
-        )
+    located_again = locate_again(pasted, located)
+    crops, sources = [aligned.crop, removed], [source] * 2
+    if located_again is not None:
+        sources.append(predict.embedded_crop(located_again))
         crops.append(sources[-1].aligned.crop)
     yield Step(3, REMOVAL_STEPS, "All detectors are asked.", changed)
-    scores = predict.predict_p_fake(torch.cat([images.to_tensor(one) for one in crops]), sources=sources)
+    scores = predict.predict_p_fake(torch.cat([images.to_tensor(crop) for crop in crops]), sources=sources)
     yield Step(4, REMOVAL_STEPS, "All detectors have answered.", changed)
     return Removal(
-        photo=photo,
-        face_number=face_number or 1,
-        face_count=len(found),
-        problem=faces.face_problem(face, photo.shape),
+        facts=located.facts,
         aligned=aligned,
-        original=aligned.crop,
         removed=removed,
         pasted=pasted,
         p_fake={name: (values[0], values[1]) for name, values in scores.items()},
-        p_pasted=None if again is None else {name: values[2] for name, values in scores.items()},
+        p_pasted=None if located_again is None else {name: values[2] for name, values in scores.items()},
         difference=changes.signed_residual(aligned.crop, removed),
         metrics=similarity.psnr_and_ssim(aligned.crop, removed),
         settings=settings,
         weights=weights.model_hashes([TRNET_ENTRY, *scores]),
-        versions=weights.package_versions(),
         seconds=time.perf_counter() - started,
     )
 
@@ -459,17 +416,15 @@ class RemovalBundle:
     Args:
         record: Of the removal, with `resaves`, `resaves_summary`, `views` (name, title and sentence of each),
             `views_note` (why there are none, or None) and `attention` (the detector whose attention is shown).
-        photo: The whole photo, uint8 (H, W, 3).
-        aligned: The face in it.
         faces: `crop` and `removed`, uint8 (S, S, 3), without a mark.
         views: By name, uint8 (H, W, 3), each with the face before and after.
+        pasted: The photo with the changed face in it, uint8 (H, W, 3).
     """
 
     record: dict[str, Any]
-    photo: np.ndarray
-    aligned: AlignedFace
     faces: dict[str, np.ndarray]
     views: dict[str, np.ndarray]
+    pasted: np.ndarray
 
     def difference(self) -> changes.Residual:
         """Return the signed difference of removal and crop."""
@@ -477,8 +432,7 @@ class RemovalBundle:
 
     def pictures(self) -> dict[str, np.ndarray]:
         """Return all pictures, uint8 (H, W, 3), without a mark; of them, only `crop` is not made by the app."""
-        pasted = alignment.paste_back(self.photo, self.faces["removed"], self.aligned)
-        return {**self.faces, "difference": self.difference().picture, "photo": pasted, **self.views}
+        return {**self.faces, "difference": self.difference().picture, "photo": self.pasted, **self.views}
 
     def zip(self) -> bytes:
         """Return a zip file with the record and every picture, marked where the app made it."""
@@ -509,8 +463,7 @@ def _verdict_in_words(p_fake: float) -> str:
 
 
 def run_removal(
-    photo: np.ndarray,
-    face_number: int | None = None,
+    located: LocatedFace,
     detector: str | None = None,
     *,
     strength: float = 1.0,
@@ -520,61 +473,51 @@ def run_removal(
     """Remove the traces of one face, save it again in four ways, and draw what is left of the traces.
 
     Args:
-        photo: uint8 (H, W, 3), RGB.
-        face_number: Which face, from 1, the largest first; None takes the largest.
+        located: The face.
         detector: Whose attention is shown; None takes the first that calls the face fake.
         strength: Factor on TR-Net's change; it was trained for 1.
         network: The network; None takes the trained one.
         known: Reference statistics; None takes the installed ones.
 
     Raises:
-        UserError: There is no face, no trained network, or the strength is out of range.
+        UserError: There is no trained network, or the strength is out of range.
     """
-    removing = remove_traces(photo, face_number, strength, network=network)
+    removing = remove_traces(located, strength, network=network)
     removal = yield from mapped(removing, lambda step: replace(step, total=6))
     yield Step(4, 6, "The face is saved again in four ways.", images.to_tensor(removal.removed))
-    again = judge_resaves(removal.original, removal.removed, source=CroppedPhoto(removal.photo, removal.aligned))
+    resaves = judge_resaves(removal.original, removal.removed, source=predict.embedded_crop(located))
     yield Step(5, 6, "The traces are drawn.", images.to_tensor(removal.removed))
     before = {name: values[0] for name, values in removal.p_fake.items() if registry.card(name).cam_layer}
-    shown = detector or suggest_detector(before)
+    attention = detector or suggest_detector(before)
     if known is None and references.REFERENCES_ENTRY in weights.read_entries():
         known = references.load_references()
     pictures = {"Before": removal.original, "After": removal.removed}
-    drawn = draw_views(pictures, known, shown) if known is not None and shown is not None else []
-    return bundle_removal(removal, again, drawn, shown)
+    views = draw_views(pictures, known, attention) if known is not None and attention is not None else []
+    return bundle_removal(removal, resaves, views, attention)
 
 
 def bundle_removal(
-    removal: Removal, again: list[Resave], drawn: list[TraceView], attention: str | None
+    removal: Removal, resaves: list[Resave], views: list[TraceView], attention: str | None
 ) -> RemovalBundle:
     """Return the bundle of a finished removal, its re-saves, and its views where there are any."""
     record = removal.record() | {
-        "resaves": resaves_record(again),
-        "resaves_summary": resaves_in_words(removal.p_fake, again),
-        "views": [{"name": one.name, "title": one.title, "sentence": one.sentence} for one in drawn],
-        "views_note": None if drawn else NO_REFERENCES_NOTE,
+        "resaves": resaves_record(resaves),
+        "resaves_summary": resaves_in_words(removal.p_fake, resaves),
+        "views": [{"name": view.name, "title": view.title, "sentence": view.sentence} for view in views],
+        "views_note": None if views else NO_REFERENCES_NOTE,
         "attention": attention,
     }
-    pictures = {one.name: one.picture for one in drawn}
-    return RemovalBundle(
-        record, removal.photo, removal.aligned, {"crop": removal.original, "removed": removal.removed}, pictures
-    )
+    faces = {"crop": removal.original, "removed": removal.removed}
+    return RemovalBundle(record, faces, {view.name: view.picture for view in views}, removal.pasted)
 
 
-def load_removal(folder: Path, photo: np.ndarray, aligned: AlignedFace) -> RemovalBundle:
-    """Read what `Bundle.save` wrote.
-
-    Args:
-        folder: Where it lies.
-        photo: The photo that it is about.
-        aligned: The face in it.
-    """
+def load_removal(folder: Path, located: LocatedFace) -> RemovalBundle:
+    """Read what `RemovalBundle.save` wrote about a face."""
     record = json.loads((folder / REMOVAL_RECORD).read_text(encoding="utf-8"))
-    drawn = {
-        name: images.read(folder / f"{name}.png")
-        for name in [*FACE_PICTURES, *(one["name"] for one in record["views"])]
-    }
-    return RemovalBundle(record, photo, aligned, {name: drawn.pop(name) for name in FACE_PICTURES}, drawn)
+    faces = {name: images.read(folder / f"{name}.png") for name in FACE_PICTURES}
+    views = {view["name"]: images.read(folder / f"{view['name']}.png") for view in record["views"]}
+    aligned = predict.embedded_crop(located).aligned
+    return RemovalBundle(record, faces, views, alignment.paste_back(located.photo, faces["removed"], aligned))
 
 
 @dataclass(frozen=True)
