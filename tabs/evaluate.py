@@ -339,8 +339,7 @@ class EvaluateTab:
     def _run(self, path: str | None, protocol: str, use_sample: Any, request: gr.Request) -> Iterator[Updates]:
         """Run a protocol on a few pictures and show its report."""
         from backend.evaluate import report, runs
-        from backend.evaluate.protocols import registry
-        from backend.evaluate.protocols.base import configure_protocol
+        from backend.evaluate.protocols.base import PROTOCOLS, configure_protocol
         from backend.evaluate.report import report_article
 
         if path is None and not use_sample:
@@ -352,7 +351,7 @@ class EvaluateTab:
             self.progress: progress_bar(Step(0, 1, "The pictures are read.")),
         }
         source = None if use_sample else Path(str(path))
-        chosen = configure_protocol(registry.get_protocol(protocol), PRESET, {})
+        chosen = configure_protocol(PROTOCOLS.find(protocol), PRESET, {})
         folder = visitors_data_folder(session_folder(request), source)
         out, data = run_folder(folder, chosen), open_visitors_data(folder, source)
         with Running(runs.run_protocol(chosen, data, out, resume=True)) as running:
@@ -384,7 +383,7 @@ def findings_html(kept: list[report.StoredResult]) -> str:
 
 def _list_protocols() -> Any:
     """Return the update that lists every protocol."""
-    from backend.evaluate.protocols.registry import PROTOCOLS
+    from backend.evaluate.protocols.base import PROTOCOLS
 
     return gr.Dropdown([(one.title, name) for name, one in PROTOCOLS.items()])
 

@@ -85,7 +85,7 @@ def assert_every_engine_gives_the_same_rows(made, model, tmp_path):
     """Do a run again with a worker that dies, and stopped and resumed, and load its report."""
     protocol, data, out, whole, _ = made
     with toys(first=model):
-        deadly = protocol.items(protocol.choose(data))[1].key
+        deadly = protocol.items(protocol.select_samples(data))[1].key
         other, _ = evaluated(protocol, data, tmp_path / "pool", engine=FakePool(3, deadly, times=1))
         job = runs.run_protocol(protocol, data, tmp_path / "resumed")
         for _ in range(3):

@@ -111,7 +111,7 @@ def test_a_fake_that_is_called_real_is_skipped_and_another_takes_its_place(expla
     skipped = {name for name, reason in found.skipped if reason.startswith("First calls this fake real")}
     assert skipped == {f"fake/drawn/3.png|detector=first|method={one}" for one in FAITHFUL["methods"]}
     with toys(first=first()):
-        chosen = configure_protocol(type(protocol), "quick", FAITHFUL | {"fakes": 2}).choose(data)
+        chosen = configure_protocol(type(protocol), "quick", FAITHFUL | {"fakes": 2}).select_samples(data)
     assert {sample.name for sample in chosen.samples} == {"fake/swap/0.png", "fake/drawn/1.png"}
 
 

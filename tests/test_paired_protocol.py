@@ -107,7 +107,7 @@ def test_pairs_that_are_judged_wrongly_are_skipped_or_replaced(carried, tmp_path
     assert {reason for _, reason in found.skipped} == {"First calls the fake real."}
     assert found.about["data"]["fakes"] == {"drawn": 2, "swap": 1}  # `alone` has no photo
     with toys(first=of_pairs()):
-        chosen = configure_protocol(type(protocol), "quick", PAIRED | {"fakes": 2}).choose(data)
+        chosen = configure_protocol(type(protocol), "quick", PAIRED | {"fakes": 2}).select_samples(data)
         assert [sample.name for sample in chosen.samples] == ["fake/drawn/1.png", "fake/swap/1.png", "real/1.png"]
         write(tmp_path / "fake/1.png")
         with pytest.raises(UserError, match="No fake has its real photo"):

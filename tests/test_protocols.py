@@ -2,17 +2,21 @@
 
 import contextlib
 import dataclasses
+import json
+import sys
 
 import numpy as np
 import pytest
 
+from backend.cli import main
 from backend.detectors import registry as detector_registry
 from backend.errors import UserError
-from backend.evaluate import runs
+from backend.evaluate import metrics, protocols, report, runs
 from backend.evaluate.dataset import open_data
 from backend.evaluate.metrics import identity
-from backend.evaluate.protocols import counterfactual, detectors, registry
-from backend.evaluate.protocols.base import PRESETS, configure_protocol
+from backend.evaluate.metrics.base import METRICS
+from backend.evaluate.protocols import counterfactual, detectors
+from backend.evaluate.protocols.base import PRESETS, PROTOCOLS, configure_protocol
 from backend.generators import inversion
 from backend.progress import finish
 from tests import pictures
@@ -219,10 +223,10 @@ def test_the_paper_s_numbers_stand_beside(searched):
     assert "differs from ours because" in table.note
 
 
-@pytest.mark.parametrize("name", registry.PROTOCOLS)
+@pytest.mark.parametrize("name", PROTOCOLS)
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_are_frozen_and_spell_everything_out(name, preset):
-    protocol = configure_protocol(registry.get_protocol(name), preset, {})
+    protocol = configure_protocol(PROTOCOLS.find(name), preset, {})
     assert protocol.name == name
     assert protocol.config.detectors and set(protocol.config.detectors) <= set(detector_registry.loadable())
     assert protocol.config.fakes == (12 if preset == "quick" else None)
@@ -231,7 +235,7 @@ def test_presets_are_frozen_and_spell_everything_out(name, preset):
 
 
 def test_settings_can_be_changed_and_wrong_ones_are_sentences():
-    kind = registry.get_protocol("counterfactual")
+    kind = PROTOCOLS.find("counterfactual")
     changed = configure_protocol(
         kind, "quick", {"steps": 5, "factors": [1, 2.5], "methods": "pgd", "fakes": None, "kappa": 0}
     )
@@ -247,18 +251,16 @@ def test_settings_can_be_changed_and_wrong_ones_are_sentences():
     with pytest.raises(UserError, match="no preset slow"):
         configure_protocol(kind, "slow", {})
     with pytest.raises(UserError, match="no protocol named nothing"):
-        registry.get_protocol("nothing")
+        PROTOCOLS.find("nothing")
 
 
 def test_detectors_that_cannot_be_asked_are_refused_at_once(tmp_path):
     data = greys(tmp_path, fake=[1])
     for name in ("detectors", "counterfactual"):
         with pytest.raises(UserError, match="no detector named nobody"):
-            configure_protocol(registry.get_protocol(name), "quick", {"detectors": ["nobody"]}).items(data)
+            configure_protocol(PROTOCOLS.find(name), "quick", {"detectors": ["nobody"]}).items(data)
     with pytest.raises(UserError, match="xception is attacked and does not judge"):
-        configure_protocol(registry.get_protocol("counterfactual"), "quick", {"detectors": ["mesoinception4"]}).items(
-            data
-        )
+        configure_protocol(PROTOCOLS.find("counterfactual"), "quick", {"detectors": ["mesoinception4"]}).items(data)
 
 
 def test_shares_and_corruptions_that_end_in_no_table_are_refused_at_once(tmp_path):
@@ -269,12 +271,12 @@ def test_shares_and_corruptions_that_end_in_no_table_are_refused_at_once(tmp_pat
         ({"corruptions": ["jpeg 70"]}, "left out"),
     ):
         with pytest.raises(UserError, match=sentence):
-            configure_protocol(registry.get_protocol("detectors"), "quick", changes).items(data)
+            configure_protocol(PROTOCOLS.find("detectors"), "quick", changes).items(data)
 
 
 def test_keys_say_all_that_an_item_depends_on(tmp_path):
     data = greys(tmp_path, fake=[1, 2])
-    protocol = configure_protocol(registry.get_protocol("counterfactual"), "quick", {})
+    protocol = configure_protocol(PROTOCOLS.find("counterfactual"), "quick", {})
     items = protocol.items(data)
     assert len({item.key for item in items}) == len(items)
     assert items[0].key == "fake/1.png|detector=xception|method=transfer|level=S,M,D|factor=1.0"
@@ -298,3 +300,60 @@ def test_corruptions():
     for wrong in ("jpeg", "jpeg 0", "jpeg 101", "resize 2", "fog 1", "blur x", "noise nan"):
         with pytest.raises(UserError, match="no corruption"):
             detectors.parse_corruption(wrong)
+
+
+TOY_METRIC = """
+from backend.evaluate.metrics.base import register_metric
+
+
+@register_metric("brightness", "Brightness", better="higher", sentence="How bright it is.", source="This test.")
+def brightness(level):
+    return level / 255
+"""
+
+TOY_PROTOCOL = """
+from backend.evaluate.protocols.base import register_protocol
+from backend.evaluate.tables import Column, Table
+from tests.toy_protocol import ToyProtocol
+
+
+@register_protocol()
+class BrightnessProtocol(ToyProtocol):
+    name, title = "bright", "How bright pictures are"
+
+    def tables(self, rows):
+        columns = (Column("sample", "Picture"), Column("level", "Level", "brightness"))
+        return [Table("bright", self.title, columns, tuple((row["sample"], row["level"]) for row in rows))]
+"""
+
+
+@pytest.fixture
+def two_new_files(tmp_path, monkeypatch):
+    """Add a metric and a protocol, each by one file in a folder that belongs to its package."""
+    kinds = ((METRICS, metrics, TOY_METRIC, "brightness"), (PROTOCOLS, protocols, TOY_PROTOCOL, "bright"))
+    for table, package, text, name in kinds:
+        folder = tmp_path / package.__name__
+        folder.mkdir()
+        (folder / f"toy_{name}.py").write_text(text)
+        monkeypatch.setattr(package, "__path__", [*package.__path__, str(folder)])
+        monkeypatch.setattr(table, "_complete", False)
+    yield
+    for table, package, _, name in kinds:
+        table._items.pop(name), table._orders.pop(name), sys.modules.pop(f"{package.__name__}.toy_{name}")
+
+
+def test_a_new_file_is_seen_on_the_command_line_and_in_the_tab(two_new_files, tmp_path, capsys):
+    data = greys(tmp_path / "data", real=[11, 22], fake=[33, 44])
+    arguments = ["evaluate", "bright", "--data", str(data.folder), "--out", str(tmp_path / "out")]
+    assert main.main([*arguments, "--workers", "0", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert {row["sample"]: row["level"] for row in said["rows"]}["fake/44.png"] == 88
+    found, _ = report.load_report(tmp_path / "out")
+    assert found.tables[0].columns[1].heading == "Level \u2191"
+    assert "How bright it is." in report.report_article(found, "")
+    assert main.main(["evaluate", "nothing", *arguments[2:], "--json"]) == 2
+    assert json.loads(capsys.readouterr().out)["hint"].endswith("paired, bright.")
+    from tabs import evaluate
+
+    assert list(PROTOCOLS)[-1] == "bright"
+    assert evaluate._list_protocols().choices[-1] == ("How bright pictures are", "bright")

@@ -16,8 +16,9 @@ from backend.cli import evaluate, main
 from backend.detectors import registry as detectors
 from backend.errors import UserError
 from backend.evaluate import report
-from backend.evaluate.protocols import registry
+from backend.evaluate.protocols import base
 from backend.evaluate.report import JSON_FILE, PACKED_PLOT, PACKED_ROWS, report_article
+from backend.registration import Registry
 from backend.settings import ROOT, SETTINGS
 from backend.trace_removal import references
 from tabs import evaluate as tab
@@ -34,7 +35,7 @@ class TestShipped:
     """What lies in results/."""
 
     def test_every_protocol_has_one(self):
-        assert set(NAMES) == set(registry.PROTOCOLS), f"Make them again with: {report.STORED_COMMAND}"
+        assert set(NAMES) == set(base.PROTOCOLS), f"Make them again with: {report.STORED_COMMAND}"
         assert not (report.RESULTS_FOLDER / evaluate.UNFINISHED_RUNS).exists()
 
     @pytest.mark.parametrize("name", NAMES)
@@ -85,7 +86,11 @@ class EmptyProtocol(ToyProtocol):
 
 @pytest.fixture
 def toys(monkeypatch):
-    monkeypatch.setattr(registry, "PROTOCOLS", {one.name: one for one in (ToyProtocol, OtherProtocol)})
+    table = Registry("protocol", "tests")
+    table._complete = True  # it holds these two and looks for no others
+    table.add("toy", ToyProtocol)
+    table.add("other", OtherProtocol)
+    monkeypatch.setattr(base, "PROTOCOLS", table)
 
 
 def command(capsys, *arguments):
@@ -121,14 +126,14 @@ def test_one_command_makes_all_results(toys, tmp_path, capsys):
 def test_what_cannot_measure_is_named_and_the_rest_can_go_on(toys, tmp_path, capsys, monkeypatch):
     toy_data(tmp_path / "data")
     out = ("--data", tmp_path / "data", "--out", tmp_path / "results")
-    monkeypatch.setitem(registry.PROTOCOLS, "empty", EmptyProtocol)
+    base.PROTOCOLS.add("empty", EmptyProtocol)
     code, said = command(capsys, *out)
     assert code == 2
     assert "nothing to measure" in said["left_out"]["empty"]
     assert set(said["findings"]) == {"toy", "other"}
     code, said = command(capsys, *out)
     assert (code, said["error"]) == (2, "The folder holds unfinished runs.")
-    monkeypatch.delitem(registry.PROTOCOLS, "empty")
+    base.PROTOCOLS._items.pop("empty")
     monkeypatch.setattr(ToyProtocol, "run_item", None)  # nothing is done again
     assert command(capsys, *out, "--resume")[0] == 0
     assert not (tmp_path / "results" / evaluate.UNFINISHED_RUNS).exists()

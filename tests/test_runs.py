@@ -48,9 +48,9 @@ def test_a_run_says_what_it_is(reference):
 COMMAND_LINE = """
 import sys
 from backend import cli
-from backend.evaluate.protocols import registry
+from backend.evaluate.protocols.base import PROTOCOLS
 from tests.toy_protocol import ToyProtocol
-registry.PROTOCOLS["toy"] = ToyProtocol
+PROTOCOLS.add("toy", ToyProtocol)
 sys.exit(cli.main(["evaluate", "toy", "--preset", "full", "--json", *sys.argv[1:]]))
 """
 
@@ -247,7 +247,9 @@ def test_a_setting_that_came_since_does_not_end_a_run(reference, tmp_path, monke
     assert finish(runs.run_protocol(protocol, data, tmp_path, resume=True)).counts["done"]
     with pytest.raises(UserError, match=r"The setting pause was 0\.0"):
         finish(runs.run_protocol(ToyProtocol(ToyConfig(pause=0.001)), data, tmp_path, resume=True))
-    monkeypatch.setattr(ToyProtocol, "earlier", {"pause": 0.5})  # what such runs did is no longer what is usual
+    monkeypatch.setattr(
+        ToyProtocol, "defaults_of_old_runs", {"pause": 0.5}
+    )  # what such runs did is no longer what is usual
     with pytest.raises(UserError, match=r"The setting pause was 0\.5 in this run and is 0\.0"):
         finish(runs.run_protocol(protocol, data, tmp_path, resume=True))
 

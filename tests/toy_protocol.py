@@ -32,7 +32,6 @@ class ToyConfig(ProtocolConfig):
     broken: str = ""  # sample that raises
 
 
-@dataclass(frozen=True)
 class ToyProtocol(Protocol):
     """Measures factor * mean grey level."""
 
@@ -42,7 +41,6 @@ class ToyProtocol(Protocol):
     title = "Toy"
     about = "Mean grey levels."
     source = "None."
-    Settings = ToyConfig
 
     @classmethod
     def preset(cls, name):

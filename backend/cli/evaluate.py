@@ -13,7 +13,7 @@ from backend import settings
 from backend.errors import UserError
 from backend.evaluate import engines, report, runs, store
 from backend.evaluate.dataset import Dataset, open_data
-from backend.evaluate.protocols import registry
+from backend.evaluate.protocols import base
 from backend.evaluate.protocols.base import Protocol, configure_protocol
 from backend.evaluate.store import without_folders
 from backend.progress import Step, finish
@@ -41,7 +41,7 @@ def run_evaluate(
     if options.protocol == ALL_PROTOCOLS:
         return evaluate_all(options, settings.parse_setting_changes(options.set), read, typed_command(options), on_step)
     protocol = configure_protocol(
-        registry.get_protocol(options.protocol), options.preset, settings.parse_setting_changes(options.set)
+        base.PROTOCOLS.find(options.protocol), options.preset, settings.parse_setting_changes(options.set)
     )
     earlier = None if options.compare is None else report.load_report_of(protocol.name, options.compare)
     engine = engines.choose_engine(options.engine, options.workers, options.ray_address)
@@ -101,7 +101,7 @@ def evaluate_all(
     started = time.perf_counter()
     if options.compare is not None:
         raise UserError("Only one protocol at a time can be compared.", "Name one instead of all.")
-    protocols = [configure_protocol(kind, options.preset, changes) for kind in registry.PROTOCOLS.values()]
+    protocols = [configure_protocol(kind, options.preset, changes) for kind in base.PROTOCOLS.values()]
     work = options.out / UNFINISHED_RUNS
     if work.exists() and not options.resume:
         raise UserError("The folder holds unfinished runs.", "Go on with them by --resume, or name another with --out.")

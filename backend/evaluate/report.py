@@ -24,8 +24,7 @@ from backend import weights
 from backend.errors import UserError
 from backend.evaluate import tables
 from backend.evaluate.dataset import FEW_PICTURES
-from backend.evaluate.metrics import registry
-from backend.evaluate.metrics.base import Estimate
+from backend.evaluate.metrics.base import METRICS, Estimate
 from backend.evaluate.plots import Figure
 from backend.evaluate.runs import Evaluation
 from backend.evaluate.store import Row, Store
@@ -91,7 +90,7 @@ def _render(template: str, evaluation: Evaluation, command: str, comparison: Seq
             comparison=comparison,
             folded=folded,
             long_table=LONG_TABLE,
-            metrics=[registry.METRICS[name] for name in _metric_names(evaluation.tables)],
+            metrics=[METRICS[name] for name in _metric_names(evaluation.tables)],
             directions=DIRECTIONS,
             reasons=[f"{count}: {reason}" for reason, count in reasons],
             named=[f"{name}: {reason}" for name, reason in skipped[:LISTED_SKIPPED]],
@@ -272,7 +271,7 @@ def _flat_values(values: Any, prefix: str = "") -> dict[str, Any]:
 def _metric_facts(shown: Sequence[Table]) -> dict[str, dict[str, Any]]:
     """Return what is to be known of every metric in the tables."""
     keys = ("title", "unit", "better", "sentence", "source")
-    return {name: {key: getattr(registry.METRICS[name], key) for key in keys} for name in _metric_names(shown)}
+    return {name: {key: getattr(METRICS[name], key) for key in keys} for name in _metric_names(shown)}
 
 
 def _write_rows(out: Path) -> Path:

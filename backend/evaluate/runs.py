@@ -92,7 +92,7 @@ def _run_protocol(protocol: Protocol, data: Dataset, out: Path, engine: Engine, 
     if (out / RUN_FILE).exists() and not resume:
         raise UserError("The folder holds a run already.", "Go on with it by --resume, or name another with --out.")
     yield Step(0, len(data.samples), "The pictures are chosen.")
-    chosen = protocol.choose(data)
+    chosen = protocol.select_samples(data)
     items = protocol.items(chosen)
     if not items:
         raise UserError("There is nothing to measure among these pictures.", _what_is_there(chosen))
@@ -159,9 +159,9 @@ def _check_same(store: Store, about: dict[str, Any], protocol: Protocol) -> None
 
 def _usual_setting(protocol: Protocol, name: str) -> Any:
     """Return what a setting is where nothing is said of it, as JSON gives it back."""
-    if name in protocol.earlier:
-        return protocol.earlier[name]
-    default = next(one.default for one in dataclasses.fields(protocol.Settings) if one.name == name)
+    if name in protocol.defaults_of_old_runs:
+        return protocol.defaults_of_old_runs[name]
+    default = next(one.default for one in dataclasses.fields(protocol.config) if one.name == name)
     return json.loads(json.dumps(default))
 
 

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from backend.evaluate.metrics import registry
-from backend.evaluate.metrics.base import Estimate
+from backend.evaluate.metrics.base import METRICS, Estimate
 
 Cell = str | int | float | Estimate | None
 ABSENT = "not measured"
@@ -39,7 +38,7 @@ class Column:
     @property
     def heading(self) -> str:
         """Return title and direction."""
-        arrow = ARROWS[registry.METRICS[self.metric].better] if self.metric else ""
+        arrow = ARROWS[METRICS[self.metric].better] if self.metric else ""
         unit = f" ({self.unit})" if self.unit else ""
         return f"{self.title}{unit} {arrow}".strip()
 

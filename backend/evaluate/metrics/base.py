@@ -1,20 +1,26 @@
-"""What is said of every metric, and the form in which an average is reported."""
+"""What is said of every metric, the table of metrics, and the form in which an average is reported.
+
+A new metric is one new file beside this one, with `@register_metric(...)` above the function.
+"""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
+from backend.registration import Registry
+
 Better = Literal["higher", "lower", "neither"]
 CONFIDENCE = 0.95
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def _always() -> None:
+def _nothing_missing() -> None:
     return None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Metric:
     """A metric with what a reader must know of it.
 
@@ -31,12 +37,20 @@ class Metric:
 
     name: str
     title: str
-    unit: str
+    unit: str = ""
     better: Better
     sentence: str
     source: str
     function: Callable[..., Any]
-    missing: Callable[[], str | None] = _always
+    missing: Callable[[], str | None] = _nothing_missing
+
+
+METRICS: Registry[Metric] = Registry("metric", "backend.evaluate.metrics")
+
+
+def register_metric(name: str, title: str, **facts: Any) -> Callable[[Function], Function]:
+    """Return a decorator that registers a function as a metric; for `facts` see `Metric`."""
+    return METRICS.register(name, lambda function: Metric(name=name, title=title, function=function, **facts))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from backend.detectors.base import THRESHOLD
-from backend.evaluate.metrics.base import Estimate, Metric, proportion
+from backend.evaluate.metrics.base import Estimate, proportion, register_metric
 
 BINS = 10
 Labels = Sequence[int] | np.ndarray
@@ -17,18 +17,41 @@ Scores = Sequence[float] | np.ndarray
 FAWCETT = "Fawcett 2006, Pattern Recognition Letters 27(8)"
 
 
+@register_metric(
+    "accuracy_real",
+    "Accuracy on real pictures",
+    unit="share of the real pictures",
+    better="higher",
+    sentence="How often a real photograph is called real.",
+    source="TR-Net, arXiv 2203.11433, section 5",
+)
 def accuracy_real(labels: Labels, scores: Scores) -> Estimate:
     """Return the share of real pictures that are called real."""
     called = _scores_of_label(labels, scores, 0) < THRESHOLD
     return proportion(int(called.sum()), len(called))
 
 
+@register_metric(
+    "accuracy_fake",
+    "Accuracy on fakes",
+    unit="share of the fakes",
+    better="higher",
+    sentence="How often a fake is called fake.",
+    source="TR-Net, arXiv 2203.11433, section 5",
+)
 def accuracy_fake(labels: Labels, scores: Scores) -> Estimate:
     """Return the share of fakes that are called fake."""
     called = _scores_of_label(labels, scores, 1) >= THRESHOLD
     return proportion(int(called.sum()), len(called))
 
 
+@register_metric(
+    "auc",
+    "Area under the ROC curve",
+    better="higher",
+    sentence="How often a random fake scores above a random real photograph; 0.5 is guessing.",
+    source=FAWCETT,
+)
 def area_under_roc(labels: Labels, scores: Scores) -> float | None:
     """Return the area under the ROC curve in [0, 1]; None where one class is missing."""
     from sklearn.metrics import roc_auc_score
@@ -36,6 +59,13 @@ def area_under_roc(labels: Labels, scores: Scores) -> float | None:
     return float(roc_auc_score(labels, scores)) if _both_labels(labels) else None
 
 
+@register_metric(
+    "ap",
+    "Average precision",
+    better="higher",
+    sentence="How purely the highest scores are fakes; it depends on how many of the pictures are fake.",
+    source="scikit-learn, average_precision_score",
+)
 def average_precision(labels: Labels, scores: Scores) -> float | None:
     """Return the average precision in [0, 1]; None where one class is missing."""
     from sklearn.metrics import average_precision_score
@@ -51,6 +81,14 @@ def roc_points(labels: Labels, scores: Scores) -> tuple[np.ndarray, np.ndarray]:
     return false_alarms, recalls
 
 
+@register_metric(
+    "eer",
+    "Equal error rate",
+    unit="share of pictures",
+    better="lower",
+    sentence="How often the detector errs at the threshold at which misses and false alarms are equally frequent.",
+    source=FAWCETT,
+)
 def equal_error_rate(labels: Labels, scores: Scores) -> float | None:
     """Return the rate in [0, 1] at which misses and false alarms are equally frequent; None without both classes.
 
@@ -67,6 +105,14 @@ def equal_error_rate(labels: Labels, scores: Scores) -> float | None:
     return float(false_alarms[after - 1] + share * (false_alarms[after] - false_alarms[after - 1]))
 
 
+@register_metric(
+    "false_alarms",
+    "False alarms at fixed recall",
+    unit="share of the real pictures",
+    better="lower",
+    sentence="How many real photographs are accused if the threshold is set to catch this share of the fakes.",
+    source=FAWCETT + "; interval: Wilson 1927",
+)
 def false_alarms_at_recall(labels: Labels, scores: Scores, recall: float) -> Estimate:
     """Return the share of real pictures called fake at the highest threshold that catches `recall` of the fakes.
 
@@ -84,6 +130,13 @@ def false_alarms_at_recall(labels: Labels, scores: Scores, recall: float) -> Est
     return proportion(int((real >= fake[wanted - 1]).sum()), len(real))
 
 
+@register_metric(
+    "brier",
+    "Brier score",
+    better="lower",
+    sentence="How far the stated probabilities are from the truth, squared; 0.25 is always saying one half.",
+    source="Brier 1950, Monthly Weather Review 78(1)",
+)
 def brier_score(labels: Labels, scores: Scores) -> float | None:
     """Return the mean squared distance of p_fake from the label, in [0, 1]."""
     from sklearn.metrics import brier_score_loss
@@ -102,6 +155,15 @@ def reliability_bins(labels: Labels, scores: Scores, bins: int = BINS) -> list[t
     return rows
 
 
+@register_metric(
+    "ece",
+    "Expected calibration error",
+    unit="probability",
+    better="lower",
+    sentence="By how much the stated probability of fake differs from the share of fakes among the pictures "
+    "that got it.",
+    source="Guo et al. 2017, arXiv 1706.04599, equation 3, of p_fake",
+)
 def calibration_error(labels: Labels, scores: Scores, bins: int = BINS) -> float | None:
     """Return the expected calibration error in [0, 1] over equally wide bins (Guo et al. 2017, equation 3)."""
     rows = reliability_bins(labels, scores, bins)
@@ -117,79 +179,3 @@ def _scores_of_label(labels: Labels, scores: Scores, label: int) -> np.ndarray:
 
 def _both_labels(labels: Labels) -> bool:
     return len(np.unique(np.asarray(labels))) == 2
-
-
-METRICS = (
-    Metric(
-        "accuracy_real",
-        "Accuracy on real pictures",
-        "share of the real pictures",
-        "higher",
-        "How often a real photograph is called real.",
-        "TR-Net, arXiv 2203.11433, section 5",
-        accuracy_real,
-    ),
-    Metric(
-        "accuracy_fake",
-        "Accuracy on fakes",
-        "share of the fakes",
-        "higher",
-        "How often a fake is called fake.",
-        "TR-Net, arXiv 2203.11433, section 5",
-        accuracy_fake,
-    ),
-    Metric(
-        "auc",
-        "Area under the ROC curve",
-        "",
-        "higher",
-        "How often a random fake scores above a random real photograph; 0.5 is guessing.",
-        FAWCETT,
-        area_under_roc,
-    ),
-    Metric(
-        "ap",
-        "Average precision",
-        "",
-        "higher",
-        "How purely the highest scores are fakes; it depends on how many of the pictures are fake.",
-        "scikit-learn, average_precision_score",
-        average_precision,
-    ),
-    Metric(
-        "eer",
-        "Equal error rate",
-        "share of pictures",
-        "lower",
-        "How often the detector errs at the threshold at which misses and false alarms are equally frequent.",
-        FAWCETT,
-        equal_error_rate,
-    ),
-    Metric(
-        "false_alarms",
-        "False alarms at fixed recall",
-        "share of the real pictures",
-        "lower",
-        "How many real photographs are accused if the threshold is set to catch this share of the fakes.",
-        FAWCETT + "; interval: Wilson 1927",
-        false_alarms_at_recall,
-    ),
-    Metric(
-        "brier",
-        "Brier score",
-        "",
-        "lower",
-        "How far the stated probabilities are from the truth, squared; 0.25 is always saying one half.",
-        "Brier 1950, Monthly Weather Review 78(1)",
-        brier_score,
-    ),
-    Metric(
-        "ece",
-        "Expected calibration error",
-        "probability",
-        "lower",
-        "By how much the stated probability of fake differs from the share of fakes among the pictures that got it.",
-        "Guo et al. 2017, arXiv 1706.04599, equation 3, of p_fake",
-        calibration_error,
-    ),
-)

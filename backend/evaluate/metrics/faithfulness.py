@@ -8,11 +8,19 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from backend.evaluate.metrics.base import Estimate, Metric, mean_with_interval, proportion
+from backend.evaluate.metrics.base import Estimate, mean_with_interval, proportion, register_metric
 
 SOURCE = "Tsigos et al. 2024, arXiv 2404.18649, section 3; Adv-XAI, arXiv 2502.03957, section 4"
 
 
+@register_metric(
+    "accuracy_at_k",
+    "Accuracy after attacking the top k segments",
+    unit="share of pictures",
+    better="lower",
+    sentence="How often the detector still answers correctly after only the segments ranked first were attacked.",
+    source=SOURCE,
+)
 def accuracy_at_k(correct: Sequence[bool | None]) -> Estimate:
     """Return the share of pictures still classified correctly after an attack on the top k segments.
 
@@ -23,6 +31,14 @@ def accuracy_at_k(correct: Sequence[bool | None]) -> Estimate:
     return proportion(sum(kept), len(kept))
 
 
+@register_metric(
+    "sufficiency_at_k",
+    "Sufficiency of the top k segments",
+    unit="probability",
+    better="higher",
+    sentence="How much of the verdict is lost when only the segments ranked first are attacked.",
+    source=SOURCE,
+)
 def sufficiency_at_k(before: Sequence[float | None], after: Sequence[float | None]) -> Estimate:
     """Return the mean drop of the predicted class's probability after an attack on the top k segments.
 
@@ -34,6 +50,14 @@ def sufficiency_at_k(before: Sequence[float | None], after: Sequence[float | Non
     return mean_with_interval(None if one is None or two is None else one - two for one, two in pairs)
 
 
+@register_metric(
+    "stability",
+    "Stability",
+    unit="Pearson correlation",
+    better="higher",
+    sentence="How alike the maps of a picture and of a hardly changed copy are.",
+    source=SOURCE,
+)
 def map_stability(first: np.ndarray, second: np.ndarray) -> float | None:
     """Return the Pearson correlation in [-1, 1] of two maps (H, W); None where one of them is constant."""
     one, two = (values.astype(np.float64).ravel() - values.mean(dtype=np.float64) for values in (first, second))
@@ -41,6 +65,14 @@ def map_stability(first: np.ndarray, second: np.ndarray) -> float | None:
     return float(np.clip(one @ two / norm, -1, 1)) if norm > 0 else None
 
 
+@register_metric(
+    "curve_area",
+    "Area under a deletion or insertion curve",
+    unit="probability",
+    better="neither",
+    sentence="The mean score while a picture's pixels are removed (lower is better) or added (higher is better).",
+    source="Petsiuk et al. 2018 (RISE), arXiv 1806.07421, section 4.2",
+)
 def curve_area(fractions: Sequence[float], scores: Sequence[float]) -> float:
     """Return the area by trapezoids under a deletion or insertion curve.
 
@@ -51,43 +83,3 @@ def curve_area(fractions: Sequence[float], scores: Sequence[float]) -> float:
     from scipy.integrate import trapezoid  # numpy renamed its own in 2.0
 
     return float(trapezoid(np.asarray(scores, dtype=np.float64), np.asarray(fractions, dtype=np.float64)))
-
-
-METRICS = (
-    Metric(
-        "accuracy_at_k",
-        "Accuracy after attacking the top k segments",
-        "share of pictures",
-        "lower",
-        "How often the detector still answers correctly after only the segments ranked first were attacked.",
-        SOURCE,
-        accuracy_at_k,
-    ),
-    Metric(
-        "sufficiency_at_k",
-        "Sufficiency of the top k segments",
-        "probability",
-        "higher",
-        "How much of the verdict is lost when only the segments ranked first are attacked.",
-        SOURCE,
-        sufficiency_at_k,
-    ),
-    Metric(
-        "stability",
-        "Stability",
-        "Pearson correlation",
-        "higher",
-        "How alike the maps of a picture and of a hardly changed copy are.",
-        SOURCE,
-        map_stability,
-    ),
-    Metric(
-        "curve_area",
-        "Area under a deletion or insertion curve",
-        "probability",
-        "neither",
-        "The mean score while a picture's pixels are removed (lower is better) or added (higher is better).",
-        "Petsiuk et al. 2018 (RISE), arXiv 1806.07421, section 4.2",
-        curve_area,
-    ),
-)

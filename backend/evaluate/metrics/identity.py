@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from backend import images, weights
-from backend.evaluate.metrics.base import Metric
+from backend.evaluate.metrics.base import register_metric
 from backend.generators import dlib_resnet
 from backend.runtime import device, load_once, remembered
 
@@ -68,6 +68,25 @@ class Identity:
     retained: bool
 
 
+def identity_missing() -> str | None:
+    """Say why identity cannot be measured here."""
+    if best_recogniser() is not None:
+        return None
+    return (
+        "Identity was not measured: neither ArcFace nor FaceNet was fetched, and dlib's network is not installed "
+        f"({INSTALL_IDENTITY})."
+    )
+
+
+@register_metric(
+    "identity",
+    "Identity similarity",
+    unit="cosine",
+    better="higher",
+    sentence="How alike the person is to a face-recognition network, before and after.",
+    source="Dong et al. 2024 (Artifact-Eraser), arXiv 2404.08341, section 4",
+    missing=identity_missing,
+)
 def compare_identity(original: Tensor, other: Tensor, template: str) -> Identity:
     """Compare two aligned faces (1, 3, H, W) in [0, 1].
 
@@ -89,16 +108,6 @@ def compare_identity(original: Tensor, other: Tensor, template: str) -> Identity
 def best_recogniser() -> Recogniser | None:
     """Return the best network that is on this machine, or None."""
     return load_once("recogniser", _find_recogniser)
-
-
-def identity_missing() -> str | None:
-    """Say why identity cannot be measured here."""
-    if best_recogniser() is not None:
-        return None
-    return (
-        "Identity was not measured: neither ArcFace nor FaceNet was fetched, and dlib's network is not installed "
-        f"({INSTALL_IDENTITY})."
-    )
 
 
 def cosine_similarity(one: np.ndarray, two: np.ndarray) -> float:
@@ -186,25 +195,12 @@ def _embed(network: Any, picture: Tensor) -> np.ndarray:
     return network(picture.to(device())).flatten().double().cpu().numpy()
 
 
-METRICS = (
-    Metric(
-        "identity",
-        "Identity similarity",
-        "cosine",
-        "higher",
-        "How alike the person is to a face-recognition network, before and after.",
-        "Dong et al. 2024 (Artifact-Eraser), arXiv 2404.08341, section 4",
-        compare_identity,
-        identity_missing,
-    ),
-    Metric(
-        "identity_retained",
-        "Identity retention",
-        "share of the successes",
-        "higher",
-        "How often a face-recognition network calls both one person, by its own published rule.",
-        "Dong et al. 2024 (Artifact-Eraser), arXiv 2404.08341, section 4",
-        lambda original, other, template: compare_identity(original, other, template).retained,
-        identity_missing,
-    ),
-)
+register_metric(
+    "identity_retained",
+    "Identity retention",
+    unit="share of the successes",
+    better="higher",
+    sentence="How often a face-recognition network calls both one person, by its own published rule.",
+    source="Dong et al. 2024 (Artifact-Eraser), arXiv 2404.08341, section 4",
+    missing=identity_missing,
+)(lambda original, other, template: compare_identity(original, other, template).retained)

@@ -3,47 +3,35 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.evaluate.metrics.base import Estimate, Metric, mean
+from backend.evaluate.metrics.base import Estimate, mean, register_metric
 from backend.similarity import batch_lpips, lpips_missing, picture_psnr, picture_ssim
 
-SMALLEST = 32  # pixels; below, AlexNet's last feature map is empty
-
-
-METRICS = (
-    Metric(
-        "psnr",
-        "PSNR",
-        "dB",
-        "higher",
-        "How little the pixels changed; above 40 dB it is hard to see, below 30 dB it is often plain.",
-        "scikit-image; TR-Net, arXiv 2203.11433, table 4",
-        picture_psnr,
-    ),
-    Metric(
-        "ssim",
-        "SSIM",
-        "",
-        "higher",
-        "How well local structure is kept; 1 is an equal picture.",
-        "Wang et al. 2004, IEEE TIP 13(4); scikit-image",
-        picture_ssim,
-    ),
-    Metric(
-        "lpips",
-        "LPIPS (AlexNet)",
-        "",
-        "lower",
-        "How different two pictures look to a network that was fitted to people's judgements; 0 is equal.",
-        "Zhang et al. 2018, arXiv 1801.03924; package lpips",
-        batch_lpips,
-        lpips_missing,
-    ),
-)
-
-
 KID_DRAWS = 10
-
 KID_DEGREE = 3
+
+register_metric(
+    "psnr",
+    "PSNR",
+    unit="dB",
+    better="higher",
+    sentence="How little the pixels changed; above 40 dB it is hard to see, below 30 dB it is often plain.",
+    source="scikit-image; TR-Net, arXiv 2203.11433, table 4",
+)(picture_psnr)
+register_metric(
+    "ssim",
+    "SSIM",
+    better="higher",
+    sentence="How well local structure is kept; 1 is an equal picture.",
+    source="Wang et al. 2004, IEEE TIP 13(4); scikit-image",
+)(picture_ssim)
+register_metric(
+    "lpips",
+    "LPIPS (AlexNet)",
+    better="lower",
+    sentence="How different two pictures look to a network that was fitted to people's judgements; 0 is equal.",
+    source="Zhang et al. 2018, arXiv 1801.03924; package lpips",
+    missing=lpips_missing,
+)(batch_lpips)
 
 
 def kernel_distance(one: NDArray[np.floating], two: NDArray[np.floating]) -> float:

@@ -4,12 +4,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backend.evaluate.metrics.base import Metric
+from backend.evaluate.metrics.base import register_metric
 
 PATCH, STRIDE = 8, 3
 SOURCE = "Dong et al. 2024 (Artifact-Eraser), arXiv 2404.08341, section 4, as in its code"
 
 
+@register_metric(
+    "tv",
+    "Total variation",
+    unit="squared grey levels (0 to 255)",
+    better="lower",
+    sentence="How much neighbouring pixels differ; visible attack noise raises it.",
+    source=SOURCE,
+)
 def total_variation(images: Tensor) -> Tensor:
     """Return the mean squared difference of neighbouring pixels, in squared grey levels, (N,).
 
@@ -23,6 +31,14 @@ def total_variation(images: Tensor) -> Tensor:
     return vertical + horizontal
 
 
+@register_metric(
+    "esnle",
+    "Estimated noise level (ESNLE)",
+    unit="grey levels (0 to 255)",
+    better="lower",
+    sentence="How strong the noise in the picture is, estimated from the picture alone.",
+    source="Chen, Zhu and Heng 2015, ICCV, algorithm 1; " + SOURCE,
+)
 def noise_level(images: Tensor) -> Tensor:
     """Return the estimated standard deviation of the noise in grey levels, (N,).
 
@@ -46,25 +62,3 @@ def _noise_level(image: Tensor) -> float:
         if (rest > level).sum() == (rest < level).sum():
             return float(np.sqrt(level) * 255)
     raise AssertionError("the last eigenvalue alone equals its mean")
-
-
-METRICS = (
-    Metric(
-        "tv",
-        "Total variation",
-        "squared grey levels (0 to 255)",
-        "lower",
-        "How much neighbouring pixels differ; visible attack noise raises it.",
-        SOURCE,
-        total_variation,
-    ),
-    Metric(
-        "esnle",
-        "Estimated noise level (ESNLE)",
-        "grey levels (0 to 255)",
-        "lower",
-        "How strong the noise in the picture is, estimated from the picture alone.",
-        "Chen, Zhu and Heng 2015, ICCV, algorithm 1; " + SOURCE,
-        noise_level,
-    ),
-)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from backend.detectors.base import THRESHOLD
-from backend.evaluate.metrics.base import Estimate, Metric, proportion
+from backend.evaluate.metrics.base import Estimate, proportion, register_metric
 
 SOURCE = "Dong et al. 2024 (Artifact-Eraser), arXiv 2404.08341, section 4 and its code"
 Scores = Sequence[float] | np.ndarray
@@ -55,6 +55,14 @@ def attack_success(original: Scores, inversion: Scores, attacked: Scores) -> Suc
     )
 
 
+@register_metric(
+    "transfer_rate",
+    "Transfer rate",
+    unit="share of the pictures that the other detector called fake before and after inversion",
+    better="higher",
+    sentence="How often a detector that the attack never saw is turned along with the attacked one.",
+    source=SOURCE,
+)
 def transfer_rate(original: Scores, inversion: Scores, attacked: Scores) -> Estimate:
     """Return the success rate of an attack by the scores (N,) of a detector that was not attacked.
 
@@ -63,50 +71,35 @@ def transfer_rate(original: Scores, inversion: Scores, attacked: Scores) -> Esti
     return attack_success(original, inversion, attacked).both
 
 
-METRICS = (
-    Metric(
-        "asr_all",
-        "Attack success rate (all)",
-        "share of all pictures",
-        "higher",
-        "How often a fake that the detector caught, also after mere inversion, is called real after the attack.",
-        SOURCE,
-        lambda *scores: attack_success(*scores).everything,
-    ),
-    Metric(
-        "asr_detected",
-        "Attack success rate (detected)",
-        "share of the pictures called fake before",
-        "higher",
-        "The same successes, counted among the pictures that the detector called fake to begin with.",
-        SOURCE,
-        lambda *scores: attack_success(*scores).detected,
-    ),
-    Metric(
-        "asr_after_inversion",
-        "Attack success rate (after inversion)",
-        "share of the pictures called fake after inversion",
-        "higher",
-        "The same successes, counted among the pictures that are called fake after mere inversion.",
-        SOURCE,
-        lambda *scores: attack_success(*scores).after_inversion,
-    ),
-    Metric(
-        "asr_both",
-        "Attack success rate (both)",
-        "share of the pictures called fake before and after inversion",
-        "higher",
-        "The same successes, counted among the pictures called fake both times: the headline number here.",
-        SOURCE,
-        lambda *scores: attack_success(*scores).both,
-    ),
-    Metric(
-        "transfer_rate",
-        "Transfer rate",
-        "share of the pictures that the other detector called fake before and after inversion",
-        "higher",
-        "How often a detector that the attack never saw is turned along with the attacked one.",
-        SOURCE,
-        transfer_rate,
-    ),
-)
+register_metric(
+    "asr_all",
+    "Attack success rate (all)",
+    unit="share of all pictures",
+    better="higher",
+    sentence="How often a fake that the detector caught, also after mere inversion, is called real after the attack.",
+    source=SOURCE,
+)(lambda *scores: attack_success(*scores).everything)
+register_metric(
+    "asr_detected",
+    "Attack success rate (detected)",
+    unit="share of the pictures called fake before",
+    better="higher",
+    sentence="The same successes, counted among the pictures that the detector called fake to begin with.",
+    source=SOURCE,
+)(lambda *scores: attack_success(*scores).detected)
+register_metric(
+    "asr_after_inversion",
+    "Attack success rate (after inversion)",
+    unit="share of the pictures called fake after inversion",
+    better="higher",
+    sentence="The same successes, counted among the pictures that are called fake after mere inversion.",
+    source=SOURCE,
+)(lambda *scores: attack_success(*scores).after_inversion)
+register_metric(
+    "asr_both",
+    "Attack success rate (both)",
+    unit="share of the pictures called fake before and after inversion",
+    better="higher",
+    sentence="The same successes, counted among the pictures called fake both times: the headline number here.",
+    source=SOURCE,
+)(lambda *scores: attack_success(*scores).both)

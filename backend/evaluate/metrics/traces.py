@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from backend import runtime, signals, weights
 from backend.detectors import registry
 from backend.errors import UserError
-from backend.evaluate.metrics.base import Metric
+from backend.evaluate.metrics.base import register_metric
 from backend.trace_removal import references
 from backend.trace_removal.discriminators import (
     Discriminator,
@@ -135,21 +135,53 @@ def picture_power(picture: Tensor) -> np.ndarray:
     return references.log_profile(picture)[0].cpu().numpy()
 
 
+@register_metric(
+    "spectrum_difference",
+    "Difference of the spectrum",
+    unit="dB",
+    better="lower",
+    sentence="How far the mean log-amplitude spectrum is from that of real photographs; few pictures never reach 0.",
+    source=f"{LIU}, section 3.2 and figure 17",
+)
 def spectrum_difference(mean: np.ndarray, real: np.ndarray) -> float:
     """Return the mean absolute difference in dB of two mean spectra of equal shape."""
     return float(np.abs(mean - real).mean())
 
 
+@register_metric(
+    "power_difference",
+    "Difference of the power spectral density",
+    unit="dB",
+    better="lower",
+    sentence="How far the mean power over frequency is from that of real photographs; few pictures never reach 0.",
+    source=f"{LIU}, equation 10 and figure 16",
+)
 def power_difference(mean: np.ndarray, real: np.ndarray) -> float:
     """Return the mean absolute difference in dB of two mean profiles (K,), frequency 0 left out."""
     return float(np.abs(mean - real)[1:].mean())
 
 
+@register_metric(
+    "residual_strength",
+    "Noise residual",
+    unit="grey levels of 255",
+    better="neither",
+    sentence="How strong the noise is that a Wiener filter takes away; close to that of real pictures is best.",
+    source=f"{LIU}, section 3.3 and figure 17",
+)
 def residual_strength(picture: Tensor) -> float:
     """Return the standard deviation in grey levels of the Wiener residual of a picture (1, 3, S, S) in [0, 1]."""
     return float(signals.wiener_residual(picture).square().mean().sqrt() * 255)
 
 
+@register_metric(
+    "fingerprint_correlation",
+    "Correlation with a fingerprint",
+    better="lower",
+    sentence="The largest correlation of a picture's noise with the stored fingerprints of fakes; 0 is no trace "
+    "of them.",
+    source=f"{LIU}, equation 3; Marra et al. 2019, arXiv 1812.11842",
+)
 def fingerprint_correlation(picture: Tensor, fingerprints: Mapping[str, Tensor]) -> float | None:
     """Return the largest correlation in [-1, 1] of a picture's residual with a fingerprint; None without any.
 
@@ -162,6 +194,14 @@ def fingerprint_correlation(picture: Tensor, fingerprints: Mapping[str, Tensor])
     return max(found) if found else None
 
 
+@register_metric(
+    "real_neighbours",
+    "Real neighbours",
+    unit="share of the nearest pictures in feature space",
+    better="higher",
+    sentence="How many of a picture's nearest neighbours among real pictures and other fakes are real.",
+    source=f"a number beside {LIU}, figure 15",
+)
 def real_neighbours(points: np.ndarray, real: np.ndarray, fake: np.ndarray, own: np.ndarray, count: int) -> np.ndarray:
     """Return the share of real pictures among each point's nearest ones, (N,) in [0, 1].
 
@@ -179,52 +219,3 @@ def real_neighbours(points: np.ndarray, real: np.ndarray, fake: np.ndarray, own:
     distances[np.arange(len(points)), len(real) + own] = np.inf
     nearest = np.argsort(distances, axis=1, kind="stable")[:, : min(count, len(others) - 1)]
     return np.asarray((nearest < len(real)).mean(axis=1))
-
-
-METRICS = (
-    Metric(
-        "spectrum_difference",
-        "Difference of the spectrum",
-        "dB",
-        "lower",
-        "How far the mean log-amplitude spectrum is from that of real photographs; few pictures never reach 0.",
-        f"{LIU}, section 3.2 and figure 17",
-        spectrum_difference,
-    ),
-    Metric(
-        "power_difference",
-        "Difference of the power spectral density",
-        "dB",
-        "lower",
-        "How far the mean power over frequency is from that of real photographs; few pictures never reach 0.",
-        f"{LIU}, equation 10 and figure 16",
-        power_difference,
-    ),
-    Metric(
-        "residual_strength",
-        "Noise residual",
-        "grey levels of 255",
-        "neither",
-        "How strong the noise is that a Wiener filter takes away; close to that of real pictures is best.",
-        f"{LIU}, section 3.3 and figure 17",
-        residual_strength,
-    ),
-    Metric(
-        "fingerprint_correlation",
-        "Correlation with a fingerprint",
-        "",
-        "lower",
-        "The largest correlation of a picture's noise with the stored fingerprints of fakes; 0 is no trace of them.",
-        f"{LIU}, equation 3; Marra et al. 2019, arXiv 1812.11842",
-        fingerprint_correlation,
-    ),
-    Metric(
-        "real_neighbours",
-        "Real neighbours",
-        "share of the nearest pictures in feature space",
-        "higher",
-        "How many of a picture's nearest neighbours among real pictures and other fakes are real.",
-        f"a number beside {LIU}, figure 15",
-        real_neighbours,
-    ),
-)

@@ -1,15 +1,15 @@
 """What a protocol is: a frozen config, its items, what one item yields, and the tables and plots of all rows.
 
-A new protocol is one file with a subclass and one line in `registry.py`.
+A new protocol is one new file beside this one, with `@register_protocol()` above its class.
 """
 
 import dataclasses
 import types
 import typing
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Union
+from typing import Any, ClassVar, TypeVar, Union
 
 from backend import weights
 from backend.detectors import base, registry
@@ -19,6 +19,7 @@ from backend.evaluate.dataset import FEW_PICTURES, Dataset
 from backend.evaluate.plots import Figure
 from backend.evaluate.store import Row
 from backend.evaluate.tables import Table
+from backend.registration import LAST, Registry
 
 
 def detector_title(name: str) -> str:
@@ -77,8 +78,7 @@ class ProtocolConfig:
 class Protocol(ABC):
     """A protocol with its settings; it is pickled to the workers, so it holds no models.
 
-    Subclasses name themselves (`name`, `title`, `about`, `source`), say which config class they take (`Settings`), and
-    are frozen dataclasses without further fields.
+    Subclasses name themselves (`name`, `title`, `about`, `source`), annotate `config` with its class and add no field.
     """
 
     config: Any
@@ -87,17 +87,14 @@ class Protocol(ABC):
     title: ClassVar[str]
     about: ClassVar[str]
     source: ClassVar[str]
-    earlier: ClassVar[
-        Mapping[str, Any]
-    ] = {}  # what runs did from before there was a setting, unless as it is usual now
-    Settings: ClassVar[type]
+    defaults_of_old_runs: ClassVar[Mapping[str, Any]] = {}  # of settings that came later, where the default differs
 
     @classmethod
     @abstractmethod
     def preset(cls, name: str) -> Any:
         """Return the config of a preset, `quick` or `full`, with every default spelled out."""
 
-    def choose(self, data: Dataset) -> Dataset:
+    def select_samples(self, data: Dataset) -> Dataset:
         """Return the pictures that are measured."""
         config = self.config
         return data.select(config.fakes, config.reals, config.seed, lambda name: self.problem(data, name))
@@ -175,6 +172,20 @@ class Protocol(ABC):
     def published(self) -> list[Table]:
         """Return the paper's own numbers, each with a note on why ours differ."""
         return []
+
+
+PROTOCOLS: Registry[type[Protocol]] = Registry("protocol", "backend.evaluate.protocols")
+ProtocolClass = TypeVar("ProtocolClass", bound=type[Protocol])
+
+
+def register_protocol(order: float = LAST) -> Callable[[ProtocolClass], ProtocolClass]:
+    """Return a decorator that registers a protocol under its name, in the order of lists and pages."""
+
+    def register(protocol: ProtocolClass) -> ProtocolClass:
+        PROTOCOLS.add(protocol.name, protocol, order)
+        return protocol
+
+    return register
 
 
 def check_detectors(names: Sequence[str], judges: Sequence[str] = ()) -> None:

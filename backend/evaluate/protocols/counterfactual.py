@@ -24,7 +24,15 @@ from backend.evaluate.metrics import identity, naturalness, success
 from backend.evaluate.metrics.base import Estimate, mean, proportion
 from backend.evaluate.plots import Figure, Series
 from backend.evaluate.protocols import base
-from backend.evaluate.protocols.base import QUICK, Item, Protocol, ProtocolConfig, check_detectors, make_item
+from backend.evaluate.protocols.base import (
+    QUICK,
+    Item,
+    Protocol,
+    ProtocolConfig,
+    check_detectors,
+    make_item,
+    register_protocol,
+)
 from backend.evaluate.store import Row
 from backend.evaluate.tables import Cell, Column, Table
 from backend.generators import inversion
@@ -167,7 +175,7 @@ class CounterfactualConfig(ProtocolConfig):
     lengths: StepLengths = SearchSettings.lengths
 
 
-@dataclass(frozen=True)
+@register_protocol(order=20)
 class CounterfactualProtocol(Protocol):
     """An item is one fake, one attacked detector and one method; a row is what one detector says of the edit."""
 
@@ -181,8 +189,7 @@ class CounterfactualProtocol(Protocol):
         "levels and step length do."
     )
     source = "Protocol of Artifact-Eraser (Dong et al. 2024, arXiv 2404.08341, section 4)."
-    Settings = CounterfactualConfig
-    earlier: ClassVar[Mapping[str, Any]] = {"lengths": "equal"}
+    defaults_of_old_runs: ClassVar[Mapping[str, Any]] = {"lengths": "equal"}
 
     @classmethod
     def preset(cls, name: str) -> CounterfactualConfig:

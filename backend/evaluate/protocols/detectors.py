@@ -17,7 +17,15 @@ from backend.evaluate.dataset import Dataset, crop_face
 from backend.evaluate.metrics import classification as metrics
 from backend.evaluate.plots import Figure, Series
 from backend.evaluate.protocols import base
-from backend.evaluate.protocols.base import QUICK, Item, Protocol, ProtocolConfig, check_detectors, make_item
+from backend.evaluate.protocols.base import (
+    QUICK,
+    Item,
+    Protocol,
+    ProtocolConfig,
+    check_detectors,
+    make_item,
+    register_protocol,
+)
 from backend.evaluate.store import Row
 from backend.evaluate.tables import Cell, Column, Table
 
@@ -123,7 +131,7 @@ class DetectorsConfig(ProtocolConfig):
     recalls: tuple[float, ...] = (0.9, 0.95)
 
 
-@dataclass(frozen=True)
+@register_protocol(order=10)
 class DetectorsProtocol(Protocol):
     """An item is one picture after one corruption; a row is what one detector says of it."""
 
@@ -136,7 +144,6 @@ class DetectorsProtocol(Protocol):
         "probabilities mean what they say; and what JPEG, blur, a smaller size and noise do to it."
     )
     source = "Measures as usual in the field (Roessler et al. 2019, arXiv 1901.08971; Guo et al. 2017)."
-    Settings = DetectorsConfig
 
     @classmethod
     def preset(cls, name: str) -> DetectorsConfig:

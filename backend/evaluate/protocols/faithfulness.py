@@ -24,7 +24,7 @@ from backend.evaluate.metrics import faithfulness as metric
 from backend.evaluate.metrics.base import Estimate, mean, mean_with_interval, proportion
 from backend.evaluate.plots import Figure, Series
 from backend.evaluate.protocols import base, sufficiency
-from backend.evaluate.protocols.base import QUICK, Item, Protocol, check_detectors, make_item
+from backend.evaluate.protocols.base import QUICK, Item, Protocol, check_detectors, make_item, register_protocol
 from backend.evaluate.protocols.sufficiency import SufficiencyConfig
 from backend.evaluate.store import Row
 from backend.evaluate.tables import Cell, Column, Table
@@ -111,7 +111,7 @@ class FaithfulnessConfig(SufficiencyConfig):
     stability: bool = False
 
 
-@dataclass(frozen=True)
+@register_protocol(order=40)
 class FaithfulnessProtocol(Protocol):
     """An item is one fake that is called fake, one detector and one method; a row is one map of it."""
 
@@ -129,7 +129,6 @@ class FaithfulnessProtocol(Protocol):
         "Protocol of Adv-XAI-Deepfakes (Tsigos et al. 2025, arXiv 2502.03957, section 4); stability as in the code of "
         "XAI-Deepfakes (Tsigos et al. 2024, arXiv 2404.18649), which knows no adversarial reference."
     )
-    Settings = FaithfulnessConfig
 
     @classmethod
     def preset(cls, name: str) -> FaithfulnessConfig:
@@ -152,7 +151,7 @@ class FaithfulnessProtocol(Protocol):
         """Return the detectors."""
         return list(self.config.detectors)
 
-    def choose(self, data: Dataset) -> Dataset:
+    def select_samples(self, data: Dataset) -> Dataset:
         """Return the fakes that are measured; no real picture is."""
         return data.select(self.config.fakes, 0, self.config.seed, lambda name: self.problem(data, name))
 

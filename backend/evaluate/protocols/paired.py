@@ -15,7 +15,7 @@ from backend.evaluate.dataset import Dataset, crop_pair
 from backend.evaluate.metrics.base import Estimate, mean, mean_with_interval
 from backend.evaluate.plots import Figure, Series
 from backend.evaluate.protocols import base, sufficiency
-from backend.evaluate.protocols.base import QUICK, Item, Protocol, check_detectors, make_item
+from backend.evaluate.protocols.base import QUICK, Item, Protocol, check_detectors, make_item, register_protocol
 from backend.evaluate.protocols.sufficiency import SufficiencyConfig
 from backend.evaluate.store import Row
 from backend.evaluate.tables import Cell, Column, Table
@@ -67,7 +67,7 @@ class PairedConfig(SufficiencyConfig):
     fill: PixelFill = "mean"
 
 
-@dataclass(frozen=True)
+@register_protocol(order=50)
 class PairedProtocol(Protocol):
     """An item is one pair, one detector and one resolution; a row is the map of one method, or a random one."""
 
@@ -82,7 +82,6 @@ class PairedProtocol(Protocol):
         "insertion curves stand beside it."
     )
     source = "Protocol of Gowrisankar and Thing (2023, arXiv 2312.06627), as far as its summary says."
-    Settings = PairedConfig
 
     @classmethod
     def preset(cls, name: str) -> PairedConfig:
@@ -108,7 +107,7 @@ class PairedProtocol(Protocol):
         """Return the detectors."""
         return list(self.config.detectors)
 
-    def choose(self, data: Dataset) -> Dataset:
+    def select_samples(self, data: Dataset) -> Dataset:
         """Return fakes whose real photo is here, with those photos; `reals` bounds nothing that `fakes` does not.
 
         Raises:

@@ -40,7 +40,15 @@ from backend.evaluate.metrics import traces
 from backend.evaluate.metrics.base import Estimate, mean, proportion
 from backend.evaluate.plots import Figure, Series
 from backend.evaluate.protocols import base
-from backend.evaluate.protocols.base import QUICK, Item, Protocol, ProtocolConfig, check_detectors, make_item
+from backend.evaluate.protocols.base import (
+    QUICK,
+    Item,
+    Protocol,
+    ProtocolConfig,
+    check_detectors,
+    make_item,
+    register_protocol,
+)
 from backend.evaluate.store import Row
 from backend.evaluate.tables import Cell, Column, Table
 from backend.images import JPEG_QUALITY, like_photographs
@@ -85,7 +93,7 @@ class TraceRemovalConfig(ProtocolConfig):
     saved: bool = True
 
 
-@dataclass(frozen=True)
+@register_protocol(order=30)
 class TraceRemovalProtocol(Protocol):
     """An item is one picture after one attack; its rows are what each detector says of it, and one of measures."""
 
@@ -99,7 +107,6 @@ class TraceRemovalProtocol(Protocol):
         "picture quality; and how much of a fake's spectrum and noise still differs from real photographs."
     )
     source = "Protocol of TR-Net (Liu et al. 2022, arXiv 2203.11433, section 5)."
-    Settings = TraceRemovalConfig
 
     @classmethod
     def preset(cls, name: str) -> TraceRemovalConfig:
