@@ -183,18 +183,12 @@ def test_nothing_changes_where_every_frame_is_called_real(detector):
     assert "on the side of fake, so nothing changed" in made.summary and not made.record()["flipped"]
 
 
-def options(*arguments: str):
-    return main._build_parser().parse_args(["counterfactual", *arguments])
-
-
 def test_the_command_line_refuses_what_it_cannot_do(tmp_path, capsys):
     for given in ([], ["photo.png", "--video", "film.mp4"]):
         assert main.main(["counterfactual", *given, "--detector", "toy", "--out", str(tmp_path)]) == 2
         assert "either a picture or a video" in capsys.readouterr().err
     with pytest.raises(UserError, match="--face belongs to a picture"):
-        photo.run_counterfactual_video(
-            options("--video", "x", "--detector", "a", "--out", "b", "--face", "2"), SETTINGS_USED, print
-        )
+        photo.counterfactual(video=Path("x"), detector="a", out=Path("b"), face=2)
 
 
 @needs_models

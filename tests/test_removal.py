@@ -235,8 +235,6 @@ def test_a_bundle_is_saved_loaded_and_packed(known, tmp_path):
 
 
 def test_the_command_writes_marked_pictures(known, tmp_path, monkeypatch):
-    from types import SimpleNamespace
-
     from backend import images
 
     monkeypatch.setattr(removal, "load_trnet", lambda: shift(-0.2))
@@ -245,8 +243,7 @@ def test_the_command_writes_marked_pictures(known, tmp_path, monkeypatch):
     monkeypatch.setattr(weights, "read_entries", lambda: {removal.TRNET_ENTRY: None})
     monkeypatch.setattr(weights, "model_hashes", lambda _: {})
     (tmp_path / "photo.png").write_bytes(images.encode_png(photo()))
-    options = SimpleNamespace(image=tmp_path / "photo.png", out=tmp_path / "out", face=None, strength=1.0)
-    answer = cli_photo.run_remove_traces(options, lambda _: None)
+    answer = cli_photo.remove_traces(image=tmp_path / "photo.png", out=tmp_path / "out")
     assert {"p_fake", "metrics", "seconds", "files", "summary"} <= set(answer)
     assert answer["p_fake"]["toy"]["original"] > 0.5 > answer["p_fake"]["toy"]["removed"]
     assert answer["views"] == [] and "references" in answer["views_note"]

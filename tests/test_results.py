@@ -6,7 +6,6 @@ import re
 import shutil
 import zipfile
 from pathlib import Path
-from types import SimpleNamespace
 
 import gradio as gr
 import pytest
@@ -151,9 +150,8 @@ def test_wrong_commands_run_nothing(toys, tmp_path, capsys):
 def test_folders_of_files_in_settings_are_not_told():
     from backend.cli.evaluate import typed_command
 
-    options = SimpleNamespace(protocol="trace-removal", sample=True, out=Path("/a/b/out"), preset="quick", engine="ray")
-    options.set = ['removers=["x=/secret/place/trnet.safetensors", "y=~/mine/y.st"]', "seed=3", "factors=[0.5]"]
-    said = typed_command(options)
+    changes = ['removers=["x=/secret/place/trnet.safetensors", "y=~/mine/y.st"]', "seed=3", "factors=[0.5]"]
+    said = typed_command("trace-removal", None, Path("/a/b/out"), "quick", changes, "ray")
     assert "secret" not in said
     assert "mine" not in said
     assert "x=trnet.safetensors" in said

@@ -10,7 +10,6 @@ import torch
 
 from backend import faces, images
 from backend.alignment import locate
-from backend.cli import main
 from backend.cli import photo as cli_photo
 from backend.counterfactual import photo as counterfactual_photo
 from backend.counterfactual.photo import find_counterfactual
@@ -154,10 +153,7 @@ def test_the_refinement_is_told_and_recorded(detectors):
 def test_the_command_line_writes_the_pictures_of_the_zip(detectors, monkeypatch, tmp_path):
     monkeypatch.setattr("backend.counterfactual.photo.inversion.load_embedded_inverter", lambda: toy_inverter(SIZE))
     (tmp_path / "photo.png").write_bytes(images.encode_png(photo()))
-    options = main._build_parser().parse_args(
-        ["counterfactual", str(tmp_path / "photo.png"), "--detector", "toy", "--out", str(tmp_path / "out")]
-    )
-    answer = cli_photo.run_counterfactual(options, lambda step: None)
+    answer = cli_photo.counterfactual(image=tmp_path / "photo.png", detector="toy", out=tmp_path / "out")
     made = counterfactual_photo.bundle_counterfactual(
         finish(find_counterfactual(locate(photo()), "toy", inverter=toy_inverter(SIZE)))
     )

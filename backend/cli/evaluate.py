@@ -1,139 +1,196 @@
-"""`python -m backend evaluate`: one protocol, or all, over a folder, a zip or the sample set, to a results folder."""
+"""`evaluate`: one protocol, or all, over a folder, a zip or the sample set; and the older `attack-table`."""
 
-import argparse
 import json
 import shlex
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
 
 from backend import settings
+from backend.cli.options import Answer, Changes, JsonFlag, show_step
 from backend.errors import UserError
-from backend.evaluate import engines, report, runs, store
-from backend.evaluate.dataset import Dataset, open_data
-from backend.evaluate.protocols import base
-from backend.evaluate.protocols.base import Protocol, configure_protocol
-from backend.evaluate.store import without_folders
 from backend.progress import Step, finish
 
-ALL_PROTOCOLS = "all"
+if TYPE_CHECKING:
+    from backend.evaluate.dataset import Dataset
+    from backend.evaluate.engines import Engine
+    from backend.evaluate.protocols.base import Protocol
+    from backend.evaluate.runs import Evaluation
 
+ALL_PROTOCOLS = "all"
 UNFINISHED_RUNS = ".runs"  # folder of unfinished runs, inside that of the results
 
 
-def run_evaluate(
-    options: argparse.Namespace, draw_sample: Callable[[Path], Path], on_step: Callable[[Step], None]
-) -> dict[str, Any]:
-    """Run or resume a protocol, write its report, and return tables and files; see `everything.py` for all of them.
+def evaluate(
+    *,
+    protocol: Annotated[str, typer.Argument(metavar="PROTOCOL", help="what to measure, for example detectors, or all")],
+    data: Annotated[Path | None, typer.Option(metavar="DIR", help="folder or zip with real/ and fake/")] = None,
+    sample: Annotated[
+        bool, typer.Option("--sample", help="the bundled sample set, too small to conclude from")
+    ] = False,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="folder of the run and its report")],
+    preset: Annotated[Literal["quick", "full"], typer.Option()] = "quick",
+    changes: Changes = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with a run that was interrupted")] = False,
+    compare: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="folder of an earlier run of the protocol")
+    ] = None,
+    engine: Annotated[Literal["local", "ray"], typer.Option()] = "local",
+    ray_address: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="of a running cluster (default: start one here)")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(metavar="N", help="0 works in this process (default: GPUs, else cores)")
+    ] = None,
+    _json: JsonFlag = False,
+) -> Answer:
+    """Measure detectors, attacks and explanations on many pictures."""
+    from backend import samples
+    from backend.evaluate import dataset, engines, report, store
+    from backend.evaluate.protocols.base import PROTOCOLS, configure_protocol
 
-    Args:
-        options: What the command line collected.
-        draw_sample: Writes the sample set to a folder and returns it.
-        on_step: Called at every item.
-    """
-
-    def read(work: Path) -> Dataset:
-        store.make_run_folder(work)
-        return open_data(draw_sample(work / "sample") if options.sample else options.data, work)
-
-    if options.protocol == ALL_PROTOCOLS:
-        return evaluate_all(options, settings.parse_setting_changes(options.set), read, typed_command(options), on_step)
-    protocol = configure_protocol(
-        base.PROTOCOLS.find(options.protocol), options.preset, settings.parse_setting_changes(options.set)
-    )
-    earlier = None if options.compare is None else report.load_report_of(protocol.name, options.compare)
-    engine = engines.choose_engine(options.engine, options.workers, options.ray_address)
-    dataset = read(options.out)
-    on_step(Step(0, 0, f"Settings: {json.dumps(vars(protocol.config))}"))
-    found = finish(
-        runs.run_protocol(protocol, dataset, options.out, engine=engine, resume=options.resume),
-        on_step,
-    )
-    comparison = [] if earlier is None else report.compare_reports(earlier, found)
-    files = report.write_report(found, options.out, typed_command(options), comparison)
-    rows = [{"table": table.name} | record for table in found.tables for record in table.records()]
-    return {
-        "protocol": found.protocol,
-        "settings": found.about["settings"],
-        "rows": rows,
-        "counts": dict(found.counts),
-        "skipped": [{"name": name, "reason": reason} for name, reason in found.skipped],
-        "differences": [{"table": table.name} | record for table in comparison for record in table.records()],
-        "limits": list(found.limits),
-        "files": files,
-        "seconds": round(found.seconds, 3),
-        "summary": f"{found.summary} See {files['html']}.",
-    }
+    if (data is None) != sample:
+        raise UserError("Give either --data or --sample.", "See: python -m backend evaluate --help")
+    changed_settings = settings.parse_setting_changes(changes)
+    command = typed_command(protocol, data, out, preset, changes or (), engine)
+    earlier = None
+    if protocol == ALL_PROTOCOLS:
+        if compare is not None:
+            raise UserError("Only one protocol at a time can be compared.", "Name one instead of all.")
+        chosen = [configure_protocol(kind, preset, changed_settings) for kind in PROTOCOLS.values()]
+        work = out / UNFINISHED_RUNS
+        if work.exists() and not resume:
+            raise UserError(
+                "The folder holds unfinished runs.", "Go on with them by --resume, or name another with --out."
+            )
+    else:
+        chosen = [configure_protocol(PROTOCOLS.find(protocol), preset, changed_settings)]
+        work = out
+        earlier = None if compare is None else report.load_report_of(chosen[0].name, compare)
+    runner = engines.choose_engine(engine, workers, ray_address)
+    store.make_run_folder(work)
+    pictures = dataset.open_data(samples.draw_sample_set(work / "sample") if data is None else data, work)
+    if protocol == ALL_PROTOCOLS:
+        return _evaluate_all(chosen, pictures, out, runner, command)
+    return _evaluate_one(chosen[0], pictures, out, runner, command, earlier, resume=resume)
 
 
-def typed_command(options: argparse.Namespace) -> str:
+def typed_command(protocol: str, data: Path | None, out: Path, preset: str, changes: Sequence[str], engine: str) -> str:
     """Return the command as a person would type it; folders and files by their last name only."""
-    words = ["python", "-m", "backend", "evaluate", options.protocol]
-    words += ["--sample"] if options.sample else ["--data", options.data.name]
-    words += ["--out", options.out.name, "--preset", options.preset]
-    for change in options.set or []:
+    from backend.evaluate.store import without_folders
+
+    words = ["python", "-m", "backend", "evaluate", protocol]
+    words += ["--sample"] if data is None else ["--data", data.name]
+    words += ["--out", out.name, "--preset", preset]
+    for change in changes:
         words += ["--set", without_folders(change)]
-    if options.engine != "local":
-        words += ["--engine", options.engine]
+    if engine != "local":
+        words += ["--engine", engine]
     return shlex.join(words)
 
 
-def evaluate_all(
-    options: argparse.Namespace,
-    changes: dict[str, Any],
-    read: Callable[[Path], Dataset],
+def _evaluate_one(
+    protocol: "Protocol",
+    pictures: "Dataset",
+    out: Path,
+    engine: "Engine",
     command: str,
-    on_step: Callable[[Step], None],
-) -> dict[str, Any]:
-    """Run every protocol, and keep each result in the folder `options.out` as soon as it is finished.
+    earlier: "Evaluation | None",
+    *,
+    resume: bool,
+) -> Answer:
+    """Run or resume a protocol, write its report, and compare it with an earlier one where there is one."""
+    from backend.evaluate import report, runs
+
+    show_step(Step(0, 0, f"Settings: {json.dumps(vars(protocol.config))}"))
+    evaluation = finish(runs.run_protocol(protocol, pictures, out, engine=engine, resume=resume), show_step)
+    differences = [] if earlier is None else report.compare_reports(earlier, evaluation)
+    files = report.write_report(evaluation, out, command, differences)
+    return {
+        "protocol": evaluation.protocol,
+        "settings": evaluation.about["settings"],
+        "rows": [{"table": table.name} | record for table in evaluation.tables for record in table.records()],
+        "counts": dict(evaluation.counts),
+        "skipped": [{"name": name, "reason": reason} for name, reason in evaluation.skipped],
+        "differences": [{"table": table.name} | record for table in differences for record in table.records()],
+        "limits": list(evaluation.limits),
+        "files": files,
+        "seconds": round(evaluation.seconds, 3),
+        "summary": f"{evaluation.summary} See {files['html']}.",
+    }
+
+
+def _evaluate_all(
+    protocols: "list[Protocol]", pictures: "Dataset", out: Path, engine: "Engine", command: str
+) -> Answer:
+    """Run every protocol, and keep each result in the folder `out` as soon as it is finished.
 
     A protocol that cannot measure these pictures is named, and the others go on.
-
-    Args:
-        options: What the command line collected.
-        changes: Settings that differ from the preset, in every protocol.
-        read: Opens the pictures; given is the folder for what has to be unpacked or drawn.
-        command: The command, as a person would type it.
-        on_step: Called at every item.
     """
+    from backend.evaluate import report, runs
+
     started = time.perf_counter()
-    if options.compare is not None:
-        raise UserError("Only one protocol at a time can be compared.", "Name one instead of all.")
-    protocols = [configure_protocol(kind, options.preset, changes) for kind in base.PROTOCOLS.values()]
-    work = options.out / UNFINISHED_RUNS
-    if work.exists() and not options.resume:
-        raise UserError("The folder holds unfinished runs.", "Go on with them by --resume, or name another with --out.")
-    engine = engines.choose_engine(options.engine, options.workers, options.ray_address)
-    dataset = read(work)
-    summaries, left_out, files = {}, {}, {}
+    work = out / UNFINISHED_RUNS
+    findings, left_out, files = {}, {}, {}
     for protocol in protocols:
+        folder = work / protocol.name
         try:
             evaluation = finish(
-                runs.run_protocol(protocol, dataset, work / protocol.name, engine=engine, resume=True),
-                _with_title(protocol, on_step),
+                runs.run_protocol(protocol, pictures, folder, engine=engine, resume=True),
+                partial(_show_step_of, protocol.title),
             )
         except UserError as error:
             left_out[protocol.name] = str(error)
             continue
-        report.write_report(evaluation, work / protocol.name, command)
-        files[protocol.name] = str(report.keep_result(work / protocol.name, options.out / protocol.name))
-        summaries[protocol.name] = evaluation.finding or evaluation.summary
+        report.write_report(evaluation, folder, command)
+        files[protocol.name] = str(report.keep_result(folder, out / protocol.name))
+        findings[protocol.name] = evaluation.finding or evaluation.summary
     if not left_out:
         shutil.rmtree(work)
-    told = [f"{name}: {text}" for name, text in summaries.items()]
-    told += [f"{name} was left out: {reason}" for name, reason in left_out.items()]
+    lines = [f"{name}: {text}" for name, text in findings.items()]
+    lines += [f"{name} was left out: {reason}" for name, reason in left_out.items()]
     return {
         "protocol": ALL_PROTOCOLS,
-        "findings": summaries,
+        "findings": findings,
         "left_out": left_out,
         "files": files,
         "seconds": round(time.perf_counter() - started, 3),
-        "summary": "\n".join(told),
+        "summary": "\n".join(lines),
         "exit": 2 if left_out else 0,
     }
 
 
-def _with_title(protocol: Protocol, on_step: Callable[[Step], None]) -> Callable[[Step], None]:
-    return lambda step: on_step(Step(step.number, step.total, f"{protocol.title}: {step.message}"))
+def _show_step_of(title: str, step: Step) -> None:
+    show_step(replace(step, message=f"{title}: {step.message}"))
+
+
+def attack_table(
+    *,
+    data: Annotated[Path, typer.Option(metavar="DIR", help="photographs that measure")],
+    fakes: Annotated[Path, typer.Option(metavar="DIR", help="held-out fakes, a folder a family")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="folder for table.csv and table.json")],
+    per_family: Annotated[int | None, typer.Option(metavar="N", help="fakes of each family (default: all)")] = None,
+    attacks: Annotated[str | None, typer.Option(metavar="A,B", help="which (default: one form of each)")] = None,
+    white_box: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="whose gradient FGSM, MIFGSM and PGD see (default: xception)"),
+    ] = None,
+    seed: int = 0,
+    _json: JsonFlag = False,
+) -> Answer:
+    """Measure every attack against every detector."""
+    from backend.evaluate import attack_table as table
+
+    faces = table.read_held_out_faces(data, fakes, per_family=per_family, seed=seed)
+    chosen = table.AttackTableSettings(seed=seed)
+    if attacks:
+        chosen = replace(chosen, attacks=tuple(attacks.split(",")))
+    if white_box:
+        chosen = replace(chosen, white_box=white_box)
+    return asdict(finish(table.build_attack_table(faces, out, chosen), show_step))

@@ -1,172 +1,235 @@
-"""`counterfactual` (of a picture or a video), `explain` and `remove-traces`: from a file to a folder of results."""
+"""The commands for one file: `detect`, `counterfactual` (of a picture or a video), `explain` and `remove-traces`.
 
-import argparse
+The packages of the models take seconds to import, so each command imports what it needs.
+"""
+
 import json
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import numpy as np
+import typer
 
 from backend import images, provenance
-from backend import video as backend_video
-from backend.alignment import locate
-from backend.counterfactual import photo, search, video
-from backend.counterfactual.photo import PhotoCounterfactual, find_counterfactual, load_detector
-from backend.counterfactual.search import SearchSettings
-from backend.counterfactual.video import VideoCounterfactual, VideoSearch
-from backend.detectors import registry
+from backend.alignment import locate, locate_all
+from backend.cli.options import Answer, Detector, Face, Image, JsonFlag, PictureFolder, show_step, write_files
 from backend.errors import UserError
-from backend.explain.explanation import ExplainSettings
-from backend.explain.photo import explain_photo, explanation_files
-from backend.generators import inversion
-from backend.progress import Step, finish
-from backend.trace_removal import removal
-from backend.trace_removal.removal import require_trnet
+from backend.progress import finish
+
+if TYPE_CHECKING:
+    from backend.counterfactual.search import SearchSettings
 
 
-def run_counterfactual(options: argparse.Namespace, on_step: Callable[[Step], None]) -> dict[str, Any]:
-    """Search a counterfactual for `options.image`, write pictures and `result.json`, and return the result.
+def detect(
+    *,
+    pictures: Annotated[list[Path], typer.Argument(metavar="IMAGE")],
+    detector: Annotated[str | None, typer.Option(metavar="NAME", help="ask only this detector")] = None,
+    _json: JsonFlag = False,
+) -> Answer:
+    """Say what the detectors think of the faces in pictures."""
+    from backend.detectors import predict, registry
 
-    With `options.video`, do it for a short video.
-    """
-    if (options.image is None) == (options.video is None):
+    if detector and detector not in {*registry.loadable(), *registry.loadable("all")}:
+        raise UserError(f"There is no detector named {detector}.", f"Choose one of: {', '.join(registry.loadable())}.")
+    results = [_detect_in_file(path, [detector] if detector else None) for path in pictures]
+    lines = []
+    for result in results:
+        if "error" in result:
+            print(f"{result['image']}: {result['error']} {result['hint']}", file=sys.stderr)
+            continue
+        lines.append(f"{result['image']}: {result.get('note') or ''}".rstrip(": "))
+        for number, face in enumerate(result["faces"], 1):
+            lines.append(f"  face {number}" + (f" ({face['problem']})" if face["problem"] else ""))
+            for name, verdict in face["verdicts"].items():
+                lines.append(f"    {name}: {predict.describe_p_fake(verdict['p_fake'])}")
+    unreadable = all("error" in result for result in results)
+    return {"results": results, "summary": "\n".join(lines), "exit": 2 if unreadable else 0}
+
+
+def _detect_in_file(path: Path, detectors: list[str] | None) -> Answer:
+    from backend.detectors import predict
+
+    try:
+        photo = images.read(path)
+    except UserError as error:
+        return {"image": str(path), "error": error.message, "hint": error.hint}
+    faces = [face.record() for face in predict.judge_faces(locate_all(photo), detectors)]
+    answer: Answer = {"image": str(path), "faces": faces}
+    if not faces:
+        answer["note"] = "No face was found; use a photo in which a face is seen from the front."
+    elif len(faces) > 1:
+        answer["note"] = f"{len(faces)} faces were found, the largest first."
+    return answer
+
+
+def counterfactual(
+    *,
+    image: Annotated[Path | None, typer.Argument(metavar="IMAGE")] = None,
+    video: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="a video of up to 10 seconds instead of a picture")
+    ] = None,
+    detector: Detector,
+    out: PictureFolder,
+    level: Annotated[str, typer.Option(help="style levels that may change")] = "S,M,D",
+    epsilon: Annotated[
+        float | None, typer.Option(help="length of a step in the codes (default: the generator's)")
+    ] = None,
+    lengths: Annotated[
+        Literal["visible", "equal"],
+        typer.Option(
+            help="steps in the rows of a code: shorter where our generator reacts more, or equal as published"
+        ),
+    ] = "visible",
+    steps: Annotated[int | None, typer.Option(help="steps at most (default: 100; for a video 40)")] = None,
+    composite: Annotated[Literal["transfer", "reconstruction"], typer.Option()] = "transfer",
+    face: Face = None,
+    refine: Annotated[int, typer.Option(metavar="N", help="steps for a closer reconstruction first")] = 0,
+    tune: Annotated[int, typer.Option(metavar="N", help="steps that tune a copy of the generator")] = 0,
+    generator: Annotated[
+        str | None, typer.Option(metavar="NAME", help="one from the Hub, for example ffhq_1024 (default: ours)")
+    ] = None,
+    unmarked: Annotated[bool, typer.Option("--unmarked", help="leave out the visible mark, for research")] = False,
+    _json: JsonFlag = False,
+) -> Answer:
+    """Search what would make a detector say real."""
+    from backend.counterfactual import photo as counterfactual_photo
+    from backend.counterfactual.search import SearchSettings, parse_levels
+    from backend.counterfactual.video import VIDEO_STEPS
+    from backend.generators import inversion
+
+    if (image is None) == (video is None):
         raise UserError("Give either a picture or a video.", "Name one picture, or one video after --video.")
-    usual = 100 if options.video is None else video.VIDEO_STEPS
     settings = SearchSettings(
-        levels=search.parse_levels(options.level),
-        epsilon=options.epsilon,
-        lengths=options.lengths,
-        steps=usual if options.steps is None else options.steps,
-        composite=options.composite,
-        refine=options.refine,
-        tune=options.tune,
+        levels=parse_levels(level),
+        epsilon=epsilon,
+        lengths=lengths,
+        steps=(100 if video is None else VIDEO_STEPS) if steps is None else steps,
+        composite=composite,
+        refine=refine,
+        tune=tune,
     )
-    if options.video is not None:
-        if options.tune or options.generator:
+    marked = not unmarked
+    if video is not None:
+        if tune or generator:
             raise UserError("--tune and --generator belong to a picture.", "Leave them out for a video.")
-        return run_counterfactual_video(options, settings, on_step)
+        if face is not None:
+            raise UserError("--face belongs to a picture.", "In a video, the largest face is followed.")
+        return _video_counterfactual(video, detector, settings, out, marked=marked)
+    assert image is not None
     settings.check()
-    load_detector(options.detector)
-    located = locate(images.read(options.image), options.face)
-    inverter = inversion.load_inverter(options.generator) if options.generator else None
-    story = finish(find_counterfactual(located, options.detector, settings, inverter=inverter), on_step)
-    answer = story.record() | {"image": options.image.name, "marked": not options.unmarked}
-    try:
-        options.out.mkdir(parents=True, exist_ok=True)
-        answer["files"] = _write_counterfactual(story, options.out, answer, marked=not options.unmarked)
-    except OSError:
-        raise UserError("The pictures could not be written.", "Choose another folder with --out.") from None
-    return answer
-
-
-def _write_counterfactual(
-    story: PhotoCounterfactual, out: Path, answer: dict[str, Any], *, marked: bool
-) -> dict[str, str]:
+    counterfactual_photo.load_detector(detector)
+    located = locate(images.read(image), face)
+    inverter = inversion.load_inverter(generator) if generator else None
+    job = counterfactual_photo.find_counterfactual(located, detector, settings, inverter=inverter)
+    result = finish(job, show_step)
+    answer = result.record() | {"image": image.name, "marked": marked}
+    pictures = counterfactual_photo.bundle_counterfactual(result).pictures()
     encode = provenance.marked_png if marked else provenance.unmarked_png
-    files = {}
-    for name, picture in photo.bundle_counterfactual(story).pictures().items():
-        content = images.encode_png(picture) if name == "crop" else encode(picture, answer)
-        (out / f"{name}.png").write_bytes(content)
-        files[name] = str(out / f"{name}.png")
-    files["result"] = str(out / "result.json")
-    (out / "result.json").write_text(json.dumps(answer, indent=1), encoding="utf-8")
-    return files
+    return _write_pictures(out, pictures, answer, lambda picture: encode(picture, answer))
 
 
-def run_counterfactual_video(
-    options: argparse.Namespace, settings: SearchSettings, on_step: Callable[[Step], None]
-) -> dict[str, Any]:
-    """Search a counterfactual for every frame of `options.video`, write the results, and return the numbers.
+def _video_counterfactual(path: Path, detector: str, settings: "SearchSettings", out: Path, *, marked: bool) -> Answer:
+    """Search a counterfactual for every frame of a video; interrupted from the keyboard, write what was done so far."""
+    from backend import video
+    from backend.counterfactual.video import VideoSearch
 
-    Interrupted from the keyboard, it writes what was done so far.
-    """
-    if options.face is not None:
-        raise UserError("--face belongs to a picture.", "In a video, the largest face is followed.")
-    marked = not options.unmarked
-    clip = finish(backend_video.read_video(options.video), on_step)
-    search = VideoSearch(clip, options.detector, settings, marked=marked)
+    search = VideoSearch(finish(video.read_video(path), show_step), detector, settings, marked=marked)
     try:
-        film = finish(search.run(), on_step)
+        result = finish(search.run(), show_step)
     except KeyboardInterrupt:
-        done = search.so_far()
-        if done is None:
+        partial = search.so_far()
+        if partial is None:
             raise
-        film = done
-    answer = film.record() | {"video": options.video.name, "marked": marked}
-    try:
-        options.out.mkdir(parents=True, exist_ok=True)
-        answer["files"] = _write_counterfactual_video(film, options.out, answer, marked=marked)
-    except OSError:
-        raise UserError("The video could not be written.", "Choose another folder with --out.") from None
-    return answer
-
-
-def _write_counterfactual_video(
-    film: VideoCounterfactual, out: Path, answer: dict[str, Any], *, marked: bool
-) -> dict[str, str]:
-    video_file = {"video": ("counterfactual.mp4", film.mp4)} if film.mp4 else {}
-    contents = video_file | {
-        "frames": ("frames.zip", film.zip(marked=marked)),
-        "result": ("result.json", json.dumps(answer, indent=1).encode()),
-    }
-    if not film.mp4:
+        result = partial
+    answer = result.record() | {"video": path.name, "marked": marked}
+    contents = {"frames.zip": result.zip(marked=marked), "result.json": _json_bytes(answer)}
+    if result.mp4:
+        contents = {"counterfactual.mp4": result.mp4} | contents
+    files = write_files(out, contents)
+    if not result.mp4:
         (out / "counterfactual.mp4").unlink(missing_ok=True)  # of an earlier call
-    for name, content in contents.values():
-        (out / name).write_bytes(content)
-    return {kind: str(out / name) for kind, (name, _) in contents.items()}
+    answer["files"] = {"video" if kind == "counterfactual" else kind: file for kind, file in files.items()}
+    return answer
 
 
-def run_explain(options: argparse.Namespace, on_step: Callable[[Step], None]) -> dict[str, Any]:
-    """Explain a face of `options.image`, write map, pictures and `result.json`, and return the result."""
+def explain(
+    *,
+    image: Image,
+    detector: Detector,
+    method: Annotated[str, typer.Option(metavar="NAME", help="lime, shap, sobol, rise, gradcam, ...")],
+    reference: Annotated[
+        Literal["original", "adversarial"],
+        typer.Option(help="what a hidden part shows: the method's usual fill, or the face after an attack"),
+    ] = "adversarial",
+    preset: Annotated[Literal["quick", "full", "as_released"], typer.Option()] = "quick",
+    towards: Annotated[Literal["fake", "real"], typer.Option(help="the verdict to explain")] = "fake",
+    shortcut: Annotated[
+        bool, typer.Option("--shortcut", help="attack with the detector's gradient instead of NES")
+    ] = False,
+    sufficiency: Annotated[
+        bool, typer.Option("--sufficiency", help="attack only the highest segments, to test the map")
+    ] = False,
+    proof: Annotated[bool, typer.Option("--proof", hidden=True)] = False,
+    face: Face = None,
+    seed: int = 0,
+    out: PictureFolder,
+    _json: JsonFlag = False,
+) -> Answer:
+    """Show where a detector looked."""
+    from backend.detectors import registry
+    from backend.explain.explanation import ExplainSettings
+    from backend.explain.photo import explain_photo, explanation_files
+    from backend.explain.sufficiency import sufficiency_settings
+
     settings = ExplainSettings(
-        method=options.method,
-        reference=options.reference,
-        preset=options.preset,
-        seed=options.seed,
-        towards=options.towards,
-        shortcut=options.shortcut,
+        method=method, reference=reference, preset=preset, seed=seed, towards=towards, shortcut=shortcut
     )
-    proof = None
-    if options.proof:
-        from backend.explain.sufficiency import sufficiency_settings
-
-        proof = sufficiency_settings(options.seed, shortcut=options.shortcut)
+    test = sufficiency_settings(seed, shortcut=shortcut) if sufficiency or proof else None
     settings.check()
-    registry.load(options.detector)
-    located = locate(images.read(options.image), options.face)
-    made = finish(explain_photo(located, options.detector, settings, proof), on_step)
-    answer = made.record() | {"image": options.image.name}
-    try:
-        options.out.mkdir(parents=True, exist_ok=True)
-        files = {}
-        for name, content in explanation_files(made, answer).items():
-            (options.out / name).write_bytes(content)
-            files[name.partition(".")[0]] = str(options.out / name)
-        answer |= {"map": files["map"], "overlay": files["overlay"]}
-        answer["files"] = files | {"result": str(options.out / "result.json")}
-        (options.out / "result.json").write_text(json.dumps(answer, indent=1), encoding="utf-8")
-    except OSError:
-        raise UserError("The pictures could not be written.", "Choose another folder with --out.") from None
+    registry.load(detector)
+    result = finish(explain_photo(locate(images.read(image), face), detector, settings, test), show_step)
+    answer = result.record() | {"image": image.name}
+    files = write_files(out, explanation_files(result, answer))
+    answer |= {"map": files["map"], "overlay": files["overlay"]}
+    return _write_result(out, answer, files)
+
+
+def remove_traces(
+    *,
+    image: Image,
+    out: PictureFolder,
+    face: Face = None,
+    strength: Annotated[float, typer.Option(metavar="X", help="factor on TR-Net's change, 0.25 to 2")] = 1.0,
+    _json: JsonFlag = False,
+) -> Answer:
+    """Remove the traces of a fake face with TR-Net."""
+    from backend.trace_removal import removal
+
+    removal.require_trnet()
+    result = finish(removal.run_removal(locate(images.read(image), face), strength=strength), show_step)
+    answer = result.record | {"image": image.name, "marked": True}
+    return _write_pictures(out, result.pictures(), answer, lambda picture: provenance.marked_png(picture, answer))
+
+
+def _write_pictures(
+    out: Path, pictures: Mapping[str, np.ndarray], answer: Answer, encode: Callable[[np.ndarray], bytes]
+) -> Answer:
+    """Write pictures, of which the crop alone is the visitor's own and stays unmarked, and `result.json`."""
+    contents = {
+        f"{name}.png": images.encode_png(picture) if name == "crop" else encode(picture)
+        for name, picture in pictures.items()
+    }
+    return _write_result(out, answer, write_files(out, contents))
+
+
+def _write_result(out: Path, answer: Answer, files: dict[str, str]) -> Answer:
+    """Write `result.json`, which names all files, and return its content."""
+    answer = answer | {"files": files | {"result": str(out / "result.json")}}
+    write_files(out, {"result.json": _json_bytes(answer)})
     return answer
 
 
-def run_remove_traces(options: argparse.Namespace, on_step: Callable[[Step], None]) -> dict[str, Any]:
-    """Remove the traces of a face of `options.image`, write pictures and `result.json`, and return the result."""
-    require_trnet()
-    located = locate(images.read(options.image), options.face)
-    made = finish(removal.run_removal(located, strength=options.strength), on_step)
-    answer = made.record | {"image": options.image.name, "marked": True}
-    files = {}
-    try:
-        options.out.mkdir(parents=True, exist_ok=True)
-        for name, picture in made.pictures().items():
-            path = options.out / f"{name}.png"
-            # The crop alone is the visitor's own picture.
-            content = images.encode_png(picture) if name == "crop" else provenance.marked_png(picture, answer)
-            path.write_bytes(content)
-            files[name] = str(path)
-        files["result"] = str(options.out / "result.json")
-        answer["files"] = files
-        (options.out / "result.json").write_text(json.dumps(answer, indent=1), encoding="utf-8")
-    except OSError:
-        raise UserError("The pictures could not be written.", "Choose another folder with --out.") from None
-    return answer
+def _json_bytes(answer: Answer) -> bytes:
+    return json.dumps(answer, indent=1).encode()

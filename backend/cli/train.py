@@ -1,30 +1,189 @@
 """The `train` commands: each reads its settings file, trains (or resumes), measures, and writes safetensors."""
 
-import argparse
 import shlex
 import signal
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from backend import face_packs, fakes, settings
-from backend.detectors import registry
+import typer
+
+from backend import settings
+from backend.cli.options import Answer, Changes, JsonFlag, show_step
 from backend.errors import UserError
-from backend.generators import inversion
 from backend.progress import finish
-from backend.training import detector, finetune, install, loop, trnet
-from backend.training.encoder import train_encoder, train_joint
-from backend.training.ganprintr import train_ganprintr
-from backend.training.generator import train_generator
-from backend.training.loop import _OnStep
 
-UNCHANGEABLE = {"fakes", "references"}  # what they do, their own options say
+Data = Annotated[Path, typer.Option(metavar="DIR", help="folder of aligned faces, or of tar packs")]
+Out = Annotated[Path, typer.Option(metavar="PATH", help="where the result goes")]
+Fakes = Annotated[list[Path], typer.Option(metavar="DIR", help="folder with train/ and val/ of fakes; repeatable")]
+Initial = Annotated[
+    str | None, typer.Option(metavar="FILE", help="weights to start from, or `installed` (default: random)")
+]
+Codes = Annotated[Path | None, typer.Option(metavar="FILE", help="codes.safetensors of the generator's run")]
+Minutes = Annotated[float | None, typer.Option(metavar="N", help="stop after N minutes")]
+Steps = Annotated[int | None, typer.Option(metavar="N", help="training steps")]
+Seed = Annotated[int, typer.Option()]
+Describe = Annotated[
+    str | None, typer.Option(metavar="TEXT", help="what the photographs are, for the model card (default: how many)")
+]
+Install = Annotated[bool, typer.Option("--install", help="put the result into weights/ and the registry")]
+
+train = typer.Typer(help="Train a model that ships with the app.")
 
 
-def train_fakes(
-    data: Path, out: Path, on_step: _OnStep, *, per_kind: int, seed: int, packs: str, kinds: str, redrawn: float
-) -> loop.Report:
-    """Write fakes made from the photographs in `data` to the folder `out`."""
-    unknown = set(kinds.split(",")) - set(fakes.FAKE_KINDS)
+@train.command()
+def generator(
+    *,
+    data: Data,
+    out: Out,
+    recipe: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="regression (default), adversarial, or continued, its second half on a CPU"),
+    ] = None,
+    initial: Initial = None,
+    codes: Codes = None,
+    minutes: Minutes = None,
+    changes: Changes = None,
+    seed: Seed = 0,
+    describe: Describe = None,
+    install: Install = False,
+    _json: JsonFlag = False,
+) -> Answer:
+    """Train the embedded generator."""
+    from backend.training.generator import train_generator
+
+    given = _given(changes, recipe=recipe, minutes=minutes) | {"initial": initial, "codes": codes, "seed": seed}
+    command = _typed_command("generator", changes, initial=initial, recipe=recipe, minutes=minutes)
+    return _train(lambda _: train_generator(data, out, show_step, **given), data, describe, command, install=install)
+
+
+@train.command()
+def encoder(
+    *,
+    data: Data,
+    out: Out,
+    recipe: Annotated[
+        str | None, typer.Option(metavar="NAME", help="regression (default) or adversarial, as its generator")
+    ] = None,
+    initial: Initial = None,
+    codes: Codes = None,
+    source: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="FILE",
+            help="a published e4e checkpoint, or ffhq_1024 where it was fetched, to fine-tune on --data",
+        ),
+    ] = None,
+    minutes: Minutes = None,
+    steps: Annotated[int | None, typer.Option(metavar="N", help="with --from: training steps")] = None,
+    changes: Changes = None,
+    seed: Seed = 0,
+    describe: Describe = None,
+    install: Install = False,
+    _json: JsonFlag = False,
+) -> Answer:
+    """Train the embedded encoder, or fine-tune a published one."""
+    from backend.training.encoder import train_encoder
+    from backend.training.finetune import finetune_encoder
+
+    given = _given(changes, steps=steps, recipe=recipe, minutes=minutes) | {"seed": seed}
+    command = _typed_command("encoder", changes, initial=initial, recipe=recipe, minutes=minutes, steps=steps)
+    if source is None:
+        given |= {"initial": initial, "codes": codes}
+        return _train(lambda _: train_encoder(data, out, show_step, **given), data, describe, command, install=install)
+    if install or initial or codes or recipe or minutes is not None:
+        raise UserError(
+            "--from excludes --install, --initial, --codes, --recipe and --minutes.",
+            "See: python -m backend train encoder --help",
+        )
+    return _train(lambda _: finetune_encoder(source, data, out, show_step, **given), data, describe, command)
+
+
+@train.command()
+def joint(
+    *,
+    data: Data,
+    out: Out,
+    recipe: Annotated[
+        str | None, typer.Option(metavar="NAME", help="adversarial (default), or regression, which a CPU can do")
+    ] = None,
+    codes: Codes = None,
+    minutes: Minutes = None,
+    changes: Changes = None,
+    seed: Seed = 0,
+    describe: Describe = None,
+    install: Install = False,
+    _json: JsonFlag = False,
+) -> Answer:
+    """Fine-tune the installed encoder and generator together."""
+    from backend.training.encoder import train_joint
+
+    given = _given(changes, recipe=recipe, minutes=minutes) | {"codes": codes, "seed": seed}
+    command = _typed_command("joint", changes, recipe=recipe, minutes=minutes)
+    return _train(lambda _: train_joint(data, out, show_step, **given), data, describe, command, install=install)
+
+
+@train.command()
+def detector(
+    *,
+    name: Annotated[str, typer.Argument(help="which detector")],
+    data: Data,
+    fakes: Fakes,
+    out: Out,
+    defence: Annotated[
+        Literal["shipped", "none", "weak"] | None,
+        typer.Option(help="what training pictures go through; none gives NAME_plain (default: shipped)"),
+    ] = None,
+    adversarial: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ATTACK",
+            help="learn fakes after this attack too, the strong defence (noise, ganprintr, trnet, ...)",
+        ),
+    ] = None,
+    initial: Initial = None,
+    steps: Steps = None,
+    changes: Changes = None,
+    seed: Seed = 0,
+    describe: Describe = None,
+    install: Install = False,
+    _json: JsonFlag = False,
+) -> Answer:
+    """Train, calibrate and measure one embedded detector."""
+    from backend.detectors import registry
+    from backend.training.detector import train_detector
+
+    if name not in registry.names():
+        raise UserError(f"There is no detector named {name}.", f"Choose one of: {', '.join(registry.names())}.")
+    given = _given(changes, steps=steps) | {"adversarial": adversarial, "defence": defence, "seed": seed}
+    command = _typed_command(f"detector {name}", changes, initial=initial, steps=steps)
+
+    def run(trained_on: str) -> Answer:
+        return train_detector(name, data, fakes, out, show_step, photographs=trained_on, initial=initial, **given)
+
+    return _train(run, data, describe, command, install=install)
+
+
+@train.command("fakes")
+def make_fakes(
+    *,
+    data: Data,
+    out: Out,
+    packs: Annotated[str, typer.Option(help="which tar packs to use (default: all)", show_default=False)] = "*",
+    kinds: Annotated[str, typer.Option(metavar="A,B", help="which kinds")] = "swap,reconstruction,edit,sample",
+    per_kind: Annotated[int, typer.Option(metavar="N", help="how many of each kind")] = 1000,
+    redrawn: Annotated[float, typer.Option(metavar="SHARE", help="of the swaps, whose face is drawn")] = 0.5,
+    seed: Seed = 0,
+    _json: JsonFlag = False,
+) -> Answer:
+    """Write fakes made from photographs."""
+    from backend import face_packs, fakes
+    from backend.detectors.registry import EMBEDDED_SIZE
+    from backend.generators import inversion
+
+    chosen = tuple(kinds.split(","))
+    unknown = set(chosen) - set(fakes.FAKE_KINDS)
     if unknown:
         raise UserError(
             f"There is no kind of fake named {', '.join(unknown)}.", f"Kinds: {', '.join(fakes.FAKE_KINDS)}."
@@ -33,111 +192,125 @@ def train_fakes(
         raise UserError(f"There is no pack named {packs}.tar in {data.name}.", "Leave out --packs for a plain folder.")
     if not 0 <= redrawn <= 1:
         raise UserError("--redrawn is a share of the swaps.", "Give a number from 0 to 1.")
-    inverter = None if kinds == "swap" and not redrawn else inversion.load_embedded_inverter()
-    photographs = face_packs.load_photographs(data, registry.EMBEDDED_SIZE, packs)
-    settings = fakes.FakesSettings(per_kind, seed, tuple(kinds.split(",")), redrawn=redrawn)
-    made = finish(fakes.build_fakes(photographs, out, inverter, settings), on_step)
-    return {"metrics": made.counts | {"skipped": made.skipped}, "files": {"manifest": str(out / "manifest.csv")}}
+    inverter = None if chosen == ("swap",) and not redrawn else inversion.load_embedded_inverter()
+    photographs = face_packs.load_photographs(data, EMBEDDED_SIZE, packs)
+    job = fakes.build_fakes(photographs, out, inverter, fakes.FakesSettings(per_kind, seed, chosen, redrawn=redrawn))
+    result = finish(job, show_step)
+    return {"metrics": result.counts | {"skipped": result.skipped}, "files": {"manifest": str(out / "manifest.csv")}}
 
 
-def _refuse_conflicts(options: argparse.Namespace) -> None:
-    """Refuse arguments that exclude each other."""
-    if options.source and (options.what != "encoder" or options.install or options.initial or options.codes):
-        raise UserError(
-            "--from belongs to `train encoder`, without --install, --initial and --codes.",
-            "See: python -m backend train --help",
-        )
-    if options.recipe is not None and (
-        options.what not in {"generator", "encoder", "joint", "trnet"} or options.source
-    ):
-        raise UserError(
-            "--recipe belongs to generator, encoder, joint and trnet.", "See: python -m backend train --help"
-        )
-    if options.minutes is not None and (options.what not in {"generator", "encoder", "joint"} or options.source):
-        raise UserError("--minutes belongs to generator, encoder and joint.", "See: python -m backend train --help")
-    if options.what == "joint" and options.initial:
-        raise UserError("joint starts from the installed weights.", "Leave out --initial.")
+@train.command()
+def ganprintr(
+    *,
+    data: Data,
+    out: Out,
+    steps: Steps = None,
+    changes: Changes = None,
+    seed: Seed = 0,
+    describe: Describe = None,
+    install: Install = False,
+    _json: JsonFlag = False,
+) -> Answer:
+    """Train GANprintR's autoencoder."""
+    from backend.training.ganprintr import train_ganprintr
+
+    given = _given(changes, steps=steps) | {"seed": seed}
+    command = _typed_command("ganprintr", changes, steps=steps)
+    return _train(lambda _: train_ganprintr(data, out, show_step, **given), data, describe, command, install=install)
 
 
-def _recipe_and_minutes(options: argparse.Namespace) -> dict[str, Any]:
-    """Return recipe and minutes, where they are given."""
-    chosen = {"recipe": options.recipe, "minutes": options.minutes}
-    return {name: value for name, value in chosen.items() if value is not None}
+@train.command()
+def trnet(
+    *,
+    data: Data,
+    fakes: Fakes,
+    out: Out,
+    recipe: Annotated[str | None, typer.Option(metavar="NAME", help="embedded (default), paper or code")] = None,
+    initial: Initial = None,
+    steps: Steps = None,
+    changes: Changes = None,
+    seed: Seed = 0,
+    describe: Describe = None,
+    install: Install = False,
+    _json: JsonFlag = False,
+) -> Answer:
+    """Train TR-Net, which removes traces."""
+    from backend.training.trnet import train_trnet
+
+    given = _given(changes, steps=steps, recipe=recipe) | {"initial": initial, "seed": seed}
+    command = _typed_command("trnet", changes, initial=initial, recipe=recipe, steps=steps)
+    return _train(lambda _: train_trnet(data, fakes, out, show_step, **given), data, describe, command, install=install)
 
 
-def _generator_or_encoder(options: argparse.Namespace, on_step: _OnStep, given: dict[str, Any]) -> loop.Report:
-    """Train the embedded generator, encoder or both, or fine-tune a published encoder, with changed settings."""
-    data, out, given = options.data, options.out, given | {"seed": options.seed}
-    if options.source:
-        return finetune.finetune_encoder(options.source, data, out, on_step, **given)
-    given |= _recipe_and_minutes(options)
-    if options.what == "joint":
-        return train_joint(data, out, on_step, codes=options.codes, **given)
-    if options.what == "generator":
-        return train_generator(data, out, on_step, initial=options.initial, codes=options.codes, **given)
-    return train_encoder(data, out, on_step, codes=options.codes, initial=options.initial, **given)
+@train.command()
+def references(
+    *,
+    data: Data,
+    fakes: Fakes,
+    out: Out,
+    describe: Describe = None,
+    install: Install = False,
+    _json: JsonFlag = False,
+) -> Answer:
+    """Average the traces of photographs and of every kind of fake."""
+    from backend.training.trnet import measure_references
+
+    command = _typed_command("references", None)
+    return _train(lambda _: measure_references(data, fakes, out, show_step), data, describe, command, install=install)
 
 
-def run_train(options: argparse.Namespace, on_step: _OnStep) -> loop.Report:
-    """Run the `train` command that the command line names; a request to end saves a checkpoint first."""
+def _given(changes: list[str] | None, **options: Any) -> dict[str, Any]:
+    """Return changed settings and those options that are given."""
+    return settings.parse_setting_changes(changes) | {
+        name: value for name, value in options.items() if value is not None
+    }
+
+
+def _train(
+    run: Callable[[str], Answer], data: Path, describe: str | None, command: str, *, install: bool = False
+) -> Answer:
+    """Train, and put the result into `weights/` where that is asked for; a request to end saves a checkpoint first.
+
+    Args:
+        run: Trains; given is what the photographs are, in words.
+        data: The photographs.
+        describe: What they are, where the command line says so.
+        command: The command, as far as it decides the weights.
+        install: Whether the result replaces the model that ships.
+    """
+    from backend.training import install as installing
+
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    data, out, seed = options.data, options.out, options.seed
-    _refuse_conflicts(options)
-    given = settings.parse_setting_changes(options.set) | ({} if options.steps is None else {"steps": options.steps})
-    if given and options.what in UNCHANGEABLE:
-        raise UserError(f"{options.what} has no settings file.", "Leave out --set and --steps.")
-    trained_on = "" if options.what == "fakes" else install.describe_photographs(data, options.describe)
-    if options.what in {"generator", "encoder", "joint"}:
-        report = _generator_or_encoder(options, on_step, given)
-    elif options.what == "ganprintr":
-        report = train_ganprintr(data, out, on_step, seed=seed, **given)
-    elif options.what == "fakes":
-        chosen = {"per_kind": options.per_kind, "packs": options.packs, "kinds": options.kinds}
-        report = train_fakes(data, out, on_step, seed=seed, redrawn=options.redrawn, **chosen)
-    elif options.what in {"trnet", "references"}:
-        if not options.fakes:
-            raise UserError("Name the fakes with --fakes DIR.", "DIR is a folder that `train fakes` wrote.")
-        if options.what == "trnet":
-            given |= {"initial": options.initial, "seed": seed} | _recipe_and_minutes(options)
-            report = trnet.train_trnet(data, options.fakes, out, on_step, **given)
-        else:
-            report = trnet.measure_references(data, options.fakes, out, on_step)
-    else:
-        if options.name not in registry.names() or not options.fakes:
-            raise UserError("Name a detector and its fakes.", f"Detectors: {', '.join(registry.names())}; --fakes DIR.")
-        report = detector.train_detector(
-            options.name,
-            data,
-            options.fakes,
-            out,
-            on_step,
-            photographs=trained_on,
-            initial=options.initial,
-            adversarial=options.adversarial,
-            seed=seed,
-            defence=options.defence,
-            **given,
-        )
-    if options.install and options.what != "fakes":
+    trained_on = installing.describe_photographs(data, describe)
+    report = run(trained_on)
+    if install:
         for name, file in report["files"].items():
-            facts = {"source": f"{_typed_command(options)}, on {trained_on}"} | report["options"][name]
-            install.install_weights(name, Path(file), facts, trained_on)
+            facts = {"source": f"{command}, on {trained_on}"} | report["options"][name]
+            installing.install_weights(name, Path(file), facts, trained_on)
         if {"generator", "encoder"} & set(report["files"]):
-            install.note_visibility()
+            installing.note_visibility()
     return report
 
 
-def _typed_command(options: argparse.Namespace) -> str:
+def _typed_command(
+    target: str,
+    changes: list[str] | None,
+    *,
+    initial: str | None = None,
+    recipe: str | None = None,
+    minutes: float | None = None,
+    steps: int | None = None,
+) -> str:
     """Return the command that was given, as far as it decides the weights, without the folders of this machine."""
-    words = ["python -m backend train", options.what, *([options.name] if options.name else [])]
-    if options.initial:
-        words += ["--initial", Path(options.initial).name]
-    if options.recipe:
-        words += ["--recipe", options.recipe]
-    if options.minutes is not None:
-        words += ["--minutes", f"{options.minutes:g}"]
-    if options.steps is not None:
-        words += ["--steps", str(options.steps)]
-    for change in options.set or []:
+    words = ["python -m backend train", target]
+    if initial:
+        words += ["--initial", Path(initial).name]
+    if recipe:
+        words += ["--recipe", recipe]
+    if minutes is not None:
+        words += ["--minutes", f"{minutes:g}"]
+    if steps is not None:
+        words += ["--steps", str(steps)]
+    for change in changes or ():
         words += ["--set", shlex.quote(change)]
     return " ".join(words)

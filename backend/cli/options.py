@@ -1,0 +1,40 @@
+"""Options and output that several commands share."""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from backend.errors import UserError
+from backend.progress import Step
+
+Answer = dict[str, Any]
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout and nothing else")]
+Image = Annotated[Path, typer.Argument(metavar="IMAGE")]
+Detector = Annotated[str, typer.Option(metavar="NAME", help="a detector, for example xception")]
+Face = Annotated[int | None, typer.Option(metavar="N", help="which face, 1 is the largest")]
+PictureFolder = Annotated[Path, typer.Option(metavar="DIR", help="folder for the results")]
+Changes = Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="change a setting; repeatable")]
+
+
+def show_step(step: Step) -> None:
+    """Print a step of a long job on stderr."""
+    print(f"{step.number}/{step.total} {step.message}", file=sys.stderr, flush=True)
+
+
+def write_files(out: Path, contents: Mapping[str, bytes]) -> dict[str, str]:
+    """Write files, by name, into the folder `out`; return their paths by name without its ending.
+
+    Raises:
+        UserError: The folder cannot be written to.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, content in contents.items():
+            (out / name).write_bytes(content)
+    except OSError:
+        raise UserError("The results could not be written.", "Choose another folder with --out.") from None
+    return {Path(name).stem: str(out / name) for name in contents}
