@@ -168,13 +168,21 @@ def zip_record(
         own: Names of those that are the visitor's own pixels; they get no mark.
         text: What people read; the record's summary by default.
     """
+    files: dict[str, bytes | str] = {
+        "summary.txt": f"{text or record['summary']}\n",
+        "record.json": json.dumps(record, indent=1),
+    }
+    for name, picture in pictures.items():
+        files[f"{name}.png"] = images.encode_png(picture) if name in own else marked_png(picture, record)
+    return zip_files(files)
+
+
+def zip_files(files: Mapping[str, bytes | str]) -> bytes:
+    """Return a zip file with contents by name."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as packed:
-        packed.writestr("summary.txt", f"{text or record['summary']}\n")
-        packed.writestr("record.json", json.dumps(record, indent=1))
-        for name, picture in pictures.items():
-            content = images.encode_png(picture) if name in own else marked_png(picture, record)
-            packed.writestr(f"{name}.png", content)
+        for name, content in files.items():
+            packed.writestr(name, content)
     return buffer.getvalue()
 
 

@@ -1,25 +1,54 @@
-"""Parts of the page that several tabs show: theme, photo inputs, shown pictures, tables, progress, refusals."""
+"""Parts of the page that several tabs show: theme, pictures, tables, curves, and the buttons of long jobs."""
 
 from abc import ABCMeta
-from collections.abc import Iterable, Sequence
-from html import escape
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, TypeVar, cast
 
 import gradio as gr
+import jinja2
 import numpy as np
 from gradio.data_classes import ImageData
+from gradio.events import Dependency
 from gradio.themes.utils import fonts
 from PIL import Image
 
+from backend.detectors.base import verdict
+from backend.detectors.predict import format_p_fake
 from backend.errors import UserError
-from backend.progress import Step
+from backend.progress import Job, Running, Step
+from tabs.events import QUICK, after_job, run_in_turn
 
-SHOWN_FACE_SIDE = 384  # side in pixels of shown maps, so that the mark covers little
+Updates = dict[Any, Any]  # of components, by component
+Curve = Sequence[tuple[float, float]]  # (x, y), both in [0, 1]
+T = TypeVar("T")
 
+STYLE = Path(__file__).with_name("style.css")
+SCRIPT = Path(__file__).with_name("page.js").read_text(encoding="utf-8")
+SHOWN_SIDE = 900  # longest side in pixels at which a whole photo is shown
+SHOWN_FACE_SIDE = 384  # side in pixels of shown faces and maps, so that the mark covers little
 SCALE = "(0 = real, 1 = fake)"
-
 SIGNS = {"fake": "▲", "real": "●", "uncertain": "?"}  # so that colour is never the only carrier
+SIGN_KEY = ", ".join(f"{sign} {word}" for word, sign in SIGNS.items()) + "."
+NO_BREAK = "\u00a0"
+
+_templates = jinja2.Environment(
+    loader=jinja2.PackageLoader("tabs"),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+
+
+def render(template: str, **variables: Any) -> str:
+    """Return the HTML of a template in `templates/`, given without its suffix; strings are escaped."""
+    return _templates.get_template(f"{template}.html").render(variables)
+
+
+def paragraphs(*texts: str) -> str:
+    """Return plain sentences as HTML paragraphs."""
+    return render("paragraphs", texts=texts)
 
 
 def refusal_alert(error: UserError, title: str = "No verdict") -> str:
@@ -28,43 +57,66 @@ def refusal_alert(error: UserError, title: str = "No verdict") -> str:
 
 
 def alert_html(reason: str, title: str = "No verdict") -> str:
-    """Return the box that says why there is no answer."""
-    return f'<div class="answer" role="alert"><h3>{escape(title)}</h3><p>{escape(reason)}</p></div>'
+    """Return the box, announced by screen readers, that says why there is no answer."""
+    return render("alert", reason=reason, title=title)
 
 
-def html_table(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str) -> str:
-    """Return a table whose first column names the rows."""
-    top = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
-    body = "".join(
-        f'<tr><th scope="row">{escape(first)}</th>' + "".join(f"<td>{escape(cell)}</td>" for cell in rest) + "</tr>"
-        for first, *rest in rows
-    )
-    return f'<table class="facts"><caption><span>{escape(caption)}</span></caption><tr>{top}</tr>{body}</table>'
+def html_table(
+    head: Sequence[str], rows: Iterable[Sequence[str]], caption: str, *, scroll: str = "", below: Iterable[str] = ()
+) -> str:
+    """Return a table whose first column names the rows.
 
-
-def html_list(items: Iterable[str]) -> str:
-    """Return sentences as a list."""
-    return "<ul>" + "".join(f"<li>{escape(item)}</li>" for item in items) + "</ul>"
+    Args:
+        head: Names of the columns.
+        rows: Their cells.
+        caption: What the table shows.
+        scroll: Classes of a frame in which a wide table can be scrolled sideways; empty for none.
+        below: Sentences below the table.
+    """
+    return render("table", head=head, rows=rows, caption=caption, scroll=scroll, below=below)
 
 
 def progress_bar(step: Step, below: str = "") -> str:
-    """Return where a running job stands, with HTML `below` the bar, such as a curve."""
-    share = step.number / max(1, step.total)
-    return (
-        f'<div class="progress"><p>{escape(step.message)}</p>'
-        f'<progress max="1" value="{share:.3f}" aria-label="{share:.0%} done"></progress>{below}</div>'
-    )
+    """Return how far a running job is, with HTML `below` the bar, such as a curve."""
+    return render("progress", message=step.message, share=step.number / max(1, step.total), below=below)
 
 
-STYLE = Path(__file__).with_name("style.css")
+def draw_curves(
+    name: str,
+    curves: Mapping[str, Sequence[Curve]],
+    texts: Sequence[str],
+    *,
+    threshold: bool = True,
+    marks: bool = False,
+    ends: Sequence[str] = (),
+) -> str:
+    """Draw curves of scores as one SVG picture.
 
-SCRIPT = Path(__file__).with_name("page.js").read_text(encoding="utf-8")
+    Args:
+        name: What a screen reader says of the picture.
+        curves: By CSS class; each in pieces, between which points are missing.
+        texts: Sentences below the picture.
+        threshold: Whether a line stands where the verdict turns.
+        marks: Whether every point has a mark.
+        ends: What stands at the left and the right end of the x axis.
+    """
+    return render("curves", name=name, curves=curves, texts=texts, threshold=threshold, marks=marks, ends=ends)
 
-SHOWN_SIDE = 900  # longest side in pixels at which a whole photo is shown
+
+def score_cell(score: float, *, word: bool = True) -> str:
+    """Return a score with the sign of its verdict, and with its word."""
+    call = verdict(score)
+    return f"{SIGNS[call]}{NO_BREAK}{format_p_fake(score)}{f' {call}' if word else ''}"
+
+
+def settings_line(settings: str, seconds: float, versions: Mapping[str, str]) -> str:
+    """Return all that is needed to get a result again: its settings, in words, and the packages it was made with."""
+    packages = ", ".join(f"{name} {version}" for name, version in versions.items())
+    return f"{settings}; {seconds:.1f} seconds; {packages}."
 
 
 def theme() -> gr.themes.Base:
-    """Return colours whose contrast is at least 4.5 to 1; those of the default theme are paler."""
+    """Return colours whose contrast is at least 4.5 to 1; the default theme's are too pale."""
     # The library's semi-bold face, which it would take, has 55 characters, of Latin letters A and B.
     letters = fonts.LocalFont("Source Sans Pro", weights=(400, 700))
     font = (letters, "ui-sans-serif", "system-ui", "sans-serif")
@@ -85,16 +137,147 @@ def theme() -> gr.themes.Base:
     )
 
 
+def result_picture(label: str, alt_text: str = "", **options: Any) -> gr.Image:
+    """Return a picture of a result, by default the size of a face; it leaves the page as PNG."""
+    usual = {"buttons": ["download", "fullscreen"], "elem_classes": "face"}
+    alt_text = alt_text or f"{label}; the text beside it describes it"
+    return gr.Image(label=label, alt_text=alt_text, format="png", interactive=False, **(usual | options))
+
+
+def captioned_picture(label: str, min_width: int, alt_text: str = "", **options: Any) -> tuple[gr.Image, gr.Markdown]:
+    """Return a column with a picture of a result and the text below it."""
+    with gr.Column(min_width=min_width):
+        return result_picture(label, alt_text, **options), gr.Markdown(elem_classes="note")
+
+
 def live_face() -> gr.Image:
     """Return the picture of the face while a search is under way."""
-    return gr.Image(
-        label="The face now",
+    return result_picture("The face now", "The face as the search has changed it so far", buttons=[])
+
+
+def maps_grid(label: str, **options: Any) -> gr.Gallery:
+    """Return a grid of captioned pictures, which has one column where the window is narrow."""
+    return gr.Gallery(
+        label=label,
         format="png",
-        buttons=[],
+        columns=4,
+        height="auto",
+        object_fit="contain",
         interactive=False,
-        elem_classes="face",
-        alt_text="The face as the search has changed it so far",
+        buttons=["fullscreen"],
+        elem_classes="maps",
+        **options,
     )
+
+
+class BeforeAfter:
+    """Two pictures with a divider that can be moved in them, or with a plain slider from the keyboard."""
+
+    def __init__(self, label: str, height: int) -> None:
+        self.pictures = gr.ImageSlider(
+            label=label, format="png", buttons=["fullscreen"], interactive=False, max_height=height
+        )
+        self.position = gr.Slider(0, 100, 50, step=1, label="Position of the divider, in percent")
+        self.position.input(
+            lambda position: gr.ImageSlider(slider_position=position),
+            self.position,
+            self.pictures,
+            trigger_mode="always_last",
+            **QUICK,
+        )
+
+    def show(self, before: Any, after: Any) -> Updates:
+        """Return the updates that show two pictures."""
+        return {self.pictures: gr.ImageSlider((before, after), slider_position=50), self.position: 50}
+
+    def outputs(self) -> list[Any]:
+        """Return what `show` updates."""
+        return [self.pictures, self.position]
+
+
+class JobControls:
+    """Buttons and messages of the long jobs of one part of the page, of which one runs at a time.
+
+    Args:
+        starts: Buttons that begin a job; all of them are blocked while one runs.
+        note: The line that says how a job ended.
+        progress: Where a job says how far it is; may be `note`.
+        stop: The button that ends a job, where there is one.
+        stopped: What `note` says after a stop; empty where `stop` asks the job to end by an event of its own.
+        keeps_progress: Whether `progress` stays as it was after a stop.
+    """
+
+    def __init__(
+        self,
+        starts: list[gr.Button],
+        note: Any,
+        progress: Any,
+        stop: gr.Button | None = None,
+        *,
+        stopped: str = "",
+        keeps_progress: bool = False,
+    ) -> None:
+        self.starts, self.note, self.progress, self.stop = starts, note, progress, stop
+        self.stopped, self.keeps_progress = stopped, keeps_progress
+        self.buttons = [*starts, *([] if stop is None else [stop])]
+
+    def wire(
+        self, jobs: Mapping[gr.Button, tuple[Callable[..., Iterator[Any]], list[Any]]], outputs: list[Any]
+    ) -> list[Dependency]:
+        """Let every button run its job, a generator of updates with its inputs, and return the events of the jobs."""
+        stop = self.stop if self.stopped else None
+        runs = [
+            run_in_turn(
+                button,
+                function,
+                inputs,
+                outputs,
+                starts=self.starts,
+                note=self.note,
+                progress=self.progress,
+                stop=stop,
+            )
+            for button, (function, inputs) in jobs.items()
+        ]
+        for run in runs:
+            after_job(run, self.idle, self.buttons)
+        if stop is not None:
+            self.wire_stop(runs)
+        return runs
+
+    def wire_stop(self, runs: list[Any]) -> None:
+        """Let the button end these events."""
+        assert self.stop is not None
+        self.stop.click(self._say_stopped, None, self.outputs(), cancels=runs, **QUICK)
+
+    def outputs(self) -> list[Any]:
+        """Return what the methods below may update."""
+        return list(dict.fromkeys([*self.buttons, self.note, self.progress]))
+
+    def idle(self) -> Updates:
+        """Return the updates of the buttons when nothing runs."""
+        updates: Updates = {button: gr.Button(interactive=True) for button in self.starts}
+        return updates if self.stop is None else {**updates, self.stop: gr.Button(interactive=False)}
+
+    def clear(self) -> Updates:
+        """Return the updates that also take away what was said of an earlier job."""
+        return {**self.idle(), self.note: "", self.progress: ""}
+
+    def busy(self, message: str) -> Updates:
+        """Return the updates when a job begins, with what it does first."""
+        updates: Updates = {button: gr.Button(interactive=button is self.stop) for button in self.buttons}
+        return {**updates, self.note: "", self.progress: progress_bar(Step(0, 1, message))}
+
+    def watch(self, job: Job[T]) -> Generator[Updates, None, T]:
+        """Show how far a job is, and return its result."""
+        with Running(job) as running:
+            for step in running:
+                yield {self.progress: progress_bar(step)}
+        return running.result
+
+    def _say_stopped(self) -> Updates:
+        updates = self.idle() if self.keeps_progress else self.clear()
+        return {**updates, self.note: self.stopped}
 
 
 def _path_of(_: gr.Image, payload: ImageData | None) -> str | None:

@@ -16,14 +16,12 @@ from backend.generators import inversion
 from backend.generators.refinement import RefineSettings
 from backend.progress import Running, Step
 from tabs import api, components, models
-from tabs.components import SCALE, live_face
+from tabs.components import SCALE, Updates, live_face
 from tabs.counterfactual_result import CounterfactualResult
 from tabs.counterfactual_video import VideoStep
 from tabs.events import QUICK, after_job, run_in_turn
 from tabs.photo import PhotoStep, read_photo
 from tabs.visitors import session_folder
-
-Updates = dict[Any, Any]
 
 HEADLINE = (
     "**What would have to change for a detector to call this face real?** "
@@ -111,7 +109,6 @@ class CounterfactualTab:
 
     def _wire(self) -> None:
         photo, pick = self.choice.photo, self.choice.which
-        private: dict[str, Any] = {"api_visibility": "private"}
         asked = [
             photo,
             pick,
@@ -138,9 +135,8 @@ class CounterfactualTab:
             stop=self.stop,
         )
         after_job(run, self._idle, [self.find, self.stop])
-        self.stop.click(self._stopped, None, [self.find, self.stop, self.note], cancels=[run], **QUICK, **private)
+        self.stop.click(self._stopped, None, [self.find, self.stop, self.note], cancels=[run], **QUICK)
         self.running = [run]
-        self.result.wire()
         self.video.wire()
         api.add_endpoints(photo, self.detector, self.levels, self.steps, self.composite)
 
@@ -245,19 +241,11 @@ class CounterfactualTab:
 
 
 def score_curve(scores: Sequence[float], total: int) -> str:
-    """Draw p_fake over the steps with the threshold, as a small picture that a screen reader can name."""
+    """Draw p_fake over the steps with the threshold."""
     if not scores:
         return ""
-    width, height, left = 320, 120, 26
-    points = " ".join(
-        f"{left + (width - left) * number / max(1, total - 1):.1f},{height * (1 - value):.1f}"
-        for number, value in enumerate(scores)
-    )
-    name = f"Curve of p_fake: it began at {scores[0]:.2f} and is at {scores[-1]:.2f} {SCALE}"
-    ticks = "".join(f'<text x="0" y="{height * (1 - at) + 4:.0f}">{at:g}</text>' for at in (0, 0.5, 1))
-    return (
-        f'<svg class="curve" role="img" aria-label="{name}" viewBox="0 -10 {width} {height + 20}">{ticks}'
-        f'<line x1="{left}" x2="{width}" y1="{height / 2}" y2="{height / 2}" class="threshold"></line>'
-        f'<polyline points="{points}"></polyline></svg>'
-        "<p>Curve: the detector's score, step by step. The dashed line at 0.5 is where its verdict turns.</p>"
+    return components.draw_curves(
+        f"Curve of p_fake: it began at {scores[0]:.2f} and is at {scores[-1]:.2f} {SCALE}",
+        {"scores": [[(number / max(1, total - 1), score) for number, score in enumerate(scores)]]},
+        ["Curve: the detector's score, step by step. The dashed line at 0.5 is where its verdict turns."],
     )

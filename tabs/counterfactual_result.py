@@ -12,10 +12,17 @@ from backend.counterfactual.changes import RegionChange
 from backend.counterfactual.photo import CAM_MAPS, CounterfactualBundle
 from backend.counterfactual.search import LEVEL_WORDS
 from backend.detectors import registry
-from backend.detectors.base import verdict
-from backend.detectors.predict import describe_p_fake, format_p_fake
-from tabs.components import fit_to_page, html_list, html_table
-from tabs.events import QUICK
+from backend.detectors.predict import describe_p_fake
+from tabs.components import (
+    SCALE,
+    BeforeAfter,
+    Updates,
+    captioned_picture,
+    fit_to_page,
+    render,
+    score_cell,
+    settings_line,
+)
 
 # In dB. Below 20, the person is often not recognised.
 QUALITIES = (
@@ -33,7 +40,7 @@ REGION_TITLES = {
     "surround": "Around the face",
 }
 
-Updates = dict[Any, Any]
+CAPTIONED = ("crop", "inversion", "counterfactual", "residual", "before", "after", "pasted")
 
 DOUBTS = (
     "**How could this be wrong?** The search may change what the detector happens to react to and no person would "
@@ -59,24 +66,19 @@ class CounterfactualResult:
     def _lay_out_pictures(self) -> None:
         gr.Markdown("### From the photo to the counterfactual")
         with gr.Row(elem_classes="trio"):
-            self.crop, self.crop_text = _captioned_picture("The face", 90, bare=True)
-            self.inversion, self.inversion_text = _captioned_picture("Reconstruction", 90, bare=True)
-            self.counterfactual, self.counterfactual_text = _captioned_picture("Counterfactual", 90, bare=True)
+            # In narrow columns, the name stands only in the text.
+            bare: dict[str, Any] = {"min_width": 90, "buttons": [], "show_label": False}
+            self.crop, self.crop_text = captioned_picture("The face", **bare)
+            self.inversion, self.inversion_text = captioned_picture("Reconstruction", **bare)
+            self.counterfactual, self.counterfactual_text = captioned_picture("Counterfactual", **bare)
         self.trio_text = gr.Markdown()
         with gr.Row():
             with gr.Column(min_width=280):
                 gr.Markdown("### Before and after")
-                self.slider = gr.ImageSlider(
-                    label="Left: before. Right: after",
-                    format="png",
-                    buttons=["fullscreen"],
-                    interactive=False,
-                    max_height=320,
-                )
-                self.position = gr.Slider(0, 100, 50, step=1, label="Where before ends and after begins, in percent")
+                self.slider = BeforeAfter("Left: before. Right: after", 320)
             with gr.Column(min_width=280):
                 gr.Markdown("### Where it changed")
-                self.residual, self.residual_text = _captioned_picture("Residual map", 200)
+                self.residual, self.residual_text = captioned_picture("Residual map", 200)
         with gr.Row():
             with gr.Column(min_width=280):
                 self.changes = gr.HTML()
@@ -87,15 +89,11 @@ class CounterfactualResult:
             "detector."
         )
         with gr.Row():
-            self.before, self.before_text = _captioned_picture("Map before", 140)
-            self.after, self.after_text = _captioned_picture("Map after", 140)
+            self.before, self.before_text = captioned_picture("Map before", 140)
+            self.after, self.after_text = captioned_picture("Map after", 140)
         gr.Markdown("### Put back into the photo")
-        self.pasted, self.pasted_text = _captioned_picture("The whole photo with the changed face", 280, kind="whole")
-
-    def wire(self) -> None:
-        """Let the plain slider, which works from the keyboard, move the one in the picture."""
-        self.position.input(
-            _move_slider, self.position, self.slider, trigger_mode="always_last", api_visibility="private", **QUICK
+        self.pasted, self.pasted_text = captioned_picture(
+            "The whole photo with the changed face", 280, elem_classes="whole"
         )
 
     def show(self, bundle: CounterfactualBundle, folder: Path) -> Updates:
@@ -113,16 +111,17 @@ class CounterfactualResult:
         return updates if record["already_real"] else {**updates, **self._show_pictures(bundle)}
 
     def _show_pictures(self, bundle: CounterfactualBundle) -> Updates:
-        drawn = bundle.pictures()
+        pictures = bundle.pictures()
         marked = {
-            name: provenance.marked_image(picture, bundle.record) for name, picture in drawn.items() if name != "photo"
+            name: provenance.marked_image(picture, bundle.record)
+            for name, picture in pictures.items()
+            if name != "photo"
         }
         texts = result_texts(bundle)
         updates: Updates = {
-            self.crop: drawn["crop"],
-            self.slider: gr.ImageSlider((drawn["crop"], marked["counterfactual"]), slider_position=50),
-            self.position: 50,
-            self.pasted: provenance.marked_image(fit_to_page(drawn["photo"]), bundle.record),
+            self.crop: pictures["crop"],
+            **self.slider.show(pictures["crop"], marked["counterfactual"]),
+            self.pasted: provenance.marked_image(fit_to_page(pictures["photo"]), bundle.record),
             self.changes: changes_html(bundle.record),
             self.retest: retest_html(bundle.record),
             **{getattr(self, name): marked[name] for name in ("inversion", "counterfactual", "residual")},
@@ -140,33 +139,9 @@ class CounterfactualResult:
     def outputs(self) -> list[Any]:
         """Return what the methods above may update."""
         texts = [getattr(self, f"{name}_text") for name in (*CAPTIONED, "trio")]
-        drawn = [getattr(self, name) for name in CAPTIONED]
-        rest = [self.slider, self.position, self.changes, self.retest, self.settings, self.download, self.doubts]
-        return [self.all, self.pictures, self.summary, *drawn, *texts, *rest]
-
-
-CAPTIONED = ("crop", "inversion", "counterfactual", "residual", "before", "after", "pasted")
-
-
-def _captioned_picture(
-    label: str, min_width: int, *, bare: bool = False, kind: str = "face"
-) -> tuple[gr.Image, gr.Markdown]:
-    """Return an image with the text below it; a bare one, for narrow columns, has its name only in the text."""
-    with gr.Column(min_width=min_width):
-        image = gr.Image(
-            label=label,
-            format="png",
-            interactive=False,
-            buttons=[] if bare else ["download", "fullscreen"],
-            show_label=not bare,
-            elem_classes=kind,
-            alt_text=f"{label}; the text below describes it",
-        )
-        return image, gr.Markdown(elem_classes="note")
-
-
-def _move_slider(position: float) -> Any:
-    return gr.ImageSlider(slider_position=position)
+        pictures = [*(getattr(self, name) for name in CAPTIONED), *self.slider.outputs()]
+        rest = [self.changes, self.retest, self.settings, self.download, self.doubts]
+        return [self.all, self.pictures, self.summary, *pictures, *texts, *rest]
 
 
 def result_texts(bundle: CounterfactualBundle) -> dict[str, str]:
@@ -175,13 +150,13 @@ def result_texts(bundle: CounterfactualBundle) -> dict[str, str]:
     p_fake, metrics = record["p_fake"], record["metrics"]
     before, after = record["cam_empty"]["original"], record["cam_empty"]["counterfactual"]
     return {
-        "crop": f"**The face**<br>{_short_verdict(p_fake['original'])}",
-        "inversion": f"**Reconstruction**<br>{_short_verdict(p_fake['inversion'])}",
-        "counterfactual": f"**Counterfactual**<br>{_short_verdict(p_fake['counterfactual'])}",
+        "crop": f"**The face**<br>{score_cell(p_fake['original'])}",
+        "inversion": f"**Reconstruction**<br>{score_cell(p_fake['inversion'])}",
+        "counterfactual": f"**Counterfactual**<br>{score_cell(p_fake['counterfactual'])}",
         "trio": f"Left, what the detector saw. In the middle, what the generator makes of it (its inversion): "
         f"{reconstruction_in_words(metrics)} Right, the face after the search. All numbers: 0 = real, 1 = fake.",
         "residual": f"{bundle.residual().caption} "
-        f"{changes.regions_in_words([RegionChange(**one) for one in record['regions']])}",
+        f"{changes.regions_in_words([RegionChange(**region) for region in record['regions']])}",
         "before": record.get("cam_missing") or cam_text("the face", empty=before),
         "after": record.get("cam_missing") or cam_text("the counterfactual", empty=after),
         "pasted": pasted_text(record["p_pasted"]),
@@ -215,24 +190,20 @@ def pasted_text(p_fake: float | None) -> str:
 
 def changes_html(record: dict[str, Any]) -> str:
     """Return what changed in the codes and in the face, as lists."""
-    moved = record["latent_change"]["levels"]
-    most = max(moved.values()) or 1.0
-    opened = record["settings"]["levels"]
-    codes = [
-        f"{level} ({LEVEL_WORDS[level]}): moved by {value:.3f} on average, {_amount(value / most)}"
-        if level in opened
+    moves = record["latent_change"]["levels"]
+    largest = max(moves.values()) or 1.0
+    levels = [
+        f"{level} ({LEVEL_WORDS[level]}): moved by {move:.3f} on average, {_amount(move / largest)}"
+        if level in record["settings"]["levels"]
         else f"{level} ({LEVEL_WORDS[level]}): kept closed"
-        for level, value in moved.items()
+        for level, move in moves.items()
     ]
-    parts = [
-        f"{REGION_TITLES.get(one['region'], one['region'])}: {one['share']:.0%} of the change "
-        f"on {one['area']:.0%} of the picture"
-        for one in record["regions"]
+    regions = [
+        f"{REGION_TITLES.get(change['region'], change['region'])}: {change['share']:.0%} of the change "
+        f"on {change['area']:.0%} of the picture"
+        for change in record["regions"]
     ]
-    return (
-        "<h3>What changed in the latent code</h3><p>The latent code (W+) is the list of styles that the generator "
-        f"draws from.</p>{html_list(codes)}<h3>What changed in the face</h3>{html_list(parts)}"
-    )
+    return render("changes", levels=levels, regions=regions)
 
 
 def _amount(share: float) -> str:
@@ -243,36 +214,24 @@ def _amount(share: float) -> str:
 
 def retest_html(record: dict[str, Any]) -> str:
     """Return what the detectors say that were not attacked, before and after."""
-    title = "<h3>What the other detectors say</h3>"
-    if not record["retest"]:
-        return f"{title}<p>There is no other detector to ask.</p>"
     rows = [
-        (registry.card(name).title, _verdict_cell(one["original"]), _verdict_cell(one["counterfactual"]))
-        for name, one in record["retest"].items()
+        (registry.card(name).title, score_cell(scores["original"]), score_cell(scores["counterfactual"]))
+        for name, scores in record["retest"].items()
     ]
-    caption = "The search did not look at these detectors. p_fake: 0 = real, 1 = fake."
-    return title + html_table(("Detector", "Before", "After"), rows, caption)
-
-
-def _short_verdict(score: float) -> str:
-    return describe_p_fake(score).split(" (")[0]
-
-
-def _verdict_cell(score: float) -> str:
-    return f"{format_p_fake(score)} {verdict(score)}"
+    caption = f"The search did not look at these detectors. p_fake {SCALE}."
+    return render("retest", rows=rows, caption=caption)
 
 
 def search_settings_line(record: dict[str, Any]) -> str:
     """Return everything that is needed to get the same result again."""
-    settings, versions = record["settings"], record["versions"]
-    packages = ", ".join(f"{name} {version}" for name, version in versions.items())
-    return (
+    settings = record["settings"]
+    text = (
         f"Settings: detector {record['detector']}, generator {record['generator']}, levels {record['level']}, "
         f"{record['steps']} of at most {settings['steps']} steps, epsilon {record['epsilon']:g}{row_range(record)}, "
         f"kappa {settings['kappa']:g}, composite {record['composite']}, {settings.get('refine', 0)} steps for a closer "
-        f"reconstruction, seed {settings['seed']}; "
-        f"{record['seconds']:.1f} seconds; {packages}."
+        f"reconstruction, seed {settings['seed']}"
     )
+    return settings_line(text, record["seconds"], record["versions"])
 
 
 def row_range(record: dict[str, Any]) -> str:

@@ -3,19 +3,29 @@
 import os
 import time
 from collections.abc import Iterator, Sequence
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
+from markupsafe import Markup
 
 from backend import images
 from backend.detectors import registry
-from backend.detectors.base import verdict
 from backend.errors import UserError
 from backend.progress import Job, Running
 from tabs import models
-from tabs.components import SCALE, html_table, live_face, progress_bar, refusal_alert
+from tabs.components import (
+    SCALE,
+    Curve,
+    Updates,
+    draw_curves,
+    live_face,
+    progress_bar,
+    refusal_alert,
+    render,
+    score_cell,
+    settings_line,
+)
 from tabs.counterfactual_result import row_range
 from tabs.events import QUICK, after_job, run_in_turn
 from tabs.visitors import CallLimit, session_folder
@@ -24,112 +34,15 @@ if TYPE_CHECKING:
     from backend.counterfactual.video import VideoCounterfactual, VideoFrame, VideoSearch
 
 
-WIDTH, HEIGHT, LEFT = 320, 120, 26
-
-CURVE_LEGEND = (
-    "<p>Scores, frame by frame: <strong>○ before</strong> (dashed line) and <strong>● after</strong> (full line). The "
-    "dashed line at 0.5 is where the verdict turns. A gap is a frame that was skipped.</p>"
+LEGEND = Markup(
+    "Scores, frame by frame: <strong>○ before</strong> (dashed line) and <strong>● after</strong> (full line). The "
+    "dashed line at 0.5 is where the verdict turns. A gap is a frame that was skipped."
 )
-
-
-def frame_curve(frames: Sequence["VideoFrame"]) -> str:
-    """Draw p_fake of every frame before and after, as a picture that a screen reader can name."""
-    known = [frame for frame in frames if frame.p_original is not None and frame.p_counterfactual is not None]
-    if not known:
-        return ""
-    before, after = (
-        [(frame.number, getattr(frame, name)) for frame in known] for name in ("p_original", "p_counterfactual")
-    )
-    count = len(frames)
-    name = (
-        f"Scores of {len(known)} of {count} frames {SCALE}: before, {_range(before)}; after the search, {_range(after)}"
-    )
-    ticks = "".join(f'<text x="0" y="{HEIGHT * (1 - at) + 4:.0f}">{at:g}</text>' for at in (0, 0.5, 1))
-    half = HEIGHT / 2
-    return (
-        f'<svg class="curve film" role="img" aria-label="{escape(name)}" viewBox="0 -10 {WIDTH} {HEIGHT + 20}">{ticks}'
-        f'<line x1="{LEFT}" x2="{WIDTH}" y1="{half}" y2="{half}" class="threshold"></line>'
-        f"{_curve_line(before, count, 'before')}{_curve_line(after, count, 'after')}</svg>{CURVE_LEGEND}"
-    )
-
-
-def frame_table(frames: Sequence["VideoFrame"]) -> str:
-    """Return the scores of every frame as a table, folded away."""
-    head = "".join(f'<th scope="col">{name}</th>' for name in ("Frame", "Before", "After", "In the saved video"))
-    return (
-        "<details><summary>The scores as a table</summary>"
-        f'<table class="facts frames"><caption>p_fake of every frame {SCALE}</caption><tr>{head}</tr>'
-        f"{''.join(map(_frame_row, frames))}</table></details>"
-    )
-
-
-def video_retest_html(film: "VideoCounterfactual") -> str:
-    """Return what share of the frames each detector calls fake, before and after."""
-    title = "<h3>What the other detectors say</h3>"
-    if not film.retested:
-        return f"{title}<p>There is no other detector to ask.</p>"
-    own = film.searched_against
-    rows = [
-        (registry.card(one.detector).title + note, f"{one.fake_before:.0%}", f"{one.fake_after:.0%}")
-        for note, one in ((" (searched against)", own), *(("", one) for one in film.retested))
-    ]
-    caption = (
-        f"Share of the {own.frames} searched frames that a detector calls fake, before they were saved as a video."
-    )
-    return title + html_table(("Detector", "Before", "After"), rows, caption)
-
-
-def video_settings_line(record: dict) -> str:
-    """Return everything that is needed to get the same result again."""
-    settings, versions = record["settings"], record["versions"]
-    packages = ", ".join(f"{name} {version}" for name, version in versions.items())
-    return (
-        f"Settings: detector {record['detector']}, generator {record['generator']}, levels "
-        f"{','.join(settings['levels'])}, at most {settings['steps']} steps for {record['batch']} frames together, "
-        f"epsilon {record['epsilon']:g}{row_range(record)}, kappa {settings['kappa']:g}, "
-        f"composite {settings['composite']}; "
-        f"{record['seconds']:.1f} seconds; {packages}."
-    )
-
-
-def _frame_row(frame: "VideoFrame") -> str:
-    name = f'<th scope="row">{frame.number} ({frame.time:.1f} s)</th>'
-    if frame.skipped:
-        return f'<tr>{name}<td colspan="3">{escape(frame.skipped)}</td></tr>'
-    scores = (frame.p_original, frame.p_counterfactual, frame.p_saved)
-    return f"<tr>{name}{''.join(f'<td>{_score_cell(score)}</td>' for score in scores)}</tr>"
-
-
-def _curve_line(points: Sequence[tuple[int, float]], count: int, kind: str) -> str:
-    """Return one line with a mark at every frame, broken where frames are missing."""
-    runs: list[list[tuple[float, float]]] = []
-    last = None
-    for number, score in points:
-        if last is None or number != last + 1:
-            runs.append([])
-        runs[-1].append((LEFT + 4 + (WIDTH - LEFT - 8) * (number - 1) / max(1, count - 1), HEIGHT * (1 - score)))
-        last = number
-    lines = "".join(f'<polyline points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in run)}"></polyline>' for run in runs)
-    marks = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3"></circle>' for run in runs for x, y in run)
-    return f'<g class="{kind}">{lines}{marks}</g>'
-
-
-def _range(points: Sequence[tuple[int, float]]) -> str:
-    values = [score for _, score in points]
-    return f"from {min(values):.2f} to {max(values):.2f}, on average {sum(values) / len(values):.2f}"
-
-
-def _score_cell(score: float | None) -> str:
-    return "" if score is None else f"{score:.2f} {verdict(score)}"
-
-
-Updates = dict[Any, Any]
-
 ABOUT_VIDEO = (
     "The same search for every frame of a video of up to 10 seconds: 5 frames a second are taken, at most 50, and the "
     "largest face is followed through them. Each second begins where the one before it ended, so the change flickers "
     "less; for a single frame a smaller change might do. Without a graphics card, count on two seconds or more for a "
-    "frame. Use a video of yourself, or of someone who agreed."
+    "frame. Use a video of yourself or of someone who has agreed."
 )
 
 DOUBTS = (
@@ -141,11 +54,8 @@ DOUBTS = (
 STOPPING = "**Stopping.** What is done so far is put together."
 
 VIDEO_STEPS = 40
-
 FRAME_SECONDS = 0.5  # between two updates of the page
-
 LIMIT = CallLimit(10, 3600, "Searching a video")
-
 STOP = "stop"  # file in the visitor's folder; the search may run in another process
 
 
@@ -192,15 +102,14 @@ class VideoStep:
 
     def wire(self) -> None:
         """Wire the events."""
-        private: dict[str, Any] = {"api_visibility": "private"}
         # It cannot be stopped before it began: whoever stops it later is asked for a file that it then looks for.
         asked, outputs = [self.video, self.detector, self.steps], self._outputs()
         run = run_in_turn(self.find, self._search_video, asked, outputs, starts=[self.find], note=self.note)
         after_job(run, self._idle, [self.find, self.stop])
         # The search is asked to end, and not cut off: what it has found by then is shown.
-        self.stop.click(self._ask_to_stop, None, [self.stop, self.note], **QUICK, **private)
+        self.stop.click(self._ask_to_stop, None, [self.stop, self.note], **QUICK)
         # Another video comes only after this one was cleared. An event of its coming could end a search begun since.
-        self.video.clear(self._quiet, None, self._outputs(), cancels=[run], **QUICK, **private)
+        self.video.clear(self._quiet, None, self._outputs(), cancels=[run], **QUICK)
 
     def _outputs(self) -> list[Any]:
         return [self.find, self.stop, self.note, self.refused, self.live, self.progress, self.face, *self._shown()]
@@ -305,3 +214,70 @@ class VideoStep:
             self.settings: video_settings_line(film.record()),
             self.download: str(packed),
         }
+
+
+def frame_curve(frames: Sequence["VideoFrame"]) -> str:
+    """Draw p_fake of every frame before and after the search."""
+    before, after = [], []
+    for frame in frames:
+        if frame.p_original is not None and frame.p_counterfactual is not None:
+            before.append((frame.number, frame.p_original))
+            after.append((frame.number, frame.p_counterfactual))
+    if not before:
+        return ""
+    count = len(frames)
+    return draw_curves(
+        f"Scores of {len(before)} of {count} frames {SCALE}: before, {_range(before)}; "
+        f"after the search, {_range(after)}",
+        {"before": _pieces(before, count), "after": _pieces(after, count)},
+        [LEGEND],
+        marks=True,
+    )
+
+
+def frame_table(frames: Sequence["VideoFrame"]) -> str:
+    """Return the scores of every frame as a table, folded away."""
+    return render("frame_table", frames=frames, scale=SCALE, score_cell=score_cell)
+
+
+def video_retest_html(film: "VideoCounterfactual") -> str:
+    """Return what share of the frames each detector calls fake, before and after."""
+    attacked = film.searched_against
+    scores = [(attacked, " (searched against)"), *((score, "") for score in film.retested)] if film.retested else []
+    rows = [
+        (registry.card(score.detector).title + note, f"{score.fake_before:.0%}", f"{score.fake_after:.0%}")
+        for score, note in scores
+    ]
+    caption = (
+        f"Share of the {attacked.frames} searched frames that a detector calls fake, before they were saved as a video."
+    )
+    return render("retest", rows=rows, caption=caption)
+
+
+def video_settings_line(record: dict) -> str:
+    """Return everything that is needed to get the same result again."""
+    settings = record["settings"]
+    text = (
+        f"Settings: detector {record['detector']}, generator {record['generator']}, levels "
+        f"{','.join(settings['levels'])}, at most {settings['steps']} steps for {record['batch']} frames together, "
+        f"epsilon {record['epsilon']:g}{row_range(record)}, kappa {settings['kappa']:g}, "
+        f"composite {settings['composite']}"
+    )
+    return settings_line(text, record["seconds"], record["versions"])
+
+
+def _pieces(points: Sequence[tuple[int, float]], count: int) -> list[Curve]:
+    """Return points by frame number, from 1 to `count`, as curves that end where frames are missing."""
+    pieces: list[list[tuple[float, float]]] = []
+    last = 0
+    for number, score in points:
+        if not pieces or number != last + 1:
+            pieces.append([])
+        pieces[-1].append(((number - 1) / max(1, count - 1), score))
+        last = number
+    return [*pieces]
+
+
+def _range(points: Sequence[tuple[int, float]]) -> str:
+    scores = [score for _, score in points]
+    return f"from {min(scores):.2f} to {max(scores):.2f}, on average {sum(scores) / len(scores):.2f}"

@@ -3,10 +3,8 @@
 import hashlib
 import json
 import shutil
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +12,7 @@ import gradio as gr
 import numpy as np
 import torch
 
-from backend import images
+from backend import images, provenance
 from backend.alignment import locate
 from backend.detectors import predict
 from backend.detectors import registry as detectors_registry
@@ -25,8 +23,8 @@ from backend.evaluate.archives import Limits
 from backend.evaluate.dataset import Dataset, open_data
 from backend.progress import Running, Step
 from backend.weights import file_hash
-from tabs.components import html_table, progress_bar
-from tabs.events import MODEL, QUICK, VERDICT, after_job, run_in_turn, with_shown_errors
+from tabs.components import Updates, html_table, progress_bar, render, result_picture
+from tabs.events import MODEL, PRIVATE, QUICK, VERDICT, after_job, run_in_turn, with_shown_errors
 from tabs.visitors import session_folder
 
 if TYPE_CHECKING:
@@ -34,9 +32,7 @@ if TYPE_CHECKING:
 
 
 UNPACKING_LIMITS = Limits(files=5_000, total=500_000_000)  # of a visitor's zip: others share the disk
-
 ZIPPED_SUFFIXES = (".csv", ".json", ".html", ".tex", ".png", ".svg")
-
 SAMPLE_FOLDER = "sample"
 
 
@@ -84,14 +80,10 @@ def run_folder(folder: Path, protocol: "Protocol") -> Path:
 def zip_reports(run: Path) -> Path:
     """Write the reports of a run to one zip file beside it and return the file."""
     file = run.with_suffix(".zip")
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as packed:
-        for path in sorted(run.rglob("*")):
-            if path.is_file() and path.suffix in ZIPPED_SUFFIXES:
-                packed.write(path, path.relative_to(run).as_posix())
+    paths = [path for path in sorted(run.rglob("*")) if path.is_file() and path.suffix in ZIPPED_SUFFIXES]
+    file.write_bytes(provenance.zip_files({path.relative_to(run).as_posix(): path.read_bytes() for path in paths}))
     return file
 
-
-Updates = dict[Any, Any]
 
 QUIZ_QUESTIONS = 12
 
@@ -128,13 +120,8 @@ class Quiz:
         self.start = gr.Button("Start the quiz", variant="primary")
         with gr.Column(visible=False) as self.asking:
             self.count = gr.Markdown()
-            self.face = gr.Image(
-                label="Real or fake?",
-                format="png",
-                interactive=False,
-                buttons=["fullscreen"],
-                elem_classes="face",
-                alt_text="A face; say whether it is real or fake",
+            self.face = result_picture(
+                "Real or fake?", "A face; say whether it is real or fake", buttons=["fullscreen"]
             )
             with gr.Row():
                 self.real = gr.Button("Real")
@@ -143,15 +130,14 @@ class Quiz:
 
     def wire(self, data: Any) -> None:
         """Wire the buttons; `data` holds the visitor's zip file."""
-        private: dict[str, Any] = {"api_visibility": "private"}
         outputs = [self.round, self.asking, self.count, self.face, self.score]
         self.start.click(
-            with_shown_errors(self._begin), data, outputs, show_progress_on=[self.start], **MODEL, **private
+            with_shown_errors(self._begin), data, outputs, show_progress_on=[self.start], **MODEL, **PRIVATE
         )
         for button, said in ((self.real, False), (self.forged, True)):
             handler = with_shown_errors(self._said_fake if said else self._said_real)
-            button.click(handler, self.round, outputs, **QUICK, **private).then(
-                with_shown_errors(self._judge), self.round, self.score, **VERDICT, **private
+            button.click(handler, self.round, outputs, **QUICK).then(
+                with_shown_errors(self._judge), self.round, self.score, **VERDICT, **PRIVATE
             )
 
     def _begin(self, path: str | None, request: gr.Request) -> Updates:
@@ -302,14 +288,13 @@ class EvaluateTab:
         self.download = gr.DownloadButton("Download tables, plots and page (zip)", value=None, visible=False)
 
     def _wire(self) -> None:
-        private: dict[str, Any] = {"api_visibility": "private"}
-        self.which.change(with_shown_errors(_show_stored), self.which, [self.report, self.page], **QUICK, **private)
-        self.own.select(with_shown_errors(_list_protocols), None, self.protocol, **QUICK, **private)
+        self.which.change(with_shown_errors(_show_stored), self.which, [self.report, self.page], **QUICK)
+        self.own.select(with_shown_errors(_list_protocols), None, self.protocol, **QUICK)
         outputs = [self.start, self.stop, self.note, self.progress, self.found, self.download]
         asked = [self.data, self.protocol, self.use_sample]
         run = run_in_turn(self.start, self._run, asked, outputs, starts=[self.start], note=self.note, stop=self.stop)
         after_job(run, self._ended, [self.start, self.stop, self.progress])
-        self.stop.click(self._stopped, None, [self.start, self.stop, self.note], cancels=[run], **QUICK, **private)
+        self.stop.click(self._stopped, None, [self.start, self.stop, self.note], cancels=[run], **QUICK)
         # What was found belongs to the pictures that stand beside it.
         gr.on(
             [self.data.upload, self.data.clear, self.use_sample.input],
@@ -318,7 +303,6 @@ class EvaluateTab:
             outputs,
             cancels=[run],
             **QUICK,
-            **private,
         )
         self.running = [run]
         self.quiz.wire(self.data)
@@ -370,15 +354,9 @@ class EvaluateTab:
         }
 
 
-def findings_html(kept: list[report.StoredResult]) -> str:
+def findings_html(results: list[report.StoredResult]) -> str:
     """Return the main finding of each stored result, one sentence each, and from how many pictures it is."""
-    said = "".join(
-        f"<dt>{escape(one.title)}</dt><dd>{escape(one.finding)} <small>{escape(one.basis)}</small></dd>" for one in kept
-    )
-    return (
-        '<div class="report findings"><p>What the stored runs found, with the models of this app:</p>'
-        f"<dl>{said}</dl></div>"
-    )
+    return render("findings", results=results)
 
 
 def _list_protocols() -> Any:
@@ -404,12 +382,7 @@ def _show_stored(name: str | None, request: gr.Request) -> tuple[str, Any]:
     )
 
 
-def _outdated_html(made: Any) -> str:
+def _outdated_html(evaluation: Any) -> str:
     """Say which models have changed since a result was stored."""
-    others = report.changed_weights(made)
-    if not others:
-        return ""
-    names = escape(", ".join(others))
-    return (
-        f"<p><strong>Measured with earlier weights of {names}; those of this app will give other numbers.</strong></p>"
-    )
+    names = report.changed_weights(evaluation)
+    return render("outdated", names=names) if names else ""

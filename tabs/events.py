@@ -20,20 +20,16 @@ from backend.errors import UserError
 from backend.generators import inversion
 
 P = ParamSpec("P")
-
 R = TypeVar("R")
-
 logger = logging.getLogger("app")
 
 # Long jobs wait for each other, and verdicts wait for each other, but no verdict waits for a long job: between the
 # steps of a job the models are free. Events that run no model never wait.
 MODEL: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
-
 VERDICT: dict[str, Any] = {"concurrency_id": "verdict", "concurrency_limit": 1}
-
 FETCH: dict[str, Any] = {"concurrency_id": "fetch", "concurrency_limit": 1}  # it runs no model, and takes minutes
-
-QUICK: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
+PRIVATE: dict[str, Any] = {"api_visibility": "private"}
+QUICK: dict[str, Any] = {"queue": False, "show_progress": "hidden", **PRIVATE}
 
 _importing = threading.Lock()
 
@@ -91,7 +87,6 @@ def run_in_turn(
     Returns:
         The event of the job.
     """
-    private: dict[str, Any] = {"api_visibility": "private"}
     handler = with_shown_errors(function)
 
     def wait() -> dict[Any, Any]:
@@ -99,7 +94,7 @@ def run_in_turn(
         return blocked | ({} if stop is None else {stop: gr.Button(interactive=True)}) | {note: WAITS}
 
     @functools.wraps(handler)
-    def begun(*args: Any, **kwargs: Any) -> Iterator[Any]:
+    def start(*args: Any, **kwargs: Any) -> Iterator[Any]:
         yield {note: ""}
         try:
             yield from handler(*args, **kwargs)
@@ -108,18 +103,17 @@ def run_in_turn(
             raise
 
     touched = [*starts, *([] if stop is None else [stop]), note]
-    run = button.click(wait, None, touched, **QUICK, **private).then(
-        begun, inputs, outputs, show_progress="hidden", **MODEL, **private
+    run = button.click(wait, None, touched, **QUICK).then(
+        start, inputs, outputs, show_progress="hidden", **MODEL, **PRIVATE
     )
-    # Where it was refused before it began.
-    run.failure(lambda said: "" if said == WAITS else said, note, note, **QUICK, **private)
+    run.failure(lambda text: "" if text == WAITS else text, note, note, **QUICK)  # the queue refused it
     return run
 
 
-def after_job(job: Any, handler: Callable[[], Any], outputs: list[Any]) -> None:
+def after_job(job: Dependency, handler: Callable[[], Any], outputs: list[Any]) -> None:
     """Call a handler without inputs when a job of events has ended, well or with an error."""
     for ended in (job.then, job.failure):  # of the two, an error reaches only the second
-        ended(handler, None, outputs, **QUICK, api_visibility="private")
+        ended(handler, None, outputs, **QUICK)
 
 
 def to_shown_error(error: Exception) -> gr.Error:

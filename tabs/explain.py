@@ -26,13 +26,11 @@ from backend.faces import FACE_PARTS
 from backend.progress import Running, Step
 from tabs import explain_result as words
 from tabs import models
-from tabs.components import enlarge_face, photo_input, progress_bar
+from tabs.components import Updates, enlarge_face, maps_grid, photo_input, progress_bar
 from tabs.events import QUICK, after_job, run_in_turn, with_shown_errors
-from tabs.explain_result import ExplainResult, maps_grid
+from tabs.explain_result import ExplainResult
 from tabs.photo import PhotoStep, read_photo
 from tabs.visitors import session_folder
-
-Updates = dict[Any, Any]
 
 ABOUT_PAIR = (
     "A fake often has a real twin: the photo it was made from. A good map of the *real* photo names the places that "
@@ -60,19 +58,18 @@ class PairStep:
                 self.progress = gr.HTML()
         self.answer = gr.HTML()
         self.scales = gr.HTML(visible=False)
-        self.maps = maps_grid("Maps of the real photo")
+        self.maps = maps_grid("Maps of the real photo", show_label=False, visible=False)
 
     def wire(self, choice: PhotoStep, detector: Any, seed: Any) -> Dependency:
         """Wire the buttons and return the long event."""
-        private: dict[str, Any] = {"api_visibility": "private"}
         asked = [self.photo, choice.photo, choice.which, detector, seed]
         run = run_in_turn(
             self.start, self._test, asked, self.outputs(), starts=[self.start], note=self.progress, stop=self.stop
         )
         after_job(run, self._idle, [self.start, self.stop])
-        self.stop.click(self._stopped, None, [self.start, self.stop, self.progress], cancels=[run], **QUICK, **private)
+        self.stop.click(self._stopped, None, [self.start, self.stop, self.progress], cancels=[run], **QUICK)
         # What was found belongs to the photo that stands beside it.
-        gr.on([self.photo.upload, self.photo.clear], self.hide, None, self.outputs(), cancels=[run], **QUICK, **private)
+        gr.on([self.photo.upload, self.photo.clear], self.hide, None, self.outputs(), cancels=[run], **QUICK)
         return run
 
     def outputs(self) -> list[Any]:
@@ -219,7 +216,6 @@ class ExplainTab:
         self.seed = gr.Number(0, precision=0, label="Seed", info="Recorded with the result.")
 
     def _wire(self) -> None:
-        private: dict[str, Any] = {"api_visibility": "private"}
         face = [self.choice.photo, self.choice.which]
         options = [self.reference, self.preset, self.shortcut, self.seed, self.towards]
         asked = [*face, self.detector, self.method, *options, self.proof, self.guess]
@@ -237,11 +233,10 @@ class ExplainTab:
             [self.show, self.compare, self.stop, self.note],
             cancels=[run, every],
             **QUICK,
-            **private,
         )
         told: list[Any] = [self.detector, self.method, self.reference, self.preset, self.shortcut, self.proof]
         for changed in (self.offered, *told):
-            changed.change(with_shown_errors(self._about), told, self.about, **QUICK, **private)
+            changed.change(with_shown_errors(self._about), told, self.about, **QUICK)
         self.result.wire()
 
     def _job_outputs(self) -> list[Any]:

@@ -3,10 +3,9 @@
 import base64
 import io
 import json
-import zipfile
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +30,18 @@ from backend.explain.sufficiency import (
     sufficiency_settings,
 )
 from backend.progress import Job, Running, Step, within
-from tabs.components import SCALE, enlarge_face, html_table
+from tabs.components import (
+    SCALE,
+    Updates,
+    draw_curves,
+    enlarge_face,
+    html_table,
+    maps_grid,
+    paragraphs,
+    render,
+    result_picture,
+    settings_line,
+)
 from tabs.events import QUICK
 
 TESTED_SEGMENTS = 3  # segments of the test that a comparison shows
@@ -89,11 +99,10 @@ MAP_DOUBTS = (
 )
 
 PAIR_DOUBTS = (
-    "<strong>How could this be wrong?</strong> This is one face and one fake, and the attack saw the detector's "
-    "gradients. Where the two photos are not in the same position, the places do not match. The protocol “Maps of "
-    "real photos, tested on their fakes” under Evaluate measures many pairs."
+    "This is one face and one fake, and the attack saw the detector's gradients. Where the two photos are not in the "
+    "same position, the places do not match. The protocol “Maps of real photos, tested on their fakes” under Evaluate "
+    "measures many pairs."
 )
-
 UNTESTED = (
     "This map was not put to the test: that was not asked for under More options, or the map explains another verdict "
     "than the detector gave."
@@ -181,52 +190,54 @@ def guess_in_words(made: ExplainedPhoto, guess: str) -> str:
     return f"**You guessed: {guess}.** The map points elsewhere: {', '.join(dict.fromkeys(parts))}."
 
 
-def sufficiency_table(proof: Sufficiency | None) -> str:
+def sufficiency_table(sufficiency: Sufficiency | None) -> str:
     """Return the test of a map as a table with its one-paragraph reading."""
-    if proof is None:
+    if sufficiency is None:
         return ""
-    if proof.already_real:
-        return f"<p>{escape(proof.summary)}</p>"
-    control = proof.random_mean.tolist() if proof.settings.draws else [float("nan")] * len(proof.settings.tops)
+    if sufficiency.already_real:
+        return paragraphs(sufficiency.summary)
+    tops = sufficiency.settings.tops
+    random = sufficiency.random_mean.tolist() if sufficiency.settings.draws else [math.nan] * len(tops)
     rows = [
-        (
-            f"Strongest {top}" if top > 1 else "The strongest",
-            _number(after),
-            _with_sign(fall),
-            _with_sign(random),
-        )
-        for top, after, fall, random in zip(
-            proof.settings.tops, proof.p_after.tolist(), proof.sufficiency.tolist(), control, strict=True
+        (f"Strongest {top}" if top > 1 else "The strongest", _number(after), _number(fall, "+"), _number(chance, "+"))
+        for top, after, fall, chance in zip(
+            tops, sufficiency.p_after.tolist(), sufficiency.sufficiency.tolist(), random, strict=True
         )
     ]
     caption = (
-        f"p_fake was {proof.p_before:.2f}. Only these segments were attacked ({proof.attack}). Sufficiency is how far "
-        "p_fake fell: higher is better for the map."
+        f"p_fake was {sufficiency.p_before:.2f}. Only these segments were attacked ({sufficiency.attack}). Sufficiency "
+        "is how far p_fake fell: higher is better for the map."
     )
     head = ("Segments", "p_fake after", "Sufficiency", "Random places")
-    return html_table(head, rows, caption) + f"<p>{escape(proof.summary)}</p>"
+    return html_table(head, rows, caption, below=[sufficiency.summary])
 
 
-def pair_table(found: PairComparison) -> str:
+def pair_table(comparison: PairComparison) -> str:
     """Return how far the fake's score falls for every method, the furthest first, with random places for comparison."""
-    said = f"<p>{escape(found.summary)}</p>"
-    if not found.done:
-        return said
-    tops = found.settings.pair.proof.tops
-    falls = [(made.method.title, proof.proof.sufficiency.tolist()) for made, proof in found.done if proof is not None]
-    falls.append(("Random places", found.random_mean.tolist()))
-    falls.sort(key=lambda one: one[1][-1], reverse=True)
-    rows = [(title, *map(_with_sign, own)) for title, own in falls]
-    rows += [(made.method.title, *["no map"] * len(tops)) for made, proof in found.done if proof is None]
-    reasons = sorted({made.reason for made, _ in found.done if made.degenerate})
+    if not comparison.done:
+        return paragraphs(comparison.summary)
+    tops = comparison.settings.pair.proof.tops
+    tested = [
+        (made.method.title, test.proof.sufficiency.tolist()) for made, test in comparison.done if test is not None
+    ]
+    tested.append(("Random places", comparison.random_mean.tolist()))
+    tested.sort(key=lambda row: row[1][-1], reverse=True)
+    rows = [(title, *(_number(fall, "+") for fall in falls)) for title, falls in tested]
+    rows += [(made.method.title, *["no map"] * len(tops)) for made, test in comparison.done if test is None]
     caption = (
-        f"How far p_fake of the fake falls ({found.p_fake_photo:.2f} before) when only the "
+        f"How far p_fake of the fake falls ({comparison.p_fake_photo:.2f} before) when only the "
         f"{', '.join(map(str, tops))} segments that speak most for “real” in the real photo are attacked in the fake. "
         "Further is better; a map below the random places is not to be believed here."
     )
-    shown = html_table(("Map", *(f"Top {top}" for top in tops)), rows, caption)
-    why = "".join(f"<p>{escape(reason)}</p>" for reason in reasons)
-    return f'{said}<div class="wide">{shown}</div>{why}<p>{PAIR_DOUBTS}</p>'
+    return render(
+        "pair",
+        summary=comparison.summary,
+        head=("Map", *(f"Top {top}" for top in tops)),
+        rows=rows,
+        caption=caption,
+        reasons=sorted({made.reason for made, _ in comparison.done if made.degenerate}),
+        doubts=PAIR_DOUBTS,
+    )
 
 
 def grid_caption(one: MapWithTest, title: str = "") -> str:
@@ -259,98 +270,79 @@ def grid_in_words(done: Sequence[MapWithTest]) -> str:
 
 def map_settings_line(record: dict[str, Any]) -> str:
     """Return what is needed to get the same map again."""
-    packages = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
-    asked, precision = record["inferences"], record["precision"]
-    numbers = f" {precision['dtype']} ({precision['reason'].rstrip('.')});" if precision else ""
-    return (
+    inferences, precision = record["inferences"], record["precision"]
+    numbers = f"; {precision['dtype']} ({precision['reason'].rstrip('.')})" if precision else ""
+    text = (
         f"Settings: detector {record['detector']}, method {record['method']}, verdict {record['towards']}, "
-        f"reference {record['reference']}, preset {record['preset']}, seed {record['seed']}; {asked['images']} "
-        f"pictures in {asked['calls']} calls;{numbers} {record['seconds'] + record['attack_seconds']:.1f} seconds; "
-        f"{packages}."
+        f"reference {record['reference']}, preset {record['preset']}, seed {record['seed']}; {inferences['images']} "
+        f"pictures in {inferences['calls']} calls{numbers}"
     )
+    return settings_line(text, record["seconds"] + record["attack_seconds"], record["versions"])
 
 
-def comparison_settings_line(whole: MapComparison) -> str:
+def comparison_settings_line(comparison: MapComparison) -> str:
     """Return what is needed to get the same comparison again."""
-    chosen, asked = whole.settings, whole.inferences
-    attack = f" One adversarial image served all maps. {whole.attacked.summary}" if whole.attacked else ""
+    settings, inferences = comparison.settings, comparison.inferences
+    attack = f" One adversarial image served all maps. {comparison.attacked.summary}" if comparison.attacked else ""
     return (
-        f"Settings: detector {whole.detector}, verdict {chosen.towards}, preset {chosen.preset}, seed {chosen.seed}; "
-        f"{asked.images} pictures in {asked.calls} calls; {whole.seconds:.1f} seconds with the tests.{attack}"
+        f"Settings: detector {comparison.detector}, verdict {settings.towards}, preset {settings.preset}, seed "
+        f"{settings.seed}; {inferences.images} pictures in {inferences.calls} calls; {comparison.seconds:.1f} seconds "
+        f"with the tests.{attack}"
     )
 
 
-def _number(value: float) -> str:
-    return "none" if value != value else f"{value:.2f}"  # noqa: PLR0124 - only a missing value differs from itself
-
-
-def _with_sign(value: float) -> str:
-    return "none" if value != value else f"{value:+.2f}"  # noqa: PLR0124 - as above
+def _number(value: float, sign: str = "") -> str:
+    return "none" if math.isnan(value) else f"{value:{sign}.2f}"
 
 
 def deletion_curves(curves: Curves | None) -> str:
     """Draw the deletion and insertion curves, with their areas and the reason why they mislead."""
     if curves is None:
         return ""
-    width, height, left = 320, 120, 26
-
-    def line(values: list[float]) -> str:
-        shares = zip(curves.fractions.tolist(), values, strict=True)
-        return " ".join(f"{left + (width - left) * x:.1f},{height * (1 - y):.1f}" for x, y in shares)
-
-    name = (
-        f"Probability of {curves.predicted} along the map. Deletion, solid, from {float(curves.deletion[0]):.2f} to "
-        f"{float(curves.deletion[-1]):.2f}; insertion, dashed, from {float(curves.insertion[0]):.2f} to "
-        f"{float(curves.insertion[-1]):.2f}"
-    )
-    ticks = "".join(f'<text x="0" y="{height * (1 - at) + 4:.0f}">{at:g}</text>' for at in (0, 0.5, 1))
-    return (
-        f'<svg class="curve" role="img" aria-label="{escape(name)}" viewBox="0 -10 {width} {height + 36}">{ticks}'
-        f'<polyline points="{line(curves.deletion.tolist())}"></polyline>'
-        f'<polyline points="{line(curves.insertion.tolist())}" style="stroke:#b45309;stroke-dasharray:6 4"></polyline>'
-        f'<text x="{left}" y="{height + 20}">0 %</text>'
-        f'<text x="{width}" y="{height + 20}" text-anchor="end">100 % of the picture</text></svg>'
-        f"<p>The probability of “{curves.predicted}”. Solid, blue: the map's highest pixels are taken away first. "
-        f"Dashed, orange: they are put in first.</p><p>{escape(curves.summary)}</p>"
+    shares, deletion, insertion = (part.tolist() for part in (curves.fractions, curves.deletion, curves.insertion))
+    return draw_curves(
+        f"Probability of {curves.predicted} along the map. Deletion, solid, from {deletion[0]:.2f} to "
+        f"{deletion[-1]:.2f}; insertion, dashed, from {insertion[0]:.2f} to {insertion[-1]:.2f}",
+        {"deletion": [[*zip(shares, deletion, strict=True)]], "insertion": [[*zip(shares, insertion, strict=True)]]},
+        [
+            f"The probability of “{curves.predicted}”.",
+            "Solid, blue: the map's highest pixels are taken away first. Dashed, orange: they are put in first.",
+            curves.summary,
+        ],
+        threshold=False,
+        ends=("0 %", "100 % of the picture"),
     )
 
 
-def scale_html(*, signed: bool, low: str, high: str, middle: str = "") -> str:
-    """Draw the scale of a map from left to right, with what its ends mean."""
-    bar = base64.b64encode(images.encode_png(photo.draw_scale(signed=signed))).decode()
-    ends = "".join(f"<span>{escape(end)}</span>" for end in (low, middle, high))
-    return (
-        f'<div style="max-width:420px"><img src="data:image/png;base64,{bar}" alt="" style="width:100%;height:12px">'
-        f'<div class="note" style="display:flex;justify-content:space-between;gap:8px">{ends}</div></div>'
-    )
-
-
-def map_scale_html(made: Explanation) -> str:
+def map_scale_html(explanation: Explanation) -> str:
     """Draw the scale of one map, with the numbers at its ends."""
-    low, high = float(made.saliency.min()), float(made.saliency.max())
-    if not made.signed:
-        return scale_html(signed=False, low=f"least: {low:.2g}", high=f"largest: {high:.2g}")
-    largest = max(abs(low), abs(high))
-    towards = made.settings.towards
-    other = "real" if towards == "fake" else "fake"
-    return scale_html(
-        signed=True, low=f"for {other}: -{largest:.2g}", middle="for neither: 0", high=f"for {towards}: {largest:.2g}"
-    )
+    low, high = float(explanation.saliency.min()), float(explanation.saliency.max())
+    if not explanation.signed:
+        return render("map_scales", scales=[_scale(f"least: {low:.2g}", f"largest: {high:.2g}")])
+    largest, towards = max(abs(low), abs(high)), explanation.settings.towards
+    ends = (f"for {OTHER[towards]}: -{largest:.2g}", "for neither: 0", f"for {towards}: {largest:.2g}")
+    return render("map_scales", scales=[_scale(*ends, signed=True)])
 
 
 def grid_scales_html(towards: str) -> str:
     """Draw the two scales of a comparison."""
-    other = "real" if towards == "fake" else "fake"
-    signed = scale_html(signed=True, low=f"for {other}", middle="for neither", high=f"for {towards}")
-    return (
-        f"<p>LIME and SHAP, which know both directions:</p>{signed}"
-        f"<p>All others:</p>{scale_html(signed=False, low='least', high='largest of the map')}"
+    signed = _scale(f"for {OTHER[towards]}", "for neither", f"for {towards}", signed=True)
+    others = _scale("least", "largest of the map")
+    titles = ("LIME and SHAP, which know both directions:", "All others:")
+    return render(
+        "map_scales", scales=[scale | {"title": title} for scale, title in zip((signed, others), titles, strict=True)]
     )
 
 
-Updates = dict[Any, Any]
+def _scale(*ends: str, signed: bool = False) -> dict[str, Any]:
+    """Return the colours of a map from left to right, as a PNG in base64, and what their ends mean."""
+    bar = base64.b64encode(images.encode_png(photo.draw_scale(signed=signed))).decode()
+    return {"title": "", "bar": bar, "ends": ends}
+
 
 Done = Sequence[MapWithTest]
+
+OTHER = {"fake": "real", "real": "fake"}
 
 DOWNLOAD_ONE, DOWNLOAD_ALL = "Download the map, pictures and numbers (zip)", "Download all maps and numbers (zip)"
 
@@ -367,7 +359,7 @@ class ExplainResult:
             with gr.Column(visible=False) as self.one:
                 self._lay_out_map()
             self.scales = gr.HTML(visible=False)
-            self.grid = maps_grid("All maps")
+            self.grid = maps_grid("All maps", show_label=False, visible=False)
             self.doubts = gr.Markdown(MAP_DOUBTS)
             self.settings = gr.Markdown(elem_classes="note")
             self.download = gr.DownloadButton(DOWNLOAD_ONE, value=None)
@@ -375,20 +367,20 @@ class ExplainResult:
     def _lay_out_map(self) -> None:
         with gr.Row():
             with gr.Column(min_width=220):
-                self.face = _map_picture("The face")
+                self.face = result_picture("The face")
             with gr.Column(min_width=220):
-                self.map = _map_picture("The map")
+                self.map = result_picture("The map")
                 self.scale = gr.HTML()
             with gr.Column(min_width=220):
-                self.overlay = _map_picture("Both, the strongest segments outlined")
+                self.overlay = result_picture("Both, the strongest segments outlined")
                 self.opacity = gr.Slider(0, 100, 60, step=5, label="How opaque the map is, in percent")
         with gr.Column(visible=False) as self.hidden:
             gr.Markdown("### What hidden parts showed")
             with gr.Row():
                 with gr.Column(min_width=220):
-                    self.reference = _map_picture("The reference")
+                    self.reference = result_picture("The reference")
                 with gr.Column(min_width=220):
-                    self.difference = _map_picture("What the attack changed, amplified")
+                    self.difference = result_picture("What the attack changed, amplified")
                 with gr.Column(min_width=220):
                     self.attack = gr.Markdown()
         gr.Markdown("### The test")
@@ -406,7 +398,6 @@ class ExplainResult:
             [self.made, self.opacity],
             self.overlay,
             trigger_mode="always_last",
-            api_visibility="private",
             **QUICK,
         )
 
@@ -414,7 +405,9 @@ class ExplainResult:
         """Return the updates that show one map, and write its download to `folder`."""
         explanation, record = made.explanation, made.record()
         file = folder / "explanation.zip"
-        file.write_bytes(_zip_map(made, record))
+        file.write_bytes(
+            provenance.zip_files({"record.json": json.dumps(record, indent=1), **explanation_files(made, record)})
+        )
         shows = not explanation.degenerate
         updates: Updates = {
             self.made: made,
@@ -437,7 +430,7 @@ class ExplainResult:
             self.overlay: shown["overlay"],
             self.opacity: 60,
             self.scale: map_scale_html(explanation),
-            self.proof: sufficiency_table(made.proof) or f"<p>{UNTESTED}</p>",
+            self.proof: sufficiency_table(made.proof) or paragraphs(UNTESTED),
             self.followed: gr.Column(visible=made.curves is not None),
             self.curves: deletion_curves(made.curves),
             self.hidden: gr.Column(visible="reference" in drawn),
@@ -489,33 +482,6 @@ class ExplainResult:
         return [self.made, self.all, self.one, self.grid, self.summary, self.guessed, *one, *rest]
 
 
-def maps_grid(label: str) -> gr.Gallery:
-    """Return a grid of captioned maps, which has one column where the window is narrow."""
-    return gr.Gallery(
-        label=label,
-        show_label=False,
-        format="png",
-        columns=4,
-        height="auto",
-        object_fit="contain",
-        interactive=False,
-        buttons=["fullscreen"],
-        elem_classes="maps",
-        visible=False,
-    )
-
-
-def _map_picture(label: str) -> gr.Image:
-    return gr.Image(
-        label=label,
-        format="png",
-        interactive=False,
-        buttons=["download", "fullscreen"],
-        elem_classes="face",
-        alt_text=f"{label}; the text beside it describes it",
-    )
-
-
 def _redraw_overlay(made: ExplainedPhoto | None, opacity: float) -> Image.Image | None:
     """Return the map over the face at another opacity."""
     if made is None:
@@ -524,30 +490,17 @@ def _redraw_overlay(made: ExplainedPhoto | None, opacity: float) -> Image.Image 
     return provenance.marked_image(photo.outline_segments(laid, made.explanation.labels, made.top), made.record())
 
 
-def _zip_map(made: ExplainedPhoto, record: dict[str, Any]) -> bytes:
-    """Return a zip file with the map, its pictures and the record."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as packed:
-        packed.writestr("record.json", json.dumps(record, indent=1))
-        for name, content in explanation_files(made, record).items():
-            packed.writestr(name, content)
-    return buffer.getvalue()
-
-
 def _zip_grid(crop: np.ndarray, done: Done) -> bytes:
     """Return a zip file with every map of a comparison, as numbers and as a marked picture."""
-    buffer = io.BytesIO()
     face = enlarge_face(crop)
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as packed:
-        packed.writestr("crop.png", images.encode_png(crop))
-        records = []
-        for made, fall, random in done:
-            name = made.title.lower().replace(", ", "-").replace(" ", "-")
-            saved = io.BytesIO()
-            np.save(saved, made.saliency.numpy())
-            packed.writestr(f"{name}.npy", saved.getvalue())
-            record = made.record() | {"sufficiency": fall, "random": random}
-            packed.writestr(f"{name}.png", provenance.marked_png(photo.overlay_map(face, made), record))
-            records.append(record)
-        packed.writestr("record.json", json.dumps(records, indent=1))
-    return buffer.getvalue()
+    files: dict[str, bytes | str] = {"crop.png": images.encode_png(crop)}
+    records = []
+    for explanation, sufficiency, random in done:
+        name = explanation.title.lower().replace(", ", "-").replace(" ", "-")
+        saliency = io.BytesIO()
+        np.save(saliency, explanation.saliency.numpy())
+        record = explanation.record() | {"sufficiency": sufficiency, "random": random}
+        files[f"{name}.npy"] = saliency.getvalue()
+        files[f"{name}.png"] = provenance.marked_png(photo.overlay_map(face, explanation), record)
+        records.append(record)
+    return provenance.zip_files({**files, "record.json": json.dumps(records, indent=1)})

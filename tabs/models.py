@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from html import escape
 from typing import Any
 
 import gradio as gr
@@ -15,8 +14,8 @@ from backend.hub import catalogue, fetching
 from backend.hub.catalogue import Model
 from backend.progress import Running, Step
 from backend.settings import SETTINGS
-from tabs.components import progress_bar, refusal_alert
-from tabs.events import FETCH, QUICK, after_job, with_shown_errors
+from tabs.components import Updates, paragraphs, progress_bar, refusal_alert, render
+from tabs.events import FETCH, PRIVATE, QUICK, after_job, with_shown_errors
 
 Choices = list[tuple[str, str]]
 
@@ -89,57 +88,45 @@ PROFILES = {
 }
 
 STATES = {"loaded": "loaded", "here": "loaded when needed", "absent": "missing"}
-
+FRAME_SECONDS = 0.25  # between two messages of a download, which reports every block
+STOPPED = "**Stopped.** The part that arrived is kept. Fetch it again to continue."
 NOT_ALLOWED = (
     "Visitors cannot fetch models here: whoever runs this app has switched it off. In an app of your own, it works."
-)
-
-ALL_MODELS_LISTED = (
-    "Every model, also those for scripts only, is listed by: <code>python -m backend weights list</code>."
 )
 
 
 def place_html(models: Sequence[Model]) -> str:
     """Say on what the models run, and in the Hub profile what is missing."""
     text = f"The models run on {runtime.device_in_words()}. {PROFILES[SETTINGS.profile]}"
-    if SETTINGS.profile == "hub":
-        wanted = [model.title for model in models if _can_be_fetched(model)]
-        if wanted:
-            text += f" Not fetched yet: {', '.join(wanted)}. Everything works with the models that ship with the app."
-    gone = [model.title for model in models if model.embedded and model.state == "absent"]
-    if gone:
-        text += f" Missing, though they ship with the app: {', '.join(gone)}."
-    return f"<p>{escape(text)}</p>"
+    fetchable = [model.title for model in models if _can_be_fetched(model)]
+    if SETTINGS.profile == "hub" and fetchable:
+        text += f" Not fetched yet: {', '.join(fetchable)}. Everything works with the models that ship with the app."
+    missing = [model.title for model in models if model.embedded and model.state == "absent"]
+    if missing:
+        text += f" Missing, though they ship with the app: {', '.join(missing)}."
+    return paragraphs(text)
 
 
 def present_table(models: Sequence[Model]) -> str:
     """List what is here, with sizes and licences."""
-    here = [model for model in models if model.state != "absent"]
-    total = sum(model.bytes for model in here) / 1e6
-    caption = f"What is here: {len(here)} models, {total:.0f} MB."
-    own = {model.licence for model in here if model.embedded}
-    if len(own) == 1:  # said once, and not with each of them
-        caption += f" Licence of those that ship with the app: {own.pop()}."
-    licences = {model.name: model.licence for model in here if not model.embedded or len(own) > 1}
+    present = [model for model in models if model.state != "absent"]
+    caption = f"What is here: {len(present)} models, {sum(model.bytes for model in present) / 1e6:.0f} MB."
+    licences = {model.licence for model in present if model.embedded}
+    if len(licences) == 1:  # named once, and not with each of them
+        caption += f" Licence of those that ship with the app: {next(iter(licences))}."
     rows = [
-        (_model_cell(model, licences.get(model.name, "")), size_in_words(model), STATES[model.state]) for model in here
+        _model_row(model, STATES[model.state], "" if model.embedded and len(licences) == 1 else model.licence)
+        for model in present
     ]
-    return _models_table(("Model", "Size", "Now"), rows, caption)
+    return render("models", head=("Model", "Size", "Now"), rows=rows, caption=caption)
 
 
 def fetchable_html(models: Sequence[Model]) -> str:
     """List what can be fetched from the Hub, and what comes only from a file."""
-    rows = [
-        (_model_cell(model), size_in_words(model), escape(model.licence)) for model in models if _can_be_fetched(model)
-    ]
-    text = _models_table(("Model", "Size", "Licence"), rows, "What can be fetched from the Hub") if rows else ""
-    files = [f"{escape(model.title)} ({escape(model.name)})" for model in models if _needs_a_file(model)]
-    if files:
-        text += (
-            f"<p>Only published elsewhere, and added from a file: {', '.join(files)}. "
-            "The command is <code>python -m backend weights fetch NAME --from FILE</code>.</p>"
-        )
-    return f"{text}<p>{ALL_MODELS_LISTED}</p>"
+    rows = [_model_row(model, model.licence) for model in models if _can_be_fetched(model)]
+    files = [f"{model.title} ({model.name})" for model in models if _needs_a_file(model)]
+    head, caption = ("Model", "Size", "Licence"), "What can be fetched from the Hub"
+    return render("fetchable", head=head, rows=rows, caption=caption, files=files)
 
 
 def fetchable_choices(models: Sequence[Model]) -> list[tuple[str, str]]:
@@ -167,26 +154,9 @@ def _needs_a_file(model: Model) -> bool:
     return model.state == "absent" and not model.sources and not model.embedded and model.is_used
 
 
-def _model_cell(model: Model, licence: str = "") -> str:
+def _model_row(model: Model, last: str, licence: str = "") -> tuple[str, str, str, str]:
     about = ". ".join(text.rstrip(".") for text in (model.use, model.note, licence) if text)
-    return f"<strong>{escape(model.title)}</strong> <small>{escape(about)}</small>"
-
-
-def _models_table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:
-    """Return a table of cells that are HTML already; its first column names the rows."""
-    top = "".join(f'<th scope="col">{cell}</th>' for cell in head)
-    body = "".join(
-        f'<tr><th scope="row">{first}</th>' + "".join(f"<td>{cell}</td>" for cell in rest) + "</tr>"
-        for first, *rest in rows
-    )
-    return f'<table class="facts models"><caption>{escape(caption)}</caption><tr>{top}</tr>{body}</table>'
-
-
-Updates = dict[Any, Any]
-
-FRAME_SECONDS = 0.25  # between two messages of a download, which reports every block
-
-STOPPED = "**Stopped.** What has come is kept: fetched again, it goes on from there."
+    return model.title, about, size_in_words(model), last
 
 
 class ModelsPanel:
@@ -211,16 +181,13 @@ class ModelsPanel:
 
     def wire(self, page: gr.Blocks) -> None:
         """Wire the events; every page begins with what is here by then."""
-        private: dict[str, Any] = {"api_visibility": "private"}
         # Not `answered`, which waits for the models' packages: they take long, and this needs none of them.
-        page.load(self._begin_page, None, self._lists(), **QUICK, **private)
+        page.load(self._begin_page, None, self._lists(), **QUICK)
         run = self.fetch.click(
-            with_shown_errors(self._fetch), self.model, self._outputs(), show_progress="hidden", **FETCH, **private
+            with_shown_errors(self._fetch), self.model, self._outputs(), show_progress="hidden", **FETCH, **PRIVATE
         )
         after_job(run, self._idle, [self.fetch, self.stop])
-        self.stop.click(
-            self._stopped, None, [self.fetch, self.stop, self.note, self.progress], cancels=[run], **QUICK, **private
-        )
+        self.stop.click(self._stopped, None, [self.fetch, self.stop, self.note, self.progress], cancels=[run], **QUICK)
 
     def _lists(self) -> list[Any]:
         return [self.place, self.present, self.fetchable, self.model, self.asking, *self.choosers.outputs()]

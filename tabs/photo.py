@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,43 +13,42 @@ from PIL import Image, ImageDraw, ImageFont
 from backend import examples, images
 from backend.alignment import locate_all
 from backend.detectors import predict, registry
-from backend.detectors.base import THRESHOLD, UNCERTAIN_MARGIN, Card, verdict
+from backend.detectors.base import THRESHOLD, UNCERTAIN_MARGIN, verdict
 from backend.detectors.predict import JudgedFace, describe_error_rates, describe_p_fake, summarise_error_rates
 from backend.errors import UserError
 from backend.examples import Example
 from backend.settings import SETTINGS
 from tabs import components
-from tabs.components import SCALE, SHOWN_SIDE, SIGNS, alert_html, fit_to_page, photo_input
-from tabs.events import QUICK, VERDICT, with_shown_errors
+from tabs.components import (
+    SCALE,
+    SHOWN_SIDE,
+    SIGNS,
+    Updates,
+    alert_html,
+    fit_to_page,
+    photo_input,
+    result_picture,
+)
+from tabs.events import PRIVATE, QUICK, VERDICT, with_shown_errors
 
 UNCERTAIN = (
     f"A score between {THRESHOLD - UNCERTAIN_MARGIN:.2f} and {THRESHOLD + UNCERTAIN_MARGIN:.2f} is called uncertain."
 )
 
-COUNTED = {"fake": ("says", "say", "fake"), "real": ("says", "say", "real"), "uncertain": ("is", "are", "uncertain")}
-
+VERBS = {"fake": ("says", "say"), "real": ("says", "say"), "uncertain": ("is", "are")}
 NO_FACE = (
     "No face was found in this picture. Use a photo in which a face is upright, well lit and seen from the front; turn "
     "it first if it lies on its side or stands on its head."
 )
 
-Updates = dict[Any, Any]
-
 CONVERTED_SIDE = 2200  # of pictures that browsers cannot show, in pixels
-
 ALMOST = 0.98  # of the limit: a PNG file of noise is hardly larger than its pixels
-
 BLUE = "#1d4ed8"
-
 MAX_LISTED = 12  # faces that are marked and can be picked
-
 NUMBER_SIZE = 1 / 22  # of the longer side, of the numbers beside several faces
-
 MOVING = "The picture moves; only its first frame was judged."
-
-
 RULES = (
-    "Use a photo of yourself, or of someone who agreed. For teaching and research, not for commercial use. "
+    "Use a photo of yourself or of someone who has agreed. For teaching and research, not for commercial use. "
     "What you upload is deleted within about an hour, and no history is kept."
 )
 
@@ -109,15 +107,12 @@ class PhotoStep:
                 self.found = gr.AnnotatedImage(
                     label="Faces found", format="png", height=240, buttons=[], show_legend=False, scale=3, min_width=180
                 )
-                self.crop = gr.Image(
-                    label="What the detectors see",
-                    format="png",
+                self.crop = result_picture(
+                    "What the detectors see",
+                    "The face, cut out and turned upright, as the detectors see it",
                     buttons=["fullscreen"],
-                    elem_classes="face",
-                    interactive=False,
                     scale=2,
                     min_width=140,
-                    alt_text="The face, cut out and turned upright, as the detectors see it",
                 )
             self.which = gr.Radio(label="Which face?", info="Numbered from the largest.", visible=False)
             self.verdicts = gr.HTML()
@@ -140,26 +135,22 @@ class PhotoStep:
     def connect(self, tabs: Sequence[PhotoTab]) -> None:
         """Wire the events, whose answers reach every tab."""
         self.tabs = tabs
-        private: dict[str, Any] = {"api_visibility": "private", "cancels": [run for tab in tabs for run in tab.running]}
+        quick: dict[str, Any] = {**QUICK, "cancels": [run for tab in tabs for run in tab.running]}
         # The sign of waiting, and of an error, belongs in one place and not over everything that may change.
         # A second photo waits for the verdicts on the first; as one of the same event, it would be dropped.
-        looking: dict[str, Any] = {**VERDICT, "show_progress_on": [self.photo], "trigger_mode": "multiple"}
+        judging: dict[str, Any] = {**VERDICT, **PRIVATE, "show_progress_on": [self.photo], "trigger_mode": "multiple"}
         below = [component for tab in tabs for component in tab.outputs()]
-        begun = [self.photo, self.faces, *self.outputs(), *below]
-        self.gallery.select(with_shown_errors(self._example), self.chosen, begun, **QUICK, **private).success(
-            with_shown_errors(self._look_where_needed),
-            [self.chosen, self.faces],
-            begun,
-            api_visibility="private",
-            **looking,
+        outputs = [self.photo, self.faces, *self.outputs(), *below]
+        self.gallery.select(with_shown_errors(self._example), self.chosen, outputs, **quick).success(
+            with_shown_errors(self._look_where_needed), [self.chosen, self.faces], outputs, **judging
         )
-        self.photo.upload(self._choose, [self.chosen, self.photo], begun, **QUICK, **private).success(
-            with_shown_errors(self._look), self.chosen, begun, api_visibility="private", **looking
+        self.photo.upload(self._choose, [self.chosen, self.photo], outputs, **quick).success(
+            with_shown_errors(self._look), self.chosen, outputs, **judging
         )
-        self.photo.clear(self._forget, self.chosen, begun, **QUICK, **private)
-        picked = [*self.outputs(), *below]
-        self.which.input(with_shown_errors(self._pick), [self.faces, self.which], picked, **QUICK, **private)
-        self.found.select(with_shown_errors(self._click), self.faces, picked, **QUICK, **private)
+        self.photo.clear(self._forget, self.chosen, outputs, **quick)
+        outputs = [*self.outputs(), *below]
+        self.which.input(with_shown_errors(self._pick), [self.faces, self.which], outputs, **quick)
+        self.found.select(with_shown_errors(self._click), self.faces, outputs, **quick)
 
     def _choose(self, chosen: ChosenPhoto, path: str | None) -> Updates:
         """Take away what was said of the photo before."""
@@ -334,16 +325,12 @@ def verdicts_html(faces: Sequence[JudgedFace], number: int) -> str:
         return alert_html("No detector is installed here.")
     calls = list(face.verdicts().values())
     counts = ", ".join(
-        f"{calls.count(word)} {one if calls.count(word) == 1 else many} {rest}"
-        for word, (one, many, rest) in COUNTED.items()
-        if word in calls
+        f"{calls.count(word)} {verbs[calls.count(word) > 1]} {word}" for word, verbs in VERBS.items() if word in calls
     )
-    head = (
-        f'<p class="said">Of {len(calls)} detectors, {counts}. Each of them can be wrong: how often is said with its '
-        f"verdict, and it is more often on photographs from other sources. {UNCERTAIN}</p>"
+    verdicts = [_verdict_facts(name, score) for name, score in face.p_fake.items()]
+    return components.render(
+        "verdicts", total=len(calls), counts=counts, uncertain=UNCERTAIN, verdicts=verdicts, scale=SCALE
     )
-    cards = "".join(_verdict_card(registry.card(name), score) for name, score in face.p_fake.items())
-    return f'{head}<div class="cards">{cards}</div>'
 
 
 def which_face_in_words(faces: Sequence[JudgedFace], number: int, listed: int) -> str:
@@ -357,16 +344,15 @@ def which_face_in_words(faces: Sequence[JudgedFace], number: int, listed: int) -
     return f"{len(faces)} faces were found, and {which} was taken. You can pick {others} below."
 
 
-def _verdict_card(card: Card, score: float) -> str:
-    word = verdict(score)
-    title = escape(card.title)
-    mirrored = "<p>It looks at the face and at its mirror image, and judges by both.</p>" if card.mirrored else ""
-    return (
-        f'<section class="card {word}"><h3>{title}</h3>'
-        f'<p class="score"><span aria-hidden="true">{SIGNS[word]}</span> {escape(describe_p_fake(score))}</p>'
-        f'<meter min="0" max="1" value="{score:.3f}" aria-label="{title}: {score:.2f} {SCALE}"></meter>'
-        f"<p><strong>How often it is wrong:</strong> {escape(summarise_error_rates(card))}</p>"
-        f"<details><summary>More about {title}</summary><p>{escape(describe_error_rates(card))}</p>"
-        f"<p>Learned from: {escape(card.trained_on)}</p>{mirrored}"
-        f"<p>Known failures: {escape(card.known_failures)}</p><p>{escape(card.paper)}</p></details></section>"
-    )
+def _verdict_facts(name: str, score: float) -> dict[str, Any]:
+    """Return what the template needs to show the verdict of one detector."""
+    card, call = registry.card(name), verdict(score)
+    return {
+        "card": card,
+        "call": call,
+        "sign": SIGNS[call],
+        "score": score,
+        "score_in_words": describe_p_fake(score),
+        "rates_in_short": summarise_error_rates(card),
+        "rates": describe_error_rates(card),
+    }

@@ -1,24 +1,34 @@
 """The tab that removes the traces of forgery from a fake, and shows what is left of every detector's verdict."""
 
 from collections.abc import Iterator
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
-import numpy as np
-from PIL import Image
 
 from backend import provenance
 from backend.alignment import LocatedFace, locate
 from backend.detectors import registry
-from backend.detectors.base import verdict
-from backend.detectors.predict import JudgedFace, format_p_fake, summarise_error_rates
+from backend.detectors.predict import JudgedFace, summarise_error_rates
 from backend.examples import Example
 from backend.progress import Job, Running, Step
 from backend.trace_removal.removal import STRONGEST_STRENGTH, WEAKEST_STRENGTH
-from tabs.components import SIGNS, fit_to_page, html_table, progress_bar
-from tabs.events import QUICK, after_job, run_in_turn
+from tabs.components import (
+    SCALE,
+    SIGN_KEY,
+    BeforeAfter,
+    Updates,
+    captioned_picture,
+    enlarge_face,
+    fit_to_page,
+    html_table,
+    maps_grid,
+    progress_bar,
+    result_picture,
+    score_cell,
+    settings_line,
+)
+from tabs.events import after_job, run_in_turn
 from tabs.photo import PhotoStep, read_photo
 from tabs.visitors import CallLimit, session_folder
 
@@ -33,94 +43,6 @@ REMOVAL_DOUBTS = (
     "TR-Net does not know. Saving the picture again brings some traces back and destroys others. A turned verdict says "
     "that the detector is fragile, and nothing about whether the photo is real."
 )
-
-
-NO_BREAK = "\u00a0"
-
-SIGN_KEY = ", ".join(f"{sign} {word}" for word, sign in SIGNS.items()) + "."
-
-
-def verdict_table(record: dict[str, Any]) -> str:
-    """Return what every detector says before and after, with how often it is wrong."""
-    rows = [
-        (
-            registry.card(name).title,
-            _verdict_cell(one["original"]),
-            _verdict_cell(one["removed"]),
-            summarise_error_rates(registry.card(name)),
-        )
-        for name, one in record["p_fake"].items()
-    ]
-    caption = "None of these detectors took part in training TR-Net. p_fake: 0 = real, 1 = fake."
-    return _scrolling(html_table(("Detector", "Before", "After", "How often it is wrong"), rows, caption), "wide told")
-
-
-def resave_table(record: dict[str, Any]) -> str:
-    """Return what the detectors say of the changed face after it was saved again."""
-    from backend.trace_removal.removal import RESAVE_KINDS
-
-    ways = record["resaves"]
-    names = list(record["p_fake"])
-    rows = [
-        (
-            registry.card(name).title,
-            _short_verdict(record["p_fake"][name]["removed"]),
-            *(_short_verdict(ways[way][name]["removed"]) for way in ways),
-        )
-        for name in names
-    ]
-    head = ("Detector", "Not saved again", *(RESAVE_KINDS[way][0] for way in ways))
-    caption = f"p_fake of the face without traces, after saving it again. {SIGN_KEY}"
-    return _scrolling(html_table(head, rows, caption)) + f"<p>{escape(record['resaves_summary'])}</p>"
-
-
-def removal_settings_line(record: dict[str, Any]) -> str:
-    """Return what is needed to get the same result again."""
-    settings = ", ".join(f"{name} {value}" for name, value in record["settings"].items())
-    packages = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
-    return f"Settings of TR-Net: {settings}; {record['seconds']:.1f} seconds; {packages}."
-
-
-def attacks_table(made: "AttackComparison") -> str:
-    """Return every attack with its likeness and the verdicts after it."""
-    names = list(made.p_fake)
-    rows = [("The face itself", "", *(_short_verdict(made.p_fake[name]) for name in names))]
-    rows += [
-        (one.title, _likeness(one.psnr, one.ssim), *(_short_verdict(one.p_fake[name]) for name in names))
-        for one in made.attacks
-    ]
-    head = ("Attack", "Likeness", *(registry.card(name).title for name in names))
-    caption = (
-        f"p_fake after every attack. {SIGN_KEY} Likeness: PSNR and SSIM (1 = the same). FGSM, MIFGSM and PGD know "
-        "Xception's gradients, the others know no detector."
-    )
-    text = _scrolling(html_table(head, rows, caption))
-    if made.missing:
-        text += f"<p>Not installed, so not run: {escape(', '.join(made.missing))}.</p>"
-    return text
-
-
-def _scrolling(html: str, kind: str = "wide") -> str:
-    return f'<div class="{kind}" tabindex="0" role="region" aria-label="Table">{html}</div>'
-
-
-def _likeness(psnr: float | None, ssim: float | None) -> str:
-    return "equal" if psnr is None or ssim is None else f"{psnr:.1f} dB, {ssim:.3f}"
-
-
-def _verdict_cell(score: float) -> str:
-    word = verdict(score)
-    return f"{SIGNS[word]}{NO_BREAK}{format_p_fake(score)} {word}"
-
-
-def _short_verdict(score: float) -> str:
-    return f"{SIGNS[verdict(score)]}{NO_BREAK}{format_p_fake(score)}"
-
-
-Updates = dict[Any, Any]
-
-SHOWN_SIDE = 384  # side in pixels of shown faces, so that the mark covers little
-
 VIEWS = ("spectrum", "power", "noise", "attention")
 
 
@@ -134,16 +56,7 @@ class TraceRemovalResult:
             with gr.Column(visible=False) as self.one:
                 self._lay_out_removal()
             with gr.Column(visible=False) as self.many:
-                self.attacks = gr.Gallery(
-                    label="The face after every attack",
-                    format="png",
-                    columns=3,
-                    height="auto",
-                    object_fit="contain",
-                    interactive=False,
-                    buttons=["fullscreen"],
-                    elem_classes="maps",
-                )
+                self.attacks = maps_grid("The face after every attack")
                 self.comparison = gr.HTML()
             gr.Markdown(REMOVAL_DOUBTS)
             self.settings = gr.Markdown(elem_classes="note")
@@ -152,24 +65,12 @@ class TraceRemovalResult:
     def _lay_out_removal(self) -> None:
         with gr.Row():
             with gr.Column(min_width=280):
-                self.slider = gr.ImageSlider(
-                    label="Left: before. Right: without traces",
-                    format="png",
-                    buttons=["fullscreen"],
-                    interactive=False,
-                    max_height=400,
-                )
-                self.position = gr.Slider(0, 100, 50, step=1, label="Where before ends and after begins, in percent")
-            with gr.Column(min_width=280):
-                self.difference = gr.Image(
-                    label="What was changed, amplified",
-                    format="png",
-                    interactive=False,
-                    buttons=["download", "fullscreen"],
-                    elem_classes="face",
-                    alt_text="The signed difference of the two faces; the text below gives its gain",
-                )
-                self.gain = gr.Markdown(elem_classes="note")
+                self.slider = BeforeAfter("Left: before. Right: without traces", 400)
+            self.difference, self.gain = captioned_picture(
+                "What was changed, amplified",
+                280,
+                "The signed difference of the two faces; the text below gives its gain",
+            )
         gr.Markdown("### What every detector says")
         self.verdicts = gr.HTML()
         gr.Markdown("### The traces, before and after")
@@ -177,72 +78,55 @@ class TraceRemovalResult:
         self.views: dict[str, tuple[gr.Image, gr.Markdown]] = {}
         with gr.Row(elem_classes="views"):
             for name in VIEWS:
-                with gr.Column(min_width=320):
-                    picture = gr.Image(
-                        label=name.capitalize(),
-                        format="png",
-                        interactive=False,
-                        buttons=["download", "fullscreen"],
-                        elem_classes="whole",
-                        alt_text=f"{name.capitalize()} before and after; the sentence below says what to see",
-                    )
-                    self.views[name] = picture, gr.Markdown(elem_classes="note")
+                alt_text = f"{name.capitalize()} before and after; the sentence below says what to see"
+                self.views[name] = captioned_picture(name.capitalize(), 320, alt_text, elem_classes="whole")
         gr.Markdown("### What saving again does")
         self.resaves = gr.HTML()
         gr.Markdown("### Put back into the photo")
-        self.photo = gr.Image(
-            label="The whole photo",
-            format="png",
-            interactive=False,
-            buttons=["download", "fullscreen"],
+        self.photo = result_picture(
+            "The whole photo",
+            "The whole photo with the changed face; the summary above says what the detectors say of it",
             elem_classes="whole",
-            alt_text="The whole photo with the changed face; the summary above says what the detectors say of it",
-        )
-
-    def wire(self) -> None:
-        """Let the plain slider, which works from the keyboard, move the one in the picture."""
-        self.position.input(
-            _move_slider, self.position, self.slider, trigger_mode="always_last", api_visibility="private", **QUICK
         )
 
     def show(self, bundle: "RemovalBundle", folder: Path) -> Updates:
         """Return the updates that show a removal, and write its download to `folder`."""
-        record, drawn = bundle.record, bundle.pictures()
+        record, pictures = bundle.record, bundle.pictures()
         file = folder / "trace-removal.zip"
         file.write_bytes(bundle.zip())
-        sentences = {one["name"]: one for one in record["views"]}
+        views = {view["name"]: view for view in record["views"]}
         updates: Updates = {
             self.all: gr.Column(visible=True),
             self.one: gr.Column(visible=True),
             self.many: gr.Column(visible=False),
             self.summary: record["summary"],
-            self.slider: gr.ImageSlider(
-                (_enlarge_face(drawn["crop"]), provenance.marked_image(_enlarge_face(drawn["removed"]), record)),
-                slider_position=50,
+            **self.slider.show(
+                enlarge_face(pictures["crop"]), provenance.marked_image(enlarge_face(pictures["removed"]), record)
             ),
-            self.position: 50,
-            self.difference: provenance.marked_image(_enlarge_face(drawn["difference"]), record),
+            self.difference: provenance.marked_image(enlarge_face(pictures["difference"]), record),
             self.gain: bundle.difference().caption,
             self.verdicts: verdict_table(record),
             self.missing: gr.Markdown(record["views_note"], visible=bool(record["views_note"])),
             self.resaves: resave_table(record),
-            self.photo: provenance.marked_image(fit_to_page(drawn["photo"]), record),
+            self.photo: provenance.marked_image(fit_to_page(pictures["photo"]), record),
             self.settings: removal_settings_line(record),
             self.download: gr.DownloadButton(value=str(file), visible=True),
         }
         for name, (picture, sentence) in self.views.items():
-            there = name in sentences
-            value = provenance.marked_image(drawn[name], record) if there else None
-            label = sentences[name]["title"] if there else name.capitalize()
-            updates[picture] = gr.Image(value, label=label, visible=there)
-            updates[sentence] = sentences[name]["sentence"] if there else ""
+            if name in views:
+                value = provenance.marked_image(pictures[name], record)
+                updates[picture] = gr.Image(value, label=views[name]["title"], visible=True)
+                updates[sentence] = views[name]["sentence"]
+            else:
+                updates |= {picture: gr.Image(None, visible=False), sentence: ""}
         return updates
 
-    def show_comparison(self, made: "AttackComparison") -> Updates:
+    def show_comparison(self, comparison: "AttackComparison") -> Updates:
         """Return the updates that show all attacks side by side."""
-        faces: list[tuple[Any, str]] = [(_enlarge_face(made.original), "The face itself")]
+        faces: list[tuple[Any, str]] = [(enlarge_face(comparison.original), "The face itself")]
         faces += [
-            (provenance.marked_image(_enlarge_face(one.picture), one.record()), one.title) for one in made.attacks
+            (provenance.marked_image(enlarge_face(attacked.picture), attacked.record()), attacked.title)
+            for attacked in comparison.attacks
         ]
         return {
             self.all: gr.Column(visible=True),
@@ -250,7 +134,7 @@ class TraceRemovalResult:
             self.many: gr.Column(visible=True),
             self.summary: "The same face after every attack. Look at the faces, then read what the detectors say.",
             self.attacks: faces,
-            self.comparison: attacks_table(made),
+            self.comparison: attacks_table(comparison),
             self.settings: "Defaults of every attack, seed 0; TR-Net at the strength of the slider.",
             self.download: gr.DownloadButton(visible=False),
         }
@@ -261,18 +145,10 @@ class TraceRemovalResult:
 
     def outputs(self) -> list[Any]:
         """Return what the methods above may update."""
-        one = [self.slider, self.position, self.difference, self.gain, self.verdicts, self.missing, self.resaves]
+        one = [*self.slider.outputs(), self.difference, self.gain, self.verdicts, self.missing, self.resaves]
         views = [component for pair in self.views.values() for component in pair]
         many = [self.many, self.attacks, self.comparison]
         return [self.all, self.one, self.summary, *one, *views, self.photo, *many, self.settings, self.download]
-
-
-def _enlarge_face(picture: np.ndarray) -> np.ndarray:
-    return np.asarray(Image.fromarray(picture).resize((SHOWN_SIDE, SHOWN_SIDE), Image.Resampling.LANCZOS))
-
-
-def _move_slider(position: float) -> Any:
-    return gr.ImageSlider(slider_position=position)
 
 
 HEADLINE = (
@@ -331,7 +207,6 @@ class TraceRemovalTab:
         self.running = [run, others]
         for job in self.running:
             after_job(job, self._idle, [self.remove, self.compare])
-        self.result.wire()
 
     def _job_outputs(self) -> list[Any]:
         return [self.remove, self.compare, self.note, self.progress, *self.result.outputs()]
@@ -403,3 +278,66 @@ class TraceRemovalTab:
             for step in running:
                 yield {self.progress: progress_bar(step)}
         return running.result
+
+
+def verdict_table(record: dict[str, Any]) -> str:
+    """Return what every detector says before and after, with how often it is wrong."""
+    rows = [
+        (card.title, score_cell(scores["original"]), score_cell(scores["removed"]), summarise_error_rates(card))
+        for card, scores in ((registry.card(name), scores) for name, scores in record["p_fake"].items())
+    ]
+    caption = f"None of these detectors took part in training TR-Net. p_fake {SCALE}."
+    return html_table(("Detector", "Before", "After", "How often it is wrong"), rows, caption, scroll="wide told")
+
+
+def resave_table(record: dict[str, Any]) -> str:
+    """Return what the detectors say of the changed face after it was saved again."""
+    from backend.trace_removal.removal import RESAVE_KINDS
+
+    resaves = record["resaves"]
+    rows = [
+        (
+            registry.card(name).title,
+            _short_cell(scores["removed"]),
+            *(_short_cell(resaved[name]["removed"]) for resaved in resaves.values()),
+        )
+        for name, scores in record["p_fake"].items()
+    ]
+    head = ("Detector", "Not saved again", *(RESAVE_KINDS[kind][0] for kind in resaves))
+    caption = f"p_fake of the face without traces, after saving it again. {SIGN_KEY}"
+    return html_table(head, rows, caption, scroll="wide", below=[record["resaves_summary"]])
+
+
+def removal_settings_line(record: dict[str, Any]) -> str:
+    """Return what is needed to get the same result again."""
+    settings = ", ".join(f"{name} {value}" for name, value in record["settings"].items())
+    return settings_line(f"Settings of TR-Net: {settings}", record["seconds"], record["versions"])
+
+
+def attacks_table(comparison: "AttackComparison") -> str:
+    """Return every attack with its likeness and the verdicts after it."""
+    names = list(comparison.p_fake)
+    rows = [("The face itself", "", *(_short_cell(comparison.p_fake[name]) for name in names))]
+    rows += [
+        (
+            attacked.title,
+            _likeness(attacked.psnr, attacked.ssim),
+            *(_short_cell(attacked.p_fake[name]) for name in names),
+        )
+        for attacked in comparison.attacks
+    ]
+    head = ("Attack", "Likeness", *(registry.card(name).title for name in names))
+    caption = (
+        f"p_fake after every attack. {SIGN_KEY} Likeness: PSNR and SSIM (1 = the same). FGSM, MIFGSM and PGD know "
+        "Xception's gradients, the others know no detector."
+    )
+    below = [f"Not installed, so not run: {', '.join(comparison.missing)}."] if comparison.missing else []
+    return html_table(head, rows, caption, scroll="wide", below=below)
+
+
+def _likeness(psnr: float | None, ssim: float | None) -> str:
+    return "equal" if psnr is None or ssim is None else f"{psnr:.1f} dB, {ssim:.3f}"
+
+
+def _short_cell(score: float) -> str:
+    return score_cell(score, word=False)

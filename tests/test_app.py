@@ -185,12 +185,13 @@ def test_as_many_faces_are_marked_as_can_be_picked() -> None:
 
 def test_downloads_are_private_and_go_with_visitor_and_process() -> None:
     code = (
-        "from types import SimpleNamespace as R; from tabs import common; "
-        "one, two = (common.session_folder(R(session_hash=name)) for name in ('../a1', 'b2')); "
-        "(one / 'x.zip').write_bytes(b'x'); (two / 'y.zip').write_bytes(b'y'); common.forget(R(session_hash='../a1')); "
-        "odd = [common.session_folder(R(session_hash=name)) for name in ('--', '', 'a-b', 'ab', '..', 'x' * 9999)]; "
+        "from types import SimpleNamespace as R; from tabs import visitors; "
+        "one, two = (visitors.session_folder(R(session_hash=name)) for name in ('../a1', 'b2')); "
+        "(one / 'x.zip').write_bytes(b'x'); (two / 'y.zip').write_bytes(b'y'); "
+        "visitors.forget_visitor(R(session_hash='../a1')); "
+        "odd = [visitors.session_folder(R(session_hash=name)) for name in ('--', '', 'a-b', 'ab', '..', 'x' * 9999)]; "
         "assert len(set(odd)) == len(odd) and all(folder.parent == one.parent for folder in odd); "
-        "[common.forget(R(session_hash=name)) for name in ('--', '..', '../..', '/', 'never seen')]; "
+        "[visitors.forget_visitor(R(session_hash=name)) for name in ('--', '..', '../..', '/', 'never seen')]; "
         "root = one.parent; mode = oct(root.stat().st_mode & 0o777); "
         "print(mode, root == two.parent, one.exists(), two.exists(), root)"
     )
@@ -220,9 +221,10 @@ def test_files_go_an_hour_after_the_last_event_though_the_page_is_open(
 
 def test_the_first_visitors_import_the_packages_one_after_the_other() -> None:
     code = (
-        "import sys, threading; from tabs import common; before = 'timm' in sys.modules; seen = []; "
-        "look = common.answered(lambda: seen.append('torchvision' in sys.modules and 'skimage' in sys.modules)); "
-        "threads = [threading.Thread(target=one) for one in (look, look, common.import_packages, look)]; "
+        "import sys, threading; from tabs import events; before = 'timm' in sys.modules; seen = []; "
+        "look = lambda: seen.append('torchvision' in sys.modules and 'skimage' in sys.modules); "
+        "look = events.with_shown_errors(look); "
+        "threads = [threading.Thread(target=one) for one in (look, look, events.import_packages, look)]; "
         "[one.start() for one in threads]; [one.join() for one in threads]; print(before, seen)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

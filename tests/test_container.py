@@ -52,7 +52,14 @@ def test_it_starts_the_app_and_asks_after_its_health():
 def test_everything_it_copies_is_there():
     assert values("COPY") == ["requirements.txt ./", "--chown=user:user . ."]
     assert not ignored(ROOT / "requirements.txt")
-    for name in ("app.py", "backend/cli/main.py", "tabs/common.py", "tabs/style.css", "weights/registry.toml"):
+    for name in (
+        "app.py",
+        "backend/cli/main.py",
+        "tabs/components.py",
+        "tabs/style.css",
+        "tabs/templates/table.html",
+        "weights/registry.toml",
+    ):
         assert (ROOT / name).exists() and not ignored(ROOT / name), name
     for folder, pattern in (("weights", "*.safetensors"), ("weights", "*.toml"), ("examples", "*.json")):
         files = list((ROOT / folder).glob(pattern))

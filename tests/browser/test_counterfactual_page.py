@@ -103,7 +103,7 @@ def violations(page: Page) -> list[str]:
 def test_first_step_is_all_there_is(page: Page) -> None:
     expect(page.get_by_role("heading", name="1 Choose a photo")).to_be_visible()
     expect(page.get_by_role("heading", name="2 What the detectors say")).to_have_count(0)
-    expect(page.get_by_text("Use a photo of yourself, or of someone who agreed")).to_be_visible()
+    expect(page.get_by_text("Use a photo of yourself or of someone who has agreed")).to_be_visible()
     assert violations(page) == []
 
 
@@ -229,7 +229,7 @@ def test_whole_story_by_keyboard(page: Page) -> None:
     # The result is said aloud, and the button that was blocked has not taken the focus with it.
     expect(page.locator("[role=status]#told")).to_contain_text("p_fake")
     assert page.evaluate("document.activeElement.tagName") == "BUTTON"
-    slider = page.get_by_label(re.compile("range slider for Where before ends"))
+    slider = page.get_by_label(re.compile("range slider for Position of the divider"))
     if slider.is_visible():  # nothing is compared where the face was called real from the start
         tab_to(page, slider)
         before = slider.input_value()
