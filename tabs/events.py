@@ -135,6 +135,7 @@ def import_packages() -> None:
     """
     with _importing:
         import facenet_pytorch  # noqa: F401
+        import skimage.metrics  # noqa: F401
         import timm  # noqa: F401
 
         from backend.counterfactual import photo  # noqa: F401
