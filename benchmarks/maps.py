@@ -23,11 +23,12 @@ from torch import Tensor
 from backend import face_packs, runtime
 from backend.detectors import registry as detectors_registry
 from backend.detectors.base import Detector
-from backend.explain import base, registry
+from backend.explain import base
+from backend.explain.base import EXPLAINERS
 from backend.explain.explanation import ExplainSettings, Explanation, explain
 from backend.progress import finish
 
-PERTURBING = [name for name, method in registry.METHODS.items() if method.references]
+PERTURBING = [name for name, method in EXPLAINERS.items() if method.references]
 
 
 def main() -> None:
@@ -93,8 +94,8 @@ def agreement(one: Explanation, other: Explanation) -> float | None:
 
 def memory(face: Tensor, detector: Detector, repeats: int) -> dict[str, Any]:
     """Explain a face many times, with every method in turn, and say what is left behind."""
-    names = itertools.cycle(registry.METHODS)
-    for _ in registry.METHODS:
+    names = itertools.cycle(EXPLAINERS)
+    for _ in EXPLAINERS:
         _map(face, detector, method=next(names))
     before = resident_bytes()
     for number in range(repeats):
@@ -116,7 +117,7 @@ def resident_bytes() -> int:
 
 
 def _map(face: Tensor, detector: Detector, **settings: Any) -> Explanation:
-    method = registry.get_method(settings["method"])
+    method = EXPLAINERS[settings["method"]]
     if not method.references:
         settings.pop("reference", None)
     return finish(explain(face, detector, ExplainSettings(**settings)))

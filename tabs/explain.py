@@ -17,10 +17,10 @@ from backend.detectors.predict import JudgedFace, suggest_detector
 from backend.errors import UserError
 from backend.examples import Example
 from backend.explain import photo
+from backend.explain.base import EXPLAINERS
 from backend.explain.explanation import ExplainSettings, Explanation, MapFinished, compare_methods
 from backend.explain.pairs import PairComparisonSettings, PairSettings, compare_pair
 from backend.explain.photo import expected_comparison_seconds, expected_seconds, explain_photo
-from backend.explain.registry import METHODS
 from backend.explain.sufficiency import sufficiency_settings
 from backend.faces import FACE_PARTS
 from backend.progress import Running, Step
@@ -111,14 +111,14 @@ class PairStep:
         loaded = registry.load(detector)
         real, fake = (face.aligned(loaded.card.template, loaded.card.input_size).crop for face in located)
         proof = sufficiency_settings(int(seed or 0), shortcut=True, draws=PAIR_DRAWS)
-        settings = PairComparisonSettings(seed=int(seed or 0), pair=PairSettings(proof=proof))
+        settings = PairComparisonSettings(seed=int(seed or 0), pair=PairSettings(sufficiency=proof))
         shown: list[tuple[Any, str]] = []
         with Running(compare_pair(images.to_tensor(real), images.to_tensor(fake), loaded, settings)) as running:
             for step in running:
                 updates: Updates = {self.progress: progress_bar(step)}
                 if isinstance(step, MapFinished) and step.explanation is not None:
                     made: Explanation = step.explanation
-                    caption = words.grid_caption(words.to_tested_map(step, made), made.method.title)
+                    caption = words.grid_caption(words.to_tested_map(step, made), made.explainer.title)
                     shown.append(
                         (provenance.marked_image(photo.overlay_map(enlarge_face(real), made), made.record()), caption)
                     )
@@ -170,7 +170,7 @@ class ExplainTab:
         gr.Markdown("## 3 Ask where it looked")
         with gr.Row():
             self.detector = models.detector_chooser(min_width=200)
-            titles = [(one.title, name) for name, one in METHODS.items()]
+            titles = [(one.title, name) for name, one in EXPLAINERS.items()]
             self.method = gr.Dropdown(titles, value="lime", label="Which method?", filterable=False, min_width=200)
         self.about = gr.Markdown(elem_classes="note")
         self.offered = gr.State(0.0)  # when; what its change sets off does not keep the page waiting

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from backend import images, provenance
 from backend.detectors.base import Detector
-from backend.explain import photo, registry
+from backend.explain import photo
+from backend.explain.base import EXPLAINERS
 from backend.explain.deletion import Curves
 from backend.explain.explanation import ExplainSettings, Explanation, MapComparison, MapFinished
 from backend.explain.pairs import PairComparison
@@ -85,7 +86,7 @@ def compare_with_tests(
             if made is not None and made.settings.towards == "fake" and made.explains_verdict and not made.degenerate:
                 testing = measure_sufficiency(crop, detector, made.saliency, made.labels, test)
                 proof = yield from within(testing, step.number, step.total)
-                values = {"sufficiency": float(proof.sufficiency[0]), "random": float(proof.random_mean[0])}
+                values = {"sufficiency": float(proof.values[0]), "random": float(proof.random_mean[0])}
                 yield replace(step, values=values)
             else:
                 yield step
@@ -120,7 +121,7 @@ USUAL_FILL = (
 
 def method_in_words(method: str, seconds: float | None, every: float | None) -> str:
     """Say what a method does, and how long it and all methods take here, with their tests, where that is known."""
-    one = registry.get_method(method)
+    one = EXPLAINERS[method]
     said = f"**{one.title}.** {one.about}"
     if seconds is None or every is None:
         return said
@@ -201,7 +202,7 @@ def sufficiency_table(sufficiency: Sufficiency | None) -> str:
     rows = [
         (f"Strongest {top}" if top > 1 else "The strongest", _number(after), _number(fall, "+"), _number(chance, "+"))
         for top, after, fall, chance in zip(
-            tops, sufficiency.p_after.tolist(), sufficiency.sufficiency.tolist(), random, strict=True
+            tops, sufficiency.p_after.tolist(), sufficiency.values.tolist(), random, strict=True
         )
     ]
     caption = (
@@ -216,14 +217,14 @@ def pair_table(comparison: PairComparison) -> str:
     """Return how far the fake's score falls for every method, the furthest first, with random places for comparison."""
     if not comparison.done:
         return paragraphs(comparison.summary)
-    tops = comparison.settings.pair.proof.tops
+    tops = comparison.settings.pair.sufficiency.tops
     tested = [
-        (made.method.title, test.proof.sufficiency.tolist()) for made, test in comparison.done if test is not None
+        (made.explainer.title, test.sufficiency.values.tolist()) for made, test in comparison.done if test is not None
     ]
     tested.append(("Random places", comparison.random_mean.tolist()))
     tested.sort(key=lambda row: row[1][-1], reverse=True)
     rows = [(title, *(_number(fall, "+") for fall in falls)) for title, falls in tested]
-    rows += [(made.method.title, *["no map"] * len(tops)) for made, test in comparison.done if test is None]
+    rows += [(made.explainer.title, *["no map"] * len(tops)) for made, test in comparison.done if test is None]
     caption = (
         f"How far p_fake of the fake falls ({comparison.p_fake_photo:.2f} before) when only the "
         f"{', '.join(map(str, tops))} segments that speak most for “real” in the real photo are attacked in the fake. "

@@ -11,9 +11,8 @@ from backend.attacks.nes import NESSettings
 from backend.detectors.base import Detector
 from backend.errors import UserError
 from backend.explain import base, photo
-from backend.explain.base import Inferences, MaskedFace
+from backend.explain.base import EXPLAINERS, Inferences, MaskedFace
 from backend.explain.explanation import ExplainSettings, MapFinished, compare_methods, explain
-from backend.explain.registry import METHODS
 from backend.progress import finish
 from tests.patch_toys import PATCH, face, in_patch, patch_detector, untextured
 from tests.toys import grey, hooks, toy_detector
@@ -26,8 +25,8 @@ FEW = {"lime": 120, "shap": 120, "sobol": 4, "rise": 200, "gradcam": 1, "gradcam
 def few(monkeypatch):
     """Make the quick preset quicker still, for tests that look at something else than the map."""
     for name, samples in FEW.items():
-        made = dataclasses.replace(METHODS[name], samples={**METHODS[name].samples, "quick": samples})
-        monkeypatch.setitem(METHODS, name, made)
+        made = dataclasses.replace(EXPLAINERS[name], samples={**EXPLAINERS[name].samples, "quick": samples})
+        monkeypatch.setitem(EXPLAINERS._items, name, made)
 
 
 def ask(method="lime", picture=None, detector=None, reference_image=None, **options):
@@ -50,7 +49,7 @@ def test_every_method_finds_the_patch(method, reference):
     assert made.reference == reference and made.reference_words
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", EXPLAINERS)
 def test_the_detector_is_left_as_it_was(method, few):
     detector = patch_detector().train()
     ask(method, detector=detector, reference="original")
@@ -74,9 +73,9 @@ def test_counts_as_released(method, calls, count):
 
 def test_a_second_softmax_only_where_the_released_code_has_one():
     p = torch.sigmoid(patch_detector().logit_fake(face())).item()
-    for method, doubled in (("lime", True), ("shap", False), ("sobol", False), ("rise", True)):
-        assert METHODS[method].doubled == doubled
-    masked = MaskedFace(face(), untextured(), patch_detector(), doubled=True, bfloat16=False)
+    for method, double_softmax in (("lime", True), ("shap", False), ("sobol", False), ("rise", True)):
+        assert EXPLAINERS[method].double_softmax == double_softmax
+    masked = MaskedFace(face(), untextured(), patch_detector(), double_softmax=True, bfloat16=False)
     once, other = torch.tensor([1 - p, p]).softmax(0)
     assert float(masked.ask(torch.ones(1, 64, 64))) == pytest.approx(float(other), abs=1e-6)
     assert once + other == pytest.approx(1)

@@ -7,9 +7,9 @@ import torch
 
 from backend.attacks.pgd import PGDSettings
 from backend.errors import UserError
+from backend.explain.base import EXPLAINERS
 from backend.explain.explanation import MapFinished
 from backend.explain.pairs import PairComparisonSettings, PairSettings, compare_pair
-from backend.explain.registry import METHODS
 from backend.explain.sufficiency import SufficiencySettings
 from backend.progress import finish
 from tests.patch_toys import face, in_patch, patch_detector, untextured
@@ -17,14 +17,14 @@ from tests.toys import hooks
 
 FEW = {"lime": 120, "shap": 120, "sobol": 4, "rise": 200, "gradcam": 1, "gradcampp": 1, "xrai": 4}
 PROOF = SufficiencySettings(attack=PGDSettings(16 / 255, 2 / 255, 16, random_start=False), draws=2)
-SETTINGS = PairComparisonSettings(pair=PairSettings(segments=50, proof=PROOF))
+SETTINGS = PairComparisonSettings(pair=PairSettings(segments=50, sufficiency=PROOF))
 
 
 @pytest.fixture(autouse=True)
 def few(monkeypatch):
     for name, samples in FEW.items():
-        made = dataclasses.replace(METHODS[name], samples={**METHODS[name].samples, "quick": samples})
-        monkeypatch.setitem(METHODS, name, made)
+        made = dataclasses.replace(EXPLAINERS[name], samples={**EXPLAINERS[name].samples, "quick": samples})
+        monkeypatch.setitem(EXPLAINERS._items, name, made)
 
 
 def detector():
@@ -35,20 +35,20 @@ def detector():
 def test_every_method_finds_what_makes_the_photo_real_and_turns_the_fake_there():
     known, steps = detector(), []
     found = finish(compare_pair(face(), untextured(), known, SETTINGS), steps.append)
-    assert found.both_right and [made.settings.method for made, _ in found.done] == list(METHODS)
+    assert found.both_right and [made.settings.method for made, _ in found.done] == list(EXPLAINERS)
     random = found.random_mean
-    for made, proof in found.done:
+    for made, pair in found.done:
         assert not made.degenerate and in_patch(made.saliency), made.summary
         assert made.settings.towards == "real" and made.reference in {"original", None}
         # Most of the patch lies in one segment, which carries the fake over the threshold.
-        assert proof.proof.sufficiency[0] > 0.3 > random[0], made.title
-    tested = torch.cat([proof.proof.random_sufficiency for _, proof in found.done])
-    assert torch.allclose(random, tested.mean(0)) and len(tested) == 2 * len(METHODS)
+        assert pair.sufficiency.values[0] > 0.3 > random[0], made.title
+    tested = torch.cat([pair.sufficiency.random_values for _, pair in found.done])
+    assert torch.allclose(random, tested.mean(0)) and len(tested) == 2 * len(EXPLAINERS)
     finished = [step for step in steps if isinstance(step, MapFinished)]
     assert [step.explanation for step in finished] == [made for made, _ in found.done]
     assert all(
-        step.values["sufficiency"] == float(proof.proof.sufficiency[-1])
-        for step, (_, proof) in zip(finished, found.done, strict=True)
+        step.values["sufficiency"] == float(pair.sufficiency.values[-1])
+        for step, (_, pair) in zip(finished, found.done, strict=True)
     )
     numbers = [step.number for step in steps]
     assert numbers == sorted(numbers) and numbers[-1] == steps[-1].total

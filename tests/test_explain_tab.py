@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import sys
 import threading
 import time
 import zipfile
@@ -13,12 +14,14 @@ import numpy as np
 import pytest
 import torch
 
+import backend.explain
 from backend import faces, images
+from backend.cli import main
 from backend.detectors import registry
 from backend.detectors.predict import default_batch
 from backend.explain import base, photo
+from backend.explain.base import EXPLAINERS
 from backend.explain.explanation import ExplainSettings
-from backend.explain.registry import METHODS
 from backend.explain.sufficiency import sufficiency_settings
 from backend.settings import SETTINGS
 from tabs import explain_result
@@ -40,8 +43,8 @@ pytestmark = pytest.mark.skipif(
 def known(monkeypatch):
     """Put a toy in place of every model, and a finder that always finds the same face."""
     for name, samples in FEW.items():
-        made = dataclasses.replace(METHODS[name], samples={**METHODS[name].samples, "quick": samples})
-        monkeypatch.setitem(METHODS, name, made)
+        made = dataclasses.replace(EXPLAINERS[name], samples={**EXPLAINERS[name].samples, "quick": samples})
+        monkeypatch.setitem(EXPLAINERS._items, name, made)
     detector = patch_detector()
     monkeypatch.setattr(registry, "load", lambda _name: detector)
     monkeypatch.setattr(registry, "loadable", lambda: ["patch"])
@@ -194,7 +197,7 @@ def test_a_pair_shows_the_fall_for_every_method(tab, tmp_path, known):
     photos = saved(tmp_path, face()), saved(tmp_path, untextured(), "fake.png")
     *before, last = tab.pair._test(*photos, 1, "patch", 0)
     assert before[0][tab.pair.stop].interactive and not last[tab.pair.stop].interactive
-    for method in METHODS.values():
+    for method in EXPLAINERS.values():
         assert f">{method.title}<" in last[tab.pair.answer]
     assert "Random places" in last[tab.pair.answer] and "Top 3" in last[tab.pair.answer]
     assert "How could this be wrong?" in last[tab.pair.answer]
@@ -251,3 +254,44 @@ def test_words_of_times():
         "About 1 second on this machine; a comparison of all methods takes about 61 seconds."
     )
     assert "4 minutes" in explain_result.method_in_words("rise", 240, 1)
+
+
+CENTRE = '''
+import torch
+
+from backend.explain.base import Question, RawMap, register_explainer
+from backend.progress import Job, Step
+
+
+@register_explainer(
+    "centre", title="Centre", about="Points to the middle.", signed=False, sample="looks", samples=(1, 1), passes=1
+)
+def centre(question: Question) -> Job[RawMap]:
+    """Explain with the closeness to the middle of the face."""
+    height, width = question.masked.size
+    yield Step(1, 1, "Centre: found.")
+    return RawMap(torch.hann_window(height)[:, None] * torch.hann_window(width))
+'''
+
+
+@pytest.fixture
+def centre(tmp_path, monkeypatch):
+    """Add an explainer by one new file."""
+    (tmp_path / "centre.py").write_text(CENTRE, encoding="utf-8")
+    monkeypatch.setattr(backend.explain, "__path__", [*backend.explain.__path__, str(tmp_path)])
+    EXPLAINERS.discover()
+    yield
+    EXPLAINERS._items.pop("centre")
+    EXPLAINERS._orders.pop("centre")
+    del sys.modules["backend.explain.centre"]
+
+
+def test_a_new_explainer_is_one_new_file(centre, tab, capsys, tmp_path):
+    assert tab.method.choices[-1] == ("Centre", "centre") and len(tab.method.choices) == len(FEW) + 1
+    path = saved(tmp_path, face())
+    *_, last = ask(tab, path, "centre")
+    assert "By Centre" in last[tab.result.summary]
+    code = main.main(["explain", path, "--detector", "patch", "--method", "centre", "--out", str(tmp_path), "--json"])
+    assert code == 0 and json.loads(capsys.readouterr().out)["method"] == "centre"
+    assert main.main(["explain", path, "--detector", "patch", "--method", "none", "--out", str(tmp_path)]) == 2
+    assert "xrai, centre." in capsys.readouterr().err

@@ -62,7 +62,7 @@ def test_sufficiency_computed_by_hand():
     assert found.predicted == "fake" and found.p_before == pytest.approx(sigmoid(BEFORE), abs=1e-5)
     assert found.order.tolist() == [3, 1, 2, 0]
     assert torch.allclose(found.p_after, expected, atol=2e-4)
-    assert torch.allclose(found.sufficiency, sigmoid(BEFORE) - expected, atol=2e-4)
+    assert torch.allclose(found.values, sigmoid(BEFORE) - expected, atol=2e-4)
     assert found.called_fake.tolist() == (expected >= 0.5).tolist() == [True, False, False]
     assert found.iterations.tolist() == [STEPS] * 3
     assert found.masks.flatten(1).sum(1).tolist() == [PIECE, 2 * PIECE, 3 * PIECE]
@@ -94,7 +94,7 @@ def test_all_attacks_share_their_batches():
 
 def test_a_better_map_has_a_higher_sufficiency():
     good, bad = proof(torch.tensor(SLOPES)[quarters()]), proof(-torch.tensor(SLOPES)[quarters()])
-    assert (good.sufficiency > bad.sufficiency).all() and bad.sufficiency[0] == pytest.approx(0, abs=1e-6)
+    assert (good.values > bad.values).all() and bad.values[0] == pytest.approx(0, abs=1e-6)
 
 
 def test_random_segments_have_the_same_size():
@@ -112,13 +112,13 @@ def test_random_segments_have_the_same_size():
 
 def test_random_sufficiency_is_that_of_the_random_segments():
     found = proof(draws=6)
-    assert found.random_sufficiency.shape == (6, 3)
-    for mask, fall in zip(found.random_masks[:, 0], found.random_sufficiency[:, 0], strict=True):
+    assert found.random_values.shape == (6, 3)
+    for mask, fall in zip(found.random_masks[:, 0], found.random_values[:, 0], strict=True):
         (segment,) = quarters()[mask].unique().tolist()
         assert float(fall) == pytest.approx(sigmoid(BEFORE) - after(segment), abs=2e-4)
-    assert torch.allclose(found.random_mean, found.random_sufficiency.mean(0))
-    assert "random segments" in found.summary and found.random_mean[2] < found.sufficiency[2]
-    beaten = int((found.random_sufficiency[:, 2] < found.sufficiency[2]).sum())
+    assert torch.allclose(found.random_mean, found.random_values.mean(0))
+    assert "random segments" in found.summary and found.random_mean[2] < found.values[2]
+    beaten = int((found.random_values[:, 2] < found.values[2]).sum())
     assert beaten > 0 and f"better than {beaten} of 6 random rankings" in found.summary
 
 
@@ -144,13 +144,13 @@ def test_a_neighbour_is_the_last_picture_whose_score_has_hardly_moved():
 
 def test_a_small_lead_counts_for_nothing():
     found = proof(tops=(1,), draws=2)
-    fall = float(found.sufficiency)
+    fall = float(found.values)
     for lead, said in (
         (LEAD + 0.01, "supports the map"),
         (LEAD - 0.01, "is too close to tell whether the map is right"),
         (-0.01, "does not support the map"),
     ):
-        one = replace(found, random_sufficiency=torch.full((2, 1), fall - lead))
+        one = replace(found, random_values=torch.full((2, 1), fall - lead))
         assert one.lead == pytest.approx(lead, abs=1e-6) and support_in_words(one.lead) == said
         assert ("too small to count" in one.summary) == (0 < lead < LEAD)
     assert proof(tops=(1,), draws=0).lead is None
@@ -161,19 +161,19 @@ def test_a_face_that_is_called_real_is_not_attacked():
     asked = Asked(toy)
     found = finish(measure_sufficiency(FACE, toy, SALIENCY, quarters()))
     assert asked.batches == [1] and found.already_real
-    assert (found.sufficiency == 0).all() and torch.equal(found.images, FACE.repeat(3, 1, 1, 1))
+    assert (found.values == 0).all() and torch.equal(found.images, FACE.repeat(3, 1, 1, 1))
     assert "not called fake" in found.summary
 
 
 def test_too_few_positive_segments_have_no_result():
     saliency = torch.tensor([-0.1, 0.3, -0.2, 0.4])[quarters()]
     found = proof(saliency, positive_only=True, draws=2)
-    assert found.sufficiency.isnan().all() and found.random_sufficiency.isnan().all() and not found.masks.any()
+    assert found.values.isnan().all() and found.random_values.isnan().all() and not found.masks.any()
     enough = proof(saliency, positive_only=True, draws=2, tops=(1, 2))
-    assert enough.sufficiency.isfinite().all() and "Sufficiency@2" in enough.summary
+    assert enough.values.isfinite().all() and "Sufficiency@2" in enough.summary
     none = proof(-SALIENCY, positive_only=True)
-    assert none.sufficiency.isnan().all() and "Too few segments" in none.summary
-    assert proof(tops=(4, 5)).sufficiency.isnan().tolist() == [False, True]
+    assert none.values.isnan().all() and "Too few segments" in none.summary
+    assert proof(tops=(4, 5)).values.isnan().tolist() == [False, True]
 
 
 def test_an_even_map_is_called_arbitrary():
@@ -240,7 +240,7 @@ def pair(**settings):
     weights = torch.zeros(32, 32)
     weights[:, 16:] = 0.01
     toy = weighted_detector(weights, constant=-10.0)
-    chosen = PairSettings(segments=16, proof=SufficiencySettings(attack=EXACT, draws=1), **settings)
+    chosen = PairSettings(segments=16, sufficiency=SufficiencySettings(attack=EXACT, draws=1), **settings)
     return finish(measure_pair_sufficiency(real, fake, toy, weights, chosen)), real, fake
 
 
@@ -250,16 +250,16 @@ def test_a_pair_attacks_the_fake_where_the_map_of_the_real_photo_points(source):
 
     found, real, fake = pair(segments_of=source)
     assert torch.equal(found.labels, slic_segments((real if source == "real" else fake)[0], 16))
-    assert found.p_real_photo < 0.5 and found.proof.predicted == "fake" and found.both_right
-    assert found.proof.masks[0, :, 16:].sum() > 0.9 * found.proof.masks[0].sum()
-    assert (found.proof.sufficiency > 0).all()
+    assert found.p_real_photo < 0.5 and found.sufficiency.predicted == "fake" and found.both_right
+    assert found.sufficiency.masks[0, :, 16:].sum() > 0.9 * found.sufficiency.masks[0].sum()
+    assert (found.sufficiency.values > 0).all()
     assert "On the fake" in found.summary and "no right verdict" not in found.summary
 
 
 def test_a_pair_with_a_wrong_verdict_says_so():
     real = fake = torch.full((1, 3, 32, 32), 0.9)
     toy = weighted_detector(torch.full((32, 32), 0.01), constant=-5.0)
-    chosen = PairSettings(segments=8, proof=SufficiencySettings(attack=EXACT, draws=0))
+    chosen = PairSettings(segments=8, sufficiency=SufficiencySettings(attack=EXACT, draws=0))
     found = finish(measure_pair_sufficiency(real, fake, toy, torch.ones(32, 32), chosen))
     assert not found.both_right and "no right verdict" in found.summary
     with pytest.raises(UserError, match="differ in size"):

@@ -118,7 +118,6 @@ def counterfactual(
             raise UserError("--face belongs to a picture.", "In a video, the largest face is followed.")
         return _video_counterfactual(video, detector, settings, out, marked=marked)
     assert image is not None
-    settings.check()
     counterfactual_photo.load_detector(detector)
     located = locate(images.read(image), face)
     inverter = inversion.load_inverter(generator) if generator else None
@@ -187,7 +186,6 @@ def explain(
         method=method, reference=reference, preset=preset, seed=seed, towards=towards, shortcut=shortcut
     )
     test = sufficiency_settings(seed, shortcut=shortcut) if sufficiency or proof else None
-    settings.check()
     registry.load(detector)
     result = finish(explain_photo(locate(images.read(image), face), detector, settings, test), show_step)
     answer = result.record() | {"image": image.name}

@@ -7,7 +7,7 @@ one batch of them is one forward pass.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from torch import Tensor
 from backend.detectors.base import Detector
 from backend.detectors.predict import BatchedDetector
 from backend.progress import Job, Step
+from backend.registration import LAST, Registry
 from backend.runtime import MODEL_LOCK, frozen
 
 Reference = Literal["original", "adversarial"]
@@ -75,7 +76,7 @@ class MaskedFace:
         detector: Is not changed; a quick copy of it is asked.
         towards: The class whose probability is asked for.
         batch: Pictures a forward pass; None takes as many as are quick on the device and fit into its memory.
-        doubled: Put the two class probabilities through a second softmax, as the released code of LIME and RISE
+        double_softmax: Put the two class probabilities through a second softmax, as the released code of LIME and RISE
             does in Adv-XAI (2502.03957).
         bfloat16: Use bfloat16 where the processor computes it fast and the answers stay within
             `BFLOAT16_TOLERANCE`.
@@ -89,12 +90,12 @@ class MaskedFace:
         towards: Towards = "fake",
         *,
         batch: int | None = None,
-        doubled: bool = False,
+        double_softmax: bool = False,
         bfloat16: bool = True,
     ) -> None:
         if face.shape != reference.shape or face.ndim != 4 or len(face) != 1:
             raise ValueError(f"face {tuple(face.shape)} and reference {tuple(reference.shape)} must be (1, 3, H, W)")
-        self.detector, self.towards, self.doubled = detector, towards, doubled
+        self.detector, self.towards, self.double_softmax = detector, towards, double_softmax
         self.judge = BatchedDetector(detector, batch)
         self.device = self.judge.device
         self.face = face.detach().to(self.device, torch.float32)
@@ -209,7 +210,7 @@ class MaskedFace:
         p_fake = torch.sigmoid(logit.float())
         p = p_fake if self.towards == "fake" else 1 - p_fake
         # softmax([p, 1 - p]) of the class asked for
-        return (torch.sigmoid(2 * p - 1) if self.doubled else p).cpu()
+        return (torch.sigmoid(2 * p - 1) if self.double_softmax else p).cpu()
 
     def _measure_bfloat16(self) -> Precision:
         """Compare both formats on the face, the reference and mixtures of both."""
@@ -324,17 +325,17 @@ class Fill:
 
     Args:
         words: What it is, for people.
-        released_words: The same in the preset `as_released`.
         paint: Returns it (1, 3, H, W) for a face, its labels, the detector, and whether the preset is `as_released`.
+        released_words: What it is in the preset `as_released`; empty where it is the same.
     """
 
     words: str
-    released_words: str
     paint: Callable[[Tensor, Tensor, Detector, bool], Tensor]
+    released_words: str = ""
 
 
 @dataclass(frozen=True)
-class Method:
+class Explainer:
     """One explanation method.
 
     Args:
@@ -348,7 +349,8 @@ class Method:
         run: The method.
         fill: What a hidden part shows with the reference `original`; None for methods that hide nothing.
         released_batch: Pictures a forward pass in the preset `as_released`.
-        doubled: Whether the released code puts probabilities through a second softmax.
+        released_signed: Whether a signed map stays so in that preset.
+        double_softmax: Whether the released code puts probabilities through a second softmax.
     """
 
     name: str
@@ -361,7 +363,8 @@ class Method:
     run: Callable[[Question], Job[RawMap]]
     fill: Fill | None = None
     released_batch: int | None = None
-    doubled: bool = False
+    released_signed: bool = True
+    double_softmax: bool = False
 
     @property
     def references(self) -> tuple[Reference, ...]:
@@ -371,3 +374,24 @@ class Method:
     def pictures(self, preset: Preset) -> int:
         """Return how many pictures' forward passes a map costs, without the attack; seconds go with it."""
         return self.samples[preset] * self.passes
+
+
+EXPLAINERS: Registry[Explainer] = Registry("method", "backend.explain")
+
+
+def register_explainer(
+    name: str, *, samples: tuple[int, int], order: float = LAST, **description: Any
+) -> Callable[[Callable[[Question], Job[RawMap]]], Callable[[Question], Job[RawMap]]]:
+    """Return a decorator that makes a function an explainer.
+
+    Args:
+        name: Its name on the command line.
+        samples: How many samples in the presets `quick` and `full`; `as_released` draws as many as `full`.
+        order: Its place in lists, from the least.
+        description: The other fields of `Explainer`.
+    """
+    quick, full = samples
+    counts: dict[Preset, int] = {"quick": quick, "full": full, "as_released": full}
+    return EXPLAINERS.register(
+        name, lambda function: Explainer(name=name, samples=counts, run=function, **description), order
+    )

@@ -2,20 +2,21 @@
 
 import time
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
 from backend.detectors.base import THRESHOLD, Detector
 from backend.detectors.predict import BatchedDetector
-from backend.errors import UserError
 from backend.explain.segments import rank_scores, segment_scores
 from backend.progress import Job, Step
+from backend.settings import validated
 
 PixelFill = Literal["mean", "black", "blur"]
-PIXEL_FILLS: tuple[PixelFill, ...] = get_args(PixelFill)
+FILL_WORDS: dict[PixelFill, str] = {"mean": "the face's mean colour", "black": "black", "blur": "the blurred face"}
 BLUR = 0.045  # standard deviation of the blur in sides of the picture: RISE's 10 of 224 pixels
 WHY_MISLEADING = (
     "These curves mislead for detectors of fakes. A face with grey, black or blurred parts is neither a real nor a "
@@ -24,34 +25,24 @@ WHY_MISLEADING = (
 )
 
 
+@validated
 @dataclass(frozen=True)
 class CurveSettings:
     """Settings of the two curves.
 
     Args:
         fill: What a removed pixel shows: the face's mean colour, black, or the blurred face.
-        steps: In how many equal parts the picture is removed.
+        steps: How many equal parts the picture is removed in.
         by_segment: Remove whole segments, the highest first; otherwise pixel by pixel.
-        batch: How many pictures at most the detector is asked about at once; None takes what suits the device.
+        batch: Most pictures a forward pass; None takes what suits the device.
         seed: Recorded; nothing is drawn at random.
     """
 
     fill: PixelFill = "mean"
-    steps: int = 50
+    steps: Annotated[int, Field(ge=1)] = 50
     by_segment: bool = False
     batch: int | None = None
     seed: int = 0
-
-    def check(self) -> None:
-        """Refuse what cannot be drawn.
-
-        Raises:
-            UserError: A setting is out of its range.
-        """
-        if self.fill not in PIXEL_FILLS:
-            raise UserError(f"There is no fill {self.fill}.", f"Use one of: {', '.join(PIXEL_FILLS)}.")
-        if self.steps < 1:
-            raise UserError("A curve needs at least one step.", "Use a number of steps from 1.")
 
 
 @dataclass(frozen=True)
@@ -86,15 +77,12 @@ class Curves:
 
     @property
     def summary(self) -> str:
-        """Say in plain words what came out, with the directions, and why it misleads."""
+        """Say in plain words what came out, which direction is better, and why it misleads."""
         return (
             f"Deletion: area {self.deletion_auc:.2f} (lower would be better). Insertion: area "
-            f"{self.insertion_auc:.2f} (higher would be better). Removed pixels show {_WORDS[self.settings.fill]}. "
+            f"{self.insertion_auc:.2f} (higher would be better). Removed pixels show {FILL_WORDS[self.settings.fill]}. "
             f"{WHY_MISLEADING}"
         )
-
-
-_WORDS = {"mean": "the face's mean colour", "black": "black", "blur": "the blurred face"}
 
 
 def deletion_curves(
@@ -117,11 +105,9 @@ def deletion_curves(
         One step a batch.
 
     Raises:
-        UserError: A setting is out of its range.
         ValueError: There is more than one face, sizes differ, or segments are missing.
     """
     settings = settings or CurveSettings()
-    settings.check()
     if len(face) != 1 or face.shape[-2:] != saliency.shape:
         raise ValueError(f"one face {tuple(face.shape)} with a map of its size {tuple(saliency.shape)} is needed")
     started = time.perf_counter()
@@ -135,8 +121,8 @@ def deletion_curves(
     for kept, other in ((blank, face), (face, blank)):  # deletion, insertion
         for part in removed.split(judge.batch):
             logits.append(judge.logit_fake(torch.where(part[:, None], kept, other)))
-            done = sum(len(one) for one in logits)
-            yield Step(done, total, f"Curves: {done} of {total} pictures were judged.")
+            done = sum(map(len, logits))
+            yield Step(done, total, f"Curves: {done} of {total} pictures.")
     logit = torch.cat(logits).cpu()
     predicted: Literal["fake", "real"] = "fake" if float(torch.sigmoid(logit[0])) >= THRESHOLD else "real"
     deletion, insertion = torch.sigmoid(logit if predicted == "fake" else -logit).chunk(2)

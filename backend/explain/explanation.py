@@ -2,9 +2,10 @@
 
 import time
 from dataclasses import asdict, dataclass, replace
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from backend.attacks import nes, pgd
@@ -13,14 +14,11 @@ from backend.attacks.nes import NESSettings
 from backend.attacks.pgd import PGDSettings
 from backend.detectors.base import THRESHOLD, Detector
 from backend.detectors.predict import BatchedDetector
-from backend.errors import UserError
-from backend.explain import registry
 from backend.explain.base import (
-    PRESETS,
-    REFERENCES,
+    EXPLAINERS,
+    Explainer,
     Inferences,
     MaskedFace,
-    Method,
     Precision,
     Preset,
     Question,
@@ -28,22 +26,31 @@ from backend.explain.base import (
     Reference,
     Towards,
 )
-from backend.explain.registry import METHODS
 from backend.explain.segments import rank_scores, segment_scores, slic_segments
 from backend.progress import Job, Step, mapped
 from backend.runtime import MODEL_LOCK, frozen
+from backend.settings import validated
 
 NAMED = 3  # segments that a summary names
-
 LARGEST_SEED = 2**32 - 1  # of numpy
+FLIP_SHARES = 32  # how many parts the path from the face to the attacked face is divided into
+CONSTANT_ANSWER = 1e-4  # answers that differ by less are the same answer; what is left is rounding
+PROGRESS = 1000  # steps of an explanation's progress bar
+SHARE_OF_ATTACK = 0.4  # of its iterations, after which a face is called real on average: 23 of 80 in Adv-XAI
+WHITE_BOX_PASSES = 120  # forward and backward passes of the shortcut
+# The quick attack makes half the probes and stops after half as many iterations.
+QUICK_PROBES, QUICK_ITERATIONS = 20, 40
+
+T = TypeVar("T")
 
 
+@validated
 @dataclass(frozen=True)
 class ExplainSettings:
     """Settings of an explanation.
 
     Args:
-        method: A name in `methods.METHODS`.
+        method: A name in `EXPLAINERS`.
         reference: What a hidden part shows: the method's usual fill, or the face after an attack that makes the
             detector call it real (Adv-XAI, 2502.03957). Methods that hide nothing take no notice of it.
         preset: How many samples; `as_released` also does what that paper's code does where its text says otherwise.
@@ -58,32 +65,15 @@ class ExplainSettings:
     method: str = "lime"
     reference: Reference = "adversarial"
     preset: Preset = "quick"
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, le=LARGEST_SEED)] = 0
     towards: Towards = "fake"
-    segments: int = 50
-    batch: int | None = None
+    segments: Annotated[int, Field(ge=2)] = 50
+    batch: Annotated[int, Field(ge=1)] | None = None
     attack: NESSettings | None = None
     shortcut: bool = False
 
-    def check(self) -> None:
-        """Refuse what cannot be explained.
-
-        Raises:
-            UserError: A setting is out of its range.
-        """
-        registry.get_method(self.method)
-        if self.reference not in REFERENCES:
-            raise UserError(f"There is no reference {self.reference}.", f"Use one of: {', '.join(REFERENCES)}.")
-        if self.preset not in PRESETS:
-            raise UserError(f"There is no preset {self.preset}.", f"Use one of: {', '.join(PRESETS)}.")
-        if self.towards not in ("fake", "real"):
-            raise UserError(f"There is no verdict {self.towards}.", "Use fake or real.")
-        if self.segments < 2:
-            raise UserError("One segment cannot be compared with others.", "Use at least 2 segments.")
-        if self.batch is not None and self.batch < 1:
-            raise UserError("A batch holds at least one picture.", "Use a batch of 1 or more.")
-        if not 0 <= self.seed <= LARGEST_SEED:
-            raise UserError(f"There is no seed {self.seed}.", f"Use a whole number from 0 to {LARGEST_SEED}.")
+    def __post_init__(self) -> None:
+        EXPLAINERS.find(self.method)
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,14 +127,14 @@ class Explanation:
     detector: str
 
     @property
-    def method(self) -> Method:
-        """Return the method."""
-        return registry.get_method(self.settings.method)
+    def explainer(self) -> Explainer:
+        """Return the method that made the map."""
+        return EXPLAINERS[self.settings.method]
 
     @property
     def title(self) -> str:
         """Return the method's name, and the reference where there is a choice of it."""
-        return f"{self.method.title}, {self.reference} reference" if self.reference else self.method.title
+        return f"{self.explainer.title}, {self.reference} reference" if self.reference else self.explainer.title
 
     @property
     def explains_verdict(self) -> bool:
@@ -167,8 +157,16 @@ class Explanation:
         )
 
     @property
+    def top_segments(self) -> list[int]:
+        """Return the segments that speak most for the verdict, at most `NAMED`, the strongest first."""
+        if self.degenerate:
+            return []
+        best = rank_scores(self.segment_scores)[:NAMED].tolist()
+        return [segment for segment in best if self.segment_scores[segment] > 0 or not self.signed]
+
+    @property
     def summary(self) -> str:
-        """Say in one paragraph what was done and found."""
+        """Say in one paragraph what was done and what came out."""
         towards = self.settings.towards
         parts = [f"{self.title}: p_fake is {self.p_fake:.2f} (0 = real, 1 = fake)."]
         if self.attack_words:
@@ -178,15 +176,12 @@ class Explanation:
         if self.degenerate:
             parts.append(self.reason)
             return " ".join(parts)
-        asked = self.explanation
-        parts.append(f"The detector was asked about {asked.images} pictures in {asked.calls} batches.")
-        best = rank_scores(self.segment_scores)[:NAMED].tolist()
-        if self.signed:
-            best = [segment for segment in best if self.segment_scores[segment] > 0]
-        listed = ", ".join(str(segment) for segment in best)
+        inferences = self.explanation
+        parts.append(f"The detector was asked about {inferences.images} pictures in {inferences.calls} batches.")
+        listed = ", ".join(str(segment) for segment in self.top_segments)
         parts.append(
             f"The segments that speak most for {towards}: {listed}, the strongest first."
-            if best
+            if listed
             else f"No segment speaks for {towards}; the map shows what speaks against it."
         )
         parts.append("A map shows what changes this detector's answer, which need not be what is fake.")
@@ -224,9 +219,6 @@ class Explanation:
         }
 
 
-FLIP_SHARES = 32  # how finely the way is divided
-
-
 def least_flip(face: Tensor, detector: Detector, bounds: PGDSettings) -> Job[Attacked]:
     """Attack with PGD until the face is called real, and keep the least share of the change that suffices.
 
@@ -243,7 +235,7 @@ def least_flip(face: Tensor, detector: Detector, bounds: PGDSettings) -> Job[Att
     """
     started = time.perf_counter()
     face = face.detach().to(detector.mean.device)
-    made, count, updates = face, 0, 0
+    attacked_face, count, updates = face, 0, 0
     job = pgd.attack(face, detector, bounds)
     try:
         for step in job:
@@ -251,20 +243,20 @@ def least_flip(face: Tensor, detector: Detector, bounds: PGDSettings) -> Job[Att
             if step.values["p_fake"] < THRESHOLD:  # of the picture before this update
                 break
             assert step.preview is not None
-            made, updates = step.preview.to(face), count
+            attacked_face, updates = step.preview.to(face), count
             yield step
     finally:
         job.close()
     judge = BatchedDetector(detector)
     shares = torch.linspace(1 / FLIP_SHARES, 1, FLIP_SHARES, device=face.device)[:, None, None, None]
-    way = face + shares * (made - face)
-    real = (torch.sigmoid(judge.logit_fake_of_all(way)) < THRESHOLD).nonzero().flatten()
-    chosen = way[int(real[0]) if len(real) else -1][None]
-    yield Step(bounds.steps, bounds.steps, "The least change that suffices was looked for.", chosen.cpu())
+    path = face + shares * (attacked_face - face)
+    real = (torch.sigmoid(judge.logit_fake_of_all(path)) < THRESHOLD).nonzero().flatten()
+    least = path[int(real[0]) if len(real) else -1][None]
+    yield Step(bounds.steps, bounds.steps, "Found the smallest change that is enough.", least.cpu())
     return judge_attack(
         "PGD",
         face,
-        chosen,
+        least,
         detector,
         bounds,
         started=started,
@@ -272,20 +264,6 @@ def least_flip(face: Tensor, detector: Detector, bounds: PGDSettings) -> Job[Att
         image_count=count + judge.images,
         call_count=count + judge.calls,
     )
-
-
-T = TypeVar("T")
-
-CONSTANT_ANSWER = 1e-4  # answers that differ by less are one answer: what is left is rounding
-
-PROGRESS = 1000  # steps of an explanation's progress bar
-
-SHARE_OF_ATTACK = 0.4  # of its iterations, after which a face is called real on average: 23 of 80 in Adv-XAI
-
-WHITE_BOX_PASSES = 120  # forward and backward passes of the shortcut
-
-# The quick attack makes half the probes and stops after half as many iterations.
-QUICK_PROBES, QUICK_ITERATIONS = 20, 40
 
 
 def explain(
@@ -300,31 +278,29 @@ def explain(
         face: (1, 3, H, W) in [0, 1].
         detector: What is explained.
         settings: Settings of the explanation.
-        reference_image: The adversarial image (1, 3, H, W), or the attack's result, where it is known already; no
-            attack is made then.
+        reference_image: The adversarial image (1, 3, H, W) or the attack's result, if it is known already; there is
+            no attack then.
 
     Yields:
         One step a batch.
 
     Raises:
-        UserError: A setting is out of its range.
         ValueError: The face has another shape.
     """
     settings = settings or ExplainSettings()
-    settings.check()
     if face.ndim != 4 or face.shape[:2] != (1, 3):
         raise ValueError(f"one face (1, 3, H, W) is explained, not {tuple(face.shape)}")
     face = face.detach().to(detector.mean.device)
     with frozen(detector):
-        return (yield from _Explaining(face, detector, settings).run(reference_image))
+        return (yield from _ExplainJob(face, detector, settings).run(reference_image))
 
 
 def start_attack(face: Tensor, detector: Detector, settings: ExplainSettings) -> Job[Attacked]:
-    """Return the attack that makes the adversarial image, not yet begun."""
-    chosen = attack_settings(settings)
+    """Return the attack that makes the adversarial image, not yet started."""
+    attack = attack_settings(settings)
     if settings.shortcut:
-        return least_flip(face, detector, nes.white_box_settings(chosen))
-    return nes.attack(face, detector, chosen)
+        return least_flip(face, detector, nes.white_box_settings(attack))
+    return nes.attack(face, detector, attack)
 
 
 def attack_settings(settings: ExplainSettings) -> NESSettings:
@@ -347,7 +323,7 @@ def attack_passes(settings: ExplainSettings) -> float:
 
 
 def stage_job(job: Job[T], first: int, last: int) -> Job[T]:
-    """Pass a job's steps on as part of a longer one, from step `first` to `last`; closing this closes the job."""
+    """Pass a job's steps on as part of a longer job, from step `first` to `last`; closing this closes the job."""
 
     def placed(step: Step) -> Step:
         number = first + round((last - first) * min(1.0, step.number / max(1, step.total)))
@@ -356,17 +332,17 @@ def stage_job(job: Job[T], first: int, last: int) -> Job[T]:
     return mapped(job, placed)
 
 
-class _Explaining:
-    """What is known while one face is explained."""
+class _ExplainJob:
+    """State of one explanation while it is computed."""
 
     def __init__(self, face: Tensor, detector: Detector, settings: ExplainSettings) -> None:
         self.face, self.detector, self.settings = face, detector, settings
-        self.method: Method = registry.get_method(settings.method)
-        self.reference = settings.reference if self.method.references else None
+        self.explainer: Explainer = EXPLAINERS.find(settings.method)
+        self.reference = settings.reference if self.explainer.references else None
         self.started = time.perf_counter()
         self.attacked: Attacked | None = None
         self.attack_seconds = 0.0
-        self.asked_by_attack = Inferences()
+        self.attack_inferences = Inferences()
         self.checks = Inferences()
         self.image: Tensor | None = None
         self.p_reference: float | None = None
@@ -376,32 +352,32 @@ class _Explaining:
 
     def run(self, reference_image: Attacked | Tensor | None) -> Job[Explanation]:
         """Find the reference, run the method and judge its map."""
-        if self.method.references and not self._verdict_matches():
+        verdict = "fake" if self.p_fake >= THRESHOLD else "real"
+        if self.explainer.references and verdict != self.settings.towards:
             return self._nothing(
-                f"The detector calls this face {self._verdict()}, so there is no verdict {self.settings.towards} "
-                "to explain."
+                f"The detector calls this face {verdict}, so there is no verdict {self.settings.towards} to explain."
             )
-        begun = 0
+        begin = 0
         if self.reference == "adversarial":
             if self.settings.towards == "real":
                 return self._nothing("An adversarial reference needs a face that is called fake; use the original one.")
             yield from self._find_adversarial(reference_image)
-            begun = self.attack_share if reference_image is None else 0
-        elif self.reference == "original" and self.method.fill is not None:
+            begin = self.attack_share if reference_image is None else 0
+        elif self.reference == "original" and self.explainer.fill is not None:
             released = self.settings.preset == "as_released"
-            self.image = self.method.fill.paint(self.face, self.labels, self.detector, released)
+            self.image = self.explainer.fill.paint(self.face, self.labels, self.detector, released)
         if self.image is not None:
             self.p_reference = self._p_fake(self.image)
             if torch.equal(self.image, self.face):
                 return self._nothing("The reference is the face itself, so hiding a part changes nothing.")
-        raw = yield from stage_job(self.method.run(self._question()), begun, PROGRESS)
+        raw = yield from stage_job(self.explainer.run(self._question()), begin, PROGRESS)
         return self._judged(raw)
 
     @property
     def attack_share(self) -> int:
         """Steps of the progress bar that the attack takes, by what it costs beside the method."""
         attack = attack_passes(self.settings)
-        return round(PROGRESS * attack / (attack + self.method.pictures(self.settings.preset)))
+        return round(PROGRESS * attack / (attack + self.explainer.pictures(self.settings.preset)))
 
     def _find_adversarial(self, given: Attacked | Tensor | None) -> Job[None]:
         if isinstance(given, Tensor):
@@ -413,25 +389,25 @@ class _Explaining:
             job = start_attack(self.face, self.detector, self.settings)
             self.attacked = yield from stage_job(job, 0, self.attack_share)
             self.attack_seconds = time.perf_counter() - started
-            self.asked_by_attack = Inferences(self.attacked.image_count, self.attacked.call_count)
+            self.attack_inferences = Inferences(self.attacked.image_count, self.attacked.call_count)
         self.image = self.attacked.images[:1].to(self.face)
 
     def _question(self) -> Question:
         released = self.settings.preset == "as_released"
-        batch = self.settings.batch or (self.method.released_batch if released else None)
+        batch = self.settings.batch or (self.explainer.released_batch if released else None)
         self.masked = MaskedFace(
             self.face,
             self.face if self.image is None else self.image,
             self.detector,
             self.settings.towards,
             batch=batch,
-            doubled=released and self.method.doubled,
+            double_softmax=released and self.explainer.double_softmax,
             bfloat16=self.image is not None and not released,
         )
         return Question(
             self.masked,
             self.labels,
-            self.method.samples[self.settings.preset],
+            self.explainer.samples[self.settings.preset],
             self.settings.seed,
             as_released=released,
         )
@@ -448,7 +424,7 @@ class _Explaining:
                     "of this face explains nothing."
                 )
         if not raw.saliency.isfinite().all():
-            return self._nothing("The map holds values that are not numbers.")
+            return self._nothing("The map contains values that are not numbers.")
         return self._explanation(raw.saliency, "")
 
     def _nothing(self, reason: str) -> Explanation:
@@ -461,7 +437,7 @@ class _Explaining:
         checks = self.checks + (self.masked.checks if self.masked else Inferences())
         return Explanation(
             saliency=saliency.detach().float().cpu(),
-            signed=self.method.signed and not (self.settings.preset == "as_released" and self.method.name == "shap"),
+            signed=self.explainer.signed and (self.settings.preset != "as_released" or self.explainer.released_signed),
             degenerate=bool(reason),
             reason=reason,
             reference=self.reference,
@@ -473,7 +449,7 @@ class _Explaining:
             p_reference=self.p_reference,
             labels=self.labels,
             segment_scores=segment_scores(saliency.detach().float().cpu(), self.labels),
-            attack=self.asked_by_attack,
+            attack=self.attack_inferences,
             explanation=self.masked.inferences if self.masked else Inferences(),
             checks=checks,
             precision=self.masked.precision if self.masked else None,
@@ -488,10 +464,10 @@ class _Explaining:
             return ""
         if self.reference == "adversarial":
             return "the face after an attack that should make the detector call it real"
-        fill = self.method.fill
+        fill = self.explainer.fill
         if fill is None:
             return ""
-        return fill.released_words if self.settings.preset == "as_released" else fill.words
+        return (self.settings.preset == "as_released" and fill.released_words) or fill.words
 
     def _attack_words(self) -> str:
         if self.attacked is None:
@@ -503,12 +479,6 @@ class _Explaining:
         self.checks += Inferences(1, 1)
         with MODEL_LOCK, torch.inference_mode():
             return float(self.detector.p_fake(picture)[0])
-
-    def _verdict(self) -> str:
-        return "fake" if self.p_fake >= THRESHOLD else "real"
-
-    def _verdict_matches(self) -> bool:
-        return self._verdict() == self.settings.towards
 
 
 @dataclass(frozen=True)
@@ -544,25 +514,28 @@ class MapComparison:
 
     @property
     def inferences(self) -> Inferences:
-        """Return all that the attack and the methods asked of the detector."""
-        return sum((one.explanation for one in self.done), self.attack)
+        """Return what the attack and the methods asked of the detector together."""
+        return sum((explanation.explanation for explanation in self.done), self.attack)
 
     @property
     def summary(self) -> str:
-        """Say in one paragraph what was done and found."""
-        maps = [one for one in self.done if not one.degenerate]
-        parts = [f"{len(maps)} of {len(self.done)} maps show something."]
+        """Say in one paragraph what was done and what came out."""
+        reasons = [explanation.reason for explanation in self.done if explanation.degenerate]
+        parts = [f"{len(self.done) - len(reasons)} of {len(self.done)} maps show something."]
         if self.attacked is not None:
             parts.append(self.attacked.summary)
             if not bool(self.attacked.flipped[0]):
                 parts.append("The adversarial image is still called fake; trust the maps that use it less.")
-        reasons = sorted({one.reason for one in self.done if one.degenerate})
-        return " ".join([*parts, *reasons])
+        return " ".join([*parts, *sorted(set(reasons))])
 
 
 def map_variants() -> list[tuple[str, Reference]]:
     """Return method and reference of every map, in order; the reference is `original` where there is no choice."""
-    return [(name, reference) for name, one in METHODS.items() for reference in one.references or ("original",)]
+    return [
+        (name, reference)
+        for name, explainer in EXPLAINERS.items()
+        for reference in explainer.references or ("original",)
+    ]
 
 
 def compare_methods(face: Tensor, detector: Detector, settings: ExplainSettings | None = None) -> Job[MapComparison]:
@@ -574,28 +547,24 @@ def compare_methods(face: Tensor, detector: Detector, settings: ExplainSettings 
         settings: What all maps have in common; method and reference of them are not used.
 
     Yields:
-        One step a batch, and a `Finished` for every map.
-
-    Raises:
-        UserError: A setting is out of its range.
+        One step a batch, and a `MapFinished` for every map.
     """
     settings = settings or ExplainSettings()
-    settings.check()
     started = time.perf_counter()
-    wanted = map_variants()
-    costs = [attack_passes(settings), *(METHODS[name].pictures(settings.preset) for name, _ in wanted)]
+    variants = map_variants()
+    costs = [attack_passes(settings), *(EXPLAINERS[name].pictures(settings.preset) for name, _ in variants)]
     ends = [round(PROGRESS * sum(costs[: place + 1]) / sum(costs)) for place in range(len(costs))]
     attacked: Attacked | None = None
     if settings.towards == "fake" and _called_fake(face, detector):
         attacked = yield from stage_job(start_attack(face.to(detector.mean.device), detector, settings), 0, ends[0])
     done: list[Explanation] = []
-    for place, (name, reference) in enumerate(wanted):
-        own = replace(settings, method=name, reference=reference)
-        made = yield from stage_job(explain(face, detector, own, attacked), ends[place], ends[place + 1])
-        done.append(made)
-        yield MapFinished(ends[place + 1], PROGRESS, f"{made.title} is done.", explanation=made)
-    asked = Inferences(attacked.image_count, attacked.call_count) if attacked else Inferences()
-    return MapComparison(tuple(done), attacked, asked, time.perf_counter() - started, settings, detector.card.name)
+    for place, (name, reference) in enumerate(variants):
+        variant = replace(settings, method=name, reference=reference)
+        explanation = yield from stage_job(explain(face, detector, variant, attacked), ends[place], ends[place + 1])
+        done.append(explanation)
+        yield MapFinished(ends[place + 1], PROGRESS, f"{explanation.title} is done.", explanation=explanation)
+    attack = Inferences(attacked.image_count, attacked.call_count) if attacked else Inferences()
+    return MapComparison(tuple(done), attacked, attack, time.perf_counter() - started, settings, detector.card.name)
 
 
 def _called_fake(face: Tensor, detector: Detector) -> bool:

@@ -5,10 +5,20 @@ from typing import Literal
 import torch
 
 from backend.errors import UserError
-from backend.explain.base import Question, RawMap
+from backend.explain.base import Question, RawMap, register_explainer
 from backend.progress import Job, Step
 
 
+@register_explainer(
+    "gradcam",
+    title="Grad-CAM",
+    about="Reads from one layer of the network which places speak for the verdict.",
+    signed=False,
+    sample="passes",
+    samples=(1, 1),
+    passes=3,
+    order=50,
+)
 def gradcam(question: Question) -> Job[RawMap]:
     """Explain with the last feature maps, each weighted by the mean of its gradient.
 

@@ -7,13 +7,26 @@ adversarial image where LIME paints a hidden segment in its mean colour.
 import numpy as np
 import torch
 
-from backend.explain.base import Question, RawMap
+from backend.explain.base import Fill, Question, RawMap, register_explainer, segment_means
 from backend.progress import Job
 
 KERNEL_WIDTH = 0.25
 RANKING_ALPHA, WEIGHT_ALPHA = 0.01, 1.0  # of the ridge regressions that rank the segments and that weigh them
 
 
+@register_explainer(
+    "lime",
+    title="LIME",
+    about="Hides random sets of segments and finds out how much each segment adds to the detector's answer.",
+    signed=True,
+    sample="sets of hidden segments",
+    samples=(500, 2000),
+    passes=1,
+    fill=Fill("each segment's mean colour", lambda face, labels, *_: segment_means(face, labels)),
+    released_batch=10,
+    double_softmax=True,
+    order=10,
+)
 def lime(question: Question) -> Job[RawMap]:
     """Explain with one weight a segment: how much the answer rises when that segment shows the face.
 

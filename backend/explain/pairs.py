@@ -4,26 +4,29 @@ Gowrisankar and Thing (2312.06627): what makes the detector call the real photo 
 so a faithful map of the real one names the places where the fake is turned real most easily.
 """
 
+import math
 import time
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from backend.detectors.base import THRESHOLD, Detector
 from backend.detectors.predict import BatchedDetector
 from backend.errors import UserError
-from backend.explain.base import Preset
+from backend.explain.base import EXPLAINERS, Preset
 from backend.explain.explanation import PROGRESS, ExplainSettings, Explanation, MapFinished, explain, stage_job
-from backend.explain.registry import METHODS
 from backend.explain.segments import slic_segments
 from backend.explain.sufficiency import Sufficiency, SufficiencySettings, measure_sufficiency
 from backend.progress import Job
+from backend.settings import validated
 
 SegmentSource = Literal["real", "fake"]
 
 
+@validated
 @dataclass(frozen=True)
 class PairSettings:
     """Settings of a pair.
@@ -33,24 +36,12 @@ class PairSettings:
         segments_of: `real` divides the real photo and carries its segments over to the fake, pixel by pixel.
             `fake` divides the fake, and averages the map of the real photo over its segments, as the public
             re-implementation (IDT-ITI/XAI-Deepfakes) does.
-        proof: How the fake is attacked.
+        sufficiency: How the fake is attacked.
     """
 
-    segments: int = 100
+    segments: Annotated[int, Field(ge=2)] = 100
     segments_of: SegmentSource = "real"
-    proof: SufficiencySettings = field(default_factory=SufficiencySettings)
-
-    def check(self) -> None:
-        """Refuse what cannot be compared.
-
-        Raises:
-            UserError: A setting is out of its range.
-        """
-        if self.segments < 2:
-            raise UserError("One segment cannot be ranked.", "Use at least 2 segments.")
-        if self.segments_of not in ("real", "fake"):
-            raise UserError(f"There are no segments of {self.segments_of}.", "Use real or fake.")
-        self.proof.check()
+    sufficiency: SufficiencySettings = field(default_factory=SufficiencySettings)
 
 
 @dataclass(frozen=True)
@@ -60,24 +51,24 @@ class PairSufficiency:
     Args:
         p_real_photo: Probability of fake of the real photo, in [0, 1].
         labels: The segments (H, W), from 0 without gaps.
-        proof: The attack on the fake.
+        sufficiency: The attack on the fake.
         settings: The settings.
     """
 
     p_real_photo: float
     labels: Tensor
-    proof: Sufficiency
+    sufficiency: Sufficiency
     settings: PairSettings
 
     @property
     def both_right(self) -> bool:
         """Whether the detector calls the real photo real and the fake fake, as the protocol asks."""
-        return self.p_real_photo < THRESHOLD and self.proof.predicted == "fake"
+        return self.p_real_photo < THRESHOLD and self.sufficiency.predicted == "fake"
 
     @property
     def summary(self) -> str:
         """Say in plain words what came out."""
-        parts = [f"On the fake, at the places of the real photo's map: {self.proof.summary}"]
+        parts = [f"On the fake, at the places of the real photo's map: {self.sufficiency.summary}"]
         if self.p_real_photo >= THRESHOLD:
             parts.append(
                 f"The detector calls the real photo fake ({self.p_real_photo:.2f}), so the pair tests no right verdict."
@@ -93,7 +84,7 @@ def measure_pair_sufficiency(
     Args:
         real: The real photo (1, 3, H, W) in [0, 1].
         fake: The fake made from it (1, 3, H, W), in the same position.
-        detector: What is asked.
+        detector: Whose verdicts are tested.
         saliency: Map of the real photo (H, W) for the verdict real, higher where more speaks for it.
         settings: Settings of the pair.
 
@@ -101,19 +92,17 @@ def measure_pair_sufficiency(
         The steps of the attack.
 
     Raises:
-        UserError: A setting is out of its range, or the photos differ in size.
+        UserError: The photos differ in size.
     """
     settings = settings or PairSettings()
-    settings.check()
-    if real.shape != fake.shape:
-        raise UserError("The real photo and the fake differ in size.", "Use two crops of the same size and position.")
-    judge = BatchedDetector(detector)
-    p_real_photo = float(torch.sigmoid(judge.logit_fake(real.detach().to(judge.device)))[0])
+    _require_same_size(real, fake)
+    p_real_photo = _p_fake(detector, real)
     labels = slic_segments((real if settings.segments_of == "real" else fake)[0], settings.segments)
-    proof = yield from measure_sufficiency(fake, detector, saliency, labels, settings.proof)
-    return PairSufficiency(p_real_photo, labels, proof, settings)
+    sufficiency = yield from measure_sufficiency(fake, detector, saliency, labels, settings.sufficiency)
+    return PairSufficiency(p_real_photo, labels, sufficiency, settings)
 
 
+@validated
 @dataclass(frozen=True)
 class PairComparisonSettings:
     """Settings of a comparison.
@@ -125,7 +114,7 @@ class PairComparisonSettings:
         pair: How the fake is attacked.
     """
 
-    methods: tuple[str, ...] = tuple(METHODS)
+    methods: tuple[str, ...] = field(default_factory=lambda: tuple(EXPLAINERS))
     preset: Preset = "quick"
     seed: int = 0
     pair: PairSettings = field(default_factory=PairSettings)
@@ -159,35 +148,36 @@ class PairComparison:
     @property
     def random_mean(self) -> Tensor:
         """Return the mean sufficiency@k of random places over all maps (K,); NaN without any."""
-        tested = [proof.proof.random_sufficiency for _, proof in self.done if proof is not None]
-        if not tested:
-            return torch.full((len(self.settings.pair.proof.tops),), torch.nan)
-        return torch.cat(tested).mean(0)
+        falls = [pair.sufficiency.random_values for _, pair in self.done if pair is not None]
+        if not falls:
+            return torch.full((len(self.settings.pair.sufficiency.tops),), torch.nan)
+        return torch.cat(falls).mean(0)
 
     @property
     def summary(self) -> str:
         """Say in one paragraph what came out."""
-        said = f"p_fake is {self.p_real_photo:.2f} for the real photo and {self.p_fake_photo:.2f} for the fake."
+        scores = f"p_fake is {self.p_real_photo:.2f} for the real photo and {self.p_fake_photo:.2f} for the fake."
         if not self.both_right:
             return (
-                f"{said} The test needs a detector that calls the real photo real and the fake fake; choose another "
+                f"{scores} The test needs a detector that calls the real photo real and the fake fake; choose another "
                 "detector or another pair."
             )
         falls = [
-            (float(proof.proof.sufficiency[-1]), made.method.title) for made, proof in self.done if proof is not None
+            (float(pair.sufficiency.values[-1]), explanation.explainer.title)
+            for explanation, pair in self.done
+            if pair is not None and not pair.sufficiency.values[-1].isnan()
         ]
-        falls = sorted((fall for fall in falls if fall[0] == fall[0]), reverse=True)
         if not falls:
-            return f"{said} No method found a place in the real photo that speaks for real."
-        top = self.settings.pair.proof.tops[-1]
-        best, worst = falls[0], falls[-1]
+            return f"{scores} No method found a place in the real photo that speaks for real."
+        top = self.settings.pair.sufficiency.tops[-1]
+        best, worst = max(falls), min(falls)
         compared = (
             f"With only the {top} highest segments of each map attacked in the fake, p_fake falls most for "
             f"{best[1]} ({best[0]:.2f}) and least for {worst[1]} ({worst[0]:.2f}); further is better for the map."
         )
-        parts = [said, compared]
+        parts = [scores, compared]
         random = float(self.random_mean[-1])
-        if random == random:  # noqa: PLR0124 - only a missing value differs from itself
+        if not math.isnan(random):
             parts.append(f"Random places of the same size make it fall by {random:.2f}.")
         return " ".join(parts)
 
@@ -206,29 +196,39 @@ def compare_pair(
         settings: Settings of the comparison.
 
     Yields:
-        One step a batch, and a `Finished` for every map, with its sufficiency in `values` where there is one.
+        One step a batch, and a `MapFinished` for every map, with its sufficiency in `values` where there is one.
 
     Raises:
-        UserError: A setting is out of its range, or the photos differ in size.
+        UserError: The photos differ in size.
     """
     settings = settings or PairComparisonSettings()
-    settings.pair.check()
-    if real.shape != fake.shape:
-        raise UserError("The real photo and the fake differ in size.", "Use two crops of the same size and position.")
     started = time.perf_counter()
-    judge = BatchedDetector(detector)
-    p_real, p_fake = (float(torch.sigmoid(judge.logit_fake(one.detach().to(judge.device)))[0]) for one in (real, fake))
+    _require_same_size(real, fake)
+    p_real, p_fake = _p_fake(detector, real), _p_fake(detector, fake)
     done: list[tuple[Explanation, PairSufficiency | None]] = []
     names = settings.methods if p_real < THRESHOLD <= p_fake else ()
     for place, name in enumerate(names):
         begin, end = (round(PROGRESS * share / len(names)) for share in (place, place + 1))
-        own = ExplainSettings(name, "original", settings.preset, settings.seed, "real", segments=settings.pair.segments)
-        made = yield from stage_job(explain(real, detector, own), begin, (begin + end) // 2)
-        proof, values = None, {}
-        if not made.degenerate:
-            job = measure_pair_sufficiency(real, fake, detector, made.saliency, settings.pair)
-            proof = yield from stage_job(job, (begin + end) // 2, end)
-            values = {"sufficiency": float(proof.proof.sufficiency[-1])}
-        done.append((made, proof))
-        yield MapFinished(end, PROGRESS, f"{made.method.title} is done.", values=values, explanation=made)
+        map_settings = ExplainSettings(
+            name, "original", settings.preset, settings.seed, "real", segments=settings.pair.segments
+        )
+        explanation = yield from stage_job(explain(real, detector, map_settings), begin, (begin + end) // 2)
+        pair, values = None, {}
+        if not explanation.degenerate:
+            job = measure_pair_sufficiency(real, fake, detector, explanation.saliency, settings.pair)
+            pair = yield from stage_job(job, (begin + end) // 2, end)
+            values = {"sufficiency": float(pair.sufficiency.values[-1])}
+        done.append((explanation, pair))
+        message = f"{explanation.explainer.title} is done."
+        yield MapFinished(end, PROGRESS, message, values=values, explanation=explanation)
     return PairComparison(tuple(done), p_real, p_fake, time.perf_counter() - started, settings, detector.card.name)
+
+
+def _require_same_size(real: Tensor, fake: Tensor) -> None:
+    if real.shape != fake.shape:
+        raise UserError("The real photo and the fake differ in size.", "Use two crops of the same size and position.")
+
+
+def _p_fake(detector: Detector, photo: Tensor) -> float:
+    judge = BatchedDetector(detector)
+    return float(torch.sigmoid(judge.logit_fake(photo.detach().to(judge.device)))[0])

@@ -21,7 +21,7 @@ from backend.alignment import LocatedFace
 from backend.attacks.nes import NESSettings
 from backend.detectors import registry as detectors_registry
 from backend.detectors.predict import BatchedDetector
-from backend.explain import registry
+from backend.explain.base import EXPLAINERS
 from backend.explain.deletion import CurveSettings
 from backend.explain.explanation import NAMED, ExplainSettings, Explanation, attack_passes, explain, map_variants
 from backend.explain.segments import places_in_words, rank_scores, segment_parts
@@ -287,7 +287,6 @@ def explain_photo(
         UserError: There is no such detector, no model file, or a setting is out of its range.
     """
     settings = settings or ExplainSettings()
-    settings.check()
     detector = detectors_registry.load(detector_name)
     aligned = located.aligned(detector.card.template, detector.card.input_size)
     crop = images.to_tensor(aligned.crop)
@@ -314,8 +313,8 @@ def explain_photo(
 
 def _sufficiency_record(proof: "Sufficiency") -> dict[str, Any]:
     """Return sufficiency by number of segments, and that of random ones; None where there is no result."""
-    controls = proof.random_mean if proof.settings.draws else proof.sufficiency * float("nan")
-    pairs = zip(proof.settings.tops, proof.sufficiency.tolist(), controls.tolist(), strict=True)
+    controls = proof.random_mean if proof.settings.draws else proof.values * float("nan")
+    pairs = zip(proof.settings.tops, proof.values.tolist(), controls.tolist(), strict=True)
     return {
         "sufficiency": [
             {"k": k, "value": _number_or_none(value), "random": _number_or_none(random)} for k, value, random in pairs
@@ -367,8 +366,8 @@ OVERHEAD = 0.5  # seconds that the detector does not work
 
 def expected_seconds(detector: str, settings: ExplainSettings, proof: SufficiencySettings | None = None) -> float:
     """Return about how many seconds a map takes, and its test and curves with it where there is one."""
-    passes = float(registry.get_method(settings.method).pictures(settings.preset))
-    if settings.reference == "adversarial" and registry.get_method(settings.method).references:
+    passes = float(EXPLAINERS[settings.method].pictures(settings.preset))
+    if settings.reference == "adversarial" and EXPLAINERS[settings.method].references:
         passes += attack_passes(settings)
     if proof is not None:
         passes += _test_passes(proof) + 2 * (CurveSettings().steps + 1)
@@ -378,7 +377,7 @@ def expected_seconds(detector: str, settings: ExplainSettings, proof: Sufficienc
 def expected_comparison_seconds(detector: str, settings: ExplainSettings, proof: SufficiencySettings) -> float:
     """Return about how many seconds all maps take, which share one attack, with one test each."""
     kinds = [replace(settings, method=name) for name, _ in map_variants()]
-    passes = sum(registry.get_method(one.method).pictures(one.preset) + _test_passes(proof) for one in kinds)
+    passes = sum(EXPLAINERS[one.method].pictures(one.preset) + _test_passes(proof) for one in kinds)
     return OVERHEAD * len(kinds) + (passes + attack_passes(settings)) * seconds_a_picture(detector)
 
 

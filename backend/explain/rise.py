@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from backend.explain.base import Question, RawMap, stretched
+from backend.explain.base import Fill, Question, RawMap, neutral_colour, register_explainer, stretched
 from backend.progress import Job, Step
 
 GRID = 7
@@ -20,6 +20,19 @@ KEEP = 0.5
 RELEASED_KEEP, RELEASED_THRESHOLD = 0.1, 0.1
 
 
+@register_explainer(
+    "rise",
+    title="RISE",
+    about="Shows the face through thousands of random soft masks and averages those that the detector answers to.",
+    signed=False,
+    sample="masks",
+    samples=(1000, 4000),
+    passes=1,
+    fill=Fill("the detector's neutral colour", lambda face, _, detector, __: neutral_colour(face, detector)),
+    released_batch=128,
+    double_softmax=True,
+    order=40,
+)
 def rise(question: Question) -> Job[RawMap]:
     """Explain with the mean answer to the masks that show a pixel.
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backend.explain.base import Question, RawMap, stretched
+from backend.explain.base import BLUR_SIDE, Fill, Question, RawMap, blurred_face, register_explainer, stretched
 from backend.progress import Job, Step
 
 Asked = TypeVar("Asked")
@@ -103,6 +103,21 @@ class _Masker:
         return (mask[None],)
 
 
+@register_explainer(
+    "shap",
+    title="SHAP",
+    about="Halves the face again and again, and shares the answer out among the parts by what each adds.",
+    signed=True,
+    sample="pictures",
+    samples=(500, 2000),
+    passes=1,
+    fill=Fill(
+        "the blurred face", lambda face, _, __, as_released: blurred_face(face, BLUR_SIDE if as_released else None)
+    ),
+    released_batch=50,
+    released_signed=False,
+    order=20,
+)
 def shap(question: Question) -> Job[RawMap]:
     """Explain with one value a pixel; together they are the answer to the face minus that to the reference.
 

@@ -5,12 +5,36 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from backend.explain.base import Question, RawMap, stretched
+from backend.explain.base import (
+    Fill,
+    Question,
+    RawMap,
+    blurred_face,
+    neutral_colour,
+    register_explainer,
+    stretched,
+)
 from backend.progress import Job
 
 GRID = 8
 
 
+@register_explainer(
+    "sobol",
+    title="SOBOL",
+    about="Fades 64 squares of the face in and out and measures how much of the answer's changes each is part of.",
+    signed=False,
+    sample="points of the design",
+    samples=(8, 32),
+    passes=GRID * GRID + 1,
+    fill=Fill(
+        "the blurred face",
+        lambda face, _, detector, as_released: neutral_colour(face, detector) if as_released else blurred_face(face),
+        "the detector's neutral colour",
+    ),
+    released_batch=128,
+    order=30,
+)
 def sobol(question: Question) -> Job[RawMap]:
     """Explain with one index a cell: the share of the answer's variance that this cell has a part in.
 

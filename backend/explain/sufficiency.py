@@ -1,15 +1,16 @@
-"""Put a map to the test: attack only the segments that it ranks highest, and see how far the score falls.
+"""Test a map: attack only the segments that it ranks highest, and see how far the score falls.
 
 The protocol of Adv-XAI-Deepfakes (2502.03957, section 4) and Gowrisankar and Thing (2312.06627): a map that names
 the right places names those where a small change moves the verdict most. As a control, as many pixels are
-attacked in segments drawn at random.
+attacked in random segments.
 """
 
 import time
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from backend.attacks import nes, pgd
@@ -21,17 +22,19 @@ from backend.detectors.predict import BatchedDetector
 from backend.errors import UserError
 from backend.explain.segments import rank_scores, segment_scores, top_mask
 from backend.progress import Job
+from backend.settings import validated
 
-LEAD = 0.05  # in p_fake; a map that is ahead of random places by less may be so by chance
+LEAD = 0.05  # in p_fake; a smaller lead over random places may be chance
 ITERATIONS = 50  # of an attack for evaluation; explanations take 80
-# Of the white-box shortcut. PGD does not stop where the verdict turns, so with the budget of NES every place would do.
+# Of the white-box shortcut. PGD goes on after the verdict has flipped, so with the budget of NES any place would do.
 SHORTCUT_DELTA = 4 / 255  # of pixels in [0, 1]
 SHORTCUT_STEPS = 12  # of one grey level each: three times the way to the edge of what is allowed
 
 
+@validated
 @dataclass(frozen=True)
 class SufficiencySettings:
-    """Settings of a proof.
+    """Settings of a test of a map.
 
     Args:
         tops: How many of the highest segments are attacked, one independent attack for each number.
@@ -42,24 +45,15 @@ class SufficiencySettings:
         seed: Seed of the random segments; that of the attack's noise is its own.
     """
 
-    tops: tuple[int, ...] = (1, 2, 3)
+    tops: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (1, 2, 3)
     attack: NESSettings | PGDSettings = field(default_factory=lambda: NESSettings(iterations=ITERATIONS))
-    draws: int = 3
+    draws: Annotated[int, Field(ge=0)] = 3
     positive_only: bool = False
     seed: int = 0
 
-    def check(self) -> None:
-        """Refuse what cannot be tested.
-
-        Raises:
-            UserError: A setting is out of its range.
-        """
-        if not self.tops or min(self.tops) < 1:
-            raise UserError("A proof attacks at least one segment.", "Use numbers of segments from 1, such as 1, 2, 3.")
+    def __post_init__(self) -> None:
         if list(self.tops) != sorted(set(self.tops)):
-            raise UserError("The numbers of segments do not rise.", "Name the smallest first, each once: 1, 2, 3.")
-        if self.draws < 0:
-            raise UserError("The number of random rankings is negative.", "Use 0 or more.")
+            raise UserError("The numbers of segments must increase.", "Name each once, the smallest first: 1, 2, 3.")
 
 
 def sufficiency_settings(
@@ -70,8 +64,8 @@ def sufficiency_settings(
     Args:
         seed: Of the attack and of the random segments.
         shortcut: Attack with PGD, which sees the gradient.
-        tops: See `ProofSettings`.
-        draws: See `ProofSettings`.
+        tops: See `SufficiencySettings`.
+        draws: See `SufficiencySettings`.
     """
     if not shortcut:
         return SufficiencySettings(tops, NESSettings(iterations=ITERATIONS, seed=seed), draws, seed=seed)
@@ -93,11 +87,11 @@ class Sufficiency:
         masks: What each attack could change, bool (K, H, W).
         images: The attacked faces (K, 3, H, W).
         p_after: Their probabilities of fake (K,).
-        sufficiency: Sufficiency@k (K,), in [-1, 1]: fall of the score of the predicted class.
+        values: Sufficiency@k (K,), in [-1, 1]: fall of the score of the predicted class.
         called_fake: Whether they are still called fake (K,), for accuracy@k; False where there is no result.
         random_masks: What the controls could change, bool (D, K, H, W), as many pixels as `masks`.
         random_p_after: Probabilities of fake after them (D, K).
-        random_sufficiency: Sufficiency@k of the controls (D, K).
+        random_values: Sufficiency@k of the controls (D, K).
         iterations: Updates of each attack (K,).
         arbitrary: Whether all segments have the same score, so that their order means nothing.
         attack: `NES`, or `PGD` for the white-box shortcut.
@@ -114,11 +108,11 @@ class Sufficiency:
     masks: Tensor
     images: Tensor
     p_after: Tensor
-    sufficiency: Tensor
+    values: Tensor
     called_fake: Tensor
     random_masks: Tensor
     random_p_after: Tensor
-    random_sufficiency: Tensor
+    random_values: Tensor
     iterations: Tensor
     arbitrary: bool
     attack: Literal["NES", "PGD"]
@@ -136,7 +130,7 @@ class Sufficiency:
     @property
     def random_mean(self) -> Tensor:
         """Return the mean sufficiency@k of the controls (K,); NaN without any."""
-        return self.random_sufficiency.mean(0)
+        return self.random_values.mean(0)
 
     @property
     def lead(self) -> float | None:
@@ -144,7 +138,7 @@ class Sufficiency:
         falls = [
             (top, float(fall), float(random))
             for top, fall, random in zip(
-                self.settings.tops, self.sufficiency, self.random_mean if self.settings.draws else (), strict=False
+                self.settings.tops, self.values, self.random_mean if self.settings.draws else (), strict=False
             )
             if not fall.isnan()
         ]
@@ -162,7 +156,7 @@ class Sufficiency:
         if not tested:
             return "Too few segments speak for the verdict, so there is nothing to attack."
         last = max(tested, key=lambda place: self.settings.tops[place])
-        top, fall = self.settings.tops[last], float(self.sufficiency[last])
+        top, fall = self.settings.tops[last], float(self.values[last])
         which = "highest segment" if top == 1 else f"{top} highest segments"
         share = float(self.masks[last].float().mean())
         before, after = self.p_before, float(self.p_after[last])
@@ -171,7 +165,7 @@ class Sufficiency:
             f"Only the {which} may change, {share:.0%} of the picture: p_fake goes from {before:.2f} to {after:.2f}.",
         ]
         if self.settings.draws:
-            falls = self.random_sufficiency[:, last]
+            falls = self.random_values[:, last]
             parts.append(f"With as many pixels in random segments it falls by {float(falls.mean()):.2f} on average.")
             parts.append(_compared(fall, falls))
         if self.arbitrary:
@@ -193,17 +187,15 @@ def measure_sufficiency(
         detector: Whose verdict the map explains.
         saliency: The map (H, W), higher where more speaks for the verdict.
         labels: Segments (H, W), from 0 without gaps.
-        settings: Settings of the proof.
+        settings: Settings of the test.
 
     Yields:
         The steps of the attack.
 
     Raises:
-        UserError: A setting is out of its range.
         ValueError: There is more than one face, or sizes differ.
     """
     settings = settings or SufficiencySettings()
-    settings.check()
     if len(face) != 1 or face.shape[-2:] != labels.shape:
         raise ValueError(f"one face {tuple(face.shape)} with segments of its size {tuple(labels.shape)} is needed")
     started = time.perf_counter()
@@ -220,11 +212,11 @@ def measure_sufficiency(
     images, p_after = face.detach().cpu().repeat(len(regions), 1, 1, 1), torch.full((len(regions),), p_before)
     iterations = torch.zeros(len(regions), dtype=torch.long)
     tested = regions.flatten(1).any(1)
-    asked = [(judge.images, judge.calls)]
+    image_count, call_count = judge.images, judge.calls
     if p_before >= THRESHOLD and tested.any():
-        found = yield from _attack(images[tested], detector, settings.attack, regions[tested][:, None])
-        images[tested], p_after[tested], iterations[tested] = found.images, found.p_after, found.iterations
-        asked.append((found.image_count, found.call_count))
+        attacked = yield from _attack(images[tested], detector, settings.attack, regions[tested][:, None])
+        images[tested], p_after[tested], iterations[tested] = attacked.images, attacked.p_after, attacked.iterations
+        image_count, call_count = image_count + attacked.image_count, call_count + attacked.call_count
     p_after = p_after.masked_fill(~tested, torch.nan).view(-1, len(masks))
     return Sufficiency(
         predicted="fake" if p_before >= THRESHOLD else "real",
@@ -233,16 +225,16 @@ def measure_sufficiency(
         masks=masks,
         images=images[: len(masks)],
         p_after=p_after[0],
-        sufficiency=p_before - p_after[0],  # a face that is called real is not attacked: nothing falls
+        values=p_before - p_after[0],  # a face that is called real is not attacked: nothing falls
         called_fake=p_after[0] >= THRESHOLD,
         random_masks=random,
         random_p_after=p_after[1:],
-        random_sufficiency=p_before - p_after[1:],
+        random_values=p_before - p_after[1:],
         iterations=iterations[: len(masks)],
         arbitrary=bool(scores.max() == scores.min()),
         attack="NES" if isinstance(settings.attack, NESSettings) else "PGD",
-        image_count=sum(images for images, _ in asked),
-        call_count=sum(calls for _, calls in asked),
+        image_count=image_count,
+        call_count=call_count,
         settings=settings,
         detector=detector.card.name,
         seconds=time.perf_counter() - started,
@@ -250,7 +242,7 @@ def measure_sufficiency(
 
 
 def random_masks(labels: Tensor, masks: Tensor, draws: int, seed: int) -> Tensor:
-    """Draw unions of random segments with as many pixels as each mask has.
+    """Draw unions of random segments, each with as many pixels as its mask.
 
     One random ranking serves all masks of a draw, as one map does. Of the last segment that a mask needs, only the
     upper rows are taken where the whole would be too many pixels.
@@ -266,13 +258,13 @@ def random_masks(labels: Tensor, masks: Tensor, draws: int, seed: int) -> Tensor
     """
     source = torch.Generator().manual_seed(seed)
     flat, sizes = labels.flatten(), masks.flatten(1).sum(1)
-    drawn = torch.zeros(draws, len(masks), flat.numel(), dtype=torch.bool)
-    for chosen in drawn:
+    unions = torch.zeros(draws, len(masks), flat.numel(), dtype=torch.bool)
+    for union in unions:
         place = torch.randperm(int(flat.max()) + 1, generator=source).argsort()
         pixels = place[flat].argsort(stable=True)  # segment by segment in the order drawn, row by row within each
-        for mask, size in zip(chosen, sizes.tolist(), strict=True):
+        for mask, size in zip(union, sizes.tolist(), strict=True):
             mask[pixels[:size]] = True
-    return drawn.view(draws, len(masks), *labels.shape)
+    return unions.view(draws, len(masks), *labels.shape)
 
 
 def _attack(images: Tensor, detector: Detector, settings: NESSettings | PGDSettings, masks: Tensor) -> Job[Attacked]:

@@ -8,13 +8,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backend.explain.base import Question, RawMap
+from backend.explain.base import Question, RawMap, register_explainer
 from backend.progress import Job, Step
 
 NAME = "XRAI"
 BATCH = 32  # pictures with their gradients at once
 
 
+@register_explainer(
+    "xrai",
+    title="XRAI",
+    about="Fades the face in from black and from white, adds up the gradients, and ranks whole regions by them.",
+    signed=False,
+    sample="steps from each baseline",
+    samples=(25, 100),
+    passes=6,
+    order=70,
+)
 def xrai(question: Question) -> Job[RawMap]:
     """Explain with the mean attribution of the region that a pixel belongs to.
 

@@ -28,9 +28,8 @@ from backend.evaluate.protocols.base import QUICK, Item, Protocol, check_detecto
 from backend.evaluate.protocols.sufficiency import SufficiencyConfig
 from backend.evaluate.store import Row
 from backend.evaluate.tables import Cell, Column, Table
-from backend.explain.base import REFERENCES, Reference
+from backend.explain.base import EXPLAINERS, REFERENCES, Reference
 from backend.explain.explanation import ExplainSettings, Explanation, attack_settings, explain, start_attack
-from backend.explain.registry import get_method
 from backend.explain.segments import rank_scores, segment_scores, top_mask
 from backend.explain.sufficiency import measure_sufficiency
 from backend.progress import Job, Running, finish
@@ -170,9 +169,10 @@ class FaithfulnessProtocol(Protocol):
         config.check()
         check_detectors(config.detectors)
         for name in config.methods:
-            if not get_method(name).references:
+            explainer = EXPLAINERS.find(name)
+            if not explainer.references:
                 raise UserError(
-                    f"{get_method(name).title} hides no parts, so it has no reference.", f"Use {PERTURBATION_METHODS}."
+                    f"{explainer.title} hides no parts, so it has no reference.", f"Use {PERTURBATION_METHODS}."
                 )
         return [
             make_item(sample.name, detector=detector, method=name)

@@ -19,10 +19,10 @@ from backend.evaluate.protocols.base import QUICK, Item, Protocol, check_detecto
 from backend.evaluate.protocols.sufficiency import SufficiencyConfig
 from backend.evaluate.store import Row
 from backend.evaluate.tables import Cell, Column, Table
+from backend.explain.base import EXPLAINERS
 from backend.explain.deletion import WHY_MISLEADING, CurveSettings, PixelFill, deletion_curves
 from backend.explain.explanation import ExplainSettings, explain
 from backend.explain.pairs import PairSettings, SegmentSource, measure_pair_sufficiency
-from backend.explain.registry import get_method
 from backend.explain.segments import slic_segments
 from backend.progress import finish
 
@@ -136,11 +136,11 @@ class PairedProtocol(Protocol):
         """Return every pair with every detector at every resolution."""
         config = self.config
         config.check()
-        PairSettings(config.segments, config.segments_of).check()
-        CurveSettings(config.fill, config.curve_steps).check()
+        PairSettings(config.segments, config.segments_of)  # refuse what they refuse
+        CurveSettings(config.fill, config.curve_steps)
         check_detectors(config.detectors)
         for name in config.methods:
-            get_method(name)
+            EXPLAINERS.find(name)
         if not config.resolutions or min(config.resolutions) <= 0:
             raise UserError("A resolution is a multiple of the detector's own.", "Use for example 1 and 0.5.")
         return [
@@ -233,7 +233,7 @@ class PairedProtocol(Protocol):
         test = sufficiency.map_test_settings(config, sufficiency.derived_seed(config.seed, item.key, name))
         chosen = PairSettings(config.segments, config.segments_of, test)
         found = finish(measure_pair_sufficiency(real, fake, detector, made.saliency, chosen))
-        row |= {"p_real_photo": found.p_real_photo} | sufficiency.sufficiency_row(found.proof)
+        row |= {"p_real_photo": found.p_real_photo} | sufficiency.sufficiency_row(found.sufficiency)
         return row | self._curves(real, detector, made.saliency)
 
     def _curves(self, real: Tensor, detector: Detector, saliency: Tensor) -> Row:

@@ -18,8 +18,7 @@ from backend.evaluate.metrics.base import Estimate, mean_with_interval
 from backend.evaluate.protocols.base import ProtocolConfig
 from backend.evaluate.store import Row
 from backend.evaluate.tables import Cell, Column, Table
-from backend.explain.base import Preset
-from backend.explain.registry import METHODS
+from backend.explain.base import EXPLAINERS, Preset
 from backend.explain.sufficiency import ITERATIONS, Sufficiency, SufficiencySettings
 
 Attack = Literal["nes", "pgd"]
@@ -58,7 +57,7 @@ class SufficiencyConfig(ProtocolConfig):
         Raises:
             UserError: A setting is out of its range.
         """
-        map_test_settings(self, 0).check()
+        map_test_settings(self, 0)
         nes_settings(self).check()
         if self.draws < 1:
             raise UserError("There is no random ranking to compare maps with.", "Use draws from 1.")
@@ -163,7 +162,7 @@ def against_random_table(
 
 def method_title(method: str) -> str:
     """Return the name of an explanation method for people."""
-    return METHODS[method].title
+    return EXPLAINERS[method].title
 
 
 def over_random(rows: Sequence[Row], top: int) -> Estimate:
