@@ -140,6 +140,8 @@ def validated(settings: Validated) -> Validated:
         UserError: From the class, when a value cannot be what was given.
     """
     config = pydantic.ConfigDict(extra="forbid")
+    if hasattr(settings, "__pydantic_fields__"):  # it extends a checked class; pydantic freezes it itself
+        del settings.__setattr__, settings.__delattr__
     checked: Any = pydantic.dataclasses.dataclass(frozen=True, config=config)(settings)
     create = checked.__init__
 

@@ -243,8 +243,10 @@ def test_settings_can_be_changed_and_wrong_ones_are_sentences():
     assert changed.config.factors == (1.0, 2.5)
     assert changed.config.methods == ("pgd",)
     assert changed.config.fakes is None
+    assert configure_protocol(kind, "quick", {"variant": "paper000"}).config.variant == "artifact_eraser"
+    assert runs._setting_before(changed, {"variant": "paper000"}, "variant") == "artifact_eraser"  # its name once
     for wrong in ({"steps": "many"}, {"steps": True}, {"variant": "other"}, {"detectors": [1]}):
-        with pytest.raises(UserError, match="cannot be"):
+        with pytest.raises(UserError, match=r"cannot (be|contain)"):
             configure_protocol(kind, "quick", wrong)
     with pytest.raises(UserError, match="no setting colour"):
         configure_protocol(kind, "quick", {"colour": 1})
@@ -266,9 +268,9 @@ def test_detectors_that_cannot_be_asked_are_refused_at_once(tmp_path):
 def test_shares_and_corruptions_that_end_in_no_table_are_refused_at_once(tmp_path):
     data = greys(tmp_path, fake=[1])
     for changes, sentence in (
-        ({"recalls": [95]}, "above 0"),
-        ({"recalls": [0]}, "above 0"),
-        ({"corruptions": ["jpeg 70"]}, "left out"),
+        ({"recalls": [95]}, "greater than 0 and at most 1"),
+        ({"recalls": [0]}, "greater than 0 and at most 1"),
+        ({"corruptions": ["jpeg 70"]}, "none is missing"),
     ):
         with pytest.raises(UserError, match=sentence):
             configure_protocol(PROTOCOLS.find("detectors"), "quick", changes).items(data)

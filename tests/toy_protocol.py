@@ -16,16 +16,18 @@ from backend.evaluate import plots
 from backend.evaluate.dataset import open_data
 from backend.evaluate.metrics.base import mean
 from backend.evaluate.plots import Series
-from backend.evaluate.protocols.base import Protocol, ProtocolConfig, make_item
+from backend.evaluate.protocols.base import Protocol, ProtocolConfig, Values, make_item
 from backend.evaluate.tables import Column, Table
 from backend.faces import Face
+from backend.settings import validated
 
 LANDMARKS = np.array([[10, 12], [22, 12], [16, 18], [12, 24], [20, 24]], dtype=np.float64)
 
 
+@validated
 @dataclass(frozen=True)
 class ToyConfig(ProtocolConfig):
-    factors: tuple[int, ...] = (1, 2)
+    factors: Values[int] = (1, 2)
     pause: float = 0.0
     deadly: str = ""  # sample at which a worker dies, until the file `survived` exists
     survived: str = ""

@@ -143,9 +143,7 @@ def _check_same(store: Store, about: dict[str, Any], protocol: Protocol) -> None
     if before["protocol"] != about["protocol"]:
         raise UserError(f"The folder holds a run of the protocol {before['protocol']}.", OTHER_FOLDER)
     for name, value in about["settings"].items():
-        old = (
-            before["settings"][name] if name in before["settings"] else _usual_setting(protocol, name)
-        )  # one that came since
+        old = _setting_before(protocol, before["settings"], name)
         if old != value:
             raise UserError(f"The setting {name} was {old} in this run and is {value} now.", OTHER_FOLDER)
     if before["data"]["hash"] != about["data"]["hash"]:
@@ -157,12 +155,11 @@ def _check_same(store: Store, about: dict[str, Any], protocol: Protocol) -> None
         raise UserError("What can be measured on this machine has changed since the run began.", OTHER_FOLDER)
 
 
-def _usual_setting(protocol: Protocol, name: str) -> Any:
-    """Return what a setting is where nothing is said of it, as JSON gives it back."""
-    if name in protocol.defaults_of_old_runs:
-        return protocol.defaults_of_old_runs[name]
-    default = next(one.default for one in dataclasses.fields(protocol.config) if one.name == name)
-    return json.loads(json.dumps(default))
+def _setting_before(protocol: Protocol, settings: Mapping[str, Any], name: str) -> Any:
+    """Return what a setting was in an earlier run, as today's runs write it; it may be newer than that run."""
+    default = next(field.default for field in dataclasses.fields(protocol.config) if field.name == name)
+    value = settings.get(name, protocol.defaults_of_old_runs.get(name, default))
+    return json.loads(json.dumps(getattr(dataclasses.replace(protocol.config, **{name: value}), name)))
 
 
 def _do_items(

@@ -4,12 +4,12 @@ A new protocol is one new file beside this one, with `@register_protocol()` abov
 """
 
 import dataclasses
-import types
-import typing
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar, Union
+from typing import Annotated, Any, ClassVar, TypeVar
+
+from pydantic import BeforeValidator, Field, Strict
 
 from backend import weights
 from backend.detectors import base, registry
@@ -20,6 +20,7 @@ from backend.evaluate.plots import Figure
 from backend.evaluate.store import Row
 from backend.evaluate.tables import Table
 from backend.registration import LAST, Registry
+from backend.settings import validated
 
 
 def detector_title(name: str) -> str:
@@ -35,8 +36,13 @@ def family_title(name: str) -> str:
 
 
 QUICK, FULL = "quick", "full"
-
 PRESETS = (QUICK, FULL)
+
+Value = TypeVar("Value")
+Values = Annotated[  # of a setting with several values; one alone need not be a list
+    tuple[Value, ...], BeforeValidator(lambda value: value if isinstance(value, (list, tuple)) else (value,))
+]
+Whole = Annotated[int, Strict()]  # neither 5.0 nor true
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,7 @@ def make_item(sample: str, **options: Any) -> Item:
     return Item("|".join([sample, *(f"{name}={value}" for name, value in options.items())]), sample, options)
 
 
+@validated
 @dataclass(frozen=True)
 class ProtocolConfig:
     """What every protocol's settings have.
@@ -69,9 +76,9 @@ class ProtocolConfig:
         seed: Decides which pictures, and whatever else is drawn.
     """
 
-    fakes: int | None = None
-    reals: int | None = None
-    seed: int = 0
+    fakes: Annotated[Whole, Field(ge=0)] | None = None
+    reals: Annotated[Whole, Field(ge=0)] | None = None
+    seed: Whole = 0
 
 
 @dataclass(frozen=True)
@@ -220,36 +227,8 @@ def configure_protocol(protocol: type[Protocol], preset: str, changes: Mapping[s
     if preset not in PRESETS:
         raise UserError(f"There is no preset {preset}.", f"Use one of: {', '.join(PRESETS)}.")
     config = protocol.preset(preset)
-    kinds = typing.get_type_hints(type(config))
-    for name, value in changes.items():
-        if name not in kinds:
-            raise UserError(f"There is no setting {name}.", f"Settings of {protocol.name}: {', '.join(kinds)}.")
-        try:
-            config = dataclasses.replace(config, **{name: _converted(kinds[name], value)})
-        except (TypeError, ValueError):
-            raise UserError(
-                f"The setting {name} cannot be {value!r}.", f"It is {getattr(config, name)!r} in the preset {preset}."
-            ) from None
-    return protocol(config)
-
-
-def _converted(kind: Any, value: Any) -> Any:
-    """Return a JSON value as a field of a config wants it, or raise TypeError."""
-    origin = typing.get_origin(kind)
-    if origin in (Union, types.UnionType):
-        if value is None:
-            return None
-        (kind,) = (one for one in typing.get_args(kind) if one is not type(None))
-        return _converted(kind, value)
-    if origin is tuple:
-        values = value if isinstance(value, (list, tuple)) else [value]
-        return tuple(_converted(typing.get_args(kind)[0], one) for one in values)
-    if origin is typing.Literal:
-        if value not in typing.get_args(kind):
-            raise ValueError(value)
-        return value
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if type(value) is not kind:
-        raise TypeError(value)
-    return value
+    names = [field.name for field in dataclasses.fields(config)]
+    for name in changes:
+        if name not in names:
+            raise UserError(f"There is no setting {name}.", f"Settings of {protocol.name}: {', '.join(names)}.")
+    return protocol(dataclasses.replace(config, **changes))

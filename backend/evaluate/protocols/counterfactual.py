@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
+from pydantic import BeforeValidator
 from torch import Tensor
 
 from backend import images, similarity, weights
@@ -29,6 +30,8 @@ from backend.evaluate.protocols.base import (
     Item,
     Protocol,
     ProtocolConfig,
+    Values,
+    Whole,
     check_detectors,
     make_item,
     register_protocol,
@@ -37,15 +40,20 @@ from backend.evaluate.store import Row
 from backend.evaluate.tables import Cell, Column, Table
 from backend.generators import inversion
 from backend.progress import Job, finish
+from backend.settings import validated
 
 ALL_LEVELS = ",".join(counterfactual_search.LEVELS)
 
 PIXEL_ATTACKS: dict[str, tuple[Callable[..., Job[Any]], dict[str, Any]]] = {
-    "fgsm": (fgsm.attack, {"paper000": fgsm.ARTIFACT_ERASER, "standard": fgsm.FGSMSettings()}),
-    "mifgsm": (mifgsm.attack, {"paper000": mifgsm.ARTIFACT_ERASER, "standard": mifgsm.MIFGSMSettings()}),
-    "pgd": (pgd.attack, {"paper000": pgd.ARTIFACT_ERASER, "standard": pgd.PGDSettings()}),
+    "fgsm": (fgsm.attack, {"artifact_eraser": fgsm.ARTIFACT_ERASER, "standard": fgsm.FGSMSettings()}),
+    "mifgsm": (mifgsm.attack, {"artifact_eraser": mifgsm.ARTIFACT_ERASER, "standard": mifgsm.MIFGSMSettings()}),
+    "pgd": (pgd.attack, {"artifact_eraser": pgd.ARTIFACT_ERASER, "standard": pgd.PGDSettings()}),
 }
 
+Variant = Annotated[
+    Literal["artifact_eraser", "standard"],
+    BeforeValidator(lambda name: "artifact_eraser" if name == "paper000" else name),  # its name in older runs
+]
 EDIT_METHODS = (*COMPOSITES, *PIXEL_ATTACKS)
 
 EDIT_TITLES = {
@@ -89,7 +97,7 @@ def edit_face(
     steps: int = 100,
     kappa: float = 0.0,
     lengths: StepLengths = "visible",
-    variant: str = "paper000",
+    variant: Variant = "artifact_eraser",
     source: CroppedPhoto | None = None,
 ) -> Edited:
     """Edit one aligned face (1, 3, H, W) in [0, 1] against a detector.
@@ -103,7 +111,7 @@ def edit_face(
         steps: Steps at most, for a latent search.
         kappa: Margin, for a latent search.
         lengths: How steps differ between rows, see `SearchSettings`, for a latent search.
-        variant: `paper000` or `standard`, for attacks on pixels.
+        variant: `artifact_eraser` or `standard`, for attacks on pixels.
         source: The photo of the face, from which a detector that wants another crop is shown its own.
     """
     view = None if source is None else source.view(detector.card.template, detector.card.input_size)
@@ -144,6 +152,7 @@ def edit_face(
     )
 
 
+@validated
 @dataclass(frozen=True)
 class CounterfactualConfig(ProtocolConfig):
     """Settings.
@@ -152,7 +161,7 @@ class CounterfactualConfig(ProtocolConfig):
         detectors: Which detectors judge.
         attacked: Which of them are attacked.
         methods: Which edits, of `edits.METHODS`.
-        variant: Whose settings the attacks on pixels have: Artifact-Eraser's (`paper000`) or the usual ones.
+        variant: Whose settings the attacks on pixels have: Artifact-Eraser's, or the usual ones (`standard`).
         ablated: Detectors on which levels and step lengths are varied.
         ablated_method: Which latent search is varied, `reconstruction` or `transfer`.
         levels: Levels that are opened one at a time.
@@ -162,15 +171,15 @@ class CounterfactualConfig(ProtocolConfig):
         lengths: How the steps of a search differ between the rows of a code: `equal` as in the paper, or `visible`.
     """
 
-    detectors: tuple[str, ...] = ()
-    attacked: tuple[str, ...] = ()
-    methods: tuple[str, ...] = EDIT_METHODS
-    variant: Literal["paper000", "standard"] = "paper000"
-    ablated: tuple[str, ...] = ()
+    detectors: Values[str] = ()
+    attacked: Values[str] = ()
+    methods: Values[str] = EDIT_METHODS
+    variant: Variant = "artifact_eraser"
+    ablated: Values[str] = ()
     ablated_method: Literal["reconstruction", "transfer"] = "reconstruction"
-    levels: tuple[str, ...] = LEVELS
-    factors: tuple[float, ...] = (0.25, 0.5, 2.0, 4.0)
-    steps: int = 100
+    levels: Values[str] = LEVELS
+    factors: Values[float] = (0.25, 0.5, 2.0, 4.0)
+    steps: Whole = 100
     kappa: float = SearchSettings.kappa
     lengths: StepLengths = SearchSettings.lengths
 

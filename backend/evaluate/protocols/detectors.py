@@ -22,12 +22,14 @@ from backend.evaluate.protocols.base import (
     Item,
     Protocol,
     ProtocolConfig,
+    Values,
     check_detectors,
     make_item,
     register_protocol,
 )
 from backend.evaluate.store import Row
 from backend.evaluate.tables import Cell, Column, Table
+from backend.settings import validated
 
 NO_CORRUPTION = "none"
 
@@ -116,6 +118,7 @@ CORRUPTIONS = (
 )
 
 
+@validated
 @dataclass(frozen=True)
 class DetectorsConfig(ProtocolConfig):
     """Settings.
@@ -126,9 +129,18 @@ class DetectorsConfig(ProtocolConfig):
         recalls: Shares of fakes to be caught, at which false alarms are counted.
     """
 
-    detectors: tuple[str, ...] = ()
-    corruptions: tuple[str, ...] = CORRUPTIONS
-    recalls: tuple[float, ...] = (0.9, 0.95)
+    detectors: Values[str] = ()
+    corruptions: Values[str] = CORRUPTIONS
+    recalls: Values[float] = (0.9, 0.95)
+
+    def __post_init__(self) -> None:
+        """Refuse settings that end in no table."""
+        for text in self.corruptions:
+            parse_corruption(text)
+        if NO_CORRUPTION not in self.corruptions:
+            raise UserError("The corruption none is missing.", "Add none: the pictures as they are count, too.")
+        if not all(0 < recall <= 1 for recall in self.recalls):
+            raise UserError("Each recall must be greater than 0 and at most 1.", "Use for example 0.9.")
 
 
 @register_protocol(order=10)
@@ -158,12 +170,6 @@ class DetectorsProtocol(Protocol):
     def items(self, data: Dataset) -> list[Item]:
         """Return every picture with every corruption."""
         check_detectors(self.config.detectors)
-        for text in self.config.corruptions:
-            parse_corruption(text)
-        if NO_CORRUPTION not in self.config.corruptions:
-            raise UserError("The pictures as they are were left out.", "Name none among the corruptions.")
-        if not all(0 < recall <= 1 for recall in self.config.recalls):
-            raise UserError("A share of fakes to be caught lies above 0 and at most at 1.", "Use shares such as 0.9.")
         return [make_item(sample.name, corruption=text) for sample in data.samples for text in self.config.corruptions]
 
     def run_item(self, item: Item, data: Dataset) -> list[Row]:

@@ -24,7 +24,16 @@ from backend.evaluate.metrics import faithfulness as metric
 from backend.evaluate.metrics.base import Estimate, mean, mean_with_interval, proportion
 from backend.evaluate.plots import Figure, Series
 from backend.evaluate.protocols import base, sufficiency
-from backend.evaluate.protocols.base import QUICK, Item, Protocol, check_detectors, make_item, register_protocol
+from backend.evaluate.protocols.base import (
+    QUICK,
+    Item,
+    Protocol,
+    Values,
+    Whole,
+    check_detectors,
+    make_item,
+    register_protocol,
+)
 from backend.evaluate.protocols.sufficiency import SufficiencyConfig
 from backend.evaluate.store import Row
 from backend.evaluate.tables import Cell, Column, Table
@@ -34,6 +43,7 @@ from backend.explain.segments import rank_scores, segment_scores, top_mask
 from backend.explain.sufficiency import measure_sufficiency
 from backend.progress import Job, Running, finish
 from backend.runtime import remembered
+from backend.settings import validated
 
 NEIGHBOUR_TOPS = 3  # segments that the attack may change
 
@@ -85,6 +95,7 @@ QUICK_LEVELS, QUICK_ITERATIONS = 4.0, 10
 _KEPT_ATTACKS = 2  # adversarial images of a process, because the methods of one picture follow each other
 
 
+@validated
 @dataclass(frozen=True)
 class FaithfulnessConfig(SufficiencyConfig):
     """Settings.
@@ -101,13 +112,24 @@ class FaithfulnessConfig(SufficiencyConfig):
             twice, and attacked once more, by NES.
     """
 
-    detectors: tuple[str, ...] = ()
-    methods: tuple[str, ...] = PERTURBATION_METHODS
-    references: tuple[Reference, ...] = REFERENCES
+    detectors: Values[str] = ()
+    methods: Values[str] = PERTURBATION_METHODS
+    references: Values[Reference] = REFERENCES
     reference_attack: sufficiency.Attack = "nes"
     margin: float = 0.0
-    segments: int = ExplainSettings.segments
+    segments: Whole = ExplainSettings.segments
     stability: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse methods that hide no parts of a face, and what the test itself refuses."""
+        super().__post_init__()
+        for name in self.methods:
+            explainer = EXPLAINERS.find(name)
+            if not explainer.references:
+                raise UserError(
+                    f"{explainer.title} hides no parts of the face, so it has no reference.",
+                    f"Use some of: {', '.join(PERTURBATION_METHODS)}.",
+                )
 
 
 @register_protocol(order=40)
@@ -166,14 +188,7 @@ class FaithfulnessProtocol(Protocol):
     def items(self, data: Dataset) -> list[Item]:
         """Return every fake with every detector and every method."""
         config = self.config
-        config.check()
         check_detectors(config.detectors)
-        for name in config.methods:
-            explainer = EXPLAINERS.find(name)
-            if not explainer.references:
-                raise UserError(
-                    f"{explainer.title} hides no parts, so it has no reference.", f"Use {PERTURBATION_METHODS}."
-                )
         return [
             make_item(sample.name, detector=detector, method=name)
             for sample in data.fakes

@@ -15,7 +15,16 @@ from backend.evaluate.dataset import Dataset, crop_pair
 from backend.evaluate.metrics.base import Estimate, mean, mean_with_interval
 from backend.evaluate.plots import Figure, Series
 from backend.evaluate.protocols import base, sufficiency
-from backend.evaluate.protocols.base import QUICK, Item, Protocol, check_detectors, make_item, register_protocol
+from backend.evaluate.protocols.base import (
+    QUICK,
+    Item,
+    Protocol,
+    Values,
+    Whole,
+    check_detectors,
+    make_item,
+    register_protocol,
+)
 from backend.evaluate.protocols.sufficiency import SufficiencyConfig
 from backend.evaluate.store import Row
 from backend.evaluate.tables import Cell, Column, Table
@@ -25,6 +34,7 @@ from backend.explain.explanation import ExplainSettings, explain
 from backend.explain.pairs import PairSettings, SegmentSource, measure_pair_sufficiency
 from backend.explain.segments import slic_segments
 from backend.progress import finish
+from backend.settings import validated
 
 PAIRED_METHODS = ("sobol", "xrai", "rise", "lime", "gradcam")
 
@@ -43,6 +53,7 @@ QUICK_POINTS = 20  # of a curve
 SMALLEST = 16  # pixels of a face that can still be cut into segments
 
 
+@validated
 @dataclass(frozen=True)
 class PairedConfig(SufficiencyConfig):
     """Settings.
@@ -58,13 +69,23 @@ class PairedConfig(SufficiencyConfig):
         fill: What a removed pixel shows: `mean`, `black` or `blur`.
     """
 
-    detectors: tuple[str, ...] = ()
-    methods: tuple[str, ...] = PAIRED_METHODS
-    resolutions: tuple[float, ...] = RESOLUTIONS
-    segments: int = PairSettings.segments
+    detectors: Values[str] = ()
+    methods: Values[str] = PAIRED_METHODS
+    resolutions: Values[float] = RESOLUTIONS
+    segments: Whole = PairSettings.segments
     segments_of: SegmentSource = "real"
-    curve_steps: int = CurveSettings.steps
+    curve_steps: Whole = CurveSettings.steps
     fill: PixelFill = "mean"
+
+    def __post_init__(self) -> None:
+        """Refuse unknown methods, and settings with which no pair can be measured."""
+        super().__post_init__()
+        PairSettings(self.segments, self.segments_of)  # refuse what they refuse
+        CurveSettings(self.fill, self.curve_steps)
+        for name in self.methods:
+            EXPLAINERS.find(name)
+        if not self.resolutions or min(self.resolutions) <= 0:
+            raise UserError("Each resolution must be greater than 0.", "Use for example 1 and 0.5.")
 
 
 @register_protocol(order=50)
@@ -135,14 +156,7 @@ class PairedProtocol(Protocol):
     def items(self, data: Dataset) -> list[Item]:
         """Return every pair with every detector at every resolution."""
         config = self.config
-        config.check()
-        PairSettings(config.segments, config.segments_of)  # refuse what they refuse
-        CurveSettings(config.fill, config.curve_steps)
         check_detectors(config.detectors)
-        for name in config.methods:
-            EXPLAINERS.find(name)
-        if not config.resolutions or min(config.resolutions) <= 0:
-            raise UserError("A resolution is a multiple of the detector's own.", "Use for example 1 and 0.5.")
         return [
             make_item(sample.name, detector=detector, resolution=factor)
             for sample in data.fakes

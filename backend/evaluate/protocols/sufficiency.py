@@ -7,19 +7,21 @@ random segments is the baseline.
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from backend.attacks import nes
 from backend.attacks.nes import NESSettings
 from backend.detectors.base import THRESHOLD
-from backend.errors import UserError
 from backend.evaluate.metrics import faithfulness
 from backend.evaluate.metrics.base import Estimate, mean_with_interval
-from backend.evaluate.protocols.base import ProtocolConfig
+from backend.evaluate.protocols.base import ProtocolConfig, Values, Whole
 from backend.evaluate.store import Row
 from backend.evaluate.tables import Cell, Column, Table
 from backend.explain.base import EXPLAINERS, Preset
 from backend.explain.sufficiency import ITERATIONS, Sufficiency, SufficiencySettings
+from backend.settings import validated
 
 Attack = Literal["nes", "pgd"]
 ATTACK_WORDS: dict[Attack, str] = {"nes": "NES, which sees answers alone", "pgd": "PGD, which sees the gradient"}
@@ -28,6 +30,7 @@ RANDOM_SEGMENTS = "Random segments"
 MapRows = tuple[tuple[str, ...], list[Row]]  # the cells that name a method's maps, and their rows
 
 
+@validated
 @dataclass(frozen=True)
 class SufficiencyConfig(ProtocolConfig):
     """Settings of the test.
@@ -47,20 +50,14 @@ class SufficiencyConfig(ProtocolConfig):
     attack: Attack = "nes"
     grey_levels: float = 16.0
     step_levels: float = 1.0
-    iterations: int = ITERATIONS
-    tops: tuple[int, ...] = (1, 2, 3)
-    draws: int = 3
+    iterations: Whole = ITERATIONS
+    tops: Values[Whole] = (1, 2, 3)
+    draws: Annotated[Whole, Field(ge=1)] = 3
 
-    def check(self) -> None:
-        """Refuse settings with which no map can be tested.
-
-        Raises:
-            UserError: A setting is out of its range.
-        """
+    def __post_init__(self) -> None:
+        """Refuse settings with which no map can be tested."""
         map_test_settings(self, 0)
         nes_settings(self).check()
-        if self.draws < 1:
-            raise UserError("There is no random ranking to compare maps with.", "Use draws from 1.")
 
 
 def nes_settings(config: SufficiencyConfig) -> NESSettings:

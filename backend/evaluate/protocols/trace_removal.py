@@ -45,6 +45,8 @@ from backend.evaluate.protocols.base import (
     Item,
     Protocol,
     ProtocolConfig,
+    Values,
+    Whole,
     check_detectors,
     make_item,
     register_protocol,
@@ -53,6 +55,7 @@ from backend.evaluate.store import Row
 from backend.evaluate.tables import Cell, Column, Table
 from backend.images import JPEG_QUALITY, like_photographs
 from backend.progress import finish
+from backend.settings import validated
 from backend.trace_removal import references, removal
 from backend.trace_removal.references import REAL, References
 
@@ -66,6 +69,7 @@ TRAIN_FEWER = (
 )
 
 
+@validated
 @dataclass(frozen=True)
 class TraceRemovalConfig(ProtocolConfig):
     """Settings.
@@ -82,14 +86,14 @@ class TraceRemovalConfig(ProtocolConfig):
         saved: Whether every face is saved as photographs are before an attack, and again before a detector looks.
     """
 
-    detectors: tuple[str, ...] = ()
-    defences: tuple[str, ...] = tuple(registry.DEFENCES)
-    attacks: tuple[str, ...] = COMPARED + STRENGTHS
+    detectors: Values[str] = ()
+    defences: Values[str] = tuple(registry.DEFENCES)
+    attacks: Values[str] = COMPARED + STRENGTHS
     white_box: str = WHITE_BOX
-    removers: tuple[str, ...] = ()
+    removers: Values[str] = ()
     features: str = WHITE_BOX
     checkpoint: str = ""
-    neighbours: int = 5
+    neighbours: Whole = 5
     saved: bool = True
 
 
