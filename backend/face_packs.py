@@ -48,7 +48,7 @@ def load_photographs(data: Path, size: int, packs: str = "*") -> Photographs:
     found = read_files(data, packs)
     pictures = torch.empty((len(found), 3, size, size), dtype=torch.uint8)
     for place, (_, content) in enumerate(found):
-        pictures[place] = torch.from_numpy(_decode(content, size)).permute(2, 0, 1)
+        pictures[place] = torch.from_numpy(decode_picture(content, size)).permute(2, 0, 1)
     return Photographs([name for name, _ in found], pictures)
 
 
@@ -120,7 +120,8 @@ def _nothing_in(data: Path) -> UserError:
     return UserError(f"There are no pictures in {data.name}.", "Name a folder with JPEG or PNG files, or with packs.")
 
 
-def _decode(content: bytes, size: int) -> np.ndarray:
+def decode_picture(content: bytes, size: int) -> np.ndarray:
+    """Return a picture's file as uint8 (size, size, 3) RGB."""
     with Image.open(io.BytesIO(content)) as picture:
         rgb = picture.convert("RGB")
         if rgb.size != (size, size):

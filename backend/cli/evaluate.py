@@ -5,10 +5,10 @@ import shlex
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -35,7 +35,9 @@ def evaluate(
         bool, typer.Option("--sample", help="the bundled sample set, too small to conclude from")
     ] = False,
     out: Annotated[Path, typer.Option(metavar="DIR", help="folder of the run and its report")],
-    preset: Annotated[Literal["quick", "full"], typer.Option()] = "quick",
+    preset: Annotated[
+        Literal["quick", "full", "attack-table"], typer.Option(help="attack-table is of the protocol trace-removal")
+    ] = "quick",
     changes: Changes = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with a run that was interrupted")] = False,
     compare: Annotated[
@@ -184,13 +186,21 @@ def attack_table(
     seed: int = 0,
     _json: JsonFlag = False,
 ) -> Answer:
-    """Measure every attack against every detector."""
+    """Measure every attack against every detector: evaluate trace-removal --preset attack-table."""
     from backend.evaluate import attack_table as table
+    from backend.evaluate import store
+    from backend.evaluate.protocols.base import configure_protocol
+    from backend.evaluate.protocols.trace_removal import ATTACK_TABLE, TraceRemovalProtocol
 
-    faces = table.read_held_out_faces(data, fakes, per_family=per_family, seed=seed)
-    chosen = table.AttackTableSettings(seed=seed)
-    if attacks:
-        chosen = replace(chosen, attacks=tuple(attacks.split(",")))
-    if white_box:
-        chosen = replace(chosen, white_box=white_box)
-    return asdict(finish(table.build_attack_table(faces, out, chosen), show_step))
+    if per_family is not None and per_family < 1:
+        raise UserError("--per-family must be at least 1.", "Leave it out to measure all fakes.")
+    changes: dict[str, Any] = {"seed": seed, "per_family": per_family or 0}
+    changes |= {"attacks": attacks.split(",")} if attacks else {}
+    changes |= {"white_box": white_box} if white_box else {}
+    protocol = configure_protocol(TraceRemovalProtocol, ATTACK_TABLE, changes)
+    store.make_run_folder(out)
+    faces = table.collect_faces(data, fakes, out / "data", per_family=per_family, seed=seed)
+    words = ["python", "-m", "backend", "attack-table", "--data", data.name, "--fakes", fakes.name, "--out", out.name]
+    given = {"--per-family": per_family, "--attacks": attacks, "--white-box": white_box, "--seed": seed}
+    words += [word for name, value in given.items() if value for word in (name, str(value))]
+    return finish(table.build_attack_table(protocol, faces, out, shlex.join(words)), show_step)

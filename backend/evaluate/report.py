@@ -27,7 +27,7 @@ from backend.evaluate.dataset import FEW_PICTURES
 from backend.evaluate.metrics.base import METRICS, Estimate
 from backend.evaluate.plots import Figure
 from backend.evaluate.runs import Evaluation
-from backend.evaluate.store import Row, Store
+from backend.evaluate.store import Row, read_rows
 from backend.evaluate.tables import Table
 from backend.settings import SETTINGS
 
@@ -276,16 +276,12 @@ def _metric_facts(shown: Sequence[Table]) -> dict[str, dict[str, Any]]:
 
 def _write_rows(out: Path) -> Path:
     """Write what every item yielded, without arrays, one line a row."""
-    store = Store(out)
     path = out / ROWS_FILE
-    try:
-        columns = list(dict.fromkeys(name for row in store.rows() for name in _without_arrays(row)))
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, columns, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(_without_arrays(row) for row in store.rows())
-    finally:
-        store.close()
+    rows = [_without_arrays(row) for row in read_rows(out)]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
     return path
 
 

@@ -197,6 +197,15 @@ class Store:
         return int(self._connection.execute("SELECT count(*) FROM items WHERE state = ?", (state,)).fetchone()[0])
 
 
+def read_rows(folder: Path) -> Iterator[Row]:
+    """Yield all rows of the run in a folder."""
+    store = Store(folder)
+    try:
+        yield from store.rows()
+    finally:
+        store.close()
+
+
 def without_folders(text: str) -> str:
     """Return a text in which files are called by their last name only: reports are shown to others."""
     return _FOLDERS.sub("", text)

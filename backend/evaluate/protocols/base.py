@@ -94,6 +94,7 @@ class Protocol(ABC):
     title: ClassVar[str]
     about: ClassVar[str]
     source: ClassVar[str]
+    presets: ClassVar[tuple[str, ...]] = PRESETS
     defaults_of_old_runs: ClassVar[Mapping[str, Any]] = {}  # of settings that came later, where the default differs
 
     @classmethod
@@ -218,14 +219,14 @@ def configure_protocol(protocol: type[Protocol], preset: str, changes: Mapping[s
 
     Args:
         protocol: Which.
-        preset: `quick` or `full`.
+        preset: One of the protocol's presets.
         changes: New values by name of the setting, as JSON gives them.
 
     Raises:
         UserError: There is no such preset or setting, or a value is of the wrong kind.
     """
-    if preset not in PRESETS:
-        raise UserError(f"There is no preset {preset}.", f"Use one of: {', '.join(PRESETS)}.")
+    if preset not in protocol.presets:
+        raise UserError(f"There is no preset {preset}.", f"Use one of: {', '.join(protocol.presets)}.")
     config = protocol.preset(preset)
     names = [field.name for field in dataclasses.fields(config)]
     for name in changes:

@@ -18,7 +18,7 @@ left in `trnet-run`; the app does not ship them.
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backend import images, similarity, weights
+from backend import face_packs, images, similarity, weights
+from backend.alignment import CroppedPhoto
 from backend.attacks import registry
 from backend.attacks.registry import ATTACKS, COMPARED, STRENGTHS, WHITE_BOX, get_attack
 from backend.detectors import predict
@@ -35,12 +36,13 @@ from backend.detectors import registry as detectors_registry
 from backend.detectors.base import THRESHOLD
 from backend.errors import UserError
 from backend.evaluate import plots, published
-from backend.evaluate.dataset import Dataset, Sample, sample_source
+from backend.evaluate.dataset import FACE_SIZE, Dataset, Sample, sample_source
 from backend.evaluate.metrics import traces
 from backend.evaluate.metrics.base import Estimate, mean, proportion
 from backend.evaluate.plots import Figure, Series
 from backend.evaluate.protocols import base
 from backend.evaluate.protocols.base import (
+    PRESETS,
     QUICK,
     Item,
     Protocol,
@@ -60,6 +62,7 @@ from backend.trace_removal import references, removal
 from backend.trace_removal.references import REAL, References
 
 NO_ATTACK = "none"  # attack: the picture as it is
+ATTACK_TABLE = "attack-table"  # preset: held-out aligned faces, every installed detector, neither features nor traces
 
 TRAIN_FEWER = (
     "Ablations of TR-Net (a share of the data, a family left out) need networks of their own: make fakes with "
@@ -80,10 +83,15 @@ class TraceRemovalConfig(ProtocolConfig):
         attacks: Which attacks, of `attacks.ATTACKS`.
         white_box: The shipped detector whose gradient FGSM, MIFGSM and PGD use.
         removers: Further TR-Nets, each NAME=PATH of its weights.
-        features: The shipped detector whose features are drawn.
+        features: The shipped detector whose features are drawn; empty to measure neither features nor traces.
         checkpoint: `checkpoint.pt` of a TR-Net's training, whose discriminators' features are drawn instead.
         neighbours: Among how many nearest pictures in feature space the real ones are counted.
         saved: Whether every face is saved as photographs are before an attack, and again before a detector looks.
+        aligned: Whether every picture is an aligned face, which is only resized, instead of a photo to search.
+        per_family: How many fakes of each family are measured, with as many real pictures; 0 takes all fakes. None
+            leaves the choice to `fakes` and `reals`.
+        batch: How many faces are attacked together, with one seed for each batch; 0 attacks each face alone, with a
+            seed of its own.
     """
 
     detectors: Values[str] = ()
@@ -95,6 +103,9 @@ class TraceRemovalConfig(ProtocolConfig):
     checkpoint: str = ""
     neighbours: Whole = 5
     saved: bool = True
+    aligned: bool = False
+    per_family: int | None = None
+    batch: int = 0
 
 
 @register_protocol(order=30)
@@ -111,10 +122,21 @@ class TraceRemovalProtocol(Protocol):
         "picture quality; and how much of a fake's spectrum and noise still differs from real photographs."
     )
     source = "Protocol of TR-Net (Liu et al. 2022, arXiv 2203.11433, section 5)."
+    presets = (*PRESETS, ATTACK_TABLE)
 
     @classmethod
     def preset(cls, name: str) -> TraceRemovalConfig:
-        """Return 12 fakes and 12 real pictures, or all."""
+        """Return 12 fakes and 12 real pictures, or all, or what the attack table measures."""
+        if name == ATTACK_TABLE:
+            return TraceRemovalConfig(
+                detectors=tuple(detectors_registry.names()),
+                defences=("none", registry.SHIPPED),
+                attacks=COMPARED,
+                features="",
+                aligned=True,
+                per_family=0,
+                batch=16,
+            )
         count = 12 if name == QUICK else None
         return TraceRemovalConfig(count, count, detectors=tuple(detectors_registry.loadable()))
 
@@ -136,8 +158,8 @@ class TraceRemovalProtocol(Protocol):
         """Return all detectors, the white box, the trained attacks and the reference statistics."""
         entries = [entry for judges in self.judges().values() for entry in judges.values()]
         trained = [ATTACKS[name].entry for name in self.config.attacks if name in ATTACKS]
-        own = [self.config.white_box, self.config.features, references.REFERENCES_ENTRY]
-        return [*entries, *(entry for entry in trained if entry), *own]
+        traced = [self.config.features, references.REFERENCES_ENTRY] if self.config.features else []
+        return [*entries, *(entry for entry in trained if entry), self.config.white_box, *traced]
 
     def hashes(self) -> dict[str, str]:
         """Add those of further TR-Nets and of the discriminators."""
@@ -154,10 +176,26 @@ class TraceRemovalProtocol(Protocol):
             "checkpoint": Path(config.checkpoint).name,
         }
 
+    def select_samples(self, data: Dataset) -> Dataset:
+        """Return the pictures that are measured, drawn by family where the settings say so."""
+        count = self.config.per_family
+        if count is None:
+            return super().select_samples(data)
+        if count < 0:
+            raise UserError(f"The setting per_family cannot be {count}.", "Use 0 for all fakes, or a number from 1.")
+        names = draw_by_family(data.samples, count or None, self.config.seed)
+        return dataclasses.replace(data, samples=tuple(data.by_name[name] for name in sorted(names)))
+
+    def problem(self, data: Dataset, name: str) -> str | None:
+        """Say why a picture cannot be used; an aligned face always can."""
+        return None if self.config.aligned else super().problem(data, name)
+
     def items(self, data: Dataset) -> list[Item]:
         """Return every real picture as it is, and every fake as it is and after every attack."""
         config = self.config
-        check_detectors((*config.detectors, config.white_box, config.features))
+        own = detectors_registry.names()  # those that are not installed are listed in a table
+        wanted = [name for name in (*config.detectors, config.features) if name and name not in own]
+        check_detectors([*wanted, config.white_box])
         for name in config.defences:
             if name not in registry.DEFENCES:
                 raise UserError(f"There is no defence {name}.", f"Choose among: {', '.join(registry.DEFENCES)}.")
@@ -166,46 +204,71 @@ class TraceRemovalProtocol(Protocol):
         for name in {one.name for one in self.removers()} & {*ATTACKS, NO_ATTACK}:
             raise UserError(f"A further TR-Net cannot be called {name}.", removal.REMOVER_HINT)
         options = {"real": [NO_ATTACK], "fake": [NO_ATTACK, *self.attacks()]}
+        if config.batch:
+            return _batch_items(data, options, config.batch)
         return [make_item(sample.name, attack=name) for sample in data.samples for name in options[sample.label]]
 
     def run_item(self, item: Item, data: Dataset) -> list[Row]:
-        """Attack one face, ask every detector of every set, and measure what is left of the traces."""
-        sample, attack = data.by_name[item.sample], item.options["attack"]
-        source = sample_source(data, sample.name)
-        face = self._saved(images.to_tensor(source.aligned.crop))
-        started = images.to_array(face)
-        made = images.to_array(self._attacked(attack, face, sample))
-        picture, shown = images.to_tensor(made), self._saved(images.to_tensor(made))
-        said: Row = {"sample": sample.name, "label": sample.label, "family": sample.family, "source": sample.source}
-        said["attack"] = attack
-        rows = [
-            said | {"kind": "verdict", "defence": defence, "detector": name, "p_fake": scores[entry][0]}
+        """Attack one face, or a batch, ask every detector of every set, and measure what is left of the traces."""
+        samples = [data.by_name[name] for name in item.options.get("batch", [item.sample])]
+        attack = item.options["attack"]
+        crops, sources = self._crops(data, samples)
+        faces = self._saved(torch.cat([images.to_tensor(crop) for crop in crops]))
+        attacked = torch.cat([images.to_tensor(images.to_array(face)) for face in self._attacked(item, faces)])
+        shown = self._saved(attacked)
+        scores = {
+            defence: predict.predict_p_fake(shown, list(judges.values()), sources) if judges else {}
             for defence, judges in self.judges().items()
-            for scores in [predict.predict_p_fake(shown, list(judges.values()), source) if judges else {}]
-            for name, entry in judges.items()
-        ]
-        measured = said | {"kind": "picture"} | _measured_traces(picture)
+        }
+        rows: list[Row] = []
+        for number, sample in enumerate(samples):
+            facts = {"sample": sample.name, "label": sample.label, "family": sample.family, "source": sample.source}
+            facts["attack"] = attack
+            rows += [
+                facts
+                | {"kind": "verdict", "defence": defence, "detector": name, "p_fake": scores[defence][entry][number]}
+                for defence, judges in self.judges().items()
+                for name, entry in judges.items()
+            ]
+            one = slice(number, number + 1)
+            rows.append(facts | {"kind": "picture"} | self._measures(attack, faces[one], attacked[one], shown[one]))
+        return rows
+
+    def _crops(self, data: Dataset, samples: Sequence[Sample]) -> tuple[list[np.ndarray], list[CroppedPhoto] | None]:
+        """Return the faces, uint8 (S, S, 3), and the photos they come from, if they are not aligned already."""
+        if self.config.aligned:
+            return [face_packs.decode_picture(data.path(one.name).read_bytes(), FACE_SIZE) for one in samples], None
+        sources = [sample_source(data, one.name) for one in samples]
+        return [source.aligned.crop for source in sources], sources
+
+    def _measures(self, attack: str, face: Tensor, attacked: Tensor, shown: Tensor) -> Row:
+        """Measure one face (1, 3, S, S) after an attack: traces and features, and its likeness to the face before."""
+        measures = _measured_traces(attacked) if self.config.features else {}
         if attack != NO_ATTACK:
-            measured |= {"psnr": similarity.picture_psnr(started, made), "ssim": similarity.picture_ssim(started, made)}
-        if attack in (NO_ATTACK, removal.TRNET_ENTRY) or attack not in ATTACKS:
-            measured |= self._features(shown)
-        return [*rows, measured]
+            measures |= similarity.psnr_and_ssim(images.to_array(face), images.to_array(attacked))
+        if self.config.features and (attack in (NO_ATTACK, removal.TRNET_ENTRY) or attack not in ATTACKS):
+            measures |= self._features(shown)
+        return measures
 
-    def _saved(self, face: Tensor) -> Tensor:
-        """Return a face (1, 3, S, S) in [0, 1] as a detector is shown it."""
-        return like_photographs((face * 255).round().byte()).float() / 255 if self.config.saved else face
+    def _saved(self, faces: Tensor) -> Tensor:
+        """Return faces (N, 3, S, S) in [0, 1] as a detector is shown them."""
+        return like_photographs((faces * 255).round().byte()).float() / 255 if self.config.saved else faces
 
-    def _attacked(self, attack: str, face: Tensor, sample: Sample) -> Tensor:
-        """Return a face (1, 3, S, S) after an attack; its randomness depends on seed, attack and picture alone."""
+    def _attacked(self, item: Item, faces: Tensor) -> Tensor:
+        """Return faces (N, 3, S, S) after an attack; its randomness depends on seed, attack and picture or batch."""
+        attack = item.options["attack"]
         if attack == NO_ATTACK:
-            return face
+            return faces
         detector = detectors_registry.load(self.config.white_box)
-        own = f"{self.config.seed}:{attack}:{sample.name}"
-        seed = int.from_bytes(hashlib.sha256(own.encode()).digest()[:4], "big")
-        for one in self.removers():
-            if one.name == attack:
-                return finish(removal.attack_with_trnet(face, detector, network=one.load())).images
-        return finish(get_attack(attack).run(face, detector, seed=seed)).images
+        if "number" in item.options:
+            seed = self.config.seed * 1_000_003 + item.options["number"]
+        else:
+            text = f"{self.config.seed}:{attack}:{item.sample}"
+            seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+        for remover in self.removers():
+            if remover.name == attack:
+                return finish(removal.attack_with_trnet(faces, detector, network=remover.load())).images
+        return finish(get_attack(attack).run(faces, detector, seed=seed)).images
 
     def _features(self, picture: Tensor) -> Row:
         if not self.config.checkpoint:
@@ -232,7 +295,7 @@ class TraceRemovalProtocol(Protocol):
             f"FGSM, MIFGSM and PGD see the gradient of {self.config.white_box} of the shipped set; to every other "
             "detector they are transferred. TR-Net, GANprintR and noise see none."
         )
-        if not self.config.checkpoint:
+        if self.config.features and not self.config.checkpoint:
             said.append(
                 "TR-Net's discriminators are not shipped, so the map of features shows those of the detector "
                 f"{self.config.features}; the setting checkpoint shows those of a training run."
@@ -248,13 +311,47 @@ class TraceRemovalProtocol(Protocol):
         said += [] if self.config.removers else [TRAIN_FEWER]
         absent = [get_attack(name).title for name in self.config.attacks if not get_attack(name).available()]
         said += [f"Attacks without installed weights were left out: {', '.join(absent)}."] if absent else []
-        if shipped_references() is None:
+        if self.config.features and shipped_references() is None:
             said.append("The reference statistics of traces are not installed; the data's own real pictures serve.")
         return said
 
     def published(self) -> list[Table]:
         """Return tables 1 to 4 of the paper, as far as they are known."""
         return published.trnet_tables()
+
+
+def draw_by_family(samples: Iterable[Sample], count: int | None, seed: int) -> list[str]:
+    """Return the names of fakes drawn from each family, and of as many real pictures.
+
+    Args:
+        samples: The pictures.
+        count: How many fakes of each family at most; None takes all.
+        seed: Seed of the draw.
+    """
+    families: dict[str, list[str]] = {}
+    for sample in sorted(samples, key=lambda sample: sample.name):
+        families.setdefault(sample.family if sample.label == "fake" else "", []).append(sample.name)
+    reals = families.pop("", [])
+    fakes = [name for _, names in sorted(families.items()) for name in _draw_names(names, count, seed)]
+    return fakes + _draw_names(reals, len(fakes), seed)
+
+
+def _draw_names(names: list[str], count: int | None, seed: int) -> list[str]:
+    if count is None or count >= len(names):
+        return names
+    return [names[i] for i in sorted(np.random.default_rng(seed).choice(len(names), count, replace=False))]
+
+
+def _batch_items(data: Dataset, attacks: Mapping[str, Sequence[str]], size: int) -> list[Item]:
+    """Return the items of whole batches, real pictures by name and fakes by family and name."""
+    items = []
+    for label, samples in (("real", data.reals), ("fake", sorted(data.fakes, key=lambda one: (one.family, one.name)))):
+        names = [sample.name for sample in samples]
+        for attack in attacks[label]:
+            for number, start in enumerate(range(0, len(names), size)):
+                options = {"attack": attack, "number": number, "batch": names[start : start + size]}
+                items.append(Item(f"{label}|attack={attack}|batch={number:06}", names[start], options))
+    return items
 
 
 def shipped_references() -> references.References | None:
@@ -400,8 +497,7 @@ def trace_removal_tables(
         _detectors_table(verdicts, config),
         _families_by_detector_table(verdicts, config),
         _quality_table(measured),
-        _traces_table(measured, reference),
-        _neighbours_table(measured, config),
+        *([_traces_table(measured, reference), _neighbours_table(measured, config)] if config.features else []),
         _missing_table(config),
     ]
 
@@ -628,12 +724,17 @@ def _neighbours_table(measured: Sequence[Row], config: "TraceRemovalConfig") -> 
     return Table("features", "Where fakes lie among real pictures", columns, tuple(body), note)
 
 
+def missing_detectors(defence: str, detectors: Sequence[str]) -> list[str]:
+    """Return which of TR-Net's detectors and of `detectors` are not installed with a defence."""
+    installed = registry.installed_with_defence(defence, detectors)
+    return [name for name in dict.fromkeys((*registry.TRNET_DETECTORS, *detectors)) if name not in installed]
+
+
 def _missing_table(config: "TraceRemovalConfig") -> Table:
     columns = (DEFENCE, Column("missing", "Not installed"), Column("training", "How to train them"))
     body: list[tuple[Cell, ...]] = []
     for name in config.defences:
-        there = registry.installed_with_defence(name, config.detectors)
-        absent = [one for one in dict.fromkeys((*registry.TRNET_DETECTORS, *config.detectors)) if one not in there]
+        absent = missing_detectors(name, config.detectors)
         if absent:
             body.append((registry.DEFENCES[name].title, ", ".join(absent), registry.DEFENCES[name].training))
     note = "The strong defence is trained against one attack at a time, which stands after --adversarial."
@@ -681,8 +782,7 @@ def trace_removal_plots(
         _accuracy_plot(verdicts, config),
         _families_plot(verdicts, config),
         cost,
-        _power_plot(measured, reference),
-        _spectra_plot(measured, reference),
+        *([_power_plot(measured, reference), _spectra_plot(measured, reference)] if config.features else []),
         *(_features_plot(kind, measured, config) for kind in feature_kinds(measured)),
     ]
     return [one for one in drawn if one is not None]
