@@ -259,7 +259,7 @@ def test_held_out_faces_are_drawn_by_family_and_seed(tmp_path):
         protocol = configure_protocol(TraceRemovalProtocol, ATTACK_TABLE, {"per_family": per_family, "seed": 2})
         assert protocol.select_samples(drawn) == drawn
     with pytest.raises(UserError, match="per_family cannot be -1"):
-        configure_protocol(TraceRemovalProtocol, ATTACK_TABLE, {"per_family": -1}).select_samples(some)
+        configure_protocol(TraceRemovalProtocol, ATTACK_TABLE, {"per_family": -1})
 
 
 def test_held_out_faces_of_both_classes_are_saved_alike(tmp_path):

@@ -43,6 +43,7 @@ Values = Annotated[  # of a setting with several values; one alone need not be a
     tuple[Value, ...], BeforeValidator(lambda value: value if isinstance(value, (list, tuple)) else (value,))
 ]
 Whole = Annotated[int, Strict()]  # neither 5.0 nor true
+Count = Annotated[Whole, Field(ge=0)]
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,8 @@ class ProtocolConfig:
         seed: Decides which pictures, and whatever else is drawn.
     """
 
-    fakes: Annotated[Whole, Field(ge=0)] | None = None
-    reals: Annotated[Whole, Field(ge=0)] | None = None
+    fakes: Count | None = None
+    reals: Count | None = None
     seed: Whole = 0
 
 

@@ -44,6 +44,7 @@ from backend.evaluate.protocols import base
 from backend.evaluate.protocols.base import (
     PRESETS,
     QUICK,
+    Count,
     Item,
     Protocol,
     ProtocolConfig,
@@ -104,8 +105,8 @@ class TraceRemovalConfig(ProtocolConfig):
     neighbours: Whole = 5
     saved: bool = True
     aligned: bool = False
-    per_family: int | None = None
-    batch: int = 0
+    per_family: Count | None = None
+    batch: Count = 0
 
 
 @register_protocol(order=30)
@@ -181,8 +182,6 @@ class TraceRemovalProtocol(Protocol):
         count = self.config.per_family
         if count is None:
             return super().select_samples(data)
-        if count < 0:
-            raise UserError(f"The setting per_family cannot be {count}.", "Use 0 for all fakes, or a number from 1.")
         names = draw_by_family(data.samples, count or None, self.config.seed)
         return dataclasses.replace(data, samples=tuple(data.by_name[name] for name in sorted(names)))
 
