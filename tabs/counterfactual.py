@@ -7,7 +7,6 @@ from typing import Any
 import gradio as gr
 
 from backend import images
-from backend.alignment import locate
 from backend.counterfactual import photo as counterfactual_photo
 from backend.counterfactual.search import LEVEL_WORDS, SearchSettings
 from backend.detectors.predict import JudgedFace, suggest_detector
@@ -20,7 +19,7 @@ from tabs.components import SCALE, Updates, live_face
 from tabs.counterfactual_result import CounterfactualResult
 from tabs.counterfactual_video import VideoStep
 from tabs.events import QUICK, after_job, run_in_turn
-from tabs.photo import PhotoStep, read_photo
+from tabs.photo import ChosenPhoto, PhotoStep, chosen_face
 from tabs.visitors import session_folder
 
 HEADLINE = (
@@ -108,10 +107,10 @@ class CounterfactualTab:
         self.seed = gr.Number(DEFAULTS.seed, precision=0, label="Seed", info="Recorded with the result.")
 
     def _wire(self) -> None:
-        photo, pick = self.choice.photo, self.choice.which
-        asked = [
-            photo,
-            pick,
+        inputs = [
+            self.choice.chosen,
+            self.choice.faces,
+            self.choice.which,
             self.detector,
             self.levels,
             self.steps,
@@ -127,7 +126,7 @@ class CounterfactualTab:
         run = run_in_turn(
             self.find,
             self._search,
-            asked,
+            inputs,
             outputs,
             starts=starts,
             note=self.note,
@@ -138,7 +137,7 @@ class CounterfactualTab:
         self.stop.click(self._stopped, None, [self.find, self.stop, self.note], cancels=[run], **QUICK)
         self.running = [run]
         self.video.wire()
-        api.add_endpoints(photo, self.detector, self.levels, self.steps, self.composite)
+        api.add_endpoints(self.choice.photo, self.detector, self.levels, self.steps, self.composite)
 
     def _search_outputs(self) -> list[Any]:
         return [self.find, self.stop, self.note, self.live, self.progress, self.face, *self.result.outputs()]
@@ -177,7 +176,8 @@ class CounterfactualTab:
 
     def _search(
         self,
-        path: str | None,
+        chosen: ChosenPhoto,
+        faces: list[JudgedFace],
         number: int | None,
         detector: str,
         levels: list[str],
@@ -194,7 +194,7 @@ class CounterfactualTab:
         """Run a search, showing every step, and show its result."""
         from backend.counterfactual.photo import find_counterfactual  # its imports would keep the page waiting
 
-        located = locate(read_photo(path), number)
+        located = chosen_face(chosen, faces, number)
         settings = SearchSettings(
             levels=tuple(levels),
             epsilon=epsilon or None,

@@ -11,7 +11,6 @@ import gradio as gr
 from gradio.events import Dependency
 
 from backend import images, provenance
-from backend.alignment import locate, locate_all
 from backend.detectors import registry
 from backend.detectors.predict import JudgedFace, suggest_detector
 from backend.errors import UserError
@@ -29,7 +28,7 @@ from tabs import models
 from tabs.components import Updates, enlarge_face, maps_grid, photo_input, progress_bar
 from tabs.events import QUICK, after_job, run_in_turn, with_shown_errors
 from tabs.explain_result import ExplainResult
-from tabs.photo import PhotoStep, read_photo
+from tabs.photo import ChosenPhoto, PhotoStep, chosen_face, open_photo
 from tabs.visitors import session_folder
 
 ABOUT_PAIR = (
@@ -62,9 +61,9 @@ class PairStep:
 
     def wire(self, choice: PhotoStep, detector: Any, seed: Any) -> Dependency:
         """Wire the buttons and return the long event."""
-        asked = [self.photo, choice.photo, choice.which, detector, seed]
+        inputs = [self.photo, choice.chosen, choice.faces, choice.which, detector, seed]
         run = run_in_turn(
-            self.start, self._test, asked, self.outputs(), starts=[self.start], note=self.progress, stop=self.stop
+            self.start, self._test, inputs, self.outputs(), starts=[self.start], note=self.progress, stop=self.stop
         )
         after_job(run, self._idle, [self.start, self.stop])
         self.stop.click(self._stopped, None, [self.start, self.stop, self.progress], cancels=[run], **QUICK)
@@ -93,15 +92,21 @@ class PairStep:
         return {**self._idle(), self.progress: f"<p>{PAIR_STOPPED}</p>"}
 
     def _test(
-        self, path: str | None, fake_path: str | None, number: int | None, detector: str, seed: float | None
+        self,
+        real_path: str | None,
+        chosen: ChosenPhoto,
+        faces: list[JudgedFace],
+        number: int | None,
+        detector: str,
+        seed: float | None,
     ) -> Iterator[Updates]:
         """Explain the real photo with every method, and show how far the fake's score falls for each."""
-        if path is None:
+        if real_path is None:
             raise UserError("There is no real photo yet.", "Choose it beside the button.")
-        real_faces = locate_all(read_photo(path))
+        real_faces = open_photo(real_path).faces
         if not real_faces or real_faces[0].facts.problem:
             raise UserError("The real photo has no usable face.", "Use one that shows a face from the front.")
-        located = real_faces[0], locate(read_photo(fake_path), number)
+        located = real_faces[0], chosen_face(chosen, faces, number)
         yield {
             **self.hide(),
             self.start: gr.Button(interactive=False),
@@ -216,7 +221,7 @@ class ExplainTab:
         self.seed = gr.Number(0, precision=0, label="Seed", info="Recorded with the result.")
 
     def _wire(self) -> None:
-        face = [self.choice.photo, self.choice.which]
+        face = [self.choice.chosen, self.choice.faces, self.choice.which]
         options = [self.reference, self.preset, self.shortcut, self.seed, self.towards]
         asked = [*face, self.detector, self.method, *options, self.proof, self.guess]
         outputs = self._job_outputs()
@@ -309,7 +314,8 @@ class ExplainTab:
 
     def _explain(
         self,
-        path: str | None,
+        chosen: ChosenPhoto,
+        faces: list[JudgedFace],
         number: int | None,
         detector: str,
         method: str,
@@ -323,7 +329,7 @@ class ExplainTab:
         request: gr.Request,
     ) -> Iterator[Updates]:
         """Draw one map and put it to the test."""
-        located = locate(read_photo(path), number)
+        located = chosen_face(chosen, faces, number)
         settings = ExplainSettings(
             method=method,
             reference=reference if towards == "fake" else "original",
@@ -341,7 +347,8 @@ class ExplainTab:
 
     def _compare(
         self,
-        path: str | None,
+        chosen: ChosenPhoto,
+        faces: list[JudgedFace],
         number: int | None,
         detector: str,
         reference: Any,
@@ -355,7 +362,7 @@ class ExplainTab:
         settings = ExplainSettings(
             reference=reference, preset=preset, seed=int(seed or 0), towards=towards, shortcut=shortcut
         )
-        located = locate(read_photo(path), number)
+        located = chosen_face(chosen, faces, number)
         yield self._busy()
         loaded = registry.load(detector)
         crop = located.aligned(loaded.card.template, loaded.card.input_size).crop

@@ -79,7 +79,7 @@ def needed_seconds(event: BlockFunction, *values: Any) -> int:
     needed = JOB_SECONDS + STEP_SECONDS * _count_steps(asked)
     if "preset" in asked:
         needed *= PRESETS.get(str(asked["preset"]), 1.0) * (1.0 if "method" in asked else EVERY_METHOD)
-    if "fake_path" in asked:
+    if "real_path" in asked:
         needed *= EVERY_METHOD
     if "protocol" in asked:
         needed *= PROTOCOLS.get(str(asked["protocol"]), MOST_SECONDS / JOB_SECONDS)

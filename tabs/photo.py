@@ -11,12 +11,13 @@ from gradio.events import Dependency
 from PIL import Image, ImageDraw, ImageFont
 
 from backend import examples, images
-from backend.alignment import locate_all
+from backend.alignment import LocatedFace, locate_all, locate_known
 from backend.detectors import predict, registry
 from backend.detectors.base import THRESHOLD, UNCERTAIN_MARGIN, verdict
 from backend.detectors.predict import JudgedFace, describe_error_rates, describe_p_fake, summarise_error_rates
 from backend.errors import UserError
 from backend.examples import Example
+from backend.faces import Face, choose_face
 from backend.settings import SETTINGS
 from tabs import components
 from tabs.components import (
@@ -30,6 +31,7 @@ from tabs.components import (
     result_picture,
 )
 from tabs.events import PRIVATE, QUICK, VERDICT, with_shown_errors
+from tabs.visitors import KEPT_PHOTOS, OpenPhoto
 
 UNCERTAIN = (
     f"A score between {THRESHOLD - UNCERTAIN_MARGIN:.2f} and {THRESHOLD + UNCERTAIN_MARGIN:.2f} is called uncertain."
@@ -46,6 +48,8 @@ ALMOST = 0.98  # of the limit: a PNG file of noise is hardly larger than its pix
 BLUE = "#1d4ed8"
 MAX_LISTED = 12  # faces that are marked and can be picked
 NUMBER_SIZE = 1 / 22  # of the longer side, of the numbers beside several faces
+SHOWN_FORMATS = {"JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP"}  # by browsers
+ANIMATED_FORMATS = {"GIF", "PNG", "WEBP", "AVIF"}  # pages of a scan and a camera's previews are no animation
 MOVING = "The picture moves; only its first frame was judged."
 RULES = (
     "Use a photo of yourself or of someone who has agreed. For teaching and research, not for commercial use. "
@@ -154,6 +158,8 @@ class PhotoStep:
 
     def _choose(self, chosen: ChosenPhoto, path: str | None) -> Updates:
         """Take away what was said of the photo before."""
+        if path != chosen.path:
+            KEPT_PHOTOS.drop(chosen.path)
         chosen.path = path
         return {self.faces: [], **self.hide(), **self._offer(None)}
 
@@ -168,17 +174,14 @@ class PhotoStep:
 
     def _seen(self, path: str) -> Updates:
         try:
-            pixels = read_photo(path)
+            photo = open_photo(path)
         except UserError as error:
             return {self.faces: [], **self._offer(None), **self.refuse(error)}
-        as_uploaded = _is_shown_by_browsers(path)
-        if not as_uploaded:  # it is handed back as PNG, which must stay below the limit on bytes
-            pixels = _convert_for_browser(pixels)
-        faces = predict.judge_faces(locate_all(pixels))
-        updates = {self.faces: faces, **self.show(pixels, faces), **self._offer(faces[0] if faces else None)}
-        if not as_uploaded:
-            updates[self.photo] = pixels
-        if _is_animated(path):
+        faces = predict.judge_faces(photo.faces)
+        updates = {self.faces: faces, **self.show(photo.pixels, faces), **self._offer(faces[0] if faces else None)}
+        if photo.converted:
+            updates[self.photo] = photo.pixels
+        if photo.animated:
             updates[self.moving] = gr.Markdown(visible=True)
         return updates
 
@@ -190,11 +193,13 @@ class PhotoStep:
         """Show an example with its stored results."""
         example = self.examples[event.index]
         chosen.path = str(example.photo_path)
-        pixels = images.read(example.photo_path)
-        updates: Updates = {self.photo: pixels, self.faces: []}
         if examples.is_stale(example):
-            return {**updates, **self.hide(), **self._offer(None)}
-        faces = example.faces()
+            pixels = images.read(example.photo_path)
+            return {self.photo: pixels, self.faces: [], **self.hide(), **self._offer(None)}
+        located = example.located()
+        pixels, faces = located[0].photo, example.faces()
+        KEPT_PHOTOS.put(chosen.path, OpenPhoto(pixels, located))
+        updates: Updates = {self.photo: pixels}
         updates |= {self.faces: faces, **self.show(pixels, faces), **self._offer(faces[0])}
         for tab in self.tabs:
             updates |= tab.show_example(example, request)
@@ -292,15 +297,38 @@ def _convert_for_browser(photo: np.ndarray) -> np.ndarray:
     return small
 
 
-def _is_animated(path: str) -> bool:
-    """Return whether a file holds an animation; pages of a scan and a camera's previews are none."""
-    with Image.open(Path(path)) as picture:
-        return picture.format in {"GIF", "PNG", "WEBP", "AVIF"} and getattr(picture, "is_animated", False)
+def chosen_face(chosen: ChosenPhoto, faces: Sequence[JudgedFace], number: int | None) -> LocatedFace:
+    """Return one of the faces of the photo that was chosen and judged; None takes the largest.
+
+    Raises:
+        UserError: There is no photo, it cannot be read, or it has no such face.
+    """
+    photo = open_photo(chosen.path, [face.aligned.face for face in faces])
+    return choose_face(photo.faces, number)
 
 
-def _is_shown_by_browsers(path: str) -> bool:
+def open_photo(path: str | None, known: Sequence[Face] | None = None) -> OpenPhoto:
+    """Return a photo with its faces, decoded and searched only where it is not kept.
+
+    Args:
+        path: The file.
+        known: Its faces where they were found before, so that they are not searched for again.
+
+    Raises:
+        UserError: There is no photo, or it cannot be read.
+    """
+    if path is not None and (kept := KEPT_PHOTOS.get(path)) is not None:
+        return kept
+    pixels, path = read_photo(path), str(path)
     with Image.open(Path(path)) as picture:
-        return picture.format in {"JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP"}
+        converted = picture.format not in SHOWN_FORMATS
+        animated = picture.format in ANIMATED_FORMATS and getattr(picture, "is_animated", False)
+    if converted:  # it is handed back as PNG, which must stay below the limit on bytes
+        pixels = _convert_for_browser(pixels)
+    faces = locate_all(pixels) if known is None else locate_known(pixels, known)
+    photo = OpenPhoto(pixels, faces, converted, animated)
+    KEPT_PHOTOS.put(path, photo)
+    return photo
 
 
 def read_photo(path: str | None) -> np.ndarray:

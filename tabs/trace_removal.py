@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from backend import provenance
-from backend.alignment import LocatedFace, locate
 from backend.detectors import registry
 from backend.detectors.predict import JudgedFace, summarise_error_rates
 from backend.examples import Example
@@ -29,7 +28,7 @@ from tabs.components import (
     settings_line,
 )
 from tabs.events import after_job, run_in_turn
-from tabs.photo import PhotoStep, read_photo
+from tabs.photo import ChosenPhoto, PhotoStep, chosen_face
 from tabs.visitors import CallLimit, session_folder
 
 if TYPE_CHECKING:
@@ -199,11 +198,10 @@ class TraceRemovalTab:
         self._wire()
 
     def _wire(self) -> None:
-        asked = [self.choice.photo, self.choice.which, self.strength]
+        inputs = [self.choice.chosen, self.choice.faces, self.choice.which, self.strength]
         shared: dict[str, Any] = {"starts": [self.remove, self.compare], "note": self.note, "progress": self.progress}
-        run = run_in_turn(self.remove, self._remove, asked, self._job_outputs(), **shared)
-        faces = [self.choice.photo, self.choice.faces, self.choice.which, self.strength]
-        others = run_in_turn(self.compare, self._compare, faces, self._job_outputs(), **shared)
+        run = run_in_turn(self.remove, self._remove, inputs, self._job_outputs(), **shared)
+        others = run_in_turn(self.compare, self._compare, inputs, self._job_outputs(), **shared)
         self.running = [run, others]
         for job in self.running:
             after_job(job, self._idle, [self.remove, self.compare])
@@ -248,28 +246,29 @@ class TraceRemovalTab:
             **self.result.hide(),
         }
 
-    def _remove(self, path: str | None, number: int | None, strength: float, request: gr.Request) -> Iterator[Updates]:
+    def _remove(
+        self, chosen: ChosenPhoto, faces: list[JudgedFace], number: int | None, strength: float, request: gr.Request
+    ) -> Iterator[Updates]:
         """Remove the traces of the chosen face and show what happened."""
         from backend.trace_removal import removal  # its imports would keep the page waiting
         from backend.trace_removal.removal import require_trnet
 
-        photo = read_photo(path)
+        located = chosen_face(chosen, faces, number)
         require_trnet()
         LIMIT.check(request)
         yield self._busy()
-        made = yield from self._watched(removal.run_removal(locate(photo, number), strength=strength))
+        made = yield from self._watched(removal.run_removal(located, strength=strength))
         yield {**self._idle(), self.progress: "", **self.result.show(made, session_folder(request))}
 
     def _compare(
-        self, path: str | None, faces: list[JudgedFace], number: int | None, strength: float, request: gr.Request
+        self, chosen: ChosenPhoto, faces: list[JudgedFace], number: int | None, strength: float, request: gr.Request
     ) -> Iterator[Updates]:
         """Run every attack on the chosen face and set the verdicts side by side."""
         from backend.trace_removal.comparison import compare_attacks
 
-        photo = read_photo(path)
+        located = chosen_face(chosen, faces, number)
         LIMIT.check(request)
         yield self._busy()
-        located = LocatedFace(photo, faces[(number or 1) - 1].aligned.face)
         made = yield from self._watched(compare_attacks(located, strength=strength))
         yield {**self._idle(), self.progress: "", **self.result.show_comparison(made)}
 

@@ -1,4 +1,4 @@
-"""What one visitor keeps here and may ask for: a private folder for an hour, and a number of calls in a time.
+"""What visitors keep here for an hour (files and decoded photos), and how often they may ask for something.
 
 A visitor is a page that is open, and a new page is a new one; what one address may do in all is limited too, as a class
 behind one connection, or everybody behind a proxy, shares an address.
@@ -11,12 +11,15 @@ import os
 import shutil
 import threading
 import time
-from collections import deque
+from collections import OrderedDict, deque
+from dataclasses import dataclass
 from pathlib import Path
 
 import gradio as gr
+import numpy as np
 
 from backend import runtime
+from backend.alignment import LocatedFace
 from backend.errors import UserError
 from backend.settings import SETTINGS
 
@@ -71,6 +74,82 @@ class CallLimit:
         return {f"page {page}": self.calls, f"address {address}": self.calls * SETTINGS.visitors_per_address}
 
 
+@dataclass(frozen=True, eq=False)
+class OpenPhoto:
+    """A visitor's photo, decoded and searched for faces.
+
+    Args:
+        pixels: uint8 (H, W, 3), RGB, as the page shows it.
+        faces: Its faces, the largest first.
+        converted: Whether browsers cannot show the file itself.
+        animated: Whether the file is an animation, of which this is the first frame.
+    """
+
+    pixels: np.ndarray
+    faces: list[LocatedFace]
+    converted: bool = False
+    animated: bool = False
+
+
+class KeptPhotos:
+    """The open photos of a process by file, the least recently used first, none longer than its file.
+
+    Args:
+        max_bytes: Of all pixels together; one photo stays however large it is.
+    """
+
+    def __init__(self, max_bytes: int = 256_000_000) -> None:
+        self.max_bytes = max_bytes
+        self._lock = threading.Lock()
+        self._photos: OrderedDict[str, tuple[float, tuple[int, int] | None, OpenPhoto]] = OrderedDict()
+
+    def get(self, path: str) -> OpenPhoto | None:
+        """Return a photo that is kept and whose file is unchanged."""
+        with self._lock:
+            _, stamp, photo = self._photos.get(path, (0.0, None, None))
+            if photo is None or stamp != _file_stamp(path):
+                return None
+            self._photos.move_to_end(path)
+            return photo
+
+    def put(self, path: str, photo: OpenPhoto) -> None:
+        """Keep a photo, and drop the least recently used ones where all together become too large."""
+        _downloads()  # starts the sweeping
+        with self._lock:
+            self._photos[path] = (time.monotonic(), _file_stamp(path), photo)
+            self._photos.move_to_end(path)
+            while len(self._photos) > 1 and self._size() > self.max_bytes:
+                self._photos.popitem(last=False)
+
+    def drop(self, path: str | None) -> None:
+        """Drop a photo, if it is kept."""
+        with self._lock:
+            self._photos.pop(path or "", None)
+
+    def sweep(self) -> None:
+        """Drop photos whose file is gone or changed, and those opened more than an hour ago."""
+        oldest = time.monotonic() - KEPT_SECONDS
+        with self._lock:
+            for path, (opened, stamp, _) in list(self._photos.items()):
+                if opened < oldest or stamp is None or stamp != _file_stamp(path):
+                    del self._photos[path]
+
+    def _size(self) -> int:
+        return sum(photo.pixels.nbytes for _, _, photo in self._photos.values())
+
+
+KEPT_PHOTOS = KeptPhotos()
+
+
+def _file_stamp(path: str) -> tuple[int, int] | None:
+    """Return what changes with a file; None where there is none."""
+    try:
+        status = Path(path).stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size
+
+
 def session_folder(request: gr.Request | None) -> Path:
     """Return a folder for one visitor's files, which are deleted when an hour has passed without another call."""
     folder = _folder_of(request)
@@ -105,6 +184,7 @@ def _keep_sweeping(root: Path) -> None:
     while True:
         time.sleep(SWEPT_SECONDS)
         sweep_folders(root)
+        KEPT_PHOTOS.sweep()
 
 
 def forget_visitor(request: gr.Request) -> None:

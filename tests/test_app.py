@@ -20,6 +20,7 @@ from backend import faces
 from backend.alignment import AlignedFace
 from backend.counterfactual import photo as counterfactual_photo
 from backend.counterfactual.search import SearchSettings, search
+from backend.detectors import predict
 from backend.detectors.predict import JudgedFace
 from backend.errors import UserError
 from backend.generators.refinement import RefineSettings
@@ -27,7 +28,7 @@ from backend.progress import Step
 from backend.settings import ROOT, SETTINGS
 from tabs import components, events, photo, visitors
 from tabs.counterfactual import CounterfactualTab
-from tabs.photo import MAX_LISTED, PhotoStep
+from tabs.photo import MAX_LISTED, ChosenPhoto, PhotoStep, open_photo
 from tests import pictures
 from tests.toys import grey, toy_detector, toy_inverter
 
@@ -141,7 +142,7 @@ def test_a_closer_reconstruction_is_asked_for(closer: bool, tmp_path: Path, monk
     (tmp_path / "photo.png").write_bytes(pictures.encode(pictures.astronaut(), "PNG"))
     asked = []
 
-    def no_story(photo, detector, settings, **_):
+    def no_story(located, detector, settings, **_):
         asked.append(settings)
         yield Step(0, 1, "The face was inverted.")
         raise UserError("Enough.")
@@ -149,8 +150,10 @@ def test_a_closer_reconstruction_is_asked_for(closer: bool, tmp_path: Path, monk
     monkeypatch.setattr(counterfactual_photo, "find_counterfactual", no_story)
     with gr.Blocks():
         tab = CounterfactualTab(PhotoStep())
+    path = str(tmp_path / "photo.png")
     arguments = [
-        str(tmp_path / "photo.png"),
+        ChosenPhoto(path),
+        predict.judge_faces(open_photo(path).faces, []),
         1,
         "xception",
         ["S"],

@@ -17,7 +17,7 @@ import torch
 import backend.explain
 from backend import faces, images
 from backend.cli import main
-from backend.detectors import registry
+from backend.detectors import predict, registry
 from backend.detectors.predict import default_batch
 from backend.explain import base, photo
 from backend.explain.base import EXPLAINERS
@@ -26,7 +26,7 @@ from backend.explain.sufficiency import sufficiency_settings
 from backend.settings import SETTINGS
 from tabs import explain_result
 from tabs.explain import ExplainTab
-from tabs.photo import PhotoStep
+from tabs.photo import ChosenPhoto, PhotoStep, open_photo
 from tests.patch_toys import SIZE, face, patch_detector, untextured
 
 FEW = {"lime": 120, "shap": 120, "sobol": 4, "rise": 200, "gradcam": 1, "gradcampp": 1, "xrai": 4}
@@ -68,9 +68,14 @@ def saved(folder, picture, name="photo.png"):
     return str(path)
 
 
+def chosen(path):
+    """Return the photo as a visitor chose it, and its faces as they were found in step 2."""
+    return ChosenPhoto(path), predict.judge_faces(open_photo(path).faces, [])
+
+
 def ask(tab, path, method="lime", guess="", proof=True, **options):
     given = OPTIONS | options
-    return tab._explain(path, 1, "patch", method, *given.values(), proof, guess, REQUEST)
+    return tab._explain(*chosen(path), 1, "patch", method, *given.values(), proof, guess, REQUEST)
 
 
 def unzipped(update):
@@ -145,7 +150,7 @@ def shown_in(steps, component):
 
 
 def compared(tab, path, **options):
-    return tab._compare(path, 1, "patch", *(OPTIONS | options).values(), REQUEST)
+    return tab._compare(*chosen(path), 1, "patch", *(OPTIONS | options).values(), REQUEST)
 
 
 def test_all_maps_stand_in_one_grid_with_their_test(tab, tmp_path):
@@ -176,7 +181,7 @@ def test_a_stop_takes_one_batch(tab, tmp_path, known, what, monkeypatch):
     jobs = {
         "explain": lambda: ask(tab, path, "shap", reference="original"),
         "compare": lambda: compared(tab, path),
-        "pair": lambda: tab.pair._test(path, saved(tmp_path, untextured(), "fake.png"), 1, "patch", 0),
+        "pair": lambda: tab.pair._test(path, *chosen(saved(tmp_path, untextured(), "fake.png")), 1, "patch", 0),
     }
     if what == "pair":
         known.network.slope = -known.network.slope
@@ -195,14 +200,14 @@ def test_a_stop_takes_one_batch(tab, tmp_path, known, what, monkeypatch):
 def test_a_pair_shows_the_fall_for_every_method(tab, tmp_path, known):
     known.network.slope = -known.network.slope
     photos = saved(tmp_path, face()), saved(tmp_path, untextured(), "fake.png")
-    *before, last = tab.pair._test(*photos, 1, "patch", 0)
+    *before, last = tab.pair._test(photos[0], *chosen(photos[1]), 1, "patch", 0)
     assert before[0][tab.pair.stop].interactive and not last[tab.pair.stop].interactive
     for method in EXPLAINERS.values():
         assert f">{method.title}<" in last[tab.pair.answer]
     assert "Random places" in last[tab.pair.answer] and "Top 3" in last[tab.pair.answer]
     assert "How could this be wrong?" in last[tab.pair.answer]
     assert [len(one) for one in shown_in(before, tab.pair.maps)] == list(range(1, 8))
-    *_, wrong = tab.pair._test(*reversed(photos), 1, "patch", 0)
+    *_, wrong = tab.pair._test(photos[1], *chosen(photos[0]), 1, "patch", 0)
     assert "another detector or another pair" in wrong[tab.pair.answer]
 
 

@@ -113,7 +113,7 @@ def test_all_methods_take_longer_than_one():
 
 
 def test_a_pair_is_asked_by_all_methods():
-    def handler(path: Any, fake_path: Any) -> None: ...
+    def handler(real_path: Any, chosen: Any) -> None: ...
 
     assert gpu.needed_seconds(SimpleNamespace(fn=handler, concurrency_id="model"), "real", "fake") == 60
 
