@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from backend import __version__
 from backend.errors import UserError
 from backend.settings import SETTINGS
 
@@ -90,6 +91,11 @@ class Entry:
 @lru_cache(maxsize=1)
 def read_entries() -> dict[str, Entry]:
     """Read both registries."""
+    if not (SETTINGS.weights_dir / "registry.toml").exists():
+        raise UserError(
+            f"There are no models in {SETTINGS.weights_dir}.",
+            "Clone the repository, and install it from there with: pip install -e .",
+        )
     raw: dict[str, dict[str, Any]] = {}
     for file in REGISTRIES:
         path = SETTINGS.weights_dir / file
@@ -240,9 +246,6 @@ def match_checkpoint(
     return {name: found.get(name, torch.tensor(0)) for name in expected}
 
 
-VERSIONED_PACKAGES = ("timm", "face-forgery-explained")
-
-
 def model_hashes(names: Iterable[str]) -> dict[str, str]:
     """Return the SHA-256 of those models that the registry knows, by name.
 
@@ -274,11 +277,8 @@ def changed_models(used: Mapping[str, str]) -> list[str]:
 
 def package_versions() -> dict[str, str]:
     """Return the versions of the packages that matter, by name."""
-    return {"torch": torch.__version__} | {name: _package_version(name) for name in VERSIONED_PACKAGES}
-
-
-def _package_version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "run from its source folder"
+    return {
+        "torch": torch.__version__,
+        "timm": metadata.version("timm"),
+        "face-forgery-explained": __version__,
+    }
