@@ -198,13 +198,15 @@ class ExplainTab:
             VERDICTS,
             value="fake",
             label="Which verdict to explain",
-            info=f"Grad-CAM, Grad-CAM++ and XRAI explain either. {words.USUAL_FILL}",
+            info=f"{words.method_titles(hiding=False)} explain either. {words.method_titles(hiding=True)} explain only "
+            "the verdict that a detector gave, and “real” with their usual fill.",
         )
         self.reference = gr.Radio(
             REFERENCES,
             value="adversarial",
             label="What a hidden part shows (reference)",
-            info="LIME, SHAP, SOBOL and RISE hide parts of the face. What they put there decides what they can see.",
+            info=f"{words.method_titles(hiding=True)} hide parts of the face. What they put there decides what they "
+            "can see.",
         )
         self.preset = gr.Radio(PRESETS, value="quick", label="How many samples", info=words.QUICK_AND_FULL)
         self.proof = gr.Checkbox(

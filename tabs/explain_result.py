@@ -31,6 +31,7 @@ from backend.explain.sufficiency import (
     sufficiency_settings,
 )
 from backend.progress import Job, Running, Step, within
+from backend.trace_removal.views import join_in_words
 from tabs.components import (
     SCALE,
     Updates,
@@ -114,9 +115,10 @@ QUICK_AND_FULL = (
     "rank correlations of 0.78 (LIME) to 0.94 (RISE)."  # benchmarks/maps.py; all of them stand in the model card
 )
 
-USUAL_FILL = (
-    "LIME, SHAP, SOBOL and RISE explain only the verdict that a detector gave, and “real” with their usual fill."
-)
+
+def method_titles(*, hiding: bool) -> str:
+    """List the methods that hide parts of the face, or the others."""
+    return join_in_words([method.title for method in EXPLAINERS.values() if bool(method.references) == hiding])
 
 
 def method_in_words(method: str, seconds: float | None, every: float | None) -> str:
@@ -147,15 +149,15 @@ def map_in_words(made: ExplainedPhoto) -> str:
             parts.append("Under More options, the other verdict can be explained.")
     else:
         towards = explanation.settings.towards
-        places = places_in_words(made.top, made.parts, numbered=True)
+        places = places_in_words(explanation.top_segments, made.parts, numbered=True)
         parts.append(
             f"**By {explanation.title}, these places speak most for “{towards}”: {places}.**"
-            if made.top
+            if explanation.top_segments
             else f"No place speaks for “{towards}”; the map shows what speaks against it."
         )
     if explanation.caution:
         parts.append(explanation.caution)
-    if made.proof is not None and (lead := made.proof.lead) is not None:
+    if made.sufficiency is not None and (lead := made.sufficiency.lead) is not None:
         parts.append(f"The test below {support_in_words(lead)}.")
     return " ".join(parts)
 
@@ -181,10 +183,11 @@ def hidden_parts_in_words(made: ExplainedPhoto) -> str:
 
 def guess_in_words(made: ExplainedPhoto, guess: str) -> str:
     """Compare the visitor's guess with the strongest segment."""
-    if not guess or not made.top:
+    top = made.explanation.top_segments
+    if not guess or not top:
         return ""
-    parts = [part for segment in made.top for part in made.parts[segment]]
-    if guess in made.parts[made.top[0]]:
+    parts = [part for segment in top for part in made.parts[segment]]
+    if guess in made.parts[top[0]]:
         return f"**You guessed: {guess}.** So says the map: its strongest segment lies there."
     if guess in parts:
         return f"**You guessed: {guess}.** Nearly: one of the three strongest segments lies there, not the strongest."
@@ -431,7 +434,7 @@ class ExplainResult:
             self.overlay: shown["overlay"],
             self.opacity: 60,
             self.scale: map_scale_html(explanation),
-            self.proof: sufficiency_table(made.proof) or paragraphs(UNTESTED),
+            self.proof: sufficiency_table(made.sufficiency) or paragraphs(UNTESTED),
             self.followed: gr.Column(visible=made.curves is not None),
             self.curves: deletion_curves(made.curves),
             self.hidden: gr.Column(visible="reference" in drawn),
@@ -488,7 +491,9 @@ def _redraw_overlay(made: ExplainedPhoto | None, opacity: float) -> Image.Image 
     if made is None:
         return None
     laid = photo.overlay_map(enlarge_face(made.aligned.crop), made.explanation, opacity / 100)
-    return provenance.marked_image(photo.outline_segments(laid, made.explanation.labels, made.top), made.record())
+    return provenance.marked_image(
+        photo.outline_segments(laid, made.explanation.labels, made.explanation.top_segments), made.record()
+    )
 
 
 def _zip_grid(crop: np.ndarray, done: Done) -> bytes:

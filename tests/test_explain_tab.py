@@ -139,7 +139,7 @@ def test_a_map_of_the_other_verdict_is_not_tested(tab, tmp_path, known):
     corner = known.network.patch.flip(2, 3)
     known.network.register_buffer("corner", corner)
     *_, last = ask(tab, saved(tmp_path, face()), "gradcam", towards="real")
-    assert last[tab.result.made].proof is None and last[tab.result.made].curves is None
+    assert last[tab.result.made].sufficiency is None and last[tab.result.made].curves is None
     if last[tab.result.one].visible:
         assert "another verdict" in last[tab.result.proof]
 

@@ -1,13 +1,13 @@
-"""What every explanation method is given and returns: a face, masks of it, and a detector that is asked.
+"""What an explanation method takes and returns, and the registry of the methods.
 
-LIME, SHAP, SOBOL and RISE ask about mixtures of the face and a reference. A mask says for every pixel how much of the
-face is left: the picture is `face * mask + reference * (1 - mask)`. Masks are made where the detector computes, and
-one batch of them is one forward pass.
+LIME, SHAP, SOBOL and RISE query the detector with mixtures of the face and a reference. A mask says for every pixel how
+much of the face is left: the picture is `face * mask + reference * (1 - mask)`. Masks are computed on the detector's
+device, and one batch of masks is one forward pass.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -19,29 +19,18 @@ from backend.registration import LAST, Registry
 from backend.runtime import MODEL_LOCK, frozen
 
 Reference = Literal["original", "adversarial"]
-
 Preset = Literal["quick", "full", "as_released"]
-
-REFERENCES: tuple[Reference, ...] = ("original", "adversarial")
-
-PRESETS: tuple[Preset, ...] = ("quick", "full", "as_released")
-
 Towards = Literal["fake", "real"]
 
-
+REFERENCES: tuple[Reference, ...] = get_args(Reference)
 BFLOAT16_TOLERANCE = 1e-2  # largest change of an answer that the fast path may cause
-
-_TRIALS = 8  # masks that the fast path is measured on
+BFLOAT16_TRIALS = 8  # masks that the fast path is measured on
+BLUR_SIDE, BLUR_OF = 128, 224  # Adv-XAI (2502.03957) blurs SHAP's faces of 224 pixels over 128
 
 
 @dataclass(frozen=True)
 class Inferences:
-    """What a detector was asked.
-
-    Args:
-        images: How many pictures it saw.
-        calls: In how many batches.
-    """
+    """How many pictures a detector judged, and in how many batches."""
 
     images: int = 0
     calls: int = 0
@@ -66,16 +55,16 @@ class Precision:
 
 
 class MaskedFace:
-    """One face, what stands in for its hidden parts, and the detector that is asked about mixtures of both.
+    """One face, what stands in for its hidden parts, and the detector that judges mixtures of both.
 
     An answer is the probability of the class `towards`, in [0, 1].
 
     Args:
         face: (1, 3, H, W) in [0, 1].
         reference: The same size; what a hidden pixel shows.
-        detector: Is not changed; a quick copy of it is asked.
-        towards: The class whose probability is asked for.
-        batch: Pictures a forward pass; None takes as many as are quick on the device and fit into its memory.
+        detector: Is not changed; a fast copy of it is used.
+        towards: The class whose probability is the answer.
+        batch: Pictures a forward pass; None takes as many as are fast on the device and fit into its memory.
         double_softmax: Put the two class probabilities through a second softmax, as the released code of LIME and RISE
             does in Adv-XAI (2502.03957).
         bfloat16: Use bfloat16 where the processor computes it fast and the answers stay within
@@ -101,9 +90,11 @@ class MaskedFace:
         self.face = face.detach().to(self.device, torch.float32)
         self.reference = reference.detach().to(self.device, torch.float32)
         # Colours last, as convolutions read them fastest.
-        self._face, self._reference = (one.permute(0, 2, 3, 1).contiguous() for one in (self.face, self.reference))
+        self._face, self._reference = (
+            picture.permute(0, 2, 3, 1).contiguous() for picture in (self.face, self.reference)
+        )
         self._given_batch = batch is not None
-        self.precision = Precision("float32", 0.0, "float32 was asked for.")
+        self.precision = Precision("float32", 0.0, "float32 was requested.")
         self.checks = Inferences()
         self._by_gradients = Inferences()
         if bfloat16:
@@ -122,12 +113,12 @@ class MaskedFace:
 
     @property
     def inferences(self) -> Inferences:
-        """Return what was asked so far, the checks left out."""
-        asked = Inferences(self.judge.images - self.checks.images, self.judge.calls - self.checks.calls)
-        return asked + self._by_gradients
+        """Return how many inferences there were so far, without the checks."""
+        queries = Inferences(self.judge.images - self.checks.images, self.judge.calls - self.checks.calls)
+        return queries + self._by_gradients
 
     def mixtures(self, masks: Tensor) -> Tensor:
-        """Return the pictures (B, 3, H, W) of masks (B, H, W), or (B, H, W, C) with one mask a colour or for all.
+        """Return the pictures (B, 3, H, W) of masks (B, H, W), or (B, H, W, C) with C = 1 or one mask a colour.
 
         Args:
             masks: Boolean, or real values in [0, 1]; 1 shows the face, 0 the reference.
@@ -142,12 +133,12 @@ class MaskedFace:
         return mixed.permute(0, 3, 1, 2)
 
     def ask(self, masks: Tensor) -> Tensor:
-        """Return the answers (B,), float32 on the CPU, to masks as `mixtures` takes them; counts them.
+        """Return the answers (B,), float32 on the CPU, to masks as `mixtures` takes them, and count them.
 
-        Batches are cut where they are larger than `batch`.
+        Larger batches than `batch` are split.
 
         Raises:
-            torch.cuda.OutOfMemoryError: Not even the given batch, or one picture, fits into the memory.
+            torch.cuda.OutOfMemoryError: The batch given by the caller, or a single picture, does not fit into memory.
         """
         answers: list[Tensor] = []
         done = 0
@@ -165,12 +156,12 @@ class MaskedFace:
         return torch.cat(answers)
 
     def ask_all(self, title: str, total: int, masks: Callable[[slice], Tensor]) -> Job[Tensor]:
-        """Ask about many masks, each batch of them made when it is asked about.
+        """Return the answers to many masks, of which only one batch exists at a time.
 
         Args:
             title: Of the method, for the progress line.
-            total: How many masks.
-            masks: Returns those of a slice, as `mixtures` takes them.
+            total: How many masks there are.
+            masks: Returns the masks of a slice, as `mixtures` takes them.
 
         Yields:
             One step a batch.
@@ -187,7 +178,7 @@ class MaskedFace:
         return torch.cat(answers)
 
     def gradients(self, pictures: Tensor) -> Tensor:
-        """Return the gradients (B, 3, H, W) of the log-odds of `towards` at pictures (B, 3, H, W); counts them.
+        """Return the gradients (B, 3, H, W) of the log-odds of `towards` at pictures (B, 3, H, W), and count them.
 
         They are 0 for a detector that no gradient passes through.
         """
@@ -200,7 +191,7 @@ class MaskedFace:
         return gradient
 
     def count(self, images: int, calls: int) -> None:
-        """Add what a method asked past this class."""
+        """Add inferences that a method made without this class."""
         self._by_gradients += Inferences(images, calls)
 
     def _answers(self, masks: Tensor, dtype: str) -> Tensor:
@@ -209,15 +200,15 @@ class MaskedFace:
             logit = self.judge.logit_fake(mixed)
         p_fake = torch.sigmoid(logit.float())
         p = p_fake if self.towards == "fake" else 1 - p_fake
-        # softmax([p, 1 - p]) of the class asked for
+        # softmax([p, 1 - p]) of the class `towards`
         return (torch.sigmoid(2 * p - 1) if self.double_softmax else p).cpu()
 
     def _measure_bfloat16(self) -> Precision:
-        """Compare both formats on the face, the reference and mixtures of both."""
+        """Compare both number formats on the face, the reference and mixtures of both."""
         if not fast_bfloat16(self.device):
             return Precision("float32", 0.0, "This processor does not compute bfloat16 fast.")
         height, width = self.size
-        shares = torch.linspace(0, 1, _TRIALS, device=self.device)
+        shares = torch.linspace(0, 1, BFLOAT16_TRIALS, device=self.device)
         columns = torch.arange(width, device=self.device) / width
         masks = (columns < shares[:, None])[:, None, :].expand(-1, height, -1)
         exact, fast = (self._answers(masks, dtype) for dtype in ("float32", "bfloat16"))
@@ -232,8 +223,8 @@ def fast_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):
-        found = torch.cpu.get_capabilities()
-        return bool(found.get("amx_bf16") or found.get("avx512_bf16"))
+        capabilities = torch.cpu.get_capabilities()
+        return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
     return False
 
 
@@ -244,9 +235,9 @@ class Question:
     Args:
         masked: Face, reference and detector.
         labels: Segment of every pixel, int64 (H, W) from 0 without gaps.
-        samples: How many samples the method draws; what one is, `methods.py` says.
-        seed: Seed of everything that is drawn.
-        as_released: Do as the released code of Adv-XAI (2502.03957) does where that differs.
+        samples: How many samples the method draws; `Explainer.sample` says what a sample is.
+        seed: Seed of all random numbers.
+        as_released: Follow the released code of Adv-XAI (2502.03957) where it differs.
     """
 
     masked: MaskedFace
@@ -262,9 +253,9 @@ class RawMap:
 
     Args:
         saliency: float32 (H, W) on the CPU.
-        answers: What the detector answered to the masks (M,); all the same means that there is nothing to explain.
-            None for methods that follow gradients.
-        empty: Why there is no map, one sentence, where a method found out by itself.
+        answers: The detector's answers to the masks (M,); if all are the same, there is nothing to explain. None for
+            methods that follow gradients.
+        empty: Why there is no map, one sentence, if the method itself finds none.
     """
 
     saliency: Tensor
@@ -273,13 +264,9 @@ class RawMap:
 
 
 def stretched(saliency: Tensor) -> Tensor:
-    """Scale a map to [0, 1] from its least to its largest value, as the released code does; 0 where it is even."""
+    """Scale a map to [0, 1] from its least to its largest value, as the released code does; a constant map is 0."""
     low, high = saliency.min(), saliency.max()
     return (saliency - low) / (high - low) if high > low else saliency * 0
-
-
-# Adv-XAI (2502.03957) blurs SHAP's faces of 224 pixels over 128.
-BLUR_SIDE, BLUR_OF = 128, 224
 
 
 def segment_means(face: Tensor, labels: Tensor) -> Tensor:
@@ -304,12 +291,12 @@ def blurred_face(face: Tensor, side: int | None = None) -> Tensor:
 
     Args:
         face: (1, 3, H, W) in [0, 1].
-        side: Side of the box in pixels; None takes the share of the picture that 128 is of 224.
+        side: Side of the box in pixels; None takes 128 / 224 of the picture's height.
     """
     from scipy import ndimage
 
     side = side or max(2, round(face.shape[2] * BLUR_SIDE / BLUR_OF))
-    # The border is mirrored without its edge pixel, as OpenCV's box filter does.
+    # Mirror the border without its edge pixel, as OpenCV's box filter does.
     blur = ndimage.uniform_filter(face.detach().cpu().double().numpy(), (1, 1, side, side), mode="mirror")
     return torch.from_numpy(blur).to(face)
 

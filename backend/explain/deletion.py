@@ -1,13 +1,12 @@
-"""Deletion and insertion curves (Petsiuk et al. 2018, arXiv 1806.07421), and why they mislead here."""
+"""Deletion and insertion curves (Petsiuk et al. 2018, arXiv 1806.07421), and why they are misleading here."""
 
 import time
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional as F
 
 from backend.detectors.base import THRESHOLD, Detector
 from backend.detectors.predict import BatchedDetector
@@ -47,11 +46,11 @@ class CurveSettings:
 
 @dataclass(frozen=True)
 class Curves:
-    """The score of the predicted class while a map's highest pixels are removed, or put in.
+    """The score of the predicted class while a map's highest pixels are removed, or inserted.
 
     Args:
         predicted: The class whose probability is followed: what the detector says of the face.
-        fractions: Share of the pixels that were removed or put in (P,), float32, from 0 to 1.
+        fractions: Share of the pixels that were removed or inserted (P,), float32, from 0 to 1.
         deletion: Probabilities (P,) in [0, 1]; the first is that of the face.
         insertion: Probabilities (P,) in [0, 1]; the last is that of the face.
         deletion_auc: Area under the curve, in [0, 1]; a good map would have a low one.
@@ -84,6 +83,21 @@ class Curves:
             f"{WHY_MISLEADING}"
         )
 
+    def record(self) -> dict[str, Any]:
+        """Return areas, points and what they cost, for JSON."""
+        return {
+            "deletion_auc": self.deletion_auc,
+            "insertion_auc": self.insertion_auc,
+            "fractions": self.fractions.tolist(),
+            "deletion": self.deletion.tolist(),
+            "insertion": self.insertion.tolist(),
+            "fill": self.settings.fill,
+            "images": self.image_count,
+            "calls": self.call_count,
+            "seconds": self.seconds,
+            "summary": self.summary,
+        }
+
 
 def deletion_curves(
     face: Tensor,
@@ -92,7 +106,7 @@ def deletion_curves(
     labels: Tensor | None = None,
     settings: CurveSettings | None = None,
 ) -> Job[Curves]:
-    """Follow the score while the highest pixels of a map are removed, and while they are put in.
+    """Follow the score while the highest pixels of a map are removed, and while they are inserted.
 
     Args:
         face: (1, 3, H, W) in [0, 1].
@@ -118,9 +132,9 @@ def deletion_curves(
     removed = removed.to(judge.device)
     logits: list[Tensor] = []
     total = 2 * len(removed)
-    for kept, other in ((blank, face), (face, blank)):  # deletion, insertion
-        for part in removed.split(judge.batch):
-            logits.append(judge.logit_fake(torch.where(part[:, None], kept, other)))
+    for inside, outside in ((blank, face), (face, blank)):  # deletion, insertion
+        for masks in removed.split(judge.batch):
+            logits.append(judge.logit_fake(torch.where(masks[:, None], inside, outside)))
             done = sum(map(len, logits))
             yield Step(done, total, f"Curves: {done} of {total} pictures.")
     logit = torch.cat(logits).cpu()
@@ -148,14 +162,11 @@ def fill_face(face: Tensor, fill: PixelFill) -> Tensor:
         return torch.zeros_like(face)
     if fill == "mean":
         return face.mean((2, 3), keepdim=True).expand_as(face)
+    from scipy import ndimage
+
     sigma = BLUR * max(face.shape[-2:])
-    radius = min(round(3 * sigma), min(face.shape[-2:]) - 1)  # reflection needs more pixels than it adds
-    offsets = torch.arange(-radius, radius + 1, device=face.device, dtype=face.dtype)
-    kernel = torch.exp(-(offsets**2) / (2 * sigma**2))
-    kernel = (kernel / kernel.sum()).expand(3, 1, -1)
-    padded = F.pad(face, (radius, radius, radius, radius), mode="reflect")
-    rows = F.conv2d(padded, kernel[:, :, None], groups=3)
-    return F.conv2d(rows, kernel[..., None], groups=3)
+    blurred = ndimage.gaussian_filter(face.cpu().double().numpy(), sigma, mode="mirror", truncate=3, axes=(2, 3))
+    return torch.from_numpy(blurred).to(face)
 
 
 def _removals(saliency: Tensor, labels: Tensor | None, settings: CurveSettings) -> tuple[Tensor, Tensor]:
@@ -167,9 +178,8 @@ def _removals(saliency: Tensor, labels: Tensor | None, settings: CurveSettings) 
         places = rank_scores(segment_scores(saliency, labels)).argsort()[labels].flatten()
         order = places.argsort(stable=True)
         ends = torch.bincount(places).cumsum(0)
-        counts = torch.cat([torch.zeros(1, dtype=torch.long), ends])
-        picked = torch.linspace(0, len(ends), min(settings.steps, len(ends)) + 1).round().long()
-        counts = counts[picked]
+        points = torch.linspace(0, len(ends), min(settings.steps, len(ends)) + 1).round().long()
+        counts = torch.cat([torch.zeros(1, dtype=torch.long), ends])[points]
     else:
         order = rank_scores(saliency.detach().cpu().flatten())
         counts = torch.linspace(0, saliency.numel(), settings.steps + 1, dtype=torch.float64).round().long()

@@ -38,10 +38,9 @@ def activation_map(question: Question, variant: Literal["Grad-CAM", "Grad-CAM++"
 
     masked = question.masked
     try:
-        found = grad_cam(masked.detector, masked.face, masked.towards, variant=variant)
+        cam = grad_cam(masked.detector, masked.face, masked.towards, variant=variant)
     except UserError as error:  # a detector without a layer to read; other methods explain it
         return RawMap(torch.zeros(masked.size), empty=str(error))
     masked.count(images=1, calls=1)
-    yield Step(1, 1, f"{variant}: the gradients at the layer {found.layer} are read.")
-    saliency = torch.from_numpy(found.maps[0])
-    return RawMap(saliency, empty=found.note if found.empty[0] else "")
+    yield Step(1, 1, f"{variant}: read the gradients at the layer {cam.layer}.")
+    return RawMap(torch.from_numpy(cam.maps[0]), empty=cam.note if cam.empty[0] else "")

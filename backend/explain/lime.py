@@ -11,7 +11,7 @@ from backend.explain.base import Fill, Question, RawMap, register_explainer, seg
 from backend.progress import Job
 
 KERNEL_WIDTH = 0.25
-RANKING_ALPHA, WEIGHT_ALPHA = 0.01, 1.0  # of the ridge regressions that rank the segments and that weigh them
+RANKING_ALPHA, WEIGHT_ALPHA = 0.01, 1.0  # of the ridge regressions that rank and that weight the segments
 
 
 @register_explainer(
@@ -37,19 +37,19 @@ def lime(question: Question) -> Job[RawMap]:
     labels = question.labels.to(masked.device)
     shown = draw_samples(question.samples, int(labels.max()) + 1, question.seed)
     rows = torch.from_numpy(shown.astype(bool)).to(masked.device)
-    heard = yield from masked.ask_all("LIME", len(rows), lambda batch: rows[batch][:, labels])
-    weights = torch.from_numpy(fit_weights(shown, heard.double().numpy()))
-    return RawMap(weights.float()[question.labels.cpu()], heard)
+    answers = yield from masked.ask_all("LIME", len(rows), lambda batch: rows[batch][:, labels])
+    weights = torch.from_numpy(fit_weights(shown, answers.double().numpy()))
+    return RawMap(weights.float()[question.labels.cpu()], answers)
 
 
 def draw_samples(samples: int, segments: int, seed: int) -> np.ndarray:
     """Draw which segments show the face, (samples, segments) of 0 and 1; the first row shows all of them.
 
-    The package draws the same numbers from the same seed when it need not draw one for its segmentation.
+    The package draws the same numbers from the same seed if its segmentation draws none.
     """
-    drawn = np.random.RandomState(seed).randint(0, 2, samples * segments).reshape(samples, segments)
-    drawn[0] = 1
-    return drawn
+    shown = np.random.RandomState(seed).randint(0, 2, samples * segments).reshape(samples, segments)
+    shown[0] = 1
+    return shown
 
 
 def fit_weights(shown: np.ndarray, answers: np.ndarray, keep: int | None = None) -> np.ndarray:
@@ -58,7 +58,7 @@ def fit_weights(shown: np.ndarray, answers: np.ndarray, keep: int | None = None)
     Args:
         shown: (samples, segments) of 0 and 1, the first row all 1.
         answers: (samples,).
-        keep: How many segments the model may use, those of the largest weight in a first regression; None: all.
+        keep: How many segments the model may use: those with the largest weights in a first regression; None for all.
 
     Returns:
         Weight of every segment (segments,), 0 for those not kept.
@@ -81,6 +81,6 @@ def distances(shown: np.ndarray) -> np.ndarray:
 def _ridge(design: np.ndarray, answers: np.ndarray, closeness: np.ndarray, alpha: float) -> np.ndarray:
     """Solve a weighted ridge regression with an intercept that is not penalised."""
     centred = design - np.average(design, axis=0, weights=closeness)
-    heard = answers - np.average(answers, weights=closeness)
+    targets = answers - np.average(answers, weights=closeness)
     weighted = centred * closeness[:, None]
-    return np.linalg.solve(weighted.T @ centred + alpha * np.eye(design.shape[1]), weighted.T @ heard)
+    return np.linalg.solve(weighted.T @ centred + alpha * np.eye(design.shape[1]), weighted.T @ targets)

@@ -1,4 +1,4 @@
-"""Explain one face of a photo: find it, cut it out, explain it, name the places, draw the map, and how long that takes.
+"""Explain one face of a photo: the map, the parts of the face it names, drawings and files, and the expected time.
 
 Maps are drawn in colours that every kind of colour vision tells apart.
 """
@@ -7,9 +7,9 @@ import functools
 import io
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,42 +19,36 @@ from torch import Tensor
 from backend import images, provenance, weights
 from backend.alignment import LocatedFace
 from backend.attacks.nes import NESSettings
+from backend.counterfactual.changes import RESIDUAL_GAINS, Residual, amplify_difference
 from backend.detectors import registry as detectors_registry
 from backend.detectors.predict import BatchedDetector
 from backend.explain.base import EXPLAINERS
-from backend.explain.deletion import CurveSettings
-from backend.explain.explanation import NAMED, ExplainSettings, Explanation, attack_passes, explain, map_variants
-from backend.explain.segments import places_in_words, rank_scores, segment_parts
-from backend.explain.sufficiency import SufficiencySettings
+from backend.explain.deletion import Curves, CurveSettings, deletion_curves
+from backend.explain.explanation import ExplainSettings, Explanation, attack_passes, explain, map_variants
+from backend.explain.segments import places_in_words, segment_parts
+from backend.explain.sufficiency import Sufficiency, SufficiencySettings, measure_sufficiency
 from backend.progress import Job
 from backend.provenance import FaceResult
 from backend.runtime import MODEL_LOCK
 
-if TYPE_CHECKING:
-    from backend.counterfactual.changes import Residual
-    from backend.explain.deletion import Curves
-    from backend.explain.sufficiency import Sufficiency
-
-
 SEQUENTIAL = "cividis"
-
 DIVERGING = "PuOr"  # orange against, white nothing, purple for
-
 OPACITY = 0.6
-
 SMALL_GAINS = (1000, 500, 200)  # for changes of less than one of 255 steps
-
 NUMBER_HEIGHT = 0.06  # height of a number in a picture, in sides of it
-
 OUTLINE, UNDERLINE = (255, 255, 255), (0, 0, 0)  # white with a black edge shows on every picture
+ENLARGED = 4  # how much larger than the crop its pictures are, so that the mark covers little
+PROBE_PICTURES = 16  # in the batch that measures the detector's speed
+WITH_GRADIENT = 3  # forward passes that one forward and backward pass costs
+OVERHEAD = 0.5  # seconds in which the detector does not work
 
 
 def relative_map(explanation: Explanation) -> np.ndarray:
-    """Put a map on the one scale that all maps are drawn on.
+    """Scale a map as all maps are drawn.
 
     Returns:
-        float32 (H, W): in [-1, 1] for signed maps, divided by the largest absolute value; in [0, 1] for others, from
-        the least value to the largest; all 0 where there is nothing to show.
+        float32 (H, W): signed maps in [-1, 1], divided by the largest absolute value; others in [0, 1] from the least
+        value to the largest; all 0 where there is nothing to show.
     """
     values = explanation.saliency.numpy().astype(np.float32)
     if explanation.degenerate:
@@ -105,20 +99,20 @@ def outline_segments(picture: np.ndarray, labels: Tensor, segments: Sequence[int
     from skimage.segmentation import find_boundaries
 
     height, width = picture.shape[:2]
-    chosen = np.isin(labels.numpy(), list(segments)) * (labels.numpy() + 1)
-    sized = np.asarray(Image.fromarray(chosen.astype(np.int32)).resize((width, height), Image.Resampling.NEAREST))
-    drawn = picture.copy()
-    drawn[find_boundaries(sized, mode="thick")] = UNDERLINE
-    drawn[find_boundaries(sized, mode="inner")] = OUTLINE
-    return _number_regions(drawn, [sized == segment + 1 for segment in segments])
+    numbers = np.isin(labels.numpy(), list(segments)) * (labels.numpy() + 1)
+    regions = np.asarray(Image.fromarray(numbers.astype(np.int32)).resize((width, height), Image.Resampling.NEAREST))
+    outlined = picture.copy()
+    outlined[find_boundaries(regions, mode="thick")] = UNDERLINE
+    outlined[find_boundaries(regions, mode="inner")] = OUTLINE
+    return _number_regions(outlined, [regions == segment + 1 for segment in segments])
 
 
 def _number_regions(picture: np.ndarray, regions: Sequence[np.ndarray]) -> np.ndarray:
     """Write 1, 2, ... into regions (H, W), each where it is farthest from the region's edge."""
     from scipy.ndimage import distance_transform_edt
 
-    drawn = Image.fromarray(picture)
-    pen, size = ImageDraw.Draw(drawn), NUMBER_HEIGHT * picture.shape[0]
+    numbered = Image.fromarray(picture)
+    pen, size = ImageDraw.Draw(numbered), NUMBER_HEIGHT * picture.shape[0]
     for number, region in enumerate(regions, start=1):
         inside = distance_transform_edt(np.pad(region, 1))[1:-1, 1:-1]
         farthest = np.argwhere(inside == inside.max())
@@ -132,11 +126,11 @@ def _number_regions(picture: np.ndarray, regions: Sequence[np.ndarray]) -> np.nd
             stroke_width=max(1, round(size / 8)),
             stroke_fill=UNDERLINE,
         )
-    return np.asarray(drawn)
+    return np.asarray(numbered)
 
 
 def draw_scale(*, signed: bool, width: int = 256, height: int = 16) -> np.ndarray:
-    """Draw the scale of `relative` from left to right, uint8 (height, width, 3)."""
+    """Draw the scale of `relative_map` from left to right, uint8 (height, width, 3)."""
     values = np.linspace(-1.0 if signed else 0.0, 1.0, width, dtype=np.float32)
     return np.rint(np.repeat(_map_colours(values[None], signed=signed), height, axis=0) * 255).astype(np.uint8)
 
@@ -157,8 +151,8 @@ def scale_words(explanation: Explanation) -> str:
     return f"Dark blue is this map's least value ({low:.2g}), yellow its largest ({high:.2g}), in its own units."
 
 
-def reference_difference(face: Tensor, explanation: Explanation) -> "Residual | None":
-    """Return what the adversarial image changes, amplified, with the gain; None without one.
+def reference_difference(face: Tensor, explanation: Explanation) -> Residual | None:
+    """Amplify what the adversarial image changes; None without an adversarial image.
 
     Args:
         face: (1, 3, H, W) in [0, 1].
@@ -166,11 +160,6 @@ def reference_difference(face: Tensor, explanation: Explanation) -> "Residual | 
     """
     if explanation.reference != "adversarial" or explanation.reference_image is None:
         return None
-    from backend.counterfactual.changes import (
-        RESIDUAL_GAINS,  # imports what draws maps
-        amplify_difference,
-    )
-
     # Not rounded to 8 bits: an attack may change less than one step of them.
     change = 255 * (explanation.reference_image - face.cpu())[0].permute(1, 2, 0).numpy()
     return amplify_difference(change, (*SMALL_GAINS, *RESIDUAL_GAINS))
@@ -179,8 +168,8 @@ def reference_difference(face: Tensor, explanation: Explanation) -> "Residual | 
 def _map_colours(values: np.ndarray, *, signed: bool) -> np.ndarray:
     import matplotlib as mpl  # takes a while to import
 
-    found: np.ndarray = mpl.colormaps[DIVERGING](values / 2 + 0.5) if signed else mpl.colormaps[SEQUENTIAL](values)
-    return found[..., :3]
+    colours: np.ndarray = mpl.colormaps[DIVERGING](values / 2 + 0.5) if signed else mpl.colormaps[SEQUENTIAL](values)
+    return colours[..., :3]
 
 
 def _enlarge_map(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -189,43 +178,31 @@ def _enlarge_map(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(Image.fromarray(values).resize((size[1], size[0]), Image.Resampling.BILINEAR))
 
 
-ENLARGED = 4  # how much larger than the crop its pictures are, so that the mark covers little
-
-
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ExplainedPhoto(FaceResult):
     """An explanation of a face in a photo.
 
     Args:
         explanation: The map.
-        parts: Names of the parts of the face that each segment falls in.
-        proof: The test of the map, where it was asked for and there was a map of the verdict that the detector gave.
+        parts: Names of the parts of the face that each segment lies in.
+        sufficiency: The test of the map, if there was to be one and the map is of the verdict that the detector gave.
         curves: The deletion and insertion curves that go with the test.
     """
 
     explanation: Explanation
     parts: list[tuple[str, ...]]
-    proof: "Sufficiency | None"
-    curves: "Curves | None" = None
-
-    @property
-    def top(self) -> list[int]:
-        """Return the segments that speak most for the verdict, the strongest first."""
-        scores = self.explanation.segment_scores
-        if self.explanation.degenerate:
-            return []
-        best = rank_scores(scores)[:NAMED].tolist()
-        return [segment for segment in best if scores[segment] > 0 or not self.explanation.signed]
+    sufficiency: Sufficiency | None
+    curves: Curves | None = None
 
     @property
     def summary(self) -> str:
-        """Tell in one paragraph of plain words what was done and found."""
+        """Say in one paragraph of plain words what was done and what came out."""
         parts = [self.facts.summary] if self.facts.summary else []
         parts.append(self.explanation.summary)
-        if self.top:
-            parts.append(f"They lie here: {places_in_words(self.top, self.parts)}.")
-        if self.proof is not None:
-            parts.append(self.proof.summary)
+        if top := self.explanation.top_segments:
+            parts.append(f"They lie here: {places_in_words(top, self.parts)}.")
+        if self.sufficiency is not None:
+            parts.append(self.sufficiency.summary)
         return " ".join(parts)
 
     def record(self) -> dict[str, Any]:
@@ -236,10 +213,11 @@ class ExplainedPhoto(FaceResult):
             | self.explanation.record()
             | {
                 "regions": [
-                    {"segment": one, "score": float(scores[one]), "parts": list(self.parts[one])} for one in self.top
+                    {"segment": segment, "score": float(scores[segment]), "parts": list(self.parts[segment])}
+                    for segment in self.explanation.top_segments
                 ],
-                "proof": None if self.proof is None else _sufficiency_record(self.proof),
-                "curves": None if self.curves is None else _curves_record(self.curves),
+                "proof": self.sufficiency and self.sufficiency.record(),
+                "curves": self.curves and self.curves.record(),
                 "scale": scale_words(self.explanation),
                 "summary": self.summary,
             }
@@ -249,19 +227,19 @@ class ExplainedPhoto(FaceResult):
         """Return the pictures of the result, uint8 (H, W, 3), without a mark."""
         side = ENLARGED * self.aligned.crop.shape[0]
         crop = np.asarray(Image.fromarray(self.aligned.crop).resize((side, side), Image.Resampling.LANCZOS))
-        made = self.explanation
-        laid = overlay_map(crop, made)
-        drawn = {"overlay": outline_segments(laid, made.labels, self.top)}
-        if not made.degenerate:
-            drawn["map_picture"] = colour_map(made)
-        if made.reference_image is not None:
-            drawn["reference"] = images.to_array(made.reference_image)
-        if (difference := self.difference) is not None:
-            drawn["difference"] = difference.picture
-        return drawn
+        explanation = self.explanation
+        overlay = overlay_map(crop, explanation)
+        pictures = {"overlay": outline_segments(overlay, explanation.labels, explanation.top_segments)}
+        if not explanation.degenerate:
+            pictures["map_picture"] = colour_map(explanation)
+        if explanation.reference_image is not None:
+            pictures["reference"] = images.to_array(explanation.reference_image)
+        if self.difference is not None:
+            pictures["difference"] = self.difference.picture
+        return pictures
 
     @cached_property
-    def difference(self) -> "Residual | None":
+    def difference(self) -> Residual | None:
         """What the adversarial image changes, amplified; None without one."""
         return reference_difference(images.to_tensor(self.aligned.crop), self.explanation)
 
@@ -270,7 +248,7 @@ def explain_photo(
     located: LocatedFace,
     detector_name: str,
     settings: ExplainSettings | None = None,
-    proof: "SufficiencySettings | None" = None,
+    sufficiency: SufficiencySettings | None = None,
 ) -> Job[ExplainedPhoto]:
     """Explain what a detector says of one face of a photo.
 
@@ -278,120 +256,72 @@ def explain_photo(
         located: The face.
         detector_name: A detector with an entry in the registry.
         settings: Settings of the explanation.
-        proof: Test the map with these settings, and follow the score along it; None leaves both out.
+        sufficiency: Settings of the test of the map; None leaves out the test and the curves.
 
     Yields:
         The steps of the explanation, and then those of the test.
 
     Raises:
-        UserError: There is no such detector, no model file, or a setting is out of its range.
+        UserError: There is no such detector, or its file is missing.
     """
     settings = settings or ExplainSettings()
     detector = detectors_registry.load(detector_name)
     aligned = located.aligned(detector.card.template, detector.card.input_size)
     crop = images.to_tensor(aligned.crop)
-    made = yield from explain(crop, detector, settings)
-    tested = followed = None
-    # The test moves the verdict that the detector gave; a map of the other one has another meaning.
-    if proof is not None and not made.degenerate and made.explains_verdict:
-        from backend.explain.deletion import deletion_curves
-        from backend.explain.sufficiency import measure_sufficiency
-
-        tested = yield from measure_sufficiency(crop, detector, made.saliency, made.labels, proof)
-        followed = yield from deletion_curves(crop, detector, made.saliency)
+    explanation = yield from explain(crop, detector, settings)
+    test = curves = None
+    # The test changes the verdict that the detector gave; a map of the other one has another meaning.
+    if sufficiency is not None and not explanation.degenerate and explanation.explains_verdict:
+        test = yield from measure_sufficiency(crop, detector, explanation.saliency, explanation.labels, sufficiency)
+        curves = yield from deletion_curves(crop, detector, explanation.saliency)
     return ExplainedPhoto(
         facts=located.facts,
         aligned=aligned,
-        weights=weights.model_hashes([made.detector]),
-        seconds=made.seconds,
-        explanation=made,
-        parts=segment_parts(made.labels, aligned.landmarks),
-        proof=tested,
-        curves=followed,
+        weights=weights.model_hashes([explanation.detector]),
+        seconds=explanation.seconds,
+        explanation=explanation,
+        parts=segment_parts(explanation.labels, aligned.landmarks),
+        sufficiency=test,
+        curves=curves,
     )
 
 
-def _sufficiency_record(proof: "Sufficiency") -> dict[str, Any]:
-    """Return sufficiency by number of segments, and that of random ones; None where there is no result."""
-    controls = proof.random_mean if proof.settings.draws else proof.values * float("nan")
-    pairs = zip(proof.settings.tops, proof.values.tolist(), controls.tolist(), strict=True)
-    return {
-        "sufficiency": [
-            {"k": k, "value": _number_or_none(value), "random": _number_or_none(random)} for k, value, random in pairs
-        ],
-        "predicted": proof.predicted,
-        "attack": proof.attack,
-        "settings": asdict(proof.settings),
-        "images": proof.image_count,
-        "calls": proof.call_count,
-        "seconds": proof.seconds,
-        "summary": proof.summary,
-    }
-
-
-def _curves_record(curves: "Curves") -> dict[str, Any]:
-    """Return the areas and the points of both curves."""
-    return {
-        "deletion_auc": curves.deletion_auc,
-        "insertion_auc": curves.insertion_auc,
-        "fractions": curves.fractions.tolist(),
-        "deletion": curves.deletion.tolist(),
-        "insertion": curves.insertion.tolist(),
-        "fill": curves.settings.fill,
-        "images": curves.image_count,
-        "calls": curves.call_count,
-        "seconds": curves.seconds,
-        "summary": curves.summary,
-    }
-
-
-def _number_or_none(value: float) -> float | None:
-    return value if value == value else None  # noqa: PLR0124 - only a missing value differs from itself
-
-
-def explanation_files(made: ExplainedPhoto, record: dict[str, Any]) -> dict[str, bytes]:
+def explanation_files(explained: ExplainedPhoto, record: dict[str, Any]) -> dict[str, bytes]:
     """Return the files by name; every picture but the crop, which the app did not make, carries mark and record."""
-    saved = io.BytesIO()
-    np.save(saved, made.explanation.saliency.numpy())
-    drawn = {f"{name}.png": provenance.marked_png(picture, record) for name, picture in made.drawings().items()}
-    return {"map.npy": saved.getvalue(), "crop.png": images.encode_png(made.aligned.crop), **drawn}
+    array = io.BytesIO()
+    np.save(array, explained.explanation.saliency.numpy())
+    pictures = {f"{name}.png": provenance.marked_png(picture, record) for name, picture in explained.drawings().items()}
+    return {"map.npy": array.getvalue(), "crop.png": images.encode_png(explained.aligned.crop), **pictures}
 
 
-PROBE_PICTURES = 16  # pictures
-
-WITH_GRADIENT = 3  # forward passes that one forward and backward pass costs
-
-OVERHEAD = 0.5  # seconds that the detector does not work
-
-
-def expected_seconds(detector: str, settings: ExplainSettings, proof: SufficiencySettings | None = None) -> float:
-    """Return about how many seconds a map takes, and its test and curves with it where there is one."""
-    passes = float(EXPLAINERS[settings.method].pictures(settings.preset))
-    if settings.reference == "adversarial" and EXPLAINERS[settings.method].references:
+def expected_seconds(detector: str, settings: ExplainSettings, sufficiency: SufficiencySettings | None = None) -> float:
+    """Estimate how many seconds a map takes, with its test and curves where there is a test."""
+    explainer = EXPLAINERS[settings.method]
+    passes = float(explainer.pictures(settings.preset))
+    if settings.reference == "adversarial" and explainer.references:
         passes += attack_passes(settings)
-    if proof is not None:
-        passes += _test_passes(proof) + 2 * (CurveSettings().steps + 1)
+    if sufficiency is not None:
+        passes += _test_passes(sufficiency) + 2 * (CurveSettings.steps + 1)
     return OVERHEAD + passes * seconds_a_picture(detector)
 
 
-def expected_comparison_seconds(detector: str, settings: ExplainSettings, proof: SufficiencySettings) -> float:
-    """Return about how many seconds all maps take, which share one attack, with one test each."""
-    kinds = [replace(settings, method=name) for name, _ in map_variants()]
-    passes = sum(EXPLAINERS[one.method].pictures(one.preset) + _test_passes(proof) for one in kinds)
-    return OVERHEAD * len(kinds) + (passes + attack_passes(settings)) * seconds_a_picture(detector)
+def expected_comparison_seconds(detector: str, settings: ExplainSettings, sufficiency: SufficiencySettings) -> float:
+    """Estimate how many seconds all maps take, which share one attack, with one test each."""
+    costs = [EXPLAINERS[name].pictures(settings.preset) + _test_passes(sufficiency) for name, _ in map_variants()]
+    return OVERHEAD * len(costs) + (sum(costs) + attack_passes(settings)) * seconds_a_picture(detector)
 
 
-def _test_passes(proof: SufficiencySettings) -> float:
-    """Return the passes of all attacks of a test; few of them, in so little of the face, end before their time."""
-    attacks = len(proof.tops) * (1 + proof.draws)
-    if isinstance(proof.attack, NESSettings):
-        return attacks * proof.attack.iterations * (2 * proof.attack.probes + 1)
-    return attacks * proof.attack.steps * WITH_GRADIENT
+def _test_passes(settings: SufficiencySettings) -> float:
+    """Return the passes of all attacks of a test; few of them, in so little of the face, stop early."""
+    attacks = len(settings.tops) * (1 + settings.draws)
+    if isinstance(settings.attack, NESSettings):
+        return attacks * settings.attack.iterations * (2 * settings.attack.probes + 1)
+    return attacks * settings.attack.steps * WITH_GRADIENT
 
 
 @functools.lru_cache(maxsize=32)
 def seconds_a_picture(detector: str) -> float:
-    """Measure one forward pass of a batch, once a detector and process."""
+    """Measure the seconds of one forward pass a picture, once a detector and process."""
     judge = BatchedDetector(detectors_registry.load(detector))
     size = detectors_registry.card(detector).input_size
     faces = torch.rand(PROBE_PICTURES, 3, size, size, generator=torch.Generator().manual_seed(0)).to(judge.device)

@@ -1,8 +1,8 @@
 """RISE: the mean answer to random smooth masks that show a pixel (Petsiuk et al. 2018, arXiv 1806.07421).
 
-The paper's sum of masks, weighted with the answers, also shows how often chance let a pixel be seen. Where all
-answers are alike, that is all it shows. Weights are therefore counted from the mean answer, which leaves the
-expected map as it is; `as_released` keeps the plain sum.
+The paper's sum of masks, weighted by the answers, also shows how often a pixel was visible by chance. Where all
+answers are alike, it shows nothing else. The weights here are therefore deviations from the mean answer, which does not
+change the expected map; `as_released` keeps the plain sum.
 """
 
 import math
@@ -48,23 +48,23 @@ def rise(question: Question) -> Job[RawMap]:
     done = 0
     while done < total:
         batch = slice(done, done + masked.batch)
-        drawn = enlarge_masks(cells[batch], offsets[batch], masked.size)
-        answers.append(masked.ask(drawn))
-        weighted += torch.einsum("b,bhw->hw", answers[-1].to(drawn), drawn).double().cpu()
-        shown += drawn.sum(0).double().cpu()
-        done += len(drawn)
+        masks = enlarge_masks(cells[batch], offsets[batch], masked.size)
+        answers.append(masked.ask(masks))
+        weighted += torch.einsum("b,bhw->hw", answers[-1].to(masks), masks).double().cpu()
+        shown += masks.sum(0).double().cpu()
+        done += len(masks)
         yield Step(done, total, f"RISE: {done} of {total} pictures.")
-    heard = torch.cat(answers)
+    all_answers = torch.cat(answers)
     if question.as_released:
-        return RawMap(stretched(weighted / (total * RELEASED_KEEP)).float(), heard)
-    return RawMap(centred_map(weighted, shown, heard).float(), heard)
+        return RawMap(stretched(weighted / (total * RELEASED_KEEP)).float(), all_answers)
+    return RawMap(centred_map(weighted, shown, all_answers).float(), all_answers)
 
 
 def centred_map(weighted: Tensor, shown: Tensor, answers: Tensor) -> Tensor:
-    """Return the mean answer where a pixel is shown, estimated with the answers' deviations from their mean.
+    """Estimate the mean answer where a pixel is shown, from the deviations of the answers from their mean.
 
     Args:
-        weighted: Sum of the masks, weighted with the answers (H, W).
+        weighted: Sum of the masks, weighted by the answers (H, W).
         shown: Sum of the masks (H, W).
         answers: (M,).
     """
@@ -73,7 +73,7 @@ def centred_map(weighted: Tensor, shown: Tensor, answers: Tensor) -> Tensor:
 
 
 def draw_masks(samples: int, size: tuple[int, int], seed: int, *, as_released: bool = False) -> tuple[Tensor, Tensor]:
-    """Draw coarse masks (samples, GRID, GRID) of 0 and 1, and by how many pixels each is shifted (samples, 2)."""
+    """Draw coarse masks (samples, GRID, GRID) of 0 and 1, and their shifts in pixels (samples, 2)."""
     generator = torch.Generator().manual_seed(seed)  # on the CPU, so that every device draws the same
     if as_released:
         cells = torch.randn(samples, GRID, GRID, generator=generator) < RELEASED_THRESHOLD
@@ -84,7 +84,7 @@ def draw_masks(samples: int, size: tuple[int, int], seed: int, *, as_released: b
 
 
 def enlarge_masks(cells: Tensor, offsets: Tensor, size: tuple[int, int]) -> Tensor:
-    """Enlarge coarse masks (B, GRID, GRID) smoothly by one cell more than the face and cut them out, (B, H, W)."""
+    """Enlarge coarse masks (B, GRID, GRID) bilinearly to one cell more than the face, and crop them to (B, H, W)."""
     height, width = size
     enlarged = F.interpolate(
         cells[:, None], size=((GRID + 1) * _cell(height), (GRID + 1) * _cell(width)), mode="bilinear"

@@ -1,4 +1,4 @@
-"""Segments of a face, what a map says of each of them, and where on the face they lie.
+"""Segments of a face, the mean of a map in each, and the parts of the face they lie in.
 
 SLIC superpixels (Achanta et al. 2012) with the settings of Adv-XAI-Deepfakes (2502.03957): one division for all
 methods. Segments are numbered from 0, without gaps.
@@ -14,14 +14,14 @@ from backend.errors import UserError
 from backend.faces import part_masks
 
 COMPACTNESS, ITERATIONS = 10.0, 10
-# Noise joins the pieces. Of 277 photographs cut into about 50, the fewest had 25 and the largest 0.15 of the face.
-FEWEST = 0.3  # of as many segments as asked
-LARGEST, TIMES = 0.25, 8.0  # of the face in one segment, or this many times the usual size
+# Noise merges segments. Of 277 photographs cut into about 50, the fewest were 25 and the largest had 0.15 of the face.
+FEWEST = 0.3  # of the number of segments that was requested
+LARGEST, TIMES = 0.25, 8.0  # share of the face in one segment, or this many times the usual size
 SHARE = 0.25  # of a segment's pixels that a part of the face must hold to be named
 
 
 def slic_segments(face: Tensor, count: int = 50) -> Tensor:
-    """Divide a face into about `count` segments of like colour.
+    """Divide a face into about `count` segments of similar colour.
 
     Args:
         face: (3, H, W) in [0, 1].
@@ -31,12 +31,12 @@ def slic_segments(face: Tensor, count: int = 50) -> Tensor:
         int64 (H, W) on the CPU, from 0 without gaps.
 
     Raises:
-        UserError: Far fewer were found, or one that is far too large, as in a face full of noise.
+        UserError: There are far fewer, or one is far too large, as in a face full of noise.
     """
     from skimage.segmentation import slic
 
     picture = np.ascontiguousarray(face.detach().cpu().permute(1, 2, 0).numpy())
-    drawn = slic(
+    numbers = slic(
         picture,
         n_segments=count,
         compactness=COMPACTNESS,
@@ -46,12 +46,12 @@ def slic_segments(face: Tensor, count: int = 50) -> Tensor:
         start_label=1,
         channel_axis=-1,
     )
-    _, labels = np.unique(drawn, return_inverse=True)
-    segments = torch.from_numpy(labels.reshape(drawn.shape)).long()
+    _, labels = np.unique(numbers, return_inverse=True)
+    segments = torch.from_numpy(labels.reshape(numbers.shape)).long()
     sizes = segment_sizes(segments)
     if len(sizes) < FEWEST * count or sizes.max() > max(LARGEST, TIMES / count) * segments.numel():
         raise UserError(
-            f"This face cannot be divided into about {count} segments: {len(sizes)} of very unlike sizes were found.",
+            f"This face cannot be divided into about {count} segments: there are {len(sizes)} of very different sizes.",
             "Use a photo with less noise.",
         )
     return segments
@@ -83,7 +83,7 @@ def segment_scores(saliency: Tensor, labels: Tensor) -> Tensor:
 
 
 def rank_scores(scores: Tensor) -> Tensor:
-    """Return the places of scores (S,) from the highest to the lowest, int64 (S,); of equal ones, the later first."""
+    """Return the indices of scores (S,) from the highest to the lowest, int64 (S,); of equal ones, the last first."""
     return scores.argsort(stable=True).flip(0)
 
 
@@ -93,15 +93,15 @@ def top_mask(labels: Tensor, order: Tensor | Sequence[int], k: int) -> Tensor:
 
 
 def segment_parts(labels: Tensor, landmarks: np.ndarray) -> list[tuple[str, ...]]:
-    """Name the parts of the face that each segment falls in.
+    """Name the parts of the face that each segment lies in.
 
     Args:
         labels: int64 (H, W), from 0 without gaps.
         landmarks: (5, 2), x and y in crop pixels: left and right eye, nose, left and right corner of the mouth.
 
     Returns:
-        For every segment, names out of `backend.regions.PARTS`: those that hold a quarter of it or more, the one
-        with most of it first; where none holds so much, the one with most.
+        For every segment, the names out of `backend.faces.FACE_PARTS` that hold at least `SHARE` of it, the largest
+        share first; if there is none, the name with the largest share.
     """
     masks = part_masks(landmarks, (labels.shape[0], labels.shape[1]))
     flat, sizes = labels.cpu().flatten(), segment_sizes(labels.cpu())
@@ -110,16 +110,15 @@ def segment_parts(labels: Tensor, landmarks: np.ndarray) -> list[tuple[str, ...]
         [torch.bincount(flat[torch.from_numpy(mask.ravel())], minlength=len(sizes)) for mask in masks.values()], dim=1
     )
     shares = inside / sizes[:, None]
-    found = []
+    parts = []
     for share in shares:
         order = share.argsort(descending=True, stable=True).tolist()
-        named = [names[place] for place in order if share[place] >= SHARE]
-        found.append(tuple(named) or (names[order[0]],))
-    return found
+        parts.append(tuple(names[place] for place in order if share[place] >= SHARE) or (names[order[0]],))
+    return parts
 
 
 def places_in_words(order: Sequence[int], parts: Sequence[tuple[str, ...]], *, numbered: bool = False) -> str:
-    """Say where some segments lie, the first one first: "eyes; nose and cheeks".
+    """Say where segments lie, in the order given: "eyes; nose and cheeks".
 
     Args:
         order: Segments.

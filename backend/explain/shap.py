@@ -1,4 +1,7 @@
-"""Run a package's blocking loop as a generator: it asks, and whoever drives the generator answers."""
+"""SHAP: Owen values of parts of the face (Lundberg and Lee 2017, arXiv 1705.07874), by the package `shap`.
+
+The package calls the model from a loop of its own; `loop_as_generator` runs that loop as a job with steps.
+"""
 
 import threading
 from collections.abc import Callable, Generator
@@ -13,10 +16,10 @@ from torch import Tensor
 from backend.explain.base import BLUR_SIDE, Fill, Question, RawMap, blurred_face, register_explainer, stretched
 from backend.progress import Job, Step
 
-Asked = TypeVar("Asked")
+BATCH = 50  # masks that the package decides on at once; its next masks depend on the answers
 
+Query = TypeVar("Query")
 Answer = TypeVar("Answer")
-
 Result = TypeVar("Result")
 
 
@@ -25,15 +28,15 @@ class _LoopStopped(BaseException):
 
 
 def loop_as_generator(
-    run: Callable[[Callable[[Asked], Answer]], Result], seed: int
-) -> Generator[Asked, Answer, Result]:
-    """Run `run(ask)` in a thread of its own that works only while this generator waits for it.
+    run: Callable[[Callable[[Query], Answer]], Result], seed: int
+) -> Generator[Query, Answer, Result]:
+    """Run a package's blocking loop in a thread that works only while this generator waits for it.
 
-    Closing the generator ends the thread at its next question, and before this returns. Numpy's global random
-    numbers, which packages draw from, begin at `seed` for the thread and are as before for everybody else.
+    Closing the generator ends the thread at its next query, before `close` returns. NumPy's global random numbers,
+    which packages draw from, start at `seed` for the thread and stay as they were for the rest of the program.
 
     Args:
-        run: The package's loop; what it asks with `ask(question)` is yielded, and what is sent is its answer.
+        run: The loop. It calls `ask(query)`: the query is yielded, and what is sent to the generator is the answer.
         seed: Seed of Numpy's global random numbers.
 
     Returns:
@@ -42,23 +45,23 @@ def loop_as_generator(
     Raises:
         Exception: Whatever `run` raised.
     """
-    said: SimpleQueue[tuple[str, Any]] = SimpleQueue()
-    heard: SimpleQueue[tuple[str, Any]] = SimpleQueue()
+    from_thread: SimpleQueue[tuple[str, Any]] = SimpleQueue()
+    to_thread: SimpleQueue[tuple[str, Any]] = SimpleQueue()
 
-    def ask(question: Asked) -> Answer:
-        said.put(("asked", question))
-        kind, answer = heard.get()
+    def ask(query: Query) -> Answer:
+        from_thread.put(("query", query))
+        kind, answer = to_thread.get()
         if kind == "stop":
             raise _LoopStopped
         return answer
 
     def work() -> None:
         try:
-            said.put(("done", run(ask)))
+            from_thread.put(("done", run(ask)))
         except _LoopStopped:
             pass
         except BaseException as error:  # noqa: BLE001 - raised again where the generator runs
-            said.put(("failed", error))
+            from_thread.put(("failed", error))
 
     thread = threading.Thread(target=work, daemon=True)
     randomness = np.random.RandomState(seed).get_state()
@@ -71,7 +74,7 @@ def loop_as_generator(
                 if not started:
                     thread.start()
                     started = True
-                kind, value = said.get()
+                kind, value = from_thread.get()
                 randomness = np.random.get_state()  # noqa: NPY002
             finally:
                 np.random.set_state(outside)  # noqa: NPY002
@@ -79,21 +82,16 @@ def loop_as_generator(
                 return value
             if kind == "failed":
                 raise value
-            heard.put(("answer", (yield value)))
+            to_thread.put(("answer", (yield value)))
     finally:
-        heard.put(("stop", None))
+        to_thread.put(("stop", None))
         thread.join()
 
 
-BATCH = 50  # masks that the package decides on at once; what it asks next depends on it
-
-_OPENING = 2  # questions before the halving begins: nothing shown, all shown
-
-
 class _Masker:
-    """Hands masks through to the model as they are, with the tree of halves that the package walks."""
+    """Passes masks on to the model unchanged, with the tree of halves that the package descends."""
 
-    immutable_outputs = True  # the package would copy every mask otherwise
+    immutable_outputs = True  # otherwise the package copies every mask
 
     def __init__(self, shape: tuple[int, int, int]) -> None:
         self.shape = (1, int(np.prod(shape)))
@@ -119,28 +117,27 @@ class _Masker:
     order=20,
 )
 def shap(question: Question) -> Job[RawMap]:
-    """Explain with one value a pixel; together they are the answer to the face minus that to the reference.
+    """Explain with one value a pixel; their sum is the answer to the face minus the answer to the reference.
 
-    `question.samples` is the number of pictures that may be asked about.
+    `question.samples` is the largest number of pictures.
 
     Yields:
         One step a batch.
     """
     masked, total = question.masked, question.samples
-    # Halving colours too, as the released code does, spends questions and leaves the sum over the colours as it is.
+    # Halving colours too, as the released code does, costs pictures and does not change the sum over the colours.
     shape = (*masked.size, 3 if question.as_released else 1)
     owen: Generator[np.ndarray, np.ndarray, np.ndarray] = loop_as_generator(
         lambda ask: _owen(ask, shape, total), question.seed
     )
     answers: list[Tensor] = []
     try:
-        asked = next(owen)
+        masks = next(owen)
         while True:
-            masks = torch.from_numpy(asked).reshape(-1, *shape)
-            answers.append(masked.ask(masks))
+            answers.append(masked.ask(torch.from_numpy(masks).reshape(-1, *shape)))
             done = sum(map(len, answers))
             yield Step(done, total, f"SHAP: {done} of {total} pictures.")
-            asked = owen.send(answers[-1].numpy())
+            masks = owen.send(answers[-1].numpy())
     except StopIteration as end:
         values = torch.from_numpy(end.value)
     finally:
@@ -150,16 +147,16 @@ def shap(question: Question) -> Job[RawMap]:
 
 
 def _owen(ask: Callable[[np.ndarray], np.ndarray], shape: tuple[int, int, int], budget: int) -> np.ndarray:
-    """Return Owen values (H, W, C), float64, asking about masks (B, H * W * C) of True where the face is shown."""
-    explainer = _package()(ask, _Masker(shape))
-    found = explainer(np.zeros((1, *shape), dtype=np.float32), max_evals=budget, batch_size=BATCH, silent=True)
-    return found.values[0]
+    """Return Owen values (H, W, C), float64; masks (B, H * W * C) are True where the face is shown."""
+    explainer = _import_explainer()(ask, _Masker(shape))
+    owen = explainer(np.zeros((1, *shape), dtype=np.float32), max_evals=budget, batch_size=BATCH, silent=True)
+    return owen.values[0]
 
 
-def _package() -> Any:
-    """Import the package's explainer, its helpers left as Python.
+def _import_explainer() -> Any:
+    """Import the package's explainer without compiling its helpers.
 
-    To compile them takes seconds in every process, and for one face at a time they run for less than one.
+    Compiling takes seconds in every process; for one face at a time, the helpers run for less than one second.
     """
     import numba
 
@@ -175,11 +172,11 @@ def _package() -> Any:
 
 @lru_cache(maxsize=8)
 def halves(shape: tuple[int, int, int]) -> np.ndarray:
-    """Halve a face (H, W, C) again and again: the longer side first, rows before columns, colours last.
+    """Halve a face (H, W, C) repeatedly: the longer side first, rows before columns, colours last.
 
     Returns:
-        A row for each part of more than one value, the whole in the last one: first half, second half, 0, size. The
-        values of the face are numbered from 0 and the rows after them, as in scipy's hierarchies.
+        A row for each part of more than one value, the whole face in the last row: first half, second half, 0, size.
+        The values of the face are numbered from 0 and the rows after them, as in SciPy's hierarchies.
     """
     count = int(np.prod(shape))
     tree = np.zeros((count - 1, 4))

@@ -36,10 +36,10 @@ GRID = 8
     order=30,
 )
 def sobol(question: Question) -> Job[RawMap]:
-    """Explain with one index a cell: the share of the answer's variance that this cell has a part in.
+    """Explain with one index a cell: the share of the answer's variance that this cell takes part in.
 
-    `question.samples` is the number of points N of the design; (GRID^2 + 1) * N masks are evaluated, and N more that
-    the estimator does not use in the released form.
+    `question.samples` is the number of points N of the design. There are (GRID^2 + 1) * N masks; the released form adds
+    N that the estimator does not use.
 
     Yields:
         One step a batch.
@@ -47,23 +47,23 @@ def sobol(question: Question) -> Job[RawMap]:
     masked, points = question.masked, question.samples
     values = sobol_design(points)
     if not question.as_released:
-        values = np.concatenate([values[:points], values[2 * points :]])  # B itself has no part in the estimate
+        values = np.concatenate([values[:points], values[2 * points :]])  # the estimate does not use B itself
     cells = torch.from_numpy(values.astype(np.float32)).reshape(-1, 1, GRID, GRID).to(masked.device)
 
     def masks(batch: slice) -> Tensor:
         return F.interpolate(cells[batch], size=masked.size, mode="nearest")[:, 0]
 
-    heard = yield from masked.ask_all("SOBOL", len(cells), masks)
-    indices = total_effects(heard[:points], heard[-points * GRID * GRID :].reshape(GRID * GRID, points))
+    answers = yield from masked.ask_all("SOBOL", len(cells), masks)
+    indices = total_effects(answers[:points], answers[-points * GRID * GRID :].reshape(GRID * GRID, points))
     grid = indices.reshape(1, 1, GRID, GRID).float()
     saliency = F.interpolate(grid, size=masked.size, mode="bicubic", align_corners=False)[0, 0]
-    return RawMap(stretched(saliency) if question.as_released else saliency.clamp(min=0), heard)
+    return RawMap(stretched(saliency) if question.as_released else saliency.clamp(min=0), answers)
 
 
 def sobol_design(points: int) -> np.ndarray:
-    """Return the masks' cells ((GRID^2 + 2) * points, GRID^2) in [0, 1): A, B, and A with one column of B each.
+    """Return the cells of the masks ((GRID^2 + 2) * points, GRID^2) in [0, 1): A, B, and A with one column of B each.
 
-    The Sobol sequence is not scrambled, so nothing is drawn at random.
+    The Sobol sequence is not scrambled, so nothing is random.
     """
     from scipy.stats import qmc
 

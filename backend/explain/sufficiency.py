@@ -5,9 +5,10 @@ the right places names those where a small change moves the verdict most. As a c
 attacked in random segments.
 """
 
+import math
 import time
-from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -135,27 +136,36 @@ class Sufficiency:
     @property
     def lead(self) -> float | None:
         """How much further the score falls than on average in random places; None without a result or a control."""
-        falls = [
-            (top, float(fall), float(random))
-            for top, fall, random in zip(
-                self.settings.tops, self.values, self.random_mean if self.settings.draws else (), strict=False
-            )
-            if not fall.isnan()
-        ]
-        if self.already_real or not falls:
-            return None
-        _, fall, random = max(falls)
-        return fall - random
+        leads = (self.values.double() - self.random_mean.double())[~self.values.isnan()]
+        return None if self.already_real or not self.settings.draws or not len(leads) else float(leads[-1])
+
+    def record(self) -> dict[str, Any]:
+        """Return values by number of segments and what they cost, for JSON; values are None without a result."""
+        controls = self.random_mean if self.settings.draws else self.values * math.nan
+        values = zip(self.settings.tops, self.values.tolist(), controls.tolist(), strict=True)
+        return {
+            "sufficiency": [
+                {"k": k, "value": None if math.isnan(value) else value, "random": None if math.isnan(mean) else mean}
+                for k, value, mean in values
+            ],
+            "predicted": self.predicted,
+            "attack": self.attack,
+            "settings": asdict(self.settings),
+            "images": self.image_count,
+            "calls": self.call_count,
+            "seconds": self.seconds,
+            "summary": self.summary,
+        }
 
     @property
     def summary(self) -> str:
         """Say in plain words what came out, with the direction of the number."""
         if self.already_real:
             return f"p_fake is {self.p_before:.2f}: the face is not called fake, so there is no verdict to attack."
-        tested = [place for place in range(len(self.settings.tops)) if not self.p_after[place].isnan()]
+        tested = (~self.p_after.isnan()).nonzero().flatten().tolist()
         if not tested:
             return "Too few segments speak for the verdict, so there is nothing to attack."
-        last = max(tested, key=lambda place: self.settings.tops[place])
+        last = tested[-1]
         top, fall = self.settings.tops[last], float(self.values[last])
         which = "highest segment" if top == 1 else f"{top} highest segments"
         share = float(self.masks[last].float().mean())

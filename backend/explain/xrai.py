@@ -11,7 +11,6 @@ from torch import Tensor
 from backend.explain.base import Question, RawMap, register_explainer
 from backend.progress import Job, Step
 
-NAME = "XRAI"
 BATCH = 32  # pictures with their gradients at once
 
 
@@ -28,8 +27,8 @@ BATCH = 32  # pictures with their gradients at once
 def xrai(question: Question) -> Job[RawMap]:
     """Explain with the mean attribution of the region that a pixel belongs to.
 
-    `question.samples` is the number of steps from each of two baselines: the darkest and the brightest value of the
-    face, everywhere.
+    `question.samples` is the number of steps from each of two uniform baselines: the darkest and the brightest value of
+    the face.
 
     Yields:
         One step a batch of gradients, and one for the regions.
@@ -38,7 +37,7 @@ def xrai(question: Question) -> Job[RawMap]:
     total = 2 * steps + 1
     low, high = face.min(), face.max()
     if low == high:
-        return RawMap(torch.zeros(question.masked.size), empty="The face is one even colour; it has no regions.")
+        return RawMap(torch.zeros(question.masked.size), empty="The face is one uniform colour, so it has no regions.")
     attributions = []
     for number, value in enumerate((low, high)):
         sums = torch.zeros_like(face)
@@ -46,20 +45,22 @@ def xrai(question: Question) -> Job[RawMap]:
         for shares in torch.linspace(0, 1, steps, device=face.device).split(min(BATCH, question.masked.batch)):
             sums += question.masked.gradients(value + shares[:, None, None, None] * difference).sum(0)
             done = number * steps + round(float(shares[-1]) * (steps - 1)) + 1
-            yield Step(done, total, f"{NAME}: {done} of {2 * steps} gradients.")
+            yield Step(done, total, f"XRAI: {done} of {2 * steps} gradients.")
         attributions.append(difference * sums / steps)
     merged = torch.stack(attributions).mean(0)[0]
     if not merged.isfinite().all() or not merged.any():
-        return RawMap(torch.zeros(question.masked.size), empty="The detector's answer has no slope on the way here.")
+        return RawMap(
+            torch.zeros(question.masked.size), empty="The detector's gradient is zero on the way to this face."
+        )
     saliency = _grow(face[0], merged)
-    yield Step(total, total, f"{NAME}: the regions have grown.")
+    yield Step(total, total, "XRAI: the regions are complete.")
     return RawMap(saliency)
 
 
 def _grow(face: Tensor, attribution: Tensor) -> Tensor:
-    """Return the map (H, W) of the package from a face and its attribution (3, H, W)."""
+    """Grow regions in a face (3, H, W) by its attribution (3, H, W), and return the map (H, W)."""
     from saliency.core import XRAI
 
-    picture, attributed = (one.permute(1, 2, 0).cpu().double().numpy() for one in (face, attribution))
-    grown = XRAI().GetMask(picture, call_model_function=None, base_attribution=attributed)
-    return torch.from_numpy(np.ascontiguousarray(grown, dtype=np.float32))
+    picture, gradients = (tensor.permute(1, 2, 0).cpu().double().numpy() for tensor in (face, attribution))
+    saliency = XRAI().GetMask(picture, call_model_function=None, base_attribution=gradients)
+    return torch.from_numpy(np.ascontiguousarray(saliency, dtype=np.float32))
