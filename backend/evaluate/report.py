@@ -12,7 +12,7 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -32,31 +32,31 @@ from backend.evaluate.tables import Table
 from backend.settings import SETTINGS
 
 JSON_FILE, HTML_FILE, LATEX_FILE, ROWS_FILE = "report.json", "report.html", "tables.tex", "rows.csv"
-
-PLOTS_FOLDER = "plots"  # folder: one SVG and one PNG a plot
-
+PLOTS_FOLDER = "plots"  # one SVG and one PNG a plot
 PACKED_PLOT, PACKED_ROWS = ".svg.gz", f"{ROWS_FILE}.gz"  # in a stored result
-
-
-LONG_TABLE = 24  # lines of a table that is folded where few readers need it
-
-LISTED_SKIPPED = 50  # skipped pictures that are named; the JSON names all
-
+RESULTS_FOLDER = SETTINGS.weights_dir.parent / "results"
+STORED_COMMAND = "python -m backend evaluate all --preset quick --data DIR --out results"
+LONG_TABLE = 24  # rows; a longer table that few readers need is folded
+LISTED_SKIPPED = 50  # skipped pictures that the page names; the JSON names all
 DIRECTIONS = {"higher": "Higher is better", "lower": "Lower is better", "neither": "Depends on the row"}
+_DECIMAL = re.compile(r"-?\d+\.\d+(e[+-]?\d+)?")
 
 
-@cache
-def _templates() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("backend.evaluate"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"cell_text": tables.cell_text, "fact_text": _fact_text}
-    environment.tests["estimate"] = lambda cell: isinstance(cell, Estimate) and cell.value is not None
-    return environment
+@dataclass(frozen=True)
+class StoredResult:
+    """A stored result as lists show it.
+
+    Args:
+        name: Name of its folder and of the protocol.
+        title: Title of the protocol.
+        finding: The main finding, one sentence.
+        basis: How many pictures it was measured on, and whether they are too few, one sentence.
+    """
+
+    name: str
+    title: str
+    finding: str
+    basis: str
 
 
 def report_page(evaluation: Evaluation, command: str, comparison: Sequence[Table] = ()) -> str:
@@ -76,6 +76,169 @@ def report_article(
         folded: Close what few readers need; on paper it would be missing.
     """
     return _render("article.html", evaluation, command, comparison, folded=folded)
+
+
+def write_report(evaluation: Evaluation, out: Path, command: str, comparison: Sequence[Table] = ()) -> dict[str, Any]:
+    """Write all forms of a report, and return their paths.
+
+    Args:
+        evaluation: What the run found.
+        out: The run's folder.
+        command: The command that made it, as a person would type it.
+        comparison: Tables of what differs from another run.
+
+    Returns:
+        `json`, `html`, `latex`, `rows`, and `csv`: one path a table, by its name.
+    """
+    files: dict[str, Any] = {"csv": {}}
+    try:
+        for folder in ("tables", PLOTS_FOLDER):
+            (out / folder).mkdir(parents=True, exist_ok=True)
+        for table in (*evaluation.tables, *evaluation.published, *comparison):
+            path = out / "tables" / f"{table.name}.csv"
+            path.write_text(tables.table_to_csv(table), encoding="utf-8")
+            files["csv"][table.name] = str(path)
+        for plot in evaluation.plots:
+            (out / PLOTS_FOLDER / f"{plot.name}.png").write_bytes(plot.png)
+            (out / PLOTS_FOLDER / f"{plot.name}.svg").write_bytes(plot.svg)
+        contents = {
+            "json": (JSON_FILE, json.dumps(report_json(evaluation, command, comparison), indent=1) + "\n"),
+            "html": (HTML_FILE, report_page(evaluation, command, comparison)),
+            "latex": (LATEX_FILE, "\n".join(tables.table_to_latex(table) for table in evaluation.tables)),
+        }
+        for name, (file, text) in contents.items():
+            (out / file).write_text(text, encoding="utf-8")
+            files[name] = str(out / file)
+        files["rows"] = str(_write_rows(out))
+    except OSError:
+        raise UserError("The report could not be written.", "Choose another folder with --out.") from None
+    return files
+
+
+def report_json(evaluation: Evaluation, command: str, comparison: Sequence[Table] = ()) -> dict[str, Any]:
+    """Return a report as plain values, which `load_report` reads."""
+    return {
+        "protocol": evaluation.protocol,
+        "title": evaluation.title,
+        "description": evaluation.description,
+        "command": command,
+        "about": dict(evaluation.about),
+        "sessions": [dict(session) for session in evaluation.sessions],
+        "counts": dict(evaluation.counts),
+        "seconds": evaluation.seconds,
+        "summary": evaluation.summary,
+        "finding": evaluation.finding,
+        "limits": list(evaluation.limits),
+        "skipped": [list(name_and_reason) for name_and_reason in evaluation.skipped],
+        "tables": [table.to_json() for table in evaluation.tables],
+        "published": [table.to_json() for table in evaluation.published],
+        "comparison": [table.to_json() for table in comparison],
+        "plots": [{"name": plot.name, "title": plot.title, "alt": plot.alt} for plot in evaluation.plots],
+        "metrics": {
+            name: {key: getattr(METRICS[name], key) for key in ("title", "unit", "better", "sentence", "source")}
+            for name in _metric_names(evaluation.tables)
+        },
+    }
+
+
+def load_report(folder: Path) -> tuple[Evaluation, str]:
+    """Return the results in a report's folder and the command that made them; nothing is computed.
+
+    The plots of a stored result have no PNG.
+
+    Raises:
+        UserError: There is no report, or it is damaged.
+    """
+    try:
+        stored = json.loads((folder / JSON_FILE).read_text(encoding="utf-8"))
+        values = {field.name: stored[field.name] for field in fields(Evaluation) if field.name in stored}
+        values |= {name: tuple(stored[name]) for name in ("sessions", "limits")}
+        values |= {name: tuple(map(tables.table_from_json, stored[name])) for name in ("tables", "published")}
+        values["skipped"] = tuple((name, reason) for name, reason in stored["skipped"])
+        values["plots"] = tuple(
+            Figure(plot["name"], plot["title"], plot["alt"], *_read_plot(folder / PLOTS_FOLDER, plot["name"]))
+            for plot in stored["plots"]
+        )
+        return Evaluation(**values), stored["command"]
+    except (OSError, EOFError, ValueError, KeyError, TypeError):
+        raise UserError(f"There is no finished report in {folder.name}.", "Name the folder of a run.") from None
+
+
+def load_report_of(protocol: str, folder: Path) -> Evaluation:
+    """Return the results of a run of a protocol, to be compared with another run.
+
+    Raises:
+        UserError: There is no report, or it is of another protocol.
+    """
+    evaluation, _ = load_report(folder)
+    if evaluation.protocol != protocol:
+        raise UserError(f"That is a run of {evaluation.protocol}.", "Name a run of the same protocol after --compare.")
+    return evaluation
+
+
+def compare_reports(first: Evaluation, second: Evaluation) -> list[Table]:
+    """Return the tables of what differs between two runs of one protocol, the settings first."""
+    facts = [_flat_values(evaluation.about) for evaluation in (first, second)]
+    rows = tuple(
+        (name, *(str(values.get(name, "")) for values in facts))
+        for name in sorted({*facts[0], *facts[1]})
+        if facts[0].get(name) != facts[1].get(name)
+    )
+    titles = {"setting": "Setting", "first": "First run", "second": "Second run"}
+    columns = tuple(tables.Column(name, title) for name, title in titles.items())
+    settings = tables.Table("compare_settings", "Differences: settings, data and models", columns, rows)
+    return ([settings] if rows else []) + tables.compare_tables(first.tables, second.tables)
+
+
+def keep_result(run: Path, out: Path) -> Path:
+    """Write the stored form of a finished run, in place of an earlier one, and return its folder.
+
+    Args:
+        run: Folder of the run with its report.
+        out: Folder of the stored result.
+    """
+    unfinished = out.with_name(f".{out.name}.part")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    (unfinished / PLOTS_FOLDER).mkdir(parents=True)
+    report = json.loads((run / JSON_FILE).read_text(encoding="utf-8"))
+    text = json.dumps(report, separators=(",", ":"))
+    (unfinished / JSON_FILE).write_text(text + "\n", encoding="utf-8")
+    for plot in report["plots"]:
+        svg = (run / PLOTS_FOLDER / f"{plot['name']}.svg").read_bytes()
+        (unfinished / PLOTS_FOLDER / f"{plot['name']}{PACKED_PLOT}").write_bytes(_packed_bytes(svg))
+    (unfinished / PACKED_ROWS).write_bytes(_packed_bytes(_shortened_csv(run / ROWS_FILE)))
+    shutil.rmtree(out, ignore_errors=True)
+    unfinished.rename(out)
+    return out
+
+
+def stored_results(folder: Path | None = None) -> list[StoredResult]:
+    """Return the stored results of a folder, by default those of the app; none where none are stored."""
+    results = []
+    for path in sorted((folder or RESULTS_FOLDER).glob(f"[!.]*/{JSON_FILE}")):
+        report = json.loads(path.read_text(encoding="utf-8"))
+        finding = report["finding"] or report["summary"]
+        results.append(StoredResult(path.parent.name, report["title"], finding, _basis(report["about"]["data"])))
+    return results
+
+
+def changed_weights(evaluation: Evaluation) -> list[str]:
+    """Return the models whose files have changed since a result was computed."""
+    return weights.changed_models(evaluation.about["weights"])
+
+
+@cache
+def _templates() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("backend.evaluate"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"cell_text": tables.cell_text, "fact_text": _fact_text}
+    environment.tests["estimate"] = lambda cell: isinstance(cell, Estimate) and cell.value is not None
+    return environment
 
 
 def _render(template: str, evaluation: Evaluation, command: str, comparison: Sequence[Table], *, folded: bool) -> str:
@@ -126,130 +289,6 @@ def _fact_text(value: Any) -> str:
     return "all" if value is None else str(value)
 
 
-def write_report(evaluation: Evaluation, out: Path, command: str, comparison: Sequence[Table] = ()) -> dict[str, Any]:
-    """Write all forms of a report, and return their paths.
-
-    Args:
-        evaluation: What the run found.
-        out: The run's folder.
-        command: The command that made it, as a person would type it.
-        comparison: Tables of what differs from another run.
-
-    Returns:
-        `json`, `html`, `latex`, `rows`, and `csv`: one path a table, by its name.
-    """
-    files: dict[str, Any] = {"csv": {}}
-    try:
-        for folder in ("tables", PLOTS_FOLDER):
-            (out / folder).mkdir(parents=True, exist_ok=True)
-        for table in (*evaluation.tables, *evaluation.published, *comparison):
-            path = out / "tables" / f"{table.name}.csv"
-            path.write_text(tables.table_to_csv(table), encoding="utf-8")
-            files["csv"][table.name] = str(path)
-        for plot in evaluation.plots:
-            (out / PLOTS_FOLDER / f"{plot.name}.png").write_bytes(plot.png)
-            (out / PLOTS_FOLDER / f"{plot.name}.svg").write_bytes(plot.svg)
-        contents = {
-            "json": (JSON_FILE, json.dumps(report_json(evaluation, command, comparison), indent=1) + "\n"),
-            "html": (HTML_FILE, report_page(evaluation, command, comparison)),
-            "latex": (LATEX_FILE, "\n".join(tables.table_to_latex(table) for table in evaluation.tables)),
-        }
-        for name, (file, text) in contents.items():
-            (out / file).write_text(text, encoding="utf-8")
-            files[name] = str(out / file)
-        files["rows"] = str(_write_rows(out))
-    except OSError:
-        raise UserError("The report could not be written.", "Choose another folder with --out.") from None
-    return files
-
-
-def report_json(evaluation: Evaluation, command: str, comparison: Sequence[Table] = ()) -> dict[str, Any]:
-    """Return a report as plain values, which `load` reads."""
-    return {
-        "protocol": evaluation.protocol,
-        "title": evaluation.title,
-        "description": evaluation.description,
-        "command": command,
-        "about": dict(evaluation.about),
-        "sessions": [dict(session) for session in evaluation.sessions],
-        "counts": dict(evaluation.counts),
-        "seconds": evaluation.seconds,
-        "summary": evaluation.summary,
-        "finding": evaluation.finding,
-        "limits": list(evaluation.limits),
-        "skipped": [list(one) for one in evaluation.skipped],
-        "tables": [table.to_json() for table in evaluation.tables],
-        "published": [table.to_json() for table in evaluation.published],
-        "comparison": [table.to_json() for table in comparison],
-        "plots": [{"name": plot.name, "title": plot.title, "alt": plot.alt} for plot in evaluation.plots],
-        "metrics": _metric_facts(evaluation.tables),
-    }
-
-
-def load_report(folder: Path) -> tuple[Evaluation, str]:
-    """Return what a report's folder holds, with the command that made it; nothing is computed.
-
-    The plots of a stored result (see `stored.py`) have no PNG.
-
-    Raises:
-        UserError: There is no report, or it is damaged.
-    """
-    try:
-        said = json.loads((folder / JSON_FILE).read_text(encoding="utf-8"))
-        plots = [
-            Figure(plot["name"], plot["title"], plot["alt"], *_read_plot(folder / PLOTS_FOLDER, plot["name"]))
-            for plot in said["plots"]
-        ]
-        evaluation = Evaluation(
-            protocol=said["protocol"],
-            title=said["title"],
-            description=said["description"],
-            about=said["about"],
-            sessions=tuple(said["sessions"]),
-            tables=tuple(tables.table_from_json(table) for table in said["tables"]),
-            published=tuple(tables.table_from_json(table) for table in said["published"]),
-            plots=tuple(plots),
-            limits=tuple(said["limits"]),
-            counts=said["counts"],
-            skipped=tuple((name, reason) for name, reason in said["skipped"]),
-            seconds=said["seconds"],
-            summary=said["summary"],
-            finding=said.get("finding", ""),
-        )
-    except (OSError, EOFError, ValueError, KeyError, TypeError):
-        raise UserError(f"There is no finished report in {folder.name}.", "Name the folder of a run.") from None
-    return evaluation, said["command"]
-
-
-def load_report_of(protocol: str, folder: Path) -> Evaluation:
-    """Return what a run of a protocol found, to be compared with another.
-
-    Raises:
-        UserError: There is no report, or it is of another protocol.
-    """
-    found, _ = load_report(folder)
-    if found.protocol != protocol:
-        raise UserError(f"That is a run of {found.protocol}.", "Name a run of the same protocol after --compare.")
-    return found
-
-
-def compare_reports(one: Evaluation, two: Evaluation) -> list[Table]:
-    """Return the tables of what differs between two evaluations of one protocol, the settings first."""
-    first, second = _flat_values(one.about), _flat_values(two.about)
-    rows = [
-        (name, str(first.get(name, "")), str(second.get(name, "")))
-        for name in sorted({*first, *second})
-        if first.get(name) != second.get(name)
-    ]
-    columns = (
-        tables.Column("setting", "Setting"),
-        tables.Column("first", "First run"),
-        tables.Column("second", "Second run"),
-    )
-    found = [tables.Table("compare_settings", "Differences: settings, data and models", columns, tuple(rows))]
-    return (found if rows else []) + tables.compare_tables(one.tables, two.tables)
-
-
 def _read_plot(folder: Path, name: str) -> tuple[bytes, bytes]:
     """Return SVG and PNG of a plot."""
     packed = folder / f"{name}{PACKED_PLOT}"
@@ -268,14 +307,8 @@ def _flat_values(values: Any, prefix: str = "") -> dict[str, Any]:
     }
 
 
-def _metric_facts(shown: Sequence[Table]) -> dict[str, dict[str, Any]]:
-    """Return what is to be known of every metric in the tables."""
-    keys = ("title", "unit", "better", "sentence", "source")
-    return {name: {key: getattr(METRICS[name], key) for key in keys} for name in _metric_names(shown)}
-
-
 def _write_rows(out: Path) -> Path:
-    """Write what every item yielded, without arrays, one line a row."""
+    """Write the rows of all items, without their arrays, as CSV."""
     path = out / ROWS_FILE
     rows = [_without_arrays(row) for row in read_rows(out)]
     with path.open("w", newline="", encoding="utf-8") as file:
@@ -289,73 +322,12 @@ def _without_arrays(row: Row) -> Row:
     return {name: value for name, value in row.items() if not isinstance(value, (np.ndarray, list, dict))}
 
 
-RESULTS_FOLDER = SETTINGS.weights_dir.parent / "results"
-
-_DECIMAL = re.compile(r"-?\d+\.\d+(e[+-]?\d+)?")
-
-STORED_COMMAND = "python -m backend evaluate all --preset quick --data DIR --out results"
-
-
-def keep_result(run: Path, out: Path) -> Path:
-    """Write the stored form of a finished run, in place of an earlier one, and return its folder.
-
-    Args:
-        run: Folder of the run with its report.
-        out: Folder of the stored result.
-    """
-    unfinished = out.with_name(f".{out.name}.part")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    (unfinished / PLOTS_FOLDER).mkdir(parents=True)
-    said = json.loads((run / JSON_FILE).read_text(encoding="utf-8"))
-    text = json.dumps(said, separators=(",", ":"))
-    (unfinished / JSON_FILE).write_text(text + "\n", encoding="utf-8")
-    for plot in said["plots"]:
-        drawn = (run / PLOTS_FOLDER / f"{plot['name']}.svg").read_bytes()
-        (unfinished / PLOTS_FOLDER / f"{plot['name']}{PACKED_PLOT}").write_bytes(_packed_bytes(drawn))
-    (unfinished / PACKED_ROWS).write_bytes(_packed_bytes(_shortened_csv(run / ROWS_FILE)))
-    shutil.rmtree(out, ignore_errors=True)
-    unfinished.rename(out)
-    return out
-
-
-@dataclass(frozen=True)
-class StoredResult:
-    """What is said of a stored result before it is opened.
-
-    Args:
-        name: Of its folder, and of the protocol.
-        title: For people.
-        finding: The main finding, one sentence.
-        basis: From how many pictures it is, and whether these are too few, one sentence.
-    """
-
-    name: str
-    title: str
-    finding: str
-    basis: str
-
-
-def stored_results(folder: Path | None = None) -> list[StoredResult]:
-    """Return the stored results of a folder, by default those of the app; none where they were not made."""
-    reports = sorted((folder or RESULTS_FOLDER).glob(f"[!.]*/{JSON_FILE}"))
-    said = [(path.parent.name, json.loads(path.read_text(encoding="utf-8"))) for path in reports]
-    return [
-        StoredResult(name, one["title"], one["finding"] or one["summary"], _basis(one["about"]["data"]))
-        for name, one in said
-    ]
-
-
 def _basis(data: Mapping[str, Mapping[str, int]]) -> str:
     """Say from how many pictures a result is."""
     counts = {"fakes": sum(data["fakes"].values()), "real pictures": sum(data["reals"].values())}
     measured = [(count, word) for word, count in counts.items() if count]
     few = ": too few to conclude from" if measured and min(measured)[0] < FEW_PICTURES else ""
     return f"Measured on {' and '.join(f'{count} {word}' for count, word in measured)}{few}."
-
-
-def changed_weights(evaluation: "Evaluation") -> list[str]:
-    """Return the models whose files are not those that a result was made with any more."""
-    return weights.changed_models(evaluation.about["weights"])
 
 
 def _shortened_csv(path: Path) -> bytes:
