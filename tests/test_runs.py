@@ -47,11 +47,11 @@ def test_a_run_says_what_it_is(reference):
 
 COMMAND_LINE = """
 import sys
-from backend import cli
+from backend.cli import main
 from backend.evaluate.protocols.base import PROTOCOLS
 from tests.toy_protocol import ToyProtocol
 PROTOCOLS.add("toy", ToyProtocol)
-sys.exit(cli.main(["evaluate", "toy", "--preset", "full", "--json", *sys.argv[1:]]))
+sys.exit(main.main(["evaluate", "toy", "--preset", "full", "--json", *sys.argv[1:]]))
 """
 
 
