@@ -4,7 +4,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, field, fields
 from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
@@ -142,6 +142,9 @@ def validated(settings: Validated) -> Validated:
     config = pydantic.ConfigDict(extra="forbid")
     if hasattr(settings, "__pydantic_fields__"):  # it extends a checked class; pydantic freezes it itself
         del settings.__setattr__, settings.__delattr__
+        for setting in fields(settings):  # and makes the fields again, for which a factory must stand in the class
+            if setting.default_factory is not MISSING:
+                setattr(settings, setting.name, field(default_factory=setting.default_factory))
     checked: Any = pydantic.dataclasses.dataclass(frozen=True, config=config)(settings)
     create = checked.__init__
 

@@ -182,7 +182,7 @@ def test_a_folder_with_another_table_is_refused(tmp_path, monkeypatch, detectors
 
 def test_what_is_not_installed_is_left_out_and_named(tmp_path, monkeypatch, detectors):
     absent = dataclasses.replace(registry.get_attack("ganprintr"), entry="absent")
-    monkeypatch.setitem(registry.ATTACKS, "ganprintr", absent)
+    monkeypatch.setitem(registry.ATTACKS._items, "ganprintr", absent)
     detectors["none"].clear()
     data = faces(tmp_path / "faces")
     table = finish(table_job(tmp_path, data, attacks=["ganprintr", "fgsm"]))
@@ -198,7 +198,8 @@ def test_what_is_not_installed_is_left_out_and_named(tmp_path, monkeypatch, dete
 
 def test_unchanged_faces_are_counted_and_not_measured(tmp_path, monkeypatch, detectors):
     still = dataclasses.replace(registry.get_attack("fgsm").settings, epsilon=0.0)
-    monkeypatch.setitem(registry.ATTACKS, "fgsm", dataclasses.replace(registry.get_attack("fgsm"), settings=still))
+    unmoved = dataclasses.replace(registry.get_attack("fgsm"), settings=still)
+    monkeypatch.setitem(registry.ATTACKS._items, "fgsm", unmoved)
     row = only(finish(table_job(tmp_path))["rows"], detectors="shipped", attack="fgsm", family="all")
     assert (row["psnr"], row["ssim"], row["unchanged"]) == (None, [1.0, 0.0], 5)
 
@@ -217,9 +218,9 @@ def test_the_preset_belongs_to_one_protocol():
 
 def test_the_settings_of_tr_net_are_those_of_its_network(monkeypatch):
     monkeypatch.setattr(removal, "load_trnet", lambda: TRNet(0.125, residual=True, bound=0.1, grain=2.0))
-    said = registry.get_attack("trnet_half").applied()
+    said = registry.get_attack("trnet_half").final_settings()
     assert (said.width, said.residual, said.bound, said.grain, said.strength) == (0.125, True, 0.1, 2.0, 0.5)
-    assert registry.get_attack("pgd").applied() is registry.get_attack("pgd").settings
+    assert registry.get_attack("pgd").final_settings() is registry.get_attack("pgd").settings
 
 
 def test_every_attack_of_the_table_says_what_it_needs():
@@ -230,7 +231,7 @@ def test_every_attack_of_the_table_says_what_it_needs():
         assert (one.entry is not None) == (one.needs == "trained weights")
         assert dataclasses.is_dataclass(one.settings)
         assert one.settings.seed == 0
-    assert set(registry.COMPARED) <= set(registry.ATTACKS)
+    assert set(registry.compared_attacks()) <= set(registry.ATTACKS)
     assert len({one.title for one in registry.ATTACKS.values()}) == len(registry.ATTACKS)
 
 

@@ -191,9 +191,9 @@ def test_the_forms_of_artifact_eraser():
     detector, images = weighted(), torch.full((1, 3, SIZE, SIZE), 100 * LEVEL)
     sign = detector.network.weights.detach().sign()
     for module, levels in ((fgsm, 8), (mifgsm, 8), (pgd, 8)):
-        result = finish(module.attack(images, detector, module.PAPER000))
+        result = finish(module.attack(images, detector, module.ARTIFACT_ERASER))
         assert torch.equal((result.images[0] * 255).round(), 100 - levels * sign)
-        assert result.settings.variant == "paper000"
+        assert result.settings.variant == "artifact_eraser"
     longer = pgd.PGDSettings(**(vars(pgd.ARTIFACT_ERASER) | {"steps": 20, "epsilon": 12 * LEVEL}))
     result = finish(pgd.attack(images, detector, longer))
     assert torch.equal((result.images[0] * 255).round(), 100 - 12 * sign)

@@ -100,7 +100,7 @@ def test_a_detector_that_came_during_the_quiz_is_left_out(asked, photo, data):
 
 
 def test_attacks_side_by_side_are_judged_in_each_one_s_own_crop(asked, photo, monkeypatch):
-    monkeypatch.setattr(comparison, "COMPARED", ("noise", "fgsm"))
+    monkeypatch.setattr(comparison, "compared_attacks", lambda: ("noise", "fgsm"))
     made = finish(comparison.compare_attacks(alignment.locate(photo)))
     (seen,) = asked["own"][-1:]
     assert seen.shape == (3, 3, OWN[1], OWN[1])  # the face and two attacks

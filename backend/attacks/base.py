@@ -4,19 +4,27 @@ FGSM, MIFGSM and PGD are white-box attacks: they see the gradient of the detecto
 is called real to begin with, because other detectors may judge it afterwards.
 """
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+import pydantic
 import torch
 from torch import Tensor
 
 from backend.detectors.base import THRESHOLD, Detector
-from backend.errors import UserError
 from backend.progress import Job, Step
 from backend.runtime import MODEL_LOCK, frozen
+
+# `artifact_eraser` is the form of Artifact-Eraser's code (arXiv 2404.08341); `paper000` is its former name.
+AttackVariant = Annotated[
+    Literal["standard", "artifact_eraser"],
+    pydantic.BeforeValidator(lambda name: "artifact_eraser" if name == "paper000" else name),
+]
+PixelLength = Annotated[float, pydantic.Field(ge=0, le=1)]  # in values of a picture; 8/255 is 8 of 255 grey levels
+Count = Annotated[int, pydantic.Field(ge=1)]
+AttackMove = Callable[[Tensor, Tensor], Tensor]  # pictures and their gradient to the next pictures
 
 
 @dataclass(frozen=True)
@@ -69,9 +77,9 @@ def mask_region(mask: Tensor | None, images: Tensor) -> Tensor | None:
     return region
 
 
-def restore_outside(made: Tensor, original: Tensor, region: Tensor | None) -> Tensor:
+def restore_outside(attacked: Tensor, original: Tensor, region: Tensor | None) -> Tensor:
     """Return attacked pictures as they are saved: in [0, 1], in 8 bits, and bit-exact originals outside the region."""
-    saved = (made.detach().clamp(0, 1) * 255).round() / 255
+    saved = (attacked.detach().clamp(0, 1) * 255).round() / 255
     return saved if region is None else torch.where(region, saved, original)
 
 
@@ -79,7 +87,7 @@ def restore_outside(made: Tensor, original: Tensor, region: Tensor | None) -> Te
 def judge_attack(
     title: str,
     original: Tensor,
-    made: Tensor,
+    attacked: Tensor,
     detector: Detector,
     settings: object,
     *,
@@ -93,7 +101,7 @@ def judge_attack(
     Args:
         title: Name of the attack for people.
         original: Faces (N, 3, H, W) in [0, 1].
-        made: The attacked ones, as they are saved.
+        attacked: The attacked faces, as they are saved.
         detector: What judges.
         settings: Settings of the attack.
         started: `time.perf_counter()` at its beginning.
@@ -101,21 +109,21 @@ def judge_attack(
         image_count: Pictures that the detector was asked about until now.
         call_count: Batches that it was asked in until now.
     """
-    before, after = detector.p_fake(original).cpu(), detector.p_fake(made).cpu()
+    before, after = detector.p_fake(original).cpu(), detector.p_fake(attacked).cpu()
     already_real = before < THRESHOLD
     flipped = ~already_real & (after < THRESHOLD)
     return Attacked(
-        images=made.cpu(),
+        images=attacked.cpu(),
         p_before=before,
         p_after=after,
         flipped=flipped,
         already_real=already_real,
-        iterations=torch.full((len(made),), iterations),
-        image_count=image_count + 2 * len(made),
+        iterations=torch.full((len(attacked),), iterations),
+        image_count=image_count + 2 * len(attacked),
         call_count=call_count + 2,
         settings=settings,
         seconds=time.perf_counter() - started,
-        summary=attack_in_words(title, detector.card.title, original, made, already_real, flipped, before, after),
+        summary=attack_in_words(title, detector.card.title, original, attacked, already_real, flipped, before, after),
     )
 
 
@@ -123,43 +131,21 @@ def attack_in_words(
     title: str,
     detector: str,
     original: Tensor,
-    made: Tensor,
+    attacked: Tensor,
     already_real: Tensor,
     flipped: Tensor,
     before: Tensor,
     after: Tensor,
 ) -> str:
-    """Say in plain words what an attack did; arguments as those of `judged`, on one device each."""
-    levels = float((made - original).abs().max() * 255) if made.numel() else 0.0
+    """Say in plain words what an attack did; arguments as in `judge_attack`."""
+    levels = float((attacked - original).abs().max() * 255) if attacked.numel() else 0.0
     change = f"No pixel moved by more than {levels:.3g} of 255 grey levels."
-    if len(made) == 1:
-        told = f"{title}: p_fake by {detector} went from {float(before[0]):.2f} to {float(after[0]):.2f}. {change}"
-        return f"{told} The face was called real to begin with." if bool(already_real[0]) else told
+    if len(attacked) == 1:
+        text = f"{title}: p_fake by {detector} went from {float(before[0]):.2f} to {float(after[0]):.2f}. {change}"
+        return f"{text} The face was called real to begin with." if bool(already_real[0]) else text
     fake = int((~already_real).sum())
-    called = f"{int(flipped.sum())} of {fake} faces that {detector} called fake are called real now"
-    return f"{title}: {called}; {len(made) - fake} were called real to begin with. {change}"
-
-
-AttackVariant = Literal["standard", "paper000"]
-
-ATTACK_VARIANTS: tuple[AttackVariant, ...] = ("standard", "paper000")
-
-AttackMove = Callable[[Tensor, Tensor], Tensor]  # pictures and their gradient to the next pictures
-
-
-def check_step_settings(variant: AttackVariant, lengths: dict[str, float], steps: int) -> None:
-    """Refuse settings with which nothing can be attacked.
-
-    Raises:
-        UserError: A setting is out of its range.
-    """
-    if variant not in ATTACK_VARIANTS:
-        raise UserError(f"There is no variant {variant}.", f"Use one of: {', '.join(ATTACK_VARIANTS)}.")
-    for name, value in lengths.items():
-        if not (math.isfinite(value) and 0 <= value <= 1):
-            raise UserError(f"{name} is {value:g}.", f"Use {name} from 0 to 1; 8/255 is 8 of 255 grey levels.")
-    if steps < 1:
-        raise UserError("An attack needs at least one step.", "Use a number of steps from 1.")
+    flips = f"{int(flipped.sum())} of {fake} faces that {detector} called fake are called real now"
+    return f"{title}: {flips}; {len(attacked) - fake} were called real to begin with. {change}"
 
 
 def project_to_box(images: Tensor, original: Tensor, epsilon: float) -> Tensor:
@@ -171,51 +157,48 @@ def descend_log_odds(
     title: str,
     images: Tensor,
     detector: Detector,
-    settings: object,
+    settings: Any,
     move: AttackMove,
     *,
-    steps: int,
-    variant: AttackVariant,
     mask: Tensor | None = None,
     start: Callable[[Tensor], Tensor] | None = None,
 ) -> Job[Attacked]:
-    """Make `steps` moves against the gradient and judge the pictures as they are saved.
+    """Make `settings.steps` moves against the gradient and judge the pictures as they are saved.
 
     Args:
         title: Name of the attack for people.
         images: Faces (N, 3, H, W) in [0, 1].
         detector: What is attacked, and what judges.
-        settings: Settings of the attack, for the result.
+        settings: Settings of the attack, with `steps` and `variant`: `standard` descends the log-odds of fake, which
+            never saturate; `artifact_eraser` the squared error (p_fake - 0)^2, whose gradient is 0 for a face of p_fake
+            1 in float32: such a face does not move.
         move: One step; `gradient` is that of the loss, 0 outside the mask.
-        steps: How many.
-        variant: `standard` descends the log-odds of fake, which never saturate; `paper000` the squared error
-            (p_fake - 0)^2, whose gradient is 0 for a face of p_fake 1 in float32: such a face does not move.
         mask: 1 where pixels may change, (H, W) or (N, 1, H, W); everywhere by default.
         start: From the original to the pictures to start from; the original itself by default.
     """
     started = time.perf_counter()
     original = images.detach().to(detector.mean.device)
     region = mask_region(mask, original)
-    current = original if start is None else start(original)
+    current, steps = original if start is None else start(original), settings.steps
     with frozen(detector):
         for number in range(1, steps + 1):
             if region is not None:
                 current = torch.where(region, current, original)
             with MODEL_LOCK:
-                logit, gradient = _gradient(detector, current, variant)
+                logit, gradient = _gradient(detector, current, settings.variant)
                 if region is not None:
                     gradient = gradient * region
                 current = move(current, gradient)
             p_fake = float(torch.sigmoid(logit).mean())
             message = f"Step {number} of {steps}: p_fake was {p_fake:.2f}."
-            shown = restore_outside(current[:1], original[:1], None if region is None else region[:1])
-            yield Step(number, steps, message, shown.cpu(), {"p_fake": p_fake, "log_odds": float(logit.mean())})
+            preview = restore_outside(current[:1], original[:1], None if region is None else region[:1])
+            yield Step(number, steps, message, preview.cpu(), {"p_fake": p_fake, "log_odds": float(logit.mean())})
         with MODEL_LOCK:
-            made = restore_outside(current, original, region)
+            attacked = restore_outside(current, original, region)
             return judge_attack(
                 title,
                 original,
-                made,
+                attacked,
                 detector,
                 settings,
                 started=started,

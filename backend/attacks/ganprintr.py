@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from backend import runtime, weights
 from backend.attacks.base import Attacked, judge_attack, mask_region, restore_outside
+from backend.attacks.registry import register_attack
 from backend.detectors.base import Detector
 from backend.progress import Job, Step
 from backend.runtime import MODEL_LOCK, frozen
@@ -46,13 +47,13 @@ class GANprintR(nn.Module):
         for layer in self.encoder[:-1]:
             features = F.relu(layer(features))
             size = features.shape[-2:]
-            features, where = F.max_pool2d(features, 2, return_indices=True)
-            pooled.append((where, size))
+            features, maxima = F.max_pool2d(features, 2, return_indices=True)
+            pooled.append((maxima, size))
         features = F.relu(self.encoder[-1](features))
         features = F.relu(self.decoder[0](features))
         for layer in self.decoder[1:]:
-            where, size = pooled.pop()
-            features = F.relu(layer(F.max_unpool2d(features, where, [2, 2], output_size=size)))
+            maxima, size = pooled.pop()
+            features = F.relu(layer(F.max_unpool2d(features, maxima, [2, 2], output_size=size)))
         return features
 
 
@@ -78,6 +79,15 @@ def load_ganprintr() -> GANprintR:
     return runtime.load_once(GANPRINTR_ENTRY, _load_trained)
 
 
+@register_attack(
+    "ganprintr",
+    title="GANprintR",
+    paper="Neves et al. 2020, arXiv 1911.05351",
+    needs="trained weights",
+    settings=GanprintrSettings(),
+    entry=GANPRINTR_ENTRY,
+    order=80,
+)
 def attack(
     images: Tensor,
     detector: Detector,
@@ -101,12 +111,12 @@ def attack(
     started = time.perf_counter()
     network = network or load_ganprintr()
     settings = replace(settings or GanprintrSettings(), latent=network.latent)
-    begun = images.detach().to(detector.mean.device)
-    region = mask_region(mask, begun)
+    original = images.detach().to(detector.mean.device)
+    region = mask_region(mask, original)
     with frozen(network, detector), MODEL_LOCK, torch.no_grad():
-        made = restore_outside(network(begun), begun, region)
-        result = judge_attack("GANprintR", begun, made, detector, settings, started=started)
-    yield Step(1, 1, "The face passed through the autoencoder.", made[:1].cpu())
+        attacked = restore_outside(network(original), original, region)
+        result = judge_attack("GANprintR", original, attacked, detector, settings, started=started)
+    yield Step(1, 1, "The face passed through the autoencoder.", attacked[:1].cpu())
     return result
 
 

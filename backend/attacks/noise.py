@@ -3,20 +3,22 @@
 The detector's gradient is not used.
 """
 
-import math
 import time
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from backend.attacks.base import Attacked, judge_attack, mask_region, restore_outside
+from backend.attacks.base import Attacked, PixelLength, judge_attack, mask_region, restore_outside
+from backend.attacks.registry import register_attack
 from backend.detectors.base import Detector
 from backend.errors import UserError
 from backend.progress import Job, Step
 from backend.runtime import MODEL_LOCK, frozen
+from backend.settings import validated
 
 
+@validated
 @dataclass(frozen=True)
 class NoiseSettings:
     """Settings of the attack; the defaults are those of the paper's weak defence.
@@ -30,20 +32,24 @@ class NoiseSettings:
         seed: Seed of strengths and noise.
     """
 
-    low: float = 5 / 255
-    high: float = 20 / 255
+    low: PixelLength = 5 / 255
+    high: PixelLength = 20 / 255
     seed: int = 0
 
-    def check(self) -> None:
-        """Refuse what is no range of strengths.
-
-        Raises:
-            UserError: A setting is out of its range.
-        """
-        if not (math.isfinite(self.high) and 0 <= self.low <= self.high):
-            raise UserError("The noise has no strength.", "Use 0 <= low <= high, for example 5/255 and 20/255.")
+    def __post_init__(self) -> None:
+        """Refuse an empty range of strengths."""
+        if self.low > self.high:
+            raise UserError("The noise's low must not exceed its high.", "Use for example 5/255 and 20/255.")
 
 
+@register_attack(
+    "noise",
+    title="Noise",
+    paper="Frank et al. 2020, arXiv 2003.08685",
+    needs="nothing",
+    settings=NoiseSettings(),
+    order=10,
+)
 def attack(
     images: Tensor, detector: Detector, settings: NoiseSettings | None = None, mask: Tensor | None = None
 ) -> Job[Attacked]:
@@ -54,12 +60,8 @@ def attack(
         detector: What judges.
         settings: Settings of the attack.
         mask: 1 where pixels may change, (H, W) or (N, 1, H, W); everywhere by default.
-
-    Raises:
-        UserError: A setting is out of its range.
     """
     settings = settings or NoiseSettings()
-    settings.check()
     started = time.perf_counter()
     original = images.detach().to(detector.mean.device)
     region = mask_region(mask, original)
@@ -67,8 +69,8 @@ def attack(
     share = torch.rand(len(original), 1, 1, 1, generator=generator)
     strength = settings.low + (settings.high - settings.low) * share
     noise = strength * torch.randn(original.shape, generator=generator)
-    made = restore_outside(original + noise.to(original.device), original, region)
+    attacked = restore_outside(original + noise.to(original.device), original, region)
     with frozen(detector), MODEL_LOCK:
-        result = judge_attack("Noise", original, made, detector, settings, started=started)
-    yield Step(1, 1, "Noise was added.", made[:1].cpu())
+        result = judge_attack("Noise", original, attacked, detector, settings, started=started)
+    yield Step(1, 1, "Noise was added.", attacked[:1].cpu())
     return result

@@ -5,11 +5,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from backend.attacks.base import Attacked, AttackVariant, check_step_settings, descend_log_odds, project_to_box
+from backend.attacks.base import Attacked, AttackVariant, Count, PixelLength, descend_log_odds, project_to_box
+from backend.attacks.registry import register_attack
 from backend.detectors.base import Detector
 from backend.progress import Job
+from backend.settings import validated
+
+PAPER = "Madry et al. 2018, arXiv 1706.06083"
 
 
+@validated
 @dataclass(frozen=True)
 class PGDSettings:
     """Settings of the attack.
@@ -23,22 +28,32 @@ class PGDSettings:
         steps: How many.
         seed: Seed of the random start.
         random_start: Begin at a point drawn evenly from the box, and not at the face.
-        variant: `standard`, or `paper000` as in `PAPER000`: the box alone bounds the search, and the valid range
-            only what is saved.
+        variant: `standard`, or `artifact_eraser`: the box alone bounds the search, and the valid range only what is
+            saved.
     """
 
-    epsilon: float = 8 / 255
-    alpha: float = 2 / 255
-    steps: int = 40
+    epsilon: PixelLength = 8 / 255
+    alpha: PixelLength = 2 / 255
+    steps: Count = 40
     seed: int = 0
     random_start: bool = True
     variant: AttackVariant = "standard"
 
 
 # Artifact-Eraser (2404.08341) works in [-1, 1]: its steps of 2/255 and its box of 25/255 are half as large here.
-ARTIFACT_ERASER = PGDSettings(epsilon=12.5 / 255, alpha=1 / 255, steps=8, random_start=False, variant="paper000")
+ARTIFACT_ERASER = PGDSettings(epsilon=12.5 / 255, alpha=1 / 255, steps=8, random_start=False, variant="artifact_eraser")
 
 
+@register_attack("pgd", title="PGD", paper=PAPER, needs="a white-box detector", settings=PGDSettings(), order=40)
+@register_attack(
+    "pgd_artifact_eraser",
+    title="PGD, 8 steps",
+    paper=f"{PAPER}, as in Artifact-Eraser, arXiv 2404.08341",
+    needs="a white-box detector",
+    settings=ARTIFACT_ERASER,
+    compared=False,
+    order=70,
+)
 def attack(
     images: Tensor, detector: Detector, settings: PGDSettings | None = None, mask: Tensor | None = None
 ) -> Job[Attacked]:
@@ -49,29 +64,21 @@ def attack(
         detector: What is attacked; its gradient is used.
         settings: Settings of the attack.
         mask: 1 where pixels may change, (H, W) or (N, 1, H, W); everywhere by default.
-
-    Raises:
-        UserError: A setting is out of its range.
     """
-    chosen = settings or PGDSettings()
-    check_step_settings(chosen.variant, {"epsilon": chosen.epsilon, "alpha": chosen.alpha}, chosen.steps)
+    settings = settings or PGDSettings()
     original = images.detach().to(detector.mean.device)
 
     def start(faces: Tensor) -> Tensor:
-        if not chosen.random_start:
+        if not settings.random_start:
             return faces
-        generator = torch.Generator().manual_seed(chosen.seed)  # on the CPU, so that every device draws the same
-        drawn = (2 * torch.rand(faces.shape, generator=generator) - 1) * chosen.epsilon
-        return (faces + drawn.to(faces.device)).clamp(0, 1)
+        generator = torch.Generator().manual_seed(settings.seed)  # on the CPU, so that every device draws the same
+        noise = (2 * torch.rand(faces.shape, generator=generator) - 1) * settings.epsilon
+        return (faces + noise.to(faces.device)).clamp(0, 1)
 
     def move(current: Tensor, gradient: Tensor) -> Tensor:
-        moved = current - chosen.alpha * gradient.sign()
-        if chosen.variant == "paper000":
-            return original + (moved - original).clamp(-chosen.epsilon, chosen.epsilon)
-        return project_to_box(moved, original, chosen.epsilon)
+        moved = current - settings.alpha * gradient.sign()
+        if settings.variant == "artifact_eraser":
+            return original + (moved - original).clamp(-settings.epsilon, settings.epsilon)
+        return project_to_box(moved, original, settings.epsilon)
 
-    return (
-        yield from descend_log_odds(
-            "PGD", images, detector, chosen, move, steps=chosen.steps, variant=chosen.variant, mask=mask, start=start
-        )
-    )
+    return (yield from descend_log_odds("PGD", images, detector, settings, move, mask=mask, start=start))

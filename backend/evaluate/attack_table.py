@@ -235,7 +235,7 @@ def _describe_settings(config: TraceRemovalConfig, data: Dataset) -> dict[str, A
         "fakes": dict(sorted(Counter(sample.family for sample in data.fakes).items())),
         "real": len(data.reals),
         "size": [FACE_SIZE, FACE_SIZE],
-        "each": {one.name: dataclasses.asdict(one.applied()) | {"paper": one.paper} for one in attacks},
+        "each": {one.name: dataclasses.asdict(one.final_settings()) | {"paper": one.paper} for one in attacks},
         "torch": torch.__version__,
     }
 

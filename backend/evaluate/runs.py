@@ -157,7 +157,8 @@ def _check_same(store: Store, about: dict[str, Any], protocol: Protocol) -> None
 
 def _setting_before(protocol: Protocol, settings: Mapping[str, Any], name: str) -> Any:
     """Return what a setting was in an earlier run, as today's runs write it; it may be newer than that run."""
-    default = next(field.default for field in dataclasses.fields(protocol.config) if field.name == name)
+    field = next(field for field in dataclasses.fields(protocol.config) if field.name == name)
+    default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
     value = settings.get(name, protocol.defaults_of_old_runs.get(name, default))
     return json.loads(json.dumps(getattr(dataclasses.replace(protocol.config, **{name: value}), name)))
 

@@ -9,7 +9,7 @@ import torch
 
 from backend import images, similarity, weights
 from backend.alignment import LocatedFace
-from backend.attacks.registry import COMPARED, WHITE_BOX, get_attack
+from backend.attacks.registry import WHITE_BOX, compared_attacks, get_attack
 from backend.detectors import predict, registry
 from backend.progress import Job, Step, within
 
@@ -81,16 +81,17 @@ def compare_attacks(located: LocatedFace, *, strength: float = 1.0, seed: int = 
     source = predict.embedded_crop(located)
     original, face = source.aligned.crop, images.to_tensor(source.aligned.crop)
     attacked, missing = [], []
-    for number, name in enumerate(COMPARED):
-        attack = get_attack(name).at(strength)
+    names = compared_attacks()
+    for number, name in enumerate(names):
+        attack = get_attack(name).with_strength(strength)
         if not attack.available():
             missing.append(attack.title)
             continue
         started = time.perf_counter()
         job = attack.run(face, white_box, seed=seed)
-        result = yield from within(job, number, len(COMPARED), f"{attack.title}: ")
+        result = yield from within(job, number, len(names), f"{attack.title}: ")
         attacked.append((attack, images.to_array(result.images), time.perf_counter() - started))
-        yield Step(number + 1, len(COMPARED), f"{attack.title} is done.")
+        yield Step(number + 1, len(names), f"{attack.title} is done.")
     pictures = torch.cat([face, *(images.to_tensor(picture) for _, picture, _ in attacked)])
     scores = predict.predict_p_fake(pictures, sources=source)
     rows = []

@@ -21,6 +21,7 @@ from torch import Tensor
 from backend import alignment, images, provenance, runtime, similarity, weights
 from backend.alignment import CroppedPhoto, LocatedFace, locate_again
 from backend.attacks.base import Attacked, judge_attack, mask_region, restore_outside
+from backend.attacks.registry import register_attack
 from backend.counterfactual import changes
 from backend.detectors import predict, registry
 from backend.detectors.base import THRESHOLD, Detector, Verdict, verdict
@@ -28,6 +29,7 @@ from backend.detectors.predict import format_p_fake, suggest_detector
 from backend.errors import UserError
 from backend.progress import Job, Step, mapped
 from backend.provenance import FaceResult
+from backend.registration import Registered
 from backend.runtime import MODEL_LOCK, device, frozen
 from backend.trace_removal import references
 from backend.trace_removal.network import TRNet
@@ -39,6 +41,7 @@ REMOVER_HINT = "Write for example --set 'removers=[\"tenth=DIR/trnet.safetensors
 TRNET_ENTRY = "trnet"
 
 WEAKEST_STRENGTH, STRONGEST_STRENGTH = 0.25, 2.0
+STRENGTHS = ("trnet_half", "trnet_more", "trnet_most")  # attacks that show what more or less likeness costs or gains
 
 TRNET_COMMAND = "python -m backend train trnet --data DIR --fakes DIR --out trnet.safetensors --install"
 
@@ -108,6 +111,27 @@ def applied_settings(settings: TRNetSettings, network: TRNet | None = None) -> T
     return replace(settings_of_network(network or load_trnet(), settings.strength), seed=settings.seed)
 
 
+def _register_trnet(
+    name: str, order: int, title: str, strength: float = 1.0, *, compared: bool = False
+) -> Callable[[Registered], Registered]:
+    """Return a decorator that registers TR-Net with one strength as an attack."""
+    return register_attack(
+        name,
+        title=title,
+        paper="Liu et al. 2022, arXiv 2203.11433",
+        needs="trained weights",
+        settings=TRNetSettings(strength=strength),
+        entry=TRNET_ENTRY,
+        compared=compared,
+        complete=applied_settings,
+        order=order,
+    )
+
+
+@_register_trnet("trnet", 90, "TR-Net", compared=True)
+@_register_trnet("trnet_half", 91, "TR-Net, half its change", 0.5)
+@_register_trnet("trnet_more", 92, "TR-Net, 1.75 times its change", 1.75)  # keeps a little more likeness than GANprintR
+@_register_trnet("trnet_most", 93, "TR-Net, twice its change", STRONGEST_STRENGTH)
 def attack_with_trnet(
     images: Tensor,
     detector: Detector,

@@ -2,15 +2,15 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import BeforeValidator
 from torch import Tensor
 
 from backend import images, similarity, weights
 from backend.alignment import CroppedPhoto
 from backend.attacks import fgsm, mifgsm, pgd
+from backend.attacks.base import AttackVariant
 from backend.counterfactual import changes, rendering
 from backend.counterfactual import search as counterfactual_search
 from backend.counterfactual.rendering import COMPOSITES
@@ -50,10 +50,6 @@ PIXEL_ATTACKS: dict[str, tuple[Callable[..., Job[Any]], dict[str, Any]]] = {
     "pgd": (pgd.attack, {"artifact_eraser": pgd.ARTIFACT_ERASER, "standard": pgd.PGDSettings()}),
 }
 
-Variant = Annotated[
-    Literal["artifact_eraser", "standard"],
-    BeforeValidator(lambda name: "artifact_eraser" if name == "paper000" else name),  # its name in older runs
-]
 EDIT_METHODS = (*COMPOSITES, *PIXEL_ATTACKS)
 
 EDIT_TITLES = {
@@ -97,7 +93,7 @@ def edit_face(
     steps: int = 100,
     kappa: float = 0.0,
     lengths: StepLengths = "visible",
-    variant: Variant = "artifact_eraser",
+    variant: AttackVariant = "artifact_eraser",
     source: CroppedPhoto | None = None,
 ) -> Edited:
     """Edit one aligned face (1, 3, H, W) in [0, 1] against a detector.
@@ -174,7 +170,7 @@ class CounterfactualConfig(ProtocolConfig):
     detectors: Values[str] = ()
     attacked: Values[str] = ()
     methods: Values[str] = EDIT_METHODS
-    variant: Variant = "artifact_eraser"
+    variant: AttackVariant = "artifact_eraser"
     ablated: Values[str] = ()
     ablated_method: Literal["reconstruction", "transfer"] = "reconstruction"
     levels: Values[str] = LEVELS

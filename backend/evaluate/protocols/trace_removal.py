@@ -19,7 +19,7 @@ left in `trnet-run`; the app does not ship them.
 import dataclasses
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from torch import Tensor
 from backend import face_packs, images, similarity, weights
 from backend.alignment import CroppedPhoto
 from backend.attacks import registry
-from backend.attacks.registry import ATTACKS, COMPARED, STRENGTHS, WHITE_BOX, get_attack
+from backend.attacks.registry import ATTACKS, WHITE_BOX, compared_attacks, get_attack
 from backend.detectors import predict
 from backend.detectors import registry as detectors_registry
 from backend.detectors.base import THRESHOLD
@@ -80,8 +80,8 @@ class TraceRemovalConfig(ProtocolConfig):
 
     Args:
         detectors: Which detectors judge; every set has its own copy of those that are installed.
-        defences: Which sets, of `sets.DEFENCES`.
-        attacks: Which attacks, of `attacks.ATTACKS`.
+        defences: Which sets, of `registry.DEFENCES`.
+        attacks: Which attacks, of `registry.ATTACKS`.
         white_box: The shipped detector whose gradient FGSM, MIFGSM and PGD use.
         removers: Further TR-Nets, each NAME=PATH of its weights.
         features: The shipped detector whose features are drawn; empty to measure neither features nor traces.
@@ -97,7 +97,7 @@ class TraceRemovalConfig(ProtocolConfig):
 
     detectors: Values[str] = ()
     defences: Values[str] = tuple(registry.DEFENCES)
-    attacks: Values[str] = COMPARED + STRENGTHS
+    attacks: Values[str] = field(default_factory=lambda: (*compared_attacks(), *removal.STRENGTHS))
     white_box: str = WHITE_BOX
     removers: Values[str] = ()
     features: str = WHITE_BOX
@@ -132,7 +132,7 @@ class TraceRemovalProtocol(Protocol):
             return TraceRemovalConfig(
                 detectors=tuple(detectors_registry.names()),
                 defences=("none", registry.SHIPPED),
-                attacks=COMPARED,
+                attacks=compared_attacks(),
                 features="",
                 aligned=True,
                 per_family=0,
@@ -147,7 +147,7 @@ class TraceRemovalProtocol(Protocol):
 
     def attacks(self) -> list[str]:
         """Return the attacks that can run here, the further TR-Nets among them."""
-        return [name for name in self.config.attacks if get_attack(name).available()] + [
+        return [attack.name for attack in map(get_attack, self.config.attacks) if attack.available()] + [
             one.name for one in self.removers()
         ]
 
@@ -392,7 +392,7 @@ def attacks_seen(rows: Sequence[Row]) -> list[str]:
 
 def without_strengths(rows: Sequence[Row]) -> list[Row]:
     """Return the rows without those of TR-Net at another strength than the one it was trained for."""
-    return [row for row in rows if row["attack"] not in STRENGTHS]
+    return [row for row in rows if row["attack"] not in removal.STRENGTHS]
 
 
 def attack_title(attack: str) -> str:
@@ -518,7 +518,7 @@ def trace_removal_finding(rows: Sequence[Row], config: "TraceRemovalConfig") -> 
         if removal.TRNET_ENTRY in known:
             said += f" and {known[removal.TRNET_ENTRY]:.0%} after TR-Net{_psnr_in_words(measured, removal.TRNET_ENTRY)}"
             said += _family_range(verdicts, defence, removal.TRNET_ENTRY)
-        own = (UNTOUCHED, removal.TRNET_ENTRY, *STRENGTHS)
+        own = (UNTOUCHED, removal.TRNET_ENTRY, *removal.STRENGTHS)
         others = {attack: value for attack, value in known.items() if attack not in own}
         if others:
             strongest = min(others, key=others.__getitem__)
@@ -527,7 +527,7 @@ def trace_removal_finding(rows: Sequence[Row], config: "TraceRemovalConfig") -> 
         said += "."
         further = [
             f"{attack_title(one)}, leaves {known[one]:.0%}{_psnr_in_words(measured, one)}"
-            for one in STRENGTHS
+            for one in removal.STRENGTHS
             if one in known
         ]
         return said + (f" {'; '.join(further)}." if further else "")
@@ -735,7 +735,7 @@ def _missing_table(config: "TraceRemovalConfig") -> Table:
     for name in config.defences:
         absent = missing_detectors(name, config.detectors)
         if absent:
-            body.append((registry.DEFENCES[name].title, ", ".join(absent), registry.DEFENCES[name].training))
+            body.append((registry.DEFENCES[name].title, ", ".join(absent), registry.DEFENCES[name].command))
     note = "The strong defence is trained against one attack at a time, which stands after --adversarial."
     return Table("missing", "Detectors that are not installed", columns, tuple(body), note)
 
@@ -833,7 +833,7 @@ def _cost_plot(verdicts: Sequence[Row], measured: Sequence[Row], config: "TraceR
         psnr = mean(row.get("psnr") for row in measured if row["attack"] == attack).value
         if attack != UNTOUCHED and psnr is not None and defences:
             left = _mean_value(verdicts, defences[-1], attack)
-            own = attack_title(removal.TRNET_ENTRY) if attack in STRENGTHS else attack_title(attack)
+            own = attack_title(removal.TRNET_ENTRY) if attack in removal.STRENGTHS else attack_title(attack)
             places.setdefault(own, []).append((psnr, left))
             said.append(f"{attack_title(attack)} {left:.2f} at {psnr:.1f} dB")
     if not places:
