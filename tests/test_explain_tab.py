@@ -23,7 +23,7 @@ from backend.explain import base, photo
 from backend.explain.base import EXPLAINERS
 from backend.explain.explanation import ExplainSettings
 from backend.explain.sufficiency import sufficiency_settings
-from backend.settings import SETTINGS
+from backend.settings import ROOT, SETTINGS
 from tabs import explain_result
 from tabs.explain import ExplainTab
 from tabs.photo import ChosenPhoto, PhotoStep, open_photo
@@ -261,42 +261,28 @@ def test_words_of_times():
     assert "4 minutes" in explain_result.method_in_words("rise", 240, 1)
 
 
-CENTRE = '''
-import torch
-
-from backend.explain.base import Question, RawMap, register_explainer
-from backend.progress import Job, Step
-
-
-@register_explainer(
-    "centre", title="Centre", about="Points to the middle.", signed=False, sample="looks", samples=(1, 1), passes=1
-)
-def centre(question: Question) -> Job[RawMap]:
-    """Explain with the closeness to the middle of the face."""
-    height, width = question.masked.size
-    yield Step(1, 1, "Centre: found.")
-    return RawMap(torch.hann_window(height)[:, None] * torch.hann_window(width))
-'''
-
-
 @pytest.fixture
-def centre(tmp_path, monkeypatch):
-    """Add an explainer by one new file."""
-    (tmp_path / "centre.py").write_text(CENTRE, encoding="utf-8")
+def brightness(tmp_path, monkeypatch):
+    """Add the explainer of CONTRIBUTING.md by one new file."""
+    guide = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    code = guide.partition("### An explainer")[2].partition("```python\n")[2].partition("```")[0]
+    (tmp_path / "brightness.py").write_text(code, encoding="utf-8")
     monkeypatch.setattr(backend.explain, "__path__", [*backend.explain.__path__, str(tmp_path)])
     EXPLAINERS.discover()
     yield
-    EXPLAINERS._items.pop("centre")
-    EXPLAINERS._orders.pop("centre")
-    del sys.modules["backend.explain.centre"]
+    EXPLAINERS._items.pop("brightness")
+    EXPLAINERS._orders.pop("brightness")
+    del sys.modules["backend.explain.brightness"]
 
 
-def test_a_new_explainer_is_one_new_file(centre, tab, capsys, tmp_path):
-    assert tab.method.choices[-1] == ("Centre", "centre") and len(tab.method.choices) == len(FEW) + 1
+def test_a_new_explainer_is_one_new_file(brightness, tab, capsys, tmp_path):
+    assert tab.method.choices[-1] == ("Brightness", "brightness") and len(tab.method.choices) == len(FEW) + 1
     path = saved(tmp_path, face())
-    *_, last = ask(tab, path, "centre")
-    assert "By Centre" in last[tab.result.summary]
-    code = main.main(["explain", path, "--detector", "patch", "--method", "centre", "--out", str(tmp_path), "--json"])
-    assert code == 0 and json.loads(capsys.readouterr().out)["method"] == "centre"
+    *_, last = ask(tab, path, "brightness")
+    assert "By Brightness" in last[tab.result.summary]
+    code = main.main(
+        ["explain", path, "--detector", "patch", "--method", "brightness", "--out", str(tmp_path), "--json"]
+    )
+    assert code == 0 and json.loads(capsys.readouterr().out)["method"] == "brightness"
     assert main.main(["explain", path, "--detector", "patch", "--method", "none", "--out", str(tmp_path)]) == 2
-    assert "xrai, centre." in capsys.readouterr().err
+    assert "xrai, brightness." in capsys.readouterr().err

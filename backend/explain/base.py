@@ -235,7 +235,7 @@ class Question:
     Args:
         masked: Face, reference and detector.
         labels: Segment of every pixel, int64 (H, W) from 0 without gaps.
-        samples: How many samples the method draws; `Explainer.sample` says what a sample is.
+        samples: How many samples the method draws; its file says what a sample is.
         seed: Seed of all random numbers.
         as_released: Follow the released code of Adv-XAI (2502.03957) where it differs.
     """
@@ -330,10 +330,9 @@ class Explainer:
         title: Its name for people.
         about: What it does, one sentence in plain words.
         signed: Whether a map says what speaks for the verdict (above 0) and against it (below 0).
-        sample: What `samples` counts.
-        samples: How many by preset.
-        passes: Forward passes of one picture that a sample costs, a backward pass counted as two.
+        samples: How many samples by preset.
         run: The method.
+        passes: Forward passes of one picture that a sample costs, a backward pass counted as two.
         fill: What a hidden part shows with the reference `original`; None for methods that hide nothing.
         released_batch: Pictures a forward pass in the preset `as_released`.
         released_signed: Whether a signed map stays so in that preset.
@@ -344,10 +343,9 @@ class Explainer:
     title: str
     about: str
     signed: bool
-    sample: str
     samples: Mapping[Preset, int]
-    passes: int
     run: Callable[[Question], Job[RawMap]]
+    passes: int = 1
     fill: Fill | None = None
     released_batch: int | None = None
     released_signed: bool = True
@@ -367,7 +365,7 @@ EXPLAINERS: Registry[Explainer] = Registry("method", "backend.explain")
 
 
 def register_explainer(
-    name: str, *, samples: tuple[int, int], order: float = LAST, **description: Any
+    name: str, *, samples: tuple[int, int] = (1, 1), order: float = LAST, **description: Any
 ) -> Callable[[Callable[[Question], Job[RawMap]]], Callable[[Question], Job[RawMap]]]:
     """Return a decorator that makes a function an explainer.
 

@@ -14,8 +14,6 @@ from backend.progress import Job, Step
     title="Grad-CAM",
     about="Reads from one layer of the network which places speak for the verdict.",
     signed=False,
-    sample="passes",
-    samples=(1, 1),
     passes=3,
     order=50,
 )

@@ -10,8 +10,6 @@ from backend.progress import Job
     title="Grad-CAM++",
     about="As Grad-CAM, but weighs every place of the layer by itself, so that several small ones show.",
     signed=False,
-    sample="passes",
-    samples=(1, 1),
     passes=3,
     order=60,
 )

@@ -106,9 +106,7 @@ class _Masker:
     title="SHAP",
     about="Halves the face again and again, and shares the answer out among the parts by what each adds.",
     signed=True,
-    sample="pictures",
-    samples=(500, 2000),
-    passes=1,
+    samples=(500, 2000),  # pictures
     fill=Fill(
         "the blurred face", lambda face, _, __, as_released: blurred_face(face, BLUR_SIDE if as_released else None)
     ),

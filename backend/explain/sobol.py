@@ -24,8 +24,7 @@ GRID = 8
     title="SOBOL",
     about="Fades 64 squares of the face in and out and measures how much of the answer's changes each is part of.",
     signed=False,
-    sample="points of the design",
-    samples=(8, 32),
+    samples=(8, 32),  # points of the design
     passes=GRID * GRID + 1,
     fill=Fill(
         "the blurred face",

@@ -19,8 +19,7 @@ BATCH = 32  # pictures with their gradients at once
     title="XRAI",
     about="Fades the face in from black and from white, adds up the gradients, and ranks whole regions by them.",
     signed=False,
-    sample="steps from each baseline",
-    samples=(25, 100),
+    samples=(25, 100),  # steps from each baseline
     passes=6,
     order=70,
 )
