@@ -4,20 +4,19 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, field, fields
 from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
+from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic.fields import FieldInfo
 
 from backend.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
-PROFILES = ("embedded", "hub")
 REPO = re.compile(r"[\w.-]+/[\w.-]+")
-FETCH = ("auto", "on", "off")
-DEVICES = re.compile(r"auto|cpu|cuda(:\d+)?|mps")
 
 # In order: what pydantic says, and the usual words.
 PLAIN_WORDING = {
@@ -32,24 +31,57 @@ PLAIN_WORDING = {
 }
 
 
-@dataclass(frozen=True)
-class Settings:
-    """Settings of one process; the environment variable that sets each stands beside it."""
+def _refuse_other_numbers(value: Any) -> Any:
+    """Refuse texts such as 1e6 and 7860.0, which pydantic takes for whole numbers."""
+    if isinstance(value, str) and not re.fullmatch(r"\d{1,18}", value):
+        raise ValueError
+    return value
 
-    profile: str = "embedded"  # PROFILE: embedded, hub
-    device: str = "auto"  # DEVICE: auto, cpu, cuda, cuda:N, mps
-    host: str = "127.0.0.1"  # GRADIO_SERVER_NAME
-    port: int = 7860  # GRADIO_SERVER_PORT
-    max_bytes: int = 20_000_000  # MAX_UPLOAD_BYTES
-    max_pixels: int = 50_000_000  # MAX_UPLOAD_PIXELS
-    queue_size: int = 64  # QUEUE_SIZE
-    visitors_per_address: int = 20  # VISITORS_PER_ADDRESS: as many share an address behind one connection or proxy
+
+Count = Annotated[int, BeforeValidator(_refuse_other_numbers), Field(ge=1)]
+
+
+@pydantic.dataclasses.dataclass(frozen=True)
+class Settings:
+    """Settings of one process: each field's title is the environment variable, its description what that may be."""
+
+    profile: Annotated[Literal["embedded", "hub"], Field(title="PROFILE", description="one of: embedded, hub")] = (
+        "embedded"
+    )
+    device: Annotated[
+        str,
+        Field(
+            title="DEVICE",
+            pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$",
+            description="auto, cpu, cuda, cuda:0, cuda:1, ... or mps",
+        ),
+    ] = "auto"
+    host: Annotated[str, Field(title="GRADIO_SERVER_NAME")] = "127.0.0.1"
+    port: Annotated[
+        Count, Field(title="GRADIO_SERVER_PORT", le=65535, description="a whole number from 1 to 65535")
+    ] = 7860
+    max_bytes: Annotated[Count, Field(title="MAX_UPLOAD_BYTES")] = 20_000_000
+    max_pixels: Annotated[Count, Field(title="MAX_UPLOAD_PIXELS")] = 50_000_000
+    queue_size: Annotated[Count, Field(title="QUEUE_SIZE")] = 64
+    visitors_per_address: Annotated[Count, Field(title="VISITORS_PER_ADDRESS")] = 20  # one address may be a whole class
     weights_dir: Path = ROOT / "weights"
-    cache_dir: Path = Path.home() / ".cache" / "face-forgery-explained"  # WEIGHTS_CACHE: files fetched from the Hub
-    weights_repo: str = ""  # WEIGHTS_REPO: OWNER/NAME on the Hub, where missing files of `weights_dir` come from
-    hub_endpoint: str = "https://huggingface.co"  # HF_ENDPOINT
-    max_video_bytes: int = 60_000_000  # MAX_VIDEO_BYTES
-    fetch: bool = True  # FETCH (auto, on, off): whether visitors may fetch models; auto says no in a Space of the Hub
+    cache_dir: Annotated[Path, AfterValidator(Path.expanduser), Field(title="WEIGHTS_CACHE")] = (
+        Path.home() / ".cache" / "face-forgery-explained"
+    )  # files fetched from the Hub
+    weights_repo: Annotated[
+        str,
+        Field(
+            title="WEIGHTS_REPO",
+            pattern=f"^({REPO.pattern})?$",
+            description="OWNER/NAME of a repository on the Hub",
+        ),
+    ] = ""  # where missing files of `weights_dir` come from
+    hub_endpoint: Annotated[str, AfterValidator(lambda url: url.rstrip("/")), Field(title="HF_ENDPOINT")] = (
+        "https://huggingface.co"
+    )
+    max_video_bytes: Annotated[Count, Field(title="MAX_VIDEO_BYTES")] = 60_000_000
+    # Whether visitors may fetch models; auto says no in a Space of the Hub.
+    fetch: Annotated[bool, Field(title="FETCH", strict=True, description="one of: auto, on, off")] = True
 
 
 def read_environment(environment: Mapping[str, str] = os.environ) -> Settings:
@@ -58,48 +90,22 @@ def read_environment(environment: Mapping[str, str] = os.environ) -> Settings:
     Raises:
         UserError: A variable has a value that it cannot have.
     """
-    usual = Settings()
-    profile = environment.get("PROFILE") or usual.profile
-    if profile not in PROFILES:
-        raise UserError(f"PROFILE cannot be {profile!r}.", f"Set it to one of: {', '.join(PROFILES)}.")
-    device = environment.get("DEVICE") or usual.device
-    if not DEVICES.fullmatch(device):
-        raise UserError(f"DEVICE cannot be {device!r}.", "Set it to auto, cpu, cuda, cuda:0, cuda:1, ... or mps.")
-    repo = environment.get("WEIGHTS_REPO") or usual.weights_repo
-    if repo and not REPO.fullmatch(repo):
-        raise UserError(f"WEIGHTS_REPO cannot be {repo!r}.", "Set it to OWNER/NAME of a repository on the Hub.")
-    fetch = environment.get("FETCH") or "auto"
-    if fetch not in FETCH:
-        raise UserError(f"FETCH cannot be {fetch!r}.", f"Set it to one of: {', '.join(FETCH)}.")
-    return Settings(
-        profile=profile,
-        device=device,
-        host=environment.get("GRADIO_SERVER_NAME") or usual.host,
-        port=_integer(environment, "GRADIO_SERVER_PORT", usual.port, least=1, most=65535),
-        max_bytes=_integer(environment, "MAX_UPLOAD_BYTES", usual.max_bytes),
-        max_pixels=_integer(environment, "MAX_UPLOAD_PIXELS", usual.max_pixels),
-        queue_size=_integer(environment, "QUEUE_SIZE", usual.queue_size),
-        visitors_per_address=_integer(environment, "VISITORS_PER_ADDRESS", usual.visitors_per_address),
-        cache_dir=Path(environment.get("WEIGHTS_CACHE") or usual.cache_dir).expanduser(),
-        weights_repo=repo,
-        hub_endpoint=(environment.get("HF_ENDPOINT") or usual.hub_endpoint).rstrip("/"),
-        max_video_bytes=_integer(environment, "MAX_VIDEO_BYTES", usual.max_video_bytes),
-        fetch=fetch == "on" or (fetch == "auto" and not environment.get("SPACE_ID")),
-    )
-
-
-def _integer(environment: Mapping[str, str], name: str, usual: int, *, least: int = 1, most: int | None = None) -> int:
-    given = environment.get(name)
-    if not given:
-        return usual
-    limits = f"from {least}" if most is None else f"from {least} to {most}"
-    if not re.fullmatch(r"\d{1,18}", given) or int(given) < least or (most is not None and int(given) > most):
-        raise UserError(f"{name} cannot be {given!r}.", f"Set it to a whole number {limits}, for example {usual}.")
-    return int(given)
+    known: dict[str, FieldInfo] = vars(Settings)["__pydantic_fields__"]
+    values: dict[str, Any] = {
+        name: environment[info.title] for name, info in known.items() if info.title and environment.get(info.title)
+    }
+    fetch = values.get("fetch", "auto")
+    values["fetch"] = {"on": True, "off": False, "auto": not environment.get("SPACE_ID")}.get(fetch, fetch)
+    try:
+        return Settings(**values)
+    except pydantic.ValidationError as error:
+        info = known[str(error.errors()[0]["loc"][0])]
+        hint = info.description or f"a whole number from 1, for example {info.default}"
+        raise UserError(f"{info.title} cannot be {environment[str(info.title)]!r}.", f"Set it to {hint}.") from None
 
 
 def _usable() -> Settings:
-    """Return what `read` says; where it refuses, app and command line say so before they do anything."""
+    """Return the defaults where a variable is wrong: app and command line refuse it when they start."""
     try:
         return read_environment()
     except UserError:

@@ -3,6 +3,7 @@
 `weights/registry.toml` names the files that ship with the app, `weights/hub.toml` those that others publish.
 """
 
+import dataclasses
 import hashlib
 import json
 import pickle
@@ -10,20 +11,21 @@ import struct
 import sys
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from backend import __version__
 from backend.errors import UserError
-from backend.settings import SETTINGS
+from backend.settings import SETTINGS, validated
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -36,6 +38,29 @@ REINSTALL = "Install the app again, or run: python -m backend weights verify"
 REGISTRIES = ("registry.toml", "hub.toml")
 
 
+@validated
+@dataclass(frozen=True)
+class HubFile:
+    """A file on the Hub.
+
+    Args:
+        repo: OWNER/NAME.
+        file: Path in the repository.
+        revision: A commit, or a branch where none is known.
+        kind: `model`, `space` or `dataset`.
+    """
+
+    repo: str
+    file: str
+    revision: str = "main"
+    kind: Literal["model", "space", "dataset"] = "model"
+
+    def __str__(self) -> str:
+        """Return its name for people."""
+        return f"{self.repo}/{self.file}"
+
+
+@validated
 @dataclass(frozen=True)
 class Entry:
     """One model file of the registry.
@@ -48,17 +73,31 @@ class Entry:
         bytes: Size of the file as published, 0 where it is not known.
         licence: Licence in words.
         source: What it was trained on and by which command, or where it is published.
+        form: Layout in which others publish it, see `hub/forms.py`; empty for what ships with the app.
+        repo: Repository on the Hub, empty where it is only published elsewhere.
+        repo_type: Kind of that repository.
+        revision: Commit or branch of that repository.
+        mirrors: Other places on the Hub.
+        about_bytes: Rough size, where `bytes` is not known.
+        note: What else people should know.
         options: Everything else the entry says: architecture options, card values, calibration.
     """
 
     name: str
-    profile: str
+    profile: Literal["embedded", "hub"]
     file: str
-    sha256: str
-    bytes: int
+    sha256: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
+    bytes: Annotated[int, Field(ge=0)]
     licence: str
     source: str
-    options: Mapping[str, Any] = field(default_factory=dict)
+    form: str = ""
+    repo: str = ""
+    repo_type: Literal["model", "space", "dataset"] = "model"
+    revision: str = "main"
+    mirrors: tuple[HubFile, ...] = ()
+    about_bytes: Annotated[int, Field(ge=0)] = 0
+    note: str | None = None
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def path(self) -> Path:
@@ -90,7 +129,11 @@ class Entry:
 
 @lru_cache(maxsize=1)
 def read_entries() -> dict[str, Entry]:
-    """Read both registries."""
+    """Read both registries.
+
+    Raises:
+        UserError: They are missing, or an entry is wrong.
+    """
     if not (SETTINGS.weights_dir / "registry.toml").exists():
         raise UserError(
             f"There are no models in {SETTINGS.weights_dir}.",
@@ -101,12 +144,17 @@ def read_entries() -> dict[str, Entry]:
         path = SETTINGS.weights_dir / file
         if file == "registry.toml" or path.exists():
             raw |= tomllib.loads(path.read_text(encoding="utf-8"))
-    fields = ("profile", "file", "sha256", "bytes", "licence", "source")
-    found = {}
-    for name, values in raw.items():
-        options = {key: value for key, value in values.items() if key not in fields}
-        found[name] = Entry(name=name, options=options, **{key: values[key] for key in fields})
-    return found
+    return {name: _read_entry(name, values) for name, values in raw.items()}
+
+
+def _read_entry(name: str, values: Mapping[str, Any]) -> Entry:
+    fields = {field.name for field in dataclasses.fields(Entry)} - {"name", "options"}
+    known = {key: value for key, value in values.items() if key in fields}
+    options = {key: value for key, value in values.items() if key not in fields}
+    try:
+        return Entry(name=name, options=options, **known)
+    except UserError as error:
+        raise UserError(f"The registry's entry {name} is wrong: {error.message}", error.hint) from None
 
 
 def find_entry(name: str) -> Entry:

@@ -107,7 +107,7 @@ KEPT = {"ucf_deepfakebench", "face_parsing"}  # of which no network is here
 
 def test_every_form_is_tried_here():
     assert LAYOUTS.keys() | KEPT == forms.FORMS.keys()
-    assert {weights.find_entry(name).options["form"] for name in HUB} <= forms.FORMS.keys()
+    assert {weights.find_entry(name).form for name in HUB} <= forms.FORMS.keys()
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -144,7 +144,7 @@ def _replaced(content: dict, level: dict, wrong: dict) -> dict:
 @pytest.mark.parametrize("name", HUB)
 def test_every_entry_says_what_it_is(name):
     entry = weights.find_entry(name)
-    assert entry.licence and entry.source and entry.options["form"] in forms.FORMS
+    assert entry.licence and entry.source and entry.form in forms.FORMS
     assert bool(entry.sha256) == bool(entry.bytes), "a pinned file has a known size"
     assert entry.sha256 or entry.options["note"]
     places = fetching.hub_files(entry)

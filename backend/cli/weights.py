@@ -113,7 +113,7 @@ def _entry_row(entry: Entry, *, verified: bool | None) -> Answer:
         "licence": entry.licence,
         "state": "present" if present else "absent",
         "from": [str(file) for file in fetching.hub_files(entry)],
-        "note": entry.options.get("note"),
+        "note": entry.note,
     }
 
 

@@ -358,7 +358,7 @@ def available_generators() -> dict[str, str]:
     size = known[EMBEDDED_GENERATOR].options.get("size", 128) if EMBEDDED_GENERATOR in known else 128
     found = {EMBEDDED_GENERATOR: f"The small one that ships with the app ({size} pixels)"}
     for name, entry in known.items():
-        if entry.profile == "hub" and entry.options.get("form") == E4E_FORM and entry.path.is_file():
+        if entry.profile == "hub" and entry.form == E4E_FORM and entry.path.is_file():
             found[name] = str(entry.options.get("title", name))
     return found
 

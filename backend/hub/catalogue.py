@@ -80,10 +80,10 @@ def _model(entry: Entry, loaded: set[str]) -> Model:
         name=entry.name,
         title=title,
         use=use,
-        bytes=entry.path.stat().st_size if present else entry.bytes or int(entry.options.get("about_bytes", 0)),
+        bytes=entry.path.stat().st_size if present else entry.bytes or entry.about_bytes,
         about=not present and not entry.bytes,
         licence=entry.licence,
-        note=str(entry.options.get("note", "")),
+        note=entry.note or "",
         state="absent" if not present else "loaded" if entry.name in loaded else "here",
         sources=tuple(str(source) for source in fetching.hub_files(entry)),
         embedded=entry.profile == "embedded",
@@ -97,4 +97,4 @@ def _named(entry: Entry) -> tuple[str, str]:
     architecture = options.get("architecture", entry.name)
     if registry.find_architecture(architecture) is not None:
         return registry.card(entry.name).title, DETECTOR
-    return str(options.get("title", entry.name)), HUB_USES.get(str(options.get("form")), UNUSED)
+    return str(options.get("title", entry.name)), HUB_USES.get(entry.form, UNUSED)

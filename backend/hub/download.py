@@ -11,7 +11,6 @@ import re
 import shutil
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -33,7 +32,7 @@ from tqdm import tqdm
 from backend.errors import UserError
 from backend.progress import Job, Step
 from backend.settings import SETTINGS
-from backend.weights import file_hash
+from backend.weights import HubFile, file_hash
 
 LOG_IN = "Log in with: hf auth login, or set HF_TOKEN"
 
@@ -120,27 +119,6 @@ def disk_full_error(what: str, needed: int = 0) -> UserError:
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 SPARE = 50_000_000  # bytes that a download leaves free
-
-
-@dataclass(frozen=True)
-class HubFile:
-    """A file on the Hub.
-
-    Args:
-        repo: OWNER/NAME.
-        file: Path in the repository.
-        revision: A commit, or a branch where none is known.
-        kind: `model`, `space` or `dataset`.
-    """
-
-    repo: str
-    file: str
-    revision: str = "main"
-    kind: str = "model"
-
-    def __str__(self) -> str:
-        """Return its name for people."""
-        return f"{self.repo}/{self.file}"
 
 
 class _StoppedError(Exception):

@@ -17,9 +17,10 @@ from torch import Tensor
 from backend import weights
 from backend.errors import UserError
 from backend.hub import download, forms
-from backend.hub.download import HubFile, download_file
+from backend.hub.download import download_file
 from backend.progress import Job, Step, counted, finish
 from backend.settings import SETTINGS
+from backend.weights import HubFile
 
 DOWNLOADED = 100  # steps of a download, of all
 TOTAL = 102
@@ -120,12 +121,8 @@ def hub_files(entry: weights.Entry) -> list[HubFile]:
     """Return where an entry can be downloaded from, best first; none where it is only published elsewhere."""
     if entry.profile != "hub":
         return [HubFile(SETTINGS.weights_repo, entry.file)] if SETTINGS.weights_repo else []
-    options = entry.options
-    found = []
-    if options.get("repo"):
-        kind = options.get("repo_type", "model")
-        found.append(HubFile(options["repo"], entry.file, options.get("revision", "main"), kind))
-    return found + [HubFile(**mirror) for mirror in options.get("mirrors", ())]
+    first = [HubFile(entry.repo, entry.file, entry.revision, entry.repo_type)] if entry.repo else []
+    return [*first, *entry.mirrors]
 
 
 def _downloaded(entry: weights.Entry, folder: Path) -> Job[tuple[Path, str]]:
@@ -162,7 +159,7 @@ def _hash_of(file: Path, entry: weights.Entry, *, ours: bool) -> str:
             f"Expected is the SHA-256 {entry.sha256[:16]}...",
         )
     earlier = entry.receipt().get("source_sha256") if ours and not entry.sha256 else None
-    if earlier not in {None, found} and entry.receipt().get("origin", "").startswith(str(entry.options.get("repo"))):
+    if earlier not in {None, found} and entry.receipt().get("origin", "").startswith(entry.repo or "None"):
         raise UserError(
             f"The file of {entry.name} changed on the Hub since it was fetched first.",
             f"Delete {entry.receipt_path.name} in the cache if you trust the new one, and fetch it again.",
@@ -172,7 +169,7 @@ def _hash_of(file: Path, entry: weights.Entry, *, ours: bool) -> str:
 
 def _convert(entry: weights.Entry, file: Path, facts: Mapping[str, str]) -> None:
     """Write the tensors of a published file and what they were made from; both or neither replace what was here."""
-    tensors = forms.convert_published(file, entry.options["form"])
+    tensors = forms.convert_published(file, entry.form)
     whole = _separate(tensors)
     with _temporary(entry.path) as half, _temporary(entry.receipt_path) as note:
         save_file(whole, half)
