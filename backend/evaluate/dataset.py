@@ -16,13 +16,12 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-import numpy as np
-
-from backend import alignment, faces, images
-from backend.alignment import AlignedFace, CroppedPhoto, LocatedFace
+from backend import images
+from backend.alignment import AlignedFace, CroppedPhoto, LocatedFace, locate
 from backend.detectors import registry
 from backend.errors import UserError
 from backend.evaluate import archives
+from backend.faces import Face
 from backend.runtime import remembered
 from backend.weights import file_hash
 
@@ -30,7 +29,10 @@ Label = Literal["real", "fake"]
 
 FEW_PICTURES = 100  # pictures of a class; from fewer, reports say, nothing can be concluded
 
+FACE_SIZE = registry.EMBEDDED_SIZE
+FACE_TEMPLATE = "embedded"
 VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm"}
+_KEPT_PHOTOS = 4  # decoded pictures of a process, because the settings of one picture follow each other
 
 
 @dataclass(frozen=True)
@@ -434,35 +436,28 @@ LAYOUTS: tuple[tuple[str, LayoutFits, Callable[[Path, list[str]], LayoutFound]],
 )
 
 
-FACE_SIZE = registry.EMBEDDED_SIZE
-
-FACE_TEMPLATE = "embedded"
-
-_KEPT_CROPS = 32  # crops of a process, because the settings of one picture follow each other
-
-
 def crop_face(data: Dataset, name: str, *, size: int = FACE_SIZE, template: str = FACE_TEMPLATE) -> AlignedFace:
     """Return the largest face of a sample; a crop that is aligned already is taken as it is.
 
     Raises:
         UserError: The file is no picture, or no face in it is in scope; the message says why.
     """
-    return _cut_face(data.path(name), size, template)
+    return _locate_sample(data.path(name)).aligned(template, size)
 
 
 def sample_source(data: Dataset, name: str) -> CroppedPhoto:
     """Return a sample with its face, from which every detector's own crop can be cut.
 
     Raises:
-        UserError: As `crop`.
+        UserError: As `crop_face`.
     """
-    return CroppedPhoto(LocatedFace(images.read(data.path(name)), crop_face(data, name).face), crop_face(data, name))
+    return _locate_sample(data.path(name)).cropped(FACE_TEMPLATE, FACE_SIZE)
 
 
 def crop_problem(data: Dataset, name: str) -> str | None:
     """Say in one sentence why a sample cannot be used, or return None."""
     try:
-        crop_face(data, name)
+        _locate_sample(data.path(name))
     except UserError as error:
         return error.message
     return None
@@ -474,27 +469,30 @@ def crop_pair(
     """Return the faces of a fake's original and of the fake, cut out alike where both pictures have one size.
 
     Raises:
-        UserError: As `crop`, or the fake has no original here.
+        UserError: As `crop_face`, or the fake has no original here.
     """
     original = data.by_name[fake].pair
     if original not in data.by_name:
         raise UserError("The original of this fake is not among the pictures.", "Give both the same name.")
-    real, made = images.read(data.path(original)), images.read(data.path(fake))
-    face = _usable_face(real)
-    aligned = alignment.align_face(real, face, template, size)
-    other = face if made.shape == real.shape else _usable_face(made)
-    return aligned, alignment.align_face(made, other, template, size)
+    real, photo = _locate_sample(data.path(original)), images.read(data.path(fake))
+    same_size = photo.shape == real.photo.shape
+    counterpart = LocatedFace(photo, real.face) if same_size else _locate_sample(data.path(fake))
+    return real.aligned(template, size), counterpart.aligned(template, size)
 
 
-@remembered(_KEPT_CROPS)
-def _cut_face(path: Path, size: int, template: str) -> AlignedFace:
-    photo = images.read(path)
-    return alignment.align_face(photo, _usable_face(photo), template, size)
+@remembered(_KEPT_PHOTOS)
+def _locate_sample(path: Path) -> LocatedFace:
+    photo, known = images.read(path), _known_faces()
+    if path not in known:
+        located = locate(photo)
+        if located.facts.problem is not None:
+            hint = "Use a photo in which a face is upright, large enough and seen from the front."
+            raise UserError(located.facts.problem, hint)
+        known[path] = located.face
+    return LocatedFace(photo, known[path])
 
 
-def _usable_face(photo: np.ndarray) -> faces.Face:
-    face = faces.choose_face(faces.find_faces(photo))
-    reason = faces.face_problem(face, photo.shape)
-    if reason is not None:
-        raise UserError(reason, "Use a photo in which a face is upright, large enough and seen from the front.")
-    return face
+@remembered(1)
+def _known_faces() -> dict[Path, Face]:
+    """Return the usable faces by file: a run looks for them twice, when it chooses pictures and when it takes them."""
+    return {}
