@@ -19,27 +19,31 @@ from backend.errors import UserError
 F = TypeVar("F")
 
 MIN_WIDTH = 40  # of a face, in pixels of the photo
-
 SEARCHED_PIXELS = 1024 * 768  # a larger photo is searched in a reduced copy
-
 SMALLEST_SEARCHED = 24  # width in pixels, in the reduced copy
-
 MIN_SCORE = 0.9
-
 PADDING = 0.25  # of the shorter side, for the second look
-
 ROOM = 0.2  # that a face needs around it, in its own widths; with less, its landmarks are off by up to 0.14
-
 
 # The limits of a frontal view. Of 1000 frontal faces, none is beyond 0.35, 0.74 and 0.38.
 MAX_NOSE_OFFSET = 0.45  # of the nose from the middle between the eyes, in eye distances
-
 MIN_EYES_TO_MOUTH = 0.5  # eye distance, in distances from eyes to mouth
-
 MIN_EYES_TO_BOX = 0.25  # eye distance, in widths of the face
-
 MAX_OUTSIDE = 0.2  # share of the face's box
+MIN_OVERLAP = 0.2  # of two boxes, as intersection over union; at 5 frames a second a head moves by less than its width
 
+FACE_REGIONS = ("eyes", "nose", "mouth", "skin", "surround")
+FACE_PARTS = ("eyes", "nose", "mouth", "forehead", "cheeks", "chin", "hairline", "background")
+
+# Half axes of the ellipses, along and across the line of the eyes, in eye distances.
+EYE_AXES = (0.30, 0.20)
+NOSE_AXES = (0.27, 0.38)
+MOUTH_MARGIN, MOUTH_HEIGHT = 0.15, 0.24
+FACE_AXES = (1.05, 1.50)
+HAIRLINE_SCALE = 1.3  # of the face's ellipse: how far the hairline reaches beyond it
+BROWS = 0.35  # eye distances above the eyes, where the forehead begins
+
+Masks = dict[str, np.ndarray]
 
 _finder_lock = threading.Lock()
 
@@ -126,9 +130,9 @@ def face_problem(face: Face, image_shape: tuple[int, ...]) -> str | None:
     return None
 
 
-def _distance(one: Face, other: Face) -> float:
+def _distance(first: Face, second: Face) -> float:
     """Return the distance in photo pixels between the middles of two faces."""
-    middles = np.array([[face.box[0] + face.box[2], face.box[1] + face.box[3]] for face in (one, other)]) / 2
+    middles = np.array([[face.box[0] + face.box[2], face.box[1] + face.box[3]] for face in (first, second)]) / 2
     return float(np.linalg.norm(middles[0] - middles[1]))
 
 
@@ -203,65 +207,41 @@ def _finder() -> Any:
     return finder.eval().requires_grad_(requires_grad=False)
 
 
-MIN_OVERLAP = 0.2  # of two boxes, as intersection over union; at 5 frames a second a head moves by less than its width
-
-
-def track_largest_face(found: Sequence[Sequence[Face]]) -> list[Face | None]:
+def track_largest_face(frames: Sequence[Sequence[Face]]) -> list[Face | None]:
     """Return the track of the largest face of a video: the same face in every frame, None where it is not seen.
 
     From the frame in which it is largest, the face is followed in both directions: in each frame it is the one whose
     box overlaps most with where it was seen last.
 
     Args:
-        found: The faces of every frame.
+        frames: The faces of every frame.
     """
-    track: list[Face | None] = [None] * len(found)
-    faces = [(face.width * face.height, number, face) for number, frame in enumerate(found) for face in frame]
+    track: list[Face | None] = [None] * len(frames)
+    faces = [(face.width * face.height, number, face) for number, frame in enumerate(frames) for face in frame]
     if not faces:
         return track
-    _, start, face = max(faces, key=lambda one: one[:2])
+    _, start, face = max(faces, key=lambda entry: entry[:2])
     track[start] = face
-    for numbers in (range(start + 1, len(found)), range(start - 1, -1, -1)):
+    for numbers in (range(start + 1, len(frames)), range(start - 1, -1, -1)):
         last = face
         for number in numbers:
-            track[number] = _best_overlap(found[number], last)
+            track[number] = _best_overlap(frames[number], last)
             last = track[number] or last
     return track
 
 
-def box_overlap(one: Face, other: Face) -> float:
+def box_overlap(first: Face, second: Face) -> float:
     """Return the intersection over union of two boxes, in [0, 1]."""
-    left, top = max(one.box[0], other.box[0]), max(one.box[1], other.box[1])
-    right, bottom = min(one.box[2], other.box[2]), min(one.box[3], other.box[3])
+    left, top = max(first.box[0], second.box[0]), max(first.box[1], second.box[1])
+    right, bottom = min(first.box[2], second.box[2]), min(first.box[3], second.box[3])
     shared = max(0.0, right - left) * max(0.0, bottom - top)
-    whole = one.width * one.height + other.width * other.height - shared
-    return shared / whole if whole > 0 else 0.0
+    union = first.width * first.height + second.width * second.height - shared
+    return shared / union if union > 0 else 0.0
 
 
 def _best_overlap(faces: Iterable[Face], last: Face) -> Face | None:
     best = max(faces, key=lambda face: box_overlap(face, last), default=None)
     return best if best is not None and box_overlap(best, last) >= MIN_OVERLAP else None
-
-
-FACE_REGIONS = ("eyes", "nose", "mouth", "skin", "surround")
-
-FACE_PARTS = ("eyes", "nose", "mouth", "forehead", "cheeks", "chin", "hairline", "background")
-
-# Half axes of the ellipses, along and across the line of the eyes, in eye distances.
-EYE_AXES = (0.30, 0.20)
-
-NOSE_AXES = (0.27, 0.38)
-
-MOUTH_MARGIN, MOUTH_HEIGHT = 0.15, 0.24
-
-FACE_AXES = (1.05, 1.50)
-
-HAIRLINE_SCALE = 1.3  # of the face's ellipse: how far the hairline reaches beyond it
-
-BROWS = 0.35  # eye distances above the eyes, where the forehead begins
-
-
-Masks = dict[str, np.ndarray]
 
 
 class _FaceFrame:
@@ -316,7 +296,7 @@ def region_masks(landmarks: np.ndarray, shape: tuple[int, int]) -> Masks:
         shape: Height and width of the crop.
 
     Returns:
-        Boolean (H, W) by region, in the order of `REGIONS`.
+        Boolean (H, W) by region, in the order of `FACE_REGIONS`.
     """
     frame = _FaceFrame(landmarks, shape)
     return _first_come(frame.features() | {"skin": frame.face(), "surround": np.ones(shape, dtype=bool)})
@@ -333,7 +313,7 @@ def part_masks(landmarks: np.ndarray, shape: tuple[int, int]) -> Masks:
         shape: Height and width of the crop.
 
     Returns:
-        Boolean (H, W) by part, in the order of `PARTS`.
+        Boolean (H, W) by part, in the order of `FACE_PARTS`.
     """
     frame = _FaceFrame(landmarks, shape)
     skin = frame.face()
@@ -349,11 +329,11 @@ def part_masks(landmarks: np.ndarray, shape: tuple[int, int]) -> Masks:
     )
 
 
-def _first_come(drawn: Masks) -> Masks:
-    """Give every pixel to the first that claims it."""
-    free = np.ones_like(next(iter(drawn.values())))
+def _first_come(claims: Masks) -> Masks:
+    """Give every pixel to the first mask that claims it."""
+    free = np.ones_like(next(iter(claims.values())))
     masks = {}
-    for name, mask in drawn.items():
+    for name, mask in claims.items():
         masks[name] = mask & free
         free &= ~mask
     return masks

@@ -22,7 +22,7 @@ GREY = (0.299, 0.587, 0.114)  # brightness of red, green and blue (ITU-R BT.601)
 # Decoders of rare formats are the least tested ones, so no other format is ever tried.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "HEIF", "AVIF")
 
-MIN_SIDE = 32
+MIN_SIDE = 32  # pixels
 
 # Browsers and photo viewers show a cut-out on a white page: this is the picture that the visitor knows.
 BACKGROUND = (255, 255, 255, 255)
@@ -30,6 +30,8 @@ BACKGROUND = (255, 255, 255, 255)
 # Pillow's own limit would otherwise refuse what the settings allow.
 Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, SETTINGS.max_pixels)
 
+
+JPEG_QUALITY = 90  # at which the packs of photographs are stored, as JPEG with halved colours
 
 _OTHER_FILE = "Use a JPEG, PNG, WebP or HEIC photo."
 
@@ -171,9 +173,6 @@ def _to_eight_bits(values: np.ndarray, *, sixteen: bool) -> np.ndarray:
     return np.rint(scaled, out=scaled).astype(np.uint8)
 
 
-JPEG_QUALITY = 90  # at which the packs of photographs are stored, as JPEG with halved colours
-
-
 def like_photograph(picture: np.ndarray, quality: int = JPEG_QUALITY) -> np.ndarray:
     """Return uint8 (H, W, 3) as it is read from such a file; what came from one hardly changes."""
     return np.array(as_jpeg(Image.fromarray(picture), quality))
@@ -183,7 +182,9 @@ def like_photographs(pictures: Tensor, quality: int = JPEG_QUALITY) -> Tensor:
     """Return uint8 (N, 3, H, W) as they are read from such files, or from files of another quality."""
     if not len(pictures):
         return pictures
-    saved = [like_photograph(np.ascontiguousarray(one.permute(1, 2, 0).cpu().numpy()), quality) for one in pictures]
+    saved = [
+        like_photograph(np.ascontiguousarray(picture.permute(1, 2, 0).cpu().numpy()), quality) for picture in pictures
+    ]
     return torch.from_numpy(np.stack(saved)).permute(0, 3, 1, 2)
 
 

@@ -27,8 +27,8 @@ RetestScores = dict[str, tuple[Tensor, Tensor]]
 VERDICT_WORDS = {"real": "Probably real", "fake": "Probably fake", "uncertain": "Uncertain"}
 
 EMBEDDED_TEMPLATE = "embedded"
-
 FACES_AT_ONCE = 16  # faces of a crowd that are judged together, between which others have their turn
+FOLDING_TOLERANCE = 1e-3  # of log-odds, absolute and relative, within which a quick copy says the same
 
 
 @dataclass(frozen=True)
@@ -99,15 +99,15 @@ def predict_p_fake(
     with runtime.MODEL_LOCK:
         for name in detectors if detectors is not None else registry.loadable():
             detector = registry.load(name)
-            seen = cut_for_detector(detector.card, crops, sources)
-            scores[name] = [round(value, 6) for value in detector.p_fake(seen).tolist()]
+            views = cut_for_detector(detector.card, crops, sources)
+            scores[name] = [round(value, 6) for value in detector.p_fake(views).tolist()]
     return scores
 
 
 def cut_for_detector(
     card: Card, crops: torch.Tensor, sources: CroppedPhoto | Sequence[CroppedPhoto] | None
 ) -> torch.Tensor:
-    """Return what a detector sees of crops (N, 3, H, W) in [0, 1]; see `p_fake`."""
+    """Return what a detector sees of crops (N, 3, H, W) in [0, 1]; see `predict_p_fake`."""
     if sources is None:
         return crops
     if isinstance(sources, CroppedPhoto):
@@ -164,11 +164,11 @@ def summarise_error_rates(card: Card) -> str:
         return describe_error_rates(card)
     alarms = [rate.rate for rate in card.errors if rate.kind == "real" or rate.kind.endswith("_real")]
     least, most = f"{min(alarms):.0%}", f"{max(alarms):.0%}"
-    said = f"Calls {least} of real photographs fake"
+    text = f"Calls {least} of real photographs fake"
     if least != most:
-        said = f"Calls {least} to {most} of real photographs fake, by source"
+        text = f"Calls {least} to {most} of real photographs fake, by source"
     misses = [rate.rate for rate in card.misses() if not rate.kind.endswith("_real")]
-    return f"{said}; misses {min(misses):.0%} to {max(misses):.0%} of fakes, by kind." if misses else f"{said}."
+    return f"{text}; misses {min(misses):.0%} to {max(misses):.0%} of fakes, by kind." if misses else f"{text}."
 
 
 def _describe_rate(rate: ErrorRate) -> str:
@@ -193,9 +193,6 @@ class OwnCropDetector(Detector):
     def logit_fake(self, images: Tensor) -> Tensor:
         """Return calibrated, differentiable log-odds of fake (N,) for changed crops (N, 3, C, C) in [0, 1]."""
         return super().logit_fake(self.view.of(images))
-
-
-FOLDING_TOLERANCE = 1e-3  # of log-odds, absolute and relative, within which a quick copy says the same
 
 
 # Quick copies, and the state of the weights that they were made of; None where none says the same.
@@ -257,7 +254,7 @@ def for_inference(detector: Detector) -> Detector:
 def _weights_state(detector: Detector) -> tuple[tuple[int, int], ...]:
     """Return what changes whenever a weight of the detector changes, at the cost of no arithmetic."""
     tensors = [*detector.parameters(), *detector.buffers()]
-    return tuple((one.data_ptr(), 0 if one.is_inference() else one._version) for one in tensors)  # noqa: SLF001 - counts writes in place
+    return tuple((tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in tensors)  # noqa: SLF001 - counts writes in place
 
 
 @torch.no_grad()
@@ -271,25 +268,25 @@ def _quick_copy(detector: Detector) -> Detector | None:
             _fold(quick, convolution, norm)
         if sample.device.type == "cpu":
             quick = quick.to(memory_format=torch.channels_last)
-        expected, found = detector.logit_fake(sample), quick.logit_fake(sample)
+        expected, folded = detector.logit_fake(sample), quick.logit_fake(sample)
     # They differ where a convolution's output is also used elsewhere, which no hook sees.
-    return quick if torch.allclose(expected, found, rtol=FOLDING_TOLERANCE, atol=FOLDING_TOLERANCE) else None
+    return quick if torch.allclose(expected, folded, rtol=FOLDING_TOLERANCE, atol=FOLDING_TOLERANCE) else None
 
 
 def _foldable(detector: Detector, sample: Tensor) -> list[tuple[str, str]]:
     """Return the names of convolutions and of the batch norms that take their output, each of them run once."""
-    made: dict[int, tuple[str, Tensor]] = {}  # the tensors are kept, so that no id is used twice
-    found: list[tuple[str, str]] = []
+    outputs: dict[int, tuple[str, Tensor]] = {}  # the tensors are kept, so that no id is used twice
+    pairs: list[tuple[str, str]] = []
     runs: Counter[str] = Counter()
     hooks = []
 
     def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def hook(module: nn.Module, taken: tuple[Tensor, ...], output: Tensor) -> None:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             runs[name] += 1
             if isinstance(module, nn.Conv2d):
-                made[id(output)] = (name, output)
-            elif id(taken[0]) in made:
-                found.append((made[id(taken[0])][0], name))
+                outputs[id(output)] = (name, output)
+            elif id(inputs[0]) in outputs:
+                pairs.append((outputs[id(inputs[0])][0], name))
 
         return hook
 
@@ -301,7 +298,7 @@ def _foldable(detector: Detector, sample: Tensor) -> list[tuple[str, str]]:
     finally:
         for hook in hooks:
             hook.remove()
-    return [pair for pair in found if all(runs[name] == 1 for name in pair)]
+    return [pair for pair in pairs if all(runs[name] == 1 for name in pair)]
 
 
 def _fold(detector: Detector, convolution: str, norm: str) -> None:
@@ -317,8 +314,8 @@ def _fold(detector: Detector, convolution: str, norm: str) -> None:
 
 
 def _replace_module(root: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, own = name.rpartition(".")
-    setattr(root.get_submodule(parent), own, module)
+    parent, _, attribute = name.rpartition(".")
+    setattr(root.get_submodule(parent), attribute, module)
 
 
 @contextmanager
@@ -385,7 +382,7 @@ def retest(
 
 
 def retest_in_words(scores: Mapping[str, tuple[float, float]]) -> str:
-    """Say in one sentence how many of the others were turned along with it, for one face."""
+    """Say in one sentence how many of the other detectors changed their verdict too, for one face."""
     detected = [verdict(after) for before, after in scores.values() if verdict(before) == "fake"]
     if not scores:
         return "There is no other detector to ask."
