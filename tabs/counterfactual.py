@@ -209,7 +209,7 @@ class CounterfactualTab:
             self.find: gr.Button(interactive=False),
             self.stop: gr.Button(interactive=True),
             self.live: gr.Row(visible=True),
-            self.progress: "<p>The face is cut out and inverted: the generator redraws it.</p>",
+            self.progress: "<p>Cutting out and inverting the face: the generator redraws it.</p>",
             self.face: None,
             self.note: "",
             **self.result.hide(),

@@ -296,7 +296,7 @@ class ExplainTab:
             self.compare: gr.Button(interactive=False),
             self.stop: gr.Button(interactive=True),
             self.note: "",
-            self.progress: progress_bar(Step(0, 1, "The face is cut out.")),
+            self.progress: progress_bar(Step(0, 1, "Cutting out the face.")),
             **self.result.hide(),
         }
 

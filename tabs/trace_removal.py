@@ -242,7 +242,7 @@ class TraceRemovalTab:
             self.remove: gr.Button(interactive=False),
             self.compare: gr.Button(interactive=False),
             self.note: "",
-            self.progress: progress_bar(Step(0, 1, "The face is cut out.")),
+            self.progress: progress_bar(Step(0, 1, "Cutting out the face.")),
             **self.result.hide(),
         }
 

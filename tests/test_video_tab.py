@@ -59,7 +59,7 @@ def run(step: VideoStep, path: Path) -> Iterator[dict]:
 def test_the_result_is_a_marked_video_its_scores_and_its_frames(step, path):
     *before, last = run(step, path)
     said = [updates[step.progress] for updates in before if step.progress in updates]
-    assert any("The face is looked for in frame 8 of 8" in one for one in said)
+    assert any("Finding the face in frame 8 of 8" in one for one in said)
     assert any("frames 2 to 6" in one and "<svg" in one for one in said), "the curve grows while it runs"
     assert any(step.face in updates and updates[step.face] is not None for updates in before)
     assert last[step.find].interactive and not last[step.stop].interactive and last[step.result].visible

@@ -1,4 +1,4 @@
-"""The counterfactual of one photo: face, inversion, search, what changed, the re-test, and back into the photo.
+"""The counterfactual of one face of a photo: inversion, search, what changed, the re-test, and back into the photo.
 
 `CounterfactualBundle` is its stored form: what the app shows, keeps for its examples and hands out as a zip.
 """
@@ -27,6 +27,11 @@ from backend.generators.refinement import Refined, Tuned
 from backend.progress import Job, Step, counted
 from backend.provenance import FaceResult
 from backend.runtime import MODEL_LOCK, device
+
+FACE_PICTURES = ("crop", "inversion", "counterfactual")
+CAM_MAPS = ("cam_before", "cam_after")
+CAM_COLOURS = "cividis"  # its brightness rises steadily, for every kind of colour vision and in print
+CAM_OPACITY = 0.55
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -81,7 +86,7 @@ class PhotoCounterfactual(FaceResult):
 
     @property
     def summary(self) -> str:
-        """Tell the story in one paragraph of plain words."""
+        """The result in one paragraph."""
         parts = [self.facts.summary] if self.facts.summary else []
         if self.search.refined is not None:
             parts.append(self.search.refined.summary)
@@ -96,29 +101,29 @@ class PhotoCounterfactual(FaceResult):
 
     def record(self) -> dict[str, Any]:
         """Return what a program reads and what a saved picture carries, as plain values for JSON."""
-        found = self.search
+        result = self.search
         return {
             "detector": self.card.name,
-            "generator": found.generator,
+            "generator": result.generator,
             "p_fake": self.p_fake,
             "flipped": self.flipped,
             "already_real": self.already_real,
-            "flipped_by_inversion": bool(found.flipped_by_inversion[0]),
-            "used_log_odds": bool(found.used_log_odds[0]),
-            "steps": int(found.steps[0]),
-            "epsilon": found.epsilon,
-            "lengths": list(found.row_lengths),
-            "level": found.level,
-            "composite": found.settings.composite,
+            "flipped_by_inversion": bool(result.flipped_by_inversion[0]),
+            "used_log_odds": bool(result.used_log_odds[0]),
+            "steps": int(result.steps[0]),
+            "epsilon": result.epsilon,
+            "lengths": list(result.row_lengths),
+            "level": result.level,
+            "composite": result.settings.composite,
             "searched": {
-                "resolution": found.resolution,
-                "full_size": found.full_size,
-                "precision": found.precision,
-                "fell_back": bool(found.fell_back[0]),
+                "resolution": result.resolution,
+                "full_size": result.full_size,
+                "precision": result.precision,
+                "fell_back": bool(result.fell_back[0]),
             },
-            "refined": _gain_of(found.refined),
-            "tuned": _gain_of(found.tuned),
-            "trajectory": [round(value, 6) for value in found.trajectory[:, 0].tolist()],
+            "refined": _gain_of(result.refined),
+            "tuned": _gain_of(result.tuned),
+            "trajectory": [round(value, 6) for value in result.trajectory[:, 0].tolist()],
             "retest": {name: {"original": a, "counterfactual": b} for name, (a, b) in self.retest.items()},
             "p_pasted": self.p_pasted,
             "metrics": self.metrics,
@@ -127,10 +132,12 @@ class PhotoCounterfactual(FaceResult):
                 "rows": self.change.rows[0].tolist(),
                 "levels": {level: float(values[0]) for level, values in self.change.levels.items()},
             },
-            "regions": [{"region": one.region, "share": one.share, "area": one.area} for one in self.regions],
+            "regions": [
+                {"region": change.region, "share": change.share, "area": change.area} for change in self.regions
+            ],
             "cam_empty": {"original": bool(self.cams.empty[0]), "counterfactual": bool(self.cams.empty[1])},
             "cam_missing": self.cams.missing,
-            "settings": asdict(found.settings),
+            "settings": asdict(result.settings),
             **self.base_record(),
             "summary": self.summary,
         }
@@ -171,31 +178,31 @@ def find_counterfactual(
     source = located.cropped(inverter.template, inverter.size)
     photo, aligned = located.photo, source.aligned
     view = source.view(detector.card.template, detector.card.input_size)
-    outcome = yield from counted(search(inverter, detector, images.to_tensor(aligned.crop), settings, view), total)
+    result = yield from counted(search(inverter, detector, images.to_tensor(aligned.crop), settings, view), total)
 
-    counterfactual = images.to_array(outcome.counterfactual)
-    drawn = images.to_array(outcome.inversion)
-    yield Step(total - 2, total, "What changed is measured.", outcome.counterfactual)
-    cams = _grad_cams(detector, torch.cat([outcome.original, outcome.counterfactual]), view)
-    drawn_likeness = similarity.psnr_and_ssim(aligned.crop, drawn)
-    yield Step(total - 1, total, "The other detectors are asked.", outcome.counterfactual)
-    scores = predict.retest(outcome.original, outcome.counterfactual, detector_name, sources=source)
-    yield Step(total, total, "The face is put back into the photo and looked for again.", outcome.counterfactual)
-    pasted = photo.copy() if outcome.already_real[0] else alignment.paste_back(photo, counterfactual, aligned)
+    counterfactual = images.to_array(result.counterfactual)
+    inverted = images.to_array(result.inversion)
+    yield Step(total - 2, total, "Measuring what changed.", result.counterfactual)
+    cams = _grad_cams(detector, torch.cat([result.original, result.counterfactual]), view)
+    inversion_likeness = similarity.psnr_and_ssim(aligned.crop, inverted)
+    yield Step(total - 1, total, "Asking the other detectors.", result.counterfactual)
+    scores = predict.retest(result.original, result.counterfactual, detector_name, sources=source)
+    yield Step(total, total, "Putting the face back into the photo and finding it again.", result.counterfactual)
+    pasted = photo.copy() if result.already_real[0] else alignment.paste_back(photo, counterfactual, aligned)
     return PhotoCounterfactual(
         facts=located.facts,
         aligned=aligned,
         card=detector.card,
-        search=outcome,
-        inversion=drawn,
+        search=result,
+        inversion=inverted,
         counterfactual=counterfactual,
         residual=changes.signed_residual(aligned.crop, counterfactual),
-        residual_inversion=changes.signed_residual(aligned.crop, drawn),
+        residual_inversion=changes.signed_residual(aligned.crop, inverted),
         cams=cams,
-        change=changes.measure_latent_change(outcome.codes_start, outcome.codes),
+        change=changes.measure_latent_change(result.codes_start, result.codes),
         regions=changes.changed_regions(aligned.crop, counterfactual, aligned.landmarks),
         metrics=similarity.psnr_and_ssim(aligned.crop, counterfactual)
-        | {f"{name}_inversion": value for name, value in drawn_likeness.items()},
+        | {f"{name}_inversion": value for name, value in inversion_likeness.items()},
         retest={name: (float(before[0]), float(after[0])) for name, (before, after) in scores.items()},
         pasted=pasted,
         p_pasted=_judge_pasted(pasted, located, detector, inverter),
@@ -204,15 +211,15 @@ def find_counterfactual(
     )
 
 
-def _gain_of(done: Refined | Tuned | None) -> dict[str, float | str] | None:
-    if done is None:
+def _gain_of(refinement: Refined | Tuned | None) -> dict[str, float | str] | None:
+    if refinement is None:
         return None
-    gained: dict[str, float | str] = {
-        "psnr_before": float(done.psnr_before[0]),
-        "psnr_after": float(done.psnr_after[0]),
-        "seconds": done.seconds,
+    gain: dict[str, float | str] = {
+        "psnr_before": float(refinement.psnr_before[0]),
+        "psnr_after": float(refinement.psnr_after[0]),
+        "seconds": refinement.seconds,
     }
-    return gained if isinstance(done, Refined) else gained | {"perceptual": done.perceptual}
+    return gain if isinstance(refinement, Refined) else gain | {"perceptual": refinement.perceptual}
 
 
 def load_detector(name: str) -> Detector:
@@ -221,9 +228,9 @@ def load_detector(name: str) -> Detector:
     Raises:
         UserError: There is none of this name.
     """
-    known = registry.loadable()
-    if name not in known:
-        raise UserError(f"There is no detector named {name}.", f"Choose one of: {', '.join(known)}.")
+    names = registry.loadable()
+    if name not in names:
+        raise UserError(f"There is no detector named {name}.", f"Choose one of: {', '.join(names)}.")
     return registry.load(name)
 
 
@@ -231,8 +238,8 @@ def _grad_cams(detector: Detector, crops: torch.Tensor, view: DetectorView | Non
     """Return the maps over crops (N, 3, H, W), also where the detector sees another crop than these."""
     if view is None:
         return grad_cam_or_reason(detector, crops.to(device()))
-    found = grad_cam_or_reason(detector, view.of(crops).to(device()))
-    return replace(found, maps=view.maps_back(found.maps))
+    cams = grad_cam_or_reason(detector, view.of(crops).to(device()))
+    return replace(cams, maps=view.maps_back(cams.maps))
 
 
 def _judge_pasted(pasted: np.ndarray, located: LocatedFace, detector: Detector, inverter: Inverter) -> float | None:
@@ -244,15 +251,6 @@ def _judge_pasted(pasted: np.ndarray, located: LocatedFace, detector: Detector, 
     with MODEL_LOCK, torch.no_grad():
         crop = images.to_tensor(source.aligned.crop).to(device())
         return float(detector.p_fake(predict.cut_for_detector(detector.card, crop, source))[0])
-
-
-FACE_PICTURES = ("crop", "inversion", "counterfactual")
-
-CAM_MAPS = ("cam_before", "cam_after")
-
-CAM_COLOURS = "cividis"  # its brightness rises steadily, for every kind of colour vision and in print
-
-CAM_OPACITY = 0.55
 
 
 @dataclass(frozen=True, eq=False)

@@ -85,7 +85,7 @@ class FakeShare:
 
 @dataclass(frozen=True, eq=False)
 class VideoCounterfactual:
-    """Everything that is told about one video and one detector.
+    """The result for one video and one detector.
 
     Args:
         frames: What was found, frame by frame.
@@ -102,7 +102,7 @@ class VideoCounterfactual:
         settings: Settings of the search.
         batch: How many frames were searched together.
         stopped: Whether it was stopped before the last frame.
-        hashes: SHA-256 of the model files used, by registry name.
+        weights: SHA-256 of the model files used, by registry name.
         versions: Versions of the packages that matter.
         seconds: Time taken.
     """
@@ -120,7 +120,7 @@ class VideoCounterfactual:
     settings: SearchSettings
     batch: int
     stopped: bool
-    hashes: dict[str, str]
+    weights: dict[str, str]
     versions: dict[str, str]
     seconds: float
 
@@ -142,30 +142,30 @@ class VideoCounterfactual:
 
     @property
     def summary(self) -> str:
-        """Tell in one paragraph of plain words what happened."""
-        found, fake = self.searched, self.changed
-        taken, size = len(self.frames), self.pictures[0].shape
+        """The result in one paragraph."""
+        searched, changed = self.searched, self.changed
+        count, size = len(self.frames), self.pictures[0].shape
         how = f"{self.rate:.2g} a second, {size[1]} by {size[0]} pixels"
         parts = [
-            f"Of {self.source['seconds']:.1f} seconds, {taken} frames were taken ({how}).",
+            f"Of {self.source['seconds']:.1f} seconds, {count} frames were taken ({how}).",
             "The largest face was followed through them.",
         ]
         skipped = Counter(frame.skipped for frame in self.frames if frame.skipped)
         parts += [
             f"{_frames_in_words(count)} skipped: {_after_colon(reason)}" for reason, count in skipped.most_common(3)
         ]
-        if not fake:
+        if not changed:
             parts.append(
                 f"The detector {self.detector} put none of the other frames on the side of fake, so nothing changed "
                 "and no video was made."
             )
             return " ".join(parts)
-        flipped = sum(frame.flipped for frame in found)
+        flipped = sum(frame.flipped for frame in searched)
         parts.append(
-            f"The detector {self.detector} put {len(fake)} of {len(found)} frames on the side of fake; "
+            f"The detector {self.detector} put {len(changed)} of {len(searched)} frames on the side of fake; "
             f"{flipped} of these went over to the side of real."
         )
-        means = [mean(values) for values in self._scores(fake)]
+        means = [mean(values) for values in self._scores(changed)]
         if len(means) > 1:
             parts.append(
                 f"For them the mean of p_fake went from {means[0]:.2f} to {means[1]:.2f} (0 = real, 1 = fake)."
@@ -177,8 +177,8 @@ class VideoCounterfactual:
 
     def _retested_in_words(self) -> str:
         """Say how many of the others call most frames fake, before and after."""
-        before = [one for one in self.retested if one.fake_before >= THRESHOLD]
-        still = sum(one.fake_after >= THRESHOLD for one in before)
+        before = [share for share in self.retested if share.fake_before >= THRESHOLD]
+        still = sum(share.fake_after >= THRESHOLD for share in before)
         if not self.retested:
             return "There is no other detector to ask."
         if not before:
@@ -195,8 +195,8 @@ class VideoCounterfactual:
             "searched": len(self.searched),
             "flipped": sum(frame.flipped for frame in self.frames),
             "retest": {
-                one.detector: {key: value for key, value in asdict(one).items() if key != "detector"}
-                for one in self.retested
+                share.detector: {key: value for key, value in asdict(share).items() if key != "detector"}
+                for share in self.retested
             },
             "stopped": self.stopped,
             "rate": self.rate,
@@ -205,7 +205,7 @@ class VideoCounterfactual:
             "lengths": list(self.lengths),
             "batch": self.batch,
             "settings": asdict(self.settings),
-            "weights": self.hashes,
+            "weights": self.weights,
             "versions": self.versions,
             "seconds": self.seconds,
             "summary": self.summary,
@@ -225,7 +225,11 @@ class VideoCounterfactual:
             [frame.p_counterfactual for frame in frames],
             [frame.p_saved for frame in frames],
         ]
-        return [known for known in ([value for value in one if value is not None] for one in lists) if known]
+        return [
+            scores
+            for scores in ([value for value in values_of_frames if value is not None] for values_of_frames in lists)
+            if scores
+        ]
 
 
 def _frames_in_words(count: int) -> str:
@@ -290,8 +294,8 @@ class VideoSearch:
         self._pictures: list[np.ndarray] = list(clip.frames)
         self._skipped: dict[int, str] = {}
         self._sources: dict[int, CroppedPhoto] = {}
-        self._found: dict[int, _FrameResult] = {}
-        self._others: dict[int, FrameScores] = {}
+        self._results: dict[int, _FrameResult] = {}
+        self._retest_scores: dict[int, FrameScores] = {}
         self._offset: Tensor | None = None
         self._epsilon = 0.0
         self._lengths: tuple[float, ...] = ()
@@ -309,22 +313,22 @@ class VideoSearch:
         count = len(self.clip.frames)
         length = self.settings.total + 1  # of a batch, with the other detectors
         most = count + len(list(self._batched(list(range(count))))) * length + 1
-        found = []
+        faces_of_frames = []
         for number, frame in enumerate(self.clip.frames):
-            yield Step(number, most, f"The face is looked for in frame {number + 1} of {count}.")
-            found.append(faces.find_faces(frame))
-        usable = self._follow(found)
+            yield Step(number, most, f"Finding the face in frame {number + 1} of {count}.")
+            faces_of_frames.append(faces.find_faces(frame))
+        usable = self._follow(faces_of_frames)
         batches = list(self._batched(usable))
         total = count + len(batches) * length + 1
         start = count
         for batch in batches:
             yield from self._search(batch, total, start)
             start += length
-        yield Step(total - 1, total, "The video is put together, and its frames are judged again.")
-        made = self.so_far()
-        assert made is not None
+        yield Step(total - 1, total, "Putting the video together and judging its frames again.")
+        result = self.so_far()
+        assert result is not None
         yield Step(total, total, "The video is done.")
-        return made
+        return result
 
     def frames(self) -> tuple[VideoFrame, ...]:
         """Return what is known of every frame now."""
@@ -332,10 +336,10 @@ class VideoSearch:
 
     def so_far(self) -> VideoCounterfactual | None:
         """Put together what has been found so far; None where no frame has been searched yet."""
-        if not self._found:
+        if not self._results:
             return None
         clip = self.clip
-        film = VideoCounterfactual(
+        result = VideoCounterfactual(
             frames=self.frames(),
             pictures=tuple(self._pictures),
             mp4=b"",
@@ -354,17 +358,17 @@ class VideoSearch:
             settings=self.settings,
             batch=FRAME_BATCH,
             stopped=any(frame.skipped == NOT_REACHED for frame in self.frames()),
-            hashes=weights.model_hashes([*self._inverter.entries, self._detector.card.name, *self._asked()]),
+            weights=weights.model_hashes([*self._inverter.entries, self._detector.card.name, *self._retesters()]),
             versions=weights.package_versions(),
             seconds=time.perf_counter() - self._started,
         )
-        if not film.changed:
-            return film
+        if not result.changed:
+            return result
         save = provenance.marked_mp4 if self.marked else provenance.unmarked_mp4
-        content = save(film.pictures, film.rate, film.record())
+        content = save(result.pictures, result.rate, result.record())
         saved = self._judge_saved(content)
-        frames = tuple(replace(frame, p_saved=saved.get(frame.number - 1)) for frame in film.frames)
-        return replace(film, frames=frames, mp4=content, seconds=time.perf_counter() - self._started)
+        frames = tuple(replace(frame, p_saved=saved.get(frame.number - 1)) for frame in result.frames)
+        return replace(result, frames=frames, mp4=content, seconds=time.perf_counter() - self._started)
 
     def _batched(self, numbers: list[int]) -> Iterator[list[int]]:
         """Yield the first number alone and the others in batches; each alone where the detector wants its own crop."""
@@ -377,9 +381,9 @@ class VideoSearch:
     def _crop(self, frame: np.ndarray, face: faces.Face) -> CroppedPhoto:
         return LocatedFace(frame, face).cropped(self._inverter.template, self._inverter.size)
 
-    def _follow(self, found: list[list[faces.Face]]) -> list[int]:
+    def _follow(self, faces_of_frames: list[list[faces.Face]]) -> list[int]:
         """Choose the face, note which frames are skipped, and return the others."""
-        track = faces.track_largest_face(found)
+        track = faces.track_largest_face(faces_of_frames)
         if not any(track):
             raise UserError(
                 "No face was found in this video.",
@@ -403,8 +407,8 @@ class VideoSearch:
         card = self._detector.card
         view = self._sources[batch[0]].view(card.template, card.input_size) if len(batch) == 1 else None
         job = search(self._inverter, self._detector, crops, self.settings, view, offset=self._offset)
-        told = f"Of {len(self.clip.frames)} frames, {which}. "
-        outcome = yield from counted(job, total, start, told)
+        prefix = f"Of {len(self.clip.frames)} frames, {which}. "
+        outcome = yield from counted(job, total, start, prefix)
         self._epsilon, self._lengths = outcome.epsilon, outcome.row_lengths
         for place, number in enumerate(batch):
             if not outcome.already_real[place]:
@@ -412,45 +416,48 @@ class VideoSearch:
                 aligned = self._sources[number].aligned
                 self._pictures[number] = alignment.paste_back(self.clip.frames[number], changed, aligned)
                 self._offset = outcome.codes[place] - outcome.codes_start[place]
-            self._found[number] = _FrameResult(
+            self._results[number] = _FrameResult(
                 float(outcome.p_original[place]),
                 float(outcome.p_counterfactual[place]),
                 int(outcome.steps[place]),
                 bool(outcome.flipped[place]),
             )
-        self._ask_others(batch, outcome)
-        yield Step(start + self.settings.total, total, f"{told}The other detectors were asked.")
+        self._retest_frames(batch, outcome)
+        yield Step(start + self.settings.total, total, f"{prefix}The other detectors were asked.")
 
-    def _ask_others(self, batch: list[int], outcome: SearchResult) -> None:
+    def _retest_frames(self, batch: list[int], outcome: SearchResult) -> None:
         """Ask the detectors that were not searched against about frames before and after."""
         same = outcome.already_real[:, None, None, None]
         after = torch.where(same, outcome.original, outcome.counterfactual)
         sources = [self._sources[number] for number in batch]
         scores = retest(outcome.original, after, self._detector.card.name, sources=sources)
         for place, number in enumerate(batch):
-            self._others[number] = {name: (float(a[place]), float(b[place])) for name, (a, b) in scores.items()}
+            self._retest_scores[number] = {name: (float(a[place]), float(b[place])) for name, (a, b) in scores.items()}
 
-    def _asked(self) -> list[str]:
+    def _retesters(self) -> list[str]:
         """Return the other detectors that were asked."""
-        return list(dict.fromkeys(name for scores in self._others.values() for name in scores))
+        return list(dict.fromkeys(name for scores in self._retest_scores.values() for name in scores))
 
     def _retested(self) -> tuple[FakeShare, ...]:
         """Return what the other detectors said of the frames that they were asked about."""
-        asked = {name: [scores[name] for scores in self._others.values() if name in scores] for name in self._asked()}
-        return tuple(FakeShare.of(name, scores) for name, scores in asked.items())
+        scores_of = {
+            name: [scores[name] for scores in self._retest_scores.values() if name in scores]
+            for name in self._retesters()
+        }
+        return tuple(FakeShare.of(name, scores) for name, scores in scores_of.items())
 
     def _frame(self, number: int) -> VideoFrame:
-        at, found = self.clip.times[number], self._found.get(number)
-        if found is None:
-            return VideoFrame(number + 1, at, self._skipped.get(number, NOT_REACHED))
-        return VideoFrame(number + 1, at, "", **vars(found))
+        seconds, result = self.clip.times[number], self._results.get(number)
+        if result is None:
+            return VideoFrame(number + 1, seconds, self._skipped.get(number, NOT_REACHED))
+        return VideoFrame(number + 1, seconds, "", **vars(result))
 
     def _judge_saved(self, content: bytes) -> dict[int, float]:
         """Return p_fake of the faces as they are in the saved video, by frame."""
         saved = finish(video.read_video(content)).frames
         scores = {}
         with MODEL_LOCK, frozen(self._detector), torch.no_grad():
-            for number in self._found:
+            for number in self._results:
                 source = self._crop(saved[number], self._sources[number].located.face)
                 crop = images.to_tensor(source.aligned.crop).to(device())
                 view = predict.cut_for_detector(self._detector.card, crop, source)

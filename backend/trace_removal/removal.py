@@ -155,12 +155,12 @@ def attack_with_trnet(
     started = time.perf_counter()
     network = network or load_trnet()
     settings = applied_settings(settings or TRNetSettings(), network)
-    begun = images.detach().to(detector.mean.device)
-    region = mask_region(mask, begun)
+    original = images.detach().to(detector.mean.device)
+    region = mask_region(mask, original)
     with frozen(network, detector), MODEL_LOCK, torch.no_grad():
-        made = restore_outside(network.remove(begun, settings.strength), begun, region)
-        result = judge_attack("TR-Net", begun, made, detector, settings, started=started)
-    yield Step(1, 1, "The face passed through TR-Net.", made[:1].cpu())
+        changed = restore_outside(network.remove(original, settings.strength), original, region)
+        result = judge_attack("TR-Net", original, changed, detector, settings, started=started)
+    yield Step(1, 1, "The face passed through TR-Net.", changed[:1].cpu())
     return result
 
 
@@ -227,47 +227,47 @@ class Removal(FaceResult):
         psnr, ssim = self.metrics["psnr"], self.metrics["ssim"]
         if psnr is None:
             return "TR-Net left the face as it was."
-        said = (
+        text = (
             f"TR-Net changed the face by up to {self.difference.largest:.3g} of 255 levels: PSNR {psnr:.1f} dB, "
             f"SSIM {ssim:.3f} (1 = the same)."
         )
         if self.settings.strength != 1:
-            said += f" The change is {self.settings.strength:g} times what TR-Net was trained to make."
+            text += f" The change is {self.settings.strength:g} times what TR-Net was trained to make."
         if ssim is not None and ssim < VISIBLE_SSIM:
-            said += " Look closely: a change of this size can be seen, so a turned verdict may be due to what you see."
-        return f"{said} {RESIDUAL_FORM_NOTE}" if self.settings.residual else said
+            text += " Look closely: a change of this size can be seen, so a turned verdict may be due to what you see."
+        return f"{text} {RESIDUAL_FORM_NOTE}" if self.settings.residual else text
 
     def _verdicts_in_words(self) -> str:
         if not self.p_fake:
             return "There is no detector to ask."
-        said = [(verdict(before), verdict(after)) for before, after in self.p_fake.values()]
-        now = [after for before, after in said if before == "fake"]
-        newly = sum(before != "fake" and after == "fake" for before, after in said)
-        told = "No detector called the face fake to begin with."
-        if now:
-            told = _former_fakes_in_words(now)
+        verdicts = [(verdict(before), verdict(after)) for before, after in self.p_fake.values()]
+        former_fakes = [after for before, after in verdicts if before == "fake"]
+        newly = sum(before != "fake" and after == "fake" for before, after in verdicts)
+        text = "No detector called the face fake to begin with."
+        if former_fakes:
+            text = _former_fakes_in_words(former_fakes)
         if newly:
-            told += f" {newly} that did not call it fake before now {'does' if newly == 1 else 'do'}."
-        return f"{told} TR-Net has seen none of the {len(self.p_fake)} detectors in training."
+            text += f" {newly} that did not call it fake before now {'does' if newly == 1 else 'do'}."
+        return f"{text} TR-Net has seen none of the {len(self.p_fake)} detectors in training."
 
     def _pasted_in_words(self) -> str:
         if self.p_pasted is None:
             return "Put back into the photo, the face is not found again."
-        said = [verdict(score) for score in self.p_pasted.values()]
+        verdicts = [verdict(score) for score in self.p_pasted.values()]
         return (
-            f"Put back into the photo, found and cut out anew, all {len(said)} detectors: {said.count('real')} real, "
-            f"{said.count('uncertain')} uncertain and {said.count('fake')} fake."
+            f"Put back into the photo, found and cut out anew, all {len(verdicts)} detectors: "
+            f"{verdicts.count('real')} real, {verdicts.count('uncertain')} uncertain and {verdicts.count('fake')} fake."
         )
 
 
-def _former_fakes_in_words(now: list[Verdict]) -> str:
+def _former_fakes_in_words(verdicts: list[Verdict]) -> str:
     """Say what the detectors, at least one, that called a face fake say of it without traces."""
-    still, real, uncertain = (now.count(word) for word in ("fake", "real", "uncertain"))
-    if still == len(now):
+    still, real, uncertain = (verdicts.count(word) for word in ("fake", "real", "uncertain"))
+    if still == len(verdicts):
         if still == 1:
             return "The 1 detector that called it fake still does: this verdict does not hang on what TR-Net removes."
         return f"All {still} detectors that called it fake still do: these verdicts do not hang on what TR-Net removes."
-    which = "1 detector" if len(now) == 1 else f"{len(now)} detectors"
+    which = "1 detector" if len(verdicts) == 1 else f"{len(verdicts)} detectors"
     return (
         f"Of {which} that called it fake, {still} still {'does' if still == 1 else 'do'}, {real} now "
         f"{'calls' if real == 1 else 'call'} it real and {uncertain} {'is' if uncertain == 1 else 'are'} uncertain."
@@ -288,22 +288,22 @@ def remove_traces(located: LocatedFace, strength: float = 1.0, *, network: TRNet
     started = time.perf_counter()
     network = network or load_trnet()
     settings = settings_of_network(network, strength)
-    yield Step(0, REMOVAL_STEPS, "The face is cut out.")
+    yield Step(0, REMOVAL_STEPS, "Cutting out the face.")
     source = predict.embedded_crop(located)
     photo, aligned = located.photo, source.aligned
     original = images.to_tensor(aligned.crop)
-    yield Step(1, REMOVAL_STEPS, "The traces are removed.", original)
+    yield Step(1, REMOVAL_STEPS, "Removing the traces.", original)
     with MODEL_LOCK, frozen(network):
         removed = images.to_array(network.remove(original.to(device()), strength))
     changed = images.to_tensor(removed)
     pasted = alignment.paste_back(photo, removed, aligned)
-    yield Step(2, REMOVAL_STEPS, "The face is put back and looked for again.", changed)
+    yield Step(2, REMOVAL_STEPS, "Putting the face back and finding it again.", changed)
     located_again = locate_again(pasted, located)
     crops, sources = [aligned.crop, removed], [source] * 2
     if located_again is not None:
         sources.append(predict.embedded_crop(located_again))
         crops.append(sources[-1].aligned.crop)
-    yield Step(3, REMOVAL_STEPS, "All detectors are asked.", changed)
+    yield Step(3, REMOVAL_STEPS, "Asking all detectors.", changed)
     scores = predict.predict_p_fake(torch.cat([images.to_tensor(crop) for crop in crops]), sources=sources)
     yield Step(4, REMOVAL_STEPS, "All detectors have answered.", changed)
     return Removal(
@@ -381,40 +381,48 @@ def judge_resaves(
     """
     names = detectors if detectors is not None else registry.loadable()
     both = torch.cat([images.to_tensor(original), images.to_tensor(removed)])
-    found: dict[str, list[float]] = {}
-    for alike in predict.group_by_crop(names).values():
-        seen = [images.to_array(one) for one in predict.cut_for_detector(registry.card(alike[0]), both, source)]
-        made = [save(Image.fromarray(picture)) for _, save in RESAVE_KINDS.values() for picture in seen]
-        found |= predict.predict_p_fake(torch.cat([images.to_tensor(np.asarray(one)) for one in made]), alike)
-    scores = {name: found[name] for name in names}
+    p_fake: dict[str, list[float]] = {}
+    for group in predict.group_by_crop(names).values():
+        views = [
+            images.to_array(picture) for picture in predict.cut_for_detector(registry.card(group[0]), both, source)
+        ]
+        saved = [save(Image.fromarray(picture)) for _, save in RESAVE_KINDS.values() for picture in views]
+        p_fake |= predict.predict_p_fake(torch.cat([images.to_tensor(np.asarray(picture)) for picture in saved]), group)
+    scores = {name: p_fake[name] for name in names}
     return [
-        Resave(name, title, {one: (values[2 * row], values[2 * row + 1]) for one, values in scores.items()})
+        Resave(name, title, {detector: (values[2 * row], values[2 * row + 1]) for detector, values in scores.items()})
         for row, (name, (title, _)) in enumerate(RESAVE_KINDS.items())
     ]
 
 
-def resaves_in_words(before: Mapping[str, tuple[float, float]], after: list[Resave]) -> str:
+def resaves_in_words(before: Mapping[str, tuple[float, float]], resaves: list[Resave]) -> str:
     """Say in one sentence whether verdicts come back.
 
     Args:
         before: By detector, p_fake of the original and of the removal, not saved again.
-        after: What `resave` returned.
+        resaves: What `judge_resaves` returned.
     """
-    left = [name for name, (original, removed) in before.items() if verdict(original) == "fake" != verdict(removed)]
+    changed = [name for name, (original, removed) in before.items() if verdict(original) == "fake" != verdict(removed)]
     if not any(verdict(original) == "fake" for original, _ in before.values()):
         return "No detector called the face fake, so there is no verdict that saving again could bring back."
-    if not left:
+    if not changed:
         return (
             "Every detector that called it fake still does, so there is no verdict that saving again could bring back."
         )
-    counts = [f"{sum(verdict(one.p_fake[name][1]) == 'fake' for name in left)} after {one.title}" for one in after]
-    which = "the one detector that no longer calls" if len(left) == 1 else f"the {len(left)} that no longer call"
+    counts = [
+        f"{sum(verdict(resave.p_fake[name][1]) == 'fake' for name in changed)} after {resave.title}"
+        for resave in resaves
+    ]
+    which = "the one detector that no longer calls" if len(changed) == 1 else f"the {len(changed)} that no longer call"
     return f"Of {which} it fake, these do again when it is saved again: {', '.join(counts)}."
 
 
-def resaves_record(after: list[Resave]) -> dict[str, Any]:
+def resaves_record(resaves: list[Resave]) -> dict[str, Any]:
     """Return the verdicts as plain values for JSON, by way of saving and detector."""
-    return {one.name: {name: {"original": a, "removed": b} for name, (a, b) in one.p_fake.items()} for one in after}
+    return {
+        resave.name: {name: {"original": a, "removed": b} for name, (a, b) in resave.p_fake.items()}
+        for resave in resaves
+    }
 
 
 def _encode_and_decode(image: Image.Image, kind: str, **options: Any) -> Image.Image:
@@ -424,7 +432,6 @@ def _encode_and_decode(image: Image.Image, kind: str, **options: Any) -> Image.I
 
 
 FACE_PICTURES = ("crop", "removed")
-
 REMOVAL_RECORD = "removal.json"
 
 NO_REFERENCES_NOTE = (
@@ -465,9 +472,9 @@ class RemovalBundle:
     def text(self) -> str:
         """Return what happened for people who read no JSON: the summary, every verdict, and what saving again does."""
         lines = [
-            f"{registry.card(name).title}: {_verdict_in_words(one['original'])} before, "
-            f"{_verdict_in_words(one['removed'])} after"
-            for name, one in self.record["p_fake"].items()
+            f"{registry.card(name).title}: {_verdict_in_words(scores['original'])} before, "
+            f"{_verdict_in_words(scores['removed'])} after"
+            for name, scores in self.record["p_fake"].items()
         ]
         verdicts = "\n".join(["What every detector says (probability of fake, 0 to 1):", *lines])
         return "\n\n".join([self.record["summary"], verdicts, self.record["resaves_summary"]])
@@ -508,9 +515,9 @@ def run_removal(
     """
     removing = remove_traces(located, strength, network=network)
     removal = yield from mapped(removing, lambda step: replace(step, total=6))
-    yield Step(4, 6, "The face is saved again in four ways.", images.to_tensor(removal.removed))
+    yield Step(4, 6, "Saving the face again in four ways.", images.to_tensor(removal.removed))
     resaves = judge_resaves(removal.original, removal.removed, source=predict.embedded_crop(located))
-    yield Step(5, 6, "The traces are drawn.", images.to_tensor(removal.removed))
+    yield Step(5, 6, "Drawing the traces.", images.to_tensor(removal.removed))
     before = {name: values[0] for name, values in removal.p_fake.items() if registry.card(name).cam_layer}
     attention = detector or suggest_detector(before)
     if known is None and references.REFERENCES_ENTRY in weights.read_entries():
@@ -597,13 +604,13 @@ def parse_removers(texts: tuple[str, ...]) -> tuple[Remover, ...]:
     Raises:
         UserError: A text has another form, or two have one name.
     """
-    found: list[Remover] = []
+    removers: list[Remover] = []
     for text in texts:
         name, _, path = text.partition("=")
-        if not name or not path or name in {one.name for one in found}:
+        if not name or not path or name in {remover.name for remover in removers}:
             raise UserError(f"The TR-Net {text} has no name of its own or no file.", REMOVER_HINT)
-        found.append(Remover(name, Path(path).expanduser()))
-    return tuple(found)
+        removers.append(Remover(name, Path(path).expanduser()))
+    return tuple(removers)
 
 
 def require_trnet() -> None:

@@ -90,14 +90,14 @@ def draw_spectrum_view(pictures: Mapping[str, np.ndarray], references: Reference
         pictures: By label, uint8 (S, S, 3).
         references: Of the same size.
     """
-    found = {label: log_spectrum(images.to_tensor(one))[0].numpy() for label, one in pictures.items()}
-    differences = {label: smooth_difference(one - references.spectrum[REAL]) for label, one in found.items()}
+    spectra = {label: log_spectrum(images.to_tensor(picture))[0].numpy() for label, picture in pictures.items()}
+    differences = {label: smooth_difference(values - references.spectrum[REAL]) for label, values in spectra.items()}
     low, high = np.percentile(references.spectrum[REAL], (1, 99.9))
 
     def paint(figure: Any) -> None:
-        grid = figure.subplots(2, len(found), squeeze=False)
-        for column, label in enumerate(found):
-            power = grid[0][column].imshow(found[label], cmap=STRENGTH_COLOURS, vmin=low, vmax=high)
+        grid = figure.subplots(2, len(spectra), squeeze=False)
+        for column, label in enumerate(spectra):
+            power = grid[0][column].imshow(spectra[label], cmap=STRENGTH_COLOURS, vmin=low, vmax=high)
             change = grid[1][column].imshow(
                 differences[label], cmap=SIGNED_COLOURS, vmin=-DIFFERENCE_LIMIT, vmax=DIFFERENCE_LIMIT
             )
@@ -106,7 +106,7 @@ def draw_spectrum_view(pictures: Mapping[str, np.ndarray], references: Reference
         figure.colorbar(power, ax=list(grid[0]), label="log power, dB")
         figure.colorbar(change, ax=list(grid[1]), label="difference, dB")
 
-    picture = draw_figure(4.2 if len(found) > 1 else 6.4, paint)
+    picture = draw_figure(4.2 if len(spectra) > 1 else 6.4, paint)
     return TraceView("spectrum", "Spectrum", picture, _spectrum_sentence(differences))
 
 
@@ -125,13 +125,13 @@ def high_frequency_mean(difference: np.ndarray) -> float:
 
 
 def _spectrum_sentence(differences: Mapping[str, np.ndarray]) -> str:
-    told = []
-    for label, one in differences.items():
-        level = high_frequency_mean(one)
-        told.append(f"{label.lower()}: {abs(level):.1f} dB {'less' if level < 0 else 'more'}")
+    parts = []
+    for label, difference in differences.items():
+        level = high_frequency_mean(difference)
+        parts.append(f"{label.lower()}: {abs(level):.1f} dB {'less' if level < 0 else 'more'}")
     return (
         "Low frequencies are in the middle, fine detail is at the edge; white is like the mean of real photographs, "
-        f"orange weaker, purple stronger. Power of the fine detail against real photographs, {join_in_words(told)}."
+        f"orange weaker, purple stronger. Power of the fine detail against real photographs, {join_in_words(parts)}."
     )
 
 
@@ -142,7 +142,7 @@ def draw_power_view(pictures: Mapping[str, np.ndarray], references: References) 
         pictures: By label, uint8 (S, S, 3).
         references: Of the same size.
     """
-    found = {label: log_profile(images.to_tensor(one))[0].numpy() for label, one in pictures.items()}
+    lines = {label: log_profile(images.to_tensor(picture))[0].numpy() for label, picture in pictures.items()}
     mean, deviation = references.power[REAL]
     radii = np.arange(len(mean))
 
@@ -150,7 +150,7 @@ def draw_power_view(pictures: Mapping[str, np.ndarray], references: References) 
         axes = figure.subplots()
         axes.fill_between(radii, mean - deviation, mean + deviation, color="0.82", label="real: mean ± deviation")
         axes.plot(radii, mean, color="0.35", linewidth=1)
-        for row, ((label, line), (colour, dashes)) in enumerate(zip(found.items(), LINE_STYLES, strict=False)):
+        for row, ((label, line), (colour, dashes)) in enumerate(zip(lines.items(), LINE_STYLES, strict=False)):
             # The first, dashed line lies on top, so that the second shows through where they agree.
             axes.plot(radii, line, color=colour, linestyle=dashes, linewidth=1.8, label=label, zorder=9 - row)
         axes.set_xlabel("cycles across the face (right: fine detail)")
@@ -158,7 +158,7 @@ def draw_power_view(pictures: Mapping[str, np.ndarray], references: References) 
         axes.set_xlim(0, len(mean) - 1)
         axes.legend(frameon=False)
 
-    return TraceView("power", "Power over frequency", draw_figure(3.0, paint), _power_sentence(found, mean, deviation))
+    return TraceView("power", "Power over frequency", draw_figure(3.0, paint), _power_sentence(lines, mean, deviation))
 
 
 def count_outside_band(line: np.ndarray, mean: np.ndarray, deviation: np.ndarray) -> int:
@@ -166,13 +166,13 @@ def count_outside_band(line: np.ndarray, mean: np.ndarray, deviation: np.ndarray
     return int((np.abs(line - mean) > deviation).sum())
 
 
-def _power_sentence(found: Mapping[str, np.ndarray], mean: np.ndarray, deviation: np.ndarray) -> str:
-    told = [
-        f"{label.lower()}, {count_outside_band(line, mean, deviation)} of {len(mean)}" for label, line in found.items()
+def _power_sentence(lines: Mapping[str, np.ndarray], mean: np.ndarray, deviation: np.ndarray) -> str:
+    parts = [
+        f"{label.lower()}, {count_outside_band(line, mean, deviation)} of {len(mean)}" for label, line in lines.items()
     ]
     return (
         "The grey band holds about two thirds of the real photographs; a face whose line leaves it has too little or "
-        f"too much of some detail. Frequencies outside the band: {join_in_words(told)}."
+        f"too much of some detail. Frequencies outside the band: {join_in_words(parts)}."
     )
 
 
@@ -190,22 +190,22 @@ def draw_noise_view(pictures: Mapping[str, np.ndarray], references: References) 
         pictures: By label, uint8 (S, S, 3).
         references: Of the same size.
     """
-    noise = {label: noise_residual(one) for label, one in pictures.items()}
-    limit = max(0.5, *(float(np.percentile(np.abs(one), COVERED_PERCENT)) for one in noise.values()))
-    found = {label: fingerprint_correlations(one, references) for label, one in pictures.items()}
+    noise = {label: noise_residual(picture) for label, picture in pictures.items()}
+    limit = max(0.5, *(float(np.percentile(np.abs(residual), COVERED_PERCENT)) for residual in noise.values()))
+    correlations = {label: fingerprint_correlations(picture, references) for label, picture in pictures.items()}
 
     def paint(figure: Any) -> None:
         top, bottom = figure.subfigures(2, 1, height_ratios=(1.7 if len(noise) > 1 else 3.2, 1.7))
         grid = top.subplots(1, len(noise), squeeze=False)[0]
-        for axes, (label, one) in zip(grid, noise.items(), strict=True):
-            shown = axes.imshow(one, cmap="gray", vmin=-limit, vmax=limit)
+        for axes, (label, residual) in zip(grid, noise.items(), strict=True):
+            image = axes.imshow(residual, cmap="gray", vmin=-limit, vmax=limit)
             style_picture(axes, label)
-        top.colorbar(shown, ax=list(grid), label="grey levels")
-        _draw_correlation_bars(bottom.subplots(), found, references)
+        top.colorbar(image, ax=list(grid), label="grey levels")
+        _draw_correlation_bars(bottom.subplots(), correlations, references)
         bottom.legend(loc="outside lower center", frameon=False, fontsize="small", ncols=2)
 
     picture = draw_figure(4.2 if len(noise) > 1 else 5.6, paint)
-    return TraceView("noise", "Noise fingerprint", picture, _noise_sentence(found, references))
+    return TraceView("noise", "Noise fingerprint", picture, _noise_sentence(correlations, references))
 
 
 def noise_residual(picture: np.ndarray) -> np.ndarray:
@@ -217,25 +217,26 @@ def fingerprint_correlations(picture: np.ndarray, references: References) -> dic
     """Return the correlation in [-1, 1] of a uint8 picture (S, S, 3) with the fingerprint of every kind of fake."""
     pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]
     return {
-        kind: float(one[0]) for kind, one in signals.fingerprint_correlations(pixels, references.fingerprint).items()
+        kind: float(values[0])
+        for kind, values in signals.fingerprint_correlations(pixels, references.fingerprint).items()
     }
 
 
-def _draw_correlation_bars(axes: Any, found: Mapping[str, Mapping[str, float]], references: References) -> None:
+def _draw_correlation_bars(axes: Any, correlations: Mapping[str, Mapping[str, float]], references: References) -> None:
     kinds = references.kinds
-    height = 0.8 / len(found)
+    height = 0.8 / len(correlations)
     for place, kind in enumerate(kinds):
         mean, deviation = references.correlation[kind][REAL]
         axes.fill_betweenx(
             (place - 0.45, place + 0.45), mean - 2 * deviation, mean + 2 * deviation, color="0.85",
             label="real photographs" if place == 0 else None,
         )  # fmt: skip
-        own = references.correlation[kind][kind][0]
-        axes.plot([own, own], [place - 0.45, place + 0.45], color="black", linewidth=1.5,
+        mean_of_kind = references.correlation[kind][kind][0]
+        axes.plot([mean_of_kind, mean_of_kind], [place - 0.45, place + 0.45], color="black", linewidth=1.5,
                   label="mean of that kind" if place == 0 else None)  # fmt: skip
-    for row, (label, values) in enumerate(found.items()):
+    for row, (label, values) in enumerate(correlations.items()):
         colour, _ = LINE_STYLES[row % len(LINE_STYLES)]
-        places = [place + (row - (len(found) - 1) / 2) * height for place in range(len(kinds))]
+        places = [place + (row - (len(correlations) - 1) / 2) * height for place in range(len(kinds))]
         axes.barh(places, [values[kind] for kind in kinds], height * 0.8, color=colour, label=label,
                   hatch=("//", "", "..", "xx")[row % 4], edgecolor="white", linewidth=0)  # fmt: skip
     axes.axvline(0, color="black", linewidth=0.6)
@@ -244,18 +245,18 @@ def _draw_correlation_bars(axes: Any, found: Mapping[str, Mapping[str, float]], 
     axes.set_xlabel("correlation with the fingerprint of")
 
 
-def _noise_sentence(found: Mapping[str, Mapping[str, float]], references: References) -> str:
-    first = next(iter(found.values()))
+def _noise_sentence(correlations: Mapping[str, Mapping[str, float]], references: References) -> str:
+    first = next(iter(correlations.values()))
     kind = max(first, key=lambda name: first[name])
-    told = ", ".join(f"{label.lower()} {values[kind]:+.3f}" for label, values in found.items())
+    values_in_words = ", ".join(f"{label.lower()} {values[kind]:+.3f}" for label, values in correlations.items())
     mean, deviation = references.correlation[kind][REAL]
-    real, own = (f"{m:+.3f} ± {d:.3f}" for m, d in (references.correlation[kind][group] for group in (REAL, kind)))
+    real, of_kind = (f"{m:+.3f} ± {d:.3f}" for m, d in (references.correlation[kind][group] for group in (REAL, kind)))
     matches = f"it matches the fingerprint of {group_title(kind)} best"
     if first[kind] <= mean + CLEAR_DEVIATIONS * deviation:
         matches = f"it matches no fingerprint clearly, and that of {group_title(kind)} no better than photographs do"
     return (
-        f"What is left when the picture's content is taken away; {matches}: {told}. "
-        f"Real photographs reach {real}, {group_title(kind)} {own}."
+        f"What is left when the picture's content is taken away; {matches}: {values_in_words}. "
+        f"Real photographs reach {real}, {group_title(kind)} {of_kind}."
     )
 
 
@@ -283,33 +284,33 @@ def draw_attention_view(pictures: Mapping[str, np.ndarray], references: Referenc
     """
     from backend.detectors.gradcam import grad_cam
 
-    loaded = registry.load(detector)
-    batch = torch.cat([images.to_tensor(one) for one in pictures.values()]).to(runtime.device())
-    found = grad_cam(loaded, batch)
+    network = registry.load(detector)
+    batch = torch.cat([images.to_tensor(picture) for picture in pictures.values()]).to(runtime.device())
+    cams = grad_cam(network, batch)
     means = references.attention[detector] if references.knows(detector) else {}
-    shown = {
-        (label if not empty else f"{label}: nothing"): one
-        for label, one, empty in zip(pictures, found.maps, found.empty, strict=True)
+    maps = {
+        (label if not empty else f"{label}: nothing"): strength
+        for label, strength, empty in zip(pictures, cams.maps, cams.empty, strict=True)
     }
     order = [REAL, *(kind for kind in references.kinds if kind in means)] if means else []
-    shown |= {f"mean of\n{_short_group_title(group)}": means[group] for group in order}
+    maps |= {f"mean of\n{_short_group_title(group)}": means[group] for group in order}
 
     def paint(figure: Any) -> None:
-        rows = -(-len(shown) // MAP_COLUMNS)
+        rows = -(-len(maps) // MAP_COLUMNS)
         grid = figure.subplots(rows, MAP_COLUMNS, squeeze=False).ravel()
-        for axes in grid[len(shown) :]:
+        for axes in grid[len(maps) :]:
             axes.set_axis_off()
-        for axes, (label, one) in zip(grid, shown.items(), strict=False):
-            drawn = axes.imshow(one, cmap=STRENGTH_COLOURS, vmin=0, vmax=1, interpolation="bilinear")
+        for axes, (label, strength) in zip(grid, maps.items(), strict=False):
+            image = axes.imshow(strength, cmap=STRENGTH_COLOURS, vmin=0, vmax=1, interpolation="bilinear")
             style_picture(axes, label)
-        figure.colorbar(drawn, ax=list(grid), location="bottom", label="strength (0 = none, 1 = largest)", aspect=40)
+        figure.colorbar(image, ax=list(grid), location="bottom", label="strength (0 = none, 1 = largest)", aspect=40)
 
-    height = 0.7 + 1.75 * -(-len(shown) // MAP_COLUMNS)
+    height = 0.7 + 1.75 * -(-len(maps) // MAP_COLUMNS)
     return TraceView(
         "attention",
         "Attention",
         draw_figure(height, paint),
-        _attention_sentence(loaded.card.title, pictures, found, means),
+        _attention_sentence(network.card.title, pictures, cams, means),
     )
 
 
@@ -328,19 +329,19 @@ def _short_group_title(group: str) -> str:
 
 
 def _attention_sentence(
-    title: str, pictures: Mapping[str, np.ndarray], found: Any, means: Mapping[str, np.ndarray]
+    title: str, pictures: Mapping[str, np.ndarray], cams: Any, means: Mapping[str, np.ndarray]
 ) -> str:
-    told = [
+    parts = [
         f"{label.lower()}, nothing in it speaks for fake"
         if empty
-        else f"{label.lower()}, most at {strongest_part(one)}"
-        for label, one, empty in zip(pictures, found.maps, found.empty, strict=True)
+        else f"{label.lower()}, most at {strongest_part(strength)}"
+        for label, strength, empty in zip(pictures, cams.maps, cams.empty, strict=True)
     ]
-    sentence = f"Bright regions speak for “fake” to {title}: {'; '.join(told)}."
+    sentence = f"Bright regions speak for “fake” to {title}: {'; '.join(parts)}."
     groups: dict[str, list[str]] = {}
-    for group, one in means.items():
+    for group, strength in means.items():
         if group != REAL:
-            groups.setdefault(strongest_part(one), []).append(group_title(group))
+            groups.setdefault(strongest_part(strength), []).append(group_title(group))
     if not groups:
         return f"{sentence} Its mean maps were not measured with the weights that it has now."
     fakes = "; ".join(f"at {where}, in {join_in_words(kinds)}" for where, kinds in groups.items())

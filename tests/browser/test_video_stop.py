@@ -42,6 +42,6 @@ def test_a_stopped_video_shows_what_was_found(page: Page, tmp_path: Path) -> Non
     # Another search is not stopped by it: it begins anew.
     find.click()
     expect(stop).to_be_enabled()
-    expect(page.get_by_text("The face is looked for in frame")).to_be_visible(timeout=LONG)
+    expect(page.get_by_text("Finding the face in frame")).to_be_visible(timeout=LONG)
     stop.click()
     expect(find).to_be_enabled(timeout=LONG)
