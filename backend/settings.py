@@ -176,7 +176,9 @@ def validation_error(error: pydantic.ValidationError) -> UserError:
         return UserError(f"{name} is missing.", "Give it a value.")
     if first["type"] == "value_error":
         return UserError(str(first["ctx"]["error"]), f"Change {name}.")
-    allowed = re.sub(r"^\w+ should", "must", first["msg"]).replace("'", "").partition(",")[0]
+    allowed = re.sub(r"^\w+ should", "must", first["msg"]).replace("'", "")
+    if first["type"] != "literal_error":
+        allowed = allowed.partition(",")[0]
     for wording, plain in PLAIN_WORDING.items():
         allowed = allowed.replace(wording, plain)
     verb, subject = ("contain", "Each value") if item else ("be", "It")

@@ -4,8 +4,10 @@ import hashlib
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from PIL import Image
 
@@ -16,7 +18,6 @@ from backend.evaluate import plots, published
 from backend.evaluate.dataset import Dataset, crop_face
 from backend.evaluate.metrics import classification as metrics
 from backend.evaluate.plots import Figure, Series
-from backend.evaluate.protocols import base
 from backend.evaluate.protocols.base import (
     QUICK,
     Item,
@@ -24,6 +25,8 @@ from backend.evaluate.protocols.base import (
     ProtocolConfig,
     Values,
     check_detectors,
+    detector_title,
+    family_title,
     make_item,
     register_protocol,
 )
@@ -32,16 +35,22 @@ from backend.evaluate.tables import Cell, Column, Table
 from backend.settings import validated
 
 NO_CORRUPTION = "none"
-
+CORRUPTIONS = (
+    *("none", "jpeg 90", "jpeg 70", "jpeg 50", "jpeg 30", "blur 0.5", "blur 1", "blur 2"),
+    *("resize 0.75", "resize 0.5", "resize 0.25", "noise 2", "noise 5", "noise 10"),
+)
 CORRUPTION_UNITS = {
     "jpeg": "JPEG quality",
     "blur": "standard deviation in pixels",
     "resize": "factor",
     "noise": "grey levels",
 }
-
-
 STRONGEST = {"jpeg": 100, "blur": 100, "resize": 1, "noise": 255}
+Verdicts = dict[str, pd.DataFrame]  # by the title of a detector; one row a picture and corruption
+DETECTOR = Column("detector", "Detector")
+REAL = Column("accuracy_real", "Accuracy, real", "accuracy_real")
+FAKE = Column("accuracy_fake", "Accuracy, fake", "accuracy_fake")
+AUC, AP, EER = Column("auc", "AUC", "auc"), Column("ap", "AP", "ap"), Column("eer", "EER", "eer")
 
 
 def corrupt_picture(picture: np.ndarray, kind: str, strength: float, seed: int, name: str) -> np.ndarray:
@@ -101,8 +110,8 @@ def _resize(picture: np.ndarray, factor: float) -> np.ndarray:
 
 
 def _noise(picture: np.ndarray, deviation: float, seed: int, name: str) -> np.ndarray:
-    own = int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8], "big")
-    return _rounded(picture + np.random.default_rng(own).normal(0, deviation, picture.shape))
+    number = int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8], "big")
+    return _rounded(picture + np.random.default_rng(number).normal(0, deviation, picture.shape))
 
 
 def _rounded(values: np.ndarray) -> np.ndarray:
@@ -110,12 +119,6 @@ def _rounded(values: np.ndarray) -> np.ndarray:
 
 
 _CORRUPTIONS: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {"jpeg": _jpeg, "blur": _blur, "resize": _resize}
-
-
-CORRUPTIONS = (
-    *("none", "jpeg 90", "jpeg 70", "jpeg 50", "jpeg 30", "blur 0.5", "blur 1", "blur 2"),
-    *("resize 0.75", "resize 0.5", "resize 0.25", "noise 2", "noise 5", "noise 10"),
-)
 
 
 @validated
@@ -126,7 +129,7 @@ class DetectorsConfig(ProtocolConfig):
     Args:
         detectors: Which detectors.
         corruptions: What is done to the pictures, one at a time, as `jpeg 70`; `none` must be among them.
-        recalls: Shares of fakes to be caught, at which false alarms are counted.
+        recalls: Shares of the fakes, in (0, 1], at whose thresholds false alarms are counted.
     """
 
     detectors: Values[str] = ()
@@ -176,134 +179,158 @@ class DetectorsProtocol(Protocol):
         """Ask every detector about one face, cut out as the detector wants it and corrupted."""
         sample = data.by_name[item.sample]
         kind, strength = parse_corruption(item.options["corruption"])
-        said: Row = {"sample": sample.name, "label": sample.label, "family": sample.family, "source": sample.source}
-        said |= {"corruption": kind, "strength": strength}
+        facts: Row = {"sample": sample.name, "label": sample.label, "family": sample.family, "source": sample.source}
+        facts |= {"corruption": kind, "strength": strength}
         rows = []
         for name in self.config.detectors:
             detector = registry.load(name)
-            own = crop_face(data, sample.name, size=detector.card.input_size, template=detector.card.template)
-            face = corrupt_picture(own.crop, kind, strength, self.config.seed, sample.name)
+            aligned = crop_face(data, sample.name, size=detector.card.input_size, template=detector.card.template)
+            face = corrupt_picture(aligned.crop, kind, strength, self.config.seed, sample.name)
             with runtime.MODEL_LOCK, torch.no_grad():
                 log_odds = float(detector.logit_fake(images.to_tensor(face).to(runtime.device()))[0])
                 p_fake = float(torch.sigmoid(torch.tensor(log_odds)))
-            rows.append(said | {"detector": name, "log_odds": log_odds, "p_fake": p_fake})
+            rows.append(facts | {"detector": name, "log_odds": log_odds, "p_fake": p_fake})
         return rows
 
     def tables(self, rows: Sequence[Row]) -> list[Table]:
         """Return the tables by family, by source, of all pictures, of the corruptions, and of the calibration."""
-        return detectors_tables(rows, self.config)
+        verdicts = self._by_detector(rows)
+        clean = _without_corruption(verdicts)
+        return [
+            _families_table(clean),
+            _beside_table(clean),
+            _sources_table(clean),
+            self._overall_table(clean),
+            self._robustness_table(verdicts),
+            _calibration_table(clean),
+        ]
 
     def plots(self, rows: Sequence[Row]) -> list[Figure]:
         """Return ROC curves, calibration and robustness."""
-        return detectors_plots(rows, self.config)
+        verdicts = self._by_detector(rows)
+        clean = _without_corruption(verdicts)
+        drawn = [_roc_plot("roc", "ROC curve, all fakes", clean)]
+        for family in _families(pd.concat(clean.values())):
+            subset = {name: frame[frame["family"].isin(["", family])] for name, frame in clean.items()}
+            title = f"ROC curve, {family_title(family)} against all real pictures"
+            drawn.append(_roc_plot(f"roc_{family}", title, subset))
+        drawn += [_reliability_plot(clean), *(self._robustness_plot(kind, verdicts) for kind in CORRUPTION_UNITS)]
+        return [figure for figure in drawn if figure is not None]
 
     def finding(self, rows: Sequence[Row]) -> str:
-        """Say which detector separates best, and which family is hardest."""
-        return detectors_finding(rows, self.config)
+        """Say which detector separates best, how often it is wrong, and which family is hardest."""
+        clean = _without_corruption(self._by_detector(rows))
+        areas = {name: metrics.area_under_roc(*_scores(frame)) for name, frame in clean.items()}
+        known = {name: area for name, area in areas.items() if area is not None}
+        if not known:
+            return ""
+        best = max(known, key=known.__getitem__)
+        real, fake = (rate(*_probabilities(clean[best])) for rate in (metrics.accuracy_real, metrics.accuracy_fake))
+        text = (
+            f"Of {len(known)} detectors {best} separates these pictures best (AUC {known[best]:.2f}): it finds "
+            f"{fake.value or 0:.0%} of the {fake.count} fakes and wrongly calls {1 - (real.value or 0):.0%} of the "
+            f"{real.count} real faces fake (95 % interval {1 - (real.high or 0):.0%} to {1 - (real.low or 0):.0%})"
+        )
+        verdicts = pd.concat(clean.values())
+        rates = {}
+        for family in _families(verdicts):
+            rate = metrics.accuracy_fake(*_probabilities(verdicts[verdicts["family"] == family])).value
+            if rate is not None:
+                rates[family_title(family)] = rate
+        if len(rates) > 1:
+            hardest = min(rates, key=rates.__getitem__)
+            text += f"; the hardest family is {hardest}, of which all detectors find {rates[hardest]:.0%} on average"
+        return f"{text}."
 
     def limits(self, data: Dataset) -> list[str]:
         """Add what depends on how the pictures were made."""
-        said = super().limits(data)
-        said.append("A detector can win by sharpness, size or JPEG history alone where real and fake differ in these.")
-        said.append(
-            "The detectors that come with this app were trained on fakes by its own models; on fakes of these kinds "
-            "they are better than on a stranger's."
-        )
-        said.append(
-            "AUC, average precision and equal error rate stand without an interval, and are no surer than the rates "
-            "beside them; the best of many detectors is partly the luckiest."
-        )
-        said.append("Average precision depends on how many of the pictures are fake; in the world, few are.")
-        return said
+        return [
+            *super().limits(data),
+            "A detector can win by sharpness, size or JPEG history alone where real and fake differ in these.",
+            (
+                "The detectors that come with this app were trained on fakes by its own models; on fakes of these "
+                "kinds they are better than on a stranger's."
+            ),
+            (
+                "AUC, average precision and equal error rate stand without an interval, and are no surer than the "
+                "rates beside them; the best of many detectors is partly the luckiest."
+            ),
+            "Average precision depends on how many of the pictures are fake; in the world, few are.",
+        ]
+
+    def _by_detector(self, rows: Sequence[Row]) -> Verdicts:
+        frame = pd.DataFrame(rows)
+        return {detector_title(name): frame[frame["detector"] == name] for name in self.config.detectors}
+
+    def _overall_table(self, clean: Verdicts) -> Table:
+        recalls = self.config.recalls
+        body: list[tuple[Cell, ...]] = []
+        for name, frame in clean.items():
+            (labels, scores), (_, p_fake) = _scores(frame), _probabilities(frame)
+            cells = (
+                metrics.accuracy_real(labels, p_fake),
+                metrics.accuracy_fake(labels, p_fake),
+                metrics.area_under_roc(labels, scores),
+                metrics.average_precision(labels, scores),
+                metrics.equal_error_rate(labels, scores),
+                *(metrics.false_alarms_at_recall(labels, scores, recall) for recall in recalls),
+                metrics.brier_score(labels, p_fake),
+                metrics.calibration_error(labels, p_fake),
+            )
+            body.append((name, *cells))
+        alarms = (Column(f"false_alarms_{x:g}", f"False alarms at recall {x:g}", "false_alarms") for x in recalls)
+        calibration = Column("brier", "Brier score", "brier"), Column("ece", "Calibration error", "ece")
+        columns = (DETECTOR, REAL, FAKE, AUC, AP, EER, *alarms, *calibration)
+        note = "All families together; the mix of families in the data decides these numbers."
+        return Table("detectors", "Detectors over all pictures", columns, tuple(body), note)
+
+    def _robustness_table(self, verdicts: Verdicts) -> Table:
+        body: list[tuple[Cell, ...]] = []
+        for name, frame in verdicts.items():
+            for text in self.config.corruptions:
+                corrupted = _after(frame, text)
+                labels, p_fake = _probabilities(corrupted)
+                rates = metrics.accuracy_real(labels, p_fake), metrics.accuracy_fake(labels, p_fake)
+                body.append((name, text, *rates, metrics.area_under_roc(*_scores(corrupted))))
+        columns = (DETECTOR, Column("corruption", "Corruption"), REAL, FAKE, AUC)
+        units = "; ".join(f"{kind}: {unit}" for kind, unit in CORRUPTION_UNITS.items())
+        return Table("robustness", "Detectors after corruptions of the face crop", columns, tuple(body), units + ".")
+
+    def _robustness_plot(self, kind: str, verdicts: Verdicts) -> Figure | None:
+        """Draw the AUC of each detector over the strengths of one kind of corruption."""
+        texts = [text for text in self.config.corruptions if parse_corruption(text)[0] == kind]
+        series, lowest = [], []
+        for detector, frame in verdicts.items():
+            areas = [metrics.area_under_roc(*_scores(_after(frame, text))) for text in texts]
+            known = [area for area in areas if area is not None]
+            if texts and len(known) == len(texts):
+                series.append(Series(detector, [parse_corruption(text)[1] for text in texts], known))
+                lowest.append(f"{detector} {min(known):.2f}")
+        if not series:
+            return None
+        alt = f"AUC over the strength of {kind}. Lowest values: {', '.join(lowest)}."
+        unit = f"{kind} ({CORRUPTION_UNITS[kind]})"
+        return plots.draw_lines(f"robustness_{kind}", f"Robustness to {kind}", alt, series, x_label=unit, y_label="AUC")
 
 
-DETECTOR = Column("detector", "Detector")
-
-REAL = Column("accuracy_real", "Accuracy, real", "accuracy_real")
-
-FAKE = Column("accuracy_fake", "Accuracy, fake", "accuracy_fake")
-
-AUC, AP, EER = Column("auc", "AUC", "auc"), Column("ap", "AP", "ap"), Column("eer", "EER", "eer")
-
-
-DetectorRows = list[tuple[str, list[Row]]]  # title of the detector, rows
-
-
-def detectors_tables(rows: Sequence[Row], config: "DetectorsConfig") -> list[Table]:
-    """Return all tables; every row is what one detector says of one picture after one corruption."""
-    parts = _rows_by_detector(rows, config)
-    clean = [(name, _rows_after(own, NO_CORRUPTION)) for name, own in parts]
-    return [
-        _families_table(clean),
-        _beside_table(clean),
-        _sources_table(clean),
-        _overall_table(clean, config),
-        _robustness_table(parts, config),
-        _calibration_table(clean),
-    ]
-
-
-def detectors_finding(rows: Sequence[Row], config: "DetectorsConfig") -> str:
-    """Say in one sentence which detector separates best, how often it is wrong, and which family is hardest."""
-    clean = [(name, _rows_after(own, NO_CORRUPTION)) for name, own in _rows_by_detector(rows, config)]
-    areas = {name: metrics.area_under_roc(*_scores(own)) for name, own in clean}
-    known = {name: area for name, area in areas.items() if area is not None}
-    if not known:
-        return ""
-    best = max(known, key=known.__getitem__)
-    own = _probabilities(dict(clean)[best])
-    real, fake = metrics.accuracy_real(*own), metrics.accuracy_fake(*own)
-    said = f"Of {len(known)} detectors {best} separates these pictures best (AUC {known[best]:.2f}): it finds "
-    said += f"{fake.value or 0:.0%} of the {fake.count} fakes and wrongly calls {1 - (real.value or 0):.0%} of the "
-    said += f"{real.count} real faces fake (95 % interval {1 - (real.high or 0):.0%} to {1 - (real.low or 0):.0%})"
-    everything = [row for _, part in clean for row in part]
-    found = {
-        base.family_title(family): metrics.accuracy_fake(
-            *_probabilities([row for row in everything if row["family"] == family])
-        ).value
-        for family in _column_values(everything, "family")
-    }
-    rates = {family: rate for family, rate in found.items() if rate is not None}
-    if len(rates) > 1:
-        hardest = min(rates, key=rates.__getitem__)
-        said += f"; the hardest family is {hardest}, of which all detectors find {rates[hardest]:.0%} on average"
-    return f"{said}."
-
-
-def detectors_plots(rows: Sequence[Row], config: "DetectorsConfig") -> list[Figure]:
-    """Return all plots."""
-    parts = _rows_by_detector(rows, config)
-    clean = [(name, _rows_after(own, NO_CORRUPTION)) for name, own in parts]
-    drawn = [_roc_plot("roc", "ROC curve, all fakes", clean)]
-    for family in _column_values([row for _, own in clean for row in own], "family"):
-        part = [(name, [row for row in own if row["family"] in ("", family)]) for name, own in clean]
-        drawn.append(
-            _roc_plot(f"roc_{family}", f"ROC curve, {base.family_title(family)} against all real pictures", part)
-        )
-    drawn.append(_reliability_plot(clean))
-    drawn += [_robustness_plot(kind, parts, config) for kind in CORRUPTION_UNITS]
-    return [one for one in drawn if one is not None]
-
-
-def _families_table(parts: DetectorRows) -> Table:
+def _families_table(clean: Verdicts) -> Table:
     same_source = Column("auc_same_source", "AUC, same source", "auc")
     columns = (DETECTOR, Column("family", "Family of fakes"), FAKE, AUC, same_source, AP, EER)
     body: list[tuple[Cell, ...]] = []
-    for name, own in parts:
-        real = [row for row in own if row["label"] == "real"]
-        for family in _column_values(own, "family"):
-            fake = [row for row in own if row["family"] == family]
-            sources = {row["source"] for row in fake} - {""}
-            same = [row for row in real if row["source"] in sources]
-            labels, scores = _scores(real + fake)
+    for name, frame in clean.items():
+        real = frame[frame["label"] == "real"]
+        for family in _families(frame):
+            fake = frame[frame["family"] == family]
+            same = real[real["source"].isin(set(fake["source"]) - {""})]
+            labels, scores = _scores(pd.concat([real, fake]))
             cells = (
                 metrics.accuracy_fake(*_probabilities(fake)),
                 metrics.area_under_roc(labels, scores),
-                metrics.area_under_roc(*_scores(same + fake)),
+                metrics.area_under_roc(*_scores(pd.concat([same, fake]))),
                 metrics.average_precision(labels, scores),
                 metrics.equal_error_rate(labels, scores),
             )
-            body.append((name, base.family_title(family), *cells))
+            body.append((name, family_title(family), *cells))
     note = (
         "Each family against all real pictures; 'same source' takes only real pictures of the source that the fakes "
         "were made from, where it is known."
@@ -311,81 +338,44 @@ def _families_table(parts: DetectorRows) -> Table:
     return Table("families", "Detectors by family of fakes", columns, tuple(body), note, by_family=True)
 
 
-def _beside_table(parts: DetectorRows) -> Table:
+def _beside_table(clean: Verdicts) -> Table:
     """Set accuracy beside what TR-Net's paper prints for the same architectures."""
     printed = published.printed_clean_accuracy()
     body: list[tuple[Cell, ...]] = []
-    for name, own in parts:
+    for name, frame in clean.items():
         if name in printed:
-            rates = metrics.accuracy_real(*_probabilities(own)), metrics.accuracy_fake(*_probabilities(own))
-            body.append((name, rates[0], printed[name][0], rates[1], printed[name][1]))
-    real, fake = (Column(f"paper_{one}", f"Paper, {one}", digits=2) for one in ("real", "fake"))
-    ours = (
+            labels, p_fake = _probabilities(frame)
+            real, fake = metrics.accuracy_real(labels, p_fake), metrics.accuracy_fake(labels, p_fake)
+            body.append((name, real, printed[name][0], fake, printed[name][1]))
+    columns = (
+        DETECTOR,
         Column("accuracy_real", "Ours, real", "accuracy_real", 2),
+        Column("paper_real", "Paper, real", digits=2),
         Column("accuracy_fake", "Ours, fake", "accuracy_fake", 2),
+        Column("paper_fake", "Paper, fake", digits=2),
     )
     note = f"The paper is TR-Net (arXiv 2203.11433), table 1. {published.WHY_ACCURACY_DIFFERS}"
-    columns = (DETECTOR, ours[0], real, ours[1], fake)
     return Table("beside", "Accuracy, ours and the paper's", columns, tuple(body), note, beside=True)
 
 
-def _sources_table(parts: DetectorRows) -> Table:
+def _sources_table(clean: Verdicts) -> Table:
     body = [
-        (name, source, metrics.accuracy_real(*_probabilities(part)))
-        for name, own in parts
-        for source in _column_values([row for row in own if row["label"] == "real"], "source")
-        for part in [[row for row in own if row["label"] == "real" and row["source"] == source]]
+        (name, source, metrics.accuracy_real(*_probabilities(real)))
+        for name, frame in clean.items()
+        for source, real in frame[frame["label"] == "real"].groupby("source")
     ]
     columns = (DETECTOR, Column("source", "Source"), REAL)
     note = "What is missing to 1 are false alarms: real people accused."
     return Table("sources", "Detectors by source of real pictures", columns, tuple(body), note)
 
 
-def _overall_table(parts: DetectorRows, config: "DetectorsConfig") -> Table:
-    alarms = [
-        Column(f"false_alarms_{one:g}", f"False alarms at recall {one:g}", "false_alarms") for one in config.recalls
-    ]
-    calibration = Column("brier", "Brier score", "brier"), Column("ece", "Calibration error", "ece")
-    body: list[tuple[Cell, ...]] = []
-    for name, own in parts:
-        labels, scores = _scores(own)
-        _, said = _probabilities(own)
-        cells = (
-            metrics.accuracy_real(labels, said),
-            metrics.accuracy_fake(labels, said),
-            metrics.area_under_roc(labels, scores),
-            metrics.average_precision(labels, scores),
-            metrics.equal_error_rate(labels, scores),
-            *(metrics.false_alarms_at_recall(labels, scores, recall) for recall in config.recalls),
-            metrics.brier_score(labels, said),
-            metrics.calibration_error(labels, said),
-        )
-        body.append((name, *cells))
-    columns = (DETECTOR, REAL, FAKE, AUC, AP, EER, *alarms, *calibration)
-    note = "All families together; the mix of families in the data decides these numbers."
-    return Table("detectors", "Detectors over all pictures", columns, tuple(body), note)
-
-
-def _robustness_table(parts: DetectorRows, config: "DetectorsConfig") -> Table:
-    body: list[tuple[Cell, ...]] = []
-    for name, own in parts:
-        for text in config.corruptions:
-            part = _rows_after(own, text)
-            labels, said = _probabilities(part)
-            rates = metrics.accuracy_real(labels, said), metrics.accuracy_fake(labels, said)
-            body.append((name, text, *rates, metrics.area_under_roc(*_scores(part))))
-    columns = (DETECTOR, Column("corruption", "Corruption"), REAL, FAKE, AUC)
-    units = "; ".join(f"{kind}: {unit}" for kind, unit in CORRUPTION_UNITS.items())
-    return Table("robustness", "Detectors after corruptions of the face crop", columns, tuple(body), units + ".")
-
-
-def _calibration_table(parts: DetectorRows) -> Table:
+def _calibration_table(clean: Verdicts) -> Table:
     numbers = Column("said", "Mean p_fake"), Column("true", "Share of fakes"), Column("count", "Pictures")
     body: list[tuple[Cell, ...]] = []
-    for name, own in parts:
-        for said, true, count in metrics.reliability_bins(*_probabilities(own)):
-            number = min(int(said * metrics.BINS), metrics.BINS - 1)
-            body.append((name, f"{number / metrics.BINS:.1f}", said, true, count))
+    for name, frame in clean.items():
+        for p_fake, share, count in metrics.reliability_bins(*_probabilities(frame)):
+            start = min(int(p_fake * metrics.BINS), metrics.BINS - 1) / metrics.BINS
+            body.append((name, f"{start:.1f}", p_fake, share, count))
     note = (
         "A calibrated detector's mean p_fake equals the share of fakes, where fakes are as frequent as in the pictures "
         "it was calibrated on; where they are rarer, as in the world, p_fake says too much."
@@ -394,76 +384,51 @@ def _calibration_table(parts: DetectorRows) -> Table:
     return Table("calibration", "What stated probabilities are worth", columns, tuple(body), note)
 
 
-def _roc_plot(name: str, title: str, parts: DetectorRows) -> Figure | None:
+def _roc_plot(name: str, title: str, verdicts: Verdicts) -> Figure | None:
     series, areas = [], []
-    for detector, own in parts:
-        area = metrics.area_under_roc(*_scores(own))
-        if area is None:
-            continue
-        false_alarms, recalls = metrics.roc_points(*_scores(own))
-        series.append(Series(f"{detector} (AUC {area:.2f})", false_alarms.tolist(), recalls.tolist()))
-        areas.append(f"{detector} {area:.2f}")
+    for detector, frame in verdicts.items():
+        area = metrics.area_under_roc(*_scores(frame))
+        if area is not None:
+            false_alarms, recalls = metrics.roc_points(*_scores(frame))
+            series.append(Series(f"{detector} (AUC {area:.2f})", false_alarms.tolist(), recalls.tolist()))
+            areas.append(f"{detector} {area:.2f}")
     if not series:
         return None
     alt = f"Recall over false alarms. Areas under the curve: {', '.join(areas)}."
-    labels = "False alarms (share of real pictures)", "Recall (share of fakes)"
-    return plots.draw_lines(
-        name, title, alt, series, x_label=labels[0], y_label=labels[1], diagonal=True, unit=True, markers=False
-    )
+    axes: dict[str, Any] = {"x_label": "False alarms (share of real pictures)", "y_label": "Recall (share of fakes)"}
+    return plots.draw_lines(name, title, alt, series, **axes, diagonal=True, unit=True, markers=False)
 
 
-def _reliability_plot(parts: DetectorRows) -> Figure:
+def _reliability_plot(clean: Verdicts) -> Figure:
     series, errors = [], []
-    for detector, own in parts:
-        labels, said = _probabilities(own)
-        bins = metrics.reliability_bins(labels, said)
-        series.append(Series(detector, [one for one, _, _ in bins], [true for _, true, _ in bins]))
-        errors.append(f"{detector} {metrics.calibration_error(labels, said) or 0:.2f}")
+    for detector, frame in clean.items():
+        labels, p_fake = _probabilities(frame)
+        bins = metrics.reliability_bins(labels, p_fake)
+        series.append(Series(detector, [stated for stated, _, _ in bins], [share for _, share, _ in bins]))
+        errors.append(f"{detector} {metrics.calibration_error(labels, p_fake) or 0:.2f}")
     alt = f"Share of fakes over stated probability. Expected calibration errors: {', '.join(errors)}."
-    axes = "Stated probability of fake", "Share of fakes"
-    return plots.draw_lines(
-        "calibration", "Calibration", alt, series, x_label=axes[0], y_label=axes[1], diagonal=True, unit=True
-    )
+    axes: dict[str, Any] = {"x_label": "Stated probability of fake", "y_label": "Share of fakes"}
+    return plots.draw_lines("calibration", "Calibration", alt, series, **axes, diagonal=True, unit=True)
 
 
-def _robustness_plot(kind: str, parts: DetectorRows, config: "DetectorsConfig") -> Figure | None:
-    """Draw the AUC of each detector over the strengths of one kind of corruption."""
-    texts = [text for text in config.corruptions if parse_corruption(text)[0] == kind]
-    series, lowest = [], []
-    for detector, own in parts:
-        areas = [metrics.area_under_roc(*_scores(_rows_after(own, text))) for text in texts]
-        known = [area for area in areas if area is not None]
-        if texts and len(known) == len(texts):
-            series.append(Series(detector, [parse_corruption(text)[1] for text in texts], known))
-            lowest.append(f"{detector} {min(known):.2f}")
-    if not series:
-        return None
-    alt = f"AUC over the strength of {kind}. Lowest values: {', '.join(lowest)}."
-    unit = f"{kind} ({CORRUPTION_UNITS[kind]})"
-    return plots.draw_lines(f"robustness_{kind}", f"Robustness to {kind}", alt, series, x_label=unit, y_label="AUC")
+def _without_corruption(verdicts: Verdicts) -> Verdicts:
+    return {name: _after(frame, NO_CORRUPTION) for name, frame in verdicts.items()}
 
 
-def _rows_by_detector(rows: Sequence[Row], config: "DetectorsConfig") -> DetectorRows:
-    return [(base.detector_title(name), [row for row in rows if row["detector"] == name]) for name in config.detectors]
-
-
-def _rows_after(rows: Sequence[Row], text: str) -> list[Row]:
+def _after(frame: pd.DataFrame, text: str) -> pd.DataFrame:
+    """Return the verdicts after one corruption."""
     kind, strength = parse_corruption(text)
-    return [row for row in rows if row["corruption"] == kind and row["strength"] == strength]
+    return frame[(frame["corruption"] == kind) & (frame["strength"] == strength)]
 
 
-def _column_values(rows: Sequence[Row], column: str) -> list[str]:
-    return sorted({row[column] for row in rows} - {""})
+def _families(frame: pd.DataFrame) -> list[str]:
+    return sorted(set(frame["family"]) - {""})
 
 
-def _scores(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
+def _scores(frame: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     """Return labels and log-odds: unlike probabilities, these never saturate into ties."""
-    return _labels(rows), np.array([row["log_odds"] for row in rows], dtype=np.float64)
+    return (frame["label"] == "fake").to_numpy(int), frame["log_odds"].to_numpy(float)
 
 
-def _probabilities(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
-    return _labels(rows), np.array([row["p_fake"] for row in rows], dtype=np.float64)
-
-
-def _labels(rows: Sequence[Row]) -> np.ndarray:
-    return np.array([int(row["label"] == "fake") for row in rows], dtype=int)
+def _probabilities(frame: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    return (frame["label"] == "fake").to_numpy(int), frame["p_fake"].to_numpy(float)

@@ -80,8 +80,8 @@ class PairedConfig(SufficiencyConfig):
     def __post_init__(self) -> None:
         """Refuse unknown methods, and settings with which no pair can be measured."""
         super().__post_init__()
-        PairSettings(self.segments, self.segments_of)  # refuse what they refuse
-        CurveSettings(self.fill, self.curve_steps)
+        PairSettings(segments=self.segments, segments_of=self.segments_of)  # refuse what they refuse
+        CurveSettings(fill=self.fill, steps=self.curve_steps)
         for name in self.methods:
             EXPLAINERS.find(name)
         if not self.resolutions or min(self.resolutions) <= 0:

@@ -74,7 +74,9 @@ def map_test_settings(config: SufficiencyConfig, seed: int, *, positive_only: bo
     """Return the settings of one test, with the seed of its random segments."""
     budget = nes_settings(config)
     attack = budget if config.attack == "nes" else nes.white_box_settings(budget)
-    return SufficiencySettings(config.tops, attack, config.draws, positive_only, seed)
+    return SufficiencySettings(
+        tops=config.tops, attack=attack, draws=config.draws, positive_only=positive_only, seed=seed
+    )
 
 
 def attack_in_words(config: SufficiencyConfig) -> str:
