@@ -110,6 +110,11 @@ def cell_text(cell: Cell, digits: int) -> str:
     return f"{cell:.{digits}f}" if isinstance(cell, float) else str(cell)
 
 
+def cell_number(cell: Cell) -> float:
+    """Return the value of an estimate for a plot, NaN where nothing was measured."""
+    return float("nan") if not isinstance(cell, Estimate) or cell.value is None else cell.value
+
+
 def table_to_csv(table: Table) -> str:
     """Return a table as CSV."""
     records = table.records()

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, TypeVar
 
+import pandas as pd
 from pydantic import BeforeValidator, Field, Strict
 
 from backend import weights
@@ -195,6 +196,13 @@ def register_protocol(order: float = LAST) -> Callable[[ProtocolClass], Protocol
         return protocol
 
     return register
+
+
+def select(frame: pd.DataFrame, **values: Any) -> pd.DataFrame:
+    """Return the rows that have these values in the columns of these names."""
+    for column, value in values.items():
+        frame = frame[frame[column] == value]
+    return frame
 
 
 def check_detectors(names: Sequence[str], judges: Sequence[str] = ()) -> None:

@@ -1,20 +1,20 @@
 """How good counterfactuals are, beside attacks on pixels: success, quality, transfer, levels, step length."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+import pandas as pd
 from torch import Tensor
 
 from backend import images, similarity, weights
 from backend.alignment import CroppedPhoto
 from backend.attacks import fgsm, mifgsm, pgd
 from backend.attacks.base import AttackVariant
-from backend.counterfactual import changes, rendering
-from backend.counterfactual import search as counterfactual_search
+from backend.counterfactual import changes
 from backend.counterfactual.rendering import COMPOSITES
-from backend.counterfactual.search import LEVELS, SearchSettings, StepLengths, search
+from backend.counterfactual.search import LEVELS, SearchSettings, StepLengths, parse_levels, search
 from backend.detectors import predict, registry
 from backend.detectors.base import THRESHOLD, Detector
 from backend.detectors.predict import OwnCropDetector
@@ -24,7 +24,6 @@ from backend.evaluate.dataset import FACE_TEMPLATE, Dataset, sample_source
 from backend.evaluate.metrics import identity, naturalness, success
 from backend.evaluate.metrics.base import Estimate, mean, proportion
 from backend.evaluate.plots import Figure, Series
-from backend.evaluate.protocols import base
 from backend.evaluate.protocols.base import (
     QUICK,
     Item,
@@ -33,25 +32,25 @@ from backend.evaluate.protocols.base import (
     Values,
     Whole,
     check_detectors,
+    detector_title,
+    family_title,
     make_item,
     register_protocol,
+    select,
 )
 from backend.evaluate.store import Row
-from backend.evaluate.tables import Cell, Column, Table
+from backend.evaluate.tables import Cell, Column, Table, cell_number
 from backend.generators import inversion
 from backend.progress import Job, finish
 from backend.settings import validated
 
-ALL_LEVELS = ",".join(counterfactual_search.LEVELS)
-
+ALL_LEVELS = ",".join(LEVELS)
 PIXEL_ATTACKS: dict[str, tuple[Callable[..., Job[Any]], dict[str, Any]]] = {
     "fgsm": (fgsm.attack, {"artifact_eraser": fgsm.ARTIFACT_ERASER, "standard": fgsm.FGSMSettings()}),
     "mifgsm": (mifgsm.attack, {"artifact_eraser": mifgsm.ARTIFACT_ERASER, "standard": mifgsm.MIFGSMSettings()}),
     "pgd": (pgd.attack, {"artifact_eraser": pgd.ARTIFACT_ERASER, "standard": pgd.PGDSettings()}),
 }
-
 EDIT_METHODS = (*COMPOSITES, *PIXEL_ATTACKS)
-
 EDIT_TITLES = {
     "reconstruction": "Counterfactual (reconstruction)",
     "transfer": "Counterfactual (transfer)",
@@ -59,6 +58,29 @@ EDIT_TITLES = {
     "mifgsm": "MIFGSM",
     "pgd": "PGD",
 }
+Edits = list[tuple[str, str, pd.DataFrame]]  # title of the attacked detector, method, rows
+FAMILY = Column("family", "Family of fakes")
+ATTACKED, METHOD = Column("attacked", "Attacked detector"), Column("method", "Method")
+BOTH = Column("asr_both", "ASR, both", "asr_both")
+ASR = (
+    Column("asr_all", "ASR, all", "asr_all"),
+    Column("asr_detected", "ASR, detected", "asr_detected"),
+    Column("asr_after_inversion", "ASR, after inversion", "asr_after_inversion"),
+    BOTH,
+)
+TV, ESNLE = Column("tv", "TV", "tv", 1), Column("esnle", "ESNLE", "esnle", 2)
+PSNR = Column("psnr", "PSNR (dB)", "psnr", 1)
+RETAINED = Column("identity_retained", "Identity kept", "identity_retained", 2)
+QUALITY = (
+    Column("identity", "Identity", "identity"),
+    TV,
+    Column("tv_before", "TV before", "", 1),
+    ESNLE,
+    Column("esnle_before", "ESNLE before", "", 2),
+    Column("lpips", "LPIPS", "lpips"),
+    PSNR,
+    Column("ssim", "SSIM", "ssim"),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,21 +135,21 @@ def edit_face(
     view = None if source is None else source.view(detector.card.template, detector.card.input_size)
     if method in PIXEL_ATTACKS:
         attack, settings = PIXEL_ATTACKS[method]
-        asked = detector if view is None else OwnCropDetector(detector, view)
-        attacked = finish(attack(face, asked, settings[variant]))
+        target = detector if view is None else OwnCropDetector(detector, view)
+        attacked = finish(attack(face, target, settings[variant]))
         chosen = settings[variant]
         length = getattr(chosen, "alpha", chosen.epsilon)  # what FGSM calls epsilon is its step
         return Edited(face, attacked.images, int(attacked.iterations[0]), None, length, attacked.seconds)
     if method not in COMPOSITES:
         raise UserError(f"There is no method {method}.", f"Choose among: {', '.join(EDIT_METHODS)}.")
     inverter = inversion.load_embedded_inverter()
-    found = finish(
+    result = finish(
         search(
             inverter,
             detector,
             face,
             SearchSettings(
-                levels=counterfactual_search.parse_levels(level),
+                levels=parse_levels(level),
                 epsilon=inverter.epsilon * factor,
                 lengths=lengths,
                 steps=steps,
@@ -137,14 +159,14 @@ def edit_face(
             view,
         )
     )
-    change = changes.measure_latent_change(found.codes_start, found.codes).levels
+    change = changes.measure_latent_change(result.codes_start, result.codes).levels
     return Edited(
-        start=found.inversion if method == "reconstruction" else found.original,
-        picture=found.counterfactual,
-        steps=int(found.steps[0]),
+        start=result.inversion if method == "reconstruction" else result.original,
+        picture=result.counterfactual,
+        steps=int(result.steps[0]),
         change={name: float(value[0]) for name, value in change.items()},
-        epsilon=found.epsilon,
-        seconds=found.seconds,
+        epsilon=result.epsilon,
+        seconds=result.seconds,
     )
 
 
@@ -231,9 +253,9 @@ class CounterfactualProtocol(Protocol):
             for method in config.methods
         ]
         for detector in config.ablated:
-            own = {"detector": detector, "method": config.ablated_method}
-            settings += [own | {"level": level, "factor": 1.0} for level in config.levels]
-            settings += [own | {"level": ALL_LEVELS, "factor": factor} for factor in config.factors]
+            varied = {"detector": detector, "method": config.ablated_method}
+            settings += [varied | {"level": level, "factor": 1.0} for level in config.levels]
+            settings += [varied | {"level": ALL_LEVELS, "factor": factor} for factor in config.factors]
         unique = {tuple(setting.values()): setting for setting in settings}
         return [make_item(sample.name, **setting) for sample in data.fakes for setting in unique.values()]
 
@@ -258,16 +280,16 @@ class CounterfactualProtocol(Protocol):
             name: predict.predict_p_fake(picture, list(config.detectors), source)
             for name, picture in (("p_original", face), ("p_start", edited.start), ("p_edited", edited.picture))
         }
-        said = {
+        facts: Row = {
             "sample": sample.name,
             "family": sample.family,
             "source": sample.source,
             "attacked": options["detector"],
         }
-        said |= {"method": options["method"], "level": options["level"], "factor": options["factor"]}
+        facts |= {"method": options["method"], "level": options["level"], "factor": options["factor"]}
         rows = []
         for judge in config.detectors:
-            row = said | {"judge": judge} | {name: by_judge[judge][0] for name, by_judge in scores.items()}
+            row = facts | {"judge": judge} | {name: by_judge[judge][0] for name, by_judge in scores.items()}
             row["turned"] = row["p_edited"] < THRESHOLD < min(row["p_original"], row["p_start"])
             if judge == options["detector"]:
                 row |= {"steps": edited.steps, "epsilon": edited.epsilon, "seconds": edited.seconds}
@@ -278,35 +300,166 @@ class CounterfactualProtocol(Protocol):
 
     def tables(self, rows: Sequence[Row]) -> list[Table]:
         """Return success by family, success, quality, transfer, levels, step length, change of the codes, and time."""
-        return counterfactual_tables(rows, self.config, self.measures())
+        frame = pd.DataFrame(rows)
+        plain = _plain_edits(frame)
+        edits = self._by_edit(plain[plain["attacked"] == plain["judge"]])
+        return [
+            _families_table(edits),
+            self._beside_table(plain),
+            _success_table(edits),
+            _quality_table(edits, self.measures()),
+            self._transfer_table(plain),
+            self._levels_table(frame),
+            self._steps_table(frame),
+            _change_table(edits),
+            _time_table(edits),
+        ]
 
     def plots(self, rows: Sequence[Row]) -> list[Figure]:
         """Return the transfer matrices, and success over levels and step length."""
-        return counterfactual_plots(rows, self.config)
+        frame = pd.DataFrame(rows)
+        figures = [self._transfer_plot(method, _plain_edits(frame)) for method in self.config.methods]
+        levels, steps = self._levels_table(frame), self._steps_table(frame)
+        names = [detector_title(name) for name in self.config.ablated]
+        labels: list[Any] = list(dict.fromkeys(row[1] for row in levels.rows))
+        if labels:
+            groups = [Series(name, (), _rates_by_key(levels, name, labels)) for name in names]
+            alt = "Attack success rate by the style levels that were open. " + plots.values_in_words(groups, labels)
+            figures.append(
+                plots.draw_bars("levels", "Success by style level", alt, labels, groups, y_label="ASR, both")
+            )
+        lengths: list[Any] = sorted({row[1] for row in steps.rows})
+        if len(lengths) > 1:
+            lines = [Series(name, lengths, _rates_by_key(steps, name, lengths)) for name in names]
+            alt = "Attack success rate over the length of a step. "
+            alt += plots.values_in_words(lines, [f"{length:g}" for length in lengths])
+            title, below = "Success by length of a step", "Length of a step in the codes"
+            figures.append(plots.draw_lines("epsilon", title, alt, lines, x_label=below, y_label="ASR, both"))
+        return figures
 
     def finding(self, rows: Sequence[Row]) -> str:
         """Say how often edits turn the attacked detector, and others with it."""
-        return counterfactual_finding(rows, self.config)
+        plain, rates = _plain_edits(pd.DataFrame(rows)), []
+        for method in self.config.methods:
+            attacked, others = self._success_rates(plain, method)
+            if attacked.value is not None:
+                transferred = "" if others.value is None else f" and {others.value:.0%}"
+                rates.append(f"{EDIT_TITLES[method]} {attacked.value:.0%}{transferred}")
+        about = "Verdicts of fake that an edit turns, on the attacked detector and on the others: "
+        return f"{about}{'; '.join(rates)}." if rates else ""
 
     def limits(self, data: Dataset) -> list[str]:
         """Add what the edits and the start pictures mean, and what could not be measured."""
-        said = super().limits(data)
-        said.append(
+        sentences = super().limits(data)
+        sentences.append(
             "For 'transfer' and for the attacks on pixels the start is the original itself, so two denominators "
             "coincide; for 'reconstruction' it is the generator's inversion."
         )
-        said.append("Quality is measured on successes only, so methods are compared on different pictures.")
+        sentences.append("Quality is measured on successes only, so methods are compared on different pictures.")
         if self.config.lengths == "visible":
-            said.append(
+            sentences.append(
                 "The steps of a search are shorter in rows of the code to which the generator reacts more, and longer "
                 "in the others, where its rows were measured; the paper's are equal, which --set lengths=equal does."
             )
         missing = [identity.identity_missing(), similarity.lpips_missing()]
-        return said + [reason for reason in missing if reason is not None]
+        return sentences + [reason for reason in missing if reason is not None]
 
     def published(self) -> list[Table]:
         """Return the paper's transfer table."""
         return [published.transfer_table()]
+
+    def _by_edit(self, frame: pd.DataFrame) -> Edits:
+        return [
+            (detector_title(name), method, select(frame, attacked=name, method=method))
+            for name in self.config.attacked
+            for method in self.config.methods
+        ]
+
+    def _judge_rates(self, frame: pd.DataFrame, method: str, attacked: str) -> list[Estimate]:
+        """Return the success rate by every judging detector of the edits against one."""
+        edits = select(frame, method=method, attacked=attacked)
+        return [_asr(select(edits, judge=judge)).both for judge in self.config.detectors]
+
+    def _success_rates(self, frame: pd.DataFrame, method: str) -> tuple[Estimate, Estimate]:
+        """Return the mean rate at which attacked detectors are turned, and that of all others."""
+        attacked_rates: list[float | None] = []
+        other_rates: list[float | None] = []
+        for attacked in self.config.attacked:
+            for judge, rate in zip(self.config.detectors, self._judge_rates(frame, method, attacked), strict=True):
+                (attacked_rates if judge == attacked else other_rates).append(rate.value)
+        return mean(attacked_rates), mean(other_rates)
+
+    def _beside_table(self, frame: pd.DataFrame) -> Table:
+        """Set success and transfer beside the paper's."""
+        printed = published.printed_transfer_means()
+        printed |= {EDIT_TITLES[name]: printed["Counterfactual"] for name in COMPOSITES}
+        body: list[tuple[Cell, ...]] = []
+        for method in self.config.methods:
+            attacked, others = self._success_rates(frame, method)
+            paper = printed.get(EDIT_TITLES[method], ("not printed", "not printed"))
+            body.append((EDIT_TITLES[method], attacked, paper[0], others, paper[1]))
+        columns = (
+            METHOD,
+            Column("own", "ASR, ours", "asr_both", 2),
+            Column("paper_own", "ASR, paper", digits=2),
+            Column("others", "Transfer, ours", "transfer_rate", 2),
+            Column("paper_others", "Transfer, paper", digits=2),
+        )
+        note = (
+            "Means over attacked detectors, and over all pairs of an attacked and another detector: n counts these, "
+            "not pictures, and ± is the spread among them. The paper is "
+            f"Artifact-Eraser (arXiv 2404.08341), table 2, Celeb-DF. {published.WHY_TRANSFER_DIFFERS}"
+        )
+        return Table("beside", "Success and transfer, ours and the paper's", columns, tuple(body), note, beside=True)
+
+    def _transfer_table(self, frame: pd.DataFrame) -> Table:
+        judges = (
+            Column(f"judge_{name}", f"judged by {detector_title(name)}", "transfer_rate")
+            for name in self.config.detectors
+        )
+        body: list[tuple[Cell, ...]] = [
+            (EDIT_TITLES[method], detector_title(name), *self._judge_rates(frame, method, name))
+            for method in self.config.methods
+            for name in self.config.attacked
+        ]
+        note = "Of what the judge itself called fake before and at the start; where both are one detector, its own ASR."
+        return Table("transfer", "Transfer to other detectors", (METHOD, ATTACKED, *judges), tuple(body), note)
+
+    def _levels_table(self, frame: pd.DataFrame) -> Table:
+        column = Column("level", "Levels")
+        levels = sorted(set(select(frame, factor=1)["level"]), key=lambda level: (len(level), LEVELS.index(level[0])))
+        return self._varied_table("levels", "Levels opened one at a time", column, levels, select(frame, factor=1))
+
+    def _steps_table(self, frame: pd.DataFrame) -> Table:
+        column = Column("epsilon", "Step", digits=5, key=True)
+        varied = select(frame, level=ALL_LEVELS, method=self.config.ablated_method)
+        lengths = sorted(set(varied[varied["attacked"] == varied["judge"]]["epsilon"]))
+        return self._varied_table("epsilon", "Length of a step", column, lengths, varied)
+
+    def _varied_table(self, table: str, title: str, column: Column, values: list[Any], frame: pd.DataFrame) -> Table:
+        """Return success, steps, PSNR and noise at each value of a setting, by detector."""
+        method, body = self.config.ablated_method, []
+        for name in self.config.ablated:
+            edits = select(frame, attacked=name, judge=name, method=method)
+            for value in values:
+                varied = select(edits, **{column.name: value})
+                cells = (mean(varied[varied["turned"]].get(of, ())) for of in ("steps", "psnr", "tv", "esnle"))
+                body.append((detector_title(name), value, _asr(varied).both, *cells))
+        columns = (ATTACKED, column, BOTH, Column("steps", "Steps", digits=1), PSNR, TV, ESNLE)
+        note = f"{EDIT_TITLES[method]}, at most {self.config.steps} steps; all but ASR of successes."
+        return Table(table, title, columns, tuple(body), note)
+
+    def _transfer_plot(self, method: str, frame: pd.DataFrame) -> Figure:
+        config = self.config
+        names, judges = (list(map(detector_title, of)) for of in (config.attacked, config.detectors))
+        rates = [[cell_number(rate) for rate in self._judge_rates(frame, method, name)] for name in config.attacked]
+        values = np.array(rates, dtype=np.float64).reshape(len(names), len(judges))
+        alt = "Rows: attacked detector; columns: judging detector. " + "; ".join(
+            f"{name}: " + ", ".join("none" if np.isnan(value) else f"{value:.2f}" for value in line)
+            for name, line in zip(names, values, strict=True)
+        )
+        title = f"Transfer, {EDIT_TITLES[method]}"
+        return plots.draw_matrix(f"transfer_{method}", title, f"{alt}.", values, names, judges, label="Transfer rate")
 
 
 def _measured_quality(original: Tensor, edited: Tensor) -> Row:
@@ -324,303 +477,68 @@ def _measured_quality(original: Tensor, edited: Tensor) -> Row:
     return measured
 
 
-FAMILY = Column("family", "Family of fakes")
-
-ATTACKED, METHOD = Column("attacked", "Attacked detector"), Column("method", "Method")
-
-BOTH = Column("asr_both", "ASR, both", "asr_both")
-
-ASR = (
-    Column("asr_all", "ASR, all", "asr_all"),
-    Column("asr_detected", "ASR, detected", "asr_detected"),
-    Column("asr_after_inversion", "ASR, after inversion", "asr_after_inversion"),
-    BOTH,
-)
-
-TV, ESNLE = Column("tv", "TV", "tv", 1), Column("esnle", "ESNLE", "esnle", 2)
-
-PSNR = Column("psnr", "PSNR (dB)", "psnr", 1)
-
-RETAINED = Column("identity_retained", "Identity kept", "identity_retained", 2)
-
-QUALITY = (
-    Column("identity", "Identity", "identity"),
-    TV,
-    Column("tv_before", "TV before", "", 1),
-    ESNLE,
-    Column("esnle_before", "ESNLE before", "", 2),
-    Column("lpips", "LPIPS", "lpips"),
-    PSNR,
-    Column("ssim", "SSIM", "ssim"),
-)
-
-
-def counterfactual_tables(
-    rows: Sequence[Row], config: "CounterfactualConfig", measures: Mapping[str, str]
-) -> list[Table]:
-    """Return all tables.
-
-    Args:
-        rows: One row an edit and a judging detector.
-        config: What was measured.
-        measures: Which networks measured identity and LPIPS, or why none did.
-    """
-    plain = _plain_edits(rows)
-    parts = _rows_by_edit([row for row in plain if row["attacked"] == row["judge"]], config)
-    return [
-        _families_table(parts),
-        _beside_table(plain, config),
-        _success_table(parts),
-        _quality_table(parts, measures),
-        _transfer_table(plain, config),
-        _levels_table(rows, config),
-        _steps_table(rows, config),
-        _change_table(parts),
-        _time_table(parts),
-    ]
-
-
-def counterfactual_finding(rows: Sequence[Row], config: "CounterfactualConfig") -> str:
-    """Say in one sentence how often edits turn the attacked detector, and how often others with it."""
-    said = []
-    for method in config.methods:
-        own, others = _turning_rates(_plain_edits(rows), method, config)
-        if own.value is not None:
-            carried = "" if others.value is None else f" and {others.value:.0%}"
-            said.append(f"{EDIT_TITLES[method]} {own.value:.0%}{carried}")
-    about = "Verdicts of fake that an edit turns, on the attacked detector and on the others: "
-    return f"{about}{'; '.join(said)}." if said else ""
-
-
-def counterfactual_plots(rows: Sequence[Row], config: "CounterfactualConfig") -> list[Figure]:
-    """Return all plots."""
-    drawn = [_transfer_plot(method, _plain_edits(rows), config) for method in config.methods]
-    levels, steps = _levels_table(rows, config), _steps_table(rows, config)
-    labels = _distinct(row[1] for row in levels.rows)
-    if labels:
-        names = [base.detector_title(name) for name in config.ablated]
-        groups = [Series(name, (), _rates_by_key(levels, name, labels)) for name in names]
-        alt = "Attack success rate by the style levels that were open. " + plots.values_in_words(groups, labels)
-        drawn.append(plots.draw_bars("levels", "Success by style level", alt, labels, groups, y_label="ASR, both"))
-    lengths = sorted(_distinct(row[1] for row in steps.rows))
-    if len(lengths) > 1:
-        names = [base.detector_title(name) for name in config.ablated]
-        lines = [Series(name, lengths, _rates_by_key(steps, name, lengths)) for name in names]
-        alt = "Attack success rate over the length of a step. " + plots.values_in_words(
-            lines, [f"{one:g}" for one in lengths]
-        )
-        title, below = "Success by length of a step", "Length of a step in the codes"
-        drawn.append(plots.draw_lines("epsilon", title, alt, lines, x_label=below, y_label="ASR, both"))
-    return drawn
-
-
-EditRows = list[tuple[str, str, list[Row]]]  # title of the attacked detector, method, rows
-
-
-def _families_table(parts: EditRows) -> Table:
-    families = sorted({row["family"] for _, _, part in parts for row in part})
+def _families_table(edits: Edits) -> Table:
+    families = sorted({family for _, _, frame in edits for family in frame["family"]})
     body = [
-        (
-            base.family_title(family),
-            name,
-            EDIT_TITLES[method],
-            _asr([row for row in part if row["family"] == family]).both,
-        )
+        (family_title(family), name, EDIT_TITLES[method], _asr(select(frame, family=family)).both)
         for family in families
-        for name, method, part in parts
+        for name, method, frame in edits
     ]
     columns = (FAMILY, ATTACKED, METHOD, BOTH)
     return Table("families", "Success by family of fakes", columns, tuple(body), by_family=True)
 
 
-def _beside_table(rows: Sequence[Row], config: "CounterfactualConfig") -> Table:
-    """Set success and transfer beside the paper's."""
-    printed = published.printed_transfer_means()
-    printed |= {EDIT_TITLES[name]: printed["Counterfactual"] for name in rendering.COMPOSITES}
-    absent = ("not printed", "not printed")
+def _success_table(edits: Edits) -> Table:
     body: list[tuple[Cell, ...]] = []
-    for method in config.methods:
-        own, others = _turning_rates(rows, method, config)
-        paper = printed.get(EDIT_TITLES[method], absent)
-        body.append((EDIT_TITLES[method], own, paper[0], others, paper[1]))
-    columns = (
-        METHOD,
-        *(Column("own", "ASR, ours", "asr_both", 2), Column("paper_own", "ASR, paper", digits=2)),
-        *(Column("others", "Transfer, ours", "transfer_rate", 2), Column("paper_others", "Transfer, paper", digits=2)),
-    )
-    note = (
-        "Means over attacked detectors, and over all pairs of an attacked and another detector: n counts these, not "
-        "pictures, and ± is the spread among them. The paper is "
-        f"Artifact-Eraser (arXiv 2404.08341), table 2, Celeb-DF. {published.WHY_TRANSFER_DIFFERS}"
-    )
-    return Table("beside", "Success and transfer, ours and the paper's", columns, tuple(body), note, beside=True)
-
-
-def _turning_rates(rows: Sequence[Row], method: str, config: "CounterfactualConfig") -> tuple[Estimate, Estimate]:
-    """Return the mean rate at which attacked detectors are turned, and that of all others."""
-    own: list[float | None] = []
-    others: list[float | None] = []
-    for attacked in config.attacked:
-        for judge, rate in zip(config.detectors, _judge_rates(rows, method, attacked, config), strict=True):
-            (own if judge == attacked else others).append(rate.value)
-    return mean(own), mean(others)
-
-
-def _success_table(parts: EditRows) -> Table:
-    body = []
-    for name, method, part in parts:
-        rates = _asr(part)
+    for name, method, frame in edits:
+        rates = _asr(frame)
         cells = (rates.everything, rates.detected, rates.after_inversion, rates.both)
         body.append((name, EDIT_TITLES[method], *cells))
     note = "A success is called fake before, still fake at the start of the edit, and real after it."
     return Table("success", "Attack success over four denominators", (ATTACKED, METHOD, *ASR), tuple(body), note)
 
 
-def _quality_table(parts: EditRows, measures: Mapping[str, str]) -> Table:
+def _quality_table(edits: Edits, measures: Mapping[str, str]) -> Table:
     body: list[tuple[Cell, ...]] = []
-    for name, method, part in parts:
-        turned = _turned_rows(part)
-        kept = [row["identity_retained"] for row in turned if "identity_retained" in row]
-        values = [mean(row.get(column.name) for row in turned) for column in QUALITY]
-        body.append((name, EDIT_TITLES[method], proportion(sum(kept), len(kept)), *values))
+    for name, method, frame in edits:
+        turned = frame[frame["turned"]]
+        retained = [value for value in turned.get("identity_retained", ()) if isinstance(value, bool)]
+        values = (mean(turned.get(column.name, ())) for column in QUALITY)
+        body.append((name, EDIT_TITLES[method], proportion(sum(retained), len(retained)), *values))
     note = "Of successes, edited against original. " + " ".join(
         f"{title}: {measures[name].rstrip('.')}." for name, title in (("identity", "Identity"), ("lpips", "LPIPS"))
     )
     return Table("quality", "Quality of successes", (ATTACKED, METHOD, RETAINED, *QUALITY), tuple(body), note)
 
 
-def _transfer_table(rows: Sequence[Row], config: "CounterfactualConfig") -> Table:
-    judges = tuple(
-        Column(f"judge_{name}", f"judged by {base.detector_title(name)}", "transfer_rate") for name in config.detectors
-    )
-    body: list[tuple[Cell, ...]] = [
-        (EDIT_TITLES[method], base.detector_title(name), *_judge_rates(rows, method, name, config))
-        for method in config.methods
-        for name in config.attacked
-    ]
-    note = "Of what the judge itself called fake before and at the start; where both are one detector, its own ASR."
-    return Table("transfer", "Transfer to other detectors", (METHOD, ATTACKED, *judges), tuple(body), note)
-
-
-def _levels_table(rows: Sequence[Row], config: "CounterfactualConfig") -> Table:
-    own = [row for row in rows if row["factor"] == 1]
-    body = [
-        line
-        for level in sorted({row["level"] for row in own}, key=lambda level: (len(level), LEVELS.index(level[0])))
-        for line in _varied_rows(level, [row for row in own if row["level"] == level], config)
-    ]
-    return _varied_table("levels", "Levels opened one at a time", Column("level", "Levels"), body, config)
-
-
-def _steps_table(rows: Sequence[Row], config: "CounterfactualConfig") -> Table:
-    own = [row for row in rows if row["level"] == ALL_LEVELS and row["method"] == config.ablated_method]
-    lengths = sorted({row["epsilon"] for row in own if row["attacked"] == row["judge"]})
-    body = [
-        line
-        for length in lengths
-        for line in _varied_rows(length, [row for row in own if row.get("epsilon") == length], config)
-    ]
-    return _varied_table("epsilon", "Length of a step", Column("epsilon", "Step", digits=5, key=True), body, config)
-
-
-def _varied_rows(value: str | float, rows: Sequence[Row], config: "CounterfactualConfig") -> list[tuple[Cell, ...]]:
-    """Return success, steps, PSNR and noise at one value of a setting, one line a detector."""
-    body: list[tuple[Cell, ...]] = []
-    for name in config.ablated:
-        part = [
-            row for row in rows if row["attacked"] == row["judge"] == name and row["method"] == config.ablated_method
-        ]
-        measured = [mean(row.get(of) for row in _turned_rows(part)) for of in ("steps", "psnr", "tv", "esnle")]
-        body.append((base.detector_title(name), value, _asr(part).both, *measured))
-    return body
-
-
-def _varied_table(
-    name: str, title: str, column: Column, body: list[tuple[Cell, ...]], config: "CounterfactualConfig"
-) -> Table:
-    columns = (ATTACKED, column, BOTH, Column("steps", "Steps", digits=1), PSNR, TV, ESNLE)
-    note = f"{EDIT_TITLES[config.ablated_method]}, at most {config.steps} steps; all but ASR of successes."
-    order = [base.detector_title(one) for one in config.ablated]
-    ordered = sorted(body, key=lambda line: order.index(str(line[0])))
-    return Table(name, title, columns, tuple(ordered), note)
-
-
-def _change_table(parts: EditRows) -> Table:
+def _change_table(edits: Edits) -> Table:
     columns = (FAMILY, ATTACKED, METHOD, *(Column(f"change_{one}", f"Change of {one}", digits=5) for one in LEVELS))
-    latent = [(name, method, _turned_rows(part)) for name, method, part in parts if method not in PIXEL_ATTACKS]
-    families = sorted({row["family"] for _, _, part in latent for row in part})
+    searched = [(name, method, frame[frame["turned"]]) for name, method, frame in edits if method not in PIXEL_ATTACKS]
     body: list[tuple[Cell, ...]] = [
-        (base.family_title(family), name, EDIT_TITLES[method], *_code_changes(own))
-        for family in families
-        for name, method, part in latent
-        if (own := [row for row in part if row["family"] == family])
+        (family_title(family), name, EDIT_TITLES[method], *(mean(turned[f"change_{one}"]) for one in LEVELS))
+        for family in sorted({family for _, _, frame in searched for family in frame["family"]})
+        for name, method, frame in searched
+        if len(turned := select(frame, family=family))
     ]
     note = "Mean absolute change of the codes of successes, by style level (Artifact-Eraser, appendix, figure 3)."
     return Table("latent_change", "How far the codes moved", columns, tuple(body), note)
 
 
-def _time_table(parts: EditRows) -> Table:
-    body = [(name, EDIT_TITLES[method], mean(row["seconds"] for row in part)) for name, method, part in parts]
-    columns = (ATTACKED, METHOD, Column("seconds", "Seconds", digits=2))
-    return Table("time", "Seconds an edit", columns, tuple(body))
+def _time_table(edits: Edits) -> Table:
+    body = [(name, EDIT_TITLES[method], mean(frame["seconds"])) for name, method, frame in edits]
+    return Table("time", "Seconds an edit", (ATTACKED, METHOD, Column("seconds", "Seconds", digits=2)), tuple(body))
 
 
-def _transfer_plot(method: str, rows: Sequence[Row], config: "CounterfactualConfig") -> Figure:
-    names, judges = ([base.detector_title(one) for one in some] for some in (config.attacked, config.detectors))
-    values = np.full((len(names), len(judges)), np.nan)
-    for number, attacked in enumerate(config.attacked):
-        values[number] = [_number(one) for one in _judge_rates(rows, method, attacked, config)]
-    alt = "Rows: attacked detector; columns: judging detector. " + "; ".join(
-        f"{name}: " + ", ".join("none" if np.isnan(value) else f"{value:.2f}" for value in line)
-        for name, line in zip(names, values, strict=True)
-    )
-    title = f"Transfer, {EDIT_TITLES[method]}"
-    return plots.draw_matrix(f"transfer_{method}", title, f"{alt}.", values, names, judges, label="Transfer rate")
-
-
-def _judge_rates(rows: Sequence[Row], method: str, attacked: str, config: "CounterfactualConfig") -> list[Estimate]:
-    own = [row for row in rows if row["method"] == method and row["attacked"] == attacked]
-    return [_asr([row for row in own if row["judge"] == judge]).both for judge in config.detectors]
-
-
-def _plain_edits(rows: Sequence[Row]) -> list[Row]:
+def _plain_edits(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the edits with every level open and the generator's own step."""
-    return [row for row in rows if row["level"] == ALL_LEVELS and row["factor"] == 1]
+    return select(frame, level=ALL_LEVELS, factor=1)
 
 
-def _rows_by_edit(rows: Sequence[Row], config: "CounterfactualConfig") -> EditRows:
-    return [
-        (
-            base.detector_title(name),
-            method,
-            [row for row in rows if row["attacked"] == name and row["method"] == method],
-        )
-        for name in config.attacked
-        for method in config.methods
-    ]
-
-
-def _turned_rows(rows: Sequence[Row]) -> list[Row]:
-    return [row for row in rows if row["turned"]]
-
-
-def _asr(rows: Sequence[Row]) -> success.Success:
-    return success.attack_success(*([row[name] for row in rows] for name in ("p_original", "p_start", "p_edited")))
-
-
-def _code_changes(rows: Sequence[Row]) -> list[Estimate]:
-    return [mean(row[f"change_{one}"] for row in rows) for one in LEVELS]
+def _asr(frame: pd.DataFrame) -> success.Success:
+    return success.attack_success(frame["p_original"], frame["p_start"], frame["p_edited"])
 
 
 def _rates_by_key(table: Table, detector: str, keys: Sequence[Any]) -> list[float]:
     """Return the success rates of a detector by the values in the second column, NaN where there is none."""
-    found = {row[1]: _number(row[2]) for row in table.rows if row[0] == detector}
-    return [found.get(key, float("nan")) for key in keys]
-
-
-def _number(cell: Cell) -> float:
-    return float("nan") if not isinstance(cell, Estimate) or cell.value is None else cell.value
-
-
-def _distinct(values: Iterable[Any]) -> list[Any]:
-    return list(dict.fromkeys(values))
+    rates = {row[1]: cell_number(row[2]) for row in table.rows if row[0] == detector}
+    return [rates.get(key, float("nan")) for key in keys]
