@@ -1,6 +1,7 @@
 """The protocol that attacks a fake where its own map points, computed by hand."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from backend.evaluate.dataset import open_data
@@ -141,7 +142,7 @@ def test_what_faithfulness_reports_in_words(explained):
 
 
 def test_a_picture_counts_once_in_the_finding_however_many_detectors_explain_it():
-    config = configure_protocol(faithfulness.FaithfulnessProtocol, "quick", {"detectors": ["xception", "meso4"]}).config
+    protocol = configure_protocol(faithfulness.FaithfulnessProtocol, "quick", {"detectors": ["xception", "meso4"]})
     rows_ = [
         {"sample": sample, "detector": detector, "method": "lime", "reference": reference, "p_after_1": p_after}
         for sample, detector, original, adversarial in (
@@ -151,8 +152,8 @@ def test_a_picture_counts_once_in_the_finding_however_many_detectors_explain_it(
         for reference, p_after in (("original", original), ("adversarial", adversarial))
     ]
     # The mean of 0.6 and 0 for a, 0.1 for b: two values, not three.
-    assert sorted(faithfulness._differences(rows_, "p_after_1")) == pytest.approx([0.1, 0.3])
-    assert "LIME +0.200 [" in faithfulness.faithfulness_finding(rows_, config)
+    assert sorted(faithfulness.reference_gains(pd.DataFrame(rows_), 1)) == pytest.approx([0.1, 0.3])
+    assert "LIME +0.200 [" in protocol.finding(rows_)
 
 
 def test_accuracy_beside_the_paper_counts_a_picture_once():
@@ -161,7 +162,7 @@ def test_accuracy_beside_the_paper_counts_a_picture_once():
         for sample, scores in (("a", (0.9, 0.8)), ("b", (0.9, 0.1)), ("c", (0.2, 0.1)))
         for detector, p_after in zip(("xception", "meso4"), scores, strict=True)
     ]
-    (found,) = faithfulness._accuracies(rows, [1])
+    (found,) = faithfulness.picture_accuracies(pd.DataFrame(rows), [1])
     assert (found.value, found.count) == (0.5, 3)  # 1, 1/2 and 0, and not three of six
     assert found.low == 0 and found.high == 1
 

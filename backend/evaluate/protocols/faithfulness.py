@@ -4,10 +4,11 @@ Stability as in the code of XAI-Deepfakes (Tsigos et al. 2024, arXiv 2404.18649)
 stopped while the score has hardly moved and the verdict stands, and the map of that face is compared.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -23,20 +24,34 @@ from backend.evaluate.dataset import Dataset, crop_face
 from backend.evaluate.metrics import faithfulness as metric
 from backend.evaluate.metrics.base import Estimate, mean, mean_with_interval, proportion
 from backend.evaluate.plots import Figure, Series
-from backend.evaluate.protocols import base, sufficiency
 from backend.evaluate.protocols.base import (
     QUICK,
     Item,
-    Protocol,
     Values,
     Whole,
     check_detectors,
+    detector_title,
     make_item,
     register_protocol,
+    select,
 )
-from backend.evaluate.protocols.sufficiency import SufficiencyConfig
+from backend.evaluate.protocols.sufficiency import (
+    DETECTOR,
+    RANDOM_SEGMENTS,
+    Attack,
+    MapProtocol,
+    MapRows,
+    SufficiencyConfig,
+    derived_seed,
+    empty_sufficiency_row,
+    mean_by_picture,
+    method_title,
+    random_sufficiency_cells,
+    sufficiency_cells,
+    sufficiency_row,
+)
 from backend.evaluate.store import Row
-from backend.evaluate.tables import Cell, Column, Table
+from backend.evaluate.tables import Cell, Column, Table, cell_number
 from backend.explain.base import EXPLAINERS, REFERENCES, Reference
 from backend.explain.explanation import ExplainSettings, Explanation, attack_settings, explain, start_attack
 from backend.explain.segments import rank_scores, segment_scores, top_mask
@@ -46,53 +61,13 @@ from backend.runtime import remembered
 from backend.settings import validated
 
 NEIGHBOUR_TOPS = 3  # segments that the attack may change
-
 NEIGHBOUR_FALL = 0.10  # by which p_fake may have fallen
-
-
-def find_neighbour(
-    face: Tensor, detector: Detector, saliency: Tensor, labels: Tensor, settings: NESSettings | None = None
-) -> Job[Tensor | None]:
-    """Attack the highest segments of a map with NES, and return the last picture whose p_fake fell by at most `MOST`.
-
-    Args:
-        face: (1, 3, H, W) in [0, 1].
-        detector: Whose verdict the map explains.
-        saliency: The map (H, W), higher where more speaks for the verdict.
-        labels: Segments (H, W), from 0 without gaps.
-        settings: Settings of the attack.
-
-    Yields:
-        The steps of the attack.
-
-    Returns:
-        The picture (1, 3, H, W), still called fake; None where already the first update went further, so that there
-        is none but the face itself.
-
-    Raises:
-        UserError: A setting is out of its range.
-    """
-    labels = labels.cpu()
-    mask = top_mask(labels, rank_scores(segment_scores(saliency, labels)), NEIGHBOUR_TOPS)
-    kept, least = None, None
-    with Running(nes.attack(face, detector, settings, mask)) as running:
-        for step in running:
-            if step.preview is not None:  # one that was asked about
-                p_fake = step.values["p_fake"]
-                if least is None:  # the face itself
-                    least = max(THRESHOLD, p_fake - NEIGHBOUR_FALL)
-                elif p_fake >= least:
-                    kept = step.preview
-            yield step
-    return kept
-
-
 PERTURBATION_METHODS = ("lime", "shap", "sobol", "rise")
-
 # PGD does not stop where the verdict turns, so with the paper's 16 grey levels any large segment would do.
 QUICK_LEVELS, QUICK_ITERATIONS = 4.0, 10
-
 _KEPT_ATTACKS = 2  # adversarial images of a process, because the methods of one picture follow each other
+METHOD, REFERENCE = Column("method", "Method"), Column("reference", "Reference")
+NO_REFERENCE = "none"  # the reference of random segments
 
 
 @validated
@@ -115,7 +90,7 @@ class FaithfulnessConfig(SufficiencyConfig):
     detectors: Values[str] = ()
     methods: Values[str] = PERTURBATION_METHODS
     references: Values[Reference] = REFERENCES
-    reference_attack: sufficiency.Attack = "nes"
+    reference_attack: Attack = "nes"
     margin: float = 0.0
     segments: Whole = ExplainSettings.segments
     stability: bool = False
@@ -133,10 +108,11 @@ class FaithfulnessConfig(SufficiencyConfig):
 
 
 @register_protocol(order=40)
-class FaithfulnessProtocol(Protocol):
+class FaithfulnessProtocol(MapProtocol):
     """An item is one fake that is called fake, one detector and one method; a row is one map of it."""
 
     config: FaithfulnessConfig
+    map_columns = (DETECTOR, METHOD, REFERENCE)
 
     name = "faithfulness"
     title = "Faithfulness of maps"
@@ -167,10 +143,6 @@ class FaithfulnessProtocol(Protocol):
             draws=1,
             detectors=known[:1],
         )
-
-    def models(self) -> list[str]:
-        """Return the detectors."""
-        return list(self.config.detectors)
 
     def select_samples(self, data: Dataset) -> Dataset:
         """Return the fakes that are measured; no real picture is."""
@@ -211,20 +183,59 @@ class FaithfulnessProtocol(Protocol):
 
     def tables(self, rows: Sequence[Row]) -> list[Table]:
         """Return the tables by family, over all, of what the reference adds, against chance, and of the cost."""
-        return faithfulness_tables(rows, self.config)
+        frame, note = pd.DataFrame(rows), self._note()
+        return [
+            self._beside_table(frame),
+            self.families_table(frame, "Faithfulness by family of fakes", note),
+            self.overall_table(frame, "Faithfulness over all fakes", note),
+            *([self._gain_table(frame)] if len(self.config.references) > 1 else []),
+            self.against_random_table(frame, "the same picture"),
+            *([self._stability_table(frame)] if self.config.stability else []),
+            self._references_table(frame),
+            self._cost_table(frame),
+        ]
 
     def plots(self, rows: Sequence[Row]) -> list[Figure]:
-        """Return the sufficiency of every map, one plot a detector."""
-        return faithfulness_plots(rows, self.config)
+        """Return the sufficiency of every map and of random segments, one plot a detector."""
+        frame, tops, figures = pd.DataFrame(rows), self.config.tops, []
+        for name in self._measured_detectors(frame):
+            maps = select(frame, detector=name)
+            estimates = {
+                f"{method_title(method)}, {reference}": sufficiency_cells(group, tops)
+                for method, reference, group in self._variants(maps)
+            }
+            estimates[RANDOM_SEGMENTS] = random_sufficiency_cells(maps, tops)
+            labels = list(estimates)
+            start = len(tops)  # accuracies come first
+            groups = [
+                Series(f"top {top}", (), [cell_number(cells[start + place]) for cells in estimates.values()])
+                for place, top in enumerate(tops)
+            ]
+            alt = f"Sufficiency by map on {detector_title(name)}; higher is better. "
+            alt += plots.values_in_words(groups, labels)
+            title = f"Sufficiency, {detector_title(name)}"
+            figures.append(plots.draw_bars(f"sufficiency_{name}", title, alt, labels, groups, y_label="Sufficiency"))
+        return figures
 
     def finding(self, rows: Sequence[Row]) -> str:
-        """Say what the adversarial reference adds to each method."""
-        return faithfulness_finding(rows, self.config)
+        """Say what the adversarial reference adds to each method at the smallest k, over all detectors."""
+        frame, top, gains = pd.DataFrame(rows), min(self.config.tops), []
+        for name in self.config.methods:
+            gain = mean_with_interval(reference_gains(select(frame, method=name), top))
+            if gain.value is not None:
+                interval = "" if gain.low is None else f" [{gain.low:+.3f}, {gain.high:+.3f}]"
+                gains.append(f"{method_title(name)} {gain.value:+.3f}{interval}")
+        if not gains:
+            return ""
+        return (
+            f"With an adversarial image behind the hidden parts in place of the usual fill, sufficiency@{top} changed "
+            f"by {', '.join(gains)} (95 % interval, picture by picture)."
+        )
 
     def limits(self, data: Dataset) -> list[str]:
         """Add what the test itself cannot say."""
         said = super().limits(data)
-        said.append(sufficiency.attack_in_words(self.config))
+        said.append(self.config.attack_in_words())
         said.append("Only fakes that the detector calls fake are measured. The paper keeps the others; they fall by 0.")
         said.append(
             "Where an attack on three segments turns nearly every verdict, the third column tells no maps apart; look "
@@ -258,15 +269,13 @@ class FaithfulnessProtocol(Protocol):
         row |= {"degenerate": made.degenerate, "reason": made.reason, "p_reference": made.p_reference}
         row |= {"images": made.explanation.images, "calls": made.explanation.calls, "map_seconds": made.seconds}
         if made.degenerate:
-            return row | sufficiency.empty_sufficiency_row(config.tops)
+            return row | empty_sufficiency_row(config.tops)
         # As in the paper, LIME's segments count only where they speak for the verdict.
-        seed = sufficiency.derived_seed(config.seed, item.key, reference)
-        test = sufficiency.map_test_settings(config, seed, positive_only=name == "lime")
-        row |= sufficiency.sufficiency_row(
-            finish(measure_sufficiency(face, detector, made.saliency, made.labels, test))
-        )
+        seed = derived_seed(config.seed, item.key, reference)
+        test = config.map_test_settings(seed, positive_only=name == "lime")
+        row |= sufficiency_row(finish(measure_sufficiency(face, detector, made.saliency, made.labels, test)))
         if config.stability and row[f"p_after_{max(config.tops)}"] is not None:
-            row["stability"] = _measured_stability(face, detector, made, settings, sufficiency.nes_settings(config))
+            row["stability"] = _measured_stability(face, detector, made, settings, config.nes_settings())
         return row
 
     def _explain_settings(self, name: str, reference: Reference) -> ExplainSettings:
@@ -280,6 +289,181 @@ class FaithfulnessProtocol(Protocol):
             shortcut=config.reference_attack == "pgd",
         )
         return replace(settings, attack=replace(attack_settings(settings), kappa=config.margin))
+
+    def map_rows(self, frame: pd.DataFrame) -> list[tuple[Cell, ...]]:
+        """Return accuracy and sufficiency by detector, method and reference, and of random segments by detector."""
+        body: list[tuple[Cell, ...]] = []
+        for name in self._measured_detectors(frame):
+            maps, title = select(frame, detector=name), detector_title(name)
+            for method, reference, group in self._variants(maps):
+                cells = sufficiency_cells(group, self.config.tops)
+                body.append((title, method_title(method), reference, *cells))
+            body.append((title, RANDOM_SEGMENTS, NO_REFERENCE, *random_sufficiency_cells(maps, self.config.tops)))
+        return body
+
+    def maps(self, frame: pd.DataFrame) -> list[MapRows]:
+        """Return the maps of every detector, method and reference."""
+        return [
+            ((detector_title(name), method_title(method), reference), group)
+            for name in self._measured_detectors(frame)
+            for method, reference, group in self._variants(select(frame, detector=name))
+        ]
+
+    def _measured_detectors(self, frame: pd.DataFrame) -> list[str]:
+        return [name for name in self.config.detectors if name in set(frame["detector"])]
+
+    def _variants(self, frame: pd.DataFrame) -> Iterator[tuple[str, Reference, pd.DataFrame]]:
+        for method in self.config.methods:
+            for reference in self.config.references:
+                yield method, reference, select(frame, method=method, reference=reference)
+
+    def _note(self) -> str:
+        return (
+            f"{self.config.attack_in_words()} Before any attack the accuracy is 1, because only detected fakes are "
+            "measured. LIME is attacked only in segments that speak for fake, and counts where there are enough for "
+            "the largest k."
+        )
+
+    def _beside_table(self, frame: pd.DataFrame) -> Table:
+        """Set the accuracy that is left, over all detectors, beside the paper's."""
+        printed = published.printed_accuracy_means()
+        tops = [top for top in self.config.tops if top in published.PRINTED_TOPS]
+        columns = [METHOD, REFERENCE]
+        for top in tops:
+            columns.append(Column(f"ours_{top}", f"Accuracy@{top}, ours", "accuracy_at_k"))
+            columns.append(Column(f"paper_{top}", f"Accuracy@{top}, paper"))
+        body: list[tuple[Cell, ...]] = []
+        for method, reference, maps in self._variants(frame):
+            names = method_title(method), reference
+            paper = printed.get(names, {})
+            pairs = zip(picture_accuracies(maps, tops), map(paper.get, tops), strict=True)
+            body.append((*names, *(cell for pair in pairs for cell in pair)))
+        note = (
+            f"The paper's is the mean of the families whose numbers are at hand ({published.families_at_hand()}), so "
+            "its methods cannot be compared with each other here. Ours counts only fakes that are detected before the "
+            "attack, the paper's all; the verdicts of several detectors on one picture are averaged first. "
+            f"{published.WHY_FAITHFULNESS_DIFFERS}"
+        )
+        title = "Accuracy after the attack, ours and the paper's"
+        return Table("beside", title, tuple(columns), tuple(body), note, beside=True)
+
+    def _gain_table(self, frame: pd.DataFrame) -> Table:
+        """Return the differences between the two references on the same fakes."""
+        tops = self.config.tops
+        columns = (
+            *(DETECTOR, METHOD),
+            *(Column(f"gain_{top}", f"Sufficiency@{top}, adversarial - original") for top in tops),
+            Column("better", f"Fakes on which adversarial is better at {min(tops)}"),
+        )
+        body: list[tuple[Cell, ...]] = []
+        for name in self._measured_detectors(frame):
+            for method in self.config.methods:
+                maps = select(frame, detector=name, method=method)
+                gains = (mean_with_interval(reference_gains(maps, top)) for top in tops)
+                differences = [gain for gain in reference_gains(maps, min(tops)) if gain]
+                better = proportion(sum(gain > 0 for gain in differences), len(differences))
+                body.append((detector_title(name), method_title(method), *gains, better))
+        note = (
+            "Picture by picture; above 0 the adversarial reference makes the better map. Ties are left out of the "
+            "share."
+        )
+        return Table("gain", "What the adversarial reference adds", columns, tuple(body), note)
+
+    def _stability_table(self, frame: pd.DataFrame) -> Table:
+        body: list[tuple[Cell, ...]] = [
+            (*names, mean_with_interval(maps.get("stability", ()), (-1.0, 1.0))) for names, maps in self.maps(frame)
+        ]
+        note = (
+            f"NES changed each face in its {NEIGHBOUR_TOPS} highest segments while p_fake fell by at most "
+            f"{NEIGHBOUR_FALL:.2f} and the face was called fake; then it was explained again with the same seed. Left "
+            "out are maps whose face changed more at once, and those that showed nothing the second time. A map that "
+            "always looks the same is stable, too, so read this beside the sufficiency."
+        )
+        columns = (*self.map_columns, Column("stability", "Stability", "stability"))
+        return Table("stability", "How stable maps are", columns, tuple(body), note)
+
+    def _references_table(self, frame: pd.DataFrame) -> Table:
+        columns = (
+            *self.map_columns,
+            Column("p_before", "p_fake of the face"),
+            Column("p_reference", "p_fake of what stands behind"),
+            Column("called_real", "Reference called real"),
+            Column("change", "Its largest change", digits=1, unit="of 255"),
+            Column("iterations", "Updates of its attack", digits=1),
+            Column("empty", "Maps that show nothing"),
+        )
+        body: list[tuple[Cell, ...]] = []
+        for names, maps in self.maps(frame):
+            p_reference = maps["p_reference"].astype(float).dropna()
+            cells = (
+                mean(maps["p_before"]),
+                mean(p_reference),
+                proportion(sum(p_reference < THRESHOLD), len(p_reference)),
+                mean(255 * value for value in maps.get("change", ())),
+                mean(maps.get("iterations", ())),
+                proportion(sum(maps["degenerate"]), len(maps)),
+            )
+            body.append((*names, *cells))
+        note = (
+            "What a hidden part shows. A reference that is still called fake, or that is no face, makes a weaker map."
+        )
+        return Table("references", "What stood behind the hidden parts", columns, tuple(body), note)
+
+    def _cost_table(self, frame: pd.DataFrame) -> Table:
+        columns = (
+            *self.map_columns,
+            Column("seconds", "Seconds", digits=2),
+            Column("images", "Pictures judged", digits=0),
+            Column("calls", "Calls of the detector", digits=0),
+        )
+        sums = (("map_seconds", "attack_seconds"), ("images", "attack_images"), ("calls", "attack_calls"))
+        body: list[tuple[Cell, ...]] = [
+            (*names, *(mean(maps[first] + maps[second]) for first, second in sums)) for names, maps in self.maps(frame)
+        ]
+        note = (
+            "The attack that makes the adversarial image counts with every map that needs it; the test of maps does "
+            "not."
+        )
+        return Table("cost", "Time and inferences of one map", columns, tuple(body), note)
+
+
+def find_neighbour(
+    face: Tensor, detector: Detector, saliency: Tensor, labels: Tensor, settings: NESSettings | None = None
+) -> Job[Tensor | None]:
+    """Attack the highest segments of a map with NES, and return the last picture whose score hardly fell.
+
+    p_fake of that picture fell by at most `NEIGHBOUR_FALL`.
+
+    Args:
+        face: (1, 3, H, W) in [0, 1].
+        detector: Whose verdict the map explains.
+        saliency: The map (H, W), higher where more speaks for the verdict.
+        labels: Segments (H, W), from 0 without gaps.
+        settings: Settings of the attack.
+
+    Yields:
+        The steps of the attack.
+
+    Returns:
+        The picture (1, 3, H, W), still called fake; None where already the first update went further, so that there
+        is none but the face itself.
+
+    Raises:
+        UserError: A setting is out of its range.
+    """
+    labels = labels.cpu()
+    mask = top_mask(labels, rank_scores(segment_scores(saliency, labels)), NEIGHBOUR_TOPS)
+    kept, least = None, None
+    with Running(nes.attack(face, detector, settings, mask)) as running:
+        for step in running:
+            if step.preview is not None:  # one that was asked about
+                p_fake = step.values["p_fake"]
+                if least is None:  # the face itself
+                    least = max(THRESHOLD, p_fake - NEIGHBOUR_FALL)
+                elif p_fake >= least:
+                    kept = step.preview
+            yield step
+    return kept
 
 
 def _detector_crop(data: Dataset, name: str, detector: Detector) -> np.ndarray:
@@ -315,298 +499,28 @@ def _adversarial(pixels: bytes, side: int, detector: str, settings: ExplainSetti
     return finish(start_attack(face, registry.load(detector), settings))
 
 
-FAMILY, DETECTOR = Column("family", "Family of fakes"), Column("detector", "Detector")
-
-METHOD, REFERENCE = Column("method", "Method"), Column("reference", "Reference")
-
-MAP_COLUMNS = (DETECTOR, METHOD, REFERENCE)
-
-NO_REFERENCE = "none"  # the reference of random segments
-
-
-Variant = tuple[str, str]  # method and reference
-
-
-def faithfulness_tables(rows: Sequence[Row], config: "FaithfulnessConfig") -> list[Table]:
-    """Return all tables.
-
-    Args:
-        rows: One row a map.
-        config: What was measured.
-    """
-    found = [_families_table(rows, config), _overall_table(rows, config)]
-    if len(config.references) > 1:
-        found.append(_gain_table(rows, config))
-    against_random = sufficiency.against_random_table(
-        MAP_COLUMNS, _rows_by_map(rows, config), config.tops, "the same picture"
-    )
-    found.append(against_random)
-    if config.stability:
-        found.append(_stability_table(rows, config))
-    return [_beside_table(rows, config), *found, _references_table(rows, config), _cost_table(rows, config)]
-
-
-def faithfulness_plots(rows: Sequence[Row], config: "FaithfulnessConfig") -> list[Figure]:
-    """Return one plot a detector: groups of bars for the variants and the random segments."""
-    drawn = []
-    for name in _measured_detectors(rows, config):
-        own = [row for row in rows if row["detector"] == name]
-        measured = {
-            _variant_title(one): sufficiency.sufficiency_cells(_rows_of_variant(own, one), config.tops)
-            for one in _variants(config)
-        }
-        measured[sufficiency.RANDOM_SEGMENTS] = sufficiency.random_sufficiency_cells(own, config.tops)
-        labels = list(measured)
-        start = len(config.tops)  # accuracies come first
-        groups = [
-            Series(f"top {top}", (), [sufficiency.bar_values(measured[label][start + place]) for label in labels])
-            for place, top in enumerate(config.tops)
-        ]
-        values = plots.values_in_words(groups, labels)
-        alt = f"Sufficiency by map on {base.detector_title(name)}; higher is better. {values}"
-        title = f"Sufficiency, {base.detector_title(name)}"
-        drawn.append(plots.draw_bars(f"sufficiency_{name}", title, alt, labels, groups, y_label="Sufficiency"))
-    return drawn
-
-
-def faithfulness_finding(rows: Sequence[Row], config: "FaithfulnessConfig") -> str:
-    """Say in one sentence what the adversarial reference adds at the smallest k, over all detectors."""
-    top = min(config.tops)
-    said = [
-        f"{sufficiency.method_title(name)} {gain.value:+.3f}{_interval(gain)}"
-        for name in config.methods
-        if (gain := _mean_difference([row for row in rows if row["method"] == name], f"p_after_{top}")).value
-        is not None
-    ]
-    if not said:
-        return ""
-    return (
-        f"With an adversarial image behind the hidden parts in place of the usual fill, sufficiency@{top} changed by "
-        f"{', '.join(said)} (95 % interval, picture by picture)."
-    )
-
-
-def _beside_table(rows: Sequence[Row], config: "FaithfulnessConfig") -> Table:
-    """Set the accuracy that is left, over all detectors, beside the paper's."""
-    printed = published.printed_accuracy_means()
-    tops = [top for top in config.tops if top in published.PRINTED_TOPS]
-    columns = (
-        METHOD,
-        REFERENCE,
-        *(
-            column
-            for top in tops
-            for column in (
-                Column(f"ours_{top}", f"Accuracy@{top}, ours", "accuracy_at_k"),
-                Column(f"paper_{top}", f"Accuracy@{top}, paper"),
-            )
-        ),
-    )
-    body: list[tuple[Cell, ...]] = []
-    for one in _variants(config):
-        ours = _accuracies(_rows_of_variant(rows, one), tops)
-        paper = printed.get(_variant_cells(one), {})
-        pairs = ((mine, paper.get(top)) for top, mine in zip(tops, ours, strict=True))
-        body.append((*_variant_cells(one), *(cell for pair in pairs for cell in pair)))
-    note = (
-        f"The paper's is the mean of the families whose numbers are at hand ({published.families_at_hand()}), so its "
-        "methods cannot be compared with each other here. Ours counts only fakes that are detected before the attack, "
-        "the paper's all; the verdicts of several detectors on one picture are averaged first. "
-        f"{published.WHY_FAITHFULNESS_DIFFERS}"
-    )
-    return Table("beside", "Accuracy after the attack, ours and the paper's", columns, tuple(body), note, beside=True)
-
-
-def _accuracies(rows: Sequence[Row], tops: Sequence[int]) -> list[Estimate]:
+def picture_accuracies(maps: pd.DataFrame, tops: Sequence[int]) -> list[Estimate]:
     """Return accuracy over pictures; of several detectors' verdicts on one, which are not independent, the mean."""
-    if len({row["detector"] for row in rows}) < 2:
-        return list(sufficiency.sufficiency_cells(rows, tops)[: len(tops)])
-    found = []
+    if maps["detector"].nunique() < 2:
+        return list(sufficiency_cells(maps, tops)[: len(tops)])
+    accuracies = []
     for top in tops:
-        by_picture: dict[str, list[bool]] = {}
-        for row in rows:
-            if row[f"p_after_{top}"] is not None:
-                by_picture.setdefault(row["sample"], []).append(row[f"p_after_{top}"] >= THRESHOLD)
-        means = (sum(right) / len(right) for right in by_picture.values())
-        found.append(mean_with_interval(means, (0.0, 1.0)))
-    return found
+        attacked = maps.dropna(subset=f"p_after_{top}")
+        right = mean_by_picture(attacked, attacked[f"p_after_{top}"] >= THRESHOLD)
+        accuracies.append(mean_with_interval(right, (0.0, 1.0)))
+    return accuracies
 
 
-def _families_table(rows: Sequence[Row], config: "FaithfulnessConfig") -> Table:
-    body = [
-        (base.family_title(family), *line)
-        for family in sorted({row["family"] for row in rows})
-        for line in _map_lines([row for row in rows if row["family"] == family], config)
-    ]
-    columns = (FAMILY, *MAP_COLUMNS, *sufficiency.sufficiency_columns(config.tops))
-    return Table("families", "Faithfulness by family of fakes", columns, tuple(body), _note(config), by_family=True)
+def reference_gains(maps: pd.DataFrame, top: int) -> list[float]:
+    """Return, for every picture that has both references, by how much the adversarial one lowers p_fake further.
 
-
-def _overall_table(rows: Sequence[Row], config: "FaithfulnessConfig") -> Table:
-    columns = (*MAP_COLUMNS, *sufficiency.sufficiency_columns(config.tops))
-    return Table("faithfulness", "Faithfulness over all fakes", columns, tuple(_map_lines(rows, config)), _note(config))
-
-
-def _map_lines(rows: Sequence[Row], config: "FaithfulnessConfig") -> list[tuple[Cell, ...]]:
-    body: list[tuple[Cell, ...]] = []
-    for name in _measured_detectors(rows, config):
-        own = [row for row in rows if row["detector"] == name]
-        body += [
-            (
-                base.detector_title(name),
-                *_variant_cells(one),
-                *sufficiency.sufficiency_cells(_rows_of_variant(own, one), config.tops),
-            )
-            for one in _variants(config)
-        ]
-        body.append(
-            (
-                base.detector_title(name),
-                sufficiency.RANDOM_SEGMENTS,
-                NO_REFERENCE,
-                *sufficiency.random_sufficiency_cells(own, config.tops),
-            )
-        )
-    return body
-
-
-def _note(config: "FaithfulnessConfig") -> str:
-    return (
-        f"{sufficiency.attack_in_words(config)} "
-        "Before any attack the accuracy is 1, because only detected fakes are measured. "
-        "LIME is attacked only in segments that speak for fake, and counts where there are enough for the largest k."
-    )
-
-
-def _gain_table(rows: Sequence[Row], config: "FaithfulnessConfig") -> Table:
-    """Return the differences between the two references on the same fakes."""
-    columns = (
-        DETECTOR,
-        METHOD,
-        *(Column(f"gain_{top}", f"Sufficiency@{top}, adversarial - original") for top in config.tops),
-        Column("better", f"Fakes on which adversarial is better at {min(config.tops)}"),
-    )
-    body: list[tuple[Cell, ...]] = []
-    for name in _measured_detectors(rows, config):
-        for one in config.methods:
-            own = [row for row in rows if row["detector"] == name and row["method"] == one]
-            gains = [_mean_difference(own, f"p_after_{top}") for top in config.tops]
-            differences = [gain for gain in _differences(own, f"p_after_{min(config.tops)}") if gain]
-            better = proportion(sum(gain > 0 for gain in differences), len(differences))
-            body.append((base.detector_title(name), sufficiency.method_title(one), *gains, better))
-    note = "Picture by picture; above 0 the adversarial reference makes the better map. Ties are left out of the share."
-    return Table("gain", "What the adversarial reference adds", columns, tuple(body), note)
-
-
-def _stability_table(rows: Sequence[Row], config: "FaithfulnessConfig") -> Table:
-    body: list[tuple[Cell, ...]] = [
-        (*names, mean_with_interval([row.get("stability") for row in own], (-1.0, 1.0)))
-        for names, own in _rows_by_map(rows, config)
-    ]
-    note = (
-        f"NES changed each face in its {NEIGHBOUR_TOPS} highest segments while p_fake fell by at most "
-        f"{NEIGHBOUR_FALL:.2f} and the face was called fake; then it was explained again with the same seed. Left out "
-        "are maps whose face changed more at once, and those that showed nothing the second time. A map that always "
-        "looks the same is stable, too, so read this beside the sufficiency."
-    )
-    return Table(
-        "stability",
-        "How stable maps are",
-        (*MAP_COLUMNS, Column("stability", "Stability", "stability")),
-        tuple(body),
-        note,
-    )
-
-
-def _references_table(rows: Sequence[Row], config: "FaithfulnessConfig") -> Table:
-    columns = (
-        *MAP_COLUMNS,
-        Column("p_before", "p_fake of the face"),
-        Column("p_reference", "p_fake of what stands behind"),
-        Column("called_real", "Reference called real"),
-        Column("change", "Its largest change", digits=1, unit="of 255"),
-        Column("iterations", "Updates of its attack", digits=1),
-        Column("empty", "Maps that show nothing"),
-    )
-    body: list[tuple[Cell, ...]] = []
-    for names, own in _rows_by_map(rows, config):
-        shown = [row["p_reference"] for row in own if row["p_reference"] is not None]
-        cells = (
-            mean(row["p_before"] for row in own),
-            mean(shown),
-            proportion(sum(p < THRESHOLD for p in shown), len(shown)),
-            mean(255 * row["change"] for row in own if "change" in row),
-            mean(row["iterations"] for row in own if "iterations" in row),
-            proportion(sum(row["degenerate"] for row in own), len(own)),
-        )
-        body.append((*names, *cells))
-    note = "What a hidden part shows. A reference that is still called fake, or that is no face, makes a weaker map."
-    return Table("references", "What stood behind the hidden parts", columns, tuple(body), note)
-
-
-def _cost_table(rows: Sequence[Row], config: "FaithfulnessConfig") -> Table:
-    columns = (
-        *MAP_COLUMNS,
-        Column("seconds", "Seconds", digits=2),
-        Column("images", "Pictures judged", digits=0),
-        Column("calls", "Calls of the detector", digits=0),
-    )
-    values: tuple[Callable[[Row], float], ...] = (
-        lambda row: row["map_seconds"] + row["attack_seconds"],
-        lambda row: row["images"] + row["attack_images"],
-        lambda row: row["calls"] + row["attack_calls"],
-    )
-    body: list[tuple[Cell, ...]] = [
-        (*names, *(mean(value(row) for row in own) for value in values)) for names, own in _rows_by_map(rows, config)
-    ]
-    note = "The attack that makes the adversarial image counts with every map that needs it; the test of maps does not."
-    return Table("cost", "Time and inferences of one map", columns, tuple(body), note)
-
-
-def _differences(rows: Sequence[Row], name: str) -> list[float]:
-    """Return original - adversarial of a column for every picture that has both, the mean over detectors."""
-    by_map: dict[tuple[str, str], dict[str, float]] = {}
-    for row in rows:
-        if row[name] is not None:
-            by_map.setdefault((row["sample"], row["detector"]), {})[row["reference"]] = row[name]
-    by_picture: dict[str, list[float]] = {}
-    for (sample, _), one in by_map.items():
-        if len(one) > 1:
-            by_picture.setdefault(sample, []).append(one["original"] - one["adversarial"])
-    return [sum(values) / len(values) for values in by_picture.values()]
-
-
-def _mean_difference(rows: Sequence[Row], name: str) -> Estimate:
-    return mean_with_interval(_differences(rows, name))
-
-
-def _interval(estimate: Estimate) -> str:
-    return "" if estimate.low is None else f" [{estimate.low:+.3f}, {estimate.high:+.3f}]"
-
-
-def _measured_detectors(rows: Sequence[Row], config: "FaithfulnessConfig") -> list[str]:
-    return [name for name in config.detectors if any(row["detector"] == name for row in rows)]
-
-
-def _rows_by_map(rows: Sequence[Row], config: "FaithfulnessConfig") -> Iterator[sufficiency.MapRows]:
-    """Yield the maps of every detector, method and reference."""
-    for name in _measured_detectors(rows, config):
-        own = [row for row in rows if row["detector"] == name]
-        for one in _variants(config):
-            yield (base.detector_title(name), *_variant_cells(one)), _rows_of_variant(own, one)
-
-
-def _variants(config: "FaithfulnessConfig") -> list[Variant]:
-    return [(name, reference) for name in config.methods for reference in config.references]
-
-
-def _rows_of_variant(rows: Sequence[Row], variant: Variant) -> list[Row]:
-    return [row for row in rows if (row["method"], row["reference"]) == variant]
-
-
-def _variant_cells(variant: Variant) -> tuple[str, str]:
-    return sufficiency.method_title(variant[0]), variant[1]
-
-
-def _variant_title(variant: Variant) -> str:
-    return f"{sufficiency.method_title(variant[0])}, {variant[1]}"
+    It is the mean over detectors.
+    """
+    by_reference = {
+        reference: group.set_index(["sample", "detector"])[f"p_after_{top}"].astype(float)
+        for reference, group in maps.groupby("reference")
+    }
+    if len(by_reference) < 2:
+        return []
+    gains = (by_reference["original"] - by_reference["adversarial"]).dropna()
+    return gains.groupby("sample").mean().tolist()

@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -14,20 +16,32 @@ from backend.evaluate import plots
 from backend.evaluate.dataset import Dataset, crop_pair
 from backend.evaluate.metrics.base import Estimate, mean, mean_with_interval
 from backend.evaluate.plots import Figure, Series
-from backend.evaluate.protocols import base, sufficiency
 from backend.evaluate.protocols.base import (
     QUICK,
     Item,
-    Protocol,
     Values,
     Whole,
     check_detectors,
+    detector_title,
     make_item,
     register_protocol,
+    select,
 )
-from backend.evaluate.protocols.sufficiency import SufficiencyConfig
+from backend.evaluate.protocols.sufficiency import (
+    DETECTOR,
+    RANDOM_SEGMENTS,
+    MapProtocol,
+    MapRows,
+    SufficiencyConfig,
+    derived_seed,
+    empty_sufficiency_row,
+    method_title,
+    random_sufficiency_cells,
+    sufficiency_cells,
+    sufficiency_row,
+)
 from backend.evaluate.store import Row
-from backend.evaluate.tables import Cell, Column, Table
+from backend.evaluate.tables import Cell, Column, Table, cell_number
 from backend.explain.base import EXPLAINERS
 from backend.explain.deletion import WHY_MISLEADING, CurveSettings, PixelFill, deletion_curves
 from backend.explain.explanation import ExplainSettings, explain
@@ -37,20 +51,20 @@ from backend.progress import finish
 from backend.settings import validated
 
 PAIRED_METHODS = ("sobol", "xrai", "rise", "lime", "gradcam")
-
-PREFERRED_DETECTORS = (
-    ("xception",),
-    ("mesoinception4", "meso4"),
-)  # the paper's detectors; of each group the first that is here
-
+# The paper's detectors; of each group the first that is here.
+PREFERRED_DETECTORS = (("xception",), ("mesoinception4", "meso4"))
 RESOLUTIONS = (1.0, 0.5)
-
 # Half as large segments as in `faithfulness` bear the paper's 16 grey levels, in few, large updates.
 QUICK_STEP, QUICK_ITERATIONS = 4.0, 8
-
 QUICK_POINTS = 20  # of a curve
-
 SMALLEST = 16  # pixels of a face that can still be cut into segments
+SIZE, METHOD = Column("resolution", "Resolution"), Column("method", "Map of the real photo")
+CLAIMS = (
+    "The paper says in words that SOBOL does best throughout, and that attacks succeed less at its larger resolution "
+    "(299 pixels, against 256); its numbers were not at hand."
+)
+FILL_WORDS = {"mean": "the mean colour", "black": "black", "blur": "the blurred face"}
+FEWEST_MAPS = 3  # maps of one pair, below which a rank correlation says nothing
 
 
 @validated
@@ -89,10 +103,11 @@ class PairedConfig(SufficiencyConfig):
 
 
 @register_protocol(order=50)
-class PairedProtocol(Protocol):
+class PairedProtocol(MapProtocol):
     """An item is one pair, one detector and one resolution; a row is the map of one method, or a random one."""
 
     config: PairedConfig
+    map_columns = (DETECTOR, SIZE, METHOD)
 
     name = "paired"
     title = "Maps of real photos, tested on their fakes"
@@ -123,10 +138,6 @@ class PairedProtocol(Protocol):
             detectors=detectors,
             curve_steps=QUICK_POINTS,
         )
-
-    def models(self) -> list[str]:
-        """Return the detectors."""
-        return list(self.config.detectors)
 
     def select_samples(self, data: Dataset) -> Dataset:
         """Return fakes whose real photo is here, with those photos; `reals` bounds nothing that `fakes` does not.
@@ -175,24 +186,78 @@ class PairedProtocol(Protocol):
         said: Row = {"sample": sample.name, "family": sample.family, "source": sample.source}
         said |= {"detector": item.options["detector"], "resolution": item.options["resolution"], "side": real.shape[-1]}
         rows = [said | self._tested(item, name, real, fake, detector) for name in config.methods]
-        return [*rows, said | self._random(real, detector, sufficiency.derived_seed(config.seed, item.key))]
+        return [*rows, said | self._random(real, detector, derived_seed(config.seed, item.key))]
 
     def tables(self, rows: Sequence[Row]) -> list[Table]:
         """Return the tables by family, over all, against chance, of the curves, and of the time."""
-        return paired_tables(rows, self.config)
+        frame, note = pd.DataFrame(rows), self._note()
+        return [
+            self.families_table(frame, "Attacked fakes by family", note),
+            self.overall_table(frame, "Attacked fakes over all pairs", f"{note} {CLAIMS}"),
+            self.against_random_table(frame, "the same fake"),
+            self._curves_table(frame),
+            self._agreement_table(frame),
+            self._cost_table(frame),
+        ]
 
     def plots(self, rows: Sequence[Row]) -> list[Figure]:
-        """Return accuracy after the attack, and the test beside the curves."""
-        return paired_plots(rows, self.config)
+        """Return sufficiency by method, one plot a detector, and sufficiency over the area under the deletion curve."""
+        frame, config, figures = pd.DataFrame(rows), self.config, []
+        top = max(config.tops)
+        labels = [*map(method_title, config.methods), RANDOM_SEGMENTS]
+        for name in config.detectors:
+            sizes: dict[str, list[float]] = {}
+            for _, size, *_, cell in self.map_rows(select(frame, detector=name)):
+                sizes.setdefault(str(size), []).append(cell_number(cell))
+            groups = [Series(size, (), values) for size, values in sizes.items()]
+            if not groups:
+                continue
+            alt = f"Sufficiency@{top} on fakes by map of the real photo, {detector_title(name)}; higher is better. "
+            alt += plots.values_in_words(groups, labels)
+            title = f"Sufficiency@{top}, {detector_title(name)}"
+            figures.append(
+                plots.draw_bars(f"sufficiency_{name}", title, alt, labels, groups, y_label=f"Sufficiency@{top}")
+            )
+        tested = frame.dropna(subset=f"p_after_{top}")
+        falls = tested["p_before"] - tested[f"p_after_{top}"]
+        clouds = [
+            Series(method_title(method), tested["deletion"][chosen].tolist(), falls[chosen].tolist())
+            for method in config.methods
+            if (chosen := tested["method"] == method).any()
+        ]
+        if clouds:
+            alt = (
+                f"Every map: sufficiency@{top} over the area under its deletion curve. If both measured the same, the "
+                f"points would fall from the left to the right. {_agreement_in_words(self._agreement_table(frame))}"
+            )
+            title = "The test on the fake beside the deletion curve"
+            axes: dict[str, Any] = {"x_label": "Area under the deletion curve", "y_label": f"Sufficiency@{top}"}
+            figures.append(plots.draw_points("deletion", title, alt, clouds, **axes))
+        return figures
 
     def finding(self, rows: Sequence[Row]) -> str:
-        """Say which map turns most fakes, beside chance."""
-        return paired_finding(rows, self.config)
+        """Say, over all detectors and resolutions, which map turns most fakes, beside chance."""
+        frame, tops = pd.DataFrame(rows), self.config.tops
+        falls = {
+            method_title(method): sufficiency_cells(select(frame, method=method), tops)[-1].value
+            for method in self.config.methods
+        }
+        measured = {name: fall for name, fall in falls.items() if fall is not None}
+        if not measured:
+            return ""
+        best = max(measured, key=lambda name: measured[name])
+        chance = cell_number(random_sufficiency_cells(frame, tops)[-1])
+        others = ", ".join(f"{name} {value:.2f}" for name, value in measured.items() if name != best)
+        return (
+            f"Attacked in the {max(tops)} segments that {best} ranks highest in the real photo, the fake's score falls "
+            f"by {measured[best]:.2f}, the most of all maps{f' ({others})' if others else ''}; in random segments of "
+            f"the same size it falls by {chance:.2f}."
+        )
 
     def limits(self, data: Dataset) -> list[str]:
         """Add what the test itself cannot say."""
         said = super().limits(data)
-        said.append(sufficiency.attack_in_words(self.config))
+        said.append(self.config.attack_in_words())
         said.append(
             "Only pairs of which the detector judges both pictures rightly are measured; a pair must show the same "
             "face in nearly the same place, because segments are carried over pixel by pixel."
@@ -239,15 +304,11 @@ class PairedProtocol(Protocol):
         row: Row = {"method": name, "degenerate": made.degenerate, "reason": made.reason}
         row |= {"images": made.explanation.images, "map_seconds": made.seconds}
         if made.degenerate:
-            return (
-                row
-                | {"p_before": None, "deletion": None, "insertion": None}
-                | sufficiency.empty_sufficiency_row(config.tops)
-            )
-        test = sufficiency.map_test_settings(config, sufficiency.derived_seed(config.seed, item.key, name))
+            return row | {"p_before": None, "deletion": None, "insertion": None} | empty_sufficiency_row(config.tops)
+        test = config.map_test_settings(derived_seed(config.seed, item.key, name))
         chosen = PairSettings(config.segments, config.segments_of, test)
         found = finish(measure_pair_sufficiency(real, fake, detector, made.saliency, chosen))
-        row |= {"p_real_photo": found.p_real_photo} | sufficiency.sufficiency_row(found.sufficiency)
+        row |= {"p_real_photo": found.p_real_photo} | sufficiency_row(found.sufficiency)
         return row | self._curves(real, detector, made.saliency)
 
     def _curves(self, real: Tensor, detector: Detector, saliency: Tensor) -> Row:
@@ -261,243 +322,115 @@ class PairedProtocol(Protocol):
         labels = slic_segments(real[0], self.config.segments)
         drawn = torch.rand(int(labels.max()) + 1, generator=torch.Generator().manual_seed(seed))
         row: Row = {
-            "method": sufficiency.RANDOM_SEGMENTS,
+            "method": RANDOM_SEGMENTS,
             "degenerate": False,
             "reason": "",
             "images": 0,
             "p_before": None,
         }
-        return row | sufficiency.empty_sufficiency_row(self.config.tops) | self._curves(real, detector, drawn[labels])
+        return row | empty_sufficiency_row(self.config.tops) | self._curves(real, detector, drawn[labels])
 
+    def map_rows(self, frame: pd.DataFrame) -> list[tuple[Cell, ...]]:
+        """Return accuracy and sufficiency by detector, resolution and method, random segments last."""
+        body: list[tuple[Cell, ...]] = []
+        for names, maps in self._settings_measured(frame):
+            for method in self.config.methods:
+                cells = sufficiency_cells(select(maps, method=method), self.config.tops)
+                body.append((*names, method_title(method), *cells))
+            body.append((*names, RANDOM_SEGMENTS, *random_sufficiency_cells(maps, self.config.tops)))
+        return body
 
-FAMILY, DETECTOR = Column("family", "Family of fakes"), Column("detector", "Detector")
-
-SIZE, METHOD = Column("resolution", "Resolution"), Column("method", "Map of the real photo")
-
-MAP_COLUMNS = (DETECTOR, SIZE, METHOD)
-
-CLAIMS = (
-    "The paper says in words that SOBOL does best throughout, and that attacks succeed less at its larger resolution "
-    "(299 pixels, against 256); its numbers were not at hand."
-)
-
-FILL_WORDS = {"mean": "the mean colour", "black": "black", "blur": "the blurred face"}
-
-FEWEST_MAPS = 3  # maps of one pair, below which a rank correlation says nothing
-
-
-PairRows = tuple[str, str, list[Row]]  # title of the detector, resolution in words, rows
-
-
-def paired_tables(rows: Sequence[Row], config: "PairedConfig") -> list[Table]:
-    """Return all tables.
-
-    Args:
-        rows: One row a map.
-        config: What was measured.
-    """
-    return [
-        _families_table(rows, config),
-        _overall_table(rows, config),
-        sufficiency.against_random_table(MAP_COLUMNS, _rows_by_map(rows, config), config.tops, "the same fake"),
-        _curves_table(rows, config),
-        _agreement_table(rows, config),
-        _cost_table(rows, config),
-    ]
-
-
-def paired_plots(rows: Sequence[Row], config: "PairedConfig") -> list[Figure]:
-    """Return sufficiency by method, one plot a detector, and sufficiency over the area under the deletion curve."""
-    top, drawn = max(config.tops), []
-    labels = [*map(sufficiency.method_title, config.methods), sufficiency.RANDOM_SEGMENTS]
-    for name in config.detectors:
-        groups = [
-            Series(size, (), [sufficiency.bar_values(line[-1]) for line in _map_lines(own, config)])
-            for detector, size, own in _rows_by_part(rows, config)
-            if detector == base.detector_title(name)
+    def maps(self, frame: pd.DataFrame) -> list[MapRows]:
+        """Return the maps of every detector, resolution and method."""
+        return [
+            ((*names, method_title(method)), select(maps, method=method))
+            for names, maps in self._settings_measured(frame)
+            for method in self.config.methods
         ]
-        if not groups:
-            continue
-        alt = f"Sufficiency@{top} on fakes by map of the real photo, {base.detector_title(name)}; higher is better. "
-        alt += plots.values_in_words(groups, labels)
-        title = f"Sufficiency@{top}, {base.detector_title(name)}"
-        drawn.append(plots.draw_bars(f"sufficiency_{name}", title, alt, labels, groups, y_label=f"Sufficiency@{top}"))
-    clouds = [
-        Series(
-            sufficiency.method_title(one),
-            [row["deletion"] for row in own],
-            [row["p_before"] - row[f"p_after_{top}"] for row in own],
+
+    def _settings_measured(self, frame: pd.DataFrame) -> Iterator[tuple[tuple[str, str], pd.DataFrame]]:
+        """Yield the names and rows of every detector and resolution that was measured."""
+        for name in self.config.detectors:
+            for factor in self.config.resolutions:
+                maps = select(frame, detector=name, resolution=factor)
+                if len(maps):
+                    yield (detector_title(name), f"{factor:g} x ({maps['side'].iloc[0]} pixels)"), maps
+
+    def _note(self) -> str:
+        return (
+            f"{self.config.attack_in_words()} Before any attack the accuracy is 1, because only pairs are measured "
+            "whose two pictures are both judged rightly; the fall from 1 is what the paper reports."
         )
-        for one in config.methods
-        if (own := [row for row in rows if row["method"] == one and row[f"p_after_{top}"] is not None])
-    ]
-    if clouds:
-        alt = (
-            f"Every map: sufficiency@{top} over the area under its deletion curve. If both measured the same, the "
-            "points would fall from the left to the right. " + _agreement_in_words(_agreement_table(rows, config))
+
+    def _curves_table(self, frame: pd.DataFrame) -> Table:
+        areas = ("deletion", "insertion")
+        columns = (*self.map_columns, *(Column(name, f"Area, {name}", "curve_area") for name in areas))
+        body: list[tuple[Cell, ...]] = []
+        for names, maps in self._settings_measured(frame):
+            for method in (*self.config.methods, RANDOM_SEGMENTS):
+                chosen = select(maps, method=method)
+                title = method if method == RANDOM_SEGMENTS else method_title(method)
+                body.append((*names, title, *(mean_with_interval(chosen[area], (0.0, 1.0)) for area in areas)))
+        note = (
+            f"Of p_real of the photo; a removed pixel shows {FILL_WORDS[self.config.fill]}. A good map should have a "
+            "low area for deletion and a high one for insertion, and random segments neither."
         )
-        below, beside = "Area under the deletion curve", f"Sufficiency@{top}"
-        title = "The test on the fake beside the deletion curve"
-        drawn.append(plots.draw_points("deletion", title, alt, clouds, x_label=below, y_label=beside))
-    return drawn
+        return Table("curves", "Deletion and insertion on the real photo", columns, tuple(body), note)
 
-
-def paired_finding(rows: Sequence[Row], config: "PairedConfig") -> str:
-    """Say in one sentence, over all detectors and resolutions, which map is best and what chance does."""
-    top = max(config.tops)
-    falls = {
-        sufficiency.method_title(one): sufficiency.sufficiency_cells(
-            [row for row in rows if row["method"] == one], config.tops
-        )[-1]
-        for one in config.methods
-    }
-    measured = {name: fall.value for name, fall in falls.items() if fall.value is not None}
-    if not measured:
-        return ""
-    best = max(measured, key=lambda name: measured[name])
-    chance = sufficiency.random_sufficiency_cells(rows, config.tops)[-1]
-    others = ", ".join(f"{name} {value:.2f}" for name, value in measured.items() if name != best)
-    return (
-        f"Attacked in the {top} segments that {best} ranks highest in the real photo, the fake's score falls by "
-        f"{measured[best]:.2f}, the most of all maps{f' ({others})' if others else ''}; in random segments of the same "
-        f"size it falls by {sufficiency.bar_values(chance):.2f}."
-    )
-
-
-def _families_table(rows: Sequence[Row], config: "PairedConfig") -> Table:
-    body = [
-        (base.family_title(family), name, size, *line)
-        for family in sorted({row["family"] for row in rows})
-        for name, size, own in _rows_by_part([row for row in rows if row["family"] == family], config)
-        for line in _map_lines(own, config)
-    ]
-    columns = (FAMILY, *MAP_COLUMNS, *sufficiency.sufficiency_columns(config.tops))
-    return Table("families", "Attacked fakes by family", columns, tuple(body), _note(config), by_family=True)
-
-
-def _overall_table(rows: Sequence[Row], config: "PairedConfig") -> Table:
-    body = [(name, size, *line) for name, size, own in _rows_by_part(rows, config) for line in _map_lines(own, config)]
-    columns = (*MAP_COLUMNS, *sufficiency.sufficiency_columns(config.tops))
-    return Table("paired", "Attacked fakes over all pairs", columns, tuple(body), f"{_note(config)} {CLAIMS}")
-
-
-def _map_lines(rows: Sequence[Row], config: "PairedConfig") -> list[tuple[Cell, ...]]:
-    body: list[tuple[Cell, ...]] = [
-        (
-            sufficiency.method_title(one),
-            *sufficiency.sufficiency_cells([row for row in rows if row["method"] == one], config.tops),
-        )
-        for one in config.methods
-    ]
-    return [*body, (sufficiency.RANDOM_SEGMENTS, *sufficiency.random_sufficiency_cells(rows, config.tops))]
-
-
-def _note(config: "PairedConfig") -> str:
-    return (
-        f"{sufficiency.attack_in_words(config)} "
-        "Before any attack the accuracy is 1, because only pairs are measured whose two "
-        "pictures are both judged rightly; the fall from 1 is what the paper reports."
-    )
-
-
-def _curves_table(rows: Sequence[Row], config: "PairedConfig") -> Table:
-    columns = (
-        *MAP_COLUMNS,
-        Column("deletion", "Area, deletion", "curve_area"),
-        Column("insertion", "Area, insertion", "curve_area"),
-    )
-    body: list[tuple[Cell, ...]] = []
-    for name, size, own in _rows_by_part(rows, config):
-        for one in (*config.methods, sufficiency.RANDOM_SEGMENTS):
-            of_map = [row for row in own if row["method"] == one]
-            areas = [
-                mean_with_interval((row[curve] for row in of_map), (0.0, 1.0)) for curve in ("deletion", "insertion")
-            ]
-            body.append(
-                (name, size, one if one == sufficiency.RANDOM_SEGMENTS else sufficiency.method_title(one), *areas)
-            )
-    note = (
-        f"Of p_real of the photo; a removed pixel shows {FILL_WORDS[config.fill]}. "
-        "A good map should have a low area for "
-        "deletion and a high one for insertion, and random segments neither."
-    )
-    return Table("curves", "Deletion and insertion on the real photo", columns, tuple(body), note)
-
-
-def _agreement_table(rows: Sequence[Row], config: "PairedConfig") -> Table:
-    """Return how the curves rank the maps of a pair, against how the test does."""
-    top = max(config.tops)
-    columns = (
-        DETECTOR,
-        SIZE,
-        Column("deletion", "Rank correlation, deletion"),
-        Column("insertion", "Rank correlation, insertion"),
-    )
-    body: list[tuple[Cell, ...]] = []
-    for name, size, own in _rows_by_part(rows, config):
-        tested = [row for row in own if row[f"p_after_{top}"] is not None]
-        pairs = [[row for row in tested if row["sample"] == one] for one in sorted({row["sample"] for row in tested})]
-        found = [
-            mean_with_interval(
-                _rank_correlation(
-                    [sign * row[curve] for row in maps], [row["p_before"] - row[f"p_after_{top}"] for row in maps]
+    def _agreement_table(self, frame: pd.DataFrame) -> Table:
+        """Return how the curves rank the maps of a pair, against how the test does."""
+        top = max(self.config.tops)
+        body: list[tuple[Cell, ...]] = []
+        for names, maps in self._settings_measured(frame):
+            pairs = [pair for _, pair in maps.dropna(subset=f"p_after_{top}").groupby("sample")]
+            falls = [pair["p_before"] - pair[f"p_after_{top}"] for pair in pairs]
+            cells = (
+                mean_with_interval(
+                    _rank_correlation(sign * pair[curve], fall) for pair, fall in zip(pairs, falls, strict=True)
                 )
-                for maps in pairs
+                for curve, sign in (("deletion", -1), ("insertion", 1))
             )
-            for curve, sign in (("deletion", -1), ("insertion", 1))
+            body.append((*names, *cells))
+        columns = (
+            *(DETECTOR, SIZE),
+            Column("deletion", "Rank correlation, deletion"),
+            Column("insertion", "Rank correlation, insertion"),
+        )
+        note = (
+            f"Spearman's correlation over the maps of one pair between a curve and sufficiency@{top}, averaged over "
+            "pairs: 1 if the curve ranks maps as the test does, 0 if it knows nothing of it."
+        )
+        return Table("agreement", "Do the curves agree with the test?", columns, tuple(body), note)
+
+    def _cost_table(self, frame: pd.DataFrame) -> Table:
+        costs = (
+            Column("map_seconds", "Seconds of the map", digits=2),
+            Column("proof_seconds", "Seconds of the attacks", digits=2),
+            Column("curve_seconds", "Seconds of the curves", digits=2),
+            Column("images", "Pictures judged for the map", digits=0),
+        )
+        body: list[tuple[Cell, ...]] = [
+            (*names, *(mean(maps.get(column.name, ())) for column in costs)) for names, maps in self.maps(frame)
         ]
-        body.append((name, size, *found))
-    note = (
-        f"Spearman's correlation over the maps of one pair between a curve and sufficiency@{top}, averaged over pairs: "
-        "1 if the curve ranks maps as the test does, 0 if it knows nothing of it."
-    )
-    return Table("agreement", "Do the curves agree with the test?", columns, tuple(body), note)
+        config = self.config
+        note = (
+            f"The attacks are on {len(config.tops)} numbers of segments, each also on {config.draws} random rankings."
+        )
+        return Table("cost", "Time of map, attack and curves", (*self.map_columns, *costs), tuple(body), note)
 
 
-def _cost_table(rows: Sequence[Row], config: "PairedConfig") -> Table:
-    columns = (
-        *MAP_COLUMNS,
-        Column("map_seconds", "Seconds of the map", digits=2),
-        Column("proof_seconds", "Seconds of the attacks", digits=2),
-        Column("curve_seconds", "Seconds of the curves", digits=2),
-        Column("images", "Pictures judged for the map", digits=0),
-    )
-    names = ("map_seconds", "proof_seconds", "curve_seconds", "images")
-    body: list[tuple[Cell, ...]] = [
-        (*named, *(mean(row.get(value) for row in own) for value in names)) for named, own in _rows_by_map(rows, config)
-    ]
-    note = f"The attacks are on {len(config.tops)} numbers of segments, each also on {config.draws} random rankings."
-    return Table("cost", "Time of map, attack and curves", columns, tuple(body), note)
-
-
-def _rows_by_part(rows: Sequence[Row], config: "PairedConfig") -> Iterator[PairRows]:
-    """Yield the rows of every detector and resolution that was measured."""
-    for name in config.detectors:
-        for factor in config.resolutions:
-            own = [row for row in rows if row["detector"] == name and row["resolution"] == factor]
-            if own:
-                yield base.detector_title(name), f"{factor:g} x ({own[0]['side']} pixels)", own
-
-
-def _rows_by_map(rows: Sequence[Row], config: "PairedConfig") -> Iterator[sufficiency.MapRows]:
-    """Yield the maps of every detector, resolution and method."""
-    for name, size, own in _rows_by_part(rows, config):
-        for one in config.methods:
-            yield (name, size, sufficiency.method_title(one)), [row for row in own if row["method"] == one]
-
-
-def _rank_correlation(one: Sequence[float], other: Sequence[float]) -> float | None:
-    if len(one) < FEWEST_MAPS or len(set(one)) == 1 or len(set(other)) == 1:
+def _rank_correlation(first: pd.Series, second: pd.Series) -> float | None:
+    if len(first) < FEWEST_MAPS or first.nunique() == 1 or second.nunique() == 1:
         return None
     from scipy.stats import spearmanr
 
-    return float(spearmanr(one, other).statistic)
+    return float(spearmanr(first, second).statistic)
 
 
 def _agreement_in_words(table: Table) -> str:
-    said = [
+    correlations = [
         f"{name}, {size}: {cell.value:.2f}"
         for name, size, cell, *_ in table.rows
         if isinstance(cell, Estimate) and cell.value is not None
     ]
-    return f"Rank correlation with deletion: {'; '.join(said)}." if said else ""
+    return f"Rank correlation with deletion: {'; '.join(correlations)}." if correlations else ""

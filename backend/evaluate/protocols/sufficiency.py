@@ -5,10 +5,12 @@ random segments is the baseline.
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from abc import abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
+import pandas as pd
 from pydantic import Field
 
 from backend.attacks import nes
@@ -16,7 +18,7 @@ from backend.attacks.nes import NESSettings
 from backend.detectors.base import THRESHOLD
 from backend.evaluate.metrics import faithfulness
 from backend.evaluate.metrics.base import Estimate, mean_with_interval
-from backend.evaluate.protocols.base import ProtocolConfig, Values, Whole
+from backend.evaluate.protocols.base import Protocol, ProtocolConfig, Values, Whole, family_title
 from backend.evaluate.store import Row
 from backend.evaluate.tables import Cell, Column, Table
 from backend.explain.base import EXPLAINERS, Preset
@@ -26,8 +28,9 @@ from backend.settings import validated
 Attack = Literal["nes", "pgd"]
 ATTACK_WORDS: dict[Attack, str] = {"nes": "NES, which sees answers alone", "pgd": "PGD, which sees the gradient"}
 RANDOM_SEGMENTS = "Random segments"
-
-MapRows = tuple[tuple[str, ...], list[Row]]  # the cells that name a method's maps, and their rows
+FAMILY = Column("family", "Family of fakes")
+DETECTOR = Column("detector", "Detector")
+MapRows = tuple[tuple[str, ...], pd.DataFrame]  # the cells that name a method's maps, and their rows
 
 
 @validated
@@ -56,36 +59,73 @@ class SufficiencyConfig(ProtocolConfig):
 
     def __post_init__(self) -> None:
         """Refuse settings with which no map can be tested."""
-        map_test_settings(self, 0)
-        nes_settings(self).check()
+        self.map_test_settings(0)
+        self.nes_settings().check()
+
+    def nes_settings(self) -> NESSettings:
+        """Return the settings of NES; those of PGD have the same bounds."""
+        alpha, delta = self.step_levels / 255, self.grey_levels / 255
+        return NESSettings(alpha=alpha, delta=delta, iterations=self.iterations, seed=self.seed)
+
+    def map_test_settings(self, seed: int, *, positive_only: bool = False) -> SufficiencySettings:
+        """Return the settings of one test, with the seed of its random segments."""
+        bounds = self.nes_settings()
+        attack = bounds if self.attack == "nes" else nes.white_box_settings(bounds)
+        return SufficiencySettings(
+            tops=self.tops, attack=attack, draws=self.draws, positive_only=positive_only, seed=seed
+        )
+
+    def attack_in_words(self) -> str:
+        """Say how segments are attacked."""
+        return (
+            f"Segments were attacked by {ATTACK_WORDS[self.attack]}: no value moved by more than {self.grey_levels:g} "
+            f"of 255 grey levels, in at most {self.iterations} updates of {self.step_levels:g}."
+        )
 
 
-def nes_settings(config: SufficiencyConfig) -> NESSettings:
-    """Return the settings of NES; those of PGD have the same bounds."""
-    return NESSettings(
-        alpha=config.step_levels / 255,
-        delta=config.grey_levels / 255,
-        iterations=config.iterations,
-        seed=config.seed,
-    )
+class MapProtocol(Protocol):
+    """A protocol that tests explanation maps; each row of its tables is a method's maps, or random segments."""
 
+    config: Any
+    map_columns: ClassVar[tuple[Column, ...]]  # that name the maps of a row
 
-def map_test_settings(config: SufficiencyConfig, seed: int, *, positive_only: bool = False) -> SufficiencySettings:
-    """Return the settings of one test, with the seed of its random segments."""
-    budget = nes_settings(config)
-    attack = budget if config.attack == "nes" else nes.white_box_settings(budget)
-    return SufficiencySettings(
-        tops=config.tops, attack=attack, draws=config.draws, positive_only=positive_only, seed=seed
-    )
+    def models(self) -> list[str]:
+        """Return the detectors."""
+        return list(self.config.detectors)
 
+    @abstractmethod
+    def map_rows(self, frame: pd.DataFrame) -> list[tuple[Cell, ...]]:
+        """Return one row of a table for each method's maps, and for random segments: names, accuracy, sufficiency."""
 
-def attack_in_words(config: SufficiencyConfig) -> str:
-    """Say how segments are attacked."""
-    return (
-        f"Segments were attacked by {ATTACK_WORDS[config.attack]}: "
-        f"no value moved by more than {config.grey_levels:g} of "
-        f"255 grey levels, in at most {config.iterations} updates of {config.step_levels:g}."
-    )
+    @abstractmethod
+    def maps(self, frame: pd.DataFrame) -> list[MapRows]:
+        """Return the maps of each method."""
+
+    def families_table(self, frame: pd.DataFrame, title: str, note: str) -> Table:
+        """Return accuracy and sufficiency by family."""
+        body = [(family_title(name), *row) for name, family in frame.groupby("family") for row in self.map_rows(family)]
+        columns = (FAMILY, *self.map_columns, *sufficiency_columns(self.config.tops))
+        return Table("families", title, columns, tuple(body), note, by_family=True)
+
+    def overall_table(self, frame: pd.DataFrame, title: str, note: str) -> Table:
+        """Return accuracy and sufficiency over all families."""
+        columns = (*self.map_columns, *sufficiency_columns(self.config.tops))
+        return Table(self.name, title, columns, tuple(self.map_rows(frame)), note)
+
+    def against_random_table(self, frame: pd.DataFrame, tested_on: str) -> Table:
+        """Return the table of maps against random segments.
+
+        Args:
+            frame: All rows.
+            tested_on: Which picture was attacked, in words.
+        """
+        tops = self.config.tops
+        columns = (*self.map_columns, *(Column(f"over_random_{k}", f"Sufficiency@{k}, map - random") for k in tops))
+        body: list[tuple[Cell, ...]] = [
+            (*names, *(_over_random(maps, top) for top in tops)) for names, maps in self.maps(frame)
+        ]
+        note = f"Against as many pixels in random segments of {tested_on}; a map whose interval holds 0 may be chance."
+        return Table("over_random", "Maps against random segments", columns, tuple(body), note)
 
 
 def derived_seed(seed: int, *names: object) -> int:
@@ -94,15 +134,15 @@ def derived_seed(seed: int, *names: object) -> int:
     return int.from_bytes(digest[:4], "big") >> 1
 
 
-def sufficiency_row(proof: Sufficiency) -> Row:
+def sufficiency_row(test: Sufficiency) -> Row:
     """Return what a row keeps of a test: None where there were too few segments to attack."""
-    row: Row = {"p_before": proof.p_before, "proof_images": proof.image_count, "proof_seconds": proof.seconds}
-    for place, top in enumerate(proof.settings.tops):
-        after, random = proof.p_after[place], proof.random_p_after[:, place]
-        some = not bool(after.isnan())
-        row[f"p_after_{top}"] = float(after) if some else None
-        row[f"random_p_after_{top}"] = float(random.mean()) if some else None
-        row[f"random_called_fake_{top}"] = float((random >= THRESHOLD).float().mean()) if some else None
+    row: Row = {"p_before": test.p_before, "proof_images": test.image_count, "proof_seconds": test.seconds}
+    for place, top in enumerate(test.settings.tops):
+        after, random = test.p_after[place], test.random_p_after[:, place]
+        attacked = not bool(after.isnan())
+        row[f"p_after_{top}"] = float(after) if attacked else None
+        row[f"random_p_after_{top}"] = float(random.mean()) if attacked else None
+        row[f"random_called_fake_{top}"] = float((random >= THRESHOLD).float().mean()) if attacked else None
     return row
 
 
@@ -112,51 +152,36 @@ def empty_sufficiency_row(tops: Iterable[int]) -> Row:
     return {f"{name}_{top}": None for top in tops for name in names}
 
 
-def sufficiency_columns(tops: Iterable[int]) -> tuple[Column, ...]:
-    """Return the columns that `cells` and `random_cells` fill."""
-    tops = tuple(tops)
+def sufficiency_columns(tops: tuple[int, ...]) -> tuple[Column, ...]:
+    """Return the columns that `sufficiency_cells` and `random_sufficiency_cells` fill."""
     return (
         *(Column(f"accuracy_{top}", f"Accuracy@{top}", "accuracy_at_k") for top in tops),
         *(Column(f"sufficiency_{top}", f"Sufficiency@{top}", "sufficiency_at_k") for top in tops),
     )
 
 
-def sufficiency_cells(rows: Sequence[Row], tops: Iterable[int]) -> tuple[Estimate, ...]:
-    """Return accuracy and sufficiency of the rows of one map."""
-    tops = tuple(tops)
-    after = {top: [row[f"p_after_{top}"] for row in rows] for top in tops}
-    before = [row["p_before"] for row in rows]
+def sufficiency_cells(maps: pd.DataFrame, tops: Iterable[int]) -> tuple[Estimate, ...]:
+    """Return accuracy and sufficiency of some maps."""
+    after = [maps[f"p_after_{top}"].astype(float) for top in tops]
     return (
-        *(faithfulness.accuracy_at_k([None if p is None else p >= THRESHOLD for p in after[top]]) for top in tops),
-        *(faithfulness.sufficiency_at_k(before, after[top]) for top in tops),
+        *(faithfulness.accuracy_at_k(list(p_after.dropna() >= THRESHOLD)) for p_after in after),
+        *(faithfulness.sufficiency_at_k(maps["p_before"], p_after) for p_after in after),
     )
 
 
-def random_sufficiency_cells(rows: Sequence[Row], tops: Iterable[int]) -> tuple[Estimate, ...]:
+def random_sufficiency_cells(maps: pd.DataFrame, tops: Iterable[int]) -> tuple[Estimate, ...]:
     """Return the same for the random segments beside all maps; those of one picture are averaged first."""
-    tops = tuple(tops)
+    called_fake = [maps[f"random_called_fake_{top}"] for top in tops]
+    falls = [maps["p_before"].astype(float) - maps[f"random_p_after_{top}"].astype(float) for top in tops]
     return (
-        *(mean_with_interval(_by_picture(rows, f"random_called_fake_{top}"), (0.0, 1.0)) for top in tops),
-        *(mean_with_interval(_by_picture(rows, f"random_p_after_{top}", falls=True)) for top in tops),
+        *(mean_with_interval(mean_by_picture(maps, values), (0.0, 1.0)) for values in called_fake),
+        *(mean_with_interval(mean_by_picture(maps, values)) for values in falls),
     )
 
 
-def against_random_table(
-    named: tuple[Column, ...], maps: Iterable[MapRows], tops: Iterable[int], tested_on: str
-) -> Table:
-    """Return the table of maps against random segments.
-
-    Args:
-        named: The columns that name a map.
-        maps: All maps.
-        tops: Numbers of segments.
-        tested_on: Which picture was attacked, in words.
-    """
-    tops = tuple(tops)
-    columns = (*named, *(Column(f"over_random_{top}", f"Sufficiency@{top}, map - random") for top in tops))
-    body: list[tuple[Cell, ...]] = [(*names, *(over_random(rows, top) for top in tops)) for names, rows in maps]
-    note = f"Against as many pixels in random segments of {tested_on}; a map whose interval holds 0 may be chance."
-    return Table("over_random", "Maps against random segments", columns, tuple(body), note)
+def mean_by_picture(frame: pd.DataFrame, values: pd.Series) -> pd.Series:
+    """Return the mean of some values over the rows of each picture; of one picture they are not independent."""
+    return values.astype(float).groupby(frame["sample"], sort=False).mean()
 
 
 def method_title(method: str) -> str:
@@ -164,21 +189,6 @@ def method_title(method: str) -> str:
     return EXPLAINERS[method].title
 
 
-def over_random(rows: Sequence[Row], top: int) -> Estimate:
+def _over_random(maps: pd.DataFrame, top: int) -> Estimate:
     """Return how much further the score falls than with random segments, picture by picture."""
-    pairs = ((row[f"random_p_after_{top}"], row[f"p_after_{top}"]) for row in rows)
-    return mean_with_interval(None if one is None or two is None else one - two for one, two in pairs)
-
-
-def bar_values(cell: Cell) -> float:
-    """Return the number that a bar shows; NaN where nothing was measured."""
-    return float("nan") if not isinstance(cell, Estimate) or cell.value is None else cell.value
-
-
-def _by_picture(rows: Sequence[Row], name: str, *, falls: bool = False) -> list[float]:
-    """Return the mean of a column over the rows of each picture, or of how far p_fake falls to it."""
-    found: dict[str, list[float]] = {}
-    for row in rows:
-        if row[name] is not None:
-            found.setdefault(row["sample"], []).append(row["p_before"] - row[name] if falls else row[name])
-    return [sum(values) / len(values) for values in found.values()]
+    return mean_with_interval(maps[f"random_p_after_{top}"].astype(float) - maps[f"p_after_{top}"].astype(float))
