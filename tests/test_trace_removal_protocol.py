@@ -5,6 +5,7 @@ import dataclasses
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy.signal import wiener
@@ -225,11 +226,11 @@ def test_other_strengths_are_told_apart_from_other_attacks():
         for name, score in zip(("xception", "patch_cnn"), scores, strict=True):
             rows.append(said | {"kind": "verdict", "defence": "shipped", "detector": name, "p_fake": score})
     with toys():
-        told = trace_removal.trace_removal_finding(rows, TraceRemovalConfig(detectors=("xception", "patch_cnn")))
+        told = TraceRemovalProtocol(TraceRemovalConfig(detectors=("xception", "patch_cnn"))).finding(rows)
     assert "50% after TR-Net at a PSNR of 34.0 dB; of the other attacks GANprintR leaves least, 50%" in told
     assert told.endswith("TR-Net, twice its change, leaves 0% at a PSNR of 29.5 dB.")
-    left = trace_removal.without_strengths(rows)
-    assert {row["attack"] for row in left} == {"none", "ganprintr", "trnet"}
+    left = trace_removal.without_strengths(pd.DataFrame(rows))
+    assert set(left["attack"]) == {"none", "ganprintr", "trnet"}
 
 
 def test_a_report_names_files_without_their_folders_and_says_their_hash(measured):

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -40,7 +41,6 @@ from backend.evaluate.dataset import FACE_SIZE, Dataset, Sample, sample_source
 from backend.evaluate.metrics import traces
 from backend.evaluate.metrics.base import Estimate, mean, proportion
 from backend.evaluate.plots import Figure, Series
-from backend.evaluate.protocols import base
 from backend.evaluate.protocols.base import (
     PRESETS,
     QUICK,
@@ -51,11 +51,14 @@ from backend.evaluate.protocols.base import (
     Values,
     Whole,
     check_detectors,
+    detector_title,
+    family_title,
     make_item,
     register_protocol,
+    select,
 )
 from backend.evaluate.store import Row
-from backend.evaluate.tables import Cell, Column, Table
+from backend.evaluate.tables import Cell, Column, Table, cell_number
 from backend.images import JPEG_QUALITY, like_photographs
 from backend.progress import finish
 from backend.settings import validated
@@ -64,7 +67,12 @@ from backend.trace_removal.references import REAL, References
 
 NO_ATTACK = "none"  # attack: the picture as it is
 ATTACK_TABLE = "attack-table"  # preset: held-out aligned faces, every installed detector, neither features nor traces
-
+FAMILY, DEFENCE, ATTACK = Column("family", "Family"), Column("defence", "Defence"), Column("attack", "After")
+NOT_PRINTED = "not printed"
+STILL_FAKE = "Shares of fakes that are still called fake: the lower, the stronger the attack."
+MOST_DRAWN = 600  # pictures of a group in a map of features
+COLOUR_LIMIT = 12.0  # dB at which the colours of a difference end
+ACROSS, HEADING = 4, 7  # maps in a row; pixels above a map for its name
 TRAIN_FEWER = (
     "Ablations of TR-Net (a share of the data, a family left out) need networks of their own: make fakes with "
     "'python -m backend train fakes --per-kind N' or '--kinds A,B,C', with --out NAME/train of photographs to train "
@@ -277,46 +285,297 @@ class TraceRemovalProtocol(Protocol):
 
     def tables(self, rows: Sequence[Row]) -> list[Table]:
         """Return accuracy beside the paper's, by family and by detector, quality, traces, features, what is missing."""
-        return trace_removal_tables(rows, self.config, shipped_references())
+        verdicts, pictures = _frames(rows)
+        reference = shipped_references()
+        traced = [_traces_table(pictures, reference), self._neighbours_table(pictures)] if self.config.features else []
+        return [
+            self._families_table(verdicts),
+            self._beside_table(verdicts),
+            _beside_quality_table(pictures),
+            self._detectors_table(verdicts),
+            self._families_by_detector_table(verdicts),
+            _quality_table(pictures),
+            *traced,
+            self._missing_table(),
+        ]
 
     def plots(self, rows: Sequence[Row]) -> list[Figure]:
         """Return accuracy by attack and family, quality, power, spectra and t-SNE."""
-        return trace_removal_plots(rows, self.config, shipped_references())
+        verdicts, pictures = _frames(rows)
+        reference = shipped_references()
+        cost = self._cost_plot(verdicts, pictures)
+        verdicts, pictures = without_strengths(verdicts), without_strengths(pictures)
+        figures = [self._accuracy_plot(verdicts), self._families_plot(verdicts), cost]
+        if self.config.features:
+            figures += [_power_plot(pictures, reference), _spectra_plot(pictures, reference)]
+        figures += [self._features_plot(kind, pictures) for kind in _feature_kinds(pictures)]
+        return [figure for figure in figures if figure is not None]
 
     def finding(self, rows: Sequence[Row]) -> str:
-        """Say what TR-Net leaves of the detectors' accuracy on fakes."""
-        return trace_removal_finding(rows, self.config)
+        """Say what the attacks leave of the detectors' accuracy on fakes."""
+        verdicts, pictures = _frames(rows)
+        for defence in reversed(self.config.defences):
+            means = {attack: mean_of_six(verdicts, defence, attack).value for attack in attacks_seen(verdicts)}
+            left = {attack: value for attack, value in means.items() if value is not None}
+            if NO_ATTACK in left:
+                return self._finding_of_defence(defence, left, verdicts, pictures)
+        return ""
+
+    def _finding_of_defence(
+        self, defence: str, left: Mapping[str, float], verdicts: pd.DataFrame, pictures: pd.DataFrame
+    ) -> str:
+        installed = registry.installed_with_defence(defence, self.config.detectors)
+        count = sum(name in registry.TRNET_DETECTORS for name in installed)
+        which = "All" if count == len(registry.TRNET_DETECTORS) else f"{count} of the"
+        text = (
+            f"{which} six detectors of TR-Net's paper, trained with {registry.DEFENCES[defence].title}, find "
+            f"{left[NO_ATTACK]:.0%} of the untouched fakes on average"
+        )
+        trnet = removal.TRNET_ENTRY
+        if trnet in left:
+            text += f" and {left[trnet]:.0%} after TR-Net{_psnr_in_words(pictures, trnet)}"
+            text += _family_range(verdicts, defence, trnet)
+        others = {name: value for name, value in left.items() if name not in (NO_ATTACK, trnet, *removal.STRENGTHS)}
+        if others:
+            strongest = min(others, key=others.__getitem__)
+            text += f"; of the other attacks {attack_title(strongest)} leaves least, {others[strongest]:.0%}"
+            text += _psnr_in_words(pictures, strongest)
+        further = [
+            f"{attack_title(name)}, leaves {left[name]:.0%}{_psnr_in_words(pictures, name)}"
+            for name in removal.STRENGTHS
+            if name in left
+        ]
+        return f"{text}." + (f" {'; '.join(further)}." if further else "")
 
     def limits(self, data: Dataset) -> list[str]:
         """Add what was not installed, what the attacks know, and how ablations are trained."""
-        said = super().limits(data)
-        said.append(
+        limits = super().limits(data)
+        limits.append(
             f"FGSM, MIFGSM and PGD see the gradient of {self.config.white_box} of the shipped set; to every other "
             "detector they are transferred. TR-Net, GANprintR and noise see none."
         )
         if self.config.features and not self.config.checkpoint:
-            said.append(
+            limits.append(
                 "TR-Net's discriminators are not shipped, so the map of features shows those of the detector "
                 f"{self.config.features}; the setting checkpoint shows those of a training run."
             )
         if self.config.saved:
-            said.append(
+            limits.append(
                 f"Every face, real, fake or attacked, was saved as JPEG {JPEG_QUALITY} before a detector saw it, as "
                 "photographs were; without it detectors of the undefended set would judge the file. Detectors of the "
                 "Hub that want a crop of their own see the photo with what changed in ours. PSNR, SSIM and traces "
                 "are those of the attacked face before that."
             )
-        said.append("Accuracy on attacked fakes says nothing about what a re-save or a new detector brings to light.")
-        said += [] if self.config.removers else [TRAIN_FEWER]
+        limits.append("Accuracy on attacked fakes says nothing about what a re-save or a new detector brings to light.")
+        limits += [] if self.config.removers else [TRAIN_FEWER]
         absent = [get_attack(name).title for name in self.config.attacks if not get_attack(name).available()]
-        said += [f"Attacks without installed weights were left out: {', '.join(absent)}."] if absent else []
+        limits += [f"Attacks without installed weights were left out: {', '.join(absent)}."] if absent else []
         if self.config.features and shipped_references() is None:
-            said.append("The reference statistics of traces are not installed; the data's own real pictures serve.")
-        return said
+            limits.append("The reference statistics of traces are not installed; the data's own real pictures serve.")
+        return limits
 
     def published(self) -> list[Table]:
         """Return tables 1 to 4 of the paper, as far as they are known."""
         return published.trnet_tables()
+
+    def _defences(self, verdicts: pd.DataFrame) -> list[str]:
+        """Return the defences of which at least one detector judged."""
+        return [name for name in self.config.defences if name in set(verdicts["defence"])]
+
+    def _detectors(self, verdicts: pd.DataFrame) -> list[str]:
+        """Return the detectors that judged, those of TR-Net's paper first."""
+        names = dict.fromkeys((*registry.TRNET_DETECTORS, *self.config.detectors))
+        return [name for name in names if name in set(verdicts["detector"])]
+
+    def _families_table(self, verdicts: pd.DataFrame) -> Table:
+        defences = self._defences(verdicts)
+        body: list[tuple[Cell, ...]] = [
+            (
+                family_title(family),
+                attack_title(attack),
+                *(mean_of_six(verdicts, defence, attack, family) for defence in defences),
+            )
+            for family in _families(verdicts)
+            for attack in attacks_seen(verdicts)
+        ]
+        means = (
+            Column(f"mean_{one}", f"Mean of the six, {registry.DEFENCES[one].title}", digits=2) for one in defences
+        )
+        note = f"{STILL_FAKE} The six are those of TR-Net's paper, as far as they are installed."
+        title = "Fakes still found, by family"
+        return Table("families", title, (FAMILY, ATTACK, *means), tuple(body), note, by_family=True)
+
+    def _beside_table(self, verdicts: pd.DataFrame) -> Table:
+        """Set the accuracy that attacks leave beside what the paper prints."""
+        defences, printed = self._defences(verdicts), published.TRACE_REMOVAL_MEANS
+        columns = (
+            ATTACK,
+            *(Column(f"ours_{one}", f"Ours, {registry.DEFENCES[one].title}", digits=2) for one in defences),
+            *(Column(f"paper_{one}", f"Paper, {registry.DEFENCES[one].title}", digits=2) for one in printed),
+        )
+        body: list[tuple[Cell, ...]] = []
+        for attack in attacks_seen(verdicts):
+            ours = (mean_of_six(verdicts, defence, attack) for defence in defences)
+            body.append((attack_title(attack), *ours, *(means.get(attack, NOT_PRINTED) for means in printed.values())))
+        note = f"Share of fakes still called fake, mean over the six detectors. {published.WHY_TRACE_REMOVAL_DIFFERS}"
+        title = "Fakes still found after each attack, ours and the paper's"
+        return Table("beside", title, columns, tuple(body), note, beside=True)
+
+    def _detectors_table(self, verdicts: pd.DataFrame) -> Table:
+        attacks = attacks_seen(verdicts)
+        columns = (
+            DEFENCE,
+            Column("detector", "Detector"),
+            Column("accuracy_real", "Real", "accuracy_real", 2),
+            Column("accuracy_fake", "Fake", "accuracy_fake", 2),
+            *(Column(f"after_{attack}", attack_title(attack), digits=2) for attack in attacks if attack != NO_ATTACK),
+        )
+        body: list[tuple[Cell, ...]] = []
+        for defence in self._defences(verdicts):
+            title = registry.DEFENCES[defence].title
+            for name in self._detectors(verdicts):
+                judged = select(verdicts, defence=defence, detector=name)
+                if len(judged):
+                    right = ~select(judged, label=REAL)["found"]
+                    fakes = (_share_found(select(judged, label="fake", attack=attack)) for attack in attacks)
+                    body.append((title, detector_title(name), proportion(right.sum(), len(right)), *fakes))
+            means = (mean_of_six(verdicts, defence, attack) for attack in attacks)
+            body.append((title, "mean of the six", None, *means))
+        note = f"Right verdicts on real pictures, then on fakes before and after each attack. {STILL_FAKE}"
+        return Table("attacks", "Accuracy by detector and attack, all families", columns, tuple(body), note)
+
+    def _families_by_detector_table(self, verdicts: pd.DataFrame) -> Table:
+        names = self._detectors(verdicts)
+        body: list[tuple[Cell, ...]] = []
+        for family in _families(verdicts):
+            for defence in self._defences(verdicts):
+                for attack in attacks_seen(verdicts):
+                    fakes = select(verdicts, family=family, defence=defence, attack=attack)
+                    shares = (_share_found(select(fakes, detector=name, label="fake")).value for name in names)
+                    titles = family_title(family), registry.DEFENCES[defence].title, attack_title(attack)
+                    body.append((*titles, fakes["sample"].nunique(), *shares))
+        detectors = (Column(name, detector_title(name), digits=2) for name in names)
+        columns = (FAMILY, DEFENCE, ATTACK, Column("count", "Fakes"), *detectors)
+        title = "Fakes still found, by family and detector"
+        return Table("families_detectors", title, columns, tuple(body), STILL_FAKE)
+
+    def _neighbours_table(self, pictures: pd.DataFrame) -> Table:
+        columns = (
+            Column("features", "Features of"),
+            Column("pictures", "Pictures"),
+            Column("real_neighbours", "Real neighbours", "real_neighbours", 2),
+        )
+        body: list[tuple[Cell, ...]] = []
+        fakes, reals = select(pictures, label="fake", attack=NO_ATTACK), select(pictures, label=REAL)
+        place = {name: number for number, name in enumerate(fakes["sample"])}
+        count = self.config.neighbours
+        for kind in _feature_kinds(pictures):
+            column = f"features_{kind}"
+            whose = detector_title(self.config.features) if kind == "detector" else f"{kind} discriminator"
+            shown = pictures[pictures["sample"].isin(list(place))].dropna(subset=column)
+            for name, group in _groups(shown).items():
+                shares = traces.real_neighbours(
+                    np.array(list(group[column])),
+                    np.array(list(reals[column])),
+                    np.array(list(fakes[column])),
+                    np.array([place[sample] for sample in group["sample"]]),
+                    count,
+                )
+                body.append((whose, name, mean(shares)))
+        note = f"Among the {count} nearest real pictures and untouched other fakes; t-SNE shows the same space."
+        if len(reals) and len(fakes) > 1:
+            chance = len(reals) / (len(reals) + len(fakes) - 1)
+            note += f" Were the features of real and fake alike, it would be {chance:.2f} with these pictures."
+        return Table("features", "Where fakes lie among real pictures", columns, tuple(body), note)
+
+    def _missing_table(self) -> Table:
+        columns = (DEFENCE, Column("missing", "Not installed"), Column("training", "How to train them"))
+        body: list[tuple[Cell, ...]] = []
+        for name in self.config.defences:
+            absent = missing_detectors(name, self.config.detectors)
+            if absent:
+                body.append((registry.DEFENCES[name].title, ", ".join(absent), registry.DEFENCES[name].command))
+        note = "The strong defence is trained against one attack at a time, which stands after --adversarial."
+        return Table("missing", "Detectors that are not installed", columns, tuple(body), note)
+
+    def _accuracy_plot(self, verdicts: pd.DataFrame) -> Figure | None:
+        """Draw the mean of the six by attack, beside the paper's."""
+        attacks = attacks_seen(verdicts)
+        if not attacks:
+            return None
+        series = [
+            Series(
+                f"ours, {registry.DEFENCES[defence].title}",
+                (),
+                [cell_number(mean_of_six(verdicts, defence, attack)) for attack in attacks],
+            )
+            for defence in self._defences(verdicts)
+        ]
+        for defence in ("none", "weak"):
+            printed = published.TRACE_REMOVAL_MEANS[defence]
+            values = [printed.get(attack, float("nan")) for attack in attacks]
+            series.append(Series(f"paper, {registry.DEFENCES[defence].title}", (), values))
+        labels = [attack_title(attack) for attack in attacks]
+        alt = f"Share of fakes still found, mean of the six detectors. {plots.values_in_words(series, labels)}"
+        title = "Fakes still found after each attack"
+        return plots.draw_bars("accuracy", title, alt, labels, series, y_label="Still found")
+
+    def _families_plot(self, verdicts: pd.DataFrame) -> Figure | None:
+        families, defences = _families(verdicts), self._defences(verdicts)
+        if not families or not defences:
+            return None
+        defence = defences[-1]
+        series = [
+            Series(
+                attack_title(attack),
+                (),
+                [cell_number(mean_of_six(verdicts, defence, attack, family)) for family in families],
+            )
+            for attack in attacks_seen(verdicts)
+        ]
+        labels = [family_title(family) for family in families]
+        alt = f"Share of fakes still found by family, detectors trained with {registry.DEFENCES[defence].title}. "
+        alt += plots.values_in_words(series, labels)
+        return plots.draw_bars("families", "Fakes still found, by family", alt, labels, series, y_label="Still found")
+
+    def _cost_plot(self, verdicts: pd.DataFrame, pictures: pd.DataFrame) -> Figure | None:
+        """Draw what each attack achieves over what it costs; all strengths of TR-Net share a colour."""
+        defences = self._defences(verdicts)
+        points: dict[str, list[tuple[float, float]]] = {}
+        texts = []
+        for attack in attacks_seen(verdicts):
+            psnr = mean(select(pictures, attack=attack)["psnr"]).value
+            if attack != NO_ATTACK and psnr is not None and defences:
+                left = cell_number(mean_of_six(verdicts, defences[-1], attack))
+                title = attack_title(removal.TRNET_ENTRY if attack in removal.STRENGTHS else attack)
+                points.setdefault(title, []).append((psnr, left))
+                texts.append(f"{attack_title(attack)} {left:.2f} at {psnr:.1f} dB")
+        if not points:
+            return None
+        series = [
+            Series(name, [psnr for psnr, _ in cloud], [left for _, left in cloud]) for name, cloud in points.items()
+        ]
+        alt = f"Share of fakes still found over PSNR; low and right is the better attack. {', '.join(texts)}."
+        axes: dict[str, Any] = {"x_label": "PSNR (dB)", "y_label": "Fakes still found"}
+        return plots.draw_points("cost", "What an attack achieves and costs", alt, series, **axes, share=True)
+
+    def _features_plot(self, kind: str, pictures: pd.DataFrame) -> Figure | None:
+        column = f"features_{kind}"
+        groups = _groups(pictures.dropna(subset=column))
+        features = {name: np.array(list(group[column][:MOST_DRAWN])) for name, group in groups.items()}
+        if sum(map(len, features.values())) < 4:
+            return None
+        places = traces.tsne_map(np.concatenate(list(features.values())), self.config.seed)
+        ends = np.cumsum([len(group) for group in features.values()])[:-1]
+        series = [
+            Series(name, cloud[:, 0].tolist(), cloud[:, 1].tolist())
+            for name, cloud in zip(features, np.split(places, ends), strict=True)
+        ]
+        whose = detector_title(self.config.features) if kind == "detector" else f"TR-Net's {kind} discriminator"
+        counts = ", ".join(f"{len(group)} {name}" for name, group in features.items())
+        alt = f"Features of {whose} in two dimensions; near points are alike, axes and sizes mean nothing. {counts}."
+        title = f"t-SNE of the features of {whose}"
+        return plots.draw_points(f"features_{kind}", title, alt, series, x_label="", y_label="")
 
 
 def draw_by_family(samples: Iterable[Sample], count: int | None, seed: int) -> list[str]:
@@ -362,11 +621,8 @@ def shipped_references() -> references.References | None:
 def _measured_traces(picture: Tensor) -> Row:
     """Measure the traces of a picture (1, 3, S, S) in [0, 1]."""
     known = shipped_references()
-    prints = (
-        {}
-        if known is None
-        else {kind: one for kind, one in known.fingerprint.items() if one.shape == picture.shape[1:]}
-    )
+    stored = {} if known is None else known.fingerprint
+    prints = {kind: fingerprint for kind, fingerprint in stored.items() if fingerprint.shape == picture.shape[1:]}
     return {
         "spectrum": traces.picture_spectrum(picture).astype(np.float16),
         "power": traces.picture_power(picture).astype(np.float32),
@@ -375,352 +631,39 @@ def _measured_traces(picture: Tensor) -> Row:
     }
 
 
-UNTOUCHED = "none"  # attack: the picture as it is
+def _frames(rows: Sequence[Row]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the verdicts, with a column that says whether a picture is called fake, and the measures of pictures."""
+    frame = pd.DataFrame(rows)
+    for column in ("psnr", "ssim"):  # no attack, no likeness
+        frame[column] = frame[column].astype(float) if column in frame else np.nan
+    verdicts = select(frame, kind="verdict")
+    return verdicts.assign(found=verdicts["p_fake"].astype(float) >= THRESHOLD), select(frame, kind="picture")
 
 
-def rows_of_kind(rows: Sequence[Row], kind: str) -> list[Row]:
-    """Return the rows of verdicts, or those of measures."""
-    return [row for row in rows if row["kind"] == kind]
-
-
-def attacks_seen(rows: Sequence[Row]) -> list[str]:
+def attacks_seen(frame: pd.DataFrame) -> list[str]:
     """Return `none` and the attacks that fakes went through, in the order of the paper's tables."""
-    found = {row["attack"] for row in rows if row["label"] == "fake"}
-    order = [UNTOUCHED, *ATTACKS]
-    return sorted(found, key=lambda name: (order.index(name) if name in order else len(order), name))
+    order = [NO_ATTACK, *ATTACKS]
+    attacks = set(select(frame, label="fake")["attack"])
+    return sorted(attacks, key=lambda name: (order.index(name) if name in order else len(order), name))
 
 
-def without_strengths(rows: Sequence[Row]) -> list[Row]:
+def without_strengths(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the rows without those of TR-Net at another strength than the one it was trained for."""
-    return [row for row in rows if row["attack"] not in removal.STRENGTHS]
+    return frame[~frame["attack"].isin(list(removal.STRENGTHS))]
 
 
 def attack_title(attack: str) -> str:
     """Return an attack's name for people."""
-    if attack == UNTOUCHED:
+    if attack == NO_ATTACK:
         return "no attack"
     return ATTACKS[attack].title if attack in ATTACKS else f"TR-Net {attack}"
 
 
-def mean_of_six(verdicts: Sequence[Row], defence: str, attack: str, family: str = "") -> Estimate:
-    """Return mean and deviation over fakes of the share of paper 001's six detectors that call them fake."""
-    by_sample: dict[str, list[bool]] = {}
-    for row in verdicts:
-        wanted = (row["label"], row["defence"], row["attack"]) == ("fake", defence, attack)
-        if wanted and row["detector"] in registry.TRNET_DETECTORS and family in ("", row["family"]):
-            by_sample.setdefault(row["sample"], []).append(row["p_fake"] >= THRESHOLD)
-    return mean(float(np.mean(said)) for said in by_sample.values())
-
-
-def rows_by_group(measured: Sequence[Row]) -> dict[str, list[Row]]:
-    """Return the measures of real pictures, and of fakes by attack, by what they are called."""
-    found = {"real pictures": [row for row in measured if row["label"] == REAL]}
-    for attack in attacks_seen(measured):
-        name = "fakes" if attack == UNTOUCHED else attack_title(attack)
-        found[name] = [row for row in measured if row["label"] == "fake" and row["attack"] == attack]
-    return {name: own for name, own in found.items() if own}
-
-
-def feature_kinds(measured: Sequence[Row]) -> list[str]:
-    """Return whose features were kept: `detector`, or TR-Net's discriminators."""
-    names = dict.fromkeys(name for row in measured for name in row if name.startswith("features_"))
-    return [name.removeprefix("features_") for name in names]
-
-
-def real_power(measured: Sequence[Row], reference: References | None) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return mean and deviation (K,) of the power of real photographs in dB: stored ones, or those of the data."""
-    stored = reference.power[REAL] if reference else None
-    if stored is not None and measured and stored.shape[1:] == measured[0]["power"].shape:
-        return stored[0], stored[1]
-    own = [row["power"] for row in measured if row["label"] == REAL]
-    return (np.mean(own, axis=0), np.std(own, axis=0)) if own else None
-
-
-def real_spectrum(measured: Sequence[Row], reference: References | None) -> np.ndarray | None:
-    """Return the mean spectrum of real photographs in dB: stored ones, or those of the data."""
-    if reference and measured:
-        import torch
-
-        stored = traces.small_spectrum(torch.from_numpy(reference.spectrum[REAL]))
-        if stored.shape == measured[0]["spectrum"].shape:
-            return stored
-    own = [row["spectrum"].astype(np.float64) for row in measured if row["label"] == REAL]
-    return np.mean(own, axis=0) if own else None
-
-
-def mean_array(rows: Sequence[Row], column: str) -> np.ndarray:
-    """Return the mean of an array over rows."""
-    return np.asarray(np.mean([row[column].astype(np.float64) for row in rows], axis=0))
-
-
-def defences_of(verdicts: Sequence[Row], config: "TraceRemovalConfig") -> list[str]:
-    """Return the defences of which at least one detector judged."""
-    found = {row["defence"] for row in verdicts}
-    return [name for name in config.defences if name in found]
-
-
-def detectors_of(verdicts: Sequence[Row], config: "TraceRemovalConfig") -> list[str]:
-    """Return the detectors that judged, those of TR-Net's paper first."""
-    found = {row["detector"] for row in verdicts}
-    return [name for name in dict.fromkeys((*registry.TRNET_DETECTORS, *config.detectors)) if name in found]
-
-
-def judged_fakes(rows: Sequence[Row], defence: str, detector: str, attack: str) -> list[Row]:
-    """Return what one detector says of the fakes after one attack."""
-    wanted = (defence, detector, attack, "fake")
-    return [row for row in rows if (row["defence"], row["detector"], row["attack"], row["label"]) == wanted]
-
-
-FAMILY, DEFENCE, ATTACK = Column("family", "Family"), Column("defence", "Defence"), Column("attack", "After")
-
-NOT_PRINTED = "not printed"
-
-STILL_FAKE = "Shares of fakes that are still called fake: the lower, the stronger the attack."
-
-
-def trace_removal_tables(
-    rows: Sequence[Row], config: "TraceRemovalConfig", reference: References | None
-) -> list[Table]:
-    """Return all tables.
-
-    Args:
-        rows: What each detector says of each picture, and one row of measures a picture.
-        config: What was measured.
-        reference: Statistics of real photographs that ship with the app, where they are installed.
-    """
-    verdicts, measured = rows_of_kind(rows, "verdict"), rows_of_kind(rows, "picture")
-    return [
-        _families_table(verdicts, config),
-        _beside_table(verdicts, config),
-        _beside_quality_table(measured),
-        _detectors_table(verdicts, config),
-        _families_by_detector_table(verdicts, config),
-        _quality_table(measured),
-        *([_traces_table(measured, reference), _neighbours_table(measured, config)] if config.features else []),
-        _missing_table(config),
-    ]
-
-
-def trace_removal_finding(rows: Sequence[Row], config: "TraceRemovalConfig") -> str:
-    """Say in one sentence what the attacks leave of the detectors' accuracy on fakes."""
-    verdicts, measured = rows_of_kind(rows, "verdict"), rows_of_kind(rows, "picture")
-    for defence in reversed(config.defences):
-        left = {attack: mean_of_six(verdicts, defence, attack).value for attack in attacks_seen(rows)}
-        known = {attack: value for attack, value in left.items() if value is not None}
-        if UNTOUCHED not in known:
-            continue
-        count = sum(
-            name in registry.TRNET_DETECTORS for name in registry.installed_with_defence(defence, config.detectors)
-        )
-        which = "All" if count == len(registry.TRNET_DETECTORS) else f"{count} of the"
-        said = f"{which} six detectors of TR-Net's paper, trained with {registry.DEFENCES[defence].title}, find "
-        said += f"{known[UNTOUCHED]:.0%} of the untouched fakes on average"
-        if removal.TRNET_ENTRY in known:
-            said += f" and {known[removal.TRNET_ENTRY]:.0%} after TR-Net{_psnr_in_words(measured, removal.TRNET_ENTRY)}"
-            said += _family_range(verdicts, defence, removal.TRNET_ENTRY)
-        own = (UNTOUCHED, removal.TRNET_ENTRY, *removal.STRENGTHS)
-        others = {attack: value for attack, value in known.items() if attack not in own}
-        if others:
-            strongest = min(others, key=others.__getitem__)
-            said += f"; of the other attacks {attack_title(strongest)} leaves least, {others[strongest]:.0%}"
-            said += _psnr_in_words(measured, strongest)
-        said += "."
-        further = [
-            f"{attack_title(one)}, leaves {known[one]:.0%}{_psnr_in_words(measured, one)}"
-            for one in removal.STRENGTHS
-            if one in known
-        ]
-        return said + (f" {'; '.join(further)}." if further else "")
-    return ""
-
-
-def _families_table(verdicts: Sequence[Row], config: "TraceRemovalConfig") -> Table:
-    shown = defences_of(verdicts, config)
-    body: list[tuple[Cell, ...]] = [
-        (
-            base.family_title(family),
-            attack_title(attack),
-            *(mean_of_six(verdicts, one, attack, family) for one in shown),
-        )
-        for family in _families_of(verdicts)
-        for attack in attacks_seen(verdicts)
-    ]
-    means = (Column(f"mean_{one}", f"Mean of the six, {registry.DEFENCES[one].title}", digits=2) for one in shown)
-    note = f"{STILL_FAKE} The six are those of TR-Net's paper, as far as they are installed."
-    name = "Fakes still found, by family"
-    return Table("families", name, (FAMILY, ATTACK, *means), tuple(body), note, by_family=True)
-
-
-def _detectors_table(verdicts: Sequence[Row], config: "TraceRemovalConfig") -> Table:
-    shown = attacks_seen(verdicts)
-    columns = (
-        DEFENCE,
-        Column("detector", "Detector"),
-        Column("accuracy_real", "Real", "accuracy_real", 2),
-        Column("accuracy_fake", "Fake", "accuracy_fake", 2),
-        *(Column(f"after_{attack}", attack_title(attack), digits=2) for attack in shown if attack != UNTOUCHED),
-    )
-    body: list[tuple[Cell, ...]] = []
-    for defence in defences_of(verdicts, config):
-        for name in detectors_of(verdicts, config):
-            if not any(row["defence"] == defence and row["detector"] == name for row in verdicts):
-                continue
-            real = [row for row in verdicts if row["label"] == REAL and row["detector"] == name]
-            right = [row["p_fake"] < THRESHOLD for row in real if row["defence"] == defence]
-            fakes = [_share_found(judged_fakes(verdicts, defence, name, attack)) for attack in shown]
-            body.append(
-                (
-                    registry.DEFENCES[defence].title,
-                    base.detector_title(name),
-                    proportion(sum(right), len(right)),
-                    *fakes,
-                )
-            )
-        means = [mean_of_six(verdicts, defence, attack) for attack in shown]
-        body.append((registry.DEFENCES[defence].title, "mean of the six", None, *means))
-    note = f"Right verdicts on real pictures, then on fakes before and after each attack. {STILL_FAKE}"
-    return Table("attacks", "Accuracy by detector and attack, all families", columns, tuple(body), note)
-
-
-def _families_by_detector_table(verdicts: Sequence[Row], config: "TraceRemovalConfig") -> Table:
-    names = detectors_of(verdicts, config)
-    body: list[tuple[Cell, ...]] = []
-    for family in _families_of(verdicts):
-        own = [row for row in verdicts if row["family"] == family]
-        for defence in defences_of(verdicts, config):
-            for attack in attacks_seen(verdicts):
-                cells = [_share_found(judged_fakes(own, defence, name, attack)).value for name in names]
-                count = len({row["sample"] for row in own if (row["attack"], row["defence"]) == (attack, defence)})
-                body.append(
-                    (base.family_title(family), registry.DEFENCES[defence].title, attack_title(attack), count, *cells)
-                )
-    columns = (
-        FAMILY,
-        DEFENCE,
-        ATTACK,
-        Column("count", "Fakes"),
-        *(Column(one, base.detector_title(one), digits=2) for one in names),
-    )
-    return Table("families_detectors", "Fakes still found, by family and detector", columns, tuple(body), STILL_FAKE)
-
-
-def _beside_table(verdicts: Sequence[Row], config: "TraceRemovalConfig") -> Table:
-    """Set the accuracy that attacks leave beside what the paper prints."""
-    shown, paper = defences_of(verdicts, config), published.TRACE_REMOVAL_MEANS
-    columns = (
-        ATTACK,
-        *(Column(f"ours_{one}", f"Ours, {registry.DEFENCES[one].title}", digits=2) for one in shown),
-        *(Column(f"paper_{one}", f"Paper, {registry.DEFENCES[one].title}", digits=2) for one in paper),
-    )
-    body: list[tuple[Cell, ...]] = []
-    for attack in attacks_seen(verdicts):
-        ours = [mean_of_six(verdicts, one, attack) for one in shown]
-        body.append((attack_title(attack), *ours, *(paper[one].get(attack, NOT_PRINTED) for one in paper)))
-    note = f"Share of fakes still called fake, mean over the six detectors. {published.WHY_TRACE_REMOVAL_DIFFERS}"
-    name = "Fakes still found after each attack, ours and the paper's"
-    return Table("beside", name, columns, tuple(body), note, beside=True)
-
-
-def _beside_quality_table(measured: Sequence[Row]) -> Table:
-    """Set the likeness of attacked pictures beside what the paper prints."""
-    columns = (
-        ATTACK,
-        *(Column("psnr", "PSNR, ours", "psnr", 1), Column("paper_psnr", "PSNR, paper", "psnr", 1)),
-        *(Column("ssim", "SSIM, ours", "ssim"), Column("paper_ssim", "SSIM, paper", "ssim")),
-    )
-    body: list[tuple[Cell, ...]] = []
-    for attack in attacks_seen(measured):
-        own = [row for row in measured if row["attack"] == attack and "ssim" in row]
-        psnr, ssim = published.TRACE_REMOVAL_QUALITY.get(attack, (NOT_PRINTED, NOT_PRINTED))
-        if own:
-            body.append(
-                (attack_title(attack), mean(row["psnr"] for row in own), psnr, mean(row["ssim"] for row in own), ssim)
-            )
-    note = "The paper's TR-Net saw 480,000 pairs in training (8 epochs of 60,000), this project's far fewer."
-    return Table("beside_quality", "Likeness to the fake before the attack", columns, tuple(body), note, beside=True)
-
-
-def _quality_table(measured: Sequence[Row]) -> Table:
-    columns = (
-        FAMILY,
-        ATTACK,
-        Column("psnr", "PSNR (dB)", "psnr", 1),
-        Column("ssim", "SSIM", "ssim"),
-        Column("unchanged", "Unchanged"),
-    )
-    families = _families_of(measured)
-    body: list[tuple[Cell, ...]] = []
-    for attack in attacks_seen(measured):
-        attacked = [row for row in measured if row["attack"] == attack and "ssim" in row]
-        for family in ["all", *families] if attacked else []:
-            own = [row for row in attacked if family in ("all", row["family"])]
-            psnr, ssim = (mean(row[name] for row in own) for name in ("psnr", "ssim"))
-            body.append(
-                (base.family_title(family), attack_title(attack), psnr, ssim, sum(row["psnr"] is None for row in own))
-            )
-    note = "Against the fake before the attack; a picture that did not change has no PSNR and is counted at the right."
-    return Table("quality", "What each attack does to the picture", columns, tuple(body), note)
-
-
-def _traces_table(measured: Sequence[Row], reference: References | None) -> Table:
-    columns = (
-        Column("pictures", "Pictures"),
-        Column("spectrum", "Spectrum (dB)", "spectrum_difference", 2),
-        Column("power", "Power (dB)", "power_difference", 2),
-        Column("residual", "Noise residual", "residual_strength", 2),
-        Column("correlation", "Fingerprint", "fingerprint_correlation"),
-    )
-    power, spectrum = real_power(measured, reference), real_spectrum(measured, reference)
-    body: list[tuple[Cell, ...]] = []
-    for name, own in rows_by_group(measured).items():
-        distances = (
-            None if spectrum is None else traces.spectrum_difference(mean_array(own, "spectrum"), spectrum),
-            None if power is None else traces.power_difference(mean_array(own, "power"), power[0]),
-        )
-        rest = [mean(row[column] for row in own) for column in ("residual", "correlation")]
-        body.append((name, *distances, *rest))
-    where = f"{reference.count[REAL]} stored photographs" if reference else "the real pictures of the data"
-    note = (
-        f"Differences of the mean over pictures to {where}; the first line says how far real pictures are off by "
-        "chance and by their source."
-    )
-    return Table("traces", "What is left of the traces", columns, tuple(body), note)
-
-
-def _neighbours_table(measured: Sequence[Row], config: "TraceRemovalConfig") -> Table:
-    columns = (
-        Column("features", "Features of"),
-        Column("pictures", "Pictures"),
-        Column("real_neighbours", "Real neighbours", "real_neighbours", 2),
-    )
-    body: list[tuple[Cell, ...]] = []
-    fakes = [row for row in measured if row["label"] == "fake" and row["attack"] == UNTOUCHED]
-    reals = [row for row in measured if row["label"] == REAL]
-    for kind in feature_kinds(measured):
-        column = f"features_{kind}"
-        real = [row[column] for row in reals]
-        place = {row["sample"]: number for number, row in enumerate(fakes)}
-        shown = [row for row in measured if row["sample"] in place and column in row]
-        for name, own in rows_by_group(shown).items():
-            shares = traces.real_neighbours(
-                np.array([row[column] for row in own]),
-                np.array(real),
-                np.array([row[column] for row in fakes]),
-                np.array([place[row["sample"]] for row in own]),
-                config.neighbours,
-            )
-            body.append(
-                (
-                    base.detector_title(config.features) if kind == "detector" else f"{kind} discriminator",
-                    name,
-                    mean(shares),
-                )
-            )
-    note = f"Among the {config.neighbours} nearest real pictures and untouched other fakes; t-SNE shows the same space."
-    if reals and len(fakes) > 1:
-        chance = len(reals) / (len(reals) + len(fakes) - 1)
-        note += f" Were the features of real and fake alike, it would be {chance:.2f} with these pictures."
-    return Table("features", "Where fakes lie among real pictures", columns, tuple(body), note)
+def mean_of_six(verdicts: pd.DataFrame, defence: str, attack: str, family: str = "") -> Estimate:
+    """Return mean and deviation over fakes of the share of TR-Net's six detectors that call them fake."""
+    fakes = select(verdicts, label="fake", defence=defence, attack=attack, **({"family": family} if family else {}))
+    six = fakes[fakes["detector"].isin(registry.TRNET_DETECTORS)]
+    return mean(six.groupby("sample", sort=False)["found"].mean())
 
 
 def missing_detectors(defence: str, detectors: Sequence[str]) -> list[str]:
@@ -729,152 +672,155 @@ def missing_detectors(defence: str, detectors: Sequence[str]) -> list[str]:
     return [name for name in dict.fromkeys((*registry.TRNET_DETECTORS, *detectors)) if name not in installed]
 
 
-def _missing_table(config: "TraceRemovalConfig") -> Table:
-    columns = (DEFENCE, Column("missing", "Not installed"), Column("training", "How to train them"))
-    body: list[tuple[Cell, ...]] = []
-    for name in config.defences:
-        absent = missing_detectors(name, config.detectors)
-        if absent:
-            body.append((registry.DEFENCES[name].title, ", ".join(absent), registry.DEFENCES[name].command))
-    note = "The strong defence is trained against one attack at a time, which stands after --adversarial."
-    return Table("missing", "Detectors that are not installed", columns, tuple(body), note)
+def _families(frame: pd.DataFrame) -> list[str]:
+    return sorted(set(select(frame, label="fake")["family"]))
 
 
-def _families_of(rows: Sequence[Row]) -> list[str]:
-    return sorted({row["family"] for row in rows if row["label"] == "fake"})
+def _share_found(verdicts: pd.DataFrame) -> Estimate:
+    return proportion(verdicts["found"].sum(), len(verdicts))
 
 
-def _share_found(rows: Sequence[Row]) -> Estimate:
-    return proportion(sum(row["p_fake"] >= THRESHOLD for row in rows), len(rows))
-
-
-def _family_range(verdicts: Sequence[Row], defence: str, attack: str) -> str:
+def _family_range(verdicts: pd.DataFrame, defence: str, attack: str) -> str:
     """Say for which family of fakes least and most is left."""
-    found = {one: mean_of_six(verdicts, defence, attack, one).value for one in _families_of(verdicts)}
-    left = sorted((value, family) for family, value in found.items() if value is not None)
+    means = {family: mean_of_six(verdicts, defence, attack, family).value for family in _families(verdicts)}
+    left = sorted((value, family) for family, value in means.items() if value is not None)
     if len(left) < 2:
         return ""
     (least, fewest), (most, family) = left[0], left[-1]
-    return f" ({least:.0%} of {base.family_title(fewest)}, {most:.0%} of {base.family_title(family)})"
+    return f" ({least:.0%} of {family_title(fewest)}, {most:.0%} of {family_title(family)})"
 
 
-def _psnr_in_words(measured: Sequence[Row], attack: str) -> str:
-    psnr = mean(row.get("psnr") for row in measured if row["attack"] == attack).value
+def _psnr_in_words(pictures: pd.DataFrame, attack: str) -> str:
+    psnr = mean(select(pictures, attack=attack)["psnr"]).value
     return "" if psnr is None else f" at a PSNR of {psnr:.1f} dB"
 
 
-MOST_DRAWN = 600  # pictures of a group in a map of features
-
-COLOUR_LIMIT = 12.0  # dB at which the colours of a difference end
-
-ACROSS, HEADING = 4, 7  # maps in a row; pixels above a map for its name
-
-
-def trace_removal_plots(
-    rows: Sequence[Row], config: "TraceRemovalConfig", reference: References | None
-) -> list[Figure]:
-    """Return all plots; arguments as of `trace_removal_tables.tables`."""
-    cost = _cost_plot(rows_of_kind(rows, "verdict"), rows_of_kind(rows, "picture"), config)
-    rows = without_strengths(rows)
-    verdicts, measured = rows_of_kind(rows, "verdict"), rows_of_kind(rows, "picture")
-    drawn = [
-        _accuracy_plot(verdicts, config),
-        _families_plot(verdicts, config),
-        cost,
-        *([_power_plot(measured, reference), _spectra_plot(measured, reference)] if config.features else []),
-        *(_features_plot(kind, measured, config) for kind in feature_kinds(measured)),
-    ]
-    return [one for one in drawn if one is not None]
+def _groups(pictures: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Return the measures of real pictures, and of fakes by attack, by what they are called."""
+    groups = {"real pictures": select(pictures, label=REAL)}
+    for attack in attacks_seen(pictures):
+        name = "fakes" if attack == NO_ATTACK else attack_title(attack)
+        groups[name] = select(pictures, label="fake", attack=attack)
+    return {name: group for name, group in groups.items() if len(group)}
 
 
-def _accuracy_plot(verdicts: Sequence[Row], config: "TraceRemovalConfig") -> Figure | None:
-    """Draw the mean of the six by attack, beside the paper's."""
-    shown = attacks_seen(verdicts)
-    if not shown:
-        return None
-    series = [
-        Series(f"ours, {registry.DEFENCES[one].title}", (), [_mean_value(verdicts, one, attack) for attack in shown])
-        for one in defences_of(verdicts, config)
-    ]
-    for one in ("none", "weak"):
-        printed = [published.TRACE_REMOVAL_MEANS[one].get(attack, float("nan")) for attack in shown]
-        series.append(Series(f"paper, {registry.DEFENCES[one].title}", (), printed))
-    labels = [attack_title(attack) for attack in shown]
-    alt = f"Share of fakes still found, mean of the six detectors. {plots.values_in_words(series, labels)}"
-    return plots.draw_bars(
-        "accuracy", "Fakes still found after each attack", alt, labels, series, y_label="Still found"
+def _feature_kinds(pictures: pd.DataFrame) -> list[str]:
+    """Return whose features were kept: `detector`, or TR-Net's discriminators."""
+    names = (name for name in pictures if name.startswith("features_") and pictures[name].notna().any())
+    return [name.removeprefix("features_") for name in names]
+
+
+def _real_power(pictures: pd.DataFrame, reference: References | None) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return mean and deviation (K,) of the power of real photographs in dB: stored ones, or those of the data."""
+    stored = reference.power[REAL] if reference else None
+    if stored is not None and len(pictures) and stored.shape[1:] == pictures["power"].iloc[0].shape:
+        return stored[0], stored[1]
+    powers = list(select(pictures, label=REAL)["power"])
+    return (np.mean(powers, axis=0), np.std(powers, axis=0)) if powers else None
+
+
+def _real_spectrum(pictures: pd.DataFrame, reference: References | None) -> np.ndarray | None:
+    """Return the mean spectrum of real photographs in dB: stored ones, or those of the data."""
+    if reference and len(pictures):
+        stored = traces.small_spectrum(torch.from_numpy(reference.spectrum[REAL]))
+        if stored.shape == pictures["spectrum"].iloc[0].shape:
+            return stored
+    real = select(pictures, label=REAL)
+    return _mean_array(real["spectrum"]) if len(real) else None
+
+
+def _mean_array(arrays: pd.Series) -> np.ndarray:
+    return np.asarray(np.mean([array.astype(np.float64) for array in arrays], axis=0))
+
+
+def _beside_quality_table(pictures: pd.DataFrame) -> Table:
+    """Set the likeness of attacked pictures beside what the paper prints."""
+    columns = (
+        ATTACK,
+        *(Column("psnr", "PSNR, ours", "psnr", 1), Column("paper_psnr", "PSNR, paper", "psnr", 1)),
+        *(Column("ssim", "SSIM, ours", "ssim"), Column("paper_ssim", "SSIM, paper", "ssim")),
     )
+    body: list[tuple[Cell, ...]] = []
+    for attack in attacks_seen(pictures):
+        attacked = select(pictures, attack=attack).dropna(subset="ssim")
+        psnr, ssim = published.TRACE_REMOVAL_QUALITY.get(attack, (NOT_PRINTED, NOT_PRINTED))
+        if len(attacked):
+            body.append((attack_title(attack), mean(attacked["psnr"]), psnr, mean(attacked["ssim"]), ssim))
+    note = "The paper's TR-Net saw 480,000 pairs in training (8 epochs of 60,000), this project's far fewer."
+    return Table("beside_quality", "Likeness to the fake before the attack", columns, tuple(body), note, beside=True)
 
 
-def _families_plot(verdicts: Sequence[Row], config: "TraceRemovalConfig") -> Figure | None:
-    families = sorted({row["family"] for row in verdicts if row["label"] == "fake"})
-    defences = defences_of(verdicts, config)
-    if not families or not defences:
-        return None
-    last = defences[-1]
-    series = [
-        Series(attack_title(attack), (), [_mean_value(verdicts, last, attack, family) for family in families])
-        for attack in attacks_seen(verdicts)
-    ]
-    name = registry.DEFENCES[last].title
-    labels = [base.family_title(family) for family in families]
-    alt = (
-        f"Share of fakes still found by family, detectors trained with {name}. {plots.values_in_words(series, labels)}"
+def _quality_table(pictures: pd.DataFrame) -> Table:
+    columns = (
+        *(FAMILY, ATTACK),
+        *(Column("psnr", "PSNR (dB)", "psnr", 1), Column("ssim", "SSIM", "ssim")),
+        Column("unchanged", "Unchanged"),
     )
-    return plots.draw_bars("families", "Fakes still found, by family", alt, labels, series, y_label="Still found")
+    body: list[tuple[Cell, ...]] = []
+    for attack in attacks_seen(pictures):
+        attacked = select(pictures, attack=attack).dropna(subset="ssim")
+        for family in ["all", *_families(pictures)] if len(attacked) else []:
+            group = attacked if family == "all" else select(attacked, family=family)
+            cells = mean(group["psnr"]), mean(group["ssim"]), int(group["psnr"].isna().sum())
+            body.append((family_title(family), attack_title(attack), *cells))
+    note = "Against the fake before the attack; a picture that did not change has no PSNR and is counted at the right."
+    return Table("quality", "What each attack does to the picture", columns, tuple(body), note)
 
 
-def _cost_plot(verdicts: Sequence[Row], measured: Sequence[Row], config: "TraceRemovalConfig") -> Figure | None:
-    """Draw what each attack achieves over what it costs; all strengths of TR-Net share a colour."""
-    defences = defences_of(verdicts, config)
-    places: dict[str, list[tuple[float, float]]] = {}
-    said = []
-    for attack in attacks_seen(verdicts):
-        psnr = mean(row.get("psnr") for row in measured if row["attack"] == attack).value
-        if attack != UNTOUCHED and psnr is not None and defences:
-            left = _mean_value(verdicts, defences[-1], attack)
-            own = attack_title(removal.TRNET_ENTRY) if attack in removal.STRENGTHS else attack_title(attack)
-            places.setdefault(own, []).append((psnr, left))
-            said.append(f"{attack_title(attack)} {left:.2f} at {psnr:.1f} dB")
-    if not places:
-        return None
-    series = [Series(name, [one for one, _ in own], [one for _, one in own]) for name, own in places.items()]
-    alt = f"Share of fakes still found over PSNR; low and right is the better attack. {', '.join(said)}."
-    labels = "PSNR (dB)", "Fakes still found"
-    name = "What an attack achieves and costs"
-    return plots.draw_points("cost", name, alt, series, x_label=labels[0], y_label=labels[1], share=True)
+def _traces_table(pictures: pd.DataFrame, reference: References | None) -> Table:
+    columns = (
+        Column("pictures", "Pictures"),
+        Column("spectrum", "Spectrum (dB)", "spectrum_difference", 2),
+        Column("power", "Power (dB)", "power_difference", 2),
+        Column("residual", "Noise residual", "residual_strength", 2),
+        Column("correlation", "Fingerprint", "fingerprint_correlation"),
+    )
+    power, spectrum = _real_power(pictures, reference), _real_spectrum(pictures, reference)
+    body: list[tuple[Cell, ...]] = []
+    for name, group in _groups(pictures).items():
+        distances = (
+            None if spectrum is None else traces.spectrum_difference(_mean_array(group["spectrum"]), spectrum),
+            None if power is None else traces.power_difference(_mean_array(group["power"]), power[0]),
+        )
+        body.append((name, *distances, mean(group["residual"]), mean(group["correlation"])))
+    where = f"{reference.count[REAL]} stored photographs" if reference else "the real pictures of the data"
+    note = (
+        f"Differences of the mean over pictures to {where}; the first line says how far real pictures are off by "
+        "chance and by their source."
+    )
+    return Table("traces", "What is left of the traces", columns, tuple(body), note)
 
 
-def _power_plot(measured: Sequence[Row], reference: References | None) -> Figure | None:
-    real = real_power(measured, reference)
-    found = rows_by_group(measured)
-    if real is None or not found:
+def _power_plot(pictures: pd.DataFrame, reference: References | None) -> Figure | None:
+    real, groups = _real_power(pictures, reference), _groups(pictures)
+    if real is None or not groups:
         return None
     radii = list(range(1, len(real[0])))
     low, high = (real[0] + sign * real[1] for sign in (-1, 1))
     series = [Series("real photographs ± std", radii, real[0][1:].tolist(), low[1:].tolist(), high[1:].tolist())]
-    means = {name: mean_array(own, "power") for name, own in found.items()}
-    series += [Series(name, radii, one[1:].tolist()) for name, one in means.items()]
-    last = ", ".join(f"{name} {one[-1] - real[0][-1]:+.1f}" for name, one in means.items())
-    alt = f"Mean power over spatial frequency. Distance to real photographs at the highest frequency in dB: {last}."
-    labels = "Frequency (periods a picture)", "Power (dB)"
-    name = "Power spectral density before and after"
-    return plots.draw_lines("power", name, alt, series, x_label=labels[0], y_label=labels[1], markers=False)
+    means = {name: _mean_array(group["power"]) for name, group in groups.items()}
+    series += [Series(name, radii, power[1:].tolist()) for name, power in means.items()]
+    distances = ", ".join(f"{name} {power[-1] - real[0][-1]:+.1f}" for name, power in means.items())
+    alt = (
+        f"Mean power over spatial frequency. Distance to real photographs at the highest frequency in dB: {distances}."
+    )
+    axes: dict[str, Any] = {"x_label": "Frequency (periods a picture)", "y_label": "Power (dB)"}
+    title = "Power spectral density before and after"
+    return plots.draw_lines("power", title, alt, series, **axes, markers=False)
 
 
-def _spectra_plot(measured: Sequence[Row], reference: References | None) -> Figure | None:
+def _spectra_plot(pictures: pd.DataFrame, reference: References | None) -> Figure | None:
     """Draw how far each mean spectrum is from that of real photographs, side by side."""
-    real = real_spectrum(measured, reference)
-    found = rows_by_group(measured)
-    if real is None or not found:
+    real, groups = _real_spectrum(pictures, reference), _groups(pictures)
+    if real is None or not groups:
         return None
-    maps = {name: mean_array(own, "spectrum") - real for name, own in found.items()}
+    maps = {name: _mean_array(group["spectrum"]) - real for name, group in groups.items()}
     side = len(real)
     height, width = side + HEADING, side + 2
     sheet = np.full((-(-len(maps) // ACROSS) * height, ACROSS * width), np.nan)
     corners = [(number // ACROSS * height + HEADING, number % ACROSS * width) for number in range(len(maps))]
-    for (top, left), one in zip(corners, maps.values(), strict=True):
-        sheet[top : top + side, left : left + side] = one
+    for (top, left), difference in zip(corners, maps.values(), strict=True):
+        sheet[top : top + side, left : left + side] = difference
 
     def draw(axes: Any) -> None:
         shade = axes.imshow(sheet, cmap="PuOr", vmin=-COLOUR_LIMIT, vmax=COLOUR_LIMIT, interpolation="nearest")
@@ -883,31 +829,10 @@ def _spectra_plot(measured: Sequence[Row], reference: References | None) -> Figu
         axes.axis("off")
         axes.figure.colorbar(shade, ax=axes, label="dB against real photographs", shrink=0.8)
 
-    said = ", ".join(f"{name} {np.abs(one).mean():.1f}" for name, one in maps.items())
-    alt = f"Mean spectrum minus that of real photographs, low frequencies in the middle. Mean difference in dB: {said}."
-    title_ = "Spectra against real photographs"
-    return plots.draw_figure("spectra", title_, alt, draw, x_label="", y_label="", legend=False)
-
-
-def _features_plot(kind: str, measured: Sequence[Row], config: "TraceRemovalConfig") -> Figure | None:
-    column = f"features_{kind}"
-    found = rows_by_group([row for row in measured if column in row])
-    kept = {name: np.array([row[column] for row in own[:MOST_DRAWN]]) for name, own in found.items()}
-    if sum(map(len, kept.values())) < 4:
-        return None
-    flat = traces.tsne_map(np.concatenate(list(kept.values())), config.seed)
-    series, start = [], 0
-    for name, one in kept.items():
-        part = flat[start : start + len(one)]
-        series.append(Series(name, part[:, 0].tolist(), part[:, 1].tolist()))
-        start += len(one)
-    whose = base.detector_title(config.features) if kind == "detector" else f"TR-Net's {kind} discriminator"
-    counts = ", ".join(f"{len(one)} {name}" for name, one in kept.items())
-    alt = f"Features of {whose} in two dimensions; near points are alike, axes and sizes mean nothing. {counts}."
-    name = f"t-SNE of the features of {whose}"
-    return plots.draw_points(f"features_{kind}", name, alt, series, x_label="", y_label="")
-
-
-def _mean_value(verdicts: Sequence[Row], defence: str, attack: str, family: str = "") -> float:
-    value = mean_of_six(verdicts, defence, attack, family).value
-    return float("nan") if value is None else value
+    distances = ", ".join(f"{name} {np.abs(difference).mean():.1f}" for name, difference in maps.items())
+    alt = (
+        "Mean spectrum minus that of real photographs, low frequencies in the middle. "
+        f"Mean difference in dB: {distances}."
+    )
+    title = "Spectra against real photographs"
+    return plots.draw_figure("spectra", title, alt, draw, x_label="", y_label="", legend=False)
