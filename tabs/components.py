@@ -21,6 +21,7 @@ from tabs.events import QUICK, after_job, run_in_turn
 
 Updates = dict[Any, Any]  # of components, by component
 Curve = Sequence[tuple[float, float]]  # (x, y), both in [0, 1]
+Jobs = Mapping[gr.Button, tuple[Callable[..., Iterator[Any]], list[Any]]]  # by button: a job and its inputs
 T = TypeVar("T")
 
 STYLE = Path(__file__).with_name("style.css")
@@ -221,10 +222,8 @@ class JobControls:
         self.stopped, self.keeps_progress = stopped, keeps_progress
         self.buttons = [*starts, *([] if stop is None else [stop])]
 
-    def wire(
-        self, jobs: Mapping[gr.Button, tuple[Callable[..., Iterator[Any]], list[Any]]], outputs: list[Any]
-    ) -> list[Dependency]:
-        """Let every button run its job, a generator of updates with its inputs, and return the events of the jobs."""
+    def wire(self, jobs: Jobs, outputs: list[Any]) -> list[Dependency]:
+        """Let every button run its job, a generator of updates, and return the events of the jobs."""
         stop = self.stop if self.stopped else None
         runs = [
             run_in_turn(

@@ -15,10 +15,9 @@ from backend.generators import inversion
 from backend.generators.refinement import RefineSettings
 from backend.progress import Running, Step
 from tabs import api, components, models
-from tabs.components import SCALE, Updates, live_face
+from tabs.components import SCALE, JobControls, Updates, live_face
 from tabs.counterfactual_result import CounterfactualResult
 from tabs.counterfactual_video import VideoStep
-from tabs.events import QUICK, after_job, run_in_turn
 from tabs.photo import ChosenPhoto, PhotoStep, chosen_face
 from tabs.visitors import session_folder
 
@@ -58,7 +57,7 @@ class CounterfactualTab:
     """Layout and wiring of the tab."""
 
     def __init__(self, photo: PhotoStep) -> None:
-        self.choice = photo
+        self.photo_step = photo
         gr.Markdown(HEADLINE)
         self.waiting = gr.Markdown(WAITING)
         with gr.Column(visible=False) as self.ask:
@@ -72,16 +71,19 @@ class CounterfactualTab:
         gr.Markdown("## 3 Search what would make it say “real”")
         self.detector = models.detector_chooser()
         with gr.Row():
-            self.find = gr.Button("Find what would make it say “real”", variant="primary", scale=3, min_width=220)
-            self.stop = gr.Button("Stop", interactive=False, scale=1, min_width=90)
+            self.search_button = gr.Button(
+                "Find what would make it say “real”", variant="primary", scale=3, min_width=220
+            )
+            stop = gr.Button("Stop", interactive=False, scale=1, min_width=90)
         with gr.Accordion("More options", open=False):
             self._lay_out_options()
-        self.note = gr.Markdown(elem_classes=["note", "status"])
+        note = gr.Markdown(elem_classes=["note", "status"])
         with gr.Row(visible=False) as self.live:
             with gr.Column(min_width=280, scale=2):
-                self.progress = gr.HTML()
+                progress = gr.HTML()
             with gr.Column(min_width=160):
                 self.face = live_face()
+        self.job = JobControls([self.search_button], note, progress, stop, stopped=STOPPED, keeps_progress=True)
 
     def _lay_out_options(self) -> None:
         levels = [(f"{letter}: {word}", letter) for letter, word in LEVEL_WORDS.items()]
@@ -107,10 +109,11 @@ class CounterfactualTab:
         self.seed = gr.Number(DEFAULTS.seed, precision=0, label="Seed", info="Recorded with the result.")
 
     def _wire(self) -> None:
+        step = self.photo_step
         inputs = [
-            self.choice.chosen,
-            self.choice.faces,
-            self.choice.which,
+            step.chosen,
+            step.faces,
+            step.which,
             self.detector,
             self.levels,
             self.steps,
@@ -122,36 +125,25 @@ class CounterfactualTab:
             self.seed,
             self.generator,
         ]
-        starts, outputs = [self.find], self._search_outputs()
-        run = run_in_turn(
-            self.find,
-            self._search,
-            inputs,
-            outputs,
-            starts=starts,
-            note=self.note,
-            progress=self.progress,
-            stop=self.stop,
-        )
-        after_job(run, self._idle, [self.find, self.stop])
-        self.stop.click(self._stopped, None, [self.find, self.stop, self.note], cancels=[run], **QUICK)
-        self.running = [run]
+        self.running = self.job.wire({self.search_button: (self._search, inputs)}, self._search_outputs())
         self.video.wire()
-        api.add_endpoints(self.choice.photo, self.detector, self.levels, self.steps, self.composite)
+        api.add_endpoints(step.photo, self.detector, self.levels, self.steps, self.composite)
 
     def _search_outputs(self) -> list[Any]:
-        return [self.find, self.stop, self.note, self.live, self.progress, self.face, *self.result.outputs()]
+        return [*self.job.outputs(), self.live, self.face, *self.result.outputs()]
 
     def outputs(self) -> list[Any]:
         """Return what the methods below may update."""
         return [self.waiting, self.ask, self.detector, *self._search_outputs()]
 
-    def offer(self, face: JudgedFace | None) -> Updates:
+    def show_for_face(self, face: JudgedFace | None) -> Updates:
         """Return the updates for another face, or for none."""
         updates = {
             self.waiting: gr.Markdown(visible=face is None),
             self.ask: gr.Column(visible=face is not None),
-            **self._quiet(),
+            **self.job.clear(),
+            self.live: gr.Row(visible=False),
+            **self.result.hide(),
         }
         if face is not None:
             updates[self.detector] = gr.Dropdown(models.detector_choices(), value=suggest_detector(face.p_fake))
@@ -159,20 +151,12 @@ class CounterfactualTab:
 
     def show_example(self, example: Example, request: gr.Request) -> Updates:
         """Return the updates that show an example's stored result."""
+        note = f"The stored result for “{example.label}” stands below. You can also run the search yourself."
         return {
             self.detector: gr.Dropdown(value=example.detector),
-            self.note: f"The stored result for “{example.label}” stands below. You can also run the search yourself.",
+            self.job.note: note,
             **self.result.show(example.bundle(), session_folder(request)),
         }
-
-    def _quiet(self) -> Updates:
-        return {**self._idle(), self.note: "", self.live: gr.Row(visible=False), **self.result.hide()}
-
-    def _idle(self) -> Updates:
-        return {self.find: gr.Button(interactive=True), self.stop: gr.Button(interactive=False)}
-
-    def _stopped(self) -> Updates:
-        return {**self._idle(), self.note: STOPPED}
 
     def _search(
         self,
@@ -206,12 +190,9 @@ class CounterfactualTab:
             refine=RefineSettings.steps if closer else 0,
         )
         yield {
-            self.find: gr.Button(interactive=False),
-            self.stop: gr.Button(interactive=True),
+            **self.job.busy("Cutting out and inverting the face: the generator redraws it."),
             self.live: gr.Row(visible=True),
-            self.progress: "<p>Cutting out and inverting the face: the generator redraws it.</p>",
             self.face: None,
-            self.note: "",
             **self.result.hide(),
         }
         scores: list[float] = []
@@ -221,19 +202,18 @@ class CounterfactualTab:
             for step in running:
                 updates, framed = self._shown(step, scores, framed)
                 yield updates
-        story = running.result
-        searched = gr.Row(visible=not story.already_real)  # otherwise there is no curve to look back on
+        result = running.result
         yield {
-            **self._idle(),
-            self.live: searched,
-            **self.result.show(counterfactual_photo.bundle_counterfactual(story), session_folder(request)),
+            **self.job.idle(),
+            self.live: gr.Row(visible=not result.already_real),  # otherwise there is no curve to look back on
+            **self.result.show(counterfactual_photo.bundle_counterfactual(result), session_folder(request)),
         }
 
     def _shown(self, step: Step, scores: list[float], framed: float) -> tuple[Updates, float]:
         """Return the updates of one step, and when a picture was shown last."""
         if "p_fake" in step.values:
             scores.append(step.values["p_fake"])
-        updates: Updates = {self.progress: components.progress_bar(step, score_curve(scores, step.total))}
+        updates: Updates = {self.job.progress: components.progress_bar(step, score_curve(scores, step.total))}
         if step.preview is not None and time.monotonic() - framed > FRAME_SECONDS:
             framed = time.monotonic()
             updates[self.face] = images.to_array(step.preview)

@@ -17,6 +17,7 @@ from tabs import models
 from tabs.components import (
     SCALE,
     Curve,
+    JobControls,
     Updates,
     draw_curves,
     live_face,
@@ -27,7 +28,7 @@ from tabs.components import (
     settings_line,
 )
 from tabs.counterfactual_result import row_range
-from tabs.events import QUICK, after_job, run_in_turn
+from tabs.events import QUICK
 from tabs.visitors import CallLimit, session_folder
 
 if TYPE_CHECKING:
@@ -76,20 +77,21 @@ class VideoStep:
                 self.detector = models.detector_chooser()
                 self.steps = gr.Slider(5, 100, VIDEO_STEPS, step=5, label="Steps at most, for each second")
                 with gr.Row():
-                    self.find = gr.Button("Search every frame", scale=2, min_width=160)
+                    self.search_button = gr.Button("Search every frame", scale=2, min_width=160)
                     self.stop = gr.Button("Stop", interactive=False, scale=1, min_width=90)
-        self.note = gr.Markdown(elem_classes=["note", "status"])
-        self.refused = gr.HTML()
+        note = gr.Markdown(elem_classes=["note", "status"])
+        self.refusal = gr.HTML()
         with gr.Row(visible=False) as self.live:
             with gr.Column(min_width=260, scale=2):
-                self.progress = gr.HTML()
+                progress = gr.HTML()
             with gr.Column(min_width=140):
                 self.face = live_face()
+        self.job = JobControls([self.search_button], note, progress, self.stop)
         with gr.Column(visible=False) as self.result:
             self.summary = gr.Markdown(elem_classes="status")
             with gr.Row():
                 with gr.Column(min_width=260):
-                    self.made = gr.Video(
+                    self.video_out = gr.Video(
                         label="The video with the changed face", interactive=False, buttons=["download"], height=260
                     )
                 with gr.Column(min_width=260):
@@ -102,45 +104,28 @@ class VideoStep:
 
     def wire(self) -> None:
         """Wire the events."""
-        # It cannot be stopped before it began: whoever stops it later is asked for a file that it then looks for.
-        asked, outputs = [self.video, self.detector, self.steps], self._outputs()
-        run = run_in_turn(self.find, self._search_video, asked, outputs, starts=[self.find], note=self.note)
-        after_job(run, self._idle, [self.find, self.stop])
+        inputs, outputs = [self.video, self.detector, self.steps], self._outputs()
+        runs: list[Any] = self.job.wire({self.search_button: (self._search_video, inputs)}, outputs)
         # The search is asked to end, and not cut off: what it has found by then is shown.
-        self.stop.click(self._ask_to_stop, None, [self.stop, self.note], **QUICK)
-        # Another video comes only after this one was cleared. An event of its coming could end a search begun since.
-        self.video.clear(self._quiet, None, self._outputs(), cancels=[run], **QUICK)
+        self.stop.click(self._ask_to_stop, None, [self.stop, self.job.note], **QUICK)
+        # A new video can be chosen only after this one is cleared.
+        self.video.clear(self._quiet, None, outputs, cancels=runs, **QUICK)
 
     def _outputs(self) -> list[Any]:
-        return [self.find, self.stop, self.note, self.refused, self.live, self.progress, self.face, *self._shown()]
-
-    def _shown(self) -> list[Any]:
-        return [
-            self.result,
-            self.summary,
-            self.made,
-            self.scores,
-            self.table,
-            self.others,
-            self.settings,
-            self.download,
-        ]
-
-    def _idle(self) -> Updates:
-        return {self.find: gr.Button(interactive=True), self.stop: gr.Button(interactive=False)}
+        shown = [self.result, self.summary, self.video_out, self.scores, self.table, self.others, self.settings]
+        return [*self.job.outputs(), self.refusal, self.live, self.face, *shown, self.download]
 
     def _quiet(self) -> Updates:
         return {
-            **self._idle(),
-            self.note: "",
-            self.refused: "",
+            **self.job.clear(),
+            self.refusal: "",
             self.live: gr.Row(visible=False),
             self.result: gr.Column(visible=False),
         }
 
     def _ask_to_stop(self, request: gr.Request) -> Updates:
         (session_folder(request) / STOP).touch()
-        return {self.stop: gr.Button(interactive=False), self.note: STOPPING}
+        return {self.stop: gr.Button(interactive=False), self.job.note: STOPPING}
 
     def _search_video(self, video: str | None, detector: str, steps: float, request: gr.Request) -> Iterator[Updates]:
         """Search every frame, showing the scores as they come, and show the video that is made of them."""
@@ -151,34 +136,32 @@ class VideoStep:
         (folder / STOP).unlink(missing_ok=True)
         yield {
             **self._quiet(),
-            self.find: gr.Button(interactive=False),
-            self.stop: gr.Button(interactive=True),
+            **self.job.busy("The video is read."),
             self.live: gr.Row(visible=True),
-            self.progress: "<p>The video is read.</p>",
             self.face: None,
         }
         try:
-            film = yield from self._found(Path(video), detector, int(steps), folder)
+            result = yield from self._read_and_search(Path(video), detector, int(steps), folder)
         except UserError as error:
-            yield {**self._quiet(), self.refused: refusal_alert(error, "Not searched")}
+            yield {**self._quiet(), self.refusal: refusal_alert(error, "The video was not searched")}
             return
-        if film is None:
-            yield {**self._quiet(), self.note: "**Stopped** before the first frame was searched."}
+        if result is None:
+            yield {**self._quiet(), self.job.note: "**Stopped** before the first frame was searched."}
             return
-        yield {**self._idle(), self.live: gr.Row(visible=False), **self._show(film, folder)}
+        yield {**self.job.clear(), self.live: gr.Row(visible=False), **self._show(result, folder)}
 
-    def _found(self, path: Path, detector: str, steps: int, folder: Path) -> Any:
+    def _read_and_search(self, path: Path, detector: str, steps: int, folder: Path) -> Any:
         """Read and search a video, showing both, and return what was found, or None where it was stopped too soon."""
         from backend import video  # these imports would keep the page waiting
         from backend.counterfactual.search import SearchSettings
         from backend.counterfactual.video import VideoSearch
 
-        clip = yield from self._watched(video.read_video(path), folder, None)
-        if clip is None:
+        frames = yield from self._watched(video.read_video(path), folder, None)
+        if frames is None:
             return None
-        search = VideoSearch(clip, detector, SearchSettings(steps=steps))
-        film = yield from self._watched(search.run(), folder, search)
-        return film or search.so_far()
+        search = VideoSearch(frames, detector, SearchSettings(steps=steps))
+        result = yield from self._watched(search.run(), folder, search)
+        return result or search.so_far()
 
     def _watched(self, job: Job[Any], folder: Path, search: "VideoSearch | None") -> Any:
         """Show the steps of a job, and return its result, or None where it was asked to stop."""
@@ -190,28 +173,26 @@ class VideoStep:
                     return None
                 if time.monotonic() - framed > FRAME_SECONDS:
                     framed = time.monotonic()
-                    updates: Updates = {
-                        self.progress: progress_bar(step, frame_curve(search.frames()) if search else "")
-                    }
+                    curve = frame_curve(search.frames()) if search else ""
+                    updates: Updates = {self.job.progress: progress_bar(step, curve)}
                     if step.preview is not None:
                         updates[self.face] = images.to_array(step.preview)
                     yield updates
         return running.result
 
-    def _show(self, film: "VideoCounterfactual", folder: Path) -> Updates:
-        made, packed = folder / "counterfactual.mp4", folder / "counterfactual-frames.zip"
-        if film.mp4:
-            made.write_bytes(film.mp4)
-        packed.write_bytes(film.zip())
+    def _show(self, result: "VideoCounterfactual", folder: Path) -> Updates:
+        video, packed = folder / "counterfactual.mp4", folder / "counterfactual-frames.zip"
+        if result.mp4:
+            video.write_bytes(result.mp4)
+        packed.write_bytes(result.zip())
         return {
-            self.note: "",
             self.result: gr.Column(visible=True),
-            self.summary: film.summary,
-            self.made: gr.Video(str(made) if film.mp4 else None, visible=bool(film.mp4)),
-            self.scores: frame_curve(film.frames),
-            self.table: frame_table(film.frames),
-            self.others: video_retest_html(film),
-            self.settings: video_settings_line(film.record()),
+            self.summary: result.summary,
+            self.video_out: gr.Video(str(video) if result.mp4 else None, visible=bool(result.mp4)),
+            self.scores: frame_curve(result.frames),
+            self.table: frame_table(result.frames),
+            self.others: video_retest_html(result),
+            self.settings: video_settings_line(result.record()),
             self.download: str(packed),
         }
 
@@ -240,10 +221,10 @@ def frame_table(frames: Sequence["VideoFrame"]) -> str:
     return render("frame_table", frames=frames, scale=SCALE, score_cell=score_cell)
 
 
-def video_retest_html(film: "VideoCounterfactual") -> str:
+def video_retest_html(result: "VideoCounterfactual") -> str:
     """Return what share of the frames each detector calls fake, before and after."""
-    attacked = film.searched_against
-    scores = [(attacked, " (searched against)"), *((score, "") for score in film.retested)] if film.retested else []
+    attacked = result.searched_against
+    scores = [(attacked, " (searched against)"), *((score, "") for score in result.retested)] if result.retested else []
     rows = [
         (registry.card(score.detector).title + note, f"{score.fake_before:.0%}", f"{score.fake_after:.0%}")
         for score, note in scores

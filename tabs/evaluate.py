@@ -21,10 +21,10 @@ from backend.errors import UserError
 from backend.evaluate import report
 from backend.evaluate.archives import Limits
 from backend.evaluate.dataset import Dataset, open_data
-from backend.progress import Running, Step
+from backend.progress import Running
 from backend.weights import file_hash
-from tabs.components import Updates, html_table, progress_bar, render, result_picture
-from tabs.events import MODEL, PRIVATE, QUICK, VERDICT, after_job, run_in_turn, with_shown_errors
+from tabs.components import JobControls, Updates, html_table, paragraphs, progress_bar, render, result_picture
+from tabs.events import MODEL, PRIVATE, QUICK, VERDICT, with_shown_errors
 from tabs.visitors import session_folder
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def open_visitors_data(folder: Path, source: Path | None) -> Dataset:
     """Return the pictures of a visitor's zip, or the sample set where there is none.
 
     Args:
-        folder: Where they are unpacked or drawn, once; see `folder_for`.
+        folder: Where they are unpacked or drawn, once; see `visitors_data_folder`.
         source: The zip.
 
     Raises:
@@ -118,58 +118,53 @@ class Quiz:
         self.round = gr.State(QuizRound())
         gr.Markdown(ABOUT_QUIZ)
         self.start = gr.Button("Start the quiz", variant="primary")
-        with gr.Column(visible=False) as self.asking:
+        with gr.Column(visible=False) as self.question:
             self.count = gr.Markdown()
             self.face = result_picture(
                 "Real or fake?", "A face; say whether it is real or fake", buttons=["fullscreen"]
             )
             with gr.Row():
-                self.real = gr.Button("Real")
-                self.forged = gr.Button("Fake")
+                self.real_button = gr.Button("Real")
+                self.fake_button = gr.Button("Fake")
         self.score = gr.HTML()
 
     def wire(self, data: Any) -> None:
         """Wire the buttons; `data` holds the visitor's zip file."""
-        outputs = [self.round, self.asking, self.count, self.face, self.score]
+        outputs = [self.round, self.question, self.count, self.face, self.score]
         self.start.click(
             with_shown_errors(self._begin), data, outputs, show_progress_on=[self.start], **MODEL, **PRIVATE
         )
-        for button, said in ((self.real, False), (self.forged, True)):
-            handler = with_shown_errors(self._said_fake if said else self._said_real)
-            button.click(handler, self.round, outputs, **QUICK).then(
+        for button, answer in ((self.real_button, self._answer_real), (self.fake_button, self._answer_fake)):
+            button.click(with_shown_errors(answer), self.round, outputs, **QUICK).then(
                 with_shown_errors(self._judge), self.round, self.score, **VERDICT, **PRIVATE
             )
 
     def _begin(self, path: str | None, request: gr.Request) -> Updates:
-
         source = Path(path) if path else None
         data = open_visitors_data(visitors_data_folder(session_folder(request), source), source)
-        chosen = data.select(
-            QUIZ_QUESTIONS // 2 + max(0, QUIZ_QUESTIONS // 2 - len(data.reals)), QUIZ_QUESTIONS // 2, 0
-        )
-        wanted = list(predict.group_by_crop())
-        found = [(one, self._cut(data.path(one.name), wanted)) for one in chosen.samples]
-        usable = [(*cut, one.label == "fake") for one, cut in found if cut is not None]
-        if len(usable) < 2:
+        half = QUIZ_QUESTIONS // 2
+        selected = data.select(half + max(0, half - len(data.reals)), half, 0)
+        forms = list(predict.group_by_crop())
+        cuts = [(self._cut(data.path(sample.name), forms), sample.label == "fake") for sample in selected.samples]
+        questions = [(*cut, fake) for cut, fake in cuts if cut is not None]
+        if len(questions) < 2:
             raise UserError("There are too few faces for a quiz.", "Use a zip file with more pictures.")
-        order = np.random.default_rng(len(usable)).permutation(len(usable))
-        usable = [usable[place] for place in order]
-        faces, crops, fake = map(list, zip(*usable, strict=True))
-        begun = QuizRound(faces, crops, fake)
-        return {self.asking: gr.Column(visible=True), self.score: "", **self._ask(begun)}
+        order = np.random.default_rng(len(questions)).permutation(len(questions))
+        faces, crops, fake = map(list, zip(*(questions[place] for place in order), strict=True))
+        return {self.question: gr.Column(visible=True), self.score: "", **self._ask(QuizRound(faces, crops, fake))}
 
-    def _cut(self, path: Path, wanted: list[tuple[str, int]]) -> tuple[np.ndarray, Crops] | None:
+    def _cut(self, path: Path, forms: list[tuple[str, int]]) -> tuple[np.ndarray, Crops] | None:
         """Return the largest face of a picture as it is shown, and as detectors want it."""
         try:
             face = locate(images.read(path))
         except UserError:
             return None
-        return predict.embedded_crop(face).aligned.crop, {form: face.aligned(*form).crop for form in wanted}
+        return predict.embedded_crop(face).aligned.crop, {form: face.aligned(*form).crop for form in forms}
 
-    def _said_real(self, current: QuizRound) -> Updates:
+    def _answer_real(self, current: QuizRound) -> Updates:
         return self._answer(current, fake=False)
 
-    def _said_fake(self, current: QuizRound) -> Updates:
+    def _answer_fake(self, current: QuizRound) -> Updates:
         return self._answer(current, fake=True)
 
     def _answer(self, current: QuizRound, *, fake: bool) -> Updates:
@@ -179,12 +174,12 @@ class Quiz:
 
     def _ask(self, current: QuizRound) -> Updates:
         if current.over:
-            return {self.round: current, self.asking: gr.Column(visible=False), self.score: "<p>Counting…</p>"}
-        place = len(current.answers)
+            return {self.round: current, self.question: gr.Column(visible=False), self.score: paragraphs("Counting…")}
+        number = len(current.answers)
         return {
             self.round: current,
-            self.count: f"Face {place + 1} of {len(current.faces)}",
-            self.face: current.faces[place],
+            self.count: f"Face {number + 1} of {len(current.faces)}",
+            self.face: current.faces[number],
         }
 
     def _judge(self, current: QuizRound) -> Any:
@@ -195,21 +190,21 @@ class Quiz:
         for form, names in predict.group_by_crop().items():
             if form not in current.crops[0]:  # a detector that was fetched since the quiz began
                 continue
-            crops = torch.cat([images.to_tensor(own[form]) for own in current.crops])
-            for name, values in predict.predict_p_fake(crops, names).items():
-                answers[detectors_registry.card(name).title] = [value >= THRESHOLD for value in values]
-        rows = [(who, *_count_right(said, current.fake)) for who, said in answers.items()]
+            crops = torch.cat([images.to_tensor(face_crops[form]) for face_crops in current.crops])
+            for name, scores in predict.predict_p_fake(crops, names).items():
+                answers[detectors_registry.card(name).title] = [score >= THRESHOLD for score in scores]
+        rows = [(who, *_count_right(calls, current.fake)) for who, calls in answers.items()]
         rows[1:] = sorted(rows[1:], key=lambda row: -int(row[1].split(" ")[0]))
         head = ("Who", "Right", "Fakes found", "Real faces wrongly called fake")
         few = f"{len(current.faces)} faces are few: one face more or less decides little."
         return html_table(head, rows, f"You and the detectors on the same faces. {few}")
 
 
-def _count_right(said: list[bool], fake: list[bool]) -> tuple[str, str, str]:
-    right = sum(one == other for one, other in zip(said, fake, strict=True))
-    found = sum(one and other for one, other in zip(said, fake, strict=True))
-    false = sum(one and not other for one, other in zip(said, fake, strict=True))
-    return f"{right} of {len(fake)}", f"{found} of {sum(fake)}", f"{false} of {len(fake) - sum(fake)}"
+def _count_right(calls: list[bool], fake: list[bool]) -> tuple[str, str, str]:
+    """Count, of what was called fake, what is right, the fakes that were found and the false alarms."""
+    right = sum(called == truth for called, truth in zip(calls, fake, strict=True))
+    hits = sum(called and truth for called, truth in zip(calls, fake, strict=True))
+    return f"{right} of {len(fake)}", f"{hits} of {sum(fake)}", f"{sum(calls) - hits} of {len(fake) - sum(fake)}"
 
 
 HEADLINE = (
@@ -228,25 +223,20 @@ ABOUT_OWN_PICTURES = (
 )
 
 ABOUT_SAMPLE = "Fakes drawn by this project's own models, and two public portraits: too small a set to conclude from."
-
 FIRST = ("Detectors", "detectors")  # the others are listed when the page is seen; their imports take seconds
-
 PRESET, SMALL = "quick", 12  # fakes and real pictures at most of that preset; some protocols take no real ones
-
 STOPPED = "**Stopped.** Start again with the same pictures to go on where it was."
 
 
 class EvaluateTab:
     """Layout and wiring of the tab."""
 
-    running: list[Any]
-
     def __init__(self) -> None:
         gr.Markdown(HEADLINE)
         with gr.Tabs(overflow_behavior="wrap"):
             with gr.Tab("Stored results"):
                 self._lay_out_stored()
-            with gr.Tab("Your own pictures") as self.own:
+            with gr.Tab("Your own pictures") as self.own_tab:
                 self._lay_out_run()
             with gr.Tab("You against the detectors"):
                 self.quiz = Quiz()
@@ -254,16 +244,16 @@ class EvaluateTab:
 
     def _lay_out_stored(self) -> None:
         """Show every main finding at once, and tables and plots of the one that is chosen."""
-        kept = report.stored_results()
-        if kept:
-            gr.HTML(findings_html(kept))
+        results = report.stored_results()
+        if results:
+            gr.HTML(render("findings", results=results))
         else:
             gr.Markdown(NOTHING_STORED)
         self.which = gr.Radio(
-            [(one.title, one.name) for one in kept],
+            [(result.title, result.name) for result in results],
             value=None,
             label="Show tables and plots of",
-            visible=bool(kept),
+            visible=bool(results),
         )
         self.report = gr.HTML(elem_classes="report")
         self.page = gr.DownloadButton("Download as one page (HTML)", value=None, visible=False)
@@ -281,44 +271,26 @@ class EvaluateTab:
             self.start = gr.Button(
                 f"Run it on up to {SMALL} fakes and {SMALL} real pictures", variant="primary", scale=3
             )
-            self.stop = gr.Button("Stop", interactive=False, scale=1)
-        self.note = gr.Markdown(elem_classes=["note", "status"])
-        self.progress = gr.HTML()
-        self.found = gr.HTML(elem_classes="report")
+            stop = gr.Button("Stop", interactive=False, scale=1)
+        note = gr.Markdown(elem_classes=["note", "status"])
+        self.job = JobControls([self.start], note, gr.HTML(), stop, stopped=STOPPED)
+        self.own_report = gr.HTML(elem_classes="report")
         self.download = gr.DownloadButton("Download tables, plots and page (zip)", value=None, visible=False)
 
     def _wire(self) -> None:
         self.which.change(with_shown_errors(_show_stored), self.which, [self.report, self.page], **QUICK)
-        self.own.select(with_shown_errors(_list_protocols), None, self.protocol, **QUICK)
-        outputs = [self.start, self.stop, self.note, self.progress, self.found, self.download]
-        asked = [self.data, self.protocol, self.use_sample]
-        run = run_in_turn(self.start, self._run, asked, outputs, starts=[self.start], note=self.note, stop=self.stop)
-        after_job(run, self._ended, [self.start, self.stop, self.progress])
-        self.stop.click(self._stopped, None, [self.start, self.stop, self.note], cancels=[run], **QUICK)
-        # What was found belongs to the pictures that stand beside it.
-        gr.on(
-            [self.data.upload, self.data.clear, self.use_sample.input],
-            self._forget,
-            None,
-            outputs,
-            cancels=[run],
-            **QUICK,
-        )
-        self.running = [run]
+        self.own_tab.select(with_shown_errors(_list_protocols), None, self.protocol, **QUICK)
+        inputs = [self.data, self.protocol, self.use_sample]
+        outputs = [*self.job.outputs(), self.own_report, self.download]
+        runs: list[Any] = self.job.wire({self.start: (self._run, inputs)}, outputs)
+        # A report belongs to the pictures that stand beside it.
+        changes = [self.data.upload, self.data.clear, self.use_sample.input]
+        gr.on(changes, self._clear, None, outputs, cancels=runs, **QUICK)
         self.quiz.wire(self.data)
 
-    def _idle(self) -> Updates:
-        return {self.start: gr.Button(interactive=True), self.stop: gr.Button(interactive=False)}
-
-    def _ended(self) -> Updates:
-        return {**self._idle(), self.progress: ""}
-
-    def _stopped(self) -> Updates:
-        return {**self._idle(), self.note: STOPPED}
-
-    def _forget(self) -> Updates:
-        """Return the updates that take away what was found."""
-        return {**self._ended(), self.note: "", self.found: "", self.download: gr.DownloadButton(visible=False)}
+    def _clear(self) -> Updates:
+        """Return the updates that take the report away."""
+        return {**self.job.clear(), self.own_report: "", self.download: gr.DownloadButton(visible=False)}
 
     def _run(self, path: str | None, protocol: str, use_sample: Any, request: gr.Request) -> Iterator[Updates]:
         """Run a protocol on a few pictures and show its report."""
@@ -328,12 +300,7 @@ class EvaluateTab:
 
         if path is None and not use_sample:
             raise UserError("There are no pictures yet.", "Choose a zip file, or tick the bundled sample set.")
-        yield {
-            **self._forget(),
-            self.start: gr.Button(interactive=False),
-            self.stop: gr.Button(interactive=True),
-            self.progress: progress_bar(Step(0, 1, "The pictures are read.")),
-        }
+        yield {**self._clear(), **self.job.busy("The pictures are read.")}
         source = None if use_sample else Path(str(path))
         chosen = configure_protocol(PROTOCOLS.find(protocol), PRESET, {})
         folder = visitors_data_folder(session_folder(request), source)
@@ -341,29 +308,22 @@ class EvaluateTab:
         with Running(runs.run_protocol(chosen, data, out, resume=True)) as running:
             for step in running:
                 session_folder(request)  # a run is an event as long as it lasts: its files stay
-                yield {self.progress: progress_bar(step)}
-        made = running.result
-        given = "--data ZIP" if source else "--sample"
-        command = f"python -m backend evaluate {protocol} {given} --out DIR --preset {PRESET}"
-        report.write_report(made, out, command)
+                yield {self.job.progress: progress_bar(step)}
+        data_option = "--data ZIP" if source else "--sample"
+        command = f"python -m backend evaluate {protocol} {data_option} --out DIR --preset {PRESET}"
+        report.write_report(running.result, out, command)
         yield {
-            **self._idle(),
-            self.progress: "",
-            self.found: report_article(made, command, folded=True),
+            **self.job.clear(),
+            self.own_report: report_article(running.result, command, folded=True),
             self.download: gr.DownloadButton(value=str(zip_reports(out)), visible=True),
         }
-
-
-def findings_html(results: list[report.StoredResult]) -> str:
-    """Return the main finding of each stored result, one sentence each, and from how many pictures it is."""
-    return render("findings", results=results)
 
 
 def _list_protocols() -> Any:
     """Return the update that lists every protocol."""
     from backend.evaluate.protocols.base import PROTOCOLS
 
-    return gr.Dropdown([(one.title, name) for name, one in PROTOCOLS.items()])
+    return gr.Dropdown([(protocol.title, name) for name, protocol in PROTOCOLS.items()])
 
 
 def _show_stored(name: str | None, request: gr.Request) -> tuple[str, Any]:
@@ -371,15 +331,14 @@ def _show_stored(name: str | None, request: gr.Request) -> tuple[str, Any]:
     from backend.evaluate import report
     from backend.evaluate.report import HTML_FILE, report_article, report_page
 
-    if name not in {one.name for one in report.stored_results()}:
+    if name not in {result.name for result in report.stored_results()}:
         return "", gr.DownloadButton(visible=False)
-    made, command = report.load_report(report.RESULTS_FOLDER / str(name))
+    evaluation, command = report.load_report(report.RESULTS_FOLDER / str(name))
     folder = session_folder(request) / "stored" / str(name)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / HTML_FILE).write_text(report_page(made, command), encoding="utf-8")
-    return _outdated_html(made) + report_article(made, command, folded=True), gr.DownloadButton(
-        value=str(folder / HTML_FILE), visible=True
-    )
+    (folder / HTML_FILE).write_text(report_page(evaluation, command), encoding="utf-8")
+    article = _outdated_html(evaluation) + report_article(evaluation, command, folded=True)
+    return article, gr.DownloadButton(value=str(folder / HTML_FILE), visible=True)
 
 
 def _outdated_html(evaluation: Any) -> str:

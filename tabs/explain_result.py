@@ -355,12 +355,12 @@ class ExplainResult:
     """The components of step 4."""
 
     def __init__(self) -> None:
-        self.made = gr.State(None)
+        self.state = gr.State(None)
         with gr.Column(visible=False) as self.all:
             gr.Markdown("## 4 Where it looked")
             self.summary = gr.Markdown(elem_classes="status")
-            self.guessed = gr.Markdown()
-            with gr.Column(visible=False) as self.one:
+            self.guess_text = gr.Markdown()
+            with gr.Column(visible=False) as self.map_column:
                 self._lay_out_map()
             self.scales = gr.HTML(visible=False)
             self.grid = maps_grid("All maps", show_label=False, visible=False)
@@ -378,7 +378,7 @@ class ExplainResult:
             with gr.Column(min_width=220):
                 self.overlay = result_picture("Both, the strongest segments outlined")
                 self.opacity = gr.Slider(0, 100, 60, step=5, label="How opaque the map is, in percent")
-        with gr.Column(visible=False) as self.hidden:
+        with gr.Column(visible=False) as self.reference_column:
             gr.Markdown("### What hidden parts showed")
             with gr.Row():
                 with gr.Column(min_width=220):
@@ -390,8 +390,8 @@ class ExplainResult:
         gr.Markdown("### The test")
         with gr.Row():
             with gr.Column(min_width=320):
-                self.proof = gr.HTML()
-            with gr.Column(min_width=320, visible=False) as self.followed:
+                self.sufficiency = gr.HTML()
+            with gr.Column(min_width=320, visible=False) as self.curves_column:
                 gr.Markdown("#### The usual curves, and why they mislead")
                 self.curves = gr.HTML()
 
@@ -399,7 +399,7 @@ class ExplainResult:
         """Let the slider draw the map anew."""
         self.opacity.input(
             _redraw_overlay,
-            [self.made, self.opacity],
+            [self.state, self.opacity],
             self.overlay,
             trigger_mode="always_last",
             **QUICK,
@@ -414,13 +414,13 @@ class ExplainResult:
         )
         shows = not explanation.degenerate
         updates: Updates = {
-            self.made: made,
+            self.state: made,
             self.all: gr.Column(visible=True),
-            self.one: gr.Column(visible=shows),
+            self.map_column: gr.Column(visible=shows),
             self.grid: gr.Gallery(visible=False),
             self.scales: gr.HTML(visible=False),
             self.summary: map_in_words(made),
-            self.guessed: guess_in_words(made, guess),
+            self.guess_text: guess_in_words(made, guess),
             self.settings: map_settings_line(record),
             self.download: gr.DownloadButton(DOWNLOAD_ONE, value=str(file), visible=True),
         }
@@ -434,10 +434,10 @@ class ExplainResult:
             self.overlay: shown["overlay"],
             self.opacity: 60,
             self.scale: map_scale_html(explanation),
-            self.proof: sufficiency_table(made.sufficiency) or paragraphs(UNTESTED),
-            self.followed: gr.Column(visible=made.curves is not None),
+            self.sufficiency: sufficiency_table(made.sufficiency) or paragraphs(UNTESTED),
+            self.curves_column: gr.Column(visible=made.curves is not None),
             self.curves: deletion_curves(made.curves),
-            self.hidden: gr.Column(visible="reference" in drawn),
+            self.reference_column: gr.Column(visible="reference" in drawn),
             self.reference: shown.get("reference"),
             self.difference: gr.Image(shown.get("difference"), visible="difference" in drawn),
             self.attack: hidden_parts_in_words(made),
@@ -455,11 +455,11 @@ class ExplainResult:
         ]
         return {
             self.all: gr.Column(visible=True),
-            self.one: gr.Column(visible=False),
+            self.map_column: gr.Column(visible=False),
             self.grid: gr.Gallery(shown, visible=True),
             self.scales: gr.HTML(grid_scales_html(done[0].explanation.settings.towards), visible=True),
             self.summary: f"{len(done)} maps so far.",
-            self.guessed: "",
+            self.guess_text: "",
             self.settings: "",
             self.download: gr.DownloadButton(visible=False),
         }
@@ -469,7 +469,7 @@ class ExplainResult:
         file = folder / "comparison.zip"
         file.write_bytes(_zip_grid(crop, done))
         return {
-            self.made: None,
+            self.state: None,
             self.summary: grid_in_words(done),
             self.settings: comparison_settings_line(whole),
             self.download: gr.DownloadButton(DOWNLOAD_ALL, value=str(file), visible=True),
@@ -477,13 +477,14 @@ class ExplainResult:
 
     def hide(self) -> Updates:
         """Return the updates that take the result away."""
-        return {self.all: gr.Column(visible=False), self.made: None}
+        return {self.all: gr.Column(visible=False), self.state: None}
 
     def outputs(self) -> list[Any]:
         """Return what the methods above may update."""
-        one = [self.face, self.map, self.scale, self.overlay, self.opacity, self.proof, self.followed, self.curves]
-        rest = [self.hidden, self.reference, self.difference, self.attack, self.scales, self.settings, self.download]
-        return [self.made, self.all, self.one, self.grid, self.summary, self.guessed, *one, *rest]
+        shown = [self.face, self.map, self.scale, self.overlay, self.opacity, self.sufficiency, self.curves]
+        columns = [self.all, self.map_column, self.curves_column, self.reference_column]
+        texts = [self.summary, self.guess_text, self.attack, self.scales, self.settings]
+        return [self.state, *columns, *shown, *texts, self.reference, self.difference, self.grid, self.download]
 
 
 def _redraw_overlay(made: ExplainedPhoto | None, opacity: float) -> Image.Image | None:

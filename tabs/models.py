@@ -12,9 +12,9 @@ from backend.errors import UserError
 from backend.generators import inversion
 from backend.hub import catalogue, fetching
 from backend.hub.catalogue import Model
-from backend.progress import Running, Step
+from backend.progress import Running
 from backend.settings import SETTINGS
-from tabs.components import Updates, paragraphs, progress_bar, refusal_alert, render
+from tabs.components import JobControls, Updates, paragraphs, progress_bar, refusal_alert, render
 from tabs.events import FETCH, PRIVATE, QUICK, after_job, with_shown_errors
 
 Choices = list[tuple[str, str]]
@@ -72,13 +72,16 @@ class Choosers:
         Args:
             begin: `value`, which generator a page begins with.
         """
-        found, drawing = detector_choices(), generator_choices()
-        for choosers, choices in ((self.detectors, found), (self.generators, drawing)):
+        detectors, generators = detector_choices(), generator_choices()
+        for choosers, choices in ((self.detectors, detectors), (self.generators, generators)):
             for chooser in choosers:
                 chooser.choices = list(choices)
         return {
-            **{chooser: gr.Dropdown(choices=found) for chooser in self.detectors},
-            **{chooser: gr.Dropdown(choices=drawing, visible=len(drawing) > 1, **begin) for chooser in self.generators},
+            **{chooser: gr.Dropdown(choices=detectors) for chooser in self.detectors},
+            **{
+                chooser: gr.Dropdown(choices=generators, visible=len(generators) > 1, **begin)
+                for chooser in self.generators
+            },
         }
 
 
@@ -169,31 +172,31 @@ class ModelsPanel:
     def __init__(self, choosers: Choosers) -> None:
         self.choosers = choosers
         with gr.Accordion("Where it runs, and which models are here", open=SETTINGS.profile == "hub"):
-            self.place = gr.HTML()
+            self.device = gr.HTML()
             with gr.Row(visible=SETTINGS.fetch) as self.asking:
                 self.model = gr.Dropdown([], label="Model to fetch", filterable=False, scale=3, min_width=220)
-                self.fetch = gr.Button("Fetch it", scale=1, min_width=100)
-                self.stop = gr.Button("Stop", interactive=False, scale=1, min_width=90)
-            self.note = gr.Markdown("" if SETTINGS.fetch else NOT_ALLOWED, elem_classes="note")
-            self.progress = gr.HTML()
+                self.fetch_button = gr.Button("Fetch it", scale=1, min_width=100)
+                stop = gr.Button("Stop", interactive=False, scale=1, min_width=90)
+            note = gr.Markdown("" if SETTINGS.fetch else NOT_ALLOWED, elem_classes="note")
+            self.job = JobControls([self.fetch_button], note, gr.HTML(), stop, stopped=STOPPED)
             self.fetchable = gr.HTML()
             self.present = gr.HTML()
 
     def wire(self, page: gr.Blocks) -> None:
         """Wire the events; every page begins with what is here by then."""
-        # Not `answered`, which waits for the models' packages: they take long, and this needs none of them.
+        # Not `with_shown_errors`, which waits for the models' packages: they take long, and this needs none of them.
         page.load(self._begin_page, None, self._lists(), **QUICK)
-        run = self.fetch.click(
+        run = self.fetch_button.click(
             with_shown_errors(self._fetch), self.model, self._outputs(), show_progress="hidden", **FETCH, **PRIVATE
         )
-        after_job(run, self._idle, [self.fetch, self.stop])
-        self.stop.click(self._stopped, None, [self.fetch, self.stop, self.note, self.progress], cancels=[run], **QUICK)
+        after_job(run, self.job.idle, self.job.buttons)
+        self.job.wire_stop([run])
 
     def _lists(self) -> list[Any]:
-        return [self.place, self.present, self.fetchable, self.model, self.asking, *self.choosers.outputs()]
+        return [self.device, self.present, self.fetchable, self.model, self.asking, *self.choosers.outputs()]
 
     def _outputs(self) -> list[Any]:
-        return [self.fetch, self.stop, self.note, self.progress, *self._lists()]
+        return [*self.job.outputs(), *self._lists()]
 
     def _begin_page(self) -> Updates:
         return {**self._look(), **self.choosers.updates(value=inversion.default_generator())}
@@ -203,7 +206,7 @@ class ModelsPanel:
         models = catalogue.list_models()
         choices = fetchable_choices(models)
         return {
-            self.place: place_html(models),
+            self.device: place_html(models),
             self.present: present_table(models),
             self.fetchable: fetchable_html(models),
             self.model: gr.Dropdown(choices=choices, value=choices[0][1] if choices else None),
@@ -211,33 +214,21 @@ class ModelsPanel:
             **self.choosers.updates(),
         }
 
-    def _idle(self) -> Updates:
-        return {self.fetch: gr.Button(interactive=True), self.stop: gr.Button(interactive=False)}
-
-    def _stopped(self) -> Updates:
-        return {**self._idle(), self.note: STOPPED, self.progress: ""}
-
     def _fetch(self, name: str | None) -> Iterator[Updates]:
         """Fetch one model, showing how far it is; what goes wrong is said where it was asked for."""
         if not SETTINGS.fetch:
             raise UserError(NOT_ALLOWED)
         if not name:
             raise UserError("No model is chosen.", "Choose one that can be fetched.")
-        yield {
-            self.fetch: gr.Button(interactive=False),
-            self.stop: gr.Button(interactive=True),
-            self.note: "",
-            self.progress: progress_bar(Step(0, 1, "The Hub is asked.")),
-        }
+        yield self.job.busy("The Hub is asked.")
         framed = 0.0
         try:
             with Running(fetching.fetch_model(name)) as running:
                 for step in running:
                     if time.monotonic() - framed > FRAME_SECONDS:
                         framed = time.monotonic()
-                        yield {self.progress: progress_bar(step)}
+                        yield {self.job.progress: progress_bar(step)}
         except UserError as error:
-            yield {**self._idle(), self.progress: refusal_alert(error, "Not fetched")}
+            yield {**self.job.idle(), self.job.progress: refusal_alert(error, "Not fetched")}
             return
-        said = f"**Fetched.** {running.result.summary}"
-        yield {**self._look(), **self._idle(), self.progress: "", self.note: said}
+        yield {**self._look(), **self.job.clear(), self.job.note: f"**Fetched.** {running.result.summary}"}

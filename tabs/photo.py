@@ -69,7 +69,7 @@ class PhotoTab(Protocol):
     def outputs(self) -> list[Any]:
         """Return what the methods below may update."""
 
-    def offer(self, face: JudgedFace | None) -> Updates:
+    def show_for_face(self, face: JudgedFace | None) -> Updates:
         """Return the updates for another face, whose earlier results go; None takes the tab's steps away."""
 
     def show_example(self, example: Example, request: gr.Request) -> Updates:
@@ -105,10 +105,10 @@ class PhotoStep:
                 self.gallery = self._gallery()
         with gr.Column(visible=False) as self.answer:
             gr.Markdown("## 2 What the detectors say")
-            self.said = gr.Markdown(elem_classes="status")
+            self.summary = gr.Markdown(elem_classes="status")
             self.moving = gr.Markdown(MOVING, visible=False)
             with gr.Row():
-                self.found = gr.AnnotatedImage(
+                self.faces_picture = gr.AnnotatedImage(
                     label="Faces found", format="png", height=240, buttons=[], show_legend=False, scale=3, min_width=180
                 )
                 self.crop = result_picture(
@@ -154,14 +154,14 @@ class PhotoStep:
         self.photo.clear(self._forget, self.chosen, outputs, **quick)
         outputs = [*self.outputs(), *below]
         self.which.input(with_shown_errors(self._pick), [self.faces, self.which], outputs, **quick)
-        self.found.select(with_shown_errors(self._click), self.faces, outputs, **quick)
+        self.faces_picture.select(with_shown_errors(self._click), self.faces, outputs, **quick)
 
     def _choose(self, chosen: ChosenPhoto, path: str | None) -> Updates:
         """Take away what was said of the photo before."""
         if path != chosen.path:
             KEPT_PHOTOS.drop(chosen.path)
         chosen.path = path
-        return {self.faces: [], **self.hide(), **self._offer(None)}
+        return {self.faces: [], **self.hide(), **self._show_for_face(None)}
 
     def _look(self, chosen: ChosenPhoto) -> Updates:
         """Show what the detectors say about the photo that was chosen, or why nothing can be said.
@@ -176,9 +176,13 @@ class PhotoStep:
         try:
             photo = open_photo(path)
         except UserError as error:
-            return {self.faces: [], **self._offer(None), **self.refuse(error)}
+            return {self.faces: [], **self._show_for_face(None), **self.refuse(error)}
         faces = predict.judge_faces(photo.faces)
-        updates = {self.faces: faces, **self.show(photo.pixels, faces), **self._offer(faces[0] if faces else None)}
+        updates = {
+            self.faces: faces,
+            **self.show_faces(photo.pixels, faces),
+            **self._show_for_face(faces[0] if faces else None),
+        }
         if photo.converted:
             updates[self.photo] = photo.pixels
         if photo.animated:
@@ -195,18 +199,18 @@ class PhotoStep:
         chosen.path = str(example.photo_path)
         if examples.is_stale(example):
             pixels = images.read(example.photo_path)
-            return {self.photo: pixels, self.faces: [], **self.hide(), **self._offer(None)}
+            return {self.photo: pixels, self.faces: [], **self.hide(), **self._show_for_face(None)}
         located = example.located()
         pixels, faces = located[0].photo, example.faces()
         KEPT_PHOTOS.put(chosen.path, OpenPhoto(pixels, located))
         updates: Updates = {self.photo: pixels}
-        updates |= {self.faces: faces, **self.show(pixels, faces), **self._offer(faces[0])}
+        updates |= {self.faces: faces, **self.show_faces(pixels, faces), **self._show_for_face(faces[0])}
         for tab in self.tabs:
             updates |= tab.show_example(example, request)
         return updates
 
     def _pick(self, faces: list[JudgedFace], number: int) -> Updates:
-        return {**self.pick(faces, number), **self._offer(faces[number - 1])}
+        return {**self.show_face(faces, number), **self._show_for_face(faces[number - 1])}
 
     def _click(self, faces: list[JudgedFace], event: gr.SelectData) -> Updates:
         number = int(event.index) + 1
@@ -215,11 +219,11 @@ class PhotoStep:
     def _forget(self, chosen: ChosenPhoto) -> Updates:
         return self._choose(chosen, None)
 
-    def _offer(self, face: JudgedFace | None) -> Updates:
+    def _show_for_face(self, face: JudgedFace | None) -> Updates:
         usable = face if face is not None and not face.problem and face.p_fake else None
-        return {key: value for tab in self.tabs for key, value in tab.offer(usable).items()}
+        return {key: value for tab in self.tabs for key, value in tab.show_for_face(usable).items()}
 
-    def show(self, photo: np.ndarray, faces: Sequence[JudgedFace], number: int = 1) -> Updates:
+    def show_faces(self, photo: np.ndarray, faces: Sequence[JudgedFace], number: int = 1) -> Updates:
         """Return the updates of step 2 for one of the faces, from 1."""
         listed = faces[:MAX_LISTED]
         boxes = [_shown_box(photo, face) for face in listed]
@@ -227,22 +231,22 @@ class PhotoStep:
         numbers = [(str(face.number), face.number) for face in listed]
         return {
             self.answer: gr.Column(visible=True),
-            self.found: gr.AnnotatedImage(
+            self.faces_picture: gr.AnnotatedImage(
                 (_number_faces(fit_to_page(photo), boxes), list(zip(boxes, labels, strict=True))),
                 visible=True,
                 color_map=dict.fromkeys(labels, BLUE),
             ),
             self.which: gr.Radio(numbers, value=number, visible=len(faces) > 1),
             self.moving: gr.Markdown(visible=False),
-            **self.pick(faces, number),
+            **self.show_face(faces, number),
         }
 
-    def pick(self, faces: Sequence[JudgedFace], number: int) -> Updates:
+    def show_face(self, faces: Sequence[JudgedFace], number: int) -> Updates:
         """Return the updates for another face of the same photo."""
         crop = faces[number - 1].aligned.crop if faces else None
         return {
             self.crop: gr.Image(crop, visible=crop is not None),
-            self.said: which_face_in_words(faces, number, MAX_LISTED),
+            self.summary: which_face_in_words(faces, number, MAX_LISTED),
             self.verdicts: verdicts_html(faces, number),
         }
 
@@ -250,21 +254,21 @@ class PhotoStep:
         """Return the updates that say why a photo cannot be used."""
         return {
             self.answer: gr.Column(visible=True),
-            self.found: gr.AnnotatedImage(None, visible=False),
+            self.faces_picture: gr.AnnotatedImage(None, visible=False),
             self.crop: gr.Image(None, visible=False),
             self.which: gr.Radio(visible=False),
             self.moving: gr.Markdown(visible=False),
-            self.said: "",
+            self.summary: "",
             self.verdicts: components.refusal_alert(error),
         }
 
     def hide(self) -> Updates:
         """Return the updates that take step 2 away."""
-        return {self.answer: gr.Column(visible=False), self.verdicts: "", self.said: ""}
+        return {self.answer: gr.Column(visible=False), self.verdicts: "", self.summary: ""}
 
     def outputs(self) -> list[Any]:
         """Return what the methods above may update."""
-        return [self.answer, self.found, self.crop, self.which, self.said, self.moving, self.verdicts]
+        return [self.answer, self.faces_picture, self.crop, self.which, self.summary, self.moving, self.verdicts]
 
 
 def _number_faces(picture: np.ndarray, boxes: Sequence[tuple[int, int, int, int]]) -> np.ndarray:

@@ -10,24 +10,23 @@ from backend import provenance
 from backend.detectors import registry
 from backend.detectors.predict import JudgedFace, summarise_error_rates
 from backend.examples import Example
-from backend.progress import Job, Running, Step
 from backend.trace_removal.removal import STRONGEST_STRENGTH, WEAKEST_STRENGTH
 from tabs.components import (
     SCALE,
     SIGN_KEY,
     BeforeAfter,
+    JobControls,
+    Jobs,
     Updates,
     captioned_picture,
     enlarge_face,
     fit_to_page,
     html_table,
     maps_grid,
-    progress_bar,
     result_picture,
     score_cell,
     settings_line,
 )
-from tabs.events import after_job, run_in_turn
 from tabs.photo import ChosenPhoto, PhotoStep, chosen_face
 from tabs.visitors import CallLimit, session_folder
 
@@ -52,9 +51,9 @@ class TraceRemovalResult:
         with gr.Column(visible=False) as self.all:
             gr.Markdown("## 4 What is left of the verdicts")
             self.summary = gr.Markdown(elem_classes="status")
-            with gr.Column(visible=False) as self.one:
+            with gr.Column(visible=False) as self.removal_column:
                 self._lay_out_removal()
-            with gr.Column(visible=False) as self.many:
+            with gr.Column(visible=False) as self.comparison_column:
                 self.attacks = maps_grid("The face after every attack")
                 self.comparison = gr.HTML()
             gr.Markdown(REMOVAL_DOUBTS)
@@ -96,8 +95,8 @@ class TraceRemovalResult:
         views = {view["name"]: view for view in record["views"]}
         updates: Updates = {
             self.all: gr.Column(visible=True),
-            self.one: gr.Column(visible=True),
-            self.many: gr.Column(visible=False),
+            self.removal_column: gr.Column(visible=True),
+            self.comparison_column: gr.Column(visible=False),
             self.summary: record["summary"],
             **self.slider.show(
                 enlarge_face(pictures["crop"]), provenance.marked_image(enlarge_face(pictures["removed"]), record)
@@ -129,8 +128,8 @@ class TraceRemovalResult:
         ]
         return {
             self.all: gr.Column(visible=True),
-            self.one: gr.Column(visible=False),
-            self.many: gr.Column(visible=True),
+            self.removal_column: gr.Column(visible=False),
+            self.comparison_column: gr.Column(visible=True),
             self.summary: "The same face after every attack. Look at the faces, then read what the detectors say.",
             self.attacks: faces,
             self.comparison: attacks_table(comparison),
@@ -144,10 +143,11 @@ class TraceRemovalResult:
 
     def outputs(self) -> list[Any]:
         """Return what the methods above may update."""
-        one = [*self.slider.outputs(), self.difference, self.gain, self.verdicts, self.missing, self.resaves]
+        removal = [*self.slider.outputs(), self.difference, self.gain, self.verdicts, self.missing, self.resaves]
         views = [component for pair in self.views.values() for component in pair]
-        many = [self.many, self.attacks, self.comparison]
-        return [self.all, self.one, self.summary, *one, *views, self.photo, *many, self.settings, self.download]
+        comparison = [self.comparison_column, self.attacks, self.comparison]
+        rest = [self.photo, self.settings, self.download]
+        return [self.all, self.removal_column, self.summary, *removal, *views, *comparison, *rest]
 
 
 HEADLINE = (
@@ -170,12 +170,12 @@ class TraceRemovalTab:
     """Layout and wiring of the tab."""
 
     def __init__(self, photo: PhotoStep) -> None:
-        self.choice = photo
+        self.photo_step = photo
         gr.Markdown(HEADLINE)
         self.waiting = gr.Markdown(WAITING)
         with gr.Column(visible=False) as self.ask:
             gr.Markdown("## 3 Remove the traces")
-            self.remove = gr.Button("Remove the traces of this face", variant="primary")
+            self.remove_button = gr.Button("Remove the traces of this face", variant="primary")
             gr.Markdown(RULES, elem_classes="note")
             with gr.Accordion("More options", open=False):
                 self.strength = gr.Slider(
@@ -191,36 +191,31 @@ class TraceRemovalTab:
                     "Other attacks on the same face, side by side: noise, three that need a detector's gradients "
                     "(FGSM, MIFGSM and PGD on Xception), GANprintR, and TR-Net."
                 )
-                self.compare = gr.Button("Compare all attacks")
-            self.note = gr.Markdown(elem_classes=["note", "status"])
-            self.progress = gr.HTML()
+                self.compare_button = gr.Button("Compare all attacks")
+            note = gr.Markdown(elem_classes=["note", "status"])
+            self.job = JobControls([self.remove_button, self.compare_button], note, gr.HTML())
         self.result = TraceRemovalResult()
         self._wire()
 
     def _wire(self) -> None:
-        inputs = [self.choice.chosen, self.choice.faces, self.choice.which, self.strength]
-        shared: dict[str, Any] = {"starts": [self.remove, self.compare], "note": self.note, "progress": self.progress}
-        run = run_in_turn(self.remove, self._remove, inputs, self._job_outputs(), **shared)
-        others = run_in_turn(self.compare, self._compare, inputs, self._job_outputs(), **shared)
-        self.running = [run, others]
-        for job in self.running:
-            after_job(job, self._idle, [self.remove, self.compare])
+        step = self.photo_step
+        inputs = [step.chosen, step.faces, step.which, self.strength]
+        jobs: Jobs = {self.remove_button: (self._remove, inputs), self.compare_button: (self._compare, inputs)}
+        self.running = self.job.wire(jobs, self._job_outputs())
 
     def _job_outputs(self) -> list[Any]:
-        return [self.remove, self.compare, self.note, self.progress, *self.result.outputs()]
+        return [*self.job.outputs(), *self.result.outputs()]
 
     def outputs(self) -> list[Any]:
         """Return what the methods below may update."""
         return [self.waiting, self.ask, *self._job_outputs()]
 
-    def offer(self, face: JudgedFace | None) -> Updates:
+    def show_for_face(self, face: JudgedFace | None) -> Updates:
         """Return the updates for another face, or for none."""
         return {
             self.waiting: gr.Markdown(visible=face is None),
             self.ask: gr.Column(visible=face is not None),
-            **self._idle(),
-            self.note: "",
-            self.progress: "",
+            **self.job.clear(),
             **self.result.hide(),
         }
 
@@ -230,20 +225,8 @@ class TraceRemovalTab:
         if bundle is None:
             return {}
         return {
-            self.note: f"The stored result for “{example.label}” stands below. You can also run it yourself.",
+            self.job.note: f"The stored result for “{example.label}” stands below. You can also run it yourself.",
             **self.result.show(bundle, session_folder(request)),
-        }
-
-    def _idle(self) -> Updates:
-        return {self.remove: gr.Button(interactive=True), self.compare: gr.Button(interactive=True)}
-
-    def _busy(self) -> Updates:
-        return {
-            self.remove: gr.Button(interactive=False),
-            self.compare: gr.Button(interactive=False),
-            self.note: "",
-            self.progress: progress_bar(Step(0, 1, "Cutting out the face.")),
-            **self.result.hide(),
         }
 
     def _remove(
@@ -256,9 +239,9 @@ class TraceRemovalTab:
         located = chosen_face(chosen, faces, number)
         require_trnet()
         LIMIT.check(request)
-        yield self._busy()
-        made = yield from self._watched(removal.run_removal(located, strength=strength))
-        yield {**self._idle(), self.progress: "", **self.result.show(made, session_folder(request))}
+        yield {**self.job.busy("The face is cut out."), **self.result.hide()}
+        bundle = yield from self.job.watch(removal.run_removal(located, strength=strength))
+        yield {**self.job.clear(), **self.result.show(bundle, session_folder(request))}
 
     def _compare(
         self, chosen: ChosenPhoto, faces: list[JudgedFace], number: int | None, strength: float, request: gr.Request
@@ -268,15 +251,9 @@ class TraceRemovalTab:
 
         located = chosen_face(chosen, faces, number)
         LIMIT.check(request)
-        yield self._busy()
-        made = yield from self._watched(compare_attacks(located, strength=strength))
-        yield {**self._idle(), self.progress: "", **self.result.show_comparison(made)}
-
-    def _watched(self, job: Job[Any]) -> Any:
-        with Running(job) as running:
-            for step in running:
-                yield {self.progress: progress_bar(step)}
-        return running.result
+        yield {**self.job.busy("The face is cut out."), **self.result.hide()}
+        comparison = yield from self.job.watch(compare_attacks(located, strength=strength))
+        yield {**self.job.clear(), **self.result.show_comparison(comparison)}
 
 
 def verdict_table(record: dict[str, Any]) -> str:

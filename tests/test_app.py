@@ -179,11 +179,11 @@ def test_as_many_faces_are_marked_as_can_be_picked() -> None:
     found = [JudgedFace(number, crop, None, {}) for number in range(1, MAX_LISTED + 3)]
     with gr.Blocks():
         step = PhotoStep()
-    updates = step.show(np.zeros((200, 220, 3), np.uint8), found)
+    updates = step.show_faces(np.zeros((200, 220, 3), np.uint8), found)
     assert len(updates[step.which].choices) == MAX_LISTED
-    assert len(updates[step.found].value["annotations"]) == MAX_LISTED
-    assert "14 faces were found" in updates[step.said] and "another of the 12 largest" in updates[step.said]
-    assert "another below" in step.show(np.zeros((200, 220, 3), np.uint8), found[:3])[step.said]
+    assert len(updates[step.faces_picture].value["annotations"]) == MAX_LISTED
+    assert "14 faces were found" in updates[step.summary] and "another of the 12 largest" in updates[step.summary]
+    assert "another below" in step.show_faces(np.zeros((200, 220, 3), np.uint8), found[:3])[step.summary]
 
 
 def test_downloads_are_private_and_go_with_visitor_and_process() -> None:

@@ -85,18 +85,18 @@ def unzipped(update):
 
 def test_one_map_with_everything_that_belongs_to_it(tab, tmp_path):
     *before, last = ask(tab, saved(tmp_path, face()), guess="nose")
-    assert before[0][tab.stop].interactive and not last[tab.stop].interactive
+    assert before[0][tab.job.stop].interactive and not last[tab.job.stop].interactive
     shown = tab.result
-    assert last[shown.one].visible and not last[shown.grid].visible
+    assert last[shown.map_column].visible and not last[shown.grid].visible
     assert "these places speak most for “fake”: 1 " in last[shown.summary]
     assert "The test below is too close to tell" in last[shown.summary]
-    assert "You guessed: nose" in last[shown.guessed]
+    assert "You guessed: nose" in last[shown.guess_text]
     assert "for fake: " in last[shown.scale] and "for real: -" in last[shown.scale]
-    assert "Random places" in last[shown.proof] and "Sufficiency@3" in last[shown.proof]
-    assert last[shown.followed].visible
+    assert "Random places" in last[shown.sufficiency] and "Sufficiency@3" in last[shown.sufficiency]
+    assert last[shown.curves_column].visible
     assert "Deletion: area" in last[shown.curves] and "never saw in training" in last[shown.curves]
     assert last[shown.curves].count("<polyline") == 2
-    assert last[shown.hidden].visible and last[shown.difference].visible
+    assert last[shown.reference_column].visible and last[shown.difference].visible
     assert "Changes x" in last[shown.attack] and "White-box shortcut" in last[shown.attack]
     assert "float32 (" in last[shown.settings] or "bfloat16 (" in last[shown.settings]
     files = unzipped(last[shown.download])
@@ -112,19 +112,19 @@ def test_one_map_with_everything_that_belongs_to_it(tab, tmp_path):
 def test_a_fill_is_shown_too_and_the_test_can_be_left_out(tab, tmp_path):
     *_, last = ask(tab, saved(tmp_path, face()), "sobol", proof=False, reference="original")
     shown = tab.result
-    assert last[shown.hidden].visible and not last[shown.difference].visible
+    assert last[shown.reference_column].visible and not last[shown.difference].visible
     assert "Hidden parts showed the blurred face" in last[shown.attack]
-    assert "not put to the test" in last[shown.proof] and not last[shown.followed].visible
+    assert "not put to the test" in last[shown.sufficiency] and not last[shown.curves_column].visible
     assert "least: " in last[shown.scale]
 
 
 def test_the_verdict_real_is_explained_with_the_usual_fill(tab, tmp_path, known):
     known.network.slope = -known.network.slope  # now the chessboard speaks for real
     *_, last = ask(tab, saved(tmp_path, face()), "rise", towards="real")
-    made = last[tab.result.made].explanation
+    made = last[tab.result.state].explanation
     assert made.reference == "original" and made.settings.towards == "real" and not made.degenerate
     *_, refused = ask(tab, saved(tmp_path, face()), "rise")
-    assert not refused[tab.result.one].visible
+    assert not refused[tab.result.map_column].visible
     assert "calls this face real" in refused[tab.result.summary] and "More options" in refused[tab.result.summary]
 
 
@@ -139,9 +139,9 @@ def test_a_map_of_the_other_verdict_is_not_tested(tab, tmp_path, known):
     corner = known.network.patch.flip(2, 3)
     known.network.register_buffer("corner", corner)
     *_, last = ask(tab, saved(tmp_path, face()), "gradcam", towards="real")
-    assert last[tab.result.made].sufficiency is None and last[tab.result.made].curves is None
-    if last[tab.result.one].visible:
-        assert "another verdict" in last[tab.result.proof]
+    assert last[tab.result.state].sufficiency is None and last[tab.result.state].curves is None
+    if last[tab.result.map_column].visible:
+        assert "another verdict" in last[tab.result.sufficiency]
 
 
 def shown_in(steps, component):
@@ -201,7 +201,7 @@ def test_a_pair_shows_the_fall_for_every_method(tab, tmp_path, known):
     known.network.slope = -known.network.slope
     photos = saved(tmp_path, face()), saved(tmp_path, untextured(), "fake.png")
     *before, last = tab.pair._test(photos[0], *chosen(photos[1]), 1, "patch", 0)
-    assert before[0][tab.pair.stop].interactive and not last[tab.pair.stop].interactive
+    assert before[0][tab.pair.job.stop].interactive and not last[tab.pair.job.stop].interactive
     for method in EXPLAINERS.values():
         assert f">{method.title}<" in last[tab.pair.answer]
     assert "Random places" in last[tab.pair.answer] and "Top 3" in last[tab.pair.answer]
@@ -236,9 +236,9 @@ def test_a_slower_detector_takes_longer(known):
 
 def test_another_face_sets_off_the_expected_seconds(tab):
     judged = SimpleNamespace(p_fake={"patch": 0.9})
-    first, second = (tab.offer(judged)[tab.offered] for _ in range(2))
+    first, second = (tab.show_for_face(judged)[tab.face_changed] for _ in range(2))
     assert second > first > 0
-    assert tab.offered not in tab.offer(None)
+    assert tab.face_changed not in tab.show_for_face(None)
 
 
 def test_segments_are_numbered_in_their_order():

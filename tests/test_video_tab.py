@@ -58,13 +58,13 @@ def run(step: VideoStep, path: Path) -> Iterator[dict]:
 
 def test_the_result_is_a_marked_video_its_scores_and_its_frames(step, path):
     *before, last = run(step, path)
-    said = [updates[step.progress] for updates in before if step.progress in updates]
+    said = [updates[step.job.progress] for updates in before if step.job.progress in updates]
     assert any("Finding the face in frame 8 of 8" in one for one in said)
     assert any("frames 2 to 6" in one and "<svg" in one for one in said), "the curve grows while it runs"
     assert any(step.face in updates and updates[step.face] is not None for updates in before)
-    assert last[step.find].interactive and not last[step.stop].interactive and last[step.result].visible
+    assert last[step.search_button].interactive and not last[step.stop].interactive and last[step.result].visible
     assert "8 of 8 frames on the side of fake; 8 of these went over" in last[step.summary]
-    assert Path(last[step.made].value["path"]).read_bytes()[4:8] == b"ftyp"
+    assert Path(last[step.video_out].value["path"]).read_bytes()[4:8] == b"ftyp"
     with zipfile.ZipFile(io.BytesIO(Path(last[step.download]).read_bytes())) as packed:
         assert len(packed.namelist()) == 10
     assert last[step.scores].count("<circle") == 16 and last[step.table].count('scope="row"') == 8
@@ -76,13 +76,15 @@ def test_the_result_is_a_marked_video_its_scores_and_its_frames(step, path):
 def test_a_stop_is_followed_within_a_step_and_keeps_what_is_done(step, path):
     job = run(step, path)
     for updates in job:
-        if "frames 7 to 8" in str(updates.get(step.progress)):
+        if "frames 7 to 8" in str(updates.get(step.job.progress)):
             break
     assert step._ask_to_stop(REQUEST)[step.stop].interactive is False
     after = list(job)
     assert len(after) == 1
     (last,) = after
-    assert "2 frames were skipped: the search was stopped" in last[step.summary] and last[step.find].interactive
+    assert (
+        "2 frames were skipped: the search was stopped" in last[step.summary] and last[step.search_button].interactive
+    )
     assert last[step.table].count('colspan="3"') == 2
     # Another search is not stopped by what was asked of the last one.
     assert "8 of these went over" in list(run(step, path))[-1][step.summary]
@@ -93,7 +95,7 @@ def test_a_stop_before_anything_is_found_says_so(step, path):
     next(job), next(job)
     step._ask_to_stop(REQUEST)
     last = list(job)[-1]
-    assert "before the first frame" in last[step.note] and last[step.result].visible is False
+    assert "before the first frame" in last[step.job.note] and last[step.result].visible is False
 
 
 @pytest.mark.parametrize(
@@ -103,8 +105,8 @@ def test_a_stop_before_anything_is_found_says_so(step, path):
 def test_what_cannot_be_searched_is_said_in_its_place(step, tmp_path, content, words):
     (tmp_path / "film.mp4").write_bytes(content)
     last = list(run(step, tmp_path / "film.mp4"))[-1]
-    assert words in last[step.refused] and 'role="alert"' in last[step.refused]
-    assert last[step.find].interactive and last[step.live].visible is False
+    assert words in last[step.refusal] and 'role="alert"' in last[step.refusal]
+    assert last[step.search_button].interactive and last[step.live].visible is False
 
 
 def test_no_video_and_too_many_are_sentences(step, path, monkeypatch):

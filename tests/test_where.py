@@ -82,7 +82,7 @@ def test_a_fetched_model_is_in_the_choosers_at_once(panel, tmp_path, monkeypatch
     assert NAME in [name for _, name in detectors.choices]
     assert [name for _, name in last[detectors].choices] == [name for _, name in detectors.choices]
     assert ("FFHQ 1024 (Hub)", "ffhq_1024") in last[generators].choices and last[generators].visible
-    assert last[panel.note] == "**Fetched.** It is here." and last[panel.fetch].interactive
+    assert last[panel.job.note] == "**Fetched.** It is here." and last[panel.fetch_button].interactive
     assert NAME not in [name for _, name in last[panel.model].choices]
     monkeypatch.setattr(inversion, "SETTINGS", replace(SETTINGS, profile="hub"))
     assert inversion.default_generator() == "ffhq_1024" and panel._begin_page()[generators].value == "ffhq_1024"
@@ -112,7 +112,7 @@ def test_where_it_is_switched_off_nobody_fetches(panel, monkeypatch):
     assert panel._look()[panel.asking].visible is False
     with gr.Blocks():
         closed = ModelsPanel(Choosers([], []))
-    assert "switched it off" in closed.note.value and closed.asking.visible is False
+    assert "switched it off" in closed.job.note.value and closed.asking.visible is False
 
 
 @pytest.mark.slow
