@@ -302,7 +302,7 @@ class ExplainTab:
             towards=towards,
             shortcut=shortcut,
         )
-        yield {**self.job.busy("The face is cut out."), **self.result.hide()}
+        yield {**self.job.busy("Cutting out the face."), **self.result.hide()}
         test = sufficiency_settings(int(seed or 0), shortcut=shortcut) if proof else None
         explained = yield from self.job.watch(explain_photo(located, detector, settings, test))
         yield {**self.job.clear(), **self.result.show(explained, guess, session_folder(request))}
@@ -325,7 +325,7 @@ class ExplainTab:
             reference=reference, preset=preset, seed=int(seed or 0), towards=towards, shortcut=shortcut
         )
         located = chosen_face(chosen, faces, number)
-        yield {**self.job.busy("The face is cut out."), **self.result.hide()}
+        yield {**self.job.busy("Cutting out the face."), **self.result.hide()}
         loaded = registry.load(detector)
         crop = located.aligned(loaded.card.template, loaded.card.input_size).crop
         with Running(words.compare_with_tests(compare_methods, images.to_tensor(crop), loaded, settings)) as running:

@@ -239,7 +239,7 @@ class TraceRemovalTab:
         located = chosen_face(chosen, faces, number)
         require_trnet()
         LIMIT.check(request)
-        yield {**self.job.busy("The face is cut out."), **self.result.hide()}
+        yield {**self.job.busy("Cutting out the face."), **self.result.hide()}
         bundle = yield from self.job.watch(removal.run_removal(located, strength=strength))
         yield {**self.job.clear(), **self.result.show(bundle, session_folder(request))}
 
@@ -251,7 +251,7 @@ class TraceRemovalTab:
 
         located = chosen_face(chosen, faces, number)
         LIMIT.check(request)
-        yield {**self.job.busy("The face is cut out."), **self.result.hide()}
+        yield {**self.job.busy("Cutting out the face."), **self.result.hide()}
         comparison = yield from self.job.watch(compare_attacks(located, strength=strength))
         yield {**self.job.clear(), **self.result.show_comparison(comparison)}
 
