@@ -6,9 +6,10 @@ Their order depends on seed and step alone.
 import hashlib
 import io
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, TypeVar
 
 import numpy as np
 import torch
@@ -17,8 +18,9 @@ from torch import Tensor
 
 from backend.errors import UserError
 
-TRAINING_PACKS, VALIDATION_PACKS = "real-train*", "real-val*"  # packs
-VALIDATION_PART = 19  # of a folder without packs, one photograph in so many only measures; prime to other such parts
+T = TypeVar("T", str, tuple[str, bytes])
+TRAINING_PACKS, VALIDATION_PACKS = "real-train*", "real-val*"
+VALIDATION_PART = 19  # of a folder without packs, one photograph in so many only measures; coprime to the other parts
 PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 
 
@@ -42,82 +44,79 @@ class Photographs:
         """Return some of them, in the given order."""
         return Photographs([self.names[index] for index in indices], self.pictures[indices])
 
+    def partition(self, held: list[bool]) -> tuple["Photographs", "Photographs"]:
+        """Return those that are not held out, and those that are."""
+        first, second = ([index for index, value in enumerate(held) if value == side] for side in (False, True))
+        return self.subset(first), self.subset(second)
+
 
 def load_photographs(data: Path, size: int, packs: str = "*") -> Photographs:
     """Read a folder of pictures, or the tar packs in it whose name matches `packs`, sorted by name."""
-    found = read_files(data, packs)
-    pictures = torch.empty((len(found), 3, size, size), dtype=torch.uint8)
-    for place, (_, content) in enumerate(found):
-        pictures[place] = torch.from_numpy(decode_picture(content, size)).permute(2, 0, 1)
-    return Photographs([name for name, _ in found], pictures)
+    files = read_files(data, packs)
+    pictures = torch.empty((len(files), 3, size, size), dtype=torch.uint8)
+    for index, (_, content) in enumerate(files):
+        pictures[index] = torch.from_numpy(decode_picture(content, size)).permute(2, 0, 1)
+    return Photographs([name for name, _ in files], pictures)
 
 
 def read_files(data: Path, packs: str = "*") -> list[tuple[str, bytes]]:
-    """Return names and files of what `load` would read, sorted.
+    """Return names and files of what `load_photographs` would read, sorted.
 
     Raises:
         UserError: There is nothing to read.
     """
     archives = sorted(data.glob(f"{packs}.tar"))
-    found = sorted(_from_archives(archives) if archives else _from_folder(data))
-    if not found:
-        raise _nothing_in(data)
-    return found
+    files = _from_archives(archives) if archives else ((name, path.read_bytes()) for name, path in _files(data))
+    return _sorted_or_refuse(files, data)
 
 
 def list_names(data: Path, packs: str = "*") -> list[str]:
-    """Return the names of what `load` would read, sorted.
+    """Return the names of what `load_photographs` would read, sorted.
 
     Raises:
         UserError: There is nothing to read.
     """
     archives = sorted(data.glob(f"{packs}.tar"))
-    source = _members(archives) if archives else (path.relative_to(data).as_posix() for path in _files(data))
-    found = sorted(source)
-    if not found:
-        raise _nothing_in(data)
-    return found
+    names = (name for name, _ in (_members(archives) if archives else _files(data)))
+    return _sorted_or_refuse(names, data)
 
 
 def split_photographs(data: Path, size: int) -> tuple[Photographs, Photographs]:
     """Read training and validation photographs; a folder without packs gives one in 19 to validation."""
     if list(data.glob("*.tar")):
         return load_photographs(data, size, TRAINING_PACKS), load_photographs(data, size, VALIDATION_PACKS)
-    everything = load_photographs(data, size)
-    held = [is_one_in(VALIDATION_PART, name) for name in everything.names]
-    indices = range(len(held))
-    return everything.subset([i for i in indices if not held[i]]), everything.subset([i for i in indices if held[i]])
+    photographs = load_photographs(data, size)
+    return photographs.partition([falls_into_part(name, VALIDATION_PART) for name in photographs.names])
 
 
 def _from_archives(archives: list[Path]) -> Iterator[tuple[str, bytes]]:
+    for name, file in _members(archives):
+        yield name, file.read()
+
+
+def _members(archives: list[Path]) -> Iterator[tuple[str, IO[bytes]]]:
     for archive in archives:
         with tarfile.open(archive) as pack:
-            for member in _pictures(pack):
-                file = pack.extractfile(member)
-                assert file is not None
-                yield member.name.removeprefix("./"), file.read()
+            for member in pack:
+                if member.isfile() and Path(member.name).suffix.lower() in PICTURE_SUFFIXES:
+                    file = pack.extractfile(member)
+                    assert file is not None
+                    yield member.name.removeprefix("./"), file
 
 
-def _members(archives: list[Path]) -> Iterator[str]:
-    for archive in archives:
-        with tarfile.open(archive) as pack:
-            yield from (member.name.removeprefix("./") for member in _pictures(pack))
+def _files(folder: Path) -> Iterator[tuple[str, Path]]:
+    for path in folder.rglob("*"):
+        if path.is_file() and path.suffix.lower() in PICTURE_SUFFIXES:
+            yield path.relative_to(folder).as_posix(), path
 
 
-def _pictures(pack: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    return (member for member in pack if member.isfile() and Path(member.name).suffix.lower() in PICTURE_SUFFIXES)
-
-
-def _from_folder(folder: Path) -> Iterator[tuple[str, bytes]]:
-    return ((path.relative_to(folder).as_posix(), path.read_bytes()) for path in _files(folder))
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    return (path for path in folder.rglob("*") if path.is_file() and path.suffix.lower() in PICTURE_SUFFIXES)
-
-
-def _nothing_in(data: Path) -> UserError:
-    return UserError(f"There are no pictures in {data.name}.", "Name a folder with JPEG or PNG files, or with packs.")
+def _sorted_or_refuse(files: Iterable[T], data: Path) -> list[T]:
+    result = sorted(files)  # type: ignore[type-var]
+    if not result:
+        raise UserError(
+            f"There are no pictures in {data.name}.", "Name a folder with JPEG or PNG files, or with packs."
+        )
+    return result
 
 
 def decode_picture(content: bytes, size: int) -> np.ndarray:
@@ -139,12 +138,16 @@ def draw_indices(count: int, batch: int, *, seed: int, step: int) -> Tensor:
     chosen = torch.empty(batch, dtype=torch.long)
     for epoch in epochs.unique().tolist():
         order = torch.randperm(count, generator=torch.Generator().manual_seed(seed * 100003 + epoch))
-        here = epochs == epoch
-        chosen[here] = order[positions[here] % count]
+        members = epochs == epoch
+        chosen[members] = order[positions[members] % count]
     return chosen
 
 
-def is_one_in(parts: int, name: str) -> bool:
-    """Say whether a file belongs to the one part in `parts` that its name (without folder) decides."""
-    base = name.rsplit("/", 1)[-1]
-    return int(hashlib.sha256(base.encode()).hexdigest(), 16) % parts == 0
+def falls_into_part(name: str, parts: int) -> bool:
+    """Say whether a file is among the one in `parts` files that the names (without folders) choose."""
+    return int(hashlib.sha256(base_name(name).encode()).hexdigest(), 16) % parts == 0
+
+
+def base_name(name: str) -> str:
+    """Return a file's name without its folders."""
+    return name.rsplit("/", 1)[-1]

@@ -37,8 +37,19 @@ from backend.generators.stylegan2 import ModulatedConv2d, StyledConv, StyleGAN2,
 from backend.progress import Job, Step
 
 Array = np.ndarray
-
 PICTURE_RIM = np.array([[0.0, 0.0], [0.5, 0.0], [1.0, 0.0], [0.0, 0.5], [1.0, 0.5], [0.0, 1.0], [0.5, 1.0], [1.0, 1.0]])
+LANDMARK_INPUT = 48  # side in pixels of what the network takes
+ALIGNED_CENTRE, ALIGNED_SIDE = (0.5, 0.53), 0.78  # of a face in an aligned picture, in its widths
+MIN_LANDMARK_SCORE = 0.7
+LANDMARK_BLOCK = 256
+NEAREST_SIDE = 32  # pixels
+NEAREST_SPACE = f"nearest by L2 on {NEAREST_SIDE}x{NEAREST_SIDE} pixels"  # the papers name no space
+FAMILIES = {"swap": "replacement", "reconstruction": "synthesis", "edit": "attribute", "sample": "synthesis"}
+FAKE_KINDS = tuple(FAMILIES)
+MANIFEST_COLUMNS = ("file", "family", "kind", "drawn", "target", "pairing", "source", "seed")
+NOTHING_DRAWN, FACE_DRAWN, ALL_DRAWN = "nothing", "face", "all"  # what of a fake the generator has drawn
+MADE_FROM = "made from it"
+SWAP_CANDIDATES = 4  # photographs among which a swap looks for the most similar pose
 
 
 def swap_faces(
@@ -189,15 +200,6 @@ def _solve_poisson(divergence: Array, border: Array) -> Array:
     return solved
 
 
-LANDMARK_INPUT = 48  # side in pixels of what the network takes
-
-ALIGNED_CENTRE, ALIGNED_SIDE = (0.5, 0.53), 0.78  # of a face in an aligned picture, in its widths
-
-MIN_LANDMARK_SCORE = 0.7
-
-LANDMARK_BLOCK = 256
-
-
 class LandmarkedPhotographs:
     """Photographs with their landmarks."""
 
@@ -261,11 +263,6 @@ def _landmark_network() -> nn.Module:
     return ONet().eval().requires_grad_(False)
 
 
-NEAREST_SIDE = 32  # pixels
-
-NEAREST_SPACE = f"nearest by L2 on {NEAREST_SIDE}x{NEAREST_SIDE} pixels"  # the papers name no space
-
-
 class NearestPhotograph:
     """Finds the nearest of many photographs by the Euclidean distance of pictures shrunk to 32x32 pixels."""
 
@@ -305,19 +302,6 @@ def edit_directions(generator: StyleGAN2, rows: range, count: int) -> Tensor:
     stacked = torch.cat([weight / weight.norm() for weight in weights])
     _, vectors = torch.linalg.eigh(stacked.t() @ stacked)
     return vectors.t().flip(0)[:count]
-
-
-FAMILIES = {"swap": "replacement", "reconstruction": "synthesis", "edit": "attribute", "sample": "synthesis"}
-
-FAKE_KINDS = tuple(FAMILIES)
-
-MANIFEST_COLUMNS = ("file", "family", "kind", "drawn", "target", "pairing", "source", "seed")
-
-NOTHING_DRAWN, FACE_DRAWN, ALL_DRAWN = "nothing", "face", "all"  # what of a fake the generator has drawn
-
-MADE_FROM = "made from it"
-
-SWAP_CANDIDATES = 4  # photographs among which a swap looks for the most similar pose
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,7 @@ from torch.nn import functional as F
 from backend.images import GREY
 
 WIENER_WINDOW = 3  # side in pixels of the neighbourhood of the Wiener filter
-
 SRM_LIMIT = 3.0  # responses are cut off here
-
 SRM_KERNELS = torch.tensor(
     [
         [[0, 0, 0, 0, 0], [0, -1, 2, -1, 0], [0, 2, -4, 2, 0], [0, -1, 2, -1, 0], [0, 0, 0, 0, 0]],
@@ -29,6 +27,13 @@ SRM_KERNELS = torch.tensor(
     ],
     dtype=torch.float32,
 ) / torch.tensor([4.0, 12.0, 2.0]).view(3, 1, 1)
+FINGERPRINT_BATCH = 128
+POWER_FLOOR = 1e-8  # added to a power before its logarithm
+ROUNDING_VARIANCE = sum(weight**2 for weight in GREY) / 12 / 255**2  # variance of the brightness after rounding
+FILTER_SIGMA = 20.0  # of the Gaussian filters, in frequency bins of a picture of 128 pixels; as a blur of 1.02 pixels
+FILTER_SIGMA_SIDE = 128
+SKIPPED_SHARE = 0.1  # of the profile's lowest frequencies, which the released code leaves out
+PHASE_STD = math.pi / math.sqrt(3)  # of a phase that takes every angle equally often
 
 
 def wiener_residual(images: Tensor) -> Tensor:
@@ -80,9 +85,6 @@ def _window_mean(images: Tensor) -> Tensor:
     return F.avg_pool2d(images, WIENER_WINDOW, stride=1, padding=WIENER_WINDOW // 2)
 
 
-FINGERPRINT_BATCH = 128
-
-
 @torch.no_grad()
 def measure_fingerprint(images: Tensor) -> Tensor:
     """Return the mean Wiener residual (3, S, S) of uint8 pictures (N, 3, S, S), in values of [0, 1] (eq. 2)."""
@@ -101,17 +103,6 @@ def fingerprint_correlations(images: Tensor, fingerprints: Mapping[str, Tensor])
         for name, one in fingerprints.items():
             found[name].append(residual_correlation(one, noise))
     return {name: torch.cat(parts) for name, parts in found.items()}
-
-
-POWER_FLOOR = 1e-8  # added to a power before its logarithm
-
-ROUNDING_VARIANCE = sum(weight**2 for weight in GREY) / 12 / 255**2  # variance of the brightness after rounding
-
-FILTER_SIGMA = 20.0  # of the Gaussian filters, in frequency bins of a picture of 128 pixels; as a blur of 1.02 pixels
-
-FILTER_SIGMA_SIDE = 128
-
-SKIPPED_SHARE = 0.1  # of the profile's lowest frequencies, which the released code leaves out
 
 
 def brightness(images: Tensor) -> Tensor:
@@ -238,9 +229,6 @@ def _radius(height: int, width: int, *, one_sided: bool) -> Tensor:
     columns = (torch.fft.rfftfreq if one_sided else torch.fft.fftfreq)(width, dtype=torch.float64) * side
     # Rounding keeps whole radii whole: sqrt(9) must not become 2.999.
     return torch.round(torch.hypot(rows[:, None], columns[None]) * 1e6) / 1e6
-
-
-PHASE_STD = math.pi / math.sqrt(3)  # of a phase that takes every angle equally often
 
 
 @lru_cache(maxsize=8)

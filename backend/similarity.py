@@ -19,11 +19,8 @@ from backend.runtime import device, load_once
 from backend.weights import file_hash
 
 ALEXNET = "alexnet-owt-7be5be79.pth"  # torchvision's file name carries the first digits of its hash
-
 SSIM_SIDE, SSIM_SIGMA = 11, 1.5  # window (Wang et al. 2004)
-
 SSIM_PRODUCTS = 256  # up to this side in pixels, products with matrices are several times faster than convolutions
-
 SSIM_CONSTANTS = (0.01**2, 0.03**2)  # for the range [0, 1]
 
 

@@ -127,6 +127,11 @@ class Entry:
         return "verified" if file_hash(self.path) == expected else "damaged"
 
 
+def read_toml(path: Path) -> dict[str, Any]:
+    """Return what a TOML file says."""
+    return tomllib.loads(path.read_text(encoding="utf-8"))
+
+
 @lru_cache(maxsize=1)
 def read_entries() -> dict[str, Entry]:
     """Read both registries.
@@ -143,7 +148,7 @@ def read_entries() -> dict[str, Entry]:
     for file in REGISTRIES:
         path = SETTINGS.weights_dir / file
         if file == "registry.toml" or path.exists():
-            raw |= tomllib.loads(path.read_text(encoding="utf-8"))
+            raw |= read_toml(path)
     return {name: _read_entry(name, values) for name, values in raw.items()}
 
 

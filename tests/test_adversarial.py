@@ -18,7 +18,7 @@ from tests.adversarial_toys import CHANNELS, L1, SIZE, pictures, random
 
 @pytest.fixture(autouse=True)
 def small_networks(monkeypatch):
-    monkeypatch.setattr(generator, "load_perceptual_network", lambda _name: L1())
+    monkeypatch.setattr(generator, "build_st_lpips", lambda _name: L1())
 
 
 def settings(recipe: str = "generator_continued", **changes) -> AdversarialSettings:
@@ -126,9 +126,9 @@ def test_an_adversarial_run_resumes_exactly(recipe, tmp_path):
         next(job)
     job.close()
     run = finish(loop.train_task(second, tmp_path / "parts", chosen, log_every=1))
-    assert run.steps == 6 and {"fooling", "discriminator", "augmentation"} <= set(run.losses)
-    for name, module in whole.modules().items():
-        other = second.modules()[name].state_dict()
+    assert run.steps == 6 and {"generator_loss", "discriminator", "augmentation"} <= set(run.losses)
+    for name, module in whole.modules.items():
+        other = second.modules[name].state_dict()
         assert all(torch.equal(value, other[key]) for key, value in module.state_dict().items()), name
     assert whole.path_mean.value > 0
     assert not torch.equal(whole.generator.conv1.conv.weight, first.generator.conv1.conv.weight)
@@ -182,10 +182,12 @@ def test_the_latent_discriminator_pulls_codes_towards_the_mapping_network():
         real = torch.randn(16, 8, generator=random(number)) + 1
         judge.train(real, torch.randn(16, 2, 8, generator=random(number + 999)) - 1, number, seed=0)
     codes = torch.full((1, 2, 8), -1.0, requires_grad=True)
-    before = judge.fooling(codes)
+    before = judge.encoder_loss(codes)
     before.backward()
     assert (codes.grad.sum(2) < 0).all()  # descending it moves every row up, to the real codes
-    assert judge.fooling(codes.detach() - 0.1 * codes.grad.sign()) < before < judge.fooling(codes.detach() - 1)
+    assert (
+        judge.encoder_loss(codes.detach() - 0.1 * codes.grad.sign()) < before < judge.encoder_loss(codes.detach() - 1)
+    )
 
 
 def test_the_pool_returns_older_codes_half_of_the_time():

@@ -52,9 +52,9 @@ def test_steps_come_in_the_order_of_the_paper_and_half_of_the_time(monkeypatch):
     def record(name):
         return lambda given, *_: (calls.append(name), given)[1]
 
-    for name in ("blurred", "cropped", "compressed", "noisy"):
+    for name in ("blur_picture", "crop_picture", "compress_picture", "add_noise"):
         monkeypatch.setattr(degradation, name, record(name))
-    counts = dict.fromkeys(("blurred", "cropped", "compressed", "noisy"), 0)
+    counts = dict.fromkeys(("blur_picture", "crop_picture", "compress_picture", "add_noise"), 0)
     for seed in range(400):
         calls.clear()
         degradation.weak_defence(picture(8), np.random.default_rng(seed))
@@ -65,15 +65,15 @@ def test_steps_come_in_the_order_of_the_paper_and_half_of_the_time(monkeypatch):
 
 
 def test_drawn_strengths_stay_in_their_ranges(monkeypatch):
-    seen = {"blurred": set(), "cropped": set(), "compressed": set(), "noisy": set()}
+    seen = {"blur_picture": set(), "crop_picture": set(), "compress_picture": set(), "add_noise": set()}
     for name, values in seen.items():
         monkeypatch.setattr(degradation, name, lambda given, value, *_, values=values: (values.add(value), given)[1])
     for seed in range(400):
         degradation.weak_defence(picture(8), np.random.default_rng(seed))
-    assert seen["blurred"] == {3, 5, 7, 9}
-    assert 5 <= min(seen["cropped"]) < 6 and 19 < max(seen["cropped"]) <= 20
-    assert 10 <= min(seen["compressed"]) < 15 and 70 < max(seen["compressed"]) <= 74
-    assert 5 <= min(seen["noisy"]) < 6 and 19 < max(seen["noisy"]) <= 20
+    assert seen["blur_picture"] == {3, 5, 7, 9}
+    assert 5 <= min(seen["crop_picture"]) < 6 and 19 < max(seen["crop_picture"]) <= 20
+    assert 10 <= min(seen["compress_picture"]) < 15 and 70 < max(seen["compress_picture"]) <= 74
+    assert 5 <= min(seen["add_noise"]) < 6 and 19 < max(seen["add_noise"]) <= 20
 
 
 @pytest.mark.parametrize("name", ["none", "weak", "shipped"])

@@ -97,7 +97,9 @@ def test_an_undefended_detector_learns_pictures_without_variation():
 def test_a_fake_by_others_stands_beside_photographs_of_its_own_source():
     given = examples(["real", "swap", "real", "real", "edit"])
     given = replace(given, sources=np.array(["celeba", "theirs", "theirs_real", "ffhq", "other"]))
-    drawn = [drawn_from(given, beside={"theirs": ["theirs_real"], "other": ["nowhere"]}).draw(n) for n in range(60)]
+    drawn = [
+        drawn_from(given, compared_with={"theirs": ["theirs_real"], "other": ["nowhere"]}).draw(n) for n in range(60)
+    ]
     beside = {"swap": set(), "edit": set()}
     photographs = {index: given.pictures[index].float() / 255 for index in (0, 2, 3)}
     for batch in drawn:
@@ -222,7 +224,7 @@ def test_fingerprints_are_mean_residuals_whatever_the_run_was_stopped_at(tmp_pat
     job.close()
     finish(loop.train_task(second, tmp_path / "parts", settings, log_every=1))
     for place, kind in enumerate(("swap", "edit")):
-        mean = wiener_residual(like_photographs(given.of(kind)).float() / 255).mean(0)
+        mean = wiener_residual(like_photographs(given.of_kind(kind)).float() / 255).mean(0)
         for one in (whole, second):
             torch.testing.assert_close(one.finished().fingerprints[place], mean / mean.square().mean().sqrt())
     with pytest.raises(UserError, match="no fakes of the kind swap"):
@@ -294,7 +296,7 @@ def test_a_fake_goes_where_its_photograph_goes(data_folder):
             photograph = part.pictures[part.origins[index]].float()
             assert (photograph / 3 - part.pictures[index].float()).abs().mean() < 3
     assert (split.measuring.kinds == "swap").sum() == 4
-    assert len(split.calibrating.of("real")) == len(split.calibrating.of("swap")) > 0
+    assert len(split.calibrating.of_kind("real")) == len(split.calibrating.of_kind("swap")) > 0
 
 
 def test_the_command_trains_from_given_weights_and_names_the_plain_set(data_folder, capsys):

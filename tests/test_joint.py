@@ -54,19 +54,19 @@ def test_encoder_runs_with_every_loss_resume_exactly(recipe, tmp_path):
         small = {"discriminator_width": 0.02, "r1_every": 2, "generator_rate": 1e-3}
         chosen = inverting(JointSettings, file, **small, **squares)
     whole, first, second = (build(kind, chosen) for _ in range(3))
-    assert kind is EncoderTask or whole.base_alone(4) == (0 if recipe == "joint" else 1)
+    assert kind is EncoderTask or whole.count_without_offsets(4) == (0 if recipe == "joint" else 1)
     finish(loop.train_task(whole, tmp_path / "whole", chosen, log_every=1))
     job = loop.train_task(first, tmp_path / "parts", chosen, log_every=1)
     next(job)
     next(job)
     job.close()
     run = finish(loop.train_task(second, tmp_path / "parts", chosen, log_every=1))
-    assert {"identity", "latent", "latent_fooling", "delta"} <= set(run.losses)
+    assert {"identity", "latent", "latent_generator_loss", "delta"} <= set(run.losses)
     if kind is JointTask:
-        added = {"joint": {"fooling"}, "joint_regression": {"ssim"}, "squares": {"ssim", "fooling"}}
-        assert {"ssim", "fooling"} & set(run.losses) == added[recipe]
-    for name, module in whole.modules().items():
-        other = second.modules()[name].state_dict()
+        added = {"joint": {"generator_loss"}, "joint_regression": {"ssim"}, "squares": {"ssim", "generator_loss"}}
+        assert {"ssim", "generator_loss"} & set(run.losses) == added[recipe]
+    for name, module in whole.modules.items():
+        other = second.modules[name].state_dict()
         assert all(torch.equal(value, other[key]) for key, value in module.state_dict().items()), name
     before, after = small_generator().state_dict(), whole.generator.state_dict()
     moved = {name.split(".")[0] for name, value in before.items() if not torch.equal(value, after[name])}

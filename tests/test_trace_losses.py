@@ -147,7 +147,7 @@ def test_floors_ask_for_likeness_only_where_it_is_missing():
 
 def settings(**changes) -> TRNetTrainingSettings:
     small = loop.read_settings(TRNetTrainingSettings, "trnet", similarity="ssim", similarity_every=1, steps=5, batch=2)
-    small = replace(small, width=0.0625, discriminator_width=0.0625, ahead=0)
+    small = replace(small, width=0.0625, discriminator_width=0.0625, pretraining_steps=0)
     return replace(small, **changes)
 
 
@@ -158,7 +158,7 @@ def examples(count: int = 6) -> data.Pairs:
 
 @pytest.mark.parametrize(("ahead", "stopped"), [(0, 2), (2, 1), (2, 3)])
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, ahead, stopped):
-    own = settings(ahead=ahead, batch_ahead=3)
+    own = settings(pretraining_steps=ahead, pretraining_batch=3)
     whole = TRNetTask(examples(), own, examples())
     finish(loop.train_task(whole, tmp_path / "whole", own, log_every=1))
     job = loop.train_task(TRNetTask(examples(), own, examples()), tmp_path / "parts", own, log_every=1)
@@ -168,12 +168,12 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, ahead, stopped):
     resumed = TRNetTask(examples(), own, examples())
     run = finish(loop.train_task(resumed, tmp_path / "parts", own, log_every=1))
     assert run.steps == 5 + ahead
-    for name, module in whole.modules().items():
+    for name, module in whole.modules.items():
         for key, value in module.state_dict().items():
-            assert torch.equal(value, resumed.modules()[name].state_dict()[key]), (name, key)
-    expected = {"psnr", "profile", "similarity", "floors", "source"}
-    sides = ("d", "g", "untouched")
-    expected |= {f"{side}_{name}" for side in sides for name in ("spatial", "spectral", "fingerprint")} | {"named"}
+            assert torch.equal(value, resumed.modules[name].state_dict()[key]), (name, key)
+    expected = {"psnr", "profile", "similarity", "floors", "source", "source_real"}
+    sides = ("d", "g", "original")
+    expected |= {f"{side}_{name}" for side in sides for name in ("spatial", "spectral", "fingerprint")}
     assert set(run.losses) == expected and all(math.isfinite(value) for value in run.losses.values())
 
 
@@ -181,14 +181,14 @@ def test_a_run_with_other_networks_is_not_resumed_and_keeps_its_settings(tmp_pat
     strided = settings(spatial_form="strided", steps=1)
     finish(loop.train_task(TRNetTask(examples(), strided, examples()), tmp_path, strided))
     kept = (tmp_path / "settings.json").read_text()
-    with pytest.raises(UserError, match="another form"):
+    with pytest.raises(UserError, match="different architecture"):
         finish(loop.train_task(TRNetTask(examples(), settings(), examples()), tmp_path, settings()))
     assert (tmp_path / "settings.json").read_text() == kept
 
 
 def test_a_run_can_start_from_the_weights_of_another(tmp_path, monkeypatch):
     monkeypatch.setattr(trnet, "_read_pairs", lambda *_: (examples(), examples()))
-    small = {"width": 0.0625, "discriminator_width": 0.0625, "similarity": "ssim", "batch": 2, "ahead": 0}
+    small = {"width": 0.0625, "discriminator_width": 0.0625, "similarity": "ssim", "batch": 2, "pretraining_steps": 0}
     first, second = tmp_path / "first" / "a.safetensors", tmp_path / "second" / "b.safetensors"
     for file in (first, second):
         file.parent.mkdir()
@@ -199,7 +199,7 @@ def test_a_run_can_start_from_the_weights_of_another(tmp_path, monkeypatch):
     assert report["options"]["trnet"]["settings"]["initial"].startswith("a.safetensors, sha256 ")
     third = tmp_path / "third" / "c.safetensors"
     third.parent.mkdir()
-    small["ahead"] = 7  # nor do discriminators learn where there is nothing to learn for
+    small["pretraining_steps"] = 7  # nor do discriminators learn where there is nothing to learn for
     measured = trnet.train_trnet(tmp_path, [], third, print, steps=0, initial=str(first), **small)
     assert measured["run"]["steps"] == 0
     assert "curves" not in measured and "curves" in report
@@ -211,19 +211,26 @@ def test_a_run_can_start_from_the_weights_of_another(tmp_path, monkeypatch):
 
 def test_what_is_kept_can_be_halfway_to_where_the_run_started(tmp_path, monkeypatch):
     monkeypatch.setattr(trnet, "_read_pairs", lambda *_: (examples(), examples()))
-    small = {"width": 0.0625, "discriminator_width": 0.0625, "similarity": "ssim", "batch": 2, "ahead": 0, "steps": 2}
+    small = {
+        "width": 0.0625,
+        "discriminator_width": 0.0625,
+        "similarity": "ssim",
+        "batch": 2,
+        "pretraining_steps": 0,
+        "steps": 2,
+    }
     files = {name: tmp_path / name / "trnet.safetensors" for name in ("start", "whole", "half")}
     for file in files.values():
         file.parent.mkdir()
     trnet.train_trnet(tmp_path, [], files["start"], print, **small)
     small |= {"initial": str(files["start"]), "seed": 3, "average_decay": 0.0}
     for name, share in (("whole", 1.0), ("half", 0.5)):
-        trnet.train_trnet(tmp_path, [], files[name], print, kept_share=share, **small)
+        trnet.train_trnet(tmp_path, [], files[name], print, mixing_share=share, **small)
     start, whole, half = (load_file(file)["down_blocks.0.conv1.weight"].float() for file in files.values())
     assert float((whole - start).abs().max()) > 1e-3
     torch.testing.assert_close(half, (start + whole) / 2, atol=1e-3, rtol=0)
     with pytest.raises(UserError, match="starts from"):
-        trnet.train_trnet(tmp_path, [], files["half"], print, kept_share=0.5, **small | {"initial": None})
+        trnet.train_trnet(tmp_path, [], files["half"], print, mixing_share=0.5, **small | {"initial": None})
 
 
 def test_every_form_of_training_takes_a_step():
@@ -239,7 +246,7 @@ def test_every_form_of_training_takes_a_step():
             assert torch.equal(before[name], module.weight) == (name not in changes)
     code = settings(
         adversarial="lsgan", profile="code", penalty=1.0, spectral_form="code", statistics="fixed",
-        disturbed=0.0, rounded=False, discriminator_every=1,
+        degraded_share=0.0, rounded=False, discriminator_every=1,
     )  # fmt: skip
     found = TRNetTask(examples(), code, examples()).step(0)
     assert found["penalty"] > 0 and math.isfinite(found["penalty"])
@@ -248,7 +255,11 @@ def test_every_form_of_training_takes_a_step():
 
 
 def test_discriminators_first_learn_alone():
-    task = TRNetTask(examples(), settings(ahead=2, batch_ahead=3, lr_ahead=1e-3, lr_discriminator=1e-4), examples())
+    task = TRNetTask(
+        examples(),
+        settings(pretraining_steps=2, pretraining_batch=3, pretraining_lr=1e-3, lr_discriminator=1e-4),
+        examples(),
+    )
     assert task.total == 7
     watched = {"network": task.network.conv_final} | {
         name: module.backbone.last for name, module in task.discriminators.items()
@@ -256,7 +267,7 @@ def test_discriminators_first_learn_alone():
     for number in range(2):
         before = {name: module.weight.detach().clone() for name, module in watched.items()}
         found = task.step(number)
-        assert set(found) == {"source", "untouched_spatial", "untouched_spectral", "untouched_fingerprint"}
+        assert set(found) == {"source", "original_spatial", "original_spectral", "original_fingerprint"}
         for name, module in watched.items():
             assert torch.equal(before[name], module.weight) == (name == "network")
     rates = []
@@ -269,9 +280,9 @@ def test_discriminators_first_learn_alone():
 
 
 def test_discriminators_see_what_was_saved_and_gradients_pass():
-    task = TRNetTask(examples(), settings(disturbed=0.0), examples())
+    task = TRNetTask(examples(), settings(degraded_share=0.0), examples())
     made = faces(2, 128).requires_grad_(True)
-    (shown,) = task._shown([made], 0)
+    (shown,) = task._degrade([made], 0)
     expected = images.like_photographs((made.detach() * 255).round().byte()).float() / 255
     torch.testing.assert_close(shown.detach(), expected)
     shown.sum().backward()
@@ -279,7 +290,9 @@ def test_discriminators_see_what_was_saved_and_gradients_pass():
 
 
 def test_the_rates_fall_over_a_share_of_the_steps_that_are_not_ahead():
-    task = TRNetTask(examples(), settings(ahead=40, steps=8, decay_share=0.25, lr_generator=1e-3), examples())
+    task = TRNetTask(
+        examples(), settings(pretraining_steps=40, steps=8, decay_share=0.25, lr_generator=1e-3), examples()
+    )
     rates = {}
     for number in (39, 40, 46, 47):
         task._set_rates(number)
@@ -291,9 +304,9 @@ def test_the_rates_fall_over_a_share_of_the_steps_that_are_not_ahead():
 
 
 def test_no_disturbance_is_drawn_twice(monkeypatch):
-    task = TRNetTask(examples(), settings(ahead=3, batch_ahead=2), examples())
+    task = TRNetTask(examples(), settings(pretraining_steps=3, pretraining_batch=2), examples())
     drawn = []
-    monkeypatch.setattr(task, "_shown", lambda pictures, number: drawn.append(number) or pictures)
+    monkeypatch.setattr(task, "_degrade", lambda pictures, number: drawn.append(number) or pictures)
     for number in range(7):
         task.step(number)
     assert len(drawn) == len(set(drawn)) == 3 + 2 + 4  # ahead, the discriminators every second step, the generator
@@ -308,7 +321,7 @@ def test_in_bfloat16_noise_maps_and_spectra_stay_exact():
             first.register_forward_hook(
                 lambda _, given, made, key=(name, bfloat16): seen.update({key: (given[0].detach(), made.dtype)})
             )
-        task._judged(faces(2, 128))
+        task._judge(faces(2, 128))
     for name in ("spatial", "spectral", "fingerprint"):
         (exact, plain), (given, rounded) = seen[name, False], seen[name, True]
         assert torch.equal(exact, given) and (plain, rounded) == (torch.float32, torch.bfloat16)
@@ -316,26 +329,26 @@ def test_in_bfloat16_noise_maps_and_spectra_stay_exact():
 
 @pytest.mark.parametrize(
     ("watched", "name"),
-    [("network", "weight_named"), ("fingerprint", "weight_source")]
-    + [(module, "weight_untouched") for module in ("spatial", "spectral", "fingerprint")],
+    [("network", "weight_source_real"), ("fingerprint", "weight_source")]
+    + [(module, "weight_original") for module in ("spatial", "spectral", "fingerprint")],
 )
 def test_the_weight_of_a_loss_reaches_the_one_who_learns(watched, name):
     learned = []
     for weight in (0.0, 4.0):
-        task = TRNetTask(examples(), settings(disturbed=0.0, **{name: weight}), examples())
+        task = TRNetTask(examples(), settings(degraded_share=0.0, **{name: weight}), examples())
         task.step(0)
-        learned.append(torch.cat([one.detach().flatten() for one in task.modules()[watched].parameters()]))
+        learned.append(torch.cat([one.detach().flatten() for one in task.modules[watched].parameters()]))
     assert not torch.allclose(*learned, atol=1e-6)
 
 
 def test_the_generator_is_told_to_pass_for_a_photograph():
-    task = TRNetTask(examples(), settings(disturbed=0.0), examples())
+    task = TRNetTask(examples(), settings(degraded_share=0.0), examples())
     named = task.fingerprint.source_head[-1]
     with torch.no_grad():
         named.weight.zero_()
         named.bias.copy_(torch.tensor([2.0, 0.0, 0.0]))  # photographs are source 0
     found = task.step(1)
-    assert found["named"] == pytest.approx(math.log(math.exp(2) + 2) - 2, abs=1e-5)
+    assert found["source_real"] == pytest.approx(math.log(math.exp(2) + 2) - 2, abs=1e-5)
 
 
 def test_the_finer_spatial_discriminator_sees_what_tells_a_pixel_from_its_neighbours():

@@ -30,12 +30,8 @@ class Toy:
         self.net = nn.Linear(4, 1)
         self.optimizer = torch.optim.Adam(self.net.parameters(), 1e-2)
         self.total = total
-
-    def modules(self):
-        return {"net": self.net}
-
-    def optimizers(self):
-        return {"net": self.optimizer}
+        self.modules = {"net": self.net}
+        self.optimizers = {"net": self.optimizer}
 
     def preview(self):
         return None
@@ -69,7 +65,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
 def test_a_run_of_another_kind_is_not_resumed(tmp_path):
     finish(loop.train_task(Toy(2), tmp_path, ToySettings()))
     other = Toy(2)
-    other.modules = lambda: {"net": other.net, "critic": other.net}
+    other.modules = {"net": other.net, "critic": other.net}
     with pytest.raises(UserError, match="another kind of run"):
         finish(loop.train_task(other, tmp_path, ToySettings()))
 
@@ -93,17 +89,23 @@ def test_settings_files_are_read_and_unknown_ones_refused():
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"steps": "abc"}, "steps is a whole number, not abc"),
-        ({"ahead": 1500.5}, "ahead is a whole number"),
-        ({"lr_generator": "fast"}, "lr_generator is a number"),
-        ({"saved": 1}, "saved is either true or false"),
-        ({"spatial_form": "fine"}, "spatial_form cannot be fine"),
+        ({"steps": "abc"}, "steps cannot be 'abc'"),
+        ({"pretraining_steps": 1500.5}, "pretraining_steps cannot be 1500.5"),
+        ({"lr_generator": "fast"}, "lr_generator cannot be 'fast'"),
+        ({"saved": 1}, "as_jpeg cannot be 1"),
+        ({"spatial_form": "fine"}, "spatial_form cannot be 'fine'"),
     ],
 )
 def test_settings_of_another_kind_are_refused(changes, said):
     with pytest.raises(UserError, match=said):
         loop.read_settings(TRNetTrainingSettings, "trnet", **changes)
     assert loop.read_settings(TRNetTrainingSettings, "trnet", bound=1, spatial_form="strided").bound == 1
+
+
+def test_settings_keep_their_old_names():
+    read = loop.read_settings(TRNetTrainingSettings, "trnet", ahead=7, kept_share=0.5)
+    assert (read.pretraining_steps, read.mixing_share) == (7, 0.5)
+    assert detector.read_detector_settings("xception", history={"blur": 2.0}).degradation == {"blur": 2.0}
 
 
 def faces_and_points():

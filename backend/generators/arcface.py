@@ -1,11 +1,23 @@
 """ArcFace identity features (Deng et al. 2019) and their body, IR-SE50, which e4e shares (Hu et al. 2018)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from backend import weights
+from backend.runtime import device
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom, in sides of the picture
+
+ARCFACE_ENTRY, ARCFACE_SIDE = "arcface", 112
+# What recognition networks were trained on: eyes 0.315 of the side apart, at 0.46 of the height. The first box is that
+# of e4e and of Artifact-Eraser (rows 35 to 223 and columns 32 to 220 of 256); the second follows from the template.
+RECOGNITION_BOXES: dict[str, Box] = {
+    "ffhq": (32 / 256, 35 / 256, 220 / 256, 223 / 256),
+    "embedded": (0.0794, 0.0323, 0.9206, 0.8735),
+}
 IR_SE_STAGES = ((64, 3), (128, 4), (256, 14), (512, 3))  # channels and units; every stage halves the size
 
 
@@ -84,3 +96,26 @@ class ArcFace(nn.Module):
     def forward(self, faces: Tensor) -> Tensor:
         """Return unit-norm features (N, 512) of faces (N, 3, 112, 112) in [-1, 1]."""
         return F.normalize(self.output_layer(self.body(self.input_layer(faces))))
+
+
+def find_arcface() -> Callable[[Tensor, str], Tensor] | None:
+    """Return the network if it was fetched, or None.
+
+    It takes aligned faces (N, 3, S, S) in [0, 1] and the name of their template, and returns unit-norm features
+    (N, 512) on this process's device; differentiable.
+    """
+    entry = weights.read_entries().get(ARCFACE_ENTRY)
+    if entry is None or not entry.path.is_file():
+        return None
+    network = weights.load_into(ArcFace(), ARCFACE_ENTRY).requires_grad_(requires_grad=False).to(device())
+    return lambda faces, template: network(crop_for_recognition(faces, template, ARCFACE_SIDE).to(device()) * 2 - 1)
+
+
+def crop_for_recognition(faces: Tensor, template: str, side: int) -> Tensor:
+    """Cut out of aligned faces (N, 3, S, S) what recognition networks expect, as (N, 3, side, side)."""
+    size = faces.shape[-1]
+    left, top, right, bottom = (round(edge * size) for edge in RECOGNITION_BOXES[template])
+    crop = faces[..., top:bottom, left:right]
+    if crop.shape[-1] >= side:
+        return F.adaptive_avg_pool2d(crop, side)
+    return F.interpolate(crop, size=(side, side), mode="bilinear", align_corners=False)

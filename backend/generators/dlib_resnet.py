@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 DLIB_FILE = "dlib_face_recognition_resnet_model_v1.dat"
 DLIB_SIDE = 150  # pixels
+INSTALL_IDENTITY = "pip install -r requirements-identity.txt"
 MEAN, DIVISOR = (122.782, 117.001, 104.298), 256.0  # of RGB in 0..255
 # Width of every block, from the picture on; a block marked True halves the size.
 BLOCKS = (

@@ -18,18 +18,17 @@ from backend import signals
 from backend.similarity import batch_ssim
 
 Norm = Literal["layer", "batch"]
-
 SpectralForm = Literal["standardised", "paper", "code"]
-
 SpatialForm = Literal["strided", "residual"]
-
 BACKBONE_CHANNELS = (128, 256, 512, 512, 512)
-
 LEAKY_SLOPE = 0.2  # of the leaky ReLU
-
 SMALLEST_DEVIATION = 1e-3
-
 DETAIL_GAIN = 10.0
+AdversarialForm = Literal["log", "lsgan"]
+SimilarityForm = Literal["perceptual", "ssim"]
+ProfileForm = Literal["paper", "log", "code"]
+DiscriminatorFunction = Callable[[Tensor], Tensor]
+SSIM_WEIGHT = 10.0  # of the released code's similarity
 
 
 class Backbone(nn.Module):
@@ -242,17 +241,6 @@ Discriminator = SpatialDiscriminator | SpectralDiscriminator | FingerprintDiscri
 def source_loss(logits: Tensor, sources: Tensor) -> Tensor:
     """Return the cross-entropy over all sources (eq. 12) of logits (N, sources) and their true numbers (N,)."""
     return F.cross_entropy(logits, sources)
-
-
-AdversarialForm = Literal["log", "lsgan"]
-
-SimilarityForm = Literal["perceptual", "ssim"]
-
-ProfileForm = Literal["paper", "log", "code"]
-
-DiscriminatorFunction = Callable[[Tensor], Tensor]
-
-SSIM_WEIGHT = 10.0  # of the released code's similarity
 
 
 def discriminator_loss(kind: AdversarialForm, real: Tensor, made: Tensor) -> Tensor:

@@ -2,11 +2,12 @@
 
 Adaptive discriminator augmentation (Karras et al. 2020, "Training GANs with limited data", appendix B): the
 discriminator sees photographs and drawings only through random changes, each made with probability p. As long as p
-stays well below 1, the generator does not learn the changes themselves. p rises while the discriminator tells the
-photographs of the training set too surely. Detectors get other framing and colours, so that they do not learn few
-pictures of a kind by heart.
+stays well below 1, the generator does not learn the changes themselves. p rises while the discriminator is too
+sure of the photographs of the training set. Detectors get other framing and colours, so that they do not memorise the
+few pictures of a kind.
 """
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -15,11 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-SHIFT = 0.125  # of the side: whole pixels at most, and the deviation of broken ones
-
+SHIFT = 0.125  # of the side: whole pixels at most, and the deviation of fractional ones
 SCALE, BRIGHTNESS, CONTRAST, SATURATION = 0.2, 0.2, 0.5, 1.0  # deviations; of scales, of their binary logarithm
-
 LUMA = 1 / math.sqrt(3)  # of each colour
+GREYS = 255.0
 
 
 def augment_pictures(pictures: Tensor, strength: Tensor | float, randomness: torch.Generator) -> Tensor:
@@ -103,7 +103,7 @@ def _place_matrices(dice: _Dice, side: int) -> Tensor:
     once = 1 - (1 - torch.as_tensor(dice.strength)).sqrt()
     first, second = (dice.maybe((dice.uniform() * 2 - 1) * math.pi, once) for _ in range(2))
     stretched = torch.exp2(dice.maybe(dice.normal() * SCALE))
-    broken = [dice.maybe(dice.normal()) * 2 * SHIFT for _ in range(2)]
+    fractional = [dice.maybe(dice.normal()) * 2 * SHIFT for _ in range(2)]
     steps = (
         _scaling(1 - 2 * mirrored, torch.ones_like(mirrored)),
         _rotation(quarters * (math.pi / 2)),
@@ -112,66 +112,57 @@ def _place_matrices(dice: _Dice, side: int) -> Tensor:
         _rotation(first),
         _scaling(stretched, 1 / stretched),
         _rotation(second),
-        _shift(*broken),
+        _shift(*fractional),
     )
-    product = steps[0]
-    for step in steps[1:]:
-        product = product @ step
-    return product
+    return functools.reduce(torch.matmul, steps)
 
 
 def _colour_matrices(dice: _Dice) -> Tensor:
     """Return matrices (N, 4, 4) that change colours."""
-    one = torch.eye(4, device=dice.randomness.device)
-    axis = torch.tensor([LUMA, LUMA, LUMA, 0.0], device=one.device)
+    identity = torch.eye(4, device=dice.randomness.device)
+    axis = torch.tensor([LUMA, LUMA, LUMA, 0.0], device=identity.device)
     luma = torch.outer(axis, axis)
-    brighter = one.repeat(dice.count, 1, 1)
+    brighter = identity.repeat(dice.count, 1, 1)
     brighter[:, :3, 3] = (dice.maybe(dice.normal()) * BRIGHTNESS)[:, None]
     contrast = torch.exp2(dice.maybe(dice.normal() * CONTRAST))
     inverted = dice.maybe((dice.uniform() < 0.5).float())
     hue = dice.maybe((dice.uniform() * 2 - 1) * math.pi)
     saturation = torch.exp2(dice.maybe(dice.normal() * SATURATION))
     scaled = torch.diag_embed(torch.stack([contrast, contrast, contrast, torch.ones_like(contrast)], dim=1))
-    flipped = one - 2 * luma * inverted[:, None, None]
-    turned = _around_luma(hue, one, luma)
-    homogeneous = torch.diag(torch.tensor([0.0, 0, 0, 1], device=one.device))
-    chroma = one - luma - homogeneous
+    flipped = identity - 2 * luma * inverted[:, None, None]
+    turned = _around_luma(hue, identity, luma)
+    homogeneous = torch.diag(torch.tensor([0.0, 0, 0, 1], device=identity.device))
+    chroma = identity - luma - homogeneous
     saturated = luma + homogeneous + chroma * saturation[:, None, None]
     return saturated @ turned @ flipped @ scaled @ brighter
 
 
-def _around_luma(angle: Tensor, one: Tensor, luma: Tensor) -> Tensor:
+def _around_luma(angle: Tensor, identity: Tensor, luma: Tensor) -> Tensor:
     """Return rotations (N, 4, 4) around the grey axis (Rodrigues)."""
-    cross = torch.zeros_like(one)
+    cross = torch.zeros_like(identity)
     for row, column, sign in ((0, 1, -1), (0, 2, 1), (1, 0, 1), (1, 2, -1), (2, 0, -1), (2, 1, 1)):
         cross[row, column] = sign * LUMA
     cosine, sine = angle.cos()[:, None, None], angle.sin()[:, None, None]
-    turned = cosine * one + sine * cross + (1 - cosine) * luma
+    turned = cosine * identity + sine * cross + (1 - cosine) * luma
     turned[:, 3, 3] = 1
     return turned
 
 
-def _matrix(rows: list[list[Tensor]]) -> Tensor:
-    return torch.stack([torch.stack(row, dim=1) for row in rows], dim=1)
-
-
 def _scaling(x: Tensor, y: Tensor) -> Tensor:
-    zero, one = torch.zeros_like(x), torch.ones_like(x)
-    return _matrix([[x, zero, zero], [zero, y, zero], [zero, zero, one]])
+    return torch.diag_embed(torch.stack([x, y, torch.ones_like(x)], dim=1))
 
 
 def _shift(x: Tensor, y: Tensor) -> Tensor:
-    zero, one = torch.zeros_like(x), torch.ones_like(x)
-    return _matrix([[one, zero, x], [zero, one, y], [zero, zero, one]])
+    matrices = torch.eye(3, device=x.device).repeat(len(x), 1, 1)
+    matrices[:, 0, 2], matrices[:, 1, 2] = x, y
+    return matrices
 
 
 def _rotation(angle: Tensor) -> Tensor:
-    zero, one = torch.zeros_like(angle), torch.ones_like(angle)
     cosine, sine = angle.cos(), angle.sin()
-    return _matrix([[cosine, -sine, zero], [sine, cosine, zero], [zero, zero, one]])
-
-
-GREYS = 255.0
+    matrices = _scaling(cosine, cosine)
+    matrices[:, 0, 1], matrices[:, 1, 0] = -sine, sine
+    return matrices
 
 
 @dataclass(frozen=True)
@@ -180,8 +171,8 @@ class Variation:
 
     Args:
         shift: Largest displacement in whole pixels, so that nothing is resampled; edges are mirrored.
-        colours: Largest relative change of contrast, to which each channel adds up to half as much of its own, and
-            largest change of brightness in shares of the grey levels, the same for all channels.
+        colours: Largest relative change of contrast, to which each channel adds up to half as much, and largest
+            change of brightness in shares of the grey levels, the same for all channels.
     """
 
     shift: int = 0
@@ -199,9 +190,9 @@ def vary_picture(picture: np.ndarray, randomness: np.random.Generator, variation
         margin = ((variation.shift,) * 2, (variation.shift,) * 2, (0, 0))
         picture = np.pad(picture, margin, mode="reflect")[top : top + height, left : left + width]
     if variation.colours:
-        most = variation.colours
-        contrast = 1 + randomness.uniform(-most, most) + randomness.uniform(-most, most, 3) / 2
-        brightness = GREYS * randomness.uniform(-most, most)
+        limit = variation.colours
+        contrast = 1 + randomness.uniform(-limit, limit) + randomness.uniform(-limit, limit, 3) / 2
+        brightness = GREYS * randomness.uniform(-limit, limit)
         values = (picture.astype(np.float32) - GREYS / 2) * contrast + GREYS / 2 + brightness
         picture = np.clip(np.rint(values), 0, GREYS).astype(np.uint8)
     return picture

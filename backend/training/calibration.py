@@ -6,31 +6,34 @@ compared with photographs that went through the same, and photographs must not t
 blurred or resized.
 """
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image, JpegImagePlugin
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 from backend.detectors.base import Card, Detector
 from backend.evaluate.protocols import detectors
 from backend.images import like_photographs
-from backend.training import data
 from backend.training.data import REAL, LabelledPictures
 from backend.training.degradation import DefenceName
 
 FALSE_ALARMS = 0.04  # share of calibration photographs that the threshold lets pass as fake
-
-MORE_ALARMS = 0.025  # share that saving, blurring or resizing them may add; honesty.MOST_MORE with a margin
-
-BALANCED_THRESHOLDS = {
-    "nf"
-}  # thresholds for the best balanced accuracy (Marra et al.), instead of a share of false alarms
+ADDED_ALARMS = 0.025  # share that saving, blurring or resizing them may add; MAX_ADDED_ALARMS with a margin
+# Thresholds for the best balanced accuracy (Marra et al.), instead of a share of false alarms.
+BALANCED_THRESHOLDS = {"nf"}
+SAME_SOURCES = {  # fakes by others, and the sources of photographs that they are compared with
+    "stylegan_140k": ("ffhq",),
+    "gan_celebahq_ffhq": ("celeba", "ffhq"),
+    "ciplab_photoshop": ("ciplab_real",),
+}
+SHORTCUT_CHANGES = ("jpeg 75", "blur 1", "resize 0.5")
+MAX_ADDED_ALARMS = 0.05  # share of photographs that a change may add to the false alarms of a shipped detector
+UNCHANGED = "none"
+NORMAL_QUANTILE = 1.96  # standard errors of a 95 % interval
 
 
 @torch.no_grad()
@@ -71,10 +74,29 @@ def choose_balanced_threshold(scores: np.ndarray, fake: np.ndarray) -> float:
     return float((ordered[best] + ordered[best + 1]) / 2)
 
 
+def calibrate_detector(
+    network: nn.Module, card: Card, examples: LabelledPictures, architecture: str, defence: DefenceName
+) -> dict[str, float]:
+    """Return threshold and temperature; that of a defended detector holds for photographs saved again, too."""
+    untuned, photographs = Detector(network, card).eval(), examples.of_kind(REAL)
+    fake = examples.kinds != REAL
+    saved = measure_log_odds(untuned, like_photographs(examples.pictures))  # alike, where fakes count
+    as_they_are = saved[~fake] if defence == "none" else measure_log_odds(untuned, photographs)
+    if architecture in BALANCED_THRESHOLDS:
+        threshold = choose_balanced_threshold(saved, fake)
+    else:
+        threshold = choose_threshold(as_they_are, false_alarms=FALSE_ALARMS)
+    if defence != "none":
+        after = [measure_log_odds(untuned, change_photographs(photographs, change)) for change in SHORTCUT_CHANGES]
+        threshold = choose_steady_threshold(threshold, as_they_are, after, ADDED_ALARMS)
+    temperature = choose_temperature(saved - threshold, fake)
+    return {"threshold": float(f"{threshold:.5g}"), "temperature": float(f"{temperature:.5g}")}
+
+
 def measure_error_rates(
     detector: Detector, examples: LabelledPictures, against: Mapping[str, str]
 ) -> list[dict[str, float | str]]:
-    """Measure false alarms and, per kind of fake, the miss rate and the AUC, all ending alike.
+    """Measure false alarms and, per kind of fake, the miss rate and the AUC, on pictures saved in the same way.
 
     Args:
         detector: Calibrated; 0.5 is its threshold.
@@ -84,31 +106,18 @@ def measure_error_rates(
     scores = measure_log_odds(detector, like_photographs(examples.pictures))
     rows: list[dict[str, float | str]] = []
     for kind in dict.fromkeys(examples.kinds.tolist()):
-        own = scores[examples.kinds == kind]
-        if kind == REAL or kind.endswith("_real"):
-            rows.append({"kind": kind, "rate": round(float((own > 0).mean()), 4), "count": len(own)})
-            continue
-        other = scores[examples.kinds == against.get(kind, REAL)]
-        auc = roc_auc_score([1] * len(own) + [0] * len(other), np.concatenate([own, other]))
-        rows.append(
-            {"kind": kind, "rate": round(float((own <= 0).mean()), 4), "count": len(own), "auc": round(float(auc), 4)}
-        )
+        of_kind = scores[examples.kinds == kind]
+        is_real = kind == REAL or kind.endswith("_real")
+        wrong = of_kind > 0 if is_real else of_kind <= 0
+        rows.append({"kind": kind, "rate": round(float(wrong.mean()), 4), "count": len(of_kind)})
+        if not is_real:
+            real = scores[examples.kinds == against.get(kind, REAL)]
+            rows[-1]["auc"] = round(_auc(of_kind, real), 4)
     return rows
 
 
-SAME_SOURCES = {  # fakes by others, and the sources of photographs that they are compared with
-    "stylegan_140k": ("ffhq",),
-    "gan_celebahq_ffhq": ("celeba", "ffhq"),
-    "ciplab_photoshop": ("ciplab_real",),
-}
-
-SHORTCUT_CHANGES = ("jpeg 75", "blur 1", "resize 0.5")
-
-MOST_ADDED_ALARMS = 0.05  # share of photographs that a change may add to the false alarms of a shipped detector
-
-UNCHANGED = "none"
-
-NORMAL_QUANTILE = 1.96  # standard errors of a 95 % interval
+def _auc(fake: np.ndarray, real: np.ndarray) -> float:
+    return float(roc_auc_score(np.repeat([1, 0], [len(fake), len(real)]), np.concatenate([fake, real])))
 
 
 @dataclass(frozen=True)
@@ -117,16 +126,21 @@ class Separation:
 
     Args:
         auc: Area under the ROC curve.
-        error: Its standard error (Hanley and McNeil 1982, equation 1).
+        standard_error: Of the AUC (Hanley and McNeil 1982, equation 1).
     """
 
     auc: float
-    error: float
+    standard_error: float
 
     @property
     def low(self) -> float:
         """Return the lower end of the 95 % interval."""
-        return self.auc - NORMAL_QUANTILE * self.error
+        return self.auc - NORMAL_QUANTILE * self.standard_error
+
+    @property
+    def high(self) -> float:
+        """Return the upper end of the 95 % interval, at most 1."""
+        return min(1.0, self.auc + NORMAL_QUANTILE * self.standard_error)
 
 
 def separation_of(auc: float, fakes: int, photographs: int) -> Separation:
@@ -137,16 +151,15 @@ def separation_of(auc: float, fakes: int, photographs: int) -> Separation:
 
 
 def compare_like_for_like(detector: Detector, fakes: Tensor, photographs: Tensor) -> Separation:
-    """Measure how well a detector tells fakes from photographs, both uint8 (N, 3, S, S) and with the same ending."""
-    scores = [measure_log_odds(detector, pictures) for pictures in (fakes, photographs)]
-    labels = np.repeat([1, 0], [len(fakes), len(photographs)])
-    return separation_of(float(roc_auc_score(labels, np.concatenate(scores))), len(fakes), len(photographs))
+    """Measure how well a detector tells fakes from photographs, both uint8 (N, 3, S, S) and saved in the same way."""
+    fake, real = (measure_log_odds(detector, pictures) for pictures in (fakes, photographs))
+    return separation_of(_auc(fake, real), len(fakes), len(photographs))
 
 
 def compare_same_source(detector: Detector, examples: LabelledPictures) -> dict[str, dict[str, float]]:
     """Measure how well fakes by others are told from photographs of the source that theirs were made from.
 
-    All end alike, in one JPEG.
+    All are saved in the same way, as one JPEG.
 
     Args:
         detector: Its threshold does not matter.
@@ -157,25 +170,23 @@ def compare_same_source(detector: Detector, examples: LabelledPictures) -> dict[
     """
     assert examples.sources is not None
     real = np.array([kind == REAL or kind.endswith(f"_{REAL}") for kind in examples.kinds])
-    found = {}
+    separations = {}
     for kind, sources in SAME_SOURCES.items():
-        likes = torch.from_numpy(np.flatnonzero(real & np.isin(examples.sources, sources)))
-        fakes = examples.of(kind)
-        if len(fakes) and len(likes):
-            told = compare_like_for_like(detector, like_photographs(fakes), like_photographs(examples.pictures[likes]))
-            ends = {"low": told.low, "high": min(1.0, 2 * told.auc - told.low)}
-            rounded = {name: round(value, 4) for name, value in ({"auc": told.auc} | ends).items()}
-            found[kind] = rounded | {"photographs": len(likes)}
-    return found
+        indices = np.flatnonzero(real & np.isin(examples.sources, sources))
+        fakes, photographs = examples.of_kind(kind), examples.pictures[torch.from_numpy(indices)]
+        if len(fakes) and len(photographs):
+            result = compare_like_for_like(detector, like_photographs(fakes), like_photographs(photographs))
+            rounded = {name: round(getattr(result, name), 4) for name in ("auc", "low", "high")}
+            separations[kind] = rounded | {"photographs": len(photographs)}
+    return separations
 
 
 def change_photographs(photographs: Tensor, change: str) -> Tensor:
-    """Return photographs, uint8 (N, 3, S, S), after a change in the words of `corruptions.parse`."""
+    """Return photographs, uint8 (N, 3, S, S), after a change in the words of `detectors.parse_corruption`."""
     kind, strength = detectors.parse_corruption(change)
-    made = [
-        detectors.corrupt_picture(one.permute(1, 2, 0).numpy(), kind, strength, seed=0, name="") for one in photographs
-    ]
-    return torch.from_numpy(np.stack(made)).permute(0, 3, 1, 2)
+    arrays = photographs.permute(0, 2, 3, 1).numpy()
+    changed = [detectors.corrupt_picture(array, kind, strength, seed=0, name="") for array in arrays]
+    return torch.from_numpy(np.stack(changed)).permute(0, 3, 1, 2)
 
 
 def measure_false_alarms(
@@ -186,7 +197,7 @@ def measure_false_alarms(
     Args:
         detector: Calibrated; 0.5 is its threshold.
         photographs: Real pictures.
-        changes: In the words of `corruptions.parse`.
+        changes: In the words of `detectors.parse_corruption`.
     """
     return {
         change: round(float((measure_log_odds(detector, change_photographs(photographs, change)) > 0).mean()), 4)
@@ -194,48 +205,18 @@ def measure_false_alarms(
     }
 
 
-def choose_steady_threshold(threshold: float, scores: np.ndarray, after: Sequence[np.ndarray], more: float) -> float:
-    """Return the lowest threshold, at least the given one, at which no change adds more false alarms than `more`.
+def choose_steady_threshold(threshold: float, scores: np.ndarray, after: Sequence[np.ndarray], limit: float) -> float:
+    """Return the lowest threshold, at least the given one, at which no change adds more false alarms than `limit`.
 
     Args:
         threshold: Log-odds from which a picture is called fake.
         scores: Log-odds of photographs as they are (N,).
         after: Log-odds of the same photographs after each change.
-        more: Share of the photographs.
+        limit: Share of the photographs.
     """
-    candidates = np.concatenate([[threshold], *(one[one > threshold] for one in after)])
+    candidates = np.concatenate([[threshold], *(changed[changed > threshold] for changed in after)])
     for candidate in np.sort(candidates):
         before = (scores > candidate).mean()
-        if all((one > candidate).mean() <= before + more for one in after):
+        if all((changed > candidate).mean() <= before + limit for changed in after):
             return float(candidate)
     return threshold
-
-
-def save_like(picture: np.ndarray, original: bytes) -> np.ndarray:
-    """Save a picture, uint8 (S, S, 3), with the tables and the subsampling of a JPEG file, and read it again."""
-    with Image.open(io.BytesIO(original)) as image:
-        assert isinstance(image, JpegImagePlugin.JpegImageFile)
-        tables, subsampling = image.quantization, JpegImagePlugin.get_sampling(image)
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "JPEG", qtables=tables, subsampling=subsampling)
-    with Image.open(io.BytesIO(buffer.getvalue())) as saved:
-        return np.array(saved.convert("RGB"))
-
-
-def calibrate_detector(
-    network: nn.Module, card: Card, examples: data.LabelledPictures, architecture: str, defence: DefenceName
-) -> dict[str, float]:
-    """Return threshold and temperature; that of a defended detector holds for photographs saved again, too."""
-    untuned, photographs = Detector(network, card).eval(), examples.of(data.REAL)
-    fake = examples.kinds != data.REAL
-    saved = measure_log_odds(untuned, like_photographs(examples.pictures))  # where fakes count, both classes end alike
-    as_they_are = saved[~fake] if defence == "none" else measure_log_odds(untuned, photographs)
-    if architecture in BALANCED_THRESHOLDS:
-        threshold = choose_balanced_threshold(saved, fake)
-    else:
-        threshold = choose_threshold(as_they_are, false_alarms=FALSE_ALARMS)
-    if defence != "none":
-        after = [measure_log_odds(untuned, change_photographs(photographs, change)) for change in SHORTCUT_CHANGES]
-        threshold = choose_steady_threshold(threshold, as_they_are, after, MORE_ALARMS)
-    temperature = choose_temperature(saved - threshold, fake)
-    return {"threshold": float(f"{threshold:.5g}"), "temperature": float(f"{temperature:.5g}")}

@@ -1,9 +1,9 @@
 """Training data: labelled pictures for detectors, pairs for TR-Net, and how batches are drawn from them.
 
-A detector's batch has as many photographs as fakes, each fake beside its like with the same degradation. The like of
-a fake is the photograph that it was made from or, for fakes by others, a photograph of the source that theirs were
-made from. Beside photographs of other sources, a detector would learn the sources in place of the forgery and call
-photographs fake that come from where fakes came from. Pairs get the same last JPEG.
+A detector's batch has as many photographs as fakes, each fake with its counterpart under the same degradation. The
+counterpart is the photograph that the fake was made from or, for fakes by others, a photograph of the same source.
+With photographs of other sources, a detector would learn the sources in place of the forgery and call photographs fake
+that come from where fakes came from. Both pictures of a pair are saved as JPEG in the same way.
 """
 
 import functools
@@ -20,7 +20,7 @@ from backend import face_packs, fakes
 from backend.attacks.registry import WHITE_BOX, get_attack
 from backend.detectors import registry
 from backend.errors import UserError
-from backend.face_packs import Photographs
+from backend.face_packs import Photographs, base_name
 from backend.fakes import NearestPhotograph, partial_swap
 from backend.images import like_photograph
 from backend.progress import Job, Step, within
@@ -28,14 +28,13 @@ from backend.training.augmentation import UNVARIED, Variation, vary_picture
 from backend.training.degradation import Defence
 
 REAL = "real"
-
 ATTACKED = "attacked"  # fakes after an attack on detectors, for the strong defence
-
+REAL_SOURCE = 0  # the number of real photographs among the sources
 WILD_PACKS = "wild*"
-
 CALIBRATION_PART = 20  # one photograph in so many is kept from training, to set thresholds
-
 MEASURING_PART = 5  # of the wild pack, one in so many only measures
+ATTACK_BATCH = 16
+MAX_ATTACKED = 4000  # fakes that are attacked
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class LabelledPictures:
     origins: np.ndarray | None = None
     sources: np.ndarray | None = None
 
-    def of(self, kind: str) -> Tensor:
+    def of_kind(self, kind: str) -> Tensor:
         """Return the pictures of one kind."""
         return self.pictures[torch.from_numpy(np.flatnonzero(self.kinds == kind))]
 
@@ -91,20 +90,20 @@ def read_labelled(data: Path, folders: Sequence[Path], size: int) -> LabelledSpl
     measured = set(held.names)
     measuring = [_LabelledRow(picture, REAL, name, "") for name, picture in zip(held.names, held.pictures, strict=True)]
     for name, picture in zip(photographs.names, photographs.pictures, strict=True):
-        part = calibrating if face_packs.is_one_in(CALIBRATION_PART, name) else training
+        part = calibrating if face_packs.falls_into_part(name, CALIBRATION_PART) else training
         part.append(_LabelledRow(picture, REAL, name, ""))
     for folder in folders:
         for row in _read_fakes(folder / "train", size):
             if row.origin in measured:
                 continue
-            part = calibrating if face_packs.is_one_in(CALIBRATION_PART, row.origin or row.name) else training
-            part.append(row)
+            calibrates = face_packs.falls_into_part(row.origin or row.name, CALIBRATION_PART)
+            (calibrating if calibrates else training).append(row)
         measuring += _read_fakes(folder / "val", size)
     if list(data.glob(f"{WILD_PACKS}.tar")):
         wild = face_packs.load_photographs(data, size, WILD_PACKS)
         for name, picture in zip(wild.names, wild.pictures, strict=True):
             kind = name.split("/")[0]
-            measures = face_packs.is_one_in(MEASURING_PART, name)
+            measures = face_packs.falls_into_part(name, MEASURING_PART)
             label = REAL if kind.endswith("_real") and not measures else kind
             (measuring if measures else training).append(_LabelledRow(picture, label, name, ""))
     if not any(row.kind == REAL for row in calibrating) or not any(row.kind != REAL for row in calibrating):
@@ -115,17 +114,17 @@ def read_labelled(data: Path, folders: Sequence[Path], size: int) -> LabelledSpl
 
 
 def _read_fakes(folder: Path, size: int) -> list[_LabelledRow]:
-    made = face_packs.load_photographs(folder, size)
-    origin = fakes.read_origins(folder)
+    pack = face_packs.load_photographs(folder, size)
+    origins = fakes.read_origins(folder)
     return [
-        _LabelledRow(picture, name.split("/")[0], name, origin.get(name, ""))
-        for name, picture in zip(made.names, made.pictures, strict=True)
+        _LabelledRow(picture, name.split("/")[0], name, origins.get(name, ""))
+        for name, picture in zip(pack.names, pack.pictures, strict=True)
     ]
 
 
 def _stack_rows(rows: list[_LabelledRow]) -> LabelledPictures:
-    where = {row.name: index for index, row in enumerate(rows) if row.kind == REAL}
-    origins = np.array([where.get(row.origin, -1) if row.origin else -1 for row in rows])
+    places = {row.name: index for index, row in enumerate(rows) if row.kind == REAL}
+    origins = np.array([places.get(row.origin, -1) if row.origin else -1 for row in rows])
     sources = np.array([source_of(row.name) for row in rows])
     return LabelledPictures(
         torch.stack([row.picture for row in rows]), np.array([row.kind for row in rows]), origins, sources
@@ -165,8 +164,8 @@ class LabelledBatches:
         adversarial_share: Probability that a fake gives way to an attacked one, where there are any.
         seed: Of the run.
         variation: How framing and colours may change, before `defence` and alike for a fake and its photograph.
-        beside: Source of fakes by others to the sources of the photographs that they are shown beside; any photographs
-            where none of those are there.
+        compared_with: Source of fakes by others to the sources of their counterparts; any photographs where none of
+            those are there.
     """
 
     def __init__(
@@ -180,10 +179,10 @@ class LabelledBatches:
         adversarial_share: float,
         seed: int,
         variation: Variation = UNVARIED,
-        beside: Mapping[str, Sequence[str]] | None = None,
+        compared_with: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
-        found = set(examples.kinds.tolist())
-        unknown = found - {REAL, ATTACKED} - set(shares)
+        kinds = set(examples.kinds.tolist())
+        unknown = kinds - {REAL, ATTACKED} - set(shares)
         if unknown:
             raise UserError(
                 f"No share of a batch is set for fakes of the kind {', '.join(sorted(unknown))}.",
@@ -191,14 +190,14 @@ class LabelledBatches:
             )
         self.examples, self.size, self.defence, self.seed = examples, size, defence, seed
         self.partial_share, self.variation = partial_share, variation
-        self.adversarial_share = adversarial_share if ATTACKED in found else 0.0
-        present = {kind: share for kind, share in shares.items() if kind in found}
-        if not present or REAL not in found:
+        self.adversarial_share = adversarial_share if ATTACKED in kinds else 0.0
+        present = {kind: share for kind, share in shares.items() if kind in kinds}
+        if not present or REAL not in kinds:
             raise UserError("Training needs photographs and fakes.", "Name folders that hold both.")
         self.kinds = list(present)
         self.shares = [share / sum(present.values()) for share in present.values()]
-        self.members = {kind: np.flatnonzero(examples.kinds == kind) for kind in found}
-        self.likes = {source: self._photographs(likes) for source, likes in (beside or {}).items()}
+        self.members = {kind: np.flatnonzero(examples.kinds == kind) for kind in kinds}
+        self.counterparts = {source: self._photographs(sources) for source, sources in (compared_with or {}).items()}
 
     def draw(self, number: int) -> LabelledBatch:
         """Return batch `number`, photographs first.
@@ -209,34 +208,34 @@ class LabelledBatches:
         half = self.size // 2
         real, fake, kinds = [], [], []
         for drawn in randomness.choice(self.kinds, half, p=self.shares):
-            attacked = bool(self.adversarial_share) and randomness.random() < self.adversarial_share
-            kind = ATTACKED if attacked else str(drawn)
+            is_attacked = bool(self.adversarial_share) and randomness.random() < self.adversarial_share
+            kind = ATTACKED if is_attacked else str(drawn)
             index = int(randomness.choice(self.members[kind]))
             origin = -1 if self.examples.origins is None else int(self.examples.origins[index])
             if origin < 0:
-                origin = int(randomness.choice(self._likes_of(index)))
+                origin = int(randomness.choice(self._counterparts_of(index)))
             seed = int(randomness.integers(1 << 32))
             before, after = self.pixels(origin), self.pixels(index)
             if kind == "swap" and randomness.random() < self.partial_share:
                 after = partial_swap(before, after, randomness)
-            real.append(self._changed(before, seed))
-            fake.append(self._changed(after, seed))
+            real.append(self._degrade(before, seed))
+            fake.append(self._degrade(after, seed))
             kinds.append(kind)
         labels = torch.tensor([0.0] * half + [1.0] * half)
         return LabelledBatch(stack_images(real + fake), labels, [REAL] * half + kinds)
 
     def _photographs(self, sources: Sequence[str]) -> np.ndarray:
-        everything = self.members[REAL]
+        photographs = self.members[REAL]
         if self.examples.sources is None:
-            return everything
-        chosen = everything[np.isin(self.examples.sources[everything], list(sources))]
-        return chosen if len(chosen) else everything
+            return photographs
+        chosen = photographs[np.isin(self.examples.sources[photographs], list(sources))]
+        return chosen if len(chosen) else photographs
 
-    def _likes_of(self, index: int) -> np.ndarray:
+    def _counterparts_of(self, index: int) -> np.ndarray:
         source = "" if self.examples.sources is None else str(self.examples.sources[index])
-        return self.likes.get(source, self.members[REAL])
+        return self.counterparts.get(source, self.members[REAL])
 
-    def _changed(self, picture: np.ndarray, seed: int) -> np.ndarray:
+    def _degrade(self, picture: np.ndarray, seed: int) -> np.ndarray:
         randomness = np.random.default_rng(seed)
         if randomness.random() < 0.5:
             picture = picture[:, ::-1]
@@ -250,16 +249,11 @@ class LabelledBatches:
 
 def stack_images(pictures: list[np.ndarray]) -> Tensor:
     """Return float32 (N, 3, S, S) in [0, 1] of N pictures, uint8 (S, S, 3)."""
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
-
-
-ATTACK_BATCH = 16
-
-MOST_ATTACKED = 4000  # fakes that are attacked
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous().float() / 255
 
 
 def add_attacked(
-    examples: LabelledPictures, attack: str, *, seed: int, most: int = MOST_ATTACKED
+    examples: LabelledPictures, attack: str, *, seed: int, limit: int = MAX_ATTACKED
 ) -> Job[LabelledPictures]:
     """Add fakes after an attack to training pictures; each keeps the photograph that it was made from.
 
@@ -269,7 +263,7 @@ def add_attacked(
         examples: Training pictures.
         attack: Name of the attack.
         seed: Draws the fakes, and is the attack's.
-        most: How many are attacked at most.
+        limit: How many are attacked at most.
 
     Raises:
         UserError: There is no such attack, its weights are missing, or there are no fakes.
@@ -280,23 +274,22 @@ def add_attacked(
     fakes = np.flatnonzero(~np.isin(examples.kinds, [REAL, ATTACKED]))
     if not len(fakes):
         raise UserError("There are no fakes to attack.", "Name folders of fakes with --fakes DIR.")
-    drawn = np.sort(np.random.default_rng(seed).permutation(fakes)[:most])
+    drawn = np.sort(np.random.default_rng(seed).permutation(fakes)[:limit])
     white_box = registry.load(WHITE_BOX)
-    made, parts = [], np.array_split(drawn, -(-len(drawn) // ATTACK_BATCH))
+    attacked, parts = [], np.array_split(drawn, -(-len(drawn) // ATTACK_BATCH))
     for number, part in enumerate(parts):
         pictures = examples.pictures[torch.from_numpy(part)].float() / 255
         job = chosen.run(pictures, white_box, seed=seed * 1_000_003 + number)
         result = yield from within(job, number, len(parts), f"{chosen.title}: ")
-        made.append((result.images.clamp(0, 1) * 255).round().byte().cpu())
-        yield Step(number + 1, len(parts), f"{chosen.title}: {sum(map(len, made))} of {len(drawn)} fakes")
+        attacked.append((result.images.clamp(0, 1) * 255).round().byte().cpu())
+        yield Step(number + 1, len(parts), f"{chosen.title}: {sum(map(len, attacked))} of {len(drawn)} fakes")
     kinds = np.concatenate([examples.kinds, np.full(len(drawn), ATTACKED)])
-    likes = (examples.origins, examples.sources)
-    origins, sources = (values if values is None else np.concatenate([values, values[drawn]]) for values in likes)
-    pictures = torch.cat([examples.pictures, *made])
+    origins, sources = (
+        values if values is None else np.concatenate([values, values[drawn]])
+        for values in (examples.origins, examples.sources)
+    )
+    pictures = torch.cat([examples.pictures, *attacked])
     return replace(examples, pictures=pictures, kinds=kinds, origins=origins, sources=sources)
-
-
-REAL_SOURCE = 0  # the number of real photographs among the sources
 
 
 @dataclass(frozen=True)
@@ -319,7 +312,7 @@ class Pairs:
         """Return how many there are."""
         return len(self.fake)
 
-    def of(self, kind: str) -> "Pairs":
+    def of_kind(self, kind: str) -> "Pairs":
         """Return the pairs of one kind."""
         chosen = self.sources == self.kinds.index(kind) + 1
         return Pairs(self.real[chosen], self.fake[chosen], self.sources[chosen], self.kinds)
@@ -338,19 +331,15 @@ def load_pairs(photographs: Photographs, folders: Sequence[Path], *, kinds: tupl
     Raises:
         UserError: No fake belongs to these photographs.
     """
-    where = {_base_name(name): index for index, name in enumerate(photographs.names)}
+    places = {base_name(name): index for index, name in enumerate(photographs.names)}
     nearest = functools.cache(lambda: NearestPhotograph(photographs))
-    found: list[tuple[str, int, Tensor]] = []
+    rows: list[tuple[str, int, Tensor]] = []
     for folder in folders:
-        origins = fakes.read_origins(folder)
-        made = face_packs.load_photographs(folder, photographs.pictures.shape[-1])
-        targets = [origins.get(name, "") for name in made.names]
-        for name, target, picture in zip(made.names, targets, made.pictures, strict=True):
-            origin = where.get(_base_name(target)) if target else nearest().index(picture)
-            if origin is not None:
-                found.append((name.split("/")[0], origin, picture))
-    kinds = kinds or tuple(sorted({kind for kind, _, _ in found}))
-    rows = [row for row in found if row[0] in kinds]
+        for picture, kind, _, target in _read_fakes(folder, photographs.pictures.shape[-1]):
+            origin = places.get(base_name(target)) if target else nearest().index(picture)
+            if origin is not None and (not kinds or kind in kinds):
+                rows.append((kind, origin, picture))
+    kinds = kinds or tuple(sorted({kind for kind, _, _ in rows}))
     if not rows:
         raise UserError(
             f"No fake in {folders[0].name} was made from one of these photographs.",
@@ -384,14 +373,14 @@ def draw_pairs(pairs: Pairs, count: int, *, seed: int, step: int, jpeg_share: fl
     """
     randomness = np.random.default_rng([seed, step])
     members = [np.flatnonzero((pairs.sources == number).numpy()) for number in range(1, len(pairs.kinds) + 1)]
-    members = [one for one in members if len(one)]
+    members = [indices for indices in members if len(indices)]
     chosen = [int(randomness.choice(members[int(randomness.integers(len(members)))])) for _ in range(count)]
     real, fake = [], []
     for index in chosen:
         ending = int(randomness.integers(1 << 32))
         real.append(_mirror_and_save(pairs.real[index], ending, jpeg_share))
         fake.append(_mirror_and_save(pairs.fake[index], ending, jpeg_share))
-    return PairBatch(_stack_unit(real), _stack_unit(fake), pairs.sources[chosen])
+    return PairBatch(stack_images(real), stack_images(fake), pairs.sources[chosen])
 
 
 def _mirror_and_save(picture: Tensor, seed: int, jpeg_share: float) -> np.ndarray:
@@ -402,11 +391,3 @@ def _mirror_and_save(picture: Tensor, seed: int, jpeg_share: float) -> np.ndarra
     if randomness.random() >= jpeg_share:
         return pixels
     return like_photograph(np.ascontiguousarray(pixels))
-
-
-def _stack_unit(pictures: list[np.ndarray]) -> Tensor:
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous().float() / 255
-
-
-def _base_name(name: str) -> str:
-    return name.rsplit("/", 1)[-1]

@@ -7,7 +7,7 @@ noise), or the shipped, milder degradation. The strong defence, attacked fakes a
 `data.py`.
 
 Discriminators get degraded batches too, with gradients: TR-Net's paper shows them clean pictures, but a detector that
-was trained with degradations reads traces that outlive them, which such discriminators hardly notice beside the finer
+was trained with degradations reads traces that survive them, which such discriminators hardly notice beside the finer
 ones.
 """
 
@@ -24,82 +24,68 @@ from torch.nn import functional as F
 
 from backend.images import as_jpeg, like_photograph, like_photographs
 
+WEAK_SHARE = 0.5  # how often each step of the weak defence acts
+WEAK_BLUR_SIDES = (3, 5, 7, 9)
+WEAK_BLUR_SIGMA = 4.0  # of the reference code, which hands the border mode over as sigma
+WEAK_CROP = (5.0, 20.0)  # per cent of the side
+WEAK_QUALITY = (10, 75)  # of the JPEG, the upper end excluded
+WEAK_NOISE = (5.0, 20.0)  # standard deviation in grey levels
+BATCH_DEGRADATIONS = ("blur", "rescale", "noise", "jpeg")
+BATCH_BLUR = (0.4, 1.2)  # standard deviation in pixels
+BATCH_RESCALE = (0.45, 0.9)  # of the side, and back
+BATCH_NOISE = (0.5, 5.0)  # standard deviation in grey levels
+BATCH_QUALITY = (55, 95)
+DefenceName = Literal["none", "weak", "shipped"]
+Defence = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+
 
 @dataclass(frozen=True)
 class Degradation:
-    """How strong each step may be; shares are probabilities in [0, 1].
+    """How strong each step may be; shares are probabilities in [0, 1]."""
 
-    Args:
-        blur: Largest Gaussian radius in pixels.
-        blur_share: How often.
-        rescale: Smallest factor of a resize down, followed by one back up.
-        rescale_share: How often.
-        noise: Largest standard deviation in grey levels (0 to 255).
-        noise_share: How often.
-        quality: Lowest JPEG quality; the highest is 98.
-        jpeg_share: How often.
-    """
-
-    blur: float = 1.2
+    blur: float = 1.2  # largest Gaussian radius in pixels
     blur_share: float = 0.25
-    rescale: float = 0.45
+    rescale: float = 0.45  # smallest factor of a resize down, followed by one back up
     rescale_share: float = 0.25
-    noise: float = 5.0
+    noise: float = 5.0  # largest standard deviation in grey levels (0 to 255)
     noise_share: float = 0.2
-    quality: int = 55
+    quality: int = 55  # lowest JPEG quality; the highest is 98
     jpeg_share: float = 0.6
 
 
-def degrade_picture(picture: np.ndarray, randomness: np.random.Generator, history: Degradation) -> np.ndarray:
-    """Return uint8 (S, S, 3) after one random history."""
+def degrade_picture(picture: np.ndarray, randomness: np.random.Generator, degradation: Degradation) -> np.ndarray:
+    """Return uint8 (S, S, 3) after one random degradation."""
     image = Image.fromarray(picture)
     size = image.size
-    if randomness.random() < history.rescale_share:
-        factor = randomness.uniform(history.rescale, 1.0)
+    if randomness.random() < degradation.rescale_share:
+        factor = randomness.uniform(degradation.rescale, 1.0)
         small = (max(8, round(size[0] * factor)), max(8, round(size[1] * factor)))
         down, up = randomness.choice([Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS], 2)
         image = image.resize(small, Image.Resampling(down)).resize(size, Image.Resampling(up))
-    if randomness.random() < history.blur_share:
-        image = image.filter(ImageFilter.GaussianBlur(randomness.uniform(0.1, history.blur)))
-    if randomness.random() < history.noise_share:
+    if randomness.random() < degradation.blur_share:
+        image = image.filter(ImageFilter.GaussianBlur(randomness.uniform(0.1, degradation.blur)))
+    if randomness.random() < degradation.noise_share:
         values = np.asarray(image, dtype=np.float32)
-        noise = randomness.normal(0, randomness.uniform(0.5, history.noise), values.shape)
+        noise = randomness.normal(0, randomness.uniform(0.5, degradation.noise), values.shape)
         image = Image.fromarray(np.clip(np.rint(values + noise), 0, 255).astype(np.uint8))
-    if randomness.random() < history.jpeg_share:
-        image = as_jpeg(image, int(randomness.integers(history.quality, 99)), int(randomness.integers(0, 3)))
+    if randomness.random() < degradation.jpeg_share:
+        image = as_jpeg(image, int(randomness.integers(degradation.quality, 99)), int(randomness.integers(0, 3)))
     return np.asarray(image)
 
 
-DefenceName = Literal["none", "weak", "shipped"]
-
-Defence = Callable[[np.ndarray, np.random.Generator], np.ndarray]
-
-WEAK_SHARE = 0.5  # how often each step of the weak defence acts
-
-WEAK_BLUR_SIDES = (3, 5, 7, 9)
-
-WEAK_BLUR_SIGMA = 4.0  # of the reference code, which hands the border mode over as sigma
-
-WEAK_CROP = (5.0, 20.0)  # per cent of the side
-
-WEAK_QUALITY = (10, 75)  # of the JPEG, the upper end excluded
-
-WEAK_NOISE = (5.0, 20.0)  # standard deviation in grey levels
-
-
-def defence_named(name: DefenceName, history: Degradation | None = None) -> Defence:
+def defence_named(name: DefenceName, degradation: Degradation | None = None) -> Defence:
     """Return a function from a picture, uint8 (S, S, 3), and a source of randomness to a picture like it.
 
     Args:
-        name: `none` (saved alike, and not degraded), `weak` (of the paper), or `shipped` (the milder history that this
-            app's detectors learn).
-        history: How strong the steps of `shipped` may be.
+        name: `none` (saved alike, and not degraded), `weak` (of the paper), or `shipped` (the milder degradation that
+            this app's detectors learn).
+        degradation: How strong the steps of `shipped` may be.
     """
     if name == "none":
         return lambda picture, _: like_photograph(picture)
     if name == "weak":
         return weak_defence
-    return lambda picture, randomness: degrade_picture(picture, randomness, history or Degradation())
+    return lambda picture, randomness: degrade_picture(picture, randomness, degradation or Degradation())
 
 
 def weak_defence(picture: np.ndarray, randomness: np.random.Generator) -> np.ndarray:
@@ -148,17 +134,6 @@ def _to_bytes(values: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(values), 0, 255).astype(np.uint8)
 
 
-BATCH_DEGRADATIONS = ("blur", "rescale", "noise", "jpeg")
-
-BATCH_BLUR = (0.4, 1.2)  # standard deviation in pixels
-
-BATCH_RESCALE = (0.45, 0.9)  # of the side, and back
-
-BATCH_NOISE = (0.5, 5.0)  # standard deviation in grey levels
-
-BATCH_QUALITY = (55, 95)
-
-
 def degrade_batches(batches: list[Tensor], randomness: torch.Generator) -> list[Tensor]:
     """Blur, rescale, add noise to, or encode as JPEG some batches, each (N, 3, S, S) in [0, 1], all in the same way.
 
@@ -171,13 +146,13 @@ def degrade_batches(batches: list[Tensor], randomness: torch.Generator) -> list[
     kind = BATCH_DEGRADATIONS[int(torch.randint(len(BATCH_DEGRADATIONS), (), generator=randomness))]
     place = float(torch.rand((), generator=randomness))
     if kind == "blur":
-        return [blur_batch(one, _between(BATCH_BLUR, place)) for one in batches]
+        return [blur_batch(batch, _between(BATCH_BLUR, place)) for batch in batches]
     if kind == "rescale":
-        return [rescale_batch(one, _between(BATCH_RESCALE, place)) for one in batches]
+        return [rescale_batch(batch, _between(BATCH_RESCALE, place)) for batch in batches]
     if kind == "noise":
         pattern = torch.randn(batches[0].shape, generator=randomness) * _between(BATCH_NOISE, place) / 255
-        return [one + pattern.to(one) for one in batches]
-    return [compress_batch(one, round(_between(BATCH_QUALITY, place))) for one in batches]
+        return [batch + pattern.to(batch) for batch in batches]
+    return [compress_batch(batch, round(_between(BATCH_QUALITY, place))) for batch in batches]
 
 
 def blur_batch(pictures: Tensor, deviation: float, reach: int | None = None) -> Tensor:
@@ -202,8 +177,7 @@ def rescale_batch(pictures: Tensor, factor: float) -> Tensor:
 def compress_batch(pictures: Tensor, quality: int) -> Tensor:
     """Encode (N, 3, S, S) as JPEG with 4:2:0; the gradient is that of the picture itself."""
     pixels = (pictures.detach().clamp(0, 1) * 255).round().byte()
-    made = like_photographs(pixels, quality).to(pictures) / 255
-    return pictures + (made - pictures).detach()
+    return pictures + (like_photographs(pixels, quality).to(pictures) / 255 - pictures).detach()
 
 
 def round_batch(pictures: Tensor) -> Tensor:

@@ -10,13 +10,14 @@ import copy
 import json
 import math
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
+from pydantic import StrictBool
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -27,7 +28,7 @@ from backend.detectors.base import LOG_ODDS, Card, Detector
 from backend.detectors.dct_a import DCTA
 from backend.detectors.nf import NoiseFingerprints
 from backend.errors import UserError
-from backend.progress import Step, finish
+from backend.progress import finish
 from backend.signals import wiener_residual
 from backend.training import calibration as training_calibration
 from backend.training import data as training_data
@@ -35,11 +36,23 @@ from backend.training import degradation, install, loop
 from backend.training.augmentation import UNVARIED, Variation
 from backend.training.calibration import calibrate_detector
 from backend.training.data import LabelledBatch, LabelledBatches, LabelledPictures, add_attacked, stack_images
-from backend.training.degradation import DefenceName, Degradation
-from backend.training.loop import TrainingTask
+from backend.training.degradation import Defence, DefenceName, Degradation
+from backend.training.loop import OnStep, TrainingTask
 
+FITTED_BATCHES = 64  # whose pictures standardise DCT-A's spectra
+LEAST_DEVIATION = 1e-3
+MAX_FINGERPRINTED = 2000  # fakes of each maker, as TR-Net's paper averages (arXiv 2203.11433, section 3.3)
+MEASURED_ONLY = {"nf"}  # measured in one pass over the fakes, without steps of training
+COMPARED_WITH = {"ciplab_photoshop": "ciplab_real"}
+OPTION_SETTINGS = ("steps", "defence", "initial", "adversarial", "seed")  # settings that have an option of their own
+DEFENCE_SUFFIXES: dict[DefenceName, str] = {"shipped": "", "none": "_plain", "weak": "_weak"}
+STRONG_SUFFIX = "_strong"
+DEFENCE_WORDS: dict[DefenceName, str] = {
+    "shipped": "with mild random changes of framing, colours and sharpness, noise and JPEG on every picture",
+    "none": "saved alike, without blur, crop, noise or other JPEG: the undefended detector of TR-Net's paper",
+    "weak": "with strong random blur, crop, JPEG and noise: the weak defence of TR-Net's paper",
+}
 Terms = dict[str, Tensor]
-
 Objective = Callable[[nn.Module, Tensor, LabelledBatch, Card], tuple[Tensor, Terms]]
 
 
@@ -52,17 +65,18 @@ def binary_objective(network: nn.Module, inputs: Tensor, batch: LabelledBatch, c
 def patch_objective(network: nn.Module, inputs: Tensor, batch: LabelledBatch, card: Card) -> tuple[Tensor, Terms]:
     """Cross-entropy of every patch, each labelled as its picture (Chai et al. 2020, section 3.1)."""
     maps = network(inputs).float()  # fake first, then real
-    wanted = (1 - batch.labels).long()[:, None, None].expand(-1, *maps.shape[-2:])
-    return LOG_ODDS[card.outputs](maps), {"patches": F.cross_entropy(maps, wanted)}
+    classes = (1 - batch.labels).long()[:, None, None].expand(-1, *maps.shape[-2:])
+    return LOG_ODDS[card.outputs](maps), {"patches": F.cross_entropy(maps, classes)}
 
 
 def source_objective(network: nn.Module, inputs: Tensor, batch: LabelledBatch, card: Card) -> tuple[Tensor, Terms]:
     """Cross-entropy over the sources (Yu et al. 2019, section 3); a fake of unknown source is any but real."""
-    known = list(network.sources)  # type: ignore[arg-type]
+    sources = list(network.sources)  # type: ignore[arg-type]
     log_p = network(inputs).float().log_softmax(1)
-    losses = []
-    for row, kind in zip(log_p, batch.kinds, strict=True):
-        losses.append(-row[known.index(kind)] if kind in known else -row[1:].logsumexp(0))
+    losses = [
+        -row[sources.index(kind)] if kind in sources else -row[1:].logsumexp(0)
+        for row, kind in zip(log_p, batch.kinds, strict=True)
+    ]
     return LOG_ODDS[card.outputs](log_p), {"sources": torch.stack(losses).mean()}
 
 
@@ -85,11 +99,6 @@ OBJECTIVES: dict[str, Objective] = {  # all others: binary
 }
 
 
-def objective_of(architecture: str) -> Objective:
-    """Return the objective of an architecture."""
-    return OBJECTIVES.get(architecture, binary_objective)
-
-
 @dataclass(frozen=True)
 class DetectorSettings:
     """Settings of one run; `settings/detector.toml` explains them."""
@@ -104,30 +113,35 @@ class DetectorSettings:
     partial_share: float  # of the swaps, how many are kept in a part of the face only
     shift: int = 0  # in pixels, of training pictures of the shipped set
     colours: float = 0.0  # how far their contrast and brightness may change
-    beside: dict[str, list[str]] = field(default_factory=dict)  # source of fakes to the sources of their photographs
-    history: dict[str, float] = field(default_factory=dict)  # overrides of `History`
+    compared_with: dict[str, list[str]] = field(default_factory=dict)  # source of fakes to those of their photographs
+    degradation: dict[str, float] = field(default_factory=dict)  # values of `Degradation`
     seed: int = 0
     betas: tuple[float, float] = (0.9, 0.999)
-    defence: degradation.DefenceName = "shipped"
+    defence: DefenceName = "shipped"
     adversarial: str = ""  # the attack after which fakes are learned too, for the strong defence
     adversarial_share: float = 0.5  # how often a fake gives way to an attacked one, where there are any
     initial: str = ""  # what the weights start from, random where empty
-    bfloat16: bool = False  # the forward pass, with weights and losses in float32
-    mirrored: bool = False  # whether the finished detector judges by a picture and its mirror image
-    own: dict[str, dict[str, Any]] = field(default_factory=dict)  # settings of single architectures
+    bfloat16: StrictBool = False  # the forward pass, with weights and losses in float32
+    mirrored: StrictBool = False  # whether the finished detector judges by a picture and its mirror image
+    architectures: dict[str, dict[str, Any]] = field(default_factory=dict)  # settings of single architectures
 
 
 def read_detector_settings(architecture: str, **changes: Any) -> DetectorSettings:
     """Read the settings of an architecture; keyword arguments that are not None win.
 
     Raises:
-        UserError: There is no setting of a name.
+        UserError: An unknown setting is named, or a value has the wrong type.
     """
     common = loop.read_settings(DetectorSettings, "detector")
-    own, changed = common.own.get(architecture, {}), loop.check_settings(DetectorSettings, changes)
+    special, changed = common.architectures.get(architecture, {}), loop.check_names(DetectorSettings, changes)
     if changed.get("defence", "shipped") == "none":  # the undefended detectors of the paper judge a picture as it is
-        own = {key: value for key, value in own.items() if key != "mirrored"}
-    return replace(common, own={}, **own | changed)
+        special = {key: value for key, value in special.items() if key != "mirrored"}
+    return loop.build_settings(DetectorSettings, asdict(common) | {"architectures": {}} | special | changed)
+
+
+def build_defence(settings: DetectorSettings) -> Defence:
+    """Return what every picture of a run goes through."""
+    return degradation.defence_named(settings.defence, Degradation(**settings.degradation))  # type: ignore[arg-type]
 
 
 def build_batches(examples: LabelledPictures, settings: DetectorSettings) -> LabelledBatches:
@@ -136,17 +150,17 @@ def build_batches(examples: LabelledPictures, settings: DetectorSettings) -> Lab
         examples,
         size=settings.batch,
         shares=settings.shares,
-        defence=degradation.defence_named(settings.defence, Degradation(**settings.history)),  # type: ignore[arg-type]
+        defence=build_defence(settings),
         partial_share=settings.partial_share,
         adversarial_share=settings.adversarial_share,
         seed=settings.seed,
         variation=Variation(settings.shift, settings.colours) if settings.defence == "shipped" else UNVARIED,
-        beside=settings.beside,
+        compared_with=settings.compared_with,
     )
 
 
-class DetectorTask:
-    """A detector in training, as a `harness.Task`."""
+class DetectorTask(TrainingTask):
+    """A detector in training."""
 
     def __init__(
         self,
@@ -166,25 +180,15 @@ class DetectorTask:
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(),
             settings.lr,
-            betas=tuple(settings.betas),  # type: ignore[arg-type]
+            betas=settings.betas,
             weight_decay=settings.weight_decay,
             fused=True,
         )
         self.mean = torch.tensor(card.mean, device=self.device).view(1, 3, 1, 1)
         self.std = torch.tensor(card.std, device=self.device).view(1, 3, 1, 1)
+        self.modules = {"network": self.network, "average": self.average}
+        self.optimizers = {"network": self.optimizer}
         self.total = settings.steps
-
-    def modules(self) -> Mapping[str, nn.Module]:
-        """Return what a checkpoint holds."""
-        return {"network": self.network, "average": self.average}
-
-    def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
-        """Return the optimiser."""
-        return {"network": self.optimizer}
-
-    def preview(self) -> Tensor | None:
-        """Show nothing."""
-        return None
 
     def finished(self) -> nn.Module:
         """Return the averaged network."""
@@ -193,19 +197,14 @@ class DetectorTask:
     def step(self, number: int) -> dict[str, float]:
         """Train one step on as many photographs as fakes."""
         settings = self.settings
-        for group in self.optimizer.param_groups:
-            group["lr"] = settings.lr * self._rate(number)
         batch = self.batches.draw(number)
         batch = replace(batch, images=batch.images.to(self.device), labels=batch.labels.to(self.device))
         inputs = ((batch.images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.bfloat16):
             log_odds, terms = self.objective(self.network, inputs, batch, self.card)
         loss = torch.stack(list(terms.values())).sum()
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.network.parameters(), 5.0)
-        self.optimizer.step()
-        loop.update_average(self.average, self.network, min(settings.average_decay, (1 + number) / (10 + number)))
+        loop.update_weights(self.optimizer, loss, settings.lr * self._rate(number))
+        loop.update_average(self.average, self.network, settings.average_decay, number)
         accuracy = ((log_odds > 0) == (batch.labels > 0.5)).float().mean()
         figures = {"loss": loss.item(), "accuracy": accuracy.item()}
         return figures | ({name: term.item() for name, term in terms.items()} if len(terms) > 1 else {})
@@ -216,38 +215,24 @@ class DetectorTask:
         return rise * (0.5 * (1 + math.cos(math.pi * number / settings.steps)) * 0.99 + 0.01)
 
 
-MOST_FINGERPRINTED = 2000  # fakes of each maker, as TR-Net's paper averages (arXiv 2203.11433, section 3.3)
-
-
-class FingerprintTask:
-    """One pass over the fakes, as a `harness.Task`; the defence acts on every fake before its residual is taken."""
+class FingerprintTask(TrainingTask):
+    """One pass over the fakes; the defence acts on every fake before its residual is taken."""
 
     def __init__(self, network: NoiseFingerprints, examples: LabelledPictures, settings: DetectorSettings) -> None:
         """Prepare the pass; `settings` gives the size of a batch, the defence and the seed."""
         self.network = network.to(runtime.device())
         self.examples, self.settings = examples, settings
-        self.defence = degradation.defence_named(settings.defence, Degradation(**settings.history))  # type: ignore[arg-type]
+        self.defence = build_defence(settings)
         self.order: list[tuple[int, int]] = []
         for place, source in enumerate(network.sources):
             members = np.flatnonzero(examples.kinds == source)
             if not len(members):
                 raise UserError(f"There are no fakes of the kind {source}.", "Give a folder that has them.")
-            drawn = np.random.default_rng([settings.seed, place]).permutation(members)[:MOST_FINGERPRINTED]
+            drawn = np.random.default_rng([settings.seed, place]).permutation(members)[:MAX_FINGERPRINTED]
             self.order += [(place, int(index)) for index in drawn]
-        self.counts = [sum(place == one for one, _ in self.order) for place in range(len(network.sources))]
+        self.counts = [sum(place == other for other, _ in self.order) for place in range(len(network.sources))]
+        self.modules, self.optimizers = {"network": self.network}, {}
         self.total = -(-len(self.order) // settings.batch)
-
-    def modules(self) -> Mapping[str, nn.Module]:
-        """Return what a checkpoint holds."""
-        return {"network": self.network}
-
-    def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
-        """Return none."""
-        return {}
-
-    def preview(self) -> Tensor | None:
-        """Show nothing."""
-        return None
 
     @torch.no_grad()
     def step(self, number: int) -> dict[str, float]:
@@ -256,10 +241,8 @@ class FingerprintTask:
         part = self.order[number * batch : (number + 1) * batch]
         pictures = []
         for _, index in part:
-            picture = self.examples.pictures[index].permute(1, 2, 0).numpy()
-            pictures.append(
-                self.defence(np.ascontiguousarray(picture), np.random.default_rng([self.settings.seed, index]))
-            )
+            picture = np.ascontiguousarray(self.examples.pictures[index].permute(1, 2, 0).numpy())
+            pictures.append(self.defence(picture, np.random.default_rng([self.settings.seed, index])))
         fingerprints = self.network.fingerprints
         residuals = wiener_residual(stack_images(pictures).to(fingerprints.device))
         for (place, _), residual in zip(part, residuals, strict=True):
@@ -270,26 +253,6 @@ class FingerprintTask:
         """Return the network with fingerprints of unit power."""
         self.network.normalise()
         return self.network
-
-
-MEASURED_ONLY = {"nf"}  # measured in one pass over the fakes, without steps of training
-
-FITTED_BATCHES = 64  # whose pictures standardise DCT-A's spectra
-
-LEAST_DEVIATION = 1e-3
-
-
-class DetectorTraining(TrainingTask, Protocol):
-    """A task that ends in a network."""
-
-    def finished(self) -> nn.Module:
-        """Return the network as it is to be stored."""
-
-
-def prepare_network(network: nn.Module, batches: LabelledBatches) -> None:
-    """Fit what a network needs from training pictures before its first step."""
-    if isinstance(network, DCTA):
-        standardise_spectra(network, batches)
 
 
 @torch.no_grad()
@@ -309,26 +272,11 @@ def standardise_spectra(network: DCTA, batches: LabelledBatches) -> None:
 
 def build_detector_task(
     architecture: str, network: nn.Module, card: Card, examples: LabelledPictures, settings: DetectorSettings
-) -> DetectorTraining:
+) -> DetectorTask | FingerprintTask:
     """Return the task that trains, or measures, a network of an architecture."""
     if isinstance(network, NoiseFingerprints):
         return FingerprintTask(network, examples, settings)
-    return DetectorTask(network, card, examples, settings, objective_of(architecture))
-
-
-COMPARED_WITH = {"ciplab_photoshop": "ciplab_real"}
-
-DEFENCE_SUFFIXES: dict[DefenceName, str] = {"shipped": "", "none": "_plain", "weak": "_weak"}
-
-STRONG_SUFFIX = "_strong"
-
-OPTION_SETTINGS = ("steps", "defence", "initial", "adversarial", "seed")  # settings that have an option of their own
-
-DEFENCE_WORDS: dict[DefenceName, str] = {
-    "shipped": "with mild random changes of framing, colours and sharpness, noise and JPEG on every picture",
-    "none": "saved alike, without blur, crop, noise or other JPEG: the undefended detector of TR-Net's paper",
-    "weak": "with strong random blur, crop, JPEG and noise: the weak defence of TR-Net's paper",
-}
+    return DetectorTask(network, card, examples, settings, OBJECTIVES.get(architecture, binary_objective))
 
 
 def entry_name(architecture: str, defence: DefenceName, *, strong: bool = False) -> str:
@@ -341,7 +289,7 @@ def train_detector(
     data: Path,
     folders: Sequence[Path],
     out: Path,
-    on_step: Callable[[Step], None],
+    on_step: OnStep,
     *,
     photographs: str,
     initial: str | None = None,
@@ -374,8 +322,8 @@ def train_detector(
     network = registry.build_embedded(architecture, {})
     if initial:
         settings = replace(settings, initial=loop.load_initial(initial, name, [network]))
-    else:
-        prepare_network(network, build_batches(split.training, settings))
+    elif isinstance(network, DCTA):
+        standardise_spectra(network, build_batches(split.training, settings))
     task = build_detector_task(architecture, network, card, split.training, settings)
     run = finish(loop.train_task(task, out.parent / f"{name}-run", settings, checkpoint_every=200), on_step)
     trained = task.finished().to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
@@ -383,7 +331,7 @@ def train_detector(
     trained.load_state_dict(half)
     calibration = calibrate_detector(trained, card, split.calibrating, architecture, settings.defence)
     ready = Detector(trained, card, **calibration).eval()
-    alarms = training_calibration.measure_false_alarms(ready, split.measuring.of(training_data.REAL))
+    alarms = training_calibration.measure_false_alarms(ready, split.measuring.of_kind(training_data.REAL))
     rates = training_calibration.measure_error_rates(ready, split.measuring, COMPARED_WITH)
     same_source = training_calibration.compare_same_source(ready, split.measuring)
     weights.save_half(out, half)
@@ -427,11 +375,11 @@ def _describe_entry(architecture: str, settings: DetectorSettings, photographs: 
         command += f" --initial {settings.initial.split(',', maxsplit=1)[0]}"
     if settings.adversarial:
         command += f" --adversarial {settings.adversarial}"
-    usual = asdict(read_detector_settings(architecture, defence=settings.defence))
-    if settings.seed != usual["seed"]:
+    defaults = asdict(read_detector_settings(architecture, defence=settings.defence))
+    if settings.seed != defaults["seed"]:
         command += f" --seed {settings.seed}"
     for key, value in asdict(settings).items():
-        if key not in OPTION_SETTINGS and value != usual[key]:
+        if key not in OPTION_SETTINGS and value != defaults[key]:
             command += f" --set {shlex.quote(f'{key}={json.dumps(value)}')}"
     facts: dict[str, Any] = {"source": f"{command}, on {photographs}", "defence": settings.defence}
     facts |= {"trained_on": learned, "mirrored": settings.mirrored}
@@ -442,9 +390,9 @@ def _describe_entry(architecture: str, settings: DetectorSettings, photographs: 
     if settings.adversarial:
         attack = get_attack(settings.adversarial).title
         attacked = f", with fakes after {attack} among the fakes: the strong defence of TR-Net's paper"
-    how = {"none": "undefended", "weak": "weak defence", "shipped": "own defence"}[settings.defence]
+    defence = {"none": "undefended", "weak": "weak defence", "shipped": "own defence"}[settings.defence]
     return facts | {
         "architecture": architecture,
-        "title": f"{title}, {how}{' and strong defence' if settings.adversarial else ''}",
+        "title": f"{title}, {defence}{' and strong defence' if settings.adversarial else ''}",
         "trained_on": f"{learned}; {DEFENCE_WORDS[settings.defence]}{attacked}",
     }

@@ -15,17 +15,18 @@ smaller one, so that it gives the same codes (Net2Net, Chen et al. 2016).
 import copy
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
+from pydantic import StrictBool
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backend import face_packs, faces, weights
+from backend import face_packs, faces, runtime, weights
 from backend.errors import UserError
 from backend.face_packs import Photographs
 from backend.generators import inversion
@@ -40,16 +41,29 @@ from backend.generators.e4e import (
 )
 from backend.generators.inversion import Inverter
 from backend.generators.stylegan2 import StyleGAN2
-from backend.progress import Step, finish
-from backend.runtime import device
-from backend.similarity import batch_ssim
+from backend.similarity import batch_psnr, batch_ssim
 from backend.training import generator, loop, losses
 from backend.training.gan import ADAM_EPSILON, DiscriminatorSettings, DiscriminatorTrainer, LatentDiscriminator
 from backend.training.generator import PrincipalCodes, fit_mapping
-from backend.training.loop import Arithmetic, Schedule, Stage, draw_faces, join_sheet, shrink_pictures, update_weights
+from backend.training.loop import (
+    Arithmetic,
+    OnStep,
+    Schedule,
+    Stage,
+    TrainingTask,
+    draw_faces,
+    join_sheet,
+    shrink_pictures,
+    update_weights,
+)
 from backend.training.losses import PerceptualLoss, picture_losses, random_squares, sharpen_pictures
 
 STEM_WEIGHT, RGB_CHANNELS = "input_layer.0.weight", 3
+TEMPLATE = "embedded"  # how the faces are aligned
+ENCODER_BLOCK = 256  # photographs at a time
+# Name to the settings file, by how the generator was, or is, trained.
+ENCODER_RECIPES = {"regression": "encoder", "adversarial": "encoder_adversarial"}
+JOINT_RECIPES = {"adversarial": "joint", "regression": "joint_regression"}
 
 
 def grow_encoder(given: Mapping[str, Tensor], network: E4EEncoder) -> dict[str, Tensor]:
@@ -58,18 +72,16 @@ def grow_encoder(given: Mapping[str, Tensor], network: E4EEncoder) -> dict[str, 
     What is new keeps the values that it has in `network`, and nothing old reads it yet, so the codes stay the same
     and the new part can learn.
     """
-    known = dict(given)
-    if network.detail and known[STEM_WEIGHT].shape[1] == RGB_CHANNELS:
-        known[STEM_WEIGHT] = _widen_stem(known[STEM_WEIGHT])
-    return {key: _widen_weight(known[key], own) if key in known else own for key, own in network.state_dict().items()}
+    given = dict(given)
+    if network.detail and given[STEM_WEIGHT].shape[1] == RGB_CHANNELS:
+        given[STEM_WEIGHT] = _widen_stem(given[STEM_WEIGHT])
+    return {key: _widen_weight(given[key], new) if key in given else new for key, new in network.state_dict().items()}
 
 
 def _widen_stem(weight: Tensor) -> Tensor:
     """Return the stem's weights for bands of the faces and of what was lacking, of which it read the sum's means."""
-    means = torch.cat(
-        [weight, weight.new_zeros(len(weight), (HAAR_BANDS - 1) * RGB_CHANNELS, *weight.shape[2:])], dim=1
-    )
-    return torch.cat([means, means], dim=1)
+    details = weight.new_zeros(len(weight), (HAAR_BANDS - 1) * RGB_CHANNELS, *weight.shape[2:])
+    return torch.cat([weight, details, weight, details], dim=1)
 
 
 def _widen_weight(old: Tensor, new: Tensor) -> Tensor:
@@ -83,11 +95,6 @@ def _widen_weight(old: Tensor, new: Tensor) -> Tensor:
     return result
 
 
-TEMPLATE = "embedded"  # how the faces are aligned
-
-ENCODER_BLOCK = 256  # photographs at a time
-
-
 @dataclass(frozen=True)
 class EncoderSettings:
     """Settings of a run; `settings/encoder.toml` explains them."""
@@ -96,7 +103,7 @@ class EncoderSettings:
     width: float
     linear: int
     early: list[int]
-    detail: bool
+    detail: StrictBool
     feedback: list[float]
     code_steps: int
     code_batch: int
@@ -116,13 +123,13 @@ class EncoderSettings:
     latent_weight: float
     latent_rate: float
     average_decay: float
-    bfloat16: bool
+    bfloat16: StrictBool
     seed: int
     initial: str = ""  # weights that the run started from, where it did
 
 
-class EncoderTask:
-    """An encoder in training, as a `harness.Task`.
+class EncoderTask(TrainingTask):
+    """An encoder in training.
 
     Args:
         pictures: uint8 (N, 3, S, S).
@@ -149,21 +156,20 @@ class EncoderTask:
         size: int,
     ) -> None:
         self.settings = settings
-        self.arithmetic = Arithmetic.of(device(), compiled=False, bfloat16=settings.bfloat16)
-        here = self.arithmetic.device
-        self.pictures, self.held_out, self.latent_average = (
-            one.to(here) for one in (pictures, held_out, latent_average)
-        )
-        self.generator = None if generator is None else generator.to(here)
-        self.codes = None if codes is None else codes.to(here)
+        self.arithmetic = Arithmetic.for_device(runtime.device(), compiled=False, bfloat16=settings.bfloat16)
+        device = self.arithmetic.device
+        self.pictures, self.held_out = pictures.to(device), held_out.to(device)
+        self.latent_average = latent_average.to(device)
+        self.generator = None if generator is None else generator.to(device)
+        self.codes = None if codes is None else codes.to(device)
         torch.manual_seed(settings.seed)
         self.encoder = E4EEncoder(size, **{name: getattr(settings, name) for name in inversion.ENCODER_OPTIONS})
         self.encoder.initialize()
-        self._begin(list(self.encoder.styles)[1:])
-        self.encoder.to(here)
+        self._zero_heads(list(self.encoder.styles)[1:])
+        self.encoder.to(device)
         self.average = copy.deepcopy(self.encoder).eval().requires_grad_(False)
         if self.codes is not None and settings.linear:
-            self.begin_linear(self.codes)
+            self.fit_linear_path(self.codes)
         self.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = torch.optim.Adam(self.encoder.parameters(), 1e-3, (0.9, 0.99), fused=True)
         self.perceptual: PerceptualLoss | None = None
@@ -176,51 +182,42 @@ class EncoderTask:
             )
         self.latent: LatentDiscriminator | None = None
         if settings.latent_weight and generator is not None:
-            self.latent = LatentDiscriminator(generator.rows, CODE_SIZE, settings.latent_rate, here)
+            self.latent = LatentDiscriminator(generator.rows, CODE_SIZE, settings.latent_rate, device)
         self.code_steps = settings.code_steps if codes is not None else 0
-        self.growth = Schedule(settings.stages, settings.decay_share)
-        self.total = self.code_steps + (0 if generator is None else self.growth.total)
+        self.schedule = Schedule(settings.stages, settings.decay_share)
+        self.total = self.code_steps + (0 if generator is None else self.schedule.total)
+        self.modules = {"encoder": self.encoder, "average": self.average}
+        self.optimizers = {"encoder": self.optimizer}
+        if self.latent is not None:
+            self.modules |= self.latent.modules
+            self.optimizers |= self.latent.optimizers
 
     @torch.no_grad()
-    def begin_linear(self, codes: PrincipalCodes) -> None:
-        """Fit the linear path to codes of the photographs; all else of encoder and average begins at nothing."""
+    def fit_linear_path(self, codes: PrincipalCodes) -> None:
+        """Fit the linear path to codes of the photographs; the heads of encoder and average start at zero."""
         assert self.encoder.linear is not None
         codes = codes.to(self.arithmetic.device)
-        known = [
-            (
-                shrink_picture(self.encoder.means(shrink_pictures(faces, self.settings.input_size))),
-                codes(faces) - self.latent_average,
-            )
-            for part in self.pictures.split(ENCODER_BLOCK)
-            for faces in [torch.cat([part, part.flip(3)]).float() / 127.5 - 1]
-        ]
-        seen, wanted = (torch.cat(parts) for parts in zip(*known, strict=True))
+        inputs, offsets = [], []
+        for part in self.pictures.split(ENCODER_BLOCK):
+            faces = torch.cat([part, part.flip(3)]).float() / 127.5 - 1
+            inputs.append(shrink_picture(self.encoder.means(shrink_pictures(faces, self.settings.input_size))))
+            offsets.append(codes(faces) - self.latent_average)
         for encoder in (self.encoder, self.average):
-            cast(LinearPath, encoder.linear).fit(seen, wanted)
-            self._begin(encoder.styles)
+            cast(LinearPath, encoder.linear).fit(torch.cat(inputs), torch.cat(offsets))
+            self._zero_heads(encoder.styles)
 
     @staticmethod
-    def _begin(heads: Iterable[nn.Module]) -> None:
-        """Let heads give nothing."""
+    def _zero_heads(heads: Iterable[nn.Module]) -> None:
+        """Let heads return zeros."""
         for head in heads:
             linear = cast(StyleHead, head).linear
             for tensor in (linear.weight, linear.bias):
                 nn.init.zeros_(tensor)
 
-    def modules(self) -> Mapping[str, nn.Module]:
-        """Return what a checkpoint holds."""
-        own = {"encoder": self.encoder, "average": self.average}
-        return own if self.latent is None else own | dict(self.latent.modules())
-
-    def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
-        """Return the optimisers."""
-        own = {"encoder": self.optimizer}
-        return own if self.latent is None else own | dict(self.latent.optimizers())
-
     def stage(self, number: int) -> Stage:
         """Return what a step does; a resolution of 0 means the codes alone."""
         if number >= self.code_steps:
-            return self.growth.at(number - self.code_steps)
+            return self.schedule.at(number - self.code_steps)
         rate = self.settings.code_rate * 0.1 ** max(0.0, (number / self.code_steps - 0.6) / 0.4)
         return Stage(0, self.settings.code_batch, rate)
 
@@ -231,41 +228,41 @@ class EncoderTask:
             freeze_statistics(self.encoder)
         faces = draw_faces(self.pictures, stage.batch, settings.seed, number)
         if stage.resolution == 0:
-            with self.arithmetic.narrow():
+            with self.arithmetic.autocast():
                 base = self.encoder.base(shrink_pictures(faces, settings.input_size))
             loss = self._code_loss(base.float(), faces)
             losses = {"code": loss}
         else:
             codes = self.encode(faces)
-            randomness = self.arithmetic.randomness(settings.seed, number)
+            randomness = self.arithmetic.generator_for(settings.seed, number)
             _, losses, loss = self.inversion(codes, faces, stage.resolution, randomness)
             if self.latent is not None:
                 losses["latent"] = self.train_latent(codes, number)
         update_weights(self.optimizer, loss, stage.rate)
-        loop.update_average(self.average, self.encoder, min(settings.average_decay, (1 + number) / (10 + number)))
+        loop.update_average(self.average, self.encoder, settings.average_decay, number)
         return {"resolution": float(stage.resolution)} | {name: value.detach() for name, value in losses.items()}
 
     def encode(self, faces: Tensor, *, once: int = 0) -> Tensor:
         """Return codes (N, rows, 512) of faces (N, 3, S, S), before the average.
 
-        With `feedback`, the encoder looks again at all but the last `once` faces, and learns from its last look.
+        With `feedback`, all but the last `once` faces are encoded several times; only the last pass has gradients.
         """
-        shown = shrink_pictures(faces, self.settings.input_size)
-        again = len(faces) - once
-        lacking = torch.zeros_like(shown)
-        if again:
-            lacking[:again] = accumulate_feedback(
-                lambda lacking: self._look(shown[:again], lacking),
+        inputs = shrink_pictures(faces, self.settings.input_size)
+        repeated = len(faces) - once
+        lacking = torch.zeros_like(inputs)
+        if repeated:
+            lacking[:repeated] = accumulate_feedback(
+                lambda lacking: self._encode_once(inputs[:repeated], lacking),
                 lambda codes: self.draw(codes + self.latent_average),
-                shown[:again],
+                inputs[:repeated],
                 self.settings.feedback,
             )
-        return self._look(shown, lacking)
+        return self._encode_once(inputs, lacking)
 
-    def _look(self, shown: Tensor, lacking: Tensor) -> Tensor:
-        given = (one.contiguous(memory_format=torch.channels_last) for one in (shown, lacking))  # as the weights are
-        with self.arithmetic.narrow():
-            codes: Tensor = self.encoder(*given)
+    def _encode_once(self, faces: Tensor, lacking: Tensor) -> Tensor:
+        layout = torch.channels_last  # as the weights are
+        with self.arithmetic.autocast():
+            codes: Tensor = self.encoder(*(part.contiguous(memory_format=layout) for part in (faces, lacking)))
         return codes.float()
 
     def draw(self, codes: Tensor, resolution: int | None = None) -> Tensor:
@@ -278,10 +275,8 @@ class EncoderTask:
         """Train the latent discriminator on these codes, before the average, and as many of the mapping network."""
         assert self.generator is not None
         assert self.latent is not None
-        seed = self.settings.seed
-        z = torch.randn(
-            len(codes), CODE_SIZE, generator=self.arithmetic.randomness(seed, number), device=self.arithmetic.device
-        )
+        seed, device = self.settings.seed, self.arithmetic.device
+        z = torch.randn(len(codes), CODE_SIZE, generator=self.arithmetic.generator_for(seed, number), device=device)
         with torch.no_grad():
             real = self.generator.mapping(z)
         return self.latent.train(real, codes + self.latent_average, number, seed)
@@ -297,30 +292,30 @@ class EncoderTask:
         settings = self.settings
         codes_in_w = codes + self.latent_average
         drawn = self.draw(codes_in_w, resolution)
-        wanted = shrink_pictures(faces, resolution)
+        target = shrink_pictures(faces, resolution)
         if settings.sharpened:
-            wanted = sharpen_pictures(wanted, settings.sharpened).clamp(-1, 1)
-        losses = picture_losses(drawn, wanted)
+            target = sharpen_pictures(target, settings.sharpened).clamp(-1, 1)
+        losses = picture_losses(drawn, target)
         weights = dict.fromkeys(losses, settings.pixel_weight) | {"delta": settings.delta_weight}
         losses["delta"] = (codes[:, 1:] - codes[:, :1]).square().mean()
         if self.perceptual is not None:
-            losses["perceptual"] = self.perceptual(drawn, wanted, randomness)
+            losses["perceptual"] = self.perceptual(drawn, target, randomness)
             weights["perceptual"] = settings.perceptual_weight
         if settings.ssim_weight:
-            losses["ssim"] = 1 - batch_ssim(drawn / 2 + 0.5, wanted / 2 + 0.5).mean()
+            losses["ssim"] = 1 - batch_ssim(drawn / 2 + 0.5, target / 2 + 0.5).mean()
             weights["ssim"] = settings.ssim_weight
         if self.codes is not None:
             losses["code"], weights["code"] = self._code_loss(codes[:, 0], faces), settings.code_weight
         if self.embedding is not None:
-            losses["identity"] = self.embedding.distance(drawn, wanted)
+            losses["identity"] = self.embedding.distance(drawn, target)
             weights["identity"] = settings.identity_weight
         if self.latent is not None:
-            losses["latent_fooling"] = self.latent.fooling(codes_in_w)
-            weights["latent_fooling"] = settings.latent_weight
+            losses["latent_generator_loss"] = self.latent.encoder_loss(codes_in_w)
+            weights["latent_generator_loss"] = settings.latent_weight
         return drawn, losses, cast(Tensor, sum(weights[name] * value for name, value in losses.items()))
 
     def average_codes(self, faces: Tensor, generator: StyleGAN2) -> Tensor:
-        """Return the W+ codes (N, rows, 512) that the averaged encoder gives faces, looking as often as it will."""
+        """Return the W+ codes (N, rows, 512) that the averaged encoder gives faces, with its feedback."""
         inputs = shrink_pictures(faces, self.settings.input_size)
         return inversion.encode_faces(self.average, generator, self.latent_average, inputs, self.settings.feedback)
 
@@ -332,8 +327,7 @@ class EncoderTask:
         faces = self.held_out.float() / 127.5 - 1
         codes = self.average_codes(faces, self.generator)
         base = codes[:, :1].expand_as(codes)
-        shown = faces, self.generator.synthesize(codes), self.generator.synthesize(base)
-        return join_sheet(*(row.cpu() for row in shown))
+        return join_sheet(faces, self.generator.synthesize(codes), self.generator.synthesize(base))
 
 
 def freeze_statistics(network: nn.Module) -> None:
@@ -350,12 +344,12 @@ class JointSettings(EncoderSettings, DiscriminatorSettings):
     generator_rate: float
     adversarial_weight: float
     judged_side: int
-    samples_judged: bool
+    samples_judged: StrictBool
     base_share: float
 
 
 class JointTask(EncoderTask):
-    """Encoder and generator in training, as a `harness.Task`; arguments as for `EncoderTask`, with a generator."""
+    """Encoder and generator in training; arguments as for `EncoderTask`, with a generator."""
 
     settings: JointSettings
     generator: StyleGAN2
@@ -371,63 +365,56 @@ class JointTask(EncoderTask):
         drawing = [weight for name, weight in self.generator.named_parameters() if not name.startswith("style.")]
         for weight in drawing:
             weight.requires_grad_()
-        self.adversary: DiscriminatorTrainer | None = None
+        self.discriminator_trainer: DiscriminatorTrainer | None = None
         if settings.adversarial_weight:
-            self.adversary = DiscriminatorTrainer(settings.judged_side, settings, self.arithmetic)
-        momentum = 0.9 if self.adversary is None else 0.0
+            self.discriminator_trainer = DiscriminatorTrainer(settings.judged_side, settings, self.arithmetic)
+        momentum = 0.9 if self.discriminator_trainer is None else 0.0
         self.generator_optimizer = torch.optim.Adam(
             drawing, settings.generator_rate, (momentum, 0.99), ADAM_EPSILON, fused=True
         )
-
-    def modules(self) -> Mapping[str, nn.Module]:
-        """Return what a checkpoint holds."""
-        own = {"generator": self.generator, "generator_average": self.generator_average}
-        return dict(super().modules()) | own | dict(self.adversary.modules() if self.adversary else {})
-
-    def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
-        """Return the optimisers."""
-        judging = self.adversary.optimizers() if self.adversary else {}
-        return dict(super().optimizers()) | {"generator": self.generator_optimizer} | dict(judging)
+        self.modules |= {"generator": self.generator, "generator_average": self.generator_average}
+        self.optimizers["generator"] = self.generator_optimizer
+        if self.discriminator_trainer is not None:
+            self.modules |= self.discriminator_trainer.modules
+            self.optimizers |= self.discriminator_trainer.optimizers
 
     def step(self, number: int) -> dict[str, float | Tensor]:
         """Train everything one step."""
         settings, stage = self.settings, self.stage(number)
-        randomness = self.arithmetic.randomness(settings.seed, number)
+        randomness = self.arithmetic.generator_for(settings.seed, number)
         faces = draw_faces(self.pictures, stage.batch, settings.seed, number)
-        codes = self.with_base_alone(self.encode(faces, once=self.base_alone(len(faces))))
-        inversions, losses, loss = self.inversion(codes, faces, stage.resolution, randomness)
-        judged = inversions
-        if self.adversary is not None:
+        codes = self.drop_offsets(self.encode(faces, once=self.count_without_offsets(len(faces))))
+        drawn, losses, loss = self.inversion(codes, faces, stage.resolution, randomness)
+        if self.discriminator_trainer is not None:
             if settings.samples_judged:
-                judged = torch.cat([inversions, self.samples(stage.batch, stage.resolution, randomness)])
-            judged = self.judged(judged, randomness)
-            losses["fooling"] = self.adversary.fooling(judged, randomness)
-            loss = loss + settings.adversarial_weight * losses["fooling"]
+                drawn = torch.cat([drawn, self.samples(stage.batch, stage.resolution, randomness)])
+            drawn = self.crop_for_discriminator(drawn, randomness)
+            losses["generator_loss"] = self.discriminator_trainer.generator_loss(drawn, randomness)
+            loss = loss + settings.adversarial_weight * losses["generator_loss"]
         self.generator_optimizer.zero_grad(set_to_none=True)
         update_weights(self.optimizer, loss, stage.rate)
-        for group in self.generator_optimizer.param_groups:
-            group["lr"] = settings.generator_rate * self.growth.decay(number)
+        loop.set_rate(self.generator_optimizer, settings.generator_rate * self.schedule.decay(number))
         self.generator_optimizer.step()
         if self.latent is not None:
             losses["latent"] = self.train_latent(codes, number)
         values = {name: value.detach() for name, value in losses.items()}
-        if self.adversary is not None:
-            photographs = self.judged(shrink_pictures(faces, stage.resolution), randomness)
-            values |= self.adversary.train(photographs, judged, number, randomness)
+        if self.discriminator_trainer is not None:
+            real = self.crop_for_discriminator(shrink_pictures(faces, stage.resolution), randomness)
+            values |= self.discriminator_trainer.train(real, drawn, number, randomness)
         loop.update_average(self.average, self.encoder, settings.average_decay)
         loop.update_average(self.generator_average, self.generator, settings.average_decay)
         return {"resolution": float(stage.resolution)} | values
 
-    def judged(self, pictures: Tensor, randomness: torch.Generator) -> Tensor:
+    def crop_for_discriminator(self, pictures: Tensor, randomness: torch.Generator) -> Tensor:
         """Return what the discriminator sees of pictures (N, 3, S, S): a random square of each, or all of it."""
         return random_squares(pictures, min(self.settings.judged_side, pictures.shape[-1]), randomness)
 
-    def with_base_alone(self, codes: Tensor) -> Tensor:
+    def drop_offsets(self, codes: Tensor) -> Tensor:
         """Return codes (N, rows, 512) with the offsets left out of the last `base_share` of the faces."""
-        kept = len(codes) - self.base_alone(len(codes))
+        kept = len(codes) - self.count_without_offsets(len(codes))
         return torch.cat([codes[:kept], codes[kept:, :1].expand(-1, codes.shape[1], -1)])
 
-    def base_alone(self, count: int) -> int:
+    def count_without_offsets(self, count: int) -> int:
         """Return how many of `count` faces are drawn from their base code alone."""
         return round(self.settings.base_share * count)
 
@@ -443,16 +430,14 @@ class JointTask(EncoderTask):
         """Return held-out faces, their inversions, and samples, below each other."""
         faces = self.held_out.float() / 127.5 - 1
         codes = self.average_codes(faces, self.generator_average)
-        z = torch.randn(
-            len(faces), CODE_SIZE, generator=self.arithmetic.randomness(0, 0), device=self.arithmetic.device
-        )
-        samples = self.generator_average.mapping(z)[:, None].expand_as(codes)
-        shown = faces, self.generator_average.synthesize(codes), self.generator_average.synthesize(samples)
-        return join_sheet(*(row.cpu() for row in shown))
+        generator, device = self.generator_average, self.arithmetic.device
+        z = torch.randn(len(faces), CODE_SIZE, generator=self.arithmetic.generator_for(0, 0), device=device)
+        samples = generator.mapping(z)[:, None].expand_as(codes)
+        return join_sheet(faces, generator.synthesize(codes), generator.synthesize(samples))
 
     def finished(self) -> dict[str, Tensor]:
         """Return the generator's tensors; where no samples were judged, its mapping is fitted to base codes first."""
-        if self.adversary is None or not self.settings.samples_judged:
+        if self.discriminator_trainer is None or not self.settings.samples_judged:
             with torch.no_grad():
                 parts = [
                     part.to(self.arithmetic.device).float() / 127.5 - 1 for part in self.pictures.split(ENCODER_BLOCK)
@@ -462,16 +447,10 @@ class JointTask(EncoderTask):
         return {f"generator.{key}": value.cpu() for key, value in self.generator_average.state_dict().items()}
 
 
-# Name to the settings file, by how the generator was, or is, trained.
-ENCODER_RECIPES = {"regression": "encoder", "adversarial": "encoder_adversarial"}
-
-JOINT_RECIPES = {"adversarial": "joint", "regression": "joint_regression"}
-
-
 def train_encoder(
     data: Path,
     out: Path,
-    on_step: Callable[[Step], None],
+    on_step: OnStep,
     *,
     codes: Path | None,
     recipe: str = "regression",
@@ -482,7 +461,7 @@ def train_encoder(
     """Train the encoder against the generator in `weights/` and write it to the folder `out`.
 
     `codes` is the file that the generator's run left beside it; without it, pictures alone are trained on. The other
-    arguments are those of `generator_run.train_generator`.
+    arguments are those of `generator.train_generator`.
     """
     settings = loop.read_settings(EncoderSettings, loop.find_recipe(ENCODER_RECIPES, recipe, "the encoder"), **changes)
     photographs, held_out, tensors, drawing = _read_inputs(data)
@@ -495,18 +474,18 @@ def train_encoder(
     )
     if initial:
         if initial == loop.INSTALLED:
-            _check_looks(settings)
+            _check_feedback(settings)
         label = loop.load_initial(initial, "encoder", (task.encoder, task.average), adapt=grow_encoder)
         settings = dataclasses.replace(settings, initial=label)
     folder = loop.run_folder(out, "encoder", recipe, "regression")
-    run = finish(loop.write_sheets(loop.train_task(task, folder, settings, minutes=minutes), folder), on_step)
+    run = loop.run_task(task, folder, settings, on_step, minutes=minutes)
     return _write_encoder(out, "encoder", run, task, settings, tensors, held_out)
 
 
 def train_joint(
     data: Path,
     out: Path,
-    on_step: Callable[[Step], None],
+    on_step: OnStep,
     *,
     codes: Path | None = None,
     recipe: str = "adversarial",
@@ -516,7 +495,7 @@ def train_joint(
     """Fine-tune the encoder and the generator in `weights/` together and write both to the folder `out`.
 
     `codes` is what the generator's run left beside it; a linear path that the installed encoder lacks is fitted to it.
-    The other arguments are those of `generator_run.train_generator`; a recipe is one of `JOINT_RECIPES`.
+    The other arguments are those of `generator.train_generator`; a recipe is one of `JOINT_RECIPES`.
 
     Raises:
         UserError: A linear path is to be fitted, and no codes are given.
@@ -524,29 +503,29 @@ def train_joint(
     file = loop.find_recipe(JOINT_RECIPES, recipe, "joint training")
     settings = loop.read_settings(JointSettings, file, **changes)
     photographs, held_out, tensors, drawing = _read_inputs(data)
-    _check_looks(settings)
+    _check_feedback(settings)
     task = JointTask(photographs.pictures, settings, loop.pick_shown(held_out), **drawing)
-    known = weights.find_entry("encoder").options.get("linear", 0)
-    missing = "linear." if settings.linear and not known else None
+    installed = weights.find_entry("encoder").options.get("linear", 0)
+    missing = "linear." if settings.linear and not installed else None
     if missing and not codes:
         raise UserError("The installed encoder has no linear path yet.", "Add --codes, or --set linear=0.")
     label = loop.load_initial(
         loop.INSTALLED, "encoder", (task.encoder, task.average), without=missing, adapt=grow_encoder
     )
     if missing and codes:
-        task.begin_linear(generator.load_codes(codes))
+        task.fit_linear_path(generator.load_codes(codes))
     settings = dataclasses.replace(settings, initial=label)
     folder = loop.run_folder(out, "joint", recipe, "adversarial")
-    run = finish(loop.write_sheets(loop.train_task(task, folder, settings, minutes=minutes), folder), on_step)
+    run = loop.run_task(task, folder, settings, on_step, minutes=minutes)
     return _write_encoder(out, "joint", run, task, settings, tensors | task.finished(), held_out)
 
 
-def _check_looks(settings: EncoderSettings) -> None:
-    """Refuse to go on with fewer looks than the installed encoder has learned: nothing in its weights would tell."""
-    known = weights.find_entry("encoder").options.get("feedback", [])
-    if len(settings.feedback) < len(known):
+def _check_feedback(settings: EncoderSettings) -> None:
+    """Refuse fewer passes than the installed encoder has learned: nothing in its weights would show the mistake."""
+    installed = weights.find_entry("encoder").options.get("feedback", [])
+    if len(settings.feedback) < len(installed):
         raise UserError(
-            f"The installed encoder looks at a face {len(known) + 1} times.", f"Add --set feedback={known}."
+            f"The installed encoder looks at a face {len(installed) + 1} times.", f"Add --set feedback={installed}."
         )
 
 
@@ -598,9 +577,9 @@ def reconstruct_pictures(inverter: Inverter, pictures: Tensor, batch: int = 32) 
 def measure_inversion(inverter: Inverter, pictures: Tensor, *, find_faces: bool = True) -> dict[str, float]:
     """Measure the inversion of uint8 pictures: mean PSNR in dB and the share in which a face is found."""
     drawn = reconstruct_pictures(inverter, pictures)
-    errors = ((drawn.float() - pictures.float()) / 255).square().flatten(1).mean(1)
-    figures = {"psnr": float((-10 * torch.log10(errors)).mean()), "count": float(len(pictures))}
+    psnr = batch_psnr(drawn.float() / 255, pictures.float() / 255)
+    figures = {"psnr": float(psnr.mean()), "count": float(len(pictures))}
     if find_faces:
-        found = [bool(faces.find_faces(picture.permute(1, 2, 0).numpy())) for picture in drawn]
-        figures["faces_found"] = float(np.mean(found))
+        has_face = [bool(faces.find_faces(picture.permute(1, 2, 0).numpy())) for picture in drawn]
+        figures["faces_found"] = float(np.mean(has_face))
     return figures

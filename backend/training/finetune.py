@@ -5,14 +5,13 @@ of 1e-4. Drawings are pooled to the encoder's 256 pixels before they are compare
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from backend import alignment, face_packs, faces, images, similarity, weights
@@ -22,11 +21,13 @@ from backend.generators import inversion
 from backend.generators.inversion import Inverter, encode_faces
 from backend.progress import Job, Step, finish
 from backend.runtime import device
-from backend.similarity import PerceptualDistance
+from backend.similarity import PerceptualDistance, batch_psnr
 from backend.training import loop, losses
 from backend.training.encoder import freeze_statistics
-from backend.training.loop import draw_faces, join_sheet, shrink_pictures
+from backend.training.loop import OnStep, TrainingTask, draw_faces, join_sheet, shrink_pictures
 from backend.training.losses import FaceEmbedding
+
+FINETUNED_FILE = "e4e_finetuned.pt"
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,8 @@ def find_losses(template: str) -> FinetuneLosses:
     return FinetuneLosses(distance, embedding, tuple(left_out))
 
 
-class FinetuneTask:
-    """An encoder in fine-tuning, as a `harness.Task`.
+class FinetuneTask(TrainingTask):
+    """An encoder in fine-tuning.
 
     Args:
         pictures: Aligned faces, uint8 (N, 3, S, S), S the encoder's input size.
@@ -94,36 +95,28 @@ class FinetuneTask:
         # Batches of eight would replace good statistics by noise, and inversion uses the running ones.
         freeze_statistics(self.encoder)
         self.optimizer = torch.optim.Adam(self.encoder.parameters(), settings.rate)
+        self.modules = {"encoder": self.encoder}
+        self.optimizers = {"encoder": self.optimizer}
         self.total = settings.steps
-
-    def modules(self) -> Mapping[str, nn.Module]:
-        """Return what a checkpoint holds."""
-        return {"encoder": self.encoder}
-
-    def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
-        """Return the optimiser."""
-        return {"encoder": self.optimizer}
 
     def step(self, number: int) -> dict[str, float]:
         """Train one step."""
         settings = self.settings
         faces = draw_faces(self.pictures, settings.batch, settings.seed, number).to(device())
-        drawn, wanted = self.compared(faces)
-        values = {"l2": F.mse_loss(drawn, wanted), "lpips": self.losses.perceptual.distance(drawn, wanted).mean()}
+        drawn, target = self.reconstruct(faces)
+        values = {"l2": F.mse_loss(drawn, target), "lpips": self.losses.perceptual.distance(drawn, target).mean()}
         loss = settings.l2_weight * values["l2"] + settings.lpips_weight * values["lpips"]
         if self.losses.embedding is not None:
-            values["identity"] = self.losses.embedding.distance(drawn, wanted)
+            values["identity"] = self.losses.embedding.distance(drawn, target)
             loss = loss + settings.identity_weight * values["identity"]
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
+        loop.update_weights(self.optimizer, loss, max_norm=torch.inf)
         return {name: value.item() for name, value in values.items()}
 
-    def compared(self, faces: Tensor) -> tuple[Tensor, Tensor]:
+    def reconstruct(self, faces: Tensor) -> tuple[Tensor, Tensor]:
         """Return drawings of faces (N, 3, S, S) and the faces, in [-1, 1], at the smaller of both sizes."""
-        known = self.inverter
-        codes = encode_faces(self.encoder, known.generator, known.latent_average, faces, known.feedback)
-        drawn = known.generator.synthesize(codes)
+        generator = self.inverter.generator
+        codes = encode_faces(self.encoder, generator, self.inverter.latent_average, faces, self.inverter.feedback)
+        drawn = generator.synthesize(codes)
         side = min(drawn.shape[-1], faces.shape[-1])
         return shrink_pictures(drawn, side), shrink_pictures(faces, side)
 
@@ -131,17 +124,15 @@ class FinetuneTask:
     def preview(self) -> Tensor:
         """Return held-out faces above their inversions."""
         faces = (self.held_out.float() / 127.5 - 1).to(device())
-        drawn, wanted = self.compared(faces)
-        return join_sheet(wanted.cpu(), drawn.cpu())
+        drawn, target = self.reconstruct(faces)
+        return join_sheet(target, drawn)
 
     @torch.no_grad()
     def psnr(self) -> float:
         """Return the mean PSNR in dB of the held-out faces' inversions, at the size at which they are compared."""
-        errors = []
-        for part in self.held_out.split(self.settings.batch):
-            drawn, wanted = self.compared((part.float() / 127.5 - 1).to(device()))
-            errors.append(((drawn.clamp(-1, 1) - wanted) / 2).square().flatten(1).mean(1))
-        return float((-10 * torch.log10(torch.cat(errors).clamp_min(1e-10))).mean())
+        parts = [part.float() / 127.5 - 1 for part in self.held_out.split(self.settings.batch)]
+        pairs = [self.reconstruct(part.to(device())) for part in parts]
+        return float(torch.cat([batch_psnr(drawn.clamp(-1, 1) / 2, target / 2) for drawn, target in pairs]).mean())
 
     def checkpoint(self) -> dict[str, object]:
         """Return encoder and decoder in the layout in which e4e publishes them."""
@@ -155,12 +146,7 @@ class FinetuneTask:
         return {"state_dict": states, "latent_avg": self.inverter.latent_average.cpu().contiguous(), "opts": options}
 
 
-FINETUNED_FILE = "e4e_finetuned.pt"
-
-
-def finetune_encoder(
-    source: str, data: Path, out: Path, on_step: Callable[[Step], None], **changes: Any
-) -> loop.Report:
+def finetune_encoder(source: str, data: Path, out: Path, on_step: OnStep, **changes: Any) -> loop.Report:
     """Fine-tune the encoder of a published e4e checkpoint and write it, with its decoder, to the folder `out`.
 
     Args:
@@ -176,25 +162,22 @@ def finetune_encoder(
     settings = loop.read_settings(FinetuneSettings, "finetune", **changes)
     inverter = _load_inverter(source)
     photographs = finish(align_folder(data, inverter), on_step)
-    held = [face_packs.is_one_in(face_packs.VALIDATION_PART, name) for name in photographs.names]
+    held = [face_packs.falls_into_part(name, face_packs.VALIDATION_PART) for name in photographs.names]
     held[-1] = held[-1] or not any(held)  # something has to be measured on
-    training, held_out = (
-        photographs.subset([place for place, one in enumerate(held) if one == wanted]) for wanted in (False, True)
-    )
+    training, held_out = photographs.partition(held)
     settings = dataclasses.replace(settings, initial=inverter.name)
     losses = find_losses(inverter.template)
     for sentence in losses.left_out:
         on_step(Step(0, settings.steps, sentence))
     task = FinetuneTask(training.pictures, settings, held_out.pictures, inverter, losses)
     before = task.psnr()
-    folder = out / "finetune-run"
-    run = finish(loop.write_sheets(loop.train_task(task, folder, settings, log_every=1), folder), on_step)
+    run = loop.run_task(task, out / "finetune-run", settings, on_step, log_every=1)
     file = out / FINETUNED_FILE
     torch.save(task.checkpoint(), file)
     metrics = {"psnr_before": before, "psnr": task.psnr(), "faces": len(photographs), "held_out": len(held_out)}
     report = loop.write_report(out / "finetune.json", metrics, run, {"encoder": file}, {"encoder": {"initial": source}})
-    gained = f"from {before:.1f} to {metrics['psnr']:.1f} dB PSNR on {len(held_out)} held-out faces"
-    parts = [f"The encoder was fine-tuned for {run.steps} steps on {len(training)} faces: {gained}.", *losses.left_out]
+    gain = f"from {before:.1f} to {metrics['psnr']:.1f} dB PSNR on {len(held_out)} held-out faces"
+    parts = [f"The encoder was fine-tuned for {run.steps} steps on {len(training)} faces: {gain}.", *losses.left_out]
     parts.append(f"Use it with: python -m backend weights fetch ffhq_1024 --from {file}")
     return report | {"left_out": list(losses.left_out), "summary": " ".join(parts)}
 
@@ -207,17 +190,17 @@ def align_folder(data: Path, inverter: Inverter) -> Job[Photographs]:
     """
     size = inverter.encoder.input_size
     names, crops = [], []
-    everything = sorted(face_packs.read_files(data))
-    for number, (name, content) in enumerate(everything, 1):
+    files = sorted(face_packs.read_files(data))
+    for number, (name, content) in enumerate(files, 1):
         photo = images.read(content)
-        found = faces.find_faces(photo)
-        if found:
+        detected_faces = faces.find_faces(photo)
+        if detected_faces:
             names.append(name)
-            crops.append(alignment.align_face(photo, found[0], inverter.template, size).crop)
-        yield Step(number, len(everything), f"Faces are cut out: {len(names)} of {number} photographs have one.")
+            crops.append(alignment.align_face(photo, detected_faces[0], inverter.template, size).crop)
+        yield Step(number, len(files), f"Cutting out faces: found in {len(names)} of {number} photographs.")
     if len(names) < 2:
         raise UserError(
-            f"Only {len(names)} of {len(everything)} photographs has a face.", "Name a folder with at least two faces."
+            f"Only {len(names)} of {len(files)} photographs has a face.", "Name a folder with at least two faces."
         )
     return Photographs(names, torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).contiguous())
 

@@ -6,7 +6,6 @@ network from those of the encoder, every row on its own, and so keeps the encode
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -22,11 +21,15 @@ from backend.generators.stylegan2 import (
     filter_channels,
 )
 from backend.training.augmentation import AdaptiveStrength, augment_pictures
-from backend.training.loop import Arithmetic, update_weights
+from backend.training.loop import Arithmetic, step_generator, update_weights
 
 SPREAD_GROUP = 4  # pictures whose spread is compared
-
 LEAST_CHANNELS = 8
+AUGMENTATION_EVERY = 4  # steps between two changes of the augmentation
+ADAM_EPSILON = 1e-8  # as published
+LATENT_LAYERS = 4
+POOLED_CODES = 50  # pictures whose codes are kept
+LATENT_R1_WEIGHT, LATENT_R1_EVERY = 10.0, 16
 
 
 class EqualConv2d(nn.Module):
@@ -100,7 +103,7 @@ class StyleGANDiscriminator(nn.Module):
 def append_spread(features: Tensor) -> Tensor:
     """Append to features (N, C, H, W) one channel with the mean deviation within groups of pictures.
 
-    A generator that always draws the same is told by it (Karras et al. 2018, section 3).
+    It gives away a generator that always draws the same (Karras et al. 2018, section 3).
     """
     count, channels, height, width = features.shape
     group = SPREAD_GROUP if count % SPREAD_GROUP == 0 else count
@@ -151,11 +154,6 @@ def lazy_share(every: int) -> float:
     return every / (every + 1) if every else 1.0
 
 
-AUGMENTATION_EVERY = 4  # steps between two changes of the augmentation
-
-ADAM_EPSILON = 1e-8  # Adam's epsilon, as published
-
-
 @dataclass(frozen=True, kw_only=True)
 class DiscriminatorSettings:
     """Settings of a discriminator; `settings/generator_adversarial.toml` explains them."""
@@ -186,17 +184,11 @@ class DiscriminatorTrainer:
         self.optimizer = torch.optim.Adam(
             self.discriminator.parameters(), 1e-3, lazy_betas(settings.r1_every), ADAM_EPSILON, fused=True
         )
-        self._judge = arithmetic.ready(self.discriminator)
+        self.modules: dict[str, nn.Module] = {"discriminator": self.discriminator, "augmentation": self.strength}
+        self.optimizers: dict[str, torch.optim.Optimizer] = {"discriminator": self.optimizer}
+        self._judge = arithmetic.compile(self.discriminator)
 
-    def modules(self) -> Mapping[str, nn.Module]:
-        """Return what a checkpoint holds."""
-        return {"discriminator": self.discriminator, "augmentation": self.strength}
-
-    def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
-        """Return the optimiser."""
-        return {"discriminator": self.optimizer}
-
-    def fooling(self, drawn: Tensor, randomness: torch.Generator) -> Tensor:
+    def generator_loss(self, drawn: Tensor, randomness: torch.Generator) -> Tensor:
         """Return the loss of the generator that drew pictures (N, 3, S, S) in [-1, 1]."""
         self.discriminator.requires_grad_(requires_grad=False)
         return generator_loss(self._logits(drawn, randomness))
@@ -206,13 +198,13 @@ class DiscriminatorTrainer:
         settings = self.settings
         self.discriminator.requires_grad_(requires_grad=True)
         rate = settings.discriminator_rate * lazy_share(settings.r1_every)
-        on_real, on_drawn = (self._logits(pictures, randomness) for pictures in (real, drawn.detach()))
-        loss = discriminator_loss(on_real, on_drawn)
-        update_weights(self.optimizer, loss, rate, longest=torch.inf)
-        values = {"discriminator": loss.detach(), "real_sign": on_real.detach().sign().mean()}
+        real_logits, drawn_logits = (self._logits(pictures, randomness) for pictures in (real, drawn.detach()))
+        loss = discriminator_loss(real_logits, drawn_logits)
+        update_weights(self.optimizer, loss, rate, max_norm=torch.inf)
+        values = {"discriminator": loss.detach(), "real_sign": real_logits.detach().sign().mean()}
         if settings.r1_every and number % settings.r1_every == 0:
             values["r1"] = self._regularise(real, rate, randomness)
-        self.strength.observe(on_real.detach())
+        self.strength.observe(real_logits.detach())
         if number % AUGMENTATION_EVERY == AUGMENTATION_EVERY - 1:
             self.strength.adjust()
         return values | {"augmentation": self.strength.p.clone()}
@@ -222,27 +214,15 @@ class DiscriminatorTrainer:
 
     def _regularise(self, real: Tensor, rate: float, randomness: torch.Generator) -> Tensor:
         """Make a step that flattens the discriminator where it sees photographs; return the penalty."""
-        seen = augment_pictures(real, self.strength.p, randomness).detach().requires_grad_()
-        penalty = r1_penalty(self.discriminator(seen), seen)
+        augmented = augment_pictures(real, self.strength.p, randomness).detach().requires_grad_()
+        penalty = r1_penalty(self.discriminator(augmented), augmented)
         weight = self.settings.r1_weight / 2 * self.settings.r1_every
-        update_weights(self.optimizer, weight * penalty, rate, longest=torch.inf)
+        update_weights(self.optimizer, weight * penalty, rate, max_norm=torch.inf)
         return penalty.detach()
 
 
-LATENT_LAYERS = 4
-
-POOLED_CODES = 50  # pictures whose codes are kept
-
-LATENT_R1_WEIGHT, LATENT_R1_EVERY = 10.0, 16
-
-
 class CodePool(nn.Module):
-    """Codes of past pictures, half of which are judged in place of new ones (Shrivastava et al. 2017).
-
-    Args:
-        rows: Of a code.
-        width: Length of a row.
-    """
+    """Codes of past pictures, half of which are judged in place of new ones (Shrivastava et al. 2017)."""
 
     kept: Tensor
     filled: Tensor
@@ -255,27 +235,20 @@ class CodePool(nn.Module):
     @torch.no_grad()
     def exchange(self, codes: Tensor, randomness: torch.Generator) -> Tensor:
         """Take in codes (N, rows, width) and return as many, some of them older ones; `randomness` is on the CPU."""
-        given = codes.clone()
+        exchanged = codes.clone()
         for number in range(len(codes)):
             if self.filled < POOLED_CODES:
                 self.kept[self.filled] = codes[number]
                 self.filled += 1
             elif torch.rand((), generator=randomness) < 0.5:
                 place = int(torch.randint(POOLED_CODES, (), generator=randomness))
-                given[number] = self.kept[place]
+                exchanged[number] = self.kept[place]
                 self.kept[place] = codes[number]
-        return given
+        return exchanged
 
 
 class LatentDiscriminator:
-    """The discriminator in training.
-
-    Args:
-        rows: Of a code.
-        width: Length of a row.
-        rate: Learning rate.
-        device: Where.
-    """
+    """The latent discriminator with its optimiser and pool, for codes of some rows of length `width`."""
 
     def __init__(self, rows: int, width: int, rate: float, device: torch.device) -> None:
         layers: list[nn.Module] = []
@@ -285,16 +258,10 @@ class LatentDiscriminator:
         self.pool = CodePool(rows, width).to(device)
         self.rate = rate
         self.optimizer = torch.optim.Adam(self.network.parameters(), rate, fused=True)
+        self.modules: dict[str, nn.Module] = {"latent_discriminator": self.network, "pool": self.pool}
+        self.optimizers: dict[str, torch.optim.Optimizer] = {"latent_discriminator": self.optimizer}
 
-    def modules(self) -> Mapping[str, nn.Module]:
-        """Return what a checkpoint holds."""
-        return {"latent_discriminator": self.network, "pool": self.pool}
-
-    def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
-        """Return the optimiser."""
-        return {"latent_discriminator": self.optimizer}
-
-    def fooling(self, codes: Tensor) -> Tensor:
+    def encoder_loss(self, codes: Tensor) -> Tensor:
         """Return the loss of the encoder that gave codes (N, rows, width)."""
         self.network.requires_grad_(requires_grad=False)
         return generator_loss(self.network(codes))
@@ -302,12 +269,12 @@ class LatentDiscriminator:
     def train(self, real: Tensor, codes: Tensor, number: int, seed: int) -> Tensor:
         """Train one step on codes (N, width) of the mapping network and (N, rows, width) of the encoder."""
         self.network.requires_grad_(requires_grad=True)
-        randomness = torch.Generator().manual_seed(seed * 1_000_003 + number)
         real = real.detach().requires_grad_()
-        on_real = self.network(real)
-        loss = discriminator_loss(on_real, self.network(self.pool.exchange(codes.detach(), randomness)))
-        penalty = (
-            LATENT_R1_WEIGHT / 2 * LATENT_R1_EVERY * r1_penalty(on_real, real) if number % LATENT_R1_EVERY == 0 else 0.0
-        )
-        update_weights(self.optimizer, loss + penalty, self.rate, longest=torch.inf)
+        real_logits = self.network(real)
+        exchanged = self.pool.exchange(codes.detach(), step_generator(seed, number))
+        loss = discriminator_loss(real_logits, self.network(exchanged))
+        total = loss
+        if number % LATENT_R1_EVERY == 0:
+            total = loss + LATENT_R1_WEIGHT / 2 * LATENT_R1_EVERY * r1_penalty(real_logits, real)
+        update_weights(self.optimizer, total, self.rate, max_norm=torch.inf)
         return loss.detach()

@@ -2,7 +2,6 @@
 
 import copy
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -14,13 +13,12 @@ from torch.nn import functional as F
 
 from backend import face_packs, runtime, weights
 from backend.attacks.ganprintr import GANprintR
-from backend.progress import finish
+from backend.similarity import batch_psnr
 from backend.training import loop
-from backend.training.loop import _OnStep
+from backend.training.loop import OnStep
 
-MIDDLE_GREY = (
-    0.4  # about the mean of face pictures, where the last layer starts: a ReLU that starts below 0 may never move
-)
+# About the mean of face pictures, where the last layer starts: a ReLU that starts below 0 may never move.
+MIDDLE_GREY = 0.4
 
 
 @dataclass(frozen=True)
@@ -38,8 +36,8 @@ class GanprintrTrainingSettings:
     seed: int
 
 
-class GanprintrTask:
-    """The autoencoder in training, as a `harness.Task`."""
+class GanprintrTask(loop.TrainingTask):
+    """The autoencoder in training."""
 
     def __init__(self, pictures: Tensor, settings: GanprintrTrainingSettings, held_out: Tensor) -> None:
         """Prepare a run on uint8 pictures (N, 3, S, S); `held_out` (K, 3, S, S) is only shown."""
@@ -51,41 +49,29 @@ class GanprintrTask:
         self.network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = copy.deepcopy(network).eval().requires_grad_(False)
         self.optimizer = torch.optim.Adam(self.network.parameters(), settings.lr, fused=True)
+        self.modules = {"network": self.network, "average": self.average}
+        self.optimizers = {"network": self.optimizer}
         self.total = settings.steps
-
-    def modules(self) -> Mapping[str, nn.Module]:
-        """Return what a checkpoint holds."""
-        return {"network": self.network, "average": self.average}
-
-    def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
-        """Return the optimiser."""
-        return {"network": self.optimizer}
 
     def step(self, number: int) -> dict[str, float]:
         """Train one step."""
         settings = self.settings
-        for group in self.optimizer.param_groups:
-            group["lr"] = settings.lr * rate_factor(number / settings.steps, settings.decay_share)
         chosen = self.pictures[
             face_packs.draw_indices(len(self.pictures), settings.batch, seed=settings.seed, step=number)
         ]
-        randomness = torch.Generator().manual_seed(settings.seed * 1_000_003 + number)
-        faces = crop_randomly(chosen, settings.crop, randomness).float() / 255
+        faces = crop_randomly(chosen, settings.crop, loop.step_generator(settings.seed, number)).float() / 255
         faces = faces.to(self.device, memory_format=torch.channels_last)
         loss = F.mse_loss(self.network(faces), faces)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
-        self.optimizer.step()
-        loop.update_average(self.average, self.network, min(settings.average_decay, (1 + number) / (10 + number)))
+        rate = settings.lr * rate_factor(number / settings.steps, settings.decay_share)
+        loop.update_weights(self.optimizer, loss, rate, max_norm=1.0)
+        loop.update_average(self.average, self.network, settings.average_decay, number)
         return {"mse": loss.item(), "psnr": -10 * math.log10(loss.item())}
 
     @torch.no_grad()
     def preview(self) -> Tensor:
         """Return held-out faces above what the averaged weights make of them."""
         faces = self.held_out.float().to(self.device) / 255
-        rows = [torch.cat(list(row), dim=2) for row in (faces, self.average(faces).clamp(0, 1))]
-        return torch.cat(rows, dim=1)[None].cpu()
+        return loop.join_sheet(faces * 2 - 1, self.average(faces) * 2 - 1)
 
 
 @torch.no_grad()
@@ -123,21 +109,18 @@ def crop_randomly(pictures: Tensor, size: int, randomness: torch.Generator) -> T
 @torch.no_grad()
 def measure_copies(network: GANprintR, pictures: Tensor, batch: int = 32) -> dict[str, float]:
     """Measure PSNR in dB (mean and standard deviation) of 8-bit copies of uint8 pictures (N, 3, S, S)."""
-    errors = []
-    for part in pictures.split(batch):
-        copied = (network(part.float() / 255).clamp(0, 1) * 255).round()
-        errors.append(((copied - part.float()) / 255).square().flatten(1).mean(1).numpy())
-    psnr = -10 * np.log10(np.concatenate(errors))
+    parts = [part.float() / 255 for part in pictures.split(batch)]
+    copies = [(network(part).clamp(0, 1) * 255).round() / 255 for part in parts]
+    psnr = np.concatenate([batch_psnr(copy, part).numpy() for copy, part in zip(copies, parts, strict=True)])
     return {"psnr": round(float(psnr.mean()), 2), "psnr_std": round(float(psnr.std()), 2), "count": float(len(psnr))}
 
 
-def train_ganprintr(data: Path, out: Path, on_step: _OnStep, **changes: Any) -> loop.Report:
+def train_ganprintr(data: Path, out: Path, on_step: OnStep, **changes: Any) -> loop.Report:
     """Train GANprintR's autoencoder on photographs alone and write `out` (a .safetensors file)."""
     settings = loop.read_settings(GanprintrTrainingSettings, "ganprintr", **changes)
     photographs, held_out = face_packs.split_photographs(data, settings.size)
     task = GanprintrTask(photographs.pictures, settings, loop.pick_shown(held_out))
-    folder = out.parent / "ganprintr-run"
-    run = finish(loop.write_sheets(loop.train_task(task, folder, settings), folder), on_step)
+    run = loop.run_task(task, out.parent / "ganprintr-run", settings, on_step)
     network = task.average.cpu().half().float()  # as it is stored
     weights.save_half(out, network.state_dict())
     metrics = measure_copies(network, held_out.pictures)

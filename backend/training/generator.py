@@ -14,22 +14,21 @@ photograph.
 import copy
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from pydantic import StrictBool
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backend import face_packs, weights
+from backend import face_packs, runtime, weights
 from backend.errors import UserError
 from backend.generators.e4e import CODE_SIZE
 from backend.generators.stylegan2 import StyleGAN2, ToRGB, row_count
-from backend.progress import Step, finish
-from backend.runtime import device
+from backend.similarity import build_st_lpips
 from backend.training import loop
 from backend.training.gan import (
     ADAM_EPSILON,
@@ -40,14 +39,32 @@ from backend.training.gan import (
     path_lengths,
     path_penalty,
 )
-from backend.training.loop import Arithmetic, Schedule, draw_faces, join_sheet, shrink_pictures, update_weights
-from backend.training.losses import load_perceptual_network, picture_losses
+from backend.training.loop import (
+    Arithmetic,
+    OnStep,
+    Schedule,
+    TrainingTask,
+    draw_faces,
+    join_sheet,
+    shrink_pictures,
+    update_weights,
+)
+from backend.training.losses import picture_losses
 
 COMPONENT_SIDE = 32  # side in pixels of what the components see
-
 COMPONENT_BLOCK = 512  # pictures at a time
-
 LARGE_ENTRY = 0.9  # of the largest
+MAPPING_RATE = 2.0  # the layers of the mapping network divide their weights, and with them every step, by 100
+SAMPLES_FOR_MEAN = 10_000
+SHOWN_SEED = 2026
+PATH_SHARE = 2  # path lengths are taken of one sample in so many, as published
+CODES_FILE = "codes.safetensors"
+# Name to the settings file: a regression, StyleGAN2's training, or the latter as the second half of the former.
+GENERATOR_RECIPES = {
+    "regression": "generator",
+    "adversarial": "generator_adversarial",
+    "continued": "generator_continued",
+}
 
 
 class PrincipalCodes(nn.Module):
@@ -70,7 +87,8 @@ class PrincipalCodes(nn.Module):
     @torch.no_grad()
     def fit(self, pictures: Tensor) -> "PrincipalCodes":
         """Find the components of uint8 pictures (N, 3, S, S) and of their mirror images; return itself."""
-        flat = torch.cat([_flatten_pictures(block) for block in pictures.split(COMPONENT_BLOCK)])
+        blocks = (block.float() / 127.5 - 1 for block in pictures.split(COMPONENT_BLOCK))
+        flat = torch.cat([shrink_pictures(block, COMPONENT_SIDE).flatten(1) for block in blocks])
         mirrored = flat.view(-1, 3, COMPONENT_SIDE, COMPONENT_SIDE).flip(3).flatten(1)
         mean = (flat.mean(0) + mirrored.mean(0)) / 2
         covariance = sum((part - mean).t() @ (part - mean) for part in (flat, mirrored)) / (2 * len(flat))
@@ -89,12 +107,7 @@ class PrincipalCodes(nn.Module):
 
     def forward(self, faces: Tensor) -> Tensor:
         """Return codes (N, code), of unit mean square on the fitted pictures, for faces (N, 3, S, S) in [-1, 1]."""
-        small = (
-            faces
-            if faces.shape[-1] == COMPONENT_SIDE
-            else F.interpolate(faces, size=(COMPONENT_SIDE, COMPONENT_SIDE), mode="area")
-        )
-        return (small.flatten(1) - self.mean) @ self.basis
+        return (shrink_pictures(faces, COMPONENT_SIDE).flatten(1) - self.mean) @ self.basis
 
 
 def load_codes(path: Path) -> PrincipalCodes:
@@ -103,14 +116,6 @@ def load_codes(path: Path) -> PrincipalCodes:
     codes = PrincipalCodes(tensors["basis"].shape[1], 0.0)
     codes.load_state_dict(tensors)
     return codes
-
-
-def _flatten_pictures(pictures: Tensor) -> Tensor:
-    faces = pictures.float() / 127.5 - 1
-    return F.interpolate(faces, size=(COMPONENT_SIDE, COMPONENT_SIDE), mode="area").flatten(1)
-
-
-MAPPING_RATE = 2.0  # the layers of the mapping network divide their weights, and with them every step, by 100
 
 
 def fit_mapping(generator: StyleGAN2, codes: Tensor, *, steps: int = 3000, batch: int = 256, seed: int = 0) -> float:
@@ -138,14 +143,10 @@ def fit_mapping(generator: StyleGAN2, codes: Tensor, *, steps: int = 3000, batch
     generator.style.requires_grad_(True)
     relative = float("nan")
     for number in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = MAPPING_RATE * (1 - number / steps) + 1e-3
         z = torch.randn(batch, codes.shape[1], generator=randomness)
-        wanted = mean + F.normalize(z) * codes.shape[1] ** 0.5 @ root
-        error = F.mse_loss(generator.mapping(z), wanted) / spread
-        optimizer.zero_grad(set_to_none=True)
-        error.backward()
-        optimizer.step()
+        expected = mean + F.normalize(z) * codes.shape[1] ** 0.5 @ root
+        error = F.mse_loss(generator.mapping(z), expected) / spread
+        update_weights(optimizer, error, MAPPING_RATE * (1 - number / steps) + 1e-3, max_norm=torch.inf)
         relative = error.item()
     return relative
 
@@ -167,8 +168,8 @@ class GeneratorSettings:
     initial: str = ""  # weights that the run started from, where it did
 
 
-class GeneratorTask:
-    """A generator in training, as a `harness.Task`."""
+class GeneratorTask(TrainingTask):
+    """A generator in training as a regression from principal codes."""
 
     checkpoint_every = 500  # steps
 
@@ -184,31 +185,26 @@ class GeneratorTask:
         self.codes = PrincipalCodes(CODE_SIZE, settings.code_power).fit(pictures)
         drawing = [weight for name, weight in self.generator.named_parameters() if not name.startswith("style.")]
         self.optimizer = torch.optim.Adam(drawing, 1e-3, (0.9, 0.99), fused=True)
-        self.perceptual = load_perceptual_network("alex")
-        self.growth = Schedule(settings.stages, settings.decay_share)
-        self.total = self.growth.total
-
-    def modules(self) -> Mapping[str, nn.Module]:
-        """Return what a checkpoint holds."""
-        return {"generator": self.generator, "average": self.average, "codes": self.codes}
-
-    def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
-        """Return the optimiser."""
-        return {"generator": self.optimizer}
+        self.perceptual = build_st_lpips("alex")
+        self.schedule = Schedule(settings.stages, settings.decay_share)
+        self.total = self.schedule.total
+        self.modules = {"generator": self.generator, "average": self.average, "codes": self.codes}
+        self.optimizers = {"generator": self.optimizer}
 
     def step(self, number: int) -> dict[str, float]:
         """Train one step."""
-        settings, stage = self.settings, self.growth.at(number)
+        settings, stage = self.settings, self.schedule.at(number)
         faces = draw_faces(self.pictures, stage.batch, settings.seed, number)
         codes = self.codes(faces)[:, None].expand(-1, self.generator.rows, -1)
         drawn = self.generator.synthesize(codes, resolution=stage.resolution)
-        losses = picture_losses(drawn, shrink_pictures(faces, stage.resolution))
+        target = shrink_pictures(faces, stage.resolution)
+        losses = picture_losses(drawn, target)
         loss = losses["l1"] + losses["l2"]
         if stage.resolution >= settings.perceptual_from:
-            losses["perceptual"] = self.perceptual(drawn, shrink_pictures(faces, stage.resolution)).mean()
+            losses["perceptual"] = self.perceptual(drawn, target).mean()
             loss = loss + settings.perceptual_weight * losses["perceptual"]
         update_weights(self.optimizer, loss, stage.rate)
-        loop.update_average(self.average, self.generator, min(settings.average_decay, (1 + number) / (10 + number)))
+        loop.update_average(self.average, self.generator, settings.average_decay, number)
         return {"resolution": float(stage.resolution)} | {name: value.item() for name, value in losses.items()}
 
     @torch.no_grad()
@@ -228,13 +224,6 @@ class GeneratorTask:
         }
 
 
-SAMPLES_FOR_MEAN = 10_000
-
-SHOWN_SEED = 2026
-
-PATH_SHARE = 2  # path lengths are taken of one sample in so many, as published
-
-
 @dataclass(frozen=True, kw_only=True)
 class AdversarialSettings(DiscriminatorSettings):
     """Settings of a run; `settings/generator_adversarial.toml` explains them."""
@@ -244,8 +233,8 @@ class AdversarialSettings(DiscriminatorSettings):
     channels: dict[str, int]
     stages: list[list[float]]
     decay_share: float
-    train_mapping: bool
-    fresh_noise: bool
+    train_mapping: StrictBool
+    fresh_noise: StrictBool
     style_mixing: float
     adversarial_weight: float
     path_weight: float
@@ -254,7 +243,7 @@ class AdversarialSettings(DiscriminatorSettings):
     reconstruction_weight: float
     perceptual_weight: float
     average_images: float
-    compiled: bool
+    compiled: StrictBool
     checkpoint_every: int
     seed: int
     initial: str = ""  # weights that the run started from, where it did
@@ -270,8 +259,8 @@ class PathMean(nn.Module):
         self.register_buffer("value", torch.zeros(()))
 
 
-class AdversarialTask:
-    """A generator in adversarial training, as a `harness.Task`."""
+class AdversarialTask(TrainingTask):
+    """A generator in adversarial training."""
 
     def __init__(
         self,
@@ -285,16 +274,16 @@ class AdversarialTask:
         `codes` are those that the generator learned, and needed where it has to go on drawing them. Fitted anew they
         would be others: components of equal spread, and signs, are a matter of rounding.
         """
-        self.settings, self.arithmetic = settings, Arithmetic.of(device(), compiled=settings.compiled)
+        self.settings, self.arithmetic = settings, Arithmetic.for_device(runtime.device(), compiled=settings.compiled)
         self.checkpoint_every = settings.checkpoint_every
-        here = self.arithmetic.device
+        device = self.arithmetic.device
         torch.manual_seed(settings.seed)
         table = {int(size): width for size, width in settings.channels.items()}
         generator = StyleGAN2(settings.size, mapping_layers=settings.mapping_layers, channels=table)
-        self.generator = generator.to(here)  # its features have the channels last, whatever the weights have
+        self.generator = generator.to(device)  # its features have the channels last, whatever the weights have
         self.average = copy.deepcopy(self.generator).eval().requires_grad_(requires_grad=False)
-        self.adversary = DiscriminatorTrainer(settings.size, settings, self.arithmetic)
-        self.path_mean = PathMean().to(here)
+        self.discriminator_trainer = DiscriminatorTrainer(settings.size, settings, self.arithmetic)
+        self.path_mean = PathMean().to(device)
         self.generator.style.requires_grad_(settings.train_mapping)
         trained = [weight for weight in self.generator.parameters() if weight.requires_grad]
         self.optimizer = torch.optim.Adam(trained, 1e-3, lazy_betas(settings.path_every), ADAM_EPSILON, fused=True)
@@ -302,60 +291,53 @@ class AdversarialTask:
         if settings.reconstruction_weight:
             if codes is None:
                 raise UserError(
-                    "To go on drawing photographs, the generator needs their codes.",
+                    "The generator needs the codes of its photographs.",
                     "Add --codes FILE, which its run left beside it, or --set reconstruction_weight=0.",
                 )
-            self.codes = codes.to(here)
-            self.perceptual = load_perceptual_network("alex").to(here)
-        self.pictures, self.held_out = pictures.to(here), held_out.to(here)
-        self.growth = Schedule(settings.stages, settings.decay_share)
-        self.total = self.growth.total
-        self._draw = self.arithmetic.ready(self.draw)
-
-    def modules(self) -> Mapping[str, nn.Module]:
-        """Return what a checkpoint holds."""
-        own = {"generator": self.generator, "average": self.average, "path_mean": self.path_mean}
-        return own | dict(self.adversary.modules()) | ({} if self.codes is None else {"codes": self.codes})
-
-    def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
-        """Return both optimisers."""
-        return {"generator": self.optimizer} | dict(self.adversary.optimizers())
+            self.codes = codes.to(device)
+            self.perceptual = build_st_lpips("alex").to(device)
+        self.pictures, self.held_out = pictures.to(device), held_out.to(device)
+        self.schedule = Schedule(settings.stages, settings.decay_share)
+        self.total = self.schedule.total
+        self._draw = self.arithmetic.compile(self.draw)
+        self.modules = {"generator": self.generator, "average": self.average, "path_mean": self.path_mean}
+        self.modules |= self.discriminator_trainer.modules | ({} if self.codes is None else {"codes": self.codes})
+        self.optimizers = {"generator": self.optimizer} | self.discriminator_trainer.optimizers
 
     def step(self, number: int) -> dict[str, float | Tensor]:
         """Train generator and discriminator one step, on the same drawings."""
-        settings, stage = self.settings, self.growth.at(number)
-        randomness = self.arithmetic.randomness(settings.seed, number)
+        settings, stage = self.settings, self.schedule.at(number)
+        randomness = self.arithmetic.generator_for(settings.seed, number)
         faces = draw_faces(self.pictures, stage.batch, settings.seed, number)
-        wanted = shrink_pictures(faces, stage.resolution)
+        target = shrink_pictures(faces, stage.resolution)
         rate = stage.rate * lazy_share(settings.path_every)
         codes = self.sample_codes(stage.batch, stage.resolution, randomness)
         if self.codes is not None:
             codes = torch.cat([codes, self.codes(faces)[:, None].expand(-1, self.generator.rows, -1)])
         drawn = self._draw(codes, self.noise(len(codes), randomness), stage.resolution)
         samples = drawn[: stage.batch]
-        losses = {"fooling": self.adversary.fooling(samples, randomness)}
-        loss = settings.adversarial_weight * losses["fooling"]
+        losses = {"generator_loss": self.discriminator_trainer.generator_loss(samples, randomness)}
+        loss = settings.adversarial_weight * losses["generator_loss"]
         if self.codes is not None:
-            parts, reconstruction = self._reconstruction(drawn[stage.batch :], wanted)
+            parts, reconstruction = self._reconstruction(drawn[stage.batch :], target)
             losses, loss = losses | parts, loss + settings.reconstruction_weight * reconstruction
-        update_weights(self.optimizer, loss, rate, longest=torch.inf)
+        update_weights(self.optimizer, loss, rate, max_norm=torch.inf)
         if settings.path_every and number % settings.path_every == 0:
             losses["path"] = self._regularise(max(1, stage.batch // PATH_SHARE), stage.resolution, rate, randomness)
         values = {name: value.detach() for name, value in losses.items()}
-        values |= self.adversary.train(wanted, samples, number, randomness)
-        decay = 0.5 ** (stage.batch / settings.average_images)
-        loop.update_average(self.average, self.generator, min(decay, (1 + number) / (10 + number)))
+        values |= self.discriminator_trainer.train(target, samples, number, randomness)
+        loop.update_average(self.average, self.generator, 0.5 ** (stage.batch / settings.average_images), number)
         return {"resolution": float(stage.resolution)} | values
 
     def sample_codes(self, count: int, resolution: int, randomness: torch.Generator) -> Tensor:
         """Return codes (count, rows, 512) of random z; where styles are mixed, two z share the rows in use."""
-        here, rows = self.arithmetic.device, self.generator.rows
-        z = torch.randn(2 * count, CODE_SIZE, generator=randomness, device=here)
-        one, other = self.generator.mapping(z)[:, None].expand(-1, rows, -1).chunk(2)
-        cut = 1 + (torch.rand(count, generator=randomness, device=here) * (row_count(resolution) - 1)).long()
-        mixed = torch.rand(count, generator=randomness, device=here) < self.settings.style_mixing
-        first = torch.arange(rows, device=here)[None] < torch.where(mixed, cut, rows)[:, None]
-        return torch.where(first[:, :, None], one, other)
+        device, rows = self.arithmetic.device, self.generator.rows
+        z = torch.randn(2 * count, CODE_SIZE, generator=randomness, device=device)
+        coarse, fine = self.generator.mapping(z)[:, None].expand(-1, rows, -1).chunk(2)
+        cut = 1 + (torch.rand(count, generator=randomness, device=device) * (row_count(resolution) - 1)).long()
+        mixed = torch.rand(count, generator=randomness, device=device) < self.settings.style_mixing
+        is_coarse = torch.arange(rows, device=device)[None] < torch.where(mixed, cut, rows)[:, None]
+        return torch.where(is_coarse[:, :, None], coarse, fine)
 
     def noise(self, count: int, randomness: torch.Generator) -> list[Tensor] | None:
         """Return maps (count, 1, H, W) for every layer, or None for the registered ones."""
@@ -371,9 +353,9 @@ class AdversarialTask:
         start = self.generator.prefix(codes, 0, dtype=dtype or self.arithmetic.dtype)
         return self.generator.resume(start, codes, resolution=resolution, noise=noise)
 
-    def _reconstruction(self, drawn: Tensor, wanted: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        parts = picture_losses(drawn, wanted)
-        parts["perceptual"] = self.perceptual(drawn, wanted).mean()
+    def _reconstruction(self, drawn: Tensor, target: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        parts = picture_losses(drawn, target)
+        parts["perceptual"] = self.perceptual(drawn, target).mean()
         return parts, parts["l1"] + parts["l2"] + self.settings.perceptual_weight * parts["perceptual"]
 
     def _regularise(self, count: int, resolution: int, rate: float, randomness: torch.Generator) -> Tensor:
@@ -384,20 +366,20 @@ class AdversarialTask:
         drawn = self.draw(codes, self.noise(count, randomness), resolution, torch.float32)
         lengths = path_lengths(drawn, codes, randomness)
         penalty = path_penalty(lengths, self.path_mean.value, settings.path_decay)
-        update_weights(self.optimizer, settings.path_weight * settings.path_every * penalty, rate, longest=torch.inf)
+        update_weights(self.optimizer, settings.path_weight * settings.path_every * penalty, rate, max_norm=torch.inf)
         return penalty.detach()
 
     @torch.no_grad()
     def preview(self) -> Tensor:
         """Return samples of the averaged weights, and held-out faces above their renderings where codes are trained."""
-        randomness = self.arithmetic.randomness(SHOWN_SEED, 0)
+        randomness = self.arithmetic.generator_for(SHOWN_SEED, 0)
         count, rows = len(self.held_out), self.generator.rows
         z = torch.randn(2 * count, CODE_SIZE, generator=randomness, device=self.arithmetic.device)
         shown = list(self.average.synthesize(self.average.mapping(z)[:, None].expand(-1, rows, -1)).chunk(2))
         if self.codes is not None:
             faces = self.held_out.float() / 127.5 - 1
             shown += [faces, self.average.synthesize(self.codes(faces)[:, None].expand(-1, rows, -1))]
-        return join_sheet(*(row.cpu() for row in shown))
+        return join_sheet(*shown)
 
     @torch.no_grad()
     def finished(self) -> dict[str, Tensor]:
@@ -406,7 +388,7 @@ class AdversarialTask:
             codes = [self.codes(part.float() / 127.5 - 1) for part in self.pictures.split(256)]
             average = torch.cat(codes).mean(0)
         else:
-            randomness = self.arithmetic.randomness(SHOWN_SEED, 1)
+            randomness = self.arithmetic.generator_for(SHOWN_SEED, 1)
             z = torch.randn(SAMPLES_FOR_MEAN, CODE_SIZE, generator=randomness, device=self.arithmetic.device)
             average = self.average.mapping(z).mean(0)
         return {f"generator.{key}": value for key, value in self.average.state_dict().items()} | {
@@ -414,20 +396,10 @@ class AdversarialTask:
         }
 
 
-CODES_FILE = "codes.safetensors"
-
-# Name to the settings file: a regression, StyleGAN2's training, or the latter as the second half of the former.
-GENERATOR_RECIPES = {
-    "regression": "generator",
-    "adversarial": "generator_adversarial",
-    "continued": "generator_continued",
-}
-
-
 def train_generator(
     data: Path,
     out: Path,
-    on_step: Callable[[Step], None],
+    on_step: OnStep,
     *,
     recipe: str = "regression",
     initial: str | None = None,
@@ -441,7 +413,7 @@ def train_generator(
         data: Folder of aligned faces.
         out: Where weights, checkpoints, sheets and report go.
         on_step: Called at every step.
-        recipe: One of `RECIPES`.
+        recipe: One of `GENERATOR_RECIPES`.
         initial: Weights to start from.
         codes: For the recipe continued: the codes that the run before it left beside those weights.
         minutes: After which it stops; the same call goes on from there.
@@ -456,25 +428,24 @@ def train_generator(
     if codes and recipe != "continued":
         raise UserError("For the generator, --codes belongs to --recipe continued.", "Leave out --codes.")
     photographs, held_out = face_packs.split_photographs(data, settings.size)
-    known = load_codes(codes) if codes else None
-    task = build_generator_task(settings, photographs.pictures, loop.pick_shown(held_out), known)
+    pictures, shown = photographs.pictures, loop.pick_shown(held_out)
+    task: GeneratorTask | AdversarialTask
+    if isinstance(settings, GeneratorSettings):
+        task = GeneratorTask(pictures, settings, shown)
+    else:
+        task = AdversarialTask(pictures, settings, shown, load_codes(codes) if codes else None)
     if initial:
         fitted = "style." if recipe == "regression" else None  # which fits the mapping at its end in any case
         label = loop.load_initial(initial, "generator", (task.generator, task.average), "generator.", without=fitted)
         settings = dataclasses.replace(settings, initial=label)
     folder = loop.run_folder(out, "generator", recipe, "regression")
-    job = loop.train_task(task, folder, settings, checkpoint_every=task.checkpoint_every, minutes=minutes)
-    run = finish(loop.write_sheets(job, folder), on_step)
+    run = loop.run_task(task, folder, settings, on_step, checkpoint_every=task.checkpoint_every, minutes=minutes)
     file = out / "generator.safetensors"
     weights.save_half(file, task.finished())
     if task.codes is not None:
         save_file({key: value.cpu().contiguous() for key, value in task.codes.state_dict().items()}, out / CODES_FILE)
-    shape = {
-        "size": settings.size,
-        "mapping_layers": settings.mapping_layers,
-        "channels": settings.channels,
-        "template": "embedded",
-    }
+    shape = {name: getattr(settings, name) for name in ("size", "mapping_layers", "channels")}
+    shape["template"] = "embedded"
     return loop.write_report(out / "generator.json", run.losses, run, {"generator": file}, {"generator": shape})
 
 
@@ -484,7 +455,7 @@ def read_generator_settings(
     """Read the settings of a recipe; a discriminator joins installed weights in the shape that they have.
 
     Raises:
-        UserError: There is none of that name.
+        UserError: There is no such recipe or setting.
     """
     file = loop.find_recipe(GENERATOR_RECIPES, recipe, "the generator")
     if recipe == "regression":
@@ -493,12 +464,3 @@ def read_generator_settings(
         options = weights.find_entry("generator").options
         changes = {name: options[name] for name in ("size", "mapping_layers", "channels")} | changes
     return loop.read_settings(AdversarialSettings, file, **changes)
-
-
-def build_generator_task(
-    settings: GeneratorSettings | AdversarialSettings, pictures: Tensor, held_out: Tensor, codes: PrincipalCodes | None
-) -> GeneratorTask | AdversarialTask:
-    """Return the task for settings of either kind."""
-    if isinstance(settings, GeneratorSettings):
-        return GeneratorTask(pictures, settings, held_out)
-    return AdversarialTask(pictures, settings, held_out, codes)

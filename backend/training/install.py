@@ -3,8 +3,7 @@
 import hashlib
 import logging
 import shutil
-import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,25 @@ from backend.generators import inversion
 from backend.settings import SETTINGS
 from backend.training import calibration
 
+logger = logging.getLogger(__name__)
 # The training packs that the shipped models were trained on, known by the names of their pictures.
 SHIPPED_NAMES = "437521dd807fb869aeee8de8334e88737539c632ae6ec1be368f38ac3fe0002f"
-
 SHIPPED_PHOTOGRAPHS = "CelebA, All-Age-Faces, FFHQ and official portraits, 12,453 aligned faces of 128 pixels"
+LICENCE = "non-commercial research and teaching"
+TRAINING_COMMANDS = {
+    "generator": "python -m backend train generator",
+    "encoder": "python -m backend train encoder",
+    "ganprintr": "python -m backend train ganprintr",
+    "trnet": "python -m backend train trnet",
+    "traces": "python -m backend train references",
+}
+KNOWN_FAILURES = (
+    "Photographs that were sharpened, filtered or scaled strongly; fakes by methods it never saw "
+    "(diffusion models, video deepfakes); faces that are small, turned away or covered."
+)
+REGISTRY_HEADER = (
+    "# One entry a model file; written by `python -m backend train ... --install`, read by backend/weights.py.\n\n"
+)
 
 
 def describe_photographs(data: Path, given: str | None = None) -> str:
@@ -46,11 +60,7 @@ def describe_training_data(trained_on: str, kinds: Iterable[str]) -> str:
 
 def hash_names(names: Iterable[str]) -> str:
     """Return the SHA-256 of sorted file names without their folders, as hex digits."""
-    bases = sorted(name.rsplit("/", 1)[-1] for name in names)
-    return hashlib.sha256("\n".join(bases).encode()).hexdigest()
-
-
-FILES_TABLE, RATES_TABLE, SAME_SOURCE_TABLE = "files", "error rates", "same source"
+    return hashlib.sha256("\n".join(sorted(map(face_packs.base_name, names))).encode()).hexdigest()
 
 
 def update_model_card() -> None:
@@ -59,11 +69,12 @@ def update_model_card() -> None:
     if not path.exists():
         return
     text = path.read_text(encoding="utf-8")
-    for title, table in (
-        (FILES_TABLE, build_files_table()),
-        (RATES_TABLE, build_rates_table()),
-        (SAME_SOURCE_TABLE, build_same_source_table()),
-    ):
+    tables = {
+        "files": build_files_table(),
+        "error rates": build_rates_table(),
+        "same source": build_same_source_table(),
+    }
+    for title, table in tables.items():
         before, _, rest = text.partition(f"<!-- {title} -->")
         text = f"{before}<!-- {title} -->\n{table}\n<!-- end -->{rest.partition('<!-- end -->')[2]}"
     path.write_text(text, encoding="utf-8")
@@ -71,13 +82,12 @@ def update_model_card() -> None:
 
 def build_files_table() -> str:
     """Return one line a file: name, bytes, hash, command."""
-    lines = ["| model | bytes | sha256 (start) | trained by |", "|---|---|---|---|"]
-    for name, entry in sorted(weights.read_entries().items()):
-        if entry.profile != "embedded":
-            continue
-        command = entry.source.split(", on ")[0]
-        lines.append(f"| {name} | {entry.bytes:,} | `{entry.sha256[:16]}` | `{command}` |")
-    return "\n".join(lines)
+    rows = [
+        (name, f"{entry.bytes:,}", f"`{entry.sha256[:16]}`", f"`{entry.source.split(', on ')[0]}`")
+        for name, entry in sorted(weights.read_entries().items())
+        if entry.profile == "embedded"
+    ]
+    return _build_table(("model", "bytes", "sha256 (start)", "trained by"), rows)
 
 
 def build_rates_table() -> str:
@@ -88,13 +98,13 @@ def build_rates_table() -> str:
     changed = list(dict.fromkeys(change for shares in changes.values() for change in shares))
     heads = ["detector", *(f"{base.FAKE_KINDS.get(kind, kind)} ({count})" for kind, count in counts.items())]
     heads += ["photographs as they are" if change == calibration.UNCHANGED else f"after {change}" for change in changed]
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    rows = []
     for card in cards:
         rates = {rate.kind: rate for rate in card.errors}
         cells = [_rate_cell(rates.get(kind)) for kind in counts]
         cells += [f"{changes[card.name][change]:.1%}" if change in changes[card.name] else "" for change in changed]
-        lines.append(f"| {' | '.join([card.name, *cells])} |")
-    return "\n".join(lines)
+        rows.append([card.name, *cells])
+    return _build_table(heads, rows)
 
 
 def _rate_cell(rate: base.ErrorRate | None) -> str:
@@ -107,49 +117,20 @@ def build_same_source_table() -> str:
     """Return one line a detector: its AUC on fakes by others against photographs of the same source."""
     kinds = list(calibration.SAME_SOURCES)
     heads = [f"{base.FAKE_KINDS[kind]}, against {' and '.join(calibration.SAME_SOURCES[kind])}" for kind in kinds]
-    lines = [f"| detector | {' | '.join(heads)} |", "|---" * (len(kinds) + 1) + "|"]
+    rows = []
     for name in [*registry.loadable("embedded"), *registry.loadable("plain")]:
-        found = weights.find_entry(name).options.get("same_source", {})
-        told = (found.get(kind) for kind in kinds)
-        cells = ("" if one is None else f"{one['auc']:.2f} [{one['low']:.2f}, {one['high']:.2f}]" for one in told)
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        measured = weights.find_entry(name).options.get("same_source", {})
+        cells = [
+            "{auc:.2f} [{low:.2f}, {high:.2f}]".format(**measured[kind]) if kind in measured else "" for kind in kinds
+        ]
+        rows.append((name, *cells))
+    return _build_table(("detector", *heads), rows)
 
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
-
-logger = logging.getLogger(__name__)
-
-LICENCE = "non-commercial research and teaching"
-
-TRAINING_COMMANDS = {
-    "generator": "python -m backend train generator",
-    "encoder": "python -m backend train encoder",
-    "ganprintr": "python -m backend train ganprintr",
-    "trnet": "python -m backend train trnet",
-    "traces": "python -m backend train references",
-}
-
-DETECTOR_FACTS: dict[str, Any] = {
-    "known_failures": "Photographs that were sharpened, filtered or scaled strongly; fakes by methods it never saw "
-    "(diffusion models, video deepfakes); faces that are small, turned away or covered.",
-}
-
-ENTRY_FACTS: dict[str, dict[str, Any]] = {
-    "generator": {"epsilon": 0.002},
-    "encoder": {},
-    "ganprintr": {},
-    "trnet": {},
-    "traces": {},
-}
-
-REGISTRY_HEADER = (
-    "# One entry a model file; written by `python -m backend train ... --install`, read by backend/weights.py.\n\n"
-)
+def _build_table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Return a table in Markdown."""
+    lines = [f"| {' | '.join(map(str, row))} |" for row in (heads, *rows)]
+    return "\n".join([lines[0], "|---" * len(heads) + "|", *lines[1:]])
 
 
 def install_weights(name: str, file: Path, options: dict[str, Any], trained_on: str) -> weights.Entry:
@@ -163,7 +144,7 @@ def install_weights(name: str, file: Path, options: dict[str, Any], trained_on: 
     path = SETTINGS.weights_dir / "registry.toml"
     registry = _read_registry(path)
     before = registry.get(name, {})
-    facts = {
+    facts: dict[str, Any] = {
         "profile": "embedded",
         "file": target.name,
         "sha256": weights.file_hash(target),
@@ -171,7 +152,11 @@ def install_weights(name: str, file: Path, options: dict[str, Any], trained_on: 
         "licence": LICENCE,
         "source": TRAINING_COMMANDS.get(name, f"python -m backend train detector {name}") + f", on {trained_on}",
     }
-    registry[name] = before | ENTRY_FACTS.get(name, DETECTOR_FACTS) | facts | options
+    if name == "generator":
+        facts["epsilon"] = 0.002
+    elif name not in TRAINING_COMMANDS:
+        facts["known_failures"] = KNOWN_FAILURES
+    registry[name] = before | facts | options
     _write_registry(path, registry)
     return weights.find_entry(name)
 
@@ -202,7 +187,7 @@ def note_visibility() -> None:
 
 
 def _read_registry(path: Path) -> dict[str, Any]:
-    return tomllib.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return weights.read_toml(path) if path.exists() else {}
 
 
 def _write_registry(path: Path, registry: dict[str, Any]) -> None:

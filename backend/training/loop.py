@@ -4,17 +4,15 @@ A task holds its modules and optimisers and computes one step from the step's nu
 and noise come from seeds), so a run that is stopped and resumed gives the same weights as one that was not.
 """
 
-import csv
-import dataclasses
 import json
 import math
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar
 
+import pydantic
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -22,20 +20,36 @@ from torch.nn import functional as F
 from backend import face_packs, images, weights
 from backend.errors import UserError
 from backend.face_packs import Photographs
-from backend.progress import Job, Running, Step
+from backend.progress import Job, Running, Step, finish
+from backend.settings import validation_error
 
-_OnStep = Callable[[Step], None]
+SETTINGS_FOLDER = Path(__file__).parent / "settings"
+INSTALLED = "installed"  # in place of a file: the weights of the registry's entry
+SHEET_FACES = 8
+CURVE_COLUMNS = 3
+CURVE_SIZE = (3.2, 2.0)  # inches of one plot
+# Names that settings had before, which the command line still takes.
+OLD_NAMES = {
+    "history": "degradation",
+    "own": "architectures",
+    "beside": "compared_with",
+    "weight_named": "weight_source_real",
+    "weight_untouched": "weight_original",
+    "disturbed": "degraded_share",
+    "saved": "as_jpeg",
+    "ahead": "pretraining_steps",
+    "batch_ahead": "pretraining_batch",
+    "lr_ahead": "pretraining_lr",
+    "kept_share": "mixing_share",
+}
+Report = dict[str, Any]
+OnStep = Callable[[Step], None]
+S = TypeVar("S")
 
 
 @dataclass(frozen=True)
 class Stage:
-    """What one step does.
-
-    Args:
-        resolution: Side of the pictures in pixels.
-        batch: Pictures.
-        rate: Learning rate.
-    """
+    """What one step does: side of the pictures in pixels, pictures, learning rate."""
 
     resolution: int
     batch: int
@@ -65,38 +79,31 @@ class Schedule:
         raise IndexError("the run has fewer steps")
 
     def decay(self, number: int) -> float:
-        """Return what the rates of step `number` are multiplied with, from 1 down to 0.1."""
+        """Return the factor on the rates of step `number`, from 1 down to 0.1."""
         start = self.total * (1 - self.decay_share)
         return float(0.1 ** max(0.0, (number - start) / max(1.0, self.total - start)))
 
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+class TrainingTask:
+    """A model in training.
 
-
-SETTINGS_FOLDER = Path(__file__).parent / "settings"
-
-S = TypeVar("S")
-
-
-class TrainingTask(Protocol):
-    """A model in training."""
+    Attributes:
+        total: Steps of the whole run.
+        modules: What a checkpoint holds, by name.
+        optimizers: The optimisers, by name.
+    """
 
     total: int
+    modules: dict[str, nn.Module]
+    optimizers: dict[str, torch.optim.Optimizer]
 
-    def modules(self) -> Mapping[str, nn.Module]:
-        """Return what a checkpoint holds, by name."""
-
-    def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
-        """Return the optimisers, by name."""
-
-    def step(self, number: int) -> Mapping[str, float | torch.Tensor]:
+    def step(self, number: int) -> Mapping[str, float | Tensor]:
         """Train one step and return its losses, as numbers or as tensors () without gradient."""
+        raise NotImplementedError
 
-    def preview(self) -> torch.Tensor | None:
-        """Return a sheet of samples (1, 3, H, W) in [0, 1], or nothing."""
+    def preview(self) -> Tensor | None:
+        """Return a sheet of samples (1, 3, H, W) in [0, 1], or None."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -109,58 +116,55 @@ class TrainingRun:
     settings: dict[str, Any]
 
 
-def find_recipe(recipes: Mapping[str, str], name: str, of: str) -> str:
-    """Return the settings file of a recipe; `of` says whose recipes they are.
+def find_recipe(recipes: Mapping[str, str], name: str, owner: str) -> str:
+    """Return the settings file of a recipe; `owner` says in a message whose recipes they are.
 
     Raises:
         UserError: There is no such recipe.
     """
     if name not in recipes:
-        raise UserError(f"There is no recipe named {name} for {of}.", f"Recipes: {', '.join(recipes)}.")
+        raise UserError(f"There is no recipe named {name} for {owner}.", f"Recipes: {', '.join(recipes)}.")
     return recipes[name]
 
 
-def run_folder(out: Path, name: str, recipe: str, usual: str) -> Path:
-    """Return where a run of a recipe keeps its checkpoints; recipes other than the usual one are named."""
-    return out / (f"{name}-run" if recipe == usual else f"{name}-{recipe}-run")
+def run_folder(out: Path, name: str, recipe: str, default: str) -> Path:
+    """Return where a run keeps its checkpoints; recipes other than the default are part of the folder's name."""
+    return out / (f"{name}-run" if recipe == default else f"{name}-{recipe}-run")
 
 
 def read_settings(kind: type[S], name: str, **changes: Any) -> S:
     """Read `settings/NAME.toml` into the dataclass `kind`; keyword arguments that are not None win.
 
     Raises:
-        UserError: There is no setting of a name.
+        UserError: An unknown setting is named, or a value has the wrong type.
     """
-    values = tomllib.loads((SETTINGS_FOLDER / f"{name}.toml").read_text(encoding="utf-8"))
-    return kind(**check_settings(kind, values | check_settings(kind, changes)))
+    values = weights.read_toml(SETTINGS_FOLDER / f"{name}.toml")
+    return build_settings(kind, values | check_names(kind, changes))
 
 
-def check_settings(kind: type, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the changes that are not None.
+def build_settings(kind: type[S], values: Mapping[str, Any]) -> S:
+    """Build the dataclass `kind` from values by name.
 
     Raises:
-        UserError: `kind`, a dataclass of settings, has none of a name, or a value is not of its kind.
+        UserError: A setting is unknown, or a value has the wrong type.
     """
-    types = get_type_hints(kind)
-    known = {entry.name for entry in fields(kind)}
-    unknown = set(changes) - known
-    if unknown:
-        raise UserError(
-            f"There is no setting named {', '.join(sorted(unknown))}.", f"Settings: {', '.join(sorted(known))}."
-        )
-    given = {key: value for key, value in changes.items() if value is not None}
-    for key, value in given.items():
-        wanted = types[key]
-        if wanted is bool and not isinstance(value, bool):
-            raise UserError(f"{key} is either true or false, not {value}.", f"For example: --set {key}=false.")
-        if wanted is int and (isinstance(value, bool) or not isinstance(value, int)):
-            raise UserError(f"{key} is a whole number, not {value}.", f"For example: --set {key}=8.")
-        if wanted is float and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise UserError(f"{key} is a number, not {value}.", f"For example: --set {key}=0.5.")
-        if get_origin(wanted) is Literal and value not in get_args(wanted):
-            choices = ", ".join(str(one) for one in get_args(wanted))
-            raise UserError(f"{key} cannot be {value}.", f"Choose among: {choices}.")
-    return given
+    try:
+        return pydantic.TypeAdapter(kind).validate_python(check_names(kind, values))
+    except pydantic.ValidationError as error:
+        raise validation_error(error) from None
+
+
+def check_names(kind: type, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the changes that are not None, old names replaced by today's.
+
+    Raises:
+        UserError: `kind`, a dataclass of settings, has no such setting.
+    """
+    names = {field.name for field in fields(kind)}
+    changes = {key if key in names else OLD_NAMES.get(key, key): value for key, value in changes.items()}
+    if unknown := sorted(set(changes) - names):
+        raise UserError(f"There is no setting named {', '.join(unknown)}.", f"Settings: {', '.join(sorted(names))}.")
+    return {key: value for key, value in changes.items() if value is not None}
 
 
 def save_checkpoint(task: TrainingTask, folder: Path, step: int) -> Path:
@@ -168,8 +172,8 @@ def save_checkpoint(task: TrainingTask, folder: Path, step: int) -> Path:
     path = folder / "checkpoint.pt"
     state = {
         "step": step,
-        "modules": {name: module.state_dict() for name, module in task.modules().items()},
-        "optimizers": {name: optimizer.state_dict() for name, optimizer in task.optimizers().items()},
+        "modules": {name: module.state_dict() for name, module in task.modules.items()},
+        "optimizers": {name: optimizer.state_dict() for name, optimizer in task.optimizers.items()},
     }
     temporary = path.with_suffix(".tmp")
     torch.save(state, temporary)
@@ -187,17 +191,17 @@ def load_checkpoint(task: TrainingTask, folder: Path) -> int:
     if not path.exists():
         return 0
     state = torch.load(path, map_location="cpu", weights_only=True)
-    if set(state["modules"]) != set(task.modules()):
+    if set(state["modules"]) != set(task.modules):
         raise UserError("The checkpoint in this folder is of another kind of run.", "Give another folder with --out.")
     try:
-        for name, module in task.modules().items():
+        for name, module in task.modules.items():
             module.load_state_dict(state["modules"][name])
     except RuntimeError:
         raise UserError(
-            "The checkpoint in this folder is of networks of another form.",
+            "The checkpoint in this folder has a different architecture.",
             "Give another folder with --out, or the settings of the run with --set.",
         ) from None
-    for name, optimizer in task.optimizers().items():
+    for name, optimizer in task.optimizers.items():
         implementation = optimizer.param_groups[0].get("fused")
         optimizer.load_state_dict(state["optimizers"][name])
         for group in optimizer.param_groups:
@@ -221,7 +225,7 @@ def train_task(
     (folder / "settings.json").write_text(json.dumps(described, indent=1), encoding="utf-8")
     log = LossLog(folder / "losses.csv", start)
     begun = time.perf_counter()
-    window: dict[str, list[float | torch.Tensor]] = {}
+    window: dict[str, list[float | Tensor]] = {}
     means: dict[str, float] = {}
     done = start
     try:
@@ -234,8 +238,9 @@ def train_task(
                 means = {name: float(sum(values) / len(values)) for name, values in window.items()}
                 window.clear()
                 log.write(done, time.perf_counter() - begun, means)
-                described_losses = ", ".join(f"{name} {value:.4f}" for name, value in means.items())
-                yield Step(done, task.total, described_losses, values=means)
+                yield Step(
+                    done, task.total, ", ".join(f"{name} {value:.4f}" for name, value in means.items()), values=means
+                )
             if done % checkpoint_every == 0:
                 save_checkpoint(task, folder, done)
                 sheet = task.preview()
@@ -253,33 +258,55 @@ class LossLog:
     """A CSV with one line a window; lines after the step a run resumes from are dropped."""
 
     def __init__(self, path: Path, start: int) -> None:
+        import pandas as pd
+
         self.path = path
-        self.rows: list[dict[str, str]] = []
-        if path.exists():
-            with path.open(newline="", encoding="utf-8") as file:
-                self.rows = [row for row in csv.DictReader(file) if int(row["step"]) <= start]
+        self.table = pd.read_csv(path, dtype=str) if path.exists() else pd.DataFrame({"step": []}, dtype=str)
+        self.table = self.table[self.table["step"].astype(int) <= start]
 
     def write(self, step: int, seconds: float, losses: Mapping[str, float]) -> None:
         """Append one line and write the file anew, so that new columns can appear."""
-        values = {name: f"{value:.6g}" for name, value in losses.items()}
-        self.rows.append({"step": str(step), "seconds": f"{seconds:.1f}"} | values)
-        columns = list(dict.fromkeys(name for row in self.rows for name in row))
-        with self.path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(self.rows)
+        import pandas as pd
+
+        row = {"step": str(step), "seconds": f"{seconds:.1f}"} | {name: f"{loss:.6g}" for name, loss in losses.items()}
+        self.table = pd.concat([self.table, pd.DataFrame([row])])
+        self.table.to_csv(self.path, index=False)
 
 
-def update_average(average: nn.Module, current: nn.Module, decay: float) -> None:
-    """Move an exponential moving average of the weights one step; buffers are copied."""
-    with torch.no_grad():
-        for kept, weight in zip(average.parameters(), current.parameters(), strict=True):
-            kept.lerp_(weight, 1 - decay)
-        for old, new in zip(average.buffers(), current.buffers(), strict=True):
-            old.copy_(new)
+def draw_curves(table: Path, out: Path) -> Path:
+    """Write a PNG with one curve a column over the step, and return its path."""
+    import pandas as pd
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    losses = pd.read_csv(table, index_col="step").drop(columns="seconds")
+    count = max(1, -(-losses.shape[1] // CURVE_COLUMNS))
+    figure = Figure(figsize=(CURVE_SIZE[0] * CURVE_COLUMNS, CURVE_SIZE[1] * count), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(count, CURVE_COLUMNS, squeeze=False).ravel()
+    for axes in grid[losses.shape[1] :]:
+        axes.set_axis_off()
+    for axes, (name, values) in zip(grid, losses.items(), strict=False):
+        axes.plot(values.dropna(), linewidth=1)
+        axes.set_title(name, fontsize=9)
+        axes.tick_params(labelsize=8)
+    figure.savefig(out)
+    return out
 
 
-Report = dict[str, Any]
+def run_task(task: TrainingTask, folder: Path, settings: object, on_step: OnStep, **options: Any) -> TrainingRun:
+    """Train a task to its end, as `train_task` does, and write its previews to `folder`."""
+    return finish(write_sheets(train_task(task, folder, settings, **options), folder), on_step)
+
+
+def write_sheets(job: Job[TrainingRun], folder: Path) -> Job[TrainingRun]:
+    """Pass a run's steps on, and write every preview as a PNG to `folder`; closing this closes the run."""
+    with Running(job) as running:
+        for step in running:
+            if step.preview is not None:
+                (folder / f"sheet-{step.number:06d}.png").write_bytes(images.encode_png(images.to_array(step.preview)))
+            yield step
+    return running.result
 
 
 def write_report(path: Path, metrics: Report, run: TrainingRun, files: dict[str, Path], options: Report) -> Report:
@@ -295,7 +322,7 @@ def write_report(path: Path, metrics: Report, run: TrainingRun, files: dict[str,
     report = {
         "metrics": metrics,
         "seconds": round(run.seconds, 1),
-        "run": dataclasses.asdict(run),
+        "run": asdict(run),
         "files": {name: str(file) for name, file in files.items()},
         "sha256": {name: weights.file_hash(file) for name, file in files.items()},
         "options": options,
@@ -304,29 +331,8 @@ def write_report(path: Path, metrics: Report, run: TrainingRun, files: dict[str,
     return report
 
 
-SHOWN_FACES = 8
-
-
-def write_sheets(job: Job[TrainingRun], folder: Path) -> Job[TrainingRun]:
-    """Pass a run's steps on, and write every preview as a PNG to `folder`; closing this closes the run."""
-    with Running(job) as running:
-        for step in running:
-            if step.preview is not None:
-                (folder / f"sheet-{step.number:06d}.png").write_bytes(images.encode_png(images.to_array(step.preview)))
-            yield step
-    return running.result
-
-
-def pick_shown(photographs: Photographs) -> Tensor:
-    """Return the pictures for sample sheets, uint8 (K, 3, S, S)."""
-    return photographs.pictures[:: max(1, len(photographs) // SHOWN_FACES)][:SHOWN_FACES]
-
-
-INSTALLED = "installed"
-
-
 def load_initial(
-    given: str,
+    source: str,
     name: str,
     networks: Sequence[nn.Module],
     prefix: str = "",
@@ -334,28 +340,28 @@ def load_initial(
     without: str | None = None,
     adapt: Callable[[Mapping[str, Tensor], Any], Mapping[str, Tensor]] | None = None,
 ) -> str:
-    """Load weights, in float16 or float32, into networks of one kind, and return which they were.
+    """Load weights, in float16 or float32, into networks of one kind, and return the file's name and hash.
 
     Args:
-        given: A file, or `installed` for the registry's entry.
+        source: A file, or `installed` for the registry's entry.
         name: Name of that entry.
         networks: The network in training and its average.
-        prefix: What the names of the file's tensors begin with; others are left out.
-        without: What the names of a network's tensors begin with that stay as they are.
+        prefix: Of the names of the file's tensors; tensors without it are left out.
+        without: Prefix of the tensors of a network that stay as they are.
         adapt: Makes tensors for a network out of the file's.
 
     Raises:
         UserError: There is no such file, or it holds another network.
     """
-    path = weights.find_entry(name).path if given == INSTALLED else Path(given)
+    path = weights.find_entry(name).path if source == INSTALLED else Path(source)
     state = weights.read_checkpoint(path)
-    own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    tensors = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     try:
         for network in networks:
             kept = {key: value for key, value in network.state_dict().items() if without and key.startswith(without)}
-            taken = {key: value for key, value in own.items() if not (without and key.startswith(without))}
-            taken = dict(adapt(taken, network)) if adapt else taken
-            network.load_state_dict(taken | kept, strict=True)  # halves become floats, as in the network
+            loaded = {key: value for key, value in tensors.items() if not (without and key.startswith(without))}
+            loaded = dict(adapt(loaded, network)) if adapt else loaded
+            network.load_state_dict(loaded | kept, strict=True)  # halves become floats, as in the network
     except RuntimeError:
         raise UserError(
             f"The weights in {path.name} are of another network than the one to be trained.",
@@ -364,40 +370,12 @@ def load_initial(
     return f"{path.name}, sha256 {weights.file_hash(path)}"
 
 
-CURVE_COLUMNS = 3
-
-CURVE_SIZE = (3.2, 2.0)  # inches of one plot
-
-
-def draw_curves(table: Path, out: Path) -> Path:
-    """Write a PNG with one curve a column over the step, and return its path."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    with table.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    names = [name for name in rows[0] if name not in {"step", "seconds"}] if rows else []
-    count = max(1, -(-len(names) // CURVE_COLUMNS))
-    figure = Figure(figsize=(CURVE_SIZE[0] * CURVE_COLUMNS, CURVE_SIZE[1] * count), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    grid = figure.subplots(count, CURVE_COLUMNS, squeeze=False).ravel()
-    for axes in grid[len(names) :]:
-        axes.set_axis_off()
-    for axes, name in zip(grid, names, strict=False):
-        known = [row for row in rows if row[name]]
-        axes.plot([int(row["step"]) for row in known], [float(row[name]) for row in known], linewidth=1)
-        axes.set_title(name, fontsize=9)
-        axes.tick_params(labelsize=8)
-    figure.savefig(out)
-    return out
-
-
 @dataclass(frozen=True)
 class Arithmetic:
     """How a device computes.
 
     Args:
-        device: Where.
+        device: The device.
         dtype: Of feature maps; what R1 and path lengths differentiate twice stays float32.
         compiled: Whether networks are compiled where they are not differentiated twice.
     """
@@ -407,7 +385,7 @@ class Arithmetic:
     compiled: bool
 
     @classmethod
-    def of(cls, device: torch.device, *, compiled: bool, bfloat16: bool = False) -> "Arithmetic":
+    def for_device(cls, device: torch.device, *, compiled: bool, bfloat16: bool = False) -> "Arithmetic":
         """Return bfloat16 where CUDA computes with it or where it is asked for, float32 elsewhere.
 
         Only CUDA gains from compiling.
@@ -416,36 +394,62 @@ class Arithmetic:
         half = bfloat16 or (cuda and torch.cuda.is_bf16_supported())
         return cls(device, torch.bfloat16 if half else torch.float32, compiled and cuda)
 
-    def ready(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def compile(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """Return the function, compiled if that is wanted."""
         return torch.compile(function) if self.compiled else function
 
-    def narrow(self) -> torch.autocast:
+    def autocast(self) -> torch.autocast:
         """Return a context in which networks compute with `dtype`, as far as that is safe."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
-    def randomness(self, seed: int, number: int) -> torch.Generator:
-        """Return the random numbers of one step."""
-        return torch.Generator(self.device).manual_seed(seed * 1_000_003 + number)
+    def generator_for(self, seed: int, number: int) -> torch.Generator:
+        """Return the random numbers of one step, on the device."""
+        return step_generator(seed, number, self.device)
+
+
+def step_generator(seed: int, number: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """Return the random numbers of step `number` of the run with a seed."""
+    return torch.Generator(device).manual_seed(seed * 1_000_003 + number)
 
 
 def draw_faces(pictures: Tensor, batch: int, seed: int, number: int) -> Tensor:
     """Return the faces (batch, 3, S, S) in [-1, 1] of one step, half of them mirrored, on the pictures' device."""
-    randomness = torch.Generator().manual_seed(seed * 1_000_003 + number)
     chosen = pictures[face_packs.draw_indices(len(pictures), batch, seed=seed, step=number)]
-    flips = (torch.rand(batch, 1, 1, 1, generator=randomness) < 0.5).to(pictures.device)
+    flips = (torch.rand(batch, 1, 1, 1, generator=step_generator(seed, number)) < 0.5).to(pictures.device)
     return torch.where(flips, chosen.flip(3), chosen).float() / 127.5 - 1
 
 
-def update_weights(optimizer: torch.optim.Optimizer, loss: Tensor, rate: float, *, longest: float = 5.0) -> None:
-    """Make one step of an optimiser at a rate, with gradients no longer than `longest`."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate
+def update_weights(
+    optimizer: torch.optim.Optimizer, loss: Tensor, rate: float | None = None, *, max_norm: float = 5.0
+) -> None:
+    """Make one step of an optimiser, at a new rate if one is given, with gradients no longer than `max_norm`."""
+    if rate is not None:
+        set_rate(optimizer, rate)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     for group in optimizer.param_groups:
-        nn.utils.clip_grad_norm_(group["params"], longest)
+        nn.utils.clip_grad_norm_(group["params"], max_norm)
     optimizer.step()
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of all parameters."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def update_average(average: nn.Module, current: nn.Module, decay: float, number: int | None = None) -> None:
+    """Move an exponential moving average of the weights one step; buffers are copied.
+
+    With the step's `number`, the first steps decay faster, so that the start is soon forgotten.
+    """
+    if number is not None:
+        decay = min(decay, (1 + number) / (10 + number))
+    with torch.no_grad():
+        for mean, weight in zip(average.parameters(), current.parameters(), strict=True):
+            mean.lerp_(weight, 1 - decay)
+        for old, new in zip(average.buffers(), current.buffers(), strict=True):
+            old.copy_(new)
 
 
 def shrink_pictures(faces: Tensor, size: int) -> Tensor:
@@ -453,7 +457,12 @@ def shrink_pictures(faces: Tensor, size: int) -> Tensor:
     return faces if faces.shape[-1] == size else F.interpolate(faces, size=(size, size), mode="area")
 
 
+def pick_shown(photographs: Photographs) -> Tensor:
+    """Return the pictures for sample sheets, uint8 (K, 3, S, S)."""
+    return photographs.pictures[:: max(1, len(photographs) // SHEET_FACES)][:SHEET_FACES]
+
+
 def join_sheet(*rows: Tensor) -> Tensor:
     """Put rows of faces (K, 3, S, S) in [-1, 1] below each other, as one picture (1, 3, H, W) in [0, 1]."""
-    joined = torch.cat([torch.cat(list(row), dim=2) for row in rows], dim=1)
+    joined = torch.cat([torch.cat(list(row.cpu()), dim=2) for row in rows], dim=1)
     return (joined[None] / 2 + 0.5).clamp(0, 1)

@@ -18,16 +18,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backend import weights
-from backend.evaluate.metrics.identity import ARCFACE_SIDE, INSTALL_IDENTITY, crop_for_recognition
 from backend.generators import dlib_resnet
-from backend.generators.arcface import ArcFace
+from backend.generators.arcface import ARCFACE_ENTRY, find_arcface
+from backend.generators.dlib_resnet import INSTALL_IDENTITY
 from backend.runtime import device
 from backend.similarity import build_st_lpips
 from backend.training.degradation import blur_batch
 from backend.training.loop import Arithmetic
 
-ENLARGEMENT = 2  # how often larger a part is shown; its side is that much smaller than the face's
+ENLARGEMENT = 2  # of a part of a face, whose side is that much smaller than the face's
+SHARPENING_SPREAD = 1.2  # standard deviation of the blur in pixels, as unsharp masks use it
+SHARPENING_RADIUS = 3  # of the blur in pixels
+ARCFACE_NAME = "ArcFace"
+IDENTITY_MISSING = (
+    f"{ARCFACE_NAME} was not fetched (python -m backend weights fetch {ARCFACE_ENTRY}), and dlib's network is not "
+    f"installed ({INSTALL_IDENTITY})."
+)
 
 
 class PerceptualLoss:
@@ -44,17 +50,17 @@ class PerceptualLoss:
         self.network = build_perceptual_network().to(arithmetic.device)
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def __call__(self, drawn: Tensor, wanted: Tensor, randomness: torch.Generator) -> Tensor:
+    def __call__(self, drawn: Tensor, target: Tensor, randomness: torch.Generator) -> Tensor:
         """Return the mean distance of drawings from photographs, both (N, 3, S, S) in [-1, 1]; differentiable."""
-        seen = max(1, math.ceil(self.share * len(drawn)))
-        pair = torch.cat([drawn[:seen], wanted[:seen]], dim=1)
-        some = torch.randperm(seen, generator=randomness, device=pair.device)
-        parts = some[: round(self.enlarged * seen)]
+        count = max(1, math.ceil(self.share * len(drawn)))
+        pair = torch.cat([drawn[:count], target[:count]], dim=1)
+        order = torch.randperm(count, generator=randomness, device=pair.device)
+        parts = order[: round(self.enlarged * count)]
         if len(parts):
-            pair = torch.cat([pair[some[len(parts) :]], enlarge_parts(pair[parts], randomness)])
-        one, other = (half.contiguous(memory_format=torch.channels_last) for half in pair.chunk(2, dim=1))
-        with self.arithmetic.narrow():
-            distances: Tensor = self.network(one, other)
+            pair = torch.cat([pair[order[len(parts) :]], enlarge_parts(pair[parts], randomness)])
+        halves = (half.contiguous(memory_format=torch.channels_last) for half in pair.chunk(2, dim=1))
+        with self.arithmetic.autocast():
+            distances: Tensor = self.network(*halves)
         return distances.mean()
 
 
@@ -71,11 +77,11 @@ def build_perceptual_network() -> Any:
     Both are linear and every second value of their result is kept, so one convolution with a larger window gives the
     same in a quarter of the time, but for the outermost values, where the filter alone would see its input mirrored.
     """
-    found: Any = build_st_lpips("alex")
-    first = found.net.slice1
+    network: Any = build_st_lpips("alex")
+    first = network.net.slice1
     convolution, low_pass = first[0], first[1]
     first[0], first[1] = join_filter(convolution, low_pass.filt[0, 0], low_pass.pad_sizes[0]), nn.Identity()
-    return found
+    return network
 
 
 def join_filter(convolution: nn.Conv2d, kernel: Tensor, padding: int) -> nn.Conv2d:
@@ -87,9 +93,9 @@ def join_filter(convolution: nn.Conv2d, kernel: Tensor, padding: int) -> nn.Conv
         padding: Of the filter in pixels; values outside the picture count as 0 before the convolution.
     """
     weight = convolution.weight.detach()
-    own, filters = weight.shape[-1], kernel.shape[-1]
-    spread = F.conv2d(weight.flatten(0, 1)[:, None], kernel[None, None].to(weight), padding=filters - 1)
-    window = own + filters - 1
+    side = kernel.shape[-1]
+    spread = F.conv2d(weight.flatten(0, 1)[:, None], kernel[None, None].to(weight), padding=side - 1)
+    window = weight.shape[-1] + side - 1
     whole = nn.Conv2d(weight.shape[1], weight.shape[0], window, 2, int(convolution.padding[0]) + padding)
     whole.requires_grad_(requires_grad=False)
     whole.weight.copy_(spread.view(*weight.shape[:2], window, window))
@@ -97,14 +103,6 @@ def join_filter(convolution: nn.Conv2d, kernel: Tensor, padding: int) -> nn.Conv
     assert convolution.bias is not None
     whole.bias.copy_(convolution.bias)
     return whole
-
-
-ARCFACE, ARCFACE_NAME = "arcface", "ArcFace"  # entry of the registry, and its name in words
-
-IDENTITY_MISSING = (
-    f"{ARCFACE_NAME} was not fetched (python -m backend weights fetch {ARCFACE}), and dlib's network is not installed "
-    f"({INSTALL_IDENTITY})."
-)
 
 
 @dataclass(frozen=True)
@@ -119,35 +117,25 @@ class FaceEmbedding:
     name: str
     embed: Callable[[Tensor], Tensor]
 
-    def distance(self, one: Tensor, other: Tensor) -> Tensor:
+    def distance(self, drawn: Tensor, target: Tensor) -> Tensor:
         """Return half the mean squared distance of the vectors of faces (N, 3, S, S) in [-1, 1].
 
         For unit vectors, which ArcFace gives, this is 1 - cosine. dlib's are compared by their distance, up to 0.6 for
         one person, which is 0.18 here.
         """
-        a, b = (self.embed((pictures + 1) / 2) for pictures in (one, other))
+        a, b = (self.embed((pictures + 1) / 2) for pictures in (drawn, target))
         return (a - b).square().sum(1).mean() / 2
 
 
 def find_face_embedding(template: str) -> FaceEmbedding | None:
     """Return the best network on this machine for faces aligned as `template`, or None."""
-    entry = weights.read_entries().get(ARCFACE)
-    if entry is not None and entry.path.is_file():
-        arcface = ArcFace()
-        arcface.load_state_dict(weights.load_entry(ARCFACE), strict=True)
-        arcface = arcface.eval().requires_grad_(requires_grad=False).to(device())
-        return FaceEmbedding(
-            ARCFACE_NAME, lambda faces: arcface(crop_for_recognition(faces, template, ARCFACE_SIDE) * 2 - 1)
-        )
+    arcface = find_arcface()
+    if arcface is not None:
+        return FaceEmbedding(ARCFACE_NAME, lambda faces: arcface(faces, template))
     if dlib_resnet.dlib_resnet_path() is None:
         return None
     dlib = dlib_resnet.load_dlib_resnet().to(device())
     return FaceEmbedding("dlib ResNet v1", lambda faces: dlib(dlib_resnet.cut_dlib_chips(faces, template)))
-
-
-SHARPENING_SPREAD = 1.2  # standard deviation of the blur in pixels, as unsharp masks use it
-
-SHARPENING_RADIUS = 3  # of the blur in pixels
 
 
 def sharpen_pictures(pictures: Tensor, amount: float) -> Tensor:
@@ -155,9 +143,9 @@ def sharpen_pictures(pictures: Tensor, amount: float) -> Tensor:
     return pictures + amount * (pictures - blur_batch(pictures, SHARPENING_SPREAD, SHARPENING_RADIUS))
 
 
-def picture_losses(drawn: Tensor, wanted: Tensor) -> dict[str, Tensor]:
+def picture_losses(drawn: Tensor, target: Tensor) -> dict[str, Tensor]:
     """Return the mean absolute and squared difference of two batches of pictures."""
-    return {"l1": F.l1_loss(drawn, wanted), "l2": F.mse_loss(drawn, wanted)}
+    return {"l1": F.l1_loss(drawn, target), "l2": F.mse_loss(drawn, target)}
 
 
 def random_squares(pictures: Tensor, side: int, randomness: torch.Generator) -> Tensor:
@@ -170,8 +158,3 @@ def random_squares(pictures: Tensor, side: int, randomness: torch.Generator) -> 
         picture[:, top : top + side, left : left + side] for picture, (top, left) in zip(pictures, corners, strict=True)
     ]
     return torch.stack(squares)
-
-
-def load_perceptual_network(name: str) -> nn.Module:
-    """Load a shift-tolerant perceptual network; its weights come with the package `stlpips-pytorch`."""
-    return build_st_lpips(name)

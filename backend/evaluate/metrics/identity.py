@@ -5,35 +5,27 @@ FaceNet are used where their files were fetched from the Hub; without them dlib'
 package face-recognition-models. Scores of different networks cannot be compared, so tables name the network.
 """
 
+import functools
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from backend import images, weights
 from backend.evaluate.metrics.base import register_metric
 from backend.generators import dlib_resnet
+from backend.generators.arcface import Box, crop_for_recognition, find_arcface
+from backend.generators.dlib_resnet import INSTALL_IDENTITY
 from backend.runtime import device, load_once, remembered
 
-Box = tuple[float, float, float, float]  # left, top, right, bottom, in sides of the picture
-
-# What recognition networks were trained on: eyes 0.315 of the side apart, at 0.46 of the height. The first box is that
-# of e4e and of Artifact-Eraser (rows 35 to 223 and columns 32 to 220 of 256); the second follows from the template.
-RECOGNITION_BOXES: dict[str, Box] = {
-    "ffhq": (32 / 256, 35 / 256, 220 / 256, 223 / 256),
-    "embedded": (0.0794, 0.0323, 0.9206, 0.8735),
-}
 # Where dlib's own finder would see the face; its landmarks do the rest.
 DLIB_BOXES: dict[str, Box] = {"ffhq": (0.235, 0.297, 0.765, 0.827), "embedded": (0.195, 0.22, 0.805, 0.83)}
-ARCFACE_SIDE, FACENET_SIDE = 112, 160
+FACENET_SIDE = 160
 LANDMARKS = "shape_predictor_5_face_landmarks.dat"
 _KEPT = 16  # vectors of dlib's network, which takes half a second; an original is compared with many edits
-INSTALL_IDENTITY = "pip install -r requirements-identity.txt"
 
 
 @dataclass(frozen=True)
@@ -116,24 +108,12 @@ def cosine_similarity(one: np.ndarray, two: np.ndarray) -> float:
 
 
 def _find_recogniser() -> Recogniser | None:
-    for name, build in (("arcface", _arcface), ("facenet", _facenet)):
-        entry = weights.read_entries().get(name)
-        if entry is not None and entry.path.is_file():
-            return build(entry)
-    return _dlib()
-
-
-def _arcface(entry: weights.Entry) -> Recogniser:
-    from backend.generators.arcface import ArcFace
-
-    network = ArcFace()
-    network.load_state_dict(weights.read_checkpoint(entry.path), strict=True)
-    network = network.eval().requires_grad_(requires_grad=False).to(device())
-
-    def embed(picture: Tensor, template: str) -> np.ndarray:
-        return _embed(network, crop_for_recognition(picture, template, ARCFACE_SIDE) * 2 - 1)
-
-    return Recogniser("ArcFace IR-SE50", embed, lambda a, b: cosine_similarity(a, b) > 0.75, "cosine above 0.75")
+    arcface = find_arcface()
+    if arcface is not None:
+        embed = functools.partial(_embed, arcface)
+        return Recogniser("ArcFace IR-SE50", embed, lambda a, b: cosine_similarity(a, b) > 0.75, "cosine above 0.75")
+    entry = weights.read_entries().get("facenet")
+    return _facenet(entry) if entry is not None and entry.path.is_file() else _dlib()
 
 
 def _facenet(entry: weights.Entry) -> Recogniser:
@@ -144,9 +124,10 @@ def _facenet(entry: weights.Entry) -> Recogniser:
     network.load_state_dict({key: value for key, value in state.items() if not key.startswith("logits.")}, strict=True)
     network = network.eval().requires_grad_(requires_grad=False).to(device())
 
-    def embed(picture: Tensor, template: str) -> np.ndarray:
-        return _embed(network, (crop_for_recognition(picture, template, FACENET_SIDE) * 255 - 127.5) / 128)
+    def facenet(picture: Tensor, template: str) -> Tensor:
+        return network((crop_for_recognition(picture, template, FACENET_SIDE).to(device()) * 255 - 127.5) / 128)
 
+    embed = functools.partial(_embed, facenet)
     # Schroff et al. 2015, section 5.1: squared distance of unit vectors below 1.242.
     return Recogniser(
         "FaceNet VGGFace2", embed, lambda a, b: cosine_similarity(a, b) > 1 - 1.242 / 2, "cosine above 0.379"
@@ -180,19 +161,9 @@ def _dlib() -> Recogniser | None:
     )
 
 
-def crop_for_recognition(picture: Tensor, template: str, side: int) -> Tensor:
-    """Cut out of an aligned face (N, 3, S, S) what recognition networks expect, as (N, 3, side, side)."""
-    size = picture.shape[-1]
-    left, top, right, bottom = (round(edge * size) for edge in RECOGNITION_BOXES[template])
-    cut = picture[..., top:bottom, left:right]
-    if cut.shape[-1] >= side:
-        return F.adaptive_avg_pool2d(cut, side)
-    return F.interpolate(cut, size=(side, side), mode="bilinear", align_corners=False)
-
-
 @torch.no_grad()
-def _embed(network: Any, picture: Tensor) -> np.ndarray:
-    return network(picture.to(device())).flatten().double().cpu().numpy()
+def _embed(network: Callable[[Tensor, str], Tensor], picture: Tensor, template: str) -> np.ndarray:
+    return network(picture, template).flatten().double().cpu().numpy()
 
 
 register_metric(
