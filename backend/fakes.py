@@ -30,6 +30,7 @@ from skimage import color, draw
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from backend import images
 from backend.errors import UserError
 from backend.face_packs import Photographs
 from backend.generators.inversion import Inverter
@@ -117,11 +118,8 @@ def inner_face(points: Array, size: int) -> Array:
     centre = (eyes + mouth + nose) / 3
     angles = np.linspace(0, 2 * np.pi, 40, endpoint=False)
     top, bottom = 1.0 * height, 1.15 * height
-    rim = [
-        centre + across * np.cos(angle) * 1.05 * width + down * np.sin(angle) * (bottom if np.sin(angle) > 0 else top)
-        for angle in angles
-    ]
-    corners = np.array(rim)
+    cosine, sine = np.cos(angles)[:, None], np.sin(angles)[:, None]
+    corners = centre + across * cosine * 1.05 * width + down * sine * np.where(sine > 0, bottom, top)
     return draw.polygon2mask((size, size), corners[:, ::-1]).astype(np.float64)
 
 
@@ -153,20 +151,17 @@ def warp_to(source: Array, source_points: Array, target_points: Array) -> Array:
     grid = np.stack(np.meshgrid(axis, axis), axis=-1)
     coarse = spline(grid.reshape(-1, 2)).reshape(*grid.shape)
     rows, columns = np.mgrid[0:size, 0:size] / step
-    where = [ndimage.map_coordinates(coarse[..., axis_], [rows, columns], order=1) for axis_ in (1, 0)]
-    channels = [
-        ndimage.map_coordinates(source[..., c].astype(np.float64), where, order=1, mode="reflect") for c in range(3)
-    ]
-    return np.stack(channels, axis=-1)
+    places = [ndimage.map_coordinates(coarse[..., axis_], [rows, columns], order=1) for axis_ in (1, 0)]
+    channels = np.moveaxis(source.astype(np.float64), -1, 0)
+    return np.stack([ndimage.map_coordinates(channel, places, order=1, mode="reflect") for channel in channels], -1)
 
 
 def match_colour(face: Array, target: Array, mask: Array) -> Array:
     """Give the face the target's mean and spread of Lab colours inside the mask; float64 in [0, 255]."""
     lab = color.rgb2lab(np.clip(face, 0, 255) / 255)
-    wanted = color.rgb2lab(target / 255.0)[mask]
-    present = lab[mask]
-    gain = np.clip(wanted.std(0) / (present.std(0) + 1e-6), 0.6, 1.6)
-    shifted = (lab - present.mean(0)) * gain + wanted.mean(0)
+    inside, expected = lab[mask], color.rgb2lab(target / 255.0)[mask]
+    gain = np.clip(expected.std(0) / (inside.std(0) + 1e-6), 0.6, 1.6)
+    shifted = (lab - inside.mean(0)) * gain + expected.mean(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # colours outside the gamut are expected, and clipped
         return np.clip(color.lab2rgb(shifted), 0, 1) * 255
@@ -205,9 +200,9 @@ class LandmarkedPhotographs:
 
     def __init__(self, photographs: Photographs) -> None:
         self.photographs = photographs
-        found = [find_landmarks(block) for block in photographs.pictures.split(LANDMARK_BLOCK)]
-        self._points = torch.cat([points for points, _ in found]).double().numpy()
-        self._found = torch.cat([scores for _, scores in found]).numpy() >= MIN_LANDMARK_SCORE
+        points, scores = zip(*map(find_landmarks, photographs.pictures.split(LANDMARK_BLOCK)), strict=True)
+        self._points = torch.cat(points).double().numpy()
+        self._found = torch.cat(scores).numpy() >= MIN_LANDMARK_SCORE
 
     def __len__(self) -> int:
         """Return how many photographs there are."""
@@ -221,7 +216,7 @@ class LandmarkedPhotographs:
         """Return one photograph as uint8 (size, size, 3)."""
         return self.photographs.pictures[index].permute(1, 2, 0).numpy()
 
-    def of(self, index: int) -> np.ndarray | None:
+    def landmarks_of(self, index: int) -> np.ndarray | None:
         """Return (5, 2) landmarks in pixels, or None where no face is found."""
         return self._points[index] if self._found[index] else None
 
@@ -249,11 +244,8 @@ def _cut_windows(values: Tensor, centre: Tensor, side: Tensor) -> Tensor:
     steps = (torch.arange(LANDMARK_INPUT) + 0.5) / LANDMARK_INPUT - 0.5
     across = (centre[:, :1] + steps * side) * 2 / size - 1
     down = (centre[:, 1:] + steps * side) * 2 / size - 1
-    grid = torch.stack(
-        [across[:, None].expand(-1, LANDMARK_INPUT, -1), down[:, :, None].expand(-1, -1, LANDMARK_INPUT)],
-        dim=3,
-    )
-    return F.grid_sample(values, grid, align_corners=False)
+    grid = torch.broadcast_tensors(across[:, None], down[:, :, None])
+    return F.grid_sample(values, torch.stack(grid, dim=3), align_corners=False)
 
 
 @functools.lru_cache(maxsize=1)
@@ -273,8 +265,7 @@ class NearestPhotograph:
 
     def index(self, picture: Tensor) -> int:
         """Return the place of the photograph nearest to a picture, uint8 (3, S, S); the first of equals."""
-        one = _nearest_features(picture[None])[0]
-        return int((self.lengths - 2 * self.features @ one).argmin())
+        return int((self.lengths - 2 * self.features @ _nearest_features(picture[None])[0]).argmin())
 
     def name(self, picture: np.ndarray) -> str:
         """Return the name of the photograph nearest to a picture, uint8 (S, S, 3); the first of equals."""
@@ -288,12 +279,9 @@ def _nearest_features(pictures: Tensor) -> Tensor:
 
 def modulated_layers(generator: StyleGAN2) -> list[tuple[int, ModulatedConv2d]]:
     """Return every modulated layer with the W+ row that it reads."""
-    layers: list[tuple[int, ModulatedConv2d]] = [(0, generator.conv1.conv), (1, generator.to_rgb1.conv)]
-    for index, block in enumerate(generator.convs):
-        layers.append((index + 1, cast(StyledConv, block).conv))
-    for index, to_rgb in enumerate(generator.to_rgbs):
-        layers.append((2 * index + 3, cast(ToRGB, to_rgb).conv))
-    return layers
+    styled = [(index + 1, cast(StyledConv, block).conv) for index, block in enumerate(generator.convs)]
+    colours = [(2 * index + 3, cast(ToRGB, to_rgb).conv) for index, to_rgb in enumerate(generator.to_rgbs)]
+    return [(0, generator.conv1.conv), (1, generator.to_rgb1.conv), *styled, *colours]
 
 
 def edit_directions(generator: StyleGAN2, rows: range, count: int) -> Tensor:
@@ -311,7 +299,7 @@ class FakesSettings:
     Args:
         per_kind: Fakes of each kind.
         seed: Of the run.
-        kinds: Some of `KINDS`.
+        kinds: Some of `FAKE_KINDS`.
         truncation: Of samples.
         redrawn: Share of the swaps whose face the generator draws. The others are put together from two photographs
             alone; whether a swap is redrawn changes neither its photographs nor how they are blended.
@@ -323,7 +311,7 @@ class FakesSettings:
     truncation: float = 0.8
     redrawn: float = 0.5
 
-    def drawn(self, kind: str, seed: int) -> str:
+    def drawn_part(self, kind: str, seed: int) -> str:
         """Return what of the fake with this seed the generator draws."""
         if kind != "swap":
             return ALL_DRAWN
@@ -359,7 +347,7 @@ def build_fakes(
         for number, (kind, index) in enumerate(plan):
             name = f"{kind}/{kind}_{index:06d}.png"
             seed = settings.seed * 1_000_003 + index
-            drawn = settings.drawn(kind, seed)
+            drawn = settings.drawn_part(kind, seed)
             if name in done:
                 if done[name]["seed"] != str(seed):
                     raise UserError(f"{out.name} holds fakes of another seed.", "Choose another folder with --out.")
@@ -369,11 +357,11 @@ def build_fakes(
                         "Choose another folder with --out, or that share with --redrawn (of earlier versions: 0).",
                     )
                 continue
-            made = make_fake(kind, landmarks, inverter, seed, truncation=settings.truncation, drawn=drawn)
-            if made is None:
+            fake = make_fake(kind, landmarks, inverter, seed, truncation=settings.truncation, drawn=drawn)
+            if fake is None:
                 skipped += 1
                 continue
-            picture, target, source = made
+            picture, target, source = fake
             (out / kind).mkdir(parents=True, exist_ok=True)
             Image.fromarray(picture).save(out / name)
             row = {"file": name, "kind": kind, "drawn": drawn, "target": target, "source": source, "seed": str(seed)}
@@ -400,16 +388,17 @@ def make_fake(
     if kind == "swap":
         return _make_swap(landmarks, target, randomness, inverter)
     if kind == "sample":
-        return _to_pixels(draw_samples(inverter, 1, seed=seed, truncation=truncation)), "", ""
+        return images.to_array(draw_samples(inverter, 1, seed=seed, truncation=truncation)), "", ""
     picture = _render_picture(inverter, landmarks.picture(target), randomness if kind == "edit" else None)
     return picture, landmarks.name(target), ""
 
 
-def draw_samples(inverter: Inverter, count: int, *, seed: int, truncation: float, again: bool = True) -> Tensor:
+def draw_samples(inverter: Inverter, count: int, *, seed: int, truncation: float, reinvert: bool = True) -> Tensor:
     """Draw `count` new faces (count, 3, size, size) in [0, 1] from z, truncated towards the mean code.
 
     A code of z has the same row everywhere, and what it draws is smooth. So the encoder inverts this drawing, which
-    adds the offsets that photographs have, and the generator draws the result; without `again` the first one is given.
+    adds the offsets that photographs have, and the generator draws the result; without `reinvert` the first one is
+    returned.
     """
     z = torch.randn(count, inverter.generator.style_dim, generator=torch.Generator().manual_seed(seed))
     z = z.to(inverter.latent_average.device)  # drawn on the CPU, so that every device draws the same
@@ -417,7 +406,7 @@ def draw_samples(inverter: Inverter, count: int, *, seed: int, truncation: float
         w = inverter.generator.mapping(z)[:, None].expand(-1, inverter.rows, -1)
         mean = inverter.latent_average
         drawn = inverter.synthesize(mean + truncation * (w - mean))
-        return inverter.synthesize(inverter.invert(drawn)) if again else drawn
+        return inverter.synthesize(inverter.invert(drawn)) if reinvert else drawn
 
 
 def read_origins(folder: Path) -> dict[str, str]:
@@ -428,22 +417,21 @@ def read_origins(folder: Path) -> dict[str, str]:
 @torch.no_grad()
 def _render_picture(inverter: Inverter, picture: np.ndarray, editing: np.random.Generator | None = None) -> np.ndarray:
     """Return the generator's drawing of a picture, uint8 (S, S, 3), after a random edit where one is asked for."""
-    face = torch.from_numpy(picture.copy()).permute(2, 0, 1)[None].float() / 255
-    codes = inverter.invert(face.to(inverter.latent_average.device))
+    codes = inverter.invert(images.to_tensor(picture).to(inverter.latent_average.device))
     if editing is not None:
         codes = _edit_codes(inverter, codes, editing)
-    return _to_pixels(inverter.synthesize(codes))
+    return images.to_array(inverter.synthesize(codes))
 
 
 def _make_swap(
     landmarks: LandmarkedPhotographs, target: int, randomness: np.random.Generator, redrawing: Inverter | None
 ) -> tuple[np.ndarray, str, str] | None:
-    points = landmarks.of(target)
+    points = landmarks.landmarks_of(target)
     others = [int(index) for index in randomness.integers(len(landmarks), size=SWAP_CANDIDATES) if index != target]
-    found = [(index, candidate) for index in others if (candidate := landmarks.of(index)) is not None]
-    if points is None or not found:
+    candidates = [(index, place) for index in others if (place := landmarks.landmarks_of(index)) is not None]
+    if points is None or not candidates:
         return None
-    source, source_points = min(found, key=lambda item: float(np.abs(item[1] - points).sum()))
+    source, source_points = min(candidates, key=lambda item: float(np.abs(item[1] - points).sum()))
     blend = "poisson" if randomness.random() < 0.5 else "feather"
     feather = float(randomness.uniform(1.5, 4.0))
     photograph = landmarks.picture(target)
@@ -459,16 +447,12 @@ def _edit_codes(inverter: Inverter, codes: Tensor, randomness: np.random.Generat
     third = inverter.rows // 3
     level = int(randomness.integers(3))
     rows = range(level * third, (level + 1) * third)
-    found = edit_directions(inverter.generator, rows, 12)
-    direction = found[int(randomness.integers(len(found)))]
+    directions = edit_directions(inverter.generator, rows, 12)
+    direction = directions[int(randomness.integers(len(directions)))]
     amount = float(randomness.choice([-1, 1]) * randomness.uniform(1, 3)) * float(codes.std())
     moved = codes.clone()
     moved[:, rows.start : rows.stop] += amount * direction * direction.numel() ** 0.5 * 0.3
     return moved
-
-
-def _to_pixels(picture: Tensor) -> np.ndarray:
-    return (picture[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
 
 
 def _complete_row(row: dict[str, str], folder: Path, nearest: Callable[[], NearestPhotograph]) -> dict[str, str]:
@@ -479,9 +463,8 @@ def _complete_row(row: dict[str, str], folder: Path, nearest: Callable[[], Neare
     elif not target:
         with Image.open(folder / row["file"]) as picture:
             target, pairing = nearest().name(np.asarray(picture)), NEAREST_SPACE
-    drawn = row.get("drawn") or (
-        NOTHING_DRAWN if row["kind"] == "swap" else ALL_DRAWN
-    )  # no swap was redrawn by earlier versions
+    # Earlier versions redrew no swap.
+    drawn = row.get("drawn") or (NOTHING_DRAWN if row["kind"] == "swap" else ALL_DRAWN)
     return row | {"family": FAMILIES[row["kind"]], "drawn": drawn, "target": target, "pairing": pairing}
 
 

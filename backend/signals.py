@@ -75,10 +75,9 @@ def residual_correlation(fingerprint: Tensor, residuals: Tensor) -> Tensor:
     Returns:
         (N,); 0 where either has no energy.
     """
-    one = fingerprint.flatten()
-    many = residuals.flatten(1)
-    energy = one.square().sum() * many.square().sum(1)
-    return (many @ one) / torch.where(energy > 0, energy, torch.ones_like(energy)).sqrt()
+    pattern, flat = fingerprint.flatten(), residuals.flatten(1)
+    energy = pattern.square().sum() * flat.square().sum(1)
+    return (flat @ pattern) / torch.where(energy > 0, energy, torch.ones_like(energy)).sqrt()
 
 
 def _window_mean(images: Tensor) -> Tensor:
@@ -97,12 +96,12 @@ def measure_fingerprint(images: Tensor) -> Tensor:
 @torch.no_grad()
 def fingerprint_correlations(images: Tensor, fingerprints: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the correlation (N,) in [-1, 1] of uint8 pictures (N, 3, S, S) with each fingerprint (eq. 3)."""
-    found: dict[str, list[Tensor]] = {name: [] for name in fingerprints}
+    correlations: dict[str, list[Tensor]] = {name: [] for name in fingerprints}
     for part in images.split(FINGERPRINT_BATCH):
-        noise = wiener_residual(part.float() / 255)
-        for name, one in fingerprints.items():
-            found[name].append(residual_correlation(one, noise))
-    return {name: torch.cat(parts) for name, parts in found.items()}
+        residuals = wiener_residual(part.float() / 255)
+        for name, fingerprint in fingerprints.items():
+            correlations[name].append(residual_correlation(fingerprint, residuals))
+    return {name: torch.cat(parts) for name, parts in correlations.items()}
 
 
 def brightness(images: Tensor) -> Tensor:
@@ -187,15 +186,15 @@ def split_frequencies(images: Tensor, sigma: float = FILTER_SIGMA) -> tuple[Tens
     return low, images - low
 
 
-def blur_3x3(images: Tensor, sigma: float = 1.0) -> Tensor:
-    """Return (N, C, H, W) after the released code's low-pass, a 3 x 3 Gaussian; sigma in pixels."""
-    channels = images.shape[1]
-    kernel = gaussian_kernel(3, sigma).to(images).expand(channels, 1, 3, 3)
-    return F.conv2d(F.pad(images, (1, 1, 1, 1), mode="reflect"), kernel, groups=channels)
+def gaussian_blur(images: Tensor, side: int, sigma: float) -> Tensor:
+    """Return (N, C, H, W) after a Gaussian of `side` x `side` pixels, edges mirrored; sigma in pixels."""
+    channels, reach = images.shape[1], side // 2
+    kernel = gaussian_kernel(side, sigma).to(images).expand(channels, 1, side, side)
+    return F.conv2d(F.pad(images, (reach, reach, reach, reach), mode="reflect"), kernel, groups=channels)
 
 
 def centre_spectrum(spectrum: Tensor) -> Tensor:
-    """Return a spectrum (..., H, W) with frequency 0 in the middle, for looking at."""
+    """Return a spectrum (..., H, W) with frequency 0 in the middle, as it is shown."""
     return torch.fft.fftshift(spectrum, dim=(-2, -1))
 
 
@@ -204,8 +203,7 @@ def _power(spectrum: Tensor) -> Tensor:
 
 
 def _radial_mean(values: Tensor, rings: Tensor, counts: Tensor) -> Tensor:
-    sums = values.new_zeros(len(values), len(counts))
-    sums = sums.index_add(1, rings.to(values.device), values.flatten(1))
+    sums = values.new_zeros(len(values), len(counts)).index_add(1, rings.to(values.device), values.flatten(1))
     return sums / counts.to(values)
 
 
@@ -231,17 +229,17 @@ def _radius(height: int, width: int, *, one_sided: bool) -> Tensor:
     return torch.round(torch.hypot(rows[:, None], columns[None]) * 1e6) / 1e6
 
 
+def dct_matrix(size: int) -> Tensor:
+    """Return the orthonormal DCT-II matrix, float32 (size, size): row k holds the cosine of frequency k."""
+    return _dct_rows(size).clone()
+
+
 @lru_cache(maxsize=8)
-def _dct_rows(size: int) -> np.ndarray:
+def _dct_rows(size: int) -> Tensor:
     index = np.arange(size)
     rows = np.cos(np.pi * index[:, None] * (index[None, :] + 0.5) / size) * np.sqrt(2 / size)
     rows[0] /= np.sqrt(2)
-    return rows.astype(np.float32)
-
-
-def dct_matrix(size: int) -> Tensor:
-    """Return the orthonormal DCT-II matrix, float32 (size, size): row k holds the cosine of frequency k."""
-    return torch.from_numpy(_dct_rows(size).copy())
+    return torch.from_numpy(rows.astype(np.float32))
 
 
 def dct2(images: Tensor) -> Tensor:

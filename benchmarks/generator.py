@@ -121,7 +121,7 @@ def samples(
     sets = {
         "photographs": photographs,
         "samples": invented,
-        "samples_drawn_once": drawn_from_z(inverter, len(photographs), options, again=False),
+        "samples_drawn_once": drawn_from_z(inverter, len(photographs), options, reinvert=False),
         "inversions": encoder.reconstruct_pictures(inverter, photographs),
         "further_photographs": further[torch.from_numpy(np.sort(chosen))],
     }
@@ -135,10 +135,12 @@ def samples(
     return {"kid": kid, "size_of_a_draw": size, "faces_found": faces_found(invented)}
 
 
-def drawn_from_z(inverter: Inverter, count: int, options: argparse.Namespace, *, again: bool = True) -> Tensor:
+def drawn_from_z(inverter: Inverter, count: int, options: argparse.Namespace, *, reinvert: bool = True) -> Tensor:
     """Return samples, uint8 (count, 3, S, S)."""
     seeds = range(options.seed * 1009, options.seed * 1009 - (-count // BATCH))
-    parts = [fakes.draw_samples(inverter, BATCH, seed=s, truncation=options.truncation, again=again) for s in seeds]
+    parts = [
+        fakes.draw_samples(inverter, BATCH, seed=s, truncation=options.truncation, reinvert=reinvert) for s in seeds
+    ]
     return (torch.cat(parts)[:count] * 255).round().byte()
 
 

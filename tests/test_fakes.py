@@ -75,7 +75,7 @@ def test_samples_are_paired_with_the_nearest_photograph(tmp_path, inverter):
 
 def test_samples_are_inverted_once_and_drawn_again(inverter):
     chosen = {"count": 3, "seed": 1, "truncation": 0.7}
-    once = fakes.draw_samples(inverter, **chosen, again=False)
+    once = fakes.draw_samples(inverter, **chosen, reinvert=False)
     assert torch.allclose(fakes.draw_samples(inverter, **chosen), once, atol=1e-5)  # the encoder is exact
     inverter.encoder = toys.ToyEncoder()
     again = fakes.draw_samples(inverter, **chosen)

@@ -191,7 +191,7 @@ def make_fakes(
     if packs != "*" and not list(data.glob(f"{packs}.tar")):
         raise UserError(f"There is no pack named {packs}.tar in {data.name}.", "Leave out --packs for a plain folder.")
     if not 0 <= redrawn <= 1:
-        raise UserError("--redrawn is a share of the swaps.", "Give a number from 0 to 1.")
+        raise UserError("--redrawn must be between 0 and 1.", "For example: --redrawn 0.5.")
     inverter = None if chosen == ("swap",) and not redrawn else inversion.load_embedded_inverter()
     photographs = face_packs.load_photographs(data, EMBEDDED_SIZE, packs)
     job = fakes.build_fakes(photographs, out, inverter, fakes.FakesSettings(per_kind, seed, chosen, redrawn=redrawn))

@@ -27,7 +27,6 @@ DETAIL_GAIN = 10.0
 AdversarialForm = Literal["log", "lsgan"]
 SimilarityForm = Literal["perceptual", "ssim"]
 ProfileForm = Literal["paper", "log", "code"]
-DiscriminatorFunction = Callable[[Tensor], Tensor]
 SSIM_WEIGHT = 10.0  # of the released code's similarity
 
 
@@ -35,15 +34,15 @@ class Backbone(nn.Module):
     """Five 4 x 4 convolutions of stride 2, then a 4 x 4 convolution to one logit.
 
     Args:
-        given: Channels of the input: 3 for pictures (11,028,097 parameters), 1 for a spectrum (11,024,001).
+        inputs: Channels of the input: 3 for pictures (11,028,097 parameters), 1 for a spectrum (11,024,001).
         width: Factor on the other channels; 1 is the published size.
         norm: `layer` (GroupNorm with one group) goes with a gradient penalty, `batch` without one.
     """
 
-    def __init__(self, given: int = 3, width: float = 1.0, norm: Norm = "layer") -> None:
+    def __init__(self, inputs: int = 3, width: float = 1.0, norm: Norm = "layer") -> None:
         super().__init__()
         channels = [max(1, round(count * width)) for count in BACKBONE_CHANNELS]
-        layers: list[nn.Module] = [nn.Conv2d(given, channels[0], 4, 2, 1), nn.LeakyReLU(LEAKY_SLOPE)]
+        layers: list[nn.Module] = [nn.Conv2d(inputs, channels[0], 4, 2, 1), nn.LeakyReLU(LEAKY_SLOPE)]
         for before, after in itertools.pairwise(channels):
             layers.append(nn.Conv2d(before, after, 4, 2, 1, bias=False))
             layers.append(_norm(after, norm))
@@ -77,16 +76,16 @@ class ResidualBackbone(nn.Module):
     same pictures: a face swap has its traces between neighbouring pixels. Here they are shown beside the picture.
 
     Args:
-        given: Channels of the input.
+        inputs: Channels of the input.
         width: Factor on the other channels, as in `Backbone`.
         norm: As in `Backbone`.
     """
 
-    def __init__(self, given: int = 3, width: float = 1.0, norm: Norm = "layer") -> None:
+    def __init__(self, inputs: int = 3, width: float = 1.0, norm: Norm = "layer") -> None:
         super().__init__()
         channels = [max(8, round(count * width)) for count in (64, *BACKBONE_CHANNELS[:4])]
         self.stem = nn.Sequential(
-            nn.Conv2d(2 * given, channels[0], 3, padding=1), _norm(channels[0], norm), nn.LeakyReLU(LEAKY_SLOPE)
+            nn.Conv2d(2 * inputs, channels[0], 3, padding=1), _norm(channels[0], norm), nn.LeakyReLU(LEAKY_SLOPE)
         )
         self.stages = nn.Sequential(*(_Residual(a, b, norm) for a, b in itertools.pairwise(channels)))
         self.last = nn.Linear(channels[-1], 1)
@@ -104,11 +103,11 @@ class ResidualBackbone(nn.Module):
 class _Residual(nn.Module):
     """Two 3 x 3 convolutions, the first of stride 2, beside a 1 x 1 convolution of the halved input."""
 
-    def __init__(self, given: int, made: int, norm: Norm) -> None:
+    def __init__(self, inputs: int, outputs: int, norm: Norm) -> None:
         super().__init__()
-        self.conv1, self.norm1 = nn.Conv2d(given, made, 3, 2, 1, bias=False), _norm(made, norm)
-        self.conv2, self.norm2 = nn.Conv2d(made, made, 3, 1, 1, bias=False), _norm(made, norm)
-        self.beside = nn.Conv2d(given, made, 1)
+        self.conv1, self.norm1 = nn.Conv2d(inputs, outputs, 3, 2, 1, bias=False), _norm(outputs, norm)
+        self.conv2, self.norm2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False), _norm(outputs, norm)
+        self.beside = nn.Conv2d(inputs, outputs, 1)
 
     def forward(self, features: Tensor) -> Tensor:
         inner = F.leaky_relu(self.norm1(self.conv1(features)), LEAKY_SLOPE)
@@ -120,7 +119,21 @@ def _norm(channels: int, norm: Norm) -> nn.Module:
     return nn.GroupNorm(1, channels) if norm == "layer" else nn.BatchNorm2d(channels)
 
 
-class SpatialDiscriminator(nn.Module):
+class Discriminator(nn.Module):
+    """One of the three: what its backbone is shown of pictures, and the log-odds of real."""
+
+    backbone: Backbone | ResidualBackbone
+
+    def inputs(self, images: Tensor) -> Tensor:
+        """Return what the backbone is shown of pictures (N, 3, H, W) in [0, 1]."""
+        raise NotImplementedError
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the log-odds of real (N,) of pictures (N, 3, 128, 128) in [0, 1]."""
+        return cast(Tensor, self.backbone(self.inputs(images)))
+
+
+class SpatialDiscriminator(Discriminator):
     """D1: looks at the pixels.
 
     Args:
@@ -137,12 +150,8 @@ class SpatialDiscriminator(nn.Module):
         """Return what the backbone is shown: the pictures."""
         return images
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the log-odds of real (N,) of pictures (N, 3, 128, 128) in [0, 1]."""
-        return cast(Tensor, self.backbone(images))
 
-
-class SpectralDiscriminator(nn.Module):
+class SpectralDiscriminator(Discriminator):
     """D2: looks at the spectrum of the brightness.
 
     Args:
@@ -189,12 +198,8 @@ class SpectralDiscriminator(nn.Module):
     def _floor(self) -> float:
         return signals.rounding_power(*self.mean.shape)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the log-odds of real (N,) of pictures (N, 3, size, size) in [0, 1]."""
-        return cast(Tensor, self.backbone(self.inputs(images)))
 
-
-class FingerprintDiscriminator(nn.Module):
+class FingerprintDiscriminator(Discriminator):
     """D3: looks at SRM noise maps, and names the source of a picture.
 
     Args:
@@ -202,6 +207,8 @@ class FingerprintDiscriminator(nn.Module):
         width: Factor on the channels.
         norm: As in `Backbone`.
     """
+
+    backbone: Backbone
 
     def __init__(self, sources: int = 0, width: float = 1.0, norm: Norm = "layer") -> None:
         super().__init__()
@@ -219,10 +226,6 @@ class FingerprintDiscriminator(nn.Module):
         """Return what the backbone is shown: three noise maps (N, 3, 128, 128)."""
         return signals.srm_residuals(images)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the log-odds of real (N,) of pictures (N, 3, 128, 128) in [0, 1]."""
-        return cast(Tensor, self.backbone(self.inputs(images)))
-
     def with_source(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the log-odds of real (N,) and one logit a source (N, sources) of pictures (N, 3, 128, 128)."""
         return self.judge(self.inputs(images))
@@ -233,9 +236,6 @@ class FingerprintDiscriminator(nn.Module):
             raise ValueError("this discriminator was built without sources")
         features = self.backbone.features(maps)
         return self.backbone.logit(features), cast(Tensor, self.source_head(features))
-
-
-Discriminator = SpatialDiscriminator | SpectralDiscriminator | FingerprintDiscriminator
 
 
 def source_loss(logits: Tensor, sources: Tensor) -> Tensor:
@@ -255,7 +255,7 @@ def generator_loss(kind: AdversarialForm, made: Tensor) -> Tensor:
     return F.softplus(-made).mean() if kind == "log" else (made - 1).square().mean()
 
 
-def gradient_penalty(discriminate: DiscriminatorFunction, real: Tensor, fake: Tensor, places: Tensor) -> Tensor:
+def gradient_penalty(discriminate: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, places: Tensor) -> Tensor:
     """Return the zero-centred penalty: the mean squared slope on lines from fake to real pictures.
 
     Args:
@@ -284,7 +284,9 @@ def perceptual_similarity(network: Callable[[Tensor, Tensor], Tensor], fake: Ten
 
 def ssim_similarity(fake: Tensor, made: Tensor) -> Tensor:
     """Return the released code's similarity, 10 (1 - SSIM), of pictures blurred by 3 x 3 Gaussians."""
-    return SSIM_WEIGHT * (1 - batch_ssim(signals.blur_3x3(fake), signals.blur_3x3(made)).mean())
+    return SSIM_WEIGHT * (
+        1 - batch_ssim(signals.gaussian_blur(fake, 3, 1.0), signals.gaussian_blur(made, 3, 1.0)).mean()
+    )
 
 
 def profile_loss(kind: ProfileForm, real: Tensor, made: Tensor) -> Tensor:
@@ -300,14 +302,14 @@ def profile_loss(kind: ProfileForm, real: Tensor, made: Tensor) -> Tensor:
         made: What the generator made of the paired fakes, the same shape.
     """
     if kind == "code":
-        wanted = signals.without_lowest_radii(signals.radial_psd_as_coded(real)).mean(0, keepdim=True)
-        return (signals.without_lowest_radii(signals.radial_psd_as_coded(made)) - wanted).square().mean()
-    wanted, found = (signals.radial_psd(signals.split_frequencies(images)[1]) for images in (real, made))
+        expected = signals.without_lowest_radii(signals.radial_psd_as_coded(real)).mean(0, keepdim=True)
+        return (signals.without_lowest_radii(signals.radial_psd_as_coded(made)) - expected).square().mean()
+    of_real, of_made = (signals.radial_psd(signals.split_frequencies(images)[1]) for images in (real, made))
     if kind == "log":
         hidden = signals.ROUNDING_VARIANCE
-        return (torch.log(found + hidden) - torch.log(wanted + hidden)).square().mean()
-    unit = wanted.mean(1, keepdim=True) + signals.POWER_FLOOR
-    return ((found - wanted) / unit).square().mean()
+        return (torch.log(of_made + hidden) - torch.log(of_real + hidden)).square().mean()
+    unit = of_real.mean(1, keepdim=True) + signals.POWER_FLOOR
+    return ((of_made - of_real) / unit).square().mean()
 
 
 def likeness_floor_loss(fake: Tensor, made: Tensor, psnr: float, ssim_floor: float) -> Tensor:

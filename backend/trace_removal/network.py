@@ -7,14 +7,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backend.signals import gaussian_kernel
+from backend.signals import gaussian_blur, gaussian_kernel
 
 Statistics = Literal["batch", "fixed"]
 CHANNELS = (32, 64, 128, 256)
 MULTIPLE = 8  # the picture is halved three times
 SMOOTHING = 0.2  # sigma in pixels
 USUAL_CONTRAST = 8 / 255  # standard deviation around a pixel at which a change is as large as the network makes it
-LEAST_GAIN, MOST_GAIN = 0.5, 1.6  # factors on the change
+MIN_GAIN, MAX_GAIN = 0.5, 1.6  # factors on the change
 
 
 class TRNet(nn.Module):
@@ -30,7 +30,7 @@ class TRNet(nn.Module):
         bound: Largest change of a value in the residual form, in [0, 1]: picture + bound * tanh(network). Without
             one, the cheapest way past a discriminator is a few coloured blots that everybody sees.
         grain: Standard deviation, in grey levels, of the noise that the network sees on the picture. It has to draw
-            texture where a generator left none, and cannot invent chance; not in the paper. The noise depends on the
+            texture where a generator left none, and has no other source of chance; not in the paper. It depends on the
             picture alone: the same picture gives the same result, and no two share a pattern.
         by_contrast: Whether the change is smaller on even skin, where it would be seen, and larger where neighbouring
             pixels differ anyway and hide it (contrast masking, Legge and Foley 1980); see `contrast_gain`. It belongs
@@ -84,8 +84,8 @@ class TRNet(nn.Module):
         drawn = torch.tanh(self.conv_final(self.conv_after_scaling(scaled)))
         if not self.residual:
             return drawn
-        given = centre_crop(images, drawn)
-        return given + self.bound * (drawn * contrast_gain(given) if self.by_contrast else drawn)
+        original = centre_crop(images, drawn)
+        return original + self.bound * (drawn * contrast_gain(original) if self.by_contrast else drawn)
 
     def _with_grain(self, images: Tensor) -> Tensor:
         if not self.grain:
@@ -103,8 +103,7 @@ class TRNet(nn.Module):
             strength: Factor on the change from picture to removal; 1 is what the network was trained for.
         """
         height, width = images.shape[-2:]
-        filling = (0, -width % MULTIPLE, 0, -height % MULTIPLE)
-        padded = F.pad(images, filling, mode="replicate")
+        padded = F.pad(images, (0, -width % MULTIPLE, 0, -height % MULTIPLE), mode="replicate")
         return torch.lerp(images, self(padded)[..., :height, :width], strength).clamp(0, 1)
 
 
@@ -117,10 +116,10 @@ def _picture_noise(image: Tensor) -> Tensor:
 class _Down(nn.Module):
     """Two convolutions, each followed by ReLU and batch normalisation."""
 
-    def __init__(self, given: int, made: int) -> None:
+    def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.conv1, self.norm1 = nn.Conv2d(given, made, 3, padding=1), nn.BatchNorm2d(made)
-        self.conv2, self.norm2 = nn.Conv2d(made, made, 3, padding=1), nn.BatchNorm2d(made)
+        self.conv1, self.norm1 = nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs)
+        self.conv2, self.norm2 = nn.Conv2d(outputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs)
 
     def forward(self, features: Tensor) -> Tensor:
         features = self.norm1(F.relu(self.conv1(features)))
@@ -130,11 +129,11 @@ class _Down(nn.Module):
 class _Up(nn.Module):
     """Enlarge by two, halve the channels, put the skip beside it, convolve twice."""
 
-    def __init__(self, given: int, made: int) -> None:
+    def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.conv0, self.norm0 = nn.Conv2d(given, made, 1), nn.BatchNorm2d(made)
-        self.conv1, self.norm1 = nn.Conv2d(2 * made, made, 3, padding=1), nn.BatchNorm2d(made)
-        self.conv2, self.norm2 = nn.Conv2d(made, made, 3, padding=1), nn.BatchNorm2d(made)
+        self.conv0, self.norm0 = nn.Conv2d(inputs, outputs, 1), nn.BatchNorm2d(outputs)
+        self.conv1, self.norm1 = nn.Conv2d(2 * outputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs)
+        self.conv2, self.norm2 = nn.Conv2d(outputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs)
 
     def forward(self, features: Tensor, skip: Tensor) -> Tensor:
         enlarged = F.interpolate(features, scale_factor=2, mode="bilinear", align_corners=False)
@@ -162,15 +161,8 @@ def contrast_gain(images: Tensor) -> Tensor:
     these limits and smoothed.
     """
     grey = images.mean(1, keepdim=True)
-    variance = (_smoothed(grey.square(), 9, 1.5) - _smoothed(grey, 9, 1.5).square()).clamp_min(0)
-    return _smoothed((variance.sqrt() / USUAL_CONTRAST).sqrt().clamp(LEAST_GAIN, MOST_GAIN), 7, 1.0)
-
-
-def _smoothed(grey: Tensor, side: int, sigma: float) -> Tensor:
-    """Convolve (N, 1, H, W) with a Gaussian; edges are mirrored."""
-    reach = side // 2
-    kernel = gaussian_kernel(side, sigma).to(grey)[None, None]
-    return F.conv2d(F.pad(grey, (reach, reach, reach, reach), mode="reflect"), kernel)
+    variance = (gaussian_blur(grey.square(), 9, 1.5) - gaussian_blur(grey, 9, 1.5).square()).clamp_min(0)
+    return gaussian_blur((variance.sqrt() / USUAL_CONTRAST).sqrt().clamp(MIN_GAIN, MAX_GAIN), 7, 1.0)
 
 
 def centre_crop(features: Tensor, like: Tensor) -> Tensor:
