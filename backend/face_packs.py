@@ -26,15 +26,10 @@ PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 
 @dataclass(frozen=True)
 class Photographs:
-    """Pictures with their names.
+    """Pictures with their names."""
 
-    Args:
-        names: Path of each within its pack or folder.
-        pictures: uint8 (N, 3, size, size) RGB.
-    """
-
-    names: list[str]
-    pictures: Tensor
+    names: list[str]  # path of each within its pack or folder
+    pictures: Tensor  # uint8 (N, 3, size, size) RGB
 
     def __len__(self) -> int:
         """Return how many there are."""

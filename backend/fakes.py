@@ -294,21 +294,14 @@ def edit_directions(generator: StyleGAN2, rows: range, count: int) -> Tensor:
 
 @dataclass(frozen=True)
 class FakesSettings:
-    """How many fakes of each kind, and from which seed.
-
-    Args:
-        per_kind: Fakes of each kind.
-        seed: Of the run.
-        kinds: Some of `FAKE_KINDS`.
-        truncation: Of samples.
-        redrawn: Share of the swaps whose face the generator draws. The others are put together from two photographs
-            alone; whether a swap is redrawn changes neither its photographs nor how they are blended.
-    """
+    """How many fakes of each kind, and from which seed."""
 
     per_kind: int
     seed: int = 0
-    kinds: tuple[str, ...] = FAKE_KINDS
-    truncation: float = 0.8
+    kinds: tuple[str, ...] = FAKE_KINDS  # some of `FAKE_KINDS`
+    truncation: float = 0.8  # of samples
+    # Share of the swaps whose face the generator draws. The others are put together from two photographs alone; whether
+    # a swap is redrawn changes neither its photographs nor how they are blended.
     redrawn: float = 0.5
 
     def drawn_part(self, kind: str, seed: int) -> str:

@@ -26,14 +26,10 @@ SSIM_CONSTANTS = (0.01**2, 0.03**2)  # for the range [0, 1]
 
 @dataclass(frozen=True)
 class PerceptualDistance:
-    """A perceptual distance for training.
+    """A perceptual distance for training."""
 
-    Args:
-        name: Its name, for results.
-        distance: From two batches (N, 3, H, W) in [-1, 1], of at least 32 pixels, to (N,) from 0; differentiable.
-    """
-
-    name: str
+    name: str  # its name, for results
+    # From two batches (N, 3, H, W) in [-1, 1], of at least 32 pixels, to (N,) from 0; differentiable.
     distance: Callable[[Tensor, Tensor], Tensor]
 
 

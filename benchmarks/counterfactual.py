@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,11 @@ from backend import runtime
 from backend.counterfactual import search as counterfactual_search
 from backend.counterfactual.search import SearchSettings, search
 from backend.detectors import registry
-from backend.detectors.base import Card, Detector
+from backend.detectors.base import Detector
 from backend.generators import inversion
 from backend.generators.inversion import Inverter
 from backend.progress import Step, finish
+from backend.training.detector import untrained_card
 from benchmarks.plain_stylegan2 import synthesize
 
 SIDES = ("ours", "loop")
@@ -48,14 +50,12 @@ def main() -> int:
         return 0
     runs: dict[str, list[dict[str, Any]]] = {side: [] for side in (*SIDES, "stopping")}
     for _ in range(options.rounds):
-        for side, found in runs.items():
-            found.append(_child(side))
-    best = {side: min(found, key=lambda one: one["seconds"]) for side, found in runs.items()}
+        for side, turns in runs.items():
+            turns.append(_run_in_child(side))
+    best = {side: min(turns, key=lambda turn: turn["seconds"]) for side, turns in runs.items()}
     for side in SIDES:
-        one = best[side]
-        print(
-            f"{side:9s} {one['per_step']:8.1f} ms a step, {one['seconds']:6.1f} s in all, peak {one['peak_mb']:.0f} MB"
-        )
+        per_step, seconds, peak = (best[side][name] for name in ("per_step", "seconds", "peak_mb"))
+        print(f"{side:9s} {per_step:8.1f} ms a step, {seconds:6.1f} s in all, peak {peak:.0f} MB")
     print(f"ratio     {best['loop']['per_step'] / best['ours']['per_step']:8.2f} a step, early stop off in both")
     early = best["stopping"]
     saved = best["ours"]["seconds"] / early["seconds"]
@@ -66,8 +66,8 @@ def main() -> int:
     print(f"flips: {'the same' if same else 'NOT the same'}")
     # Steps go by the sign, and where a slope is nearly zero the last bit decides it. Half-way down, where p_fake
     # falls fastest, two correct programs may differ by some hundredths; at the end of a long search they do not.
-    where = "within" if difference <= AGREEMENT else "beyond"
-    print(f"final p_fake differs by at most {difference:.4f} ({where} {AGREEMENT})")
+    verdict = "within" if difference <= AGREEMENT else "beyond"
+    print(f"final p_fake differs by at most {difference:.4f} ({verdict} {AGREEMENT})")
     return 0 if same else 1
 
 
@@ -75,7 +75,7 @@ def loop(
     inverter: Inverter, detector: Detector, faces: Tensor, settings: SearchSettings, tolerance: float = SAME_FACES
 ) -> tuple[Tensor, float]:
     """Search as one writes it first; return the final p_fake (N,) and the seconds the steps took."""
-    opened = counterfactual_search.level_mask(settings.levels, inverter.rows)[None, :, None]
+    mask = counterfactual_search.level_mask(settings.levels, inverter.rows)[None, :, None]
     start = inverter.invert(faces)
     epsilon = inverter.epsilon if settings.epsilon is None else settings.epsilon
     with torch.no_grad():
@@ -100,15 +100,16 @@ def loop(
         codes.requires_grad_(True)
         loss = detector.p_fake(picture(codes)).square().mean()
         (gradient,) = torch.autograd.grad(loss, codes)
-        codes = codes.detach() - epsilon * gradient.sign() * opened
+        codes = codes.detach() - epsilon * gradient.sign() * mask
         scores.append(score(codes))
     return scores[-1].cpu(), time.perf_counter() - started
 
 
 def _all_digits() -> AbstractContextManager[None]:
     """Compute convolutions in full float32 also on a GPU, which otherwise rounds their factors to 10 bits (TF32)."""
-    own = torch.backends.cudnn
-    return own.flags(enabled=own.enabled, benchmark=own.benchmark, deterministic=own.deterministic, allow_tf32=False)
+    cudnn = torch.backends.cudnn
+    kept = {name: getattr(cudnn, name) for name in ("enabled", "benchmark", "deterministic")}
+    return cudnn.flags(**kept, allow_tf32=False)
 
 
 def _draw(inverter: Inverter, codes: Tensor) -> Tensor:
@@ -124,8 +125,8 @@ def ours(inverter: Inverter, detector: Detector, faces: Tensor, settings: Search
         nonlocal started
         started = started or time.perf_counter()  # the first step is the inversion
 
-    found = finish(search(inverter, detector, faces, settings), clock)
-    return found.p_counterfactual, time.perf_counter() - started, len(found.trajectory) - 1
+    result = finish(search(inverter, detector, faces, settings), clock)
+    return result.p_counterfactual, time.perf_counter() - started, len(result.trajectory) - 1
 
 
 def _run(options: argparse.Namespace) -> dict[str, Any]:
@@ -142,10 +143,10 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
     )
     stopping = options.side == "stopping"
     level = counterfactual_search.parse_levels(options.level)
-    usual = {"epsilon": options.epsilon, "lengths": "equal"}  # the published steps
-    settings = SearchSettings(level, steps=options.steps, early_stop=stopping, **usual)
+    published = {"epsilon": options.epsilon, "lengths": "equal"}
+    settings = SearchSettings(level, steps=options.steps, early_stop=stopping, **published)
     # One step beforehand pays what only a first step pays.
-    warm = SearchSettings(level, steps=1, early_stop=False, **usual)
+    warm = SearchSettings(level, steps=1, early_stop=False, **published)
     with runtime.frozen(*inverter.modules(), detector):
         if options.side == "loop":
             loop(inverter, detector, faces, warm)
@@ -171,36 +172,22 @@ def _faces(inverter: Inverter, count: int) -> Tensor:
 @torch.no_grad()
 def untrained(faces: Tensor, network: nn.Module, input_size: int = registry.EMBEDDED_SIZE) -> Detector:
     """Return an untrained Xception, shifted and scaled so that it calls all the faces fake."""
-    card = Card(
-        name=UNTRAINED,
-        title="Untrained Xception",
-        paper="",
-        weights="",
-        input_size=input_size,
-        mean=(0.5, 0.5, 0.5),
-        std=(0.5, 0.5, 0.5),
-        outputs="two logits, real then fake",
-        cam_layer="act4",
-        trained_on="nothing",
-        licence="",
-        errors=(),
-        known_failures="knows nothing",
-    )
+    card = replace(untrained_card("xception"), name=UNTRAINED, title="Untrained Xception", input_size=input_size)
     raw = Detector(network, card).to(faces.device).logit_fake(faces)
     spread = float(raw.std()) if len(raw) > 1 else float(raw.abs().max()) / 10
     return Detector(network, card, temperature=spread, threshold=float(raw.min()) - spread).eval()
 
 
-def _child(side: str) -> dict[str, Any]:
+def _run_in_child(side: str) -> dict[str, Any]:
     command = [sys.executable, __file__, *sys.argv[1:], "--side", side]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def _options() -> argparse.Namespace:
-    known = registry.loadable()
+    loadable = registry.loadable()
     parser = argparse.ArgumentParser(description="Our latent search beside a straightforward loop.")
-    parser.add_argument("--detector", default=known[0] if known else UNTRAINED, choices=[*known, UNTRAINED])
+    parser.add_argument("--detector", default=loadable[0] if loadable else UNTRAINED, choices=[*loadable, UNTRAINED])
     parser.add_argument("--faces", type=int, default=4)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--level", default="S,M,D")

@@ -15,6 +15,7 @@ from backend.counterfactual.search import SearchSettings, StepLengths, search
 from backend.detectors import registry
 from backend.generators import inversion
 from backend.progress import finish
+from backend.similarity import batch_psnr
 
 EPSILONS = (0.0005, 0.001, 0.002, 0.003, 0.004, 0.005, 0.02, 0.05)
 
@@ -38,17 +39,16 @@ def main() -> None:
     faces = faces[detected][: options.count]
     for epsilon in EPSILONS:
         settings = SearchSettings(epsilon=epsilon, kappa=options.kappa, lengths=options.lengths)
-        found = finish(search(inverter, detector, faces, settings))
-        error = (found.counterfactual - found.original).square().flatten(1).mean(1)
-        psnr = -10 * torch.log10(error.clamp_min(1e-12))
+        result = finish(search(inverter, detector, faces, settings))
+        psnr = batch_psnr(result.counterfactual, result.original)
         row = {
             "epsilon": epsilon,
             "faces": len(faces),
-            "flipped": float(found.flipped.float().mean()),
-            "steps": float(found.steps[found.flipped].float().median()) if found.flipped.any() else None,
-            "psnr_median": float(psnr[found.flipped].median()) if found.flipped.any() else None,
-            "psnr_at_least_30": float((found.flipped & (psnr >= 30)).float().mean()),
-            "seconds_a_face": found.seconds / len(faces),
+            "flipped": float(result.flipped.float().mean()),
+            "steps": float(result.steps[result.flipped].float().median()) if result.flipped.any() else None,
+            "psnr_median": float(psnr[result.flipped].median()) if result.flipped.any() else None,
+            "psnr_at_least_30": float((result.flipped & (psnr >= 30)).float().mean()),
+            "seconds_a_face": result.seconds / len(faces),
         }
         print(json.dumps(row), flush=True)
 

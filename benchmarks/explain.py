@@ -103,17 +103,17 @@ def main() -> int:
     case = _case(options)
     good = True
     for section in options.sections or SECTIONS:
-        found = SECTIONS[section](case)
-        ratio, cpu_ratio = found.peer.seconds / found.ours.seconds, found.peer.cpu_seconds / found.ours.cpu_seconds
+        result = SECTIONS[section](case)
+        ratio, cpu_ratio = result.peer.seconds / result.ours.seconds, result.peer.cpu_seconds / result.ours.cpu_seconds
         print(f"{section}, {case.detector.card.title}, {case.face.shape[-1]} pixels, {options.threads} threads")
-        for side in (found.peer, found.ours):
+        for side in (result.peer, result.ours):
             print(
                 f"  {side.name:32s} {side.seconds:8.2f} s  {side.cpu_seconds:8.2f} s of processor  "
                 f"{side.images:6d} images  {side.calls:6d} calls"
             )
-        print(f"  ratio {ratio:.2f}, of processor time {cpu_ratio:.2f} (goal {found.goal:g})")
-        print(f"  {found.agreement}")
-        good &= found.agrees and ratio >= found.goal
+        print(f"  ratio {ratio:.2f}, of processor time {cpu_ratio:.2f} (goal {result.goal:g})")
+        print(f"  {result.agreement}")
+        good &= result.agrees and ratio >= result.goal
     return 0 if good else 1
 
 
@@ -125,11 +125,11 @@ def in_turns(rounds: int, *turns: Turn) -> list[Side]:
             wall, processor = time.perf_counter(), time.process_time()
             side = turn()
             side = replace(side, seconds=time.perf_counter() - wall, cpu_seconds=time.process_time() - processor)
-            known = best[place] or side
+            before = best[place] or side
             best[place] = replace(
                 side,
-                seconds=min(side.seconds, known.seconds),
-                cpu_seconds=min(side.cpu_seconds, known.cpu_seconds),
+                seconds=min(side.seconds, before.seconds),
+                cpu_seconds=min(side.cpu_seconds, before.cpu_seconds),
             )
     return [side for side in best if side is not None]
 
@@ -143,17 +143,17 @@ def nes_section(case: Case) -> Comparison:
     share = float(same.float().mean())
 
     def ours() -> Side:
-        found = finish(nes.attack(case.face, case.detector, settings))
-        return Side("NES, in batches", found.image_count, found.call_count)
+        result = finish(nes.attack(case.face, case.detector, settings))
+        return Side("NES, in batches", result.image_count, result.call_count)
 
     def peer() -> Side:
         nes_loop(case, settings)
-        asked = (2 * settings.probes + 1) * settings.iterations
-        return Side("NES, one picture a call", asked, asked)
+        count = (2 * settings.probes + 1) * settings.iterations
+        return Side("NES, one picture a call", count, count)
 
-    theirs, own = in_turns(case.options.rounds, peer, ours)
+    peer_side, our_side = in_turns(case.options.rounds, peer, ours)
     agreement = f"{share:.2%} of the signs of an update are equal (goal 99 %)"
-    return Comparison(theirs, own, goal=2.0, agreement=agreement, agrees=share >= 0.99)
+    return Comparison(peer_side, our_side, goal=2.0, agreement=agreement, agrees=share >= 0.99)
 
 
 @torch.inference_mode()
@@ -166,8 +166,8 @@ def nes_loop(case: Case, settings: NESSettings) -> Tensor:
     unit = case.detector.std[0]
     picture = case.face[0].clone()
 
-    def p_real(one: Tensor) -> Tensor:
-        return torch.sigmoid(-case.detector.logit_fake(one[None]))[0]
+    def p_real(image: Tensor) -> Tensor:
+        return torch.sigmoid(-case.detector.logit_fake(image[None]))[0]
 
     for _ in range(settings.iterations):
         p_real(picture)  # the test
@@ -192,14 +192,14 @@ def lime_section(case: Case) -> Comparison:
 
     @torch.no_grad()
     def classify(pictures: np.ndarray) -> np.ndarray:
-        batch = torch.stack([to_tensor(one).float() for one in pictures])
+        batch = torch.stack([to_tensor(array).float() for array in pictures])
         p_fake = case.detector.p_fake(batch.to(case.face.device)).cpu().numpy()
         return np.stack([1 - p_fake, p_fake], axis=1)
 
     def peer() -> Side:
         explainer = LimeImageExplainer(random_state=0)
         with silence():
-            found = explainer.explain_instance(
+            result = explainer.explain_instance(
                 picture,
                 classify,
                 labels=(1,),
@@ -209,7 +209,7 @@ def lime_section(case: Case) -> Comparison:
                 segmentation_fn=lambda _: labels.numpy(),
                 random_seed=0,
             )
-        weights = dict(found.local_exp[1])
+        weights = dict(result.local_exp[1])
         maps["peer"] = torch.tensor([weights[segment] for segment in range(len(weights))])[labels]
         return Side("the package lime", samples, -(-samples // 10))
 
@@ -241,9 +241,9 @@ def shap_section(case: Case) -> Comparison:
     def package(evaluations: int) -> np.ndarray:
         outside = np.random.get_state()  # noqa: NPY002 - what the package breaks ties with
         np.random.seed(0)  # noqa: NPY002
-        found = Explainer(model, Image(hidden))(picture[None], max_evals=evaluations, batch_size=BATCH, silent=True)
+        result = Explainer(model, Image(hidden))(picture[None], max_evals=evaluations, batch_size=BATCH, silent=True)
         np.random.set_state(outside)  # noqa: NPY002
-        return found.values[0]
+        return result.values[0]
 
     def peer() -> Side:
         asked[:] = [0, 0]
@@ -273,8 +273,8 @@ def xrai_section(case: Case) -> Comparison:
         return {INPUT_OUTPUT_GRADIENTS: gradient.permute(0, 2, 3, 1).cpu().numpy()}
 
     def peer() -> Side:
-        found = XRAI().GetMask(picture, call, extra_parameters=XRAIParameters(steps=steps))
-        maps["peer"] = torch.from_numpy(found)
+        result = XRAI().GetMask(picture, call, extra_parameters=XRAIParameters(steps=steps))
+        maps["peer"] = torch.from_numpy(result)
         return Side("the package saliency", 2 * steps, 2 * steps)
 
     def ours() -> Side:
@@ -287,10 +287,10 @@ def xrai_section(case: Case) -> Comparison:
 
 def _compared(case: Case, peer: Turn, ours: Turn, maps: dict[str, Tensor], goal: float) -> Comparison:
     """Let both sides take turns and compare their maps, which they leave in `maps`."""
-    theirs, own = in_turns(case.options.rounds, peer, ours)
+    peer_side, our_side = in_turns(case.options.rounds, peer, ours)
     difference = float((maps["peer"] - maps["ours"]).abs().max() / maps["peer"].abs().max())
     agreement = f"the maps differ by {difference:.1e} of the largest value (goal {AGREEMENT:g})"
-    return Comparison(theirs, own, goal=goal, agreement=agreement, agrees=difference <= AGREEMENT)
+    return Comparison(peer_side, our_side, goal=goal, agreement=agreement, agrees=difference <= AGREEMENT)
 
 
 @contextmanager

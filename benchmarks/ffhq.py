@@ -43,24 +43,25 @@ def main() -> int:
         print(json.dumps(_unless_full(options)))
         return 0
     for batch in options.batch:
-        found = {side: _child(options, side, batch) for side in SIDES if side not in options.skip}
-        one = found["truncated"]
-        for side in [side for side, run in found.items() if "failed" in run]:
-            print(f"  {TITLES[side]}, batch {batch}: {found.pop(side)['failed']}")
-        if "truncated" not in found:
+        runs = {side: _child(options, side, batch) for side in SIDES if side not in options.skip}
+        truncated = runs.get("truncated", {})
+        for side in [side for side, run in runs.items() if "failed" in run]:
+            print(f"  {TITLES[side]}, batch {batch}: {runs.pop(side)['failed']}")
+        if "truncated" not in runs:
             continue
-        print(f"\n{one['device']}, batch {batch}, {one['weights']}, levels {options.level}, detector {one['detector']}")
-        for side, run in found.items():
+        device, weights, detector = (truncated[name] for name in ("device", "weights", "detector"))
+        print(f"\n{device}, batch {batch}, {weights}, levels {options.level}, detector {detector}")
+        for side, run in runs.items():
             print(
                 f"  {TITLES[side]:26s} {run['step']:8.3f} s a step ({run['core_step']:.2f} of a core), "
                 f"{run['seconds']:8.2f} s for {run['steps']} steps ({run['core_seconds']:.1f}), "
                 f"peak {run['peak']:6.0f} MB, {run['drawn']} px, {run['dtype']}"
             )
-        for side in (side for side in SIDES[1:] if side in found):
-            by = "" if one["gpu"] else "core_"  # other programs take the processor's time, and not a core's
-            a_step, in_all = (found[side][by + name] / one[by + name] for name in ("step", "seconds"))
+        for side in (side for side in SIDES[1:] if side in runs):
+            by = "" if truncated["gpu"] else "core_"  # other programs take the processor's time, and not a core's
+            a_step, in_all = (runs[side][by + name] / truncated[by + name] for name in ("step", "seconds"))
             print(f"  {TITLES[side]}: {a_step:.1f} times the time of a step, {in_all:.1f} times in all")
-        for line in [*one["difference"], *_goals(found)]:
+        for line in [*truncated["difference"], *_goals(runs)]:
             print(f"  {line}")
     return 0
 
@@ -75,20 +76,20 @@ def _unless_full(options: argparse.Namespace) -> dict[str, Any]:
         return {"failed": "the memory of the GPU does not suffice"}
 
 
-def _goals(found: dict[str, dict[str, Any]]) -> list[str]:
+def _goals(runs: dict[str, dict[str, Any]]) -> list[str]:
     """Say whether the goals for a GPU of a datacentre are met; they are none for a CPU."""
-    one = found["truncated"]
-    if not one["gpu"]:
+    truncated = runs["truncated"]
+    if not truncated["gpu"]:
         return []
-    seconds = 100 * one["seconds"] / one["steps"]
-    said = [
+    seconds = 100 * truncated["seconds"] / truncated["steps"]
+    lines = [
         f"goal, {GOAL_SECONDS:g} s for 100 steps: {'met' if seconds <= GOAL_SECONDS else 'missed'} ({seconds:.2f} s)"
     ]
-    if "loop" in found:
-        ratio = found["loop"]["seconds"] / one["seconds"]
+    if "loop" in runs:
+        ratio = runs["loop"]["seconds"] / truncated["seconds"]
         met = "met" if ratio >= GOAL_RATIO else "missed"
-        said.append(f"goal, {GOAL_RATIO:g} times faster than the straightforward loop: {met} ({ratio:.1f} times)")
-    return said
+        lines.append(f"goal, {GOAL_RATIO:g} times faster than the straightforward loop: {met} ({ratio:.1f} times)")
+    return lines
 
 
 def _run(options: argparse.Namespace) -> dict[str, Any]:
@@ -146,7 +147,7 @@ def _search(inverter: Any, detector: Any, faces: Any, settings: Any) -> dict[str
         times.append(time.perf_counter())
         cores.append(time.process_time())
 
-    found = finish(search(inverter, detector, faces, settings), note)
+    result = finish(search(inverter, detector, faces, settings), note)
     note()
     # What follows the last update only looks: a forward pass, and the picture at full size.
     step, core_step = (
@@ -159,8 +160,8 @@ def _search(inverter: Any, detector: Any, faces: Any, settings: Any) -> dict[str
         "seconds": times[-1] - times[0],
         "core_seconds": cores[-1] - cores[0],
         "steps": settings.steps,
-        "drawn": found.resolution,
-        "dtype": found.precision,
+        "drawn": result.resolution,
+        "dtype": result.precision,
     }
 
 

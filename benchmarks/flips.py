@@ -36,26 +36,26 @@ def main() -> None:
     runtime.keep_freed_memory()
     settings = SearchSettings(composite=options.composite, lengths=options.lengths)
     rows: list[dict[str, Any]] = []
-    passed = 0
-    for name, picture in _drawn(face_packs.load_photographs(options.fakes, 128), options.seed):
+    passed_over = 0
+    for name, picture in _draw_fakes(face_packs.load_photographs(options.fakes, 128), options.seed):
         if len(rows) == options.count:
             break
         try:
-            story = finish(find_counterfactual(locate(picture), options.detector, settings))
+            result = finish(find_counterfactual(locate(picture), options.detector, settings))
         except UserError:
-            passed += 1
+            passed_over += 1
             continue
-        if story.already_real:
-            passed += 1
+        if result.already_real:
+            passed_over += 1
             continue
-        record = story.record()
+        record = result.record()
         rows.append(record)
         shown = {key: record[key] for key in ("flipped", "steps", "p_fake", "p_pasted", "retest", "seconds")}
         print(json.dumps({"fake": name, "psnr": record["metrics"]["psnr"]} | shown), flush=True)
-    print(json.dumps(_together(rows) | {"passed_over": passed, "settings": rows[0]["settings"]}, indent=1))
+    print(json.dumps(_summarise(rows) | {"passed_over": passed_over, "settings": rows[0]["settings"]}, indent=1))
 
 
-def _drawn(fakes: face_packs.Photographs, seed: int) -> list[tuple[str, np.ndarray]]:
+def _draw_fakes(fakes: face_packs.Photographs, seed: int) -> list[tuple[str, np.ndarray]]:
     """Return the fakes in a seeded order in which the kinds take turns."""
     order = np.random.default_rng(seed).permutation(len(fakes))
     by_kind: dict[str, list[int]] = defaultdict(list)
@@ -65,13 +65,13 @@ def _drawn(fakes: face_packs.Photographs, seed: int) -> list[tuple[str, np.ndarr
     return [(fakes.names[index], fakes.pictures[index].permute(1, 2, 0).numpy().copy()) for index in turns]
 
 
-def _together(rows: list[dict[str, Any]]) -> dict[str, Any]:
+def _summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
     good = [row["flipped"] and (row["metrics"]["psnr"] or 99) >= 30 for row in rows]
     transfer = {}
     for name in rows[0]["retest"]:
         detected = [row for row in rows if row["flipped"] and row["retest"][name]["original"] >= 0.5]
-        turned = sum(row["retest"][name]["counterfactual"] < 0.5 for row in detected)
-        transfer[name] = {"detected": len(detected), "turned": turned}
+        flipped = sum(row["retest"][name]["counterfactual"] < 0.5 for row in detected)
+        transfer[name] = {"detected": len(detected), "turned": flipped}
     pasted = [row["p_pasted"] for row in rows if row["flipped"] and row["p_pasted"] is not None]
     return {
         "fakes": len(rows),

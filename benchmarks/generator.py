@@ -29,7 +29,6 @@ from backend.generators.inversion import Inverter
 from backend.generators.refinement import RefineSettings, refine
 from backend.progress import finish
 from backend.training import encoder
-from backend.training.losses import load_perceptual_network
 
 BATCH = 32
 FIGURE_SEED = 2026
@@ -51,8 +50,8 @@ def main() -> None:
     inverter = inversion.load_embedded_inverter()
     further, held_out = face_packs.split_photographs(options.data, inverter.size)
     photographs = held_out.pictures[: options.count]
-    vgg = load_perceptual_network("vgg")
-    found = {
+    vgg = similarity.build_st_lpips("vgg")
+    figures = {
         "settings": {key: str(value) for key, value in vars(options).items() if key not in {"data", "figures"}},
         "weights": {name: weights.find_entry(name).sha256 for name in ("generator", "encoder")},
         "inversion": inversions(inverter, photographs, vgg),
@@ -61,7 +60,7 @@ def main() -> None:
         "bytes": sum(weights.find_entry(name).path.stat().st_size for name in ("generator", "encoder")),
         "milliseconds": milliseconds(inverter, photographs),
     }
-    print(json.dumps(found, indent=1))
+    print(json.dumps(figures, indent=1))
     if options.figures:
         draw_figures(inverter, options.figures)
 
@@ -69,8 +68,7 @@ def main() -> None:
 @torch.no_grad()
 def compared(photographs: Tensor, drawn: Tensor, vgg: nn.Module) -> dict[str, float]:
     """Compare uint8 pictures (N, 3, S, S): mean PSNR in dB, SSIM, perceptual distance, likeness of the person."""
-    one, two = (part.permute(0, 2, 3, 1).numpy() for part in (photographs, drawn))
-    pairs = list(zip(one, two, strict=True))
+    pairs = list(zip(*(part.permute(0, 2, 3, 1).numpy() for part in (photographs, drawn)), strict=True))
     distances = [
         vgg(*(part.float() / 127.5 - 1 for part in both)).flatten()
         for both in zip(photographs.split(BATCH), drawn.split(BATCH), strict=True)
@@ -82,12 +80,12 @@ def compared(photographs: Tensor, drawn: Tensor, vgg: nn.Module) -> dict[str, fl
         "perceptual": float(torch.cat(distances).mean()),
     }
     if identity.best_recogniser() is not None:
-        same = [
+        identities = [
             identity.compare_identity(a[None].float() / 255, b[None].float() / 255, "embedded")
             for a, b in list(zip(photographs, drawn, strict=True))[:: max(1, len(pairs) // 100)]
         ]
-        figures["identity_similarity"] = statistics.fmean(each.similarity for each in same)
-        figures["identity_retained"] = statistics.fmean(float(each.retained) for each in same)
+        figures["identity_similarity"] = statistics.fmean(result.similarity for result in identities)
+        figures["identity_retained"] = statistics.fmean(float(result.retained) for result in identities)
     return figures
 
 
@@ -116,23 +114,23 @@ def samples(
     inverter: Inverter, photographs: Tensor, further: Tensor, vgg: nn.Module, options: argparse.Namespace
 ) -> dict[str, Any]:
     """Measure samples against photographs, beside further photographs against the same."""
-    invented = drawn_from_z(inverter, len(photographs), options)
+    new_faces = drawn_from_z(inverter, len(photographs), options)
     chosen = np.random.default_rng(options.seed).choice(len(further), len(photographs), replace=False)
     sets = {
         "photographs": photographs,
-        "samples": invented,
+        "samples": new_faces,
         "samples_drawn_once": drawn_from_z(inverter, len(photographs), options, reinvert=False),
         "inversions": encoder.reconstruct_pictures(inverter, photographs),
         "further_photographs": further[torch.from_numpy(np.sort(chosen))],
     }
-    known = {name: features(vgg, part) for name, part in sets.items()}
-    size = len(photographs) // 2
+    features_by_set = {name: features(vgg, part) for name, part in sets.items()}
+    reference, size = features_by_set["photographs"], len(photographs) // 2
     kid = {
-        name: vars(likeness.kernel_distance_of_draws(known[name], known["photographs"], size, options.seed))
+        name: vars(likeness.kernel_distance_of_draws(features_by_set[name], reference, size, options.seed))
         for name in sets
         if name != "photographs"
     }
-    return {"kid": kid, "size_of_a_draw": size, "faces_found": faces_found(invented)}
+    return {"kid": kid, "size_of_a_draw": size, "faces_found": faces_found(new_faces)}
 
 
 def drawn_from_z(inverter: Inverter, count: int, options: argparse.Namespace, *, reinvert: bool = True) -> Tensor:
@@ -165,11 +163,11 @@ def milliseconds(inverter: Inverter, photographs: Tensor) -> dict[str, float]:
     face = photographs[:1].float() / 255
     codes = inverter.invert(face)
     with torch.no_grad():
-        found = {
+        return {
             "inversion": _median(lambda: inverter.invert(face)),
             "synthesis": _median(lambda: inverter.synthesize(codes)),
+            "threads": float(torch.get_num_threads()),
         }
-    return found | {"threads": float(torch.get_num_threads())}
 
 
 def _median(work: Callable[[], Any], repeats: int = 20) -> float:
@@ -187,13 +185,11 @@ def draw_figures(inverter: Inverter, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     first = fakes.draw_samples(inverter, 64, seed=FIGURE_SEED, truncation=1.0)
     _write(folder / "samples.jpg", [list(first[row : row + SHEET_ROW]) for row in range(0, 64, SHEET_ROW)])
-    shown = torch.cat([_shippable(inverter), fakes.draw_samples(inverter, 32, seed=FIGURE_SEED + 1, truncation=1.0)])[
-        :32
-    ]
-    again = inverter.synthesize(inverter.invert(shown))
-    rows = []
-    for start in range(0, len(shown), SHEET_ROW):
-        rows += [list(shown[start : start + SHEET_ROW]), list(again[start : start + SHEET_ROW])]
+    others = fakes.draw_samples(inverter, 32, seed=FIGURE_SEED + 1, truncation=1.0)
+    originals = torch.cat([_shippable(inverter), others])[:32]
+    inverted = inverter.synthesize(inverter.invert(originals))
+    pairs = zip(originals.split(SHEET_ROW), inverted.split(SHEET_ROW), strict=True)
+    rows = [list(row) for pair in pairs for row in pair]
     _write(folder / "inversions.jpg", rows)
     _write(folder / "levels.jpg", _levels(inverter))
 
@@ -202,13 +198,12 @@ def _levels(inverter: Inverter) -> list[list[Tensor]]:
     """Return rows: faces; others; then, for every level, the faces with this level of the others."""
     z = torch.randn(2 * FACES, inverter.generator.style_dim, generator=torch.Generator().manual_seed(FIGURE_SEED + 2))
     codes = inverter.generator.mapping(z)[:, None].repeat(1, inverter.rows, 1)
-    own, others = codes[:FACES], codes[FACES:]
-    drawn = {"own": inverter.synthesize(own), "other": inverter.synthesize(others)}
-    rows = [[*drawn["own"]], [*drawn["other"]]]
+    base, others = codes[:FACES], codes[FACES:]
+    rows = [[*inverter.synthesize(base)], [*inverter.synthesize(others)]]
     for level in search.LEVELS:
-        mixed = own.clone()
-        opened = list(search.rows_of_level(level, inverter.rows))
-        mixed[:, opened] = others[:, opened]
+        mixed = base.clone()
+        level_rows = list(search.rows_of_level(level, inverter.rows))
+        mixed[:, level_rows] = others[:, level_rows]
         rows.append([*inverter.synthesize(mixed)])
     return rows
 

@@ -42,29 +42,29 @@ def main() -> None:
     options = parser.parse_args()
     runtime.keep_freed_memory()
     detector = detectors_registry.load(options.detector)
-    found = fakes(options.fakes, detector, options.count, options.seed)
-    rows = [row for face in found for row in compared(face, detector, options.seed)]
-    together: dict[str, Any] = {"detector": options.detector, "count": len(found)}
-    for what in ("quick_and_full", "shortcut_and_nes"):
+    faces = fakes(options.fakes, detector, options.count, options.seed)
+    rows = [row for face in faces for row in compared(face, detector, options.seed)]
+    summary: dict[str, Any] = {"detector": options.detector, "count": len(faces)}
+    for comparison in ("quick_and_full", "shortcut_and_nes"):
         for method, reference in itertools.product(PERTURBING, base.REFERENCES):
-            own = [row for row in rows if (row["method"], row["reference"]) == (method, reference)]
-            values = [row[what] for row in own if row.get(what) is not None]
+            of_method = [row for row in rows if (row["method"], row["reference"]) == (method, reference)]
+            values = [row[comparison] for row in of_method if row.get(comparison) is not None]
             if values:
-                together[f"{what} {method} {reference}"] = statistics.fmean(values)
-    print(json.dumps(together | memory(found[0], detector, options.repeats), indent=1))
+                summary[f"{comparison} {method} {reference}"] = statistics.fmean(values)
+    print(json.dumps(summary | memory(faces[0], detector, options.repeats), indent=1))
 
 
 def fakes(folder: Path, detector: Detector, count: int, seed: int) -> list[Tensor]:
     """Return the first fakes (1, 3, S, S) of a seeded draw that the detector calls fake."""
     pictures = face_packs.load_photographs(folder, detector.card.input_size).pictures
-    found = []
+    faces: list[Tensor] = []
     for index in np.random.default_rng(seed).permutation(len(pictures)):
         face = pictures[int(index)][None].float() / 255
         if float(detector.p_fake(face)) > 0.5:
-            found.append(face)
-        if len(found) == count:
+            faces.append(face)
+        if len(faces) == count:
             break
-    return found
+    return faces
 
 
 def compared(face: Tensor, detector: Detector, seed: int) -> list[dict[str, Any]]:
@@ -102,7 +102,7 @@ def memory(face: Tensor, detector: Detector, repeats: int) -> dict[str, Any]:
         _map(face, detector, method=next(names), seed=number)
     modules = list(detector.network.modules())
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    hooks = sum(len(getattr(one, kind)) for one in modules for kind in kinds)
+    hooks = sum(len(getattr(module, kind)) for module in modules for kind in kinds)
     return {
         "explanations": repeats,
         "resident_megabytes_before": round(before / 1e6),

@@ -167,7 +167,7 @@ def test_recipes_are_checked(tmp_path):
         generator.read_generator_settings("gan")
     with pytest.raises(UserError, match="needs trained weights"):
         generator.train_generator(tmp_path, tmp_path, print, recipe="continued")
-    with pytest.raises(UserError, match="needs their codes"):
+    with pytest.raises(UserError, match="needs the codes of its photographs"):
         AdversarialTask(pictures(), settings("generator_continued"), pictures(2))
     assert isinstance(generator.read_generator_settings("adversarial"), AdversarialSettings)
     options = weights.find_entry("generator").options

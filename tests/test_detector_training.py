@@ -130,7 +130,7 @@ def test_the_strong_defence_attacks_training_fakes_in_memory():
     assert torch.equal(made.pictures[:5], given.pictures)
     change = (made.pictures[5:].float() - given.pictures[[1, 3, 4]].float()).abs().mean((1, 2, 3))
     assert (change > 1).all() and (change < 25).all()
-    again = finish(data.add_attacked(given, "noise", seed=4, most=2))
+    again = finish(data.add_attacked(given, "noise", seed=4, limit=2))
     assert again.kinds.tolist().count("attacked") == 2
     with pytest.raises(UserError, match="no attack named fog"):
         finish(data.add_attacked(given, "fog", seed=0))
@@ -332,7 +332,7 @@ def test_the_command_trains_from_given_weights_and_names_the_plain_set(data_fold
     assert "another network" in json.loads(capsys.readouterr().out)["error"]
     assert main.main([*command, "--initial", "installed"]) == 2  # there is no plain entry
     assert main.main([*command, "--set", "mirrored=False"]) == 2
-    assert "either true or false" in json.loads(capsys.readouterr().out.splitlines()[-1])["error"]
+    assert "mirrored cannot be" in json.loads(capsys.readouterr().out.splitlines()[-1])["error"]
 
 
 def test_the_undefended_set_judges_pictures_as_they_are():

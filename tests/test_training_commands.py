@@ -48,7 +48,7 @@ def test_names_are_those_of_what_is_read(tmp_path):
 
 @pytest.mark.parametrize(
     ("given", "said"),
-    [(("--packs", "real-*"), "no pack named real-*.tar"), (("--redrawn", "1.5"), "share of the swaps")],
+    [(("--packs", "real-*"), "no pack named real-*.tar"), (("--redrawn", "1.5"), "--redrawn must be between")],
 )
 def test_fakes_that_cannot_be_made_are_refused_in_one_sentence(tmp_path, capsys, given, said):
     data = folder_of_pictures(tmp_path / "mine", 3)
@@ -126,7 +126,7 @@ def test_looks_are_handed_from_training_to_use_and_not_forgotten(tmp_path, monke
 
 
 def test_the_step_of_a_search_is_stated_in_one_place():
-    assert weights.find_entry("generator").options["epsilon"] == install.ENTRY_FACTS["generator"]["epsilon"]
+    assert weights.find_entry("generator").options["epsilon"] == install.GENERATOR_EPSILON
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

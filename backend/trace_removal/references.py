@@ -23,26 +23,18 @@ PicturesByGroup = Mapping[str, Tensor]
 
 @dataclass(frozen=True, eq=False)
 class References:
-    """Means over many pictures of each group: `real`, and every kind of fake.
+    """Means over many pictures of each group: `real`, and every kind of fake."""
 
-    Args:
-        spectrum: By group, the mean log power (S, S) in dB, frequency 0 in the middle.
-        power: By group, mean and standard deviation (2, S // 2) of the power at each radius, in dB.
-        fingerprint: By kind of fake, the mean noise residual (3, S, S).
-        correlation: By fingerprint and group, mean and standard deviation of the correlations; measured on the half
-            of the pictures that the fingerprint was not made from.
-        attention: By detector and group, the mean Grad-CAM (32, 32) in [0, 1], each picture's scaled to its own
-            maximum.
-        count: Pictures by group.
-        detectors: SHA-256 of the weights of every detector in `attention`; of others, its maps say nothing.
-    """
-
-    spectrum: dict[str, np.ndarray]
-    power: dict[str, np.ndarray]
-    fingerprint: dict[str, Tensor]
+    spectrum: dict[str, np.ndarray]  # by group, the mean log power (S, S) in dB, frequency 0 in the middle
+    power: dict[str, np.ndarray]  # by group, mean and standard deviation (2, S // 2) of the power at each radius, in dB
+    fingerprint: dict[str, Tensor]  # by kind of fake, the mean noise residual (3, S, S)
+    # By fingerprint and group, mean and standard deviation of the correlations; measured on the half of the pictures
+    # that the fingerprint was not made from.
     correlation: dict[str, dict[str, tuple[float, float]]]
+    # By detector and group, the mean Grad-CAM (32, 32) in [0, 1], each picture's scaled to its own maximum.
     attention: dict[str, dict[str, np.ndarray]]
-    count: dict[str, int]
+    count: dict[str, int]  # pictures by group
+    # SHA-256 of the weights of every detector in `attention`; of others, its maps say nothing.
     detectors: dict[str, str] = field(default_factory=dict)
 
     @property

@@ -167,15 +167,11 @@ def _rotation(angle: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Variation:
-    """How far pictures may change.
+    """How far pictures may change."""
 
-    Args:
-        shift: Largest displacement in whole pixels, so that nothing is resampled; edges are mirrored.
-        colours: Largest relative change of contrast, to which each channel adds up to half as much, and largest
-            change of brightness in shares of the grey levels, the same for all channels.
-    """
-
-    shift: int = 0
+    shift: int = 0  # largest displacement in whole pixels, so that nothing is resampled; edges are mirrored
+    # Largest relative change of contrast, to which each channel adds up to half as much, and largest change of
+    # brightness in shares of the grey levels, the same for all channels.
     colours: float = 0.0
 
 

@@ -122,15 +122,10 @@ def _auc(fake: np.ndarray, real: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class Separation:
-    """How well fakes are told from photographs.
+    """How well fakes are told from photographs."""
 
-    Args:
-        auc: Area under the ROC curve.
-        standard_error: Of the AUC (Hanley and McNeil 1982, equation 1).
-    """
-
-    auc: float
-    standard_error: float
+    auc: float  # area under the ROC curve
+    standard_error: float  # of the AUC (Hanley and McNeil 1982, equation 1)
 
     @property
     def low(self) -> float:

@@ -39,18 +39,12 @@ MAX_ATTACKED = 4000  # fakes that are attacked
 
 @dataclass(frozen=True)
 class LabelledPictures:
-    """Labelled pictures.
+    """Labelled pictures."""
 
-    Args:
-        pictures: uint8 (N, 3, S, S).
-        kinds: `real` or the kind of fake, one a picture.
-        origins: Index of the photograph that a fake was made from, -1 where there is none.
-        sources: Where each comes from: its folder or, without one, its name up to the first underscore.
-    """
-
-    pictures: Tensor
-    kinds: np.ndarray
-    origins: np.ndarray | None = None
+    pictures: Tensor  # uint8 (N, 3, S, S)
+    kinds: np.ndarray  # `real` or the kind of fake, one a picture
+    origins: np.ndarray | None = None  # index of the photograph that a fake was made from, -1 where there is none
+    # Where each comes from: its folder or, without one, its name up to the first underscore.
     sources: np.ndarray | None = None
 
     def of_kind(self, kind: str) -> Tensor:
@@ -139,17 +133,11 @@ def source_of(name: str) -> str:
 
 @dataclass(frozen=True)
 class LabelledBatch:
-    """Labelled pictures as a network takes them.
+    """Labelled pictures as a network takes them."""
 
-    Args:
-        images: float32 (N, 3, S, S) in [0, 1].
-        labels: float32 (N,), 1 is fake.
-        kinds: `real` or the kind of fake, one a picture.
-    """
-
-    images: Tensor
-    labels: Tensor
-    kinds: list[str]
+    images: Tensor  # float32 (N, 3, S, S) in [0, 1]
+    labels: Tensor  # float32 (N,), 1 is fake
+    kinds: list[str]  # `real` or the kind of fake, one a picture
 
 
 class LabelledBatches:
@@ -294,19 +282,12 @@ def add_attacked(
 
 @dataclass(frozen=True)
 class Pairs:
-    """Fakes with their photographs.
+    """Fakes with their photographs."""
 
-    Args:
-        real: uint8 (N, 3, S, S).
-        fake: uint8 (N, 3, S, S).
-        sources: int64 (N,), the kind of each fake as a number from 1; 0 stands for real photographs.
-        kinds: Names of the kinds, the one with number 1 first.
-    """
-
-    real: Tensor
-    fake: Tensor
-    sources: Tensor
-    kinds: tuple[str, ...]
+    real: Tensor  # uint8 (N, 3, S, S)
+    fake: Tensor  # uint8 (N, 3, S, S)
+    sources: Tensor  # int64 (N,), the kind of each fake as a number from 1; 0 stands for real photographs
+    kinds: tuple[str, ...]  # names of the kinds, the one with number 1 first
 
     def __len__(self) -> int:
         """Return how many there are."""

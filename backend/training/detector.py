@@ -256,8 +256,10 @@ class FingerprintTask(TrainingTask):
 
 
 @torch.no_grad()
-def standardise_spectra(network: DCTA, batches: LabelledBatches) -> None:
-    """Set mean and standard deviation of every coefficient of the log spectrum from the first batches."""
+def prepare_network(network: nn.Module, batches: LabelledBatches) -> None:
+    """Set DCT-A's mean and standard deviation of every coefficient of the log spectrum from the first batches."""
+    if not isinstance(network, DCTA):
+        return
     total = torch.zeros_like(network.mean, dtype=torch.float64)
     squares, count = torch.zeros_like(total), 0
     for number in range(FITTED_BATCHES):
@@ -322,8 +324,8 @@ def train_detector(
     network = registry.build_embedded(architecture, {})
     if initial:
         settings = replace(settings, initial=loop.load_initial(initial, name, [network]))
-    elif isinstance(network, DCTA):
-        standardise_spectra(network, build_batches(split.training, settings))
+    else:
+        prepare_network(network, build_batches(split.training, settings))
     task = build_detector_task(architecture, network, card, split.training, settings)
     run = finish(loop.train_task(task, out.parent / f"{name}-run", settings, checkpoint_every=200), on_step)
     trained = task.finished().to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
@@ -366,19 +368,14 @@ def untrained_card(architecture: str) -> Card:
 
 def _describe_entry(architecture: str, settings: DetectorSettings, photographs: str, learned: str) -> dict[str, Any]:
     """Return what the registry's entry says beyond the calibration."""
-    command = f"python -m backend train detector {architecture}"
-    if architecture not in MEASURED_ONLY:
-        command += f" --steps {settings.steps}"
-    if settings.defence != "shipped":
-        command += f" --defence {settings.defence}"
-    if settings.initial:
-        command += f" --initial {settings.initial.split(',', maxsplit=1)[0]}"
-    if settings.adversarial:
-        command += f" --adversarial {settings.adversarial}"
     defaults = asdict(read_detector_settings(architecture, defence=settings.defence))
-    if settings.seed != defaults["seed"]:
-        command += f" --seed {settings.seed}"
-    for key, value in asdict(settings).items():
+    given = asdict(settings) | {"initial": settings.initial.split(",", maxsplit=1)[0]}
+    options: dict[str, Any] = {} if architecture in MEASURED_ONLY else {"steps": settings.steps}
+    options |= {"defence": settings.defence} if settings.defence != "shipped" else {}
+    options |= {name: given[name] for name in ("initial", "adversarial", "seed") if given[name] != defaults[name]}
+    command = f"python -m backend train detector {architecture}"
+    command += "".join(f" --{name} {value}" for name, value in options.items())
+    for key, value in given.items():
         if key not in OPTION_SETTINGS and value != defaults[key]:
             command += f" --set {shlex.quote(f'{key}={json.dumps(value)}')}"
     facts: dict[str, Any] = {"source": f"{command}, on {photographs}", "defence": settings.defence}

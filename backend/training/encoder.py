@@ -438,11 +438,10 @@ class JointTask(EncoderTask):
     def finished(self) -> dict[str, Tensor]:
         """Return the generator's tensors; where no samples were judged, its mapping is fitted to base codes first."""
         if self.discriminator_trainer is None or not self.settings.samples_judged:
+            side = self.settings.input_size
             with torch.no_grad():
-                parts = [
-                    part.to(self.arithmetic.device).float() / 127.5 - 1 for part in self.pictures.split(ENCODER_BLOCK)
-                ]
-                base = torch.cat([self.average.base(shrink_pictures(part, self.settings.input_size)) for part in parts])
+                parts = (part.float() / 127.5 - 1 for part in self.pictures.split(ENCODER_BLOCK))
+                base = torch.cat([self.average.base(shrink_pictures(part, side)) for part in parts])
             fit_mapping(self.generator_average.cpu(), (base + self.latent_average).cpu(), seed=self.settings.seed)
         return {f"generator.{key}": value.cpu() for key, value in self.generator_average.state_dict().items()}
 

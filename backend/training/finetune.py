@@ -46,17 +46,11 @@ class FinetuneSettings:
 
 @dataclass(frozen=True)
 class FinetuneLosses:
-    """The networks that the losses need, as far as they can be had.
+    """The networks that the losses need, as far as they can be had."""
 
-    Args:
-        perceptual: LPIPS, or what stands in for it.
-        embedding: ArcFace, or what stands in for it, or None.
-        left_out: What differs from the paper because a network cannot be had, one sentence each.
-    """
-
-    perceptual: PerceptualDistance
-    embedding: FaceEmbedding | None
-    left_out: tuple[str, ...]
+    perceptual: PerceptualDistance  # LPIPS, or what stands in for it
+    embedding: FaceEmbedding | None  # ArcFace, or what stands in for it, or None
+    left_out: tuple[str, ...]  # what differs from the paper because a network cannot be had, one sentence each
 
 
 def find_losses(template: str) -> FinetuneLosses:

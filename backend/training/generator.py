@@ -109,6 +109,10 @@ class PrincipalCodes(nn.Module):
         """Return codes (N, code), of unit mean square on the fitted pictures, for faces (N, 3, S, S) in [-1, 1]."""
         return (shrink_pictures(faces, COMPONENT_SIDE).flatten(1) - self.mean) @ self.basis
 
+    def encode(self, pictures: Tensor) -> Tensor:
+        """Return the codes (N, code) of uint8 pictures (N, 3, S, S)."""
+        return torch.cat([self(part.float() / 127.5 - 1) for part in pictures.split(256)])
+
 
 def load_codes(path: Path) -> PrincipalCodes:
     """Read the codes that a generator's run left beside it."""
@@ -216,12 +220,15 @@ class GeneratorTask(TrainingTask):
 
     def finished(self) -> dict[str, Tensor]:
         """Fit the mapping network to the photographs' codes and return the tensors of the shipped file."""
-        codes = torch.cat([self.codes(part.float() / 127.5 - 1) for part in self.pictures.split(256)])
+        codes = self.codes.encode(self.pictures)
         fit_mapping(self.average, codes, seed=self.settings.seed)
-        average = codes.mean(0).expand(self.generator.rows, -1).clone()
-        return {f"generator.{key}": value for key, value in self.average.state_dict().items()} | {
-            "latent_average": average
-        }
+        return pack_generator(self.average, codes.mean(0))
+
+
+def pack_generator(generator: StyleGAN2, average: Tensor) -> dict[str, Tensor]:
+    """Return the tensors of the shipped file, for an average code (512,)."""
+    tensors = {f"generator.{key}": value for key, value in generator.state_dict().items()}
+    return tensors | {"latent_average": average.expand(generator.rows, -1).clone()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -385,15 +392,12 @@ class AdversarialTask(TrainingTask):
     def finished(self) -> dict[str, Tensor]:
         """Return the tensors of the shipped file."""
         if self.codes is not None:
-            codes = [self.codes(part.float() / 127.5 - 1) for part in self.pictures.split(256)]
-            average = torch.cat(codes).mean(0)
+            average = self.codes.encode(self.pictures).mean(0)
         else:
             randomness = self.arithmetic.generator_for(SHOWN_SEED, 1)
             z = torch.randn(SAMPLES_FOR_MEAN, CODE_SIZE, generator=randomness, device=self.arithmetic.device)
             average = self.average.mapping(z).mean(0)
-        return {f"generator.{key}": value for key, value in self.average.state_dict().items()} | {
-            "latent_average": average.expand(self.generator.rows, -1).clone()
-        }
+        return pack_generator(self.average, average)
 
 
 def train_generator(

@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 # The training packs that the shipped models were trained on, known by the names of their pictures.
 SHIPPED_NAMES = "437521dd807fb869aeee8de8334e88737539c632ae6ec1be368f38ac3fe0002f"
 SHIPPED_PHOTOGRAPHS = "CelebA, All-Age-Faces, FFHQ and official portraits, 12,453 aligned faces of 128 pixels"
+GENERATOR_EPSILON = 0.002  # step of a search with the embedded generator
 LICENCE = "non-commercial research and teaching"
 TRAINING_COMMANDS = {
     "generator": "python -m backend train generator",
@@ -153,7 +154,7 @@ def install_weights(name: str, file: Path, options: dict[str, Any], trained_on: 
         "source": TRAINING_COMMANDS.get(name, f"python -m backend train detector {name}") + f", on {trained_on}",
     }
     if name == "generator":
-        facts["epsilon"] = 0.002
+        facts["epsilon"] = GENERATOR_EPSILON
     elif name not in TRAINING_COMMANDS:
         facts["known_failures"] = KNOWN_FAILURES
     registry[name] = before | facts | options

@@ -372,17 +372,11 @@ def load_initial(
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """How a device computes.
-
-    Args:
-        device: The device.
-        dtype: Of feature maps; what R1 and path lengths differentiate twice stays float32.
-        compiled: Whether networks are compiled where they are not differentiated twice.
-    """
+    """How a device computes."""
 
     device: torch.device
-    dtype: torch.dtype
-    compiled: bool
+    dtype: torch.dtype  # of feature maps; what R1 and path lengths differentiate twice stays float32
+    compiled: bool  # whether networks are compiled where they are not differentiated twice
 
     @classmethod
     def for_device(cls, device: torch.device, *, compiled: bool, bfloat16: bool = False) -> "Arithmetic":

@@ -107,15 +107,10 @@ def join_filter(convolution: nn.Conv2d, kernel: Tensor, padding: int) -> nn.Conv
 
 @dataclass(frozen=True)
 class FaceEmbedding:
-    """A recognition network.
-
-    Args:
-        name: Its name.
-        embed: From faces (N, 3, S, S) in [0, 1] to vectors (N, D); differentiable.
-    """
+    """A recognition network."""
 
     name: str
-    embed: Callable[[Tensor], Tensor]
+    embed: Callable[[Tensor], Tensor]  # from faces (N, 3, S, S) in [0, 1] to vectors (N, D); differentiable
 
     def distance(self, drawn: Tensor, target: Tensor) -> Tensor:
         """Return half the mean squared distance of the vectors of faces (N, 3, S, S) in [-1, 1].
