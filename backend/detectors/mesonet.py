@@ -92,7 +92,7 @@ class Inception(nn.Module):
         self.c1, self.c2 = _conv(inputs, c, 1), _conv(c, c, 3, dilation=2)
         self.d1, self.d2 = _conv(inputs, d, 1), _conv(d, d, 3, dilation=3)
 
-    def forward(self, features: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, features: Tensor) -> Tensor:
         pairs = ((self.b1, self.b2), (self.c1, self.c2), (self.d1, self.d2))
         branches = [torch.relu(second(torch.relu(first(features)))) for first, second in pairs]
         return torch.cat([torch.relu(self.a(features)), *branches], dim=1)

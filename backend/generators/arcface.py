@@ -30,7 +30,7 @@ class SqueezeExcitation(nn.Module):
         self.fc1 = nn.Conv2d(channels, hidden, 1, bias=False)
         self.fc2 = nn.Conv2d(hidden, channels, 1, bias=False)
 
-    def forward(self, features: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, features: Tensor) -> Tensor:
         gate = self.fc2(torch.relu(self.fc1(features.mean((2, 3), keepdim=True))))
         return features * torch.sigmoid(gate)
 
@@ -56,7 +56,7 @@ class ResidualUnit(nn.Module):
             SqueezeExcitation(outputs),
         )
 
-    def forward(self, features: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, features: Tensor) -> Tensor:
         return self.res_layer(features) + self.shortcut_layer(features)
 
 

@@ -43,7 +43,7 @@ class DlibAffine(nn.Module):
         self.scale = nn.Parameter(torch.ones(channels))
         self.offset = nn.Parameter(torch.zeros(channels))
 
-    def forward(self, features: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, features: Tensor) -> Tensor:
         return torch.addcmul(self.offset[:, None, None], features, self.scale[:, None, None])
 
 
@@ -58,7 +58,7 @@ class DlibBlock(nn.Module):
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
         self.affine2 = DlibAffine(outputs)
 
-    def forward(self, features: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, features: Tensor) -> Tensor:
         branch = self.affine2(self.conv2(F.relu(self.affine1(self.conv1(features)))))
         shortcut = F.avg_pool2d(features, 2) if self.down else features
         shape = [max(one, other) for one, other in zip(branch.shape[1:], shortcut.shape[1:], strict=True)]

@@ -77,7 +77,7 @@ class StyleHead(nn.Module):
         self.convs = nn.Sequential(*layers)
         self.linear = EqualLinear(channels, CODE_SIZE)
 
-    def forward(self, features: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, features: Tensor) -> Tensor:
         return self.linear(self.convs(features).flatten(1))
 
 

@@ -33,7 +33,7 @@ def filter_channels(images: Tensor, kernel: Tensor, padding: int = 0, stride: in
 class PixelNorm(nn.Module):
     """Scale every vector to unit mean square."""
 
-    def forward(self, vectors: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, vectors: Tensor) -> Tensor:
         return vectors * torch.rsqrt(vectors.square().mean(dim=1, keepdim=True) + 1e-8)
 
 
@@ -50,7 +50,7 @@ class EqualLinear(nn.Module):
         self.lr_mul = lr_mul
         self.activate = activate
 
-    def forward(self, vectors: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, vectors: Tensor) -> Tensor:
         dtype = vectors.dtype
         out = F.linear(vectors * self.scale, self.weight.to(dtype), (self.bias * self.lr_mul).to(dtype))
         return F.leaky_relu(out, 0.2) * math.sqrt(2) if self.activate else out
@@ -65,7 +65,7 @@ class Blur(nn.Module):
         super().__init__()
         self.register_buffer("kernel", binomial_kernel(gain=4.0))
 
-    def forward(self, images: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, images: Tensor) -> Tensor:
         return filter_channels(images, self.kernel, padding=1)
 
 
@@ -78,7 +78,7 @@ class Upsample(nn.Module):
         super().__init__()
         self.register_buffer("kernel", binomial_kernel(gain=4.0))
 
-    def forward(self, images: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, images: Tensor) -> Tensor:
         n, c, h, w = images.shape
         spread = images.new_zeros(n, c, 2 * h, 2 * w)
         spread[:, :, ::2, ::2] = images
@@ -152,7 +152,7 @@ class NoiseInjection(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1))
 
-    def forward(self, features: Tensor, noise: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, features: Tensor, noise: Tensor) -> Tensor:
         return features + (self.weight * noise).to(features.dtype)
 
 
@@ -163,7 +163,7 @@ class BiasedLeakyReLU(nn.Module):
         super().__init__()
         self.bias = nn.Parameter(torch.zeros(channels))
 
-    def forward(self, features: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, features: Tensor) -> Tensor:
         biased = features + self.bias.to(features.dtype)[None, :, None, None]
         return F.leaky_relu(biased, 0.2) * math.sqrt(2)
 
@@ -177,7 +177,7 @@ class StyledConv(nn.Module):
         self.noise = NoiseInjection()
         self.activate = BiasedLeakyReLU(outputs)
 
-    def forward(self, features: Tensor, code: Tensor, noise: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, features: Tensor, code: Tensor, noise: Tensor) -> Tensor:
         # activate(noise(conv(...))) in fewer passes: LeakyReLU commutes with the positive factor sqrt(2), so the
         # factor joins the demodulation, the noise and the bias, which are all small.
         out, power = self.conv.parts(features, code)
@@ -199,7 +199,7 @@ class ToRGB(nn.Module):
         if up:
             self.upsample = Upsample()
 
-    def forward(self, features: Tensor, code: Tensor, skip: Tensor | None = None) -> Tensor:  # noqa: D102
+    def forward(self, features: Tensor, code: Tensor, skip: Tensor | None = None) -> Tensor:
         # Pictures of all sizes are added up in at least float32, in which halves would lose the darkest shades.
         out = self.conv(features, code).to(self.bias.dtype) + self.bias
         return out if skip is None else out + self.upsample(skip)

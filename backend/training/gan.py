@@ -45,7 +45,7 @@ class EqualConv2d(nn.Module):
         if down:
             self.register_buffer("kernel", binomial_kernel(gain=1.0))
 
-    def forward(self, features: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, features: Tensor) -> Tensor:
         weight = (self.weight * self.scale).to(features.dtype)
         if not self.down:
             return F.conv2d(features, weight, padding=self.size // 2)
@@ -63,7 +63,7 @@ class DiscriminatorBlock(nn.Module):
         self.conv2, self.activate2 = EqualConv2d(inputs, outputs, 3, down=True), BiasedLeakyReLU(outputs)
         self.shortcut = EqualConv2d(inputs, outputs, 1, down=True)
 
-    def forward(self, features: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, features: Tensor) -> Tensor:
         branch = self.activate2(self.conv2(self.activate1(self.conv1(features))))
         return (branch + self.shortcut(features)) / math.sqrt(2)
 
