@@ -152,6 +152,13 @@ def test_the_documents_say_how_to_deploy():
         assert word in text, word
 
 
+def test_links_between_documents_lead_somewhere():
+    documents = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "weights" / "MODELCARD.md"]
+    for document in documents:
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document.read_text(encoding="utf-8")):
+            assert (document.parent / target).exists(), f"{document.name}: {target}"
+
+
 def test_health_answers_beside_the_page():
     import gradio as gr
     from gradio.routes import App
