@@ -67,3 +67,14 @@ def test_no_public_class_name_stands_twice_in_the_backend():
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_") and name.startswith("backend"):
                 places[node.name].append(name)
     assert {name: where for name, where in places.items() if len(where) > 1} == {}
+
+
+def test_a_small_file_that_one_other_uses_is_a_registered_item():
+    importers = defaultdict(set)
+    for name, path in MODULES.items():
+        for module in imported_modules(path):
+            importers[module].add(name)
+    for name, path in MODULES.items():
+        text = path.read_text(encoding="utf-8")
+        if len(text.splitlines()) < 80 and len(importers[name]) <= 1 and not path.name.startswith("__"):
+            assert "\n@register_" in text, f"{name} belongs into {importers[name]}"
