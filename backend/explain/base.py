@@ -62,9 +62,9 @@ class MaskedFace:
     Args:
         face: (1, 3, H, W) in [0, 1].
         reference: The same size; what a hidden pixel shows.
-        detector: Is not changed; a fast copy of it is used.
+        detector: It is not changed; a fast copy of it is used.
         towards: The class whose probability is the answer.
-        batch: Pictures a forward pass; None takes as many as are fast on the device and fit into its memory.
+        batch: Pictures per forward pass; None takes as many as are fast on the device and fit into its memory.
         double_softmax: Put the two class probabilities through a second softmax, as the released code of LIME and RISE
             does in Adv-XAI (2502.03957).
         bfloat16: Use bfloat16 where the processor computes it fast and the answers stay within
@@ -108,12 +108,11 @@ class MaskedFace:
 
     @property
     def batch(self) -> int:
-        """Return how many pictures go into a forward pass."""
         return self.judge.batch
 
     @property
     def inferences(self) -> Inferences:
-        """Return how many inferences there were so far, without the checks."""
+        """Return the inferences so far, without the checks."""
         queries = Inferences(self.judge.images - self.checks.images, self.judge.calls - self.checks.calls)
         return queries + self._by_gradients
 
@@ -156,18 +155,12 @@ class MaskedFace:
         return torch.cat(answers)
 
     def ask_all(self, title: str, total: int, masks: Callable[[slice], Tensor]) -> Job[Tensor]:
-        """Return the answers to many masks, of which only one batch exists at a time.
+        """Return the answers (total,) to many masks, of which only one batch exists at a time.
 
         Args:
-            title: Of the method, for the progress line.
+            title: Title of the method, for the progress line.
             total: How many masks there are.
             masks: Returns the masks of a slice, as `mixtures` takes them.
-
-        Yields:
-            One step a batch.
-
-        Returns:
-            The answers (total,).
         """
         answers: list[Tensor] = []
         done = 0
@@ -191,7 +184,7 @@ class MaskedFace:
         return gradient
 
     def count(self, images: int, calls: int) -> None:
-        """Add inferences that a method made without this class."""
+        """Add inferences that were made without this class."""
         self._by_gradients += Inferences(images, calls)
 
     def _answers(self, masks: Tensor, dtype: str) -> Tensor:
@@ -329,12 +322,12 @@ class Explainer:
         name: Its name on the command line.
         title: Its name for people.
         about: What it does, one sentence in plain words.
-        signed: Whether a map says what speaks for the verdict (above 0) and against it (below 0).
+        signed: Whether a map shows what speaks for the verdict (above 0) and what speaks against it (below 0).
         samples: How many samples by preset.
-        run: The method.
-        passes: Forward passes of one picture that a sample costs, a backward pass counted as two.
+        run: The method; it yields one step for each batch.
+        passes: Forward passes of one picture that a sample costs; a backward pass counts as two.
         fill: What a hidden part shows with the reference `original`; None for methods that hide nothing.
-        released_batch: Pictures a forward pass in the preset `as_released`.
+        released_batch: Pictures per forward pass in the preset `as_released`.
         released_signed: Whether a signed map stays so in that preset.
         double_softmax: Whether the released code puts probabilities through a second softmax.
     """
@@ -353,7 +346,6 @@ class Explainer:
 
     @property
     def references(self) -> tuple[Reference, ...]:
-        """Return what may stand in for a hidden part."""
         return REFERENCES if self.fill else ()
 
     def pictures(self, preset: Preset) -> int:

@@ -33,7 +33,7 @@ class CurveSettings:
         fill: What a removed pixel shows: the face's mean colour, black, or the blurred face.
         steps: How many equal parts the picture is removed in.
         by_segment: Remove whole segments, the highest first; otherwise pixel by pixel.
-        batch: Most pictures a forward pass; None takes what suits the device.
+        batch: Most pictures per forward pass; None takes what suits the device.
         seed: Recorded; nothing is drawn at random.
     """
 
@@ -55,11 +55,7 @@ class Curves:
         insertion: Probabilities (P,) in [0, 1]; the last is that of the face.
         deletion_auc: Area under the curve, in [0, 1]; a good map would have a low one.
         insertion_auc: Area under the curve, in [0, 1]; a good map would have a high one.
-        image_count: How many pictures the detector was asked about.
-        call_count: In how many batches.
-        settings: The settings.
-        detector: Name of the detector.
-        seconds: How long it took.
+        image_count: How many pictures the detector judged, in `call_count` batches.
     """
 
     predicted: Literal["fake", "real"]
@@ -76,7 +72,6 @@ class Curves:
 
     @property
     def summary(self) -> str:
-        """Say in plain words what came out, which direction is better, and why it misleads."""
         return (
             f"Deletion: area {self.deletion_auc:.2f} (lower would be better). Insertion: area "
             f"{self.insertion_auc:.2f} (higher would be better). Removed pixels show {FILL_WORDS[self.settings.fill]}. "
@@ -84,7 +79,6 @@ class Curves:
         )
 
     def record(self) -> dict[str, Any]:
-        """Return areas, points and what they cost, for JSON."""
         return {
             "deletion_auc": self.deletion_auc,
             "insertion_auc": self.insertion_auc,
@@ -114,9 +108,6 @@ def deletion_curves(
         saliency: The map (H, W).
         labels: Segments (H, W) from 0, needed to go by segment.
         settings: Settings of the curves.
-
-    Yields:
-        One step a batch.
 
     Raises:
         ValueError: There is more than one face, sizes differ, or segments are missing.

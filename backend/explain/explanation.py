@@ -52,14 +52,14 @@ class ExplainSettings:
     Args:
         method: A name in `EXPLAINERS`.
         reference: What a hidden part shows: the method's usual fill, or the face after an attack that makes the
-            detector call it real (Adv-XAI, 2502.03957). Methods that hide nothing take no notice of it.
+            detector call it real (Adv-XAI, 2502.03957). Methods that hide nothing ignore it.
         preset: How many samples; `as_released` also does what that paper's code does where its text says otherwise.
         seed: Seed of everything that is drawn.
         towards: The verdict to explain. Only Grad-CAM, Grad-CAM++ and XRAI explain one that the detector did not give.
         segments: About how many segments the face is cut into.
-        batch: Pictures a forward pass; None takes the preset's, or as many as are worth it and fit into the memory.
+        batch: Pictures per forward pass; None takes the preset's, or as many as are fast and fit into memory.
         attack: Settings of the attack that makes the adversarial image; None takes the preset's.
-        shortcut: Make it with the white-box attack PGD within the same bounds, which is faster; the result says so.
+        shortcut: Make the image with the white-box attack PGD in the same bounds, which is faster; results say so.
     """
 
     method: str = "lime"
@@ -94,14 +94,11 @@ class Explanation:
         p_reference: The same of the reference, or None.
         labels: Segment of every pixel, int64 (H, W) from 0.
         segment_scores: Mean of the map in every segment (S,).
-        attack: What the attack asked of the detector.
-        explanation: What the method asked of it.
-        checks: What was asked besides: the verdict, the reference's, and the fast number format's.
+        attack: Inferences of the attack.
+        explanation: Inferences of the method.
+        checks: All other inferences: for the verdict, the reference's, and the fast number format.
         precision: Number format of the forward passes.
-        attack_seconds: Time of the attack.
-        seconds: Time of everything else.
-        settings: The settings.
-        detector: Name of the detector.
+        seconds: Time without that of the attack.
     """
 
     saliency: Tensor
@@ -128,12 +125,10 @@ class Explanation:
 
     @property
     def explainer(self) -> Explainer:
-        """Return the method that made the map."""
         return EXPLAINERS[self.settings.method]
 
     @property
     def title(self) -> str:
-        """Return the method's name, and the reference where there is a choice of it."""
         return f"{self.explainer.title}, {self.reference} reference" if self.reference else self.explainer.title
 
     @property
@@ -143,12 +138,12 @@ class Explanation:
 
     @property
     def inferences(self) -> Inferences:
-        """Return what attack and method asked of the detector; the checks are left out, as papers leave them out."""
+        """Return the inferences of attack and method; the checks are left out, as papers leave them out."""
         return self.attack + self.explanation
 
     @property
     def caution(self) -> str:
-        """Say why to trust the map less than others, or nothing."""
+        """Say why to trust the map less than others, or return an empty string."""
         if self.reference_flipped is not False:
             return ""
         return (
@@ -166,7 +161,6 @@ class Explanation:
 
     @property
     def summary(self) -> str:
-        """Say in one paragraph what was done and what came out."""
         towards = self.settings.towards
         parts = [f"{self.title}: p_fake is {self.p_fake:.2f} (0 = real, 1 = fake)."]
         if self.attack_words:
@@ -188,7 +182,6 @@ class Explanation:
         return " ".join(parts)
 
     def record(self) -> dict[str, object]:
-        """Return what a program reads, as plain values for JSON."""
         return {
             "method": self.settings.method,
             "reference": self.reference,
@@ -204,11 +197,7 @@ class Explanation:
             "reference_flipped": self.reference_flipped,
             "attack": self.attack_words,
             "inferences": asdict(self.inferences)
-            | {
-                "attack": asdict(self.attack),
-                "explanation": asdict(self.explanation),
-                "checks": asdict(self.checks),
-            },
+            | {"attack": asdict(self.attack), "explanation": asdict(self.explanation), "checks": asdict(self.checks)},
             "precision": asdict(self.precision) if self.precision else None,
             "segment_scores": self.segment_scores.tolist(),
             "seed": self.settings.seed,
@@ -222,16 +211,12 @@ class Explanation:
 def least_flip(face: Tensor, detector: Detector, bounds: PGDSettings) -> Job[Attacked]:
     """Attack with PGD until the face is called real, and keep the least share of the change that suffices.
 
+    The image is not rounded to 8 bits, as that of NES is not.
+
     Args:
         face: (1, 3, H, W) in [0, 1], called fake.
         detector: What is attacked; its gradient is used.
-        bounds: Settings of PGD; the steps are the most that are made.
-
-    Yields:
-        One step an update.
-
-    Returns:
-        The attack's result; its image is not rounded to 8 bits, as that of NES is not.
+        bounds: Settings of PGD; it may stop after fewer steps.
     """
     started = time.perf_counter()
     face = face.detach().to(detector.mean.device)
@@ -278,11 +263,7 @@ def explain(
         face: (1, 3, H, W) in [0, 1].
         detector: What is explained.
         settings: Settings of the explanation.
-        reference_image: The adversarial image (1, 3, H, W) or the attack's result, if it is known already; there is
-            no attack then.
-
-    Yields:
-        One step a batch.
+        reference_image: The adversarial image (1, 3, H, W) or the attack's result, if known; no attack is made then.
 
     Raises:
         ValueError: The face has another shape.
@@ -315,7 +296,7 @@ def attack_settings(settings: ExplainSettings) -> NESSettings:
 
 
 def attack_passes(settings: ExplainSettings) -> float:
-    """Return about how many forward passes of a picture the attack costs; seconds go with it."""
+    """Estimate how many forward passes of a picture the attack costs."""
     if settings.shortcut:
         return WHITE_BOX_PASSES
     attack = attack_settings(settings)
@@ -325,11 +306,11 @@ def attack_passes(settings: ExplainSettings) -> float:
 def stage_job(job: Job[T], first: int, last: int) -> Job[T]:
     """Pass a job's steps on as part of a longer job, from step `first` to `last`; closing this closes the job."""
 
-    def placed(step: Step) -> Step:
+    def rescaled(step: Step) -> Step:
         number = first + round((last - first) * min(1.0, step.number / max(1, step.total)))
         return replace(step, number=number, total=PROGRESS)
 
-    return mapped(job, placed)
+    return mapped(job, rescaled)
 
 
 class _ExplainJob:
@@ -351,7 +332,6 @@ class _ExplainJob:
         self.p_fake = self._p_fake(face)
 
     def run(self, reference_image: Attacked | Tensor | None) -> Job[Explanation]:
-        """Find the reference, run the method and judge its map."""
         verdict = "fake" if self.p_fake >= THRESHOLD else "real"
         if self.explainer.references and verdict != self.settings.towards:
             return self._nothing(
@@ -465,9 +445,8 @@ class _ExplainJob:
         if self.reference == "adversarial":
             return "the face after an attack that should make the detector call it real"
         fill = self.explainer.fill
-        if fill is None:
-            return ""
-        return (self.settings.preset == "as_released" and fill.released_words) or fill.words
+        released = self.settings.preset == "as_released"
+        return ((released and fill.released_words) or fill.words) if fill else ""
 
     def _attack_words(self) -> str:
         if self.attacked is None:
@@ -483,11 +462,7 @@ class _ExplainJob:
 
 @dataclass(frozen=True)
 class MapFinished(Step):
-    """A step with which one map is finished.
-
-    Args:
-        explanation: The map and what belongs to it.
-    """
+    """A step with which one map is finished."""
 
     explanation: Explanation | None = None
 
@@ -497,12 +472,11 @@ class MapComparison:
     """All maps of one face.
 
     Args:
-        done: One explanation a method and reference, in the order of the table.
+        done: One explanation for each method and reference, in the order of the table.
         attacked: The adversarial image that all of them share; None where the face is called real to begin with.
-        attack: What the attack asked of the detector.
-        seconds: Time of everything, the attack included.
-        settings: The settings that all have in common; method and reference of them are not used.
-        detector: Name of the detector.
+        attack: Inferences of the attack.
+        seconds: Time with that of the attack.
+        settings: What all maps have in common; its method and reference are not used.
     """
 
     done: tuple[Explanation, ...]
@@ -514,12 +488,10 @@ class MapComparison:
 
     @property
     def inferences(self) -> Inferences:
-        """Return what the attack and the methods asked of the detector together."""
         return sum((explanation.explanation for explanation in self.done), self.attack)
 
     @property
     def summary(self) -> str:
-        """Say in one paragraph what was done and what came out."""
         reasons = [explanation.reason for explanation in self.done if explanation.degenerate]
         parts = [f"{len(self.done) - len(reasons)} of {len(self.done)} maps show something."]
         if self.attacked is not None:
@@ -544,10 +516,10 @@ def compare_methods(face: Tensor, detector: Detector, settings: ExplainSettings 
     Args:
         face: (1, 3, H, W) in [0, 1].
         detector: What is explained.
-        settings: What all maps have in common; method and reference of them are not used.
+        settings: What all maps have in common; its method and reference are not used.
 
     Yields:
-        One step a batch, and a `MapFinished` for every map.
+        One step for each batch, and a `MapFinished` for every map.
     """
     settings = settings or ExplainSettings()
     started = time.perf_counter()

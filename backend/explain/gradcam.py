@@ -1,4 +1,7 @@
-"""Grad-CAM as an explanation (Selvaraju et al. 2017, arXiv 1610.02391), by the package `grad-cam`."""
+"""Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391) and Grad-CAM++ (Chattopadhay et al. 2018, arXiv 1710.11063).
+
+Both are computed by the package `grad-cam`.
+"""
 
 from typing import Literal
 
@@ -18,20 +21,25 @@ from backend.progress import Job, Step
     order=50,
 )
 def gradcam(question: Question) -> Job[RawMap]:
-    """Explain with the last feature maps, each weighted by the mean of its gradient.
-
-    Yields:
-        One step.
-    """
-    return (yield from activation_map(question, "Grad-CAM"))
+    """Explain with the last feature maps, each weighted by the mean of its gradient."""
+    return (yield from _activation_map(question, "Grad-CAM"))
 
 
-def activation_map(question: Question, variant: Literal["Grad-CAM", "Grad-CAM++"]) -> Job[RawMap]:
-    """Compute the map of one variant in one forward and one backward pass.
+@register_explainer(
+    "gradcampp",
+    title="Grad-CAM++",
+    about="As Grad-CAM, but weighs every place of the layer by itself, so that several small ones show.",
+    signed=False,
+    passes=3,
+    order=60,
+)
+def gradcampp(question: Question) -> Job[RawMap]:
+    """Explain with the last feature maps, weighted by their positive gradients pixel by pixel."""
+    return (yield from _activation_map(question, "Grad-CAM++"))
 
-    Yields:
-        One step.
-    """
+
+def _activation_map(question: Question, variant: Literal["Grad-CAM", "Grad-CAM++"]) -> Job[RawMap]:
+    """Compute the map of one variant in one forward and one backward pass."""
     from backend.detectors.gradcam import grad_cam  # its package takes seconds to import
 
     masked = question.masked

@@ -26,11 +26,7 @@ RANKING_ALPHA, WEIGHT_ALPHA = 0.01, 1.0  # of the ridge regressions that rank an
     order=10,
 )
 def lime(question: Question) -> Job[RawMap]:
-    """Explain with one weight a segment: how much the answer rises when that segment shows the face.
-
-    Yields:
-        One step a batch.
-    """
+    """Explain with one weight a segment: how much the answer rises when that segment shows the face."""
     masked = question.masked
     labels = question.labels.to(masked.device)
     shown = draw_samples(question.samples, int(labels.max()) + 1, question.seed)

@@ -32,8 +32,8 @@ class PairSettings:
     """Settings of a pair.
 
     Args:
-        segments: How many segments to aim at; the paper has 100.
-        segments_of: `real` divides the real photo and carries its segments over to the fake, pixel by pixel.
+        segments: About how many segments; the paper has 100.
+        segments_of: `real` divides the real photo and carries its segments over to the fake, pixel by pixel;
             `fake` divides the fake, and averages the map of the real photo over its segments, as the public
             re-implementation (IDT-ITI/XAI-Deepfakes) does.
         sufficiency: How the fake is attacked.
@@ -52,7 +52,6 @@ class PairSufficiency:
         p_real_photo: Probability of fake of the real photo, in [0, 1].
         labels: The segments (H, W), from 0 without gaps.
         sufficiency: The attack on the fake.
-        settings: The settings.
     """
 
     p_real_photo: float
@@ -67,7 +66,6 @@ class PairSufficiency:
 
     @property
     def summary(self) -> str:
-        """Say in plain words what came out."""
         parts = [f"On the fake, at the places of the real photo's map: {self.sufficiency.summary}"]
         if self.p_real_photo >= THRESHOLD:
             parts.append(
@@ -88,9 +86,6 @@ def measure_pair_sufficiency(
         saliency: Map of the real photo (H, W) for the verdict real, higher where more speaks for it.
         settings: Settings of the pair.
 
-    Yields:
-        The steps of the attack.
-
     Raises:
         UserError: The photos differ in size.
     """
@@ -110,7 +105,6 @@ class PairComparisonSettings:
     Args:
         methods: Names of the methods, in the order of the table.
         preset: How many samples they draw.
-        seed: Seed of everything that the maps draw.
         pair: How the fake is attacked.
     """
 
@@ -125,12 +119,10 @@ class PairComparison:
     """What every method's map of the real photo is worth on the fake.
 
     Args:
-        done: The map of the real photo for the verdict real by method, and the attack on the fake; None without a map.
+        done: For each method, its map of the real photo for the verdict real, and the attack on the fake; None without
+            a map.
         p_real_photo: Probability of fake of the real photo, in [0, 1].
         p_fake_photo: The same of the fake.
-        seconds: Time of everything.
-        settings: The settings.
-        detector: Name of the detector.
     """
 
     done: tuple[tuple[Explanation, PairSufficiency | None], ...]
@@ -155,7 +147,6 @@ class PairComparison:
 
     @property
     def summary(self) -> str:
-        """Say in one paragraph what came out."""
         scores = f"p_fake is {self.p_real_photo:.2f} for the real photo and {self.p_fake_photo:.2f} for the fake."
         if not self.both_right:
             return (
@@ -196,7 +187,7 @@ def compare_pair(
         settings: Settings of the comparison.
 
     Yields:
-        One step a batch, and a `MapFinished` for every map, with its sufficiency in `values` where there is one.
+        One step for each batch, and a `MapFinished` for every map, with its sufficiency in `values` where there is one.
 
     Raises:
         UserError: The photos differ in size.

@@ -22,7 +22,7 @@ from backend.attacks.nes import NESSettings
 from backend.counterfactual.changes import RESIDUAL_GAINS, Residual, amplify_difference
 from backend.detectors import registry as detectors_registry
 from backend.detectors.predict import BatchedDetector
-from backend.explain.base import EXPLAINERS
+from backend.explain.base import EXPLAINERS, stretched
 from backend.explain.deletion import Curves, CurveSettings, deletion_curves
 from backend.explain.explanation import ExplainSettings, Explanation, attack_passes, explain, map_variants
 from backend.explain.segments import places_in_words, segment_parts
@@ -56,8 +56,7 @@ def relative_map(explanation: Explanation) -> np.ndarray:
     if explanation.signed:
         largest = float(np.abs(values).max())
         return values / largest if largest else values
-    low, high = float(values.min()), float(values.max())
-    return (values - low) / (high - low) if high > low else np.zeros_like(values)
+    return stretched(torch.from_numpy(values)).numpy()
 
 
 def colour_map(explanation: Explanation) -> np.ndarray:
@@ -71,7 +70,7 @@ def overlay_map(picture: np.ndarray, explanation: Explanation, opacity: float = 
     Args:
         picture: uint8 (H, W, 3) of any size; the map is enlarged to it.
         explanation: The map.
-        opacity: Of the map where it is strongest, in [0, 1].
+        opacity: Opacity of the map where it is strongest, in [0, 1].
 
     Returns:
         uint8 (H, W, 3); the picture itself where there is nothing to show.
@@ -152,12 +151,7 @@ def scale_words(explanation: Explanation) -> str:
 
 
 def reference_difference(face: Tensor, explanation: Explanation) -> Residual | None:
-    """Amplify what the adversarial image changes; None without an adversarial image.
-
-    Args:
-        face: (1, 3, H, W) in [0, 1].
-        explanation: Holds the reference.
-    """
+    """Amplify what the adversarial image changes in a face (1, 3, H, W) in [0, 1]; None without such an image."""
     if explanation.reference != "adversarial" or explanation.reference_image is None:
         return None
     # Not rounded to 8 bits: an attack may change less than one step of them.
@@ -183,9 +177,8 @@ class ExplainedPhoto(FaceResult):
     """An explanation of a face in a photo.
 
     Args:
-        explanation: The map.
         parts: Names of the parts of the face that each segment lies in.
-        sufficiency: The test of the map, if there was to be one and the map is of the verdict that the detector gave.
+        sufficiency: The test of the map, if requested and if the map explains the verdict that the detector gave.
         curves: The deletion and insertion curves that go with the test.
     """
 
@@ -196,7 +189,6 @@ class ExplainedPhoto(FaceResult):
 
     @property
     def summary(self) -> str:
-        """Say in one paragraph of plain words what was done and what came out."""
         parts = [self.facts.summary] if self.facts.summary else []
         parts.append(self.explanation.summary)
         if top := self.explanation.top_segments:
@@ -206,7 +198,7 @@ class ExplainedPhoto(FaceResult):
         return " ".join(parts)
 
     def record(self) -> dict[str, Any]:
-        """Return what a program reads and what a saved picture carries, as plain values for JSON."""
+        """Return what JSON output and saved pictures hold, as plain values."""
         scores = self.explanation.segment_scores
         return (
             self.base_record()
@@ -250,16 +242,7 @@ def explain_photo(
     settings: ExplainSettings | None = None,
     sufficiency: SufficiencySettings | None = None,
 ) -> Job[ExplainedPhoto]:
-    """Explain what a detector says of one face of a photo.
-
-    Args:
-        located: The face.
-        detector_name: A detector with an entry in the registry.
-        settings: Settings of the explanation.
-        sufficiency: Settings of the test of the map; None leaves out the test and the curves.
-
-    Yields:
-        The steps of the explanation, and then those of the test.
+    """Explain what a detector says of one face of a photo, and test the map if `sufficiency` is given.
 
     Raises:
         UserError: There is no such detector, or its file is missing.
@@ -287,7 +270,7 @@ def explain_photo(
 
 
 def explanation_files(explained: ExplainedPhoto, record: dict[str, Any]) -> dict[str, bytes]:
-    """Return the files by name; every picture but the crop, which the app did not make, carries mark and record."""
+    """Return the files by name; pictures carry mark and record, except the crop, which the app did not make."""
     array = io.BytesIO()
     np.save(array, explained.explanation.saliency.numpy())
     pictures = {f"{name}.png": provenance.marked_png(picture, record) for name, picture in explained.drawings().items()}
@@ -295,7 +278,7 @@ def explanation_files(explained: ExplainedPhoto, record: dict[str, Any]) -> dict
 
 
 def expected_seconds(detector: str, settings: ExplainSettings, sufficiency: SufficiencySettings | None = None) -> float:
-    """Estimate how many seconds a map takes, with its test and curves where there is a test."""
+    """Estimate the seconds of a map, with its test and curves where there is a test."""
     explainer = EXPLAINERS[settings.method]
     passes = float(explainer.pictures(settings.preset))
     if settings.reference == "adversarial" and explainer.references:
@@ -306,7 +289,7 @@ def expected_seconds(detector: str, settings: ExplainSettings, sufficiency: Suff
 
 
 def expected_comparison_seconds(detector: str, settings: ExplainSettings, sufficiency: SufficiencySettings) -> float:
-    """Estimate how many seconds all maps take, which share one attack, with one test each."""
+    """Estimate the seconds of all maps, which share one attack, with one test each."""
     costs = [EXPLAINERS[name].pictures(settings.preset) + _test_passes(sufficiency) for name, _ in map_variants()]
     return OVERHEAD * len(costs) + (sum(costs) + attack_passes(settings)) * seconds_a_picture(detector)
 
@@ -321,7 +304,7 @@ def _test_passes(settings: SufficiencySettings) -> float:
 
 @functools.lru_cache(maxsize=32)
 def seconds_a_picture(detector: str) -> float:
-    """Measure the seconds of one forward pass a picture, once a detector and process."""
+    """Measure the seconds of one forward pass per picture, once for each detector and process."""
     judge = BatchedDetector(detectors_registry.load(detector))
     size = detectors_registry.card(detector).input_size
     faces = torch.rand(PROBE_PICTURES, 3, size, size, generator=torch.Generator().manual_seed(0)).to(judge.device)

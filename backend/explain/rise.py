@@ -32,11 +32,7 @@ RELEASED_KEEP, RELEASED_THRESHOLD = 0.1, 0.1
     order=40,
 )
 def rise(question: Question) -> Job[RawMap]:
-    """Explain with the mean answer to the masks that show a pixel.
-
-    Yields:
-        One step a batch.
-    """
+    """Explain with the mean answer to the masks that show a pixel."""
     masked, total = question.masked, question.samples
     cells, offsets = draw_masks(total, masked.size, question.seed, as_released=question.as_released)
     cells, offsets = cells.to(masked.device), offsets.to(masked.device)
@@ -59,12 +55,9 @@ def rise(question: Question) -> Job[RawMap]:
 
 
 def centred_map(weighted: Tensor, shown: Tensor, answers: Tensor) -> Tensor:
-    """Estimate the mean answer where a pixel is shown, from the deviations of the answers from their mean.
+    """Estimate the mean answer where a pixel is shown, from the deviations of the answers (M,) from their mean.
 
-    Args:
-        weighted: Sum of the masks, weighted by the answers (H, W).
-        shown: Sum of the masks (H, W).
-        answers: (M,).
+    `weighted` is the sum of the masks (H, W) weighted by the answers, `shown` the plain sum.
     """
     mean = answers.double().mean()
     return mean + (weighted - mean * shown) / (len(answers) * KEEP)

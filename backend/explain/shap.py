@@ -37,7 +37,7 @@ def loop_as_generator(
 
     Args:
         run: The loop. It calls `ask(query)`: the query is yielded, and what is sent to the generator is the answer.
-        seed: Seed of Numpy's global random numbers.
+        seed: Seed of NumPy's global random numbers.
 
     Returns:
         What `run` returned.
@@ -118,9 +118,6 @@ def shap(question: Question) -> Job[RawMap]:
     """Explain with one value a pixel; their sum is the answer to the face minus the answer to the reference.
 
     `question.samples` is the largest number of pictures.
-
-    Yields:
-        One step a batch.
     """
     masked, total = question.masked, question.samples
     # Halving colours too, as the released code does, costs pictures and does not change the sum over the colours.

@@ -5,15 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from backend.explain.base import (
-    Fill,
-    Question,
-    RawMap,
-    blurred_face,
-    neutral_colour,
-    register_explainer,
-    stretched,
-)
+from backend.explain.base import Fill, Question, RawMap, blurred_face, neutral_colour, register_explainer, stretched
 from backend.progress import Job
 
 GRID = 8
@@ -39,9 +31,6 @@ def sobol(question: Question) -> Job[RawMap]:
 
     `question.samples` is the number of points N of the design. There are (GRID^2 + 1) * N masks; the released form adds
     N that the estimator does not use.
-
-    Yields:
-        One step a batch.
     """
     masked, points = question.masked, question.samples
     values = sobol_design(points)
@@ -77,9 +66,7 @@ def sobol_design(points: int) -> np.ndarray:
 def total_effects(of_a: Tensor, of_mixed: Tensor) -> Tensor:
     """Return the total-effect indices (cells,); 0 where the answers do not vary.
 
-    Args:
-        of_a: Answers to A (points,).
-        of_mixed: Answers to A with one column of B (cells, points).
+    `of_a` are the answers to A (points,), `of_mixed` those to A with one column of B (cells, points).
     """
     variance = of_a.double().var()
     differences = (of_a.double() - of_mixed.double()).square().sum(1)

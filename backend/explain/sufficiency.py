@@ -40,7 +40,7 @@ class SufficiencySettings:
     Args:
         tops: How many of the highest segments are attacked, one independent attack for each number.
         attack: The attack. `PGDSettings` is a white-box shortcut: some 30 times cheaper, and another attack.
-        draws: How many random rankings are attacked in the same way; 0 leaves the control out.
+        draws: How many random rankings are attacked in the same way; 0 omits the control.
         positive_only: Attack only segments with a score above 0, as the paper does for LIME; a map with fewer
             than the largest of `tops` has no result at all, as in its code.
         seed: Seed of the random segments; that of the attack's noise is its own.
@@ -60,14 +60,7 @@ class SufficiencySettings:
 def sufficiency_settings(
     seed: int = 0, *, shortcut: bool = False, tops: tuple[int, ...] = (1, 2, 3), draws: int = 3
 ) -> SufficiencySettings:
-    """Return the usual test of a map: by NES, or by the white-box shortcut.
-
-    Args:
-        seed: Of the attack and of the random segments.
-        shortcut: Attack with PGD, which sees the gradient.
-        tops: See `SufficiencySettings`.
-        draws: See `SufficiencySettings`.
-    """
+    """Return the usual test of a map: by NES, or by the white-box shortcut PGD, which sees the gradient."""
     if not shortcut:
         return SufficiencySettings(tops, NESSettings(iterations=ITERATIONS, seed=seed), draws, seed=seed)
     attack = nes.white_box_settings(NESSettings(iterations=SHORTCUT_STEPS, delta=SHORTCUT_DELTA, seed=seed))
@@ -96,11 +89,7 @@ class Sufficiency:
         iterations: Updates of each attack (K,).
         arbitrary: Whether all segments have the same score, so that their order means nothing.
         attack: `NES`, or `PGD` for the white-box shortcut.
-        image_count: How many pictures the detector was asked about.
-        call_count: In how many batches.
-        settings: The settings.
-        detector: Name of the detector.
-        seconds: How long it took.
+        image_count: How many pictures the detector judged, in `call_count` batches.
     """
 
     predicted: Literal["fake", "real"]
@@ -140,7 +129,7 @@ class Sufficiency:
         return None if self.already_real or not self.settings.draws or not len(leads) else float(leads[-1])
 
     def record(self) -> dict[str, Any]:
-        """Return values by number of segments and what they cost, for JSON; values are None without a result."""
+        """Return values by number of segments and their cost, for JSON; values are None without a result."""
         controls = self.random_mean if self.settings.draws else self.values * math.nan
         values = zip(self.settings.tops, self.values.tolist(), controls.tolist(), strict=True)
         return {
@@ -159,7 +148,6 @@ class Sufficiency:
 
     @property
     def summary(self) -> str:
-        """Say in plain words what came out, with the direction of the number."""
         if self.already_real:
             return f"p_fake is {self.p_before:.2f}: the face is not called fake, so there is no verdict to attack."
         tested = (~self.p_after.isnan()).nonzero().flatten().tolist()
@@ -198,9 +186,6 @@ def measure_sufficiency(
         saliency: The map (H, W), higher where more speaks for the verdict.
         labels: Segments (H, W), from 0 without gaps.
         settings: Settings of the test.
-
-    Yields:
-        The steps of the attack.
 
     Raises:
         ValueError: There is more than one face, or sizes differ.

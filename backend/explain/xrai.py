@@ -28,9 +28,6 @@ def xrai(question: Question) -> Job[RawMap]:
 
     `question.samples` is the number of steps from each of two uniform baselines: the darkest and the brightest value of
     the face.
-
-    Yields:
-        One step a batch of gradients, and one for the regions.
     """
     face, steps = question.masked.face, question.samples
     total = 2 * steps + 1

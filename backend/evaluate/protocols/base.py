@@ -32,7 +32,7 @@ def detector_title(name: str) -> str:
 
 
 def family_title(name: str) -> str:
-    """Return what a family of fakes consists of; a family of somebody's own keeps the name of its folder."""
+    """Say what a family of fakes consists of; a family of the user's own keeps the name of its folder."""
     return base.FAKE_KINDS.get(name, name)
 
 
@@ -52,9 +52,9 @@ class Item:
     """One unit of work: a picture and a setting.
 
     Args:
-        key: Names it within the run, the same in every session; rows are ordered by it.
+        key: Its name within the run, the same in every session; rows are ordered by it.
         sample: Name of the picture in the data.
-        options: Plain values that say what to do with it.
+        options: Plain values that say what to do with the picture.
     """
 
     key: str
@@ -75,7 +75,7 @@ class ProtocolConfig:
     Args:
         fakes: How many fakes are measured, spread evenly over families; None takes all.
         reals: How many real pictures are measured; None takes all.
-        seed: Decides which pictures, and whatever else is drawn.
+        seed: Seed of the choice of pictures and of all other random numbers.
     """
 
     fakes: Count | None = None
@@ -87,7 +87,7 @@ class ProtocolConfig:
 class Protocol(ABC):
     """A protocol with its settings; it is pickled to the workers, so it holds no models.
 
-    Subclasses name themselves (`name`, `title`, `about`, `source`), annotate `config` with its class and add no field.
+    Subclasses set `name`, `title`, `about` and `source`, annotate `config` with its class, and add no fields.
     """
 
     config: Any
@@ -105,7 +105,6 @@ class Protocol(ABC):
         """Return the config of a preset, `quick` or `full`, with every default spelled out."""
 
     def select_samples(self, data: Dataset) -> Dataset:
-        """Return the pictures that are measured."""
         config = self.config
         return data.select(config.fakes, config.reals, config.seed, lambda name: self.problem(data, name))
 
@@ -119,10 +118,10 @@ class Protocol(ABC):
 
     @abstractmethod
     def run_item(self, item: Item, data: Dataset) -> list[Row]:
-        """Do one item; what it returns depends on item, config, data and weights alone, but for `seconds` columns.
+        """Measure one item; apart from `seconds` columns, rows depend only on item, config, data and weights.
 
         Raises:
-            UserError: The picture cannot be measured; its sentence is the reason.
+            UserError: The picture cannot be measured; the message is the reason.
         """
 
     @abstractmethod
@@ -145,39 +144,37 @@ class Protocol(ABC):
         return {}
 
     def hashes(self) -> dict[str, str]:
-        """Return the SHA-256 of every model file that the protocol uses, by name; they are part of the run."""
+        """Return the SHA-256 of every model file that is used, by name; they are part of the run."""
         return weights.model_hashes(sorted(set(self.models())))
 
     def settings(self) -> dict[str, Any]:
-        """Return the settings as a report says them: plain values, and of files their names alone."""
+        """Return the settings as reports show them: plain values, and files by name, without their folders."""
         return dataclasses.asdict(self.config)
 
     def finding(self, rows: Sequence[Row]) -> str:  # noqa: ARG002 - of the subclasses
-        """Return the main finding in one plain sentence with its numbers; empty where none was thought of."""
+        """Return the main finding in one plain sentence with its numbers, or an empty string."""
         return ""
 
     def limits(self, data: Dataset) -> list[str]:
-        """Return in sentences what cannot be concluded from these pictures."""
-        said = []
-        small = [
-            f"{len(group)} {word}"
-            for group, word, wanted in (
-                (data.fakes, "fakes", self.config.fakes),
-                (data.reals, "real pictures", self.config.reals),
-            )
-            if len(group) < FEW_PICTURES and wanted != 0
+        """Return, in sentences, what cannot be concluded from these pictures."""
+        groups = ((data.fakes, "fakes", self.config.fakes), (data.reals, "real pictures", self.config.reals))
+        small = [f"{len(group)} {word}" for group, word, count in groups if len(group) < FEW_PICTURES and count != 0]
+        sentences = [
+            "Numbers hold for these pictures and these families of fakes; other sources give other numbers.",
+            (
+                "Intervals take the pictures as independent of each other. Frames of one video and fakes of one photo "
+                "are not, and with these the intervals are too narrow."
+            ),
         ]
-        if small:
-            said.append(
+        if not small:
+            return sentences
+        return [
+            (
                 f"There are only {' and '.join(small)}: enough to see the protocol work, too few to conclude from. "
                 "The intervals say how little is known."
-            )
-        said.append("Numbers hold for these pictures and these families of fakes; other sources give other numbers.")
-        said.append(
-            "Intervals take the pictures as independent of each other. Frames of one video and fakes of one photo are "
-            "not, and with these the intervals are too narrow."
-        )
-        return said
+            ),
+            *sentences,
+        ]
 
     def published(self) -> list[Table]:
         """Return the paper's own numbers, each with a note on why ours differ."""
@@ -206,14 +203,10 @@ def select(frame: pd.DataFrame, **values: Any) -> pd.DataFrame:
 
 
 def check_detectors(names: Sequence[str], judges: Sequence[str] = ()) -> None:
-    """Refuse detectors that cannot be loaded, or that do not judge.
-
-    Args:
-        names: Detectors of a config.
-        judges: Among which they must be, if there are any.
+    """Check that detectors can be loaded and, if there are `judges`, that they are among them.
 
     Raises:
-        UserError: One of them is not.
+        UserError: One cannot, or is not.
     """
     known = registry.loadable()
     for name in names:
@@ -224,12 +217,7 @@ def check_detectors(names: Sequence[str], judges: Sequence[str] = ()) -> None:
 
 
 def configure_protocol(protocol: type[Protocol], preset: str, changes: Mapping[str, Any]) -> Protocol:
-    """Return a protocol in a preset, with some settings changed.
-
-    Args:
-        protocol: Which.
-        preset: One of the protocol's presets.
-        changes: New values by name of the setting, as JSON gives them.
+    """Return a protocol in one of its presets, with some settings changed to values as JSON gives them.
 
     Raises:
         UserError: There is no such preset or setting, or a value is of the wrong kind.

@@ -91,10 +91,8 @@ class Edited:
         start: What the edit started from, (1, 3, H, W) in [0, 1]: the generator's inversion for `reconstruction`, the
             face itself for everything that adds to it.
         picture: The edited face, in 8 bits.
-        steps: How many steps it took.
         change: Mean absolute change of the codes by level; None where no codes were searched.
         epsilon: Length of a step.
-        seconds: Time taken.
     """
 
     start: Tensor
@@ -121,44 +119,37 @@ def edit_face(
     """Edit one aligned face (1, 3, H, W) in [0, 1] against a detector.
 
     Args:
-        method: One of `METHODS`.
+        method: One of `EDIT_METHODS`.
         face: The face.
-        detector: What is to be convinced.
+        detector: The detector to turn.
         level: Style levels that may change, for a latent search.
         factor: Multiplies the generator's own step, for a latent search.
         steps: Steps at most, for a latent search.
         kappa: Margin, for a latent search.
-        lengths: How steps differ between rows, see `SearchSettings`, for a latent search.
+        lengths: How steps differ between rows of the code, see `SearchSettings`, for a latent search.
         variant: `artifact_eraser` or `standard`, for attacks on pixels.
-        source: The photo of the face, from which a detector that wants another crop is shown its own.
+        source: The photo of the face, from which a detector that needs another crop takes its own.
     """
     view = None if source is None else source.view(detector.card.template, detector.card.input_size)
     if method in PIXEL_ATTACKS:
-        attack, settings = PIXEL_ATTACKS[method]
+        attack, variants = PIXEL_ATTACKS[method]
+        settings = variants[variant]
         target = detector if view is None else OwnCropDetector(detector, view)
-        attacked = finish(attack(face, target, settings[variant]))
-        chosen = settings[variant]
-        length = getattr(chosen, "alpha", chosen.epsilon)  # what FGSM calls epsilon is its step
+        attacked = finish(attack(face, target, settings))
+        length = getattr(settings, "alpha", settings.epsilon)  # what FGSM calls epsilon is its step
         return Edited(face, attacked.images, int(attacked.iterations[0]), None, length, attacked.seconds)
     if method not in COMPOSITES:
         raise UserError(f"There is no method {method}.", f"Choose among: {', '.join(EDIT_METHODS)}.")
     inverter = inversion.load_embedded_inverter()
-    result = finish(
-        search(
-            inverter,
-            detector,
-            face,
-            SearchSettings(
-                levels=parse_levels(level),
-                epsilon=inverter.epsilon * factor,
-                lengths=lengths,
-                steps=steps,
-                kappa=kappa,
-                composite=method,  # type: ignore[arg-type]
-            ),
-            view,
-        )
+    search_settings = SearchSettings(
+        levels=parse_levels(level),
+        epsilon=inverter.epsilon * factor,
+        lengths=lengths,
+        steps=steps,
+        kappa=kappa,
+        composite=method,  # type: ignore[arg-type]
     )
+    result = finish(search(inverter, detector, face, search_settings, view))
     change = changes.measure_latent_change(result.codes_start, result.codes).levels
     return Edited(
         start=result.inversion if method == "reconstruction" else result.original,
@@ -178,7 +169,7 @@ class CounterfactualConfig(ProtocolConfig):
     Args:
         detectors: Which detectors judge.
         attacked: Which of them are attacked.
-        methods: Which edits, of `edits.METHODS`.
+        methods: Which edits, of `EDIT_METHODS`.
         variant: Whose settings the attacks on pixels have: Artifact-Eraser's, or the usual ones (`standard`).
         ablated: Detectors on which levels and step lengths are varied.
         ablated_method: Which latent search is varied, `reconstruction` or `transfer`.
@@ -220,7 +211,6 @@ class CounterfactualProtocol(Protocol):
 
     @classmethod
     def preset(cls, name: str) -> CounterfactualConfig:
-        """Return 12 fakes, 3 attacked detectors and levels and steps varied on one, or everything on all."""
         known = tuple(registry.loadable())
         if name != QUICK:
             return CounterfactualConfig(None, 0, detectors=known, attacked=known, ablated=known)
@@ -229,7 +219,6 @@ class CounterfactualProtocol(Protocol):
         )
 
     def models(self) -> list[str]:
-        """Return the detectors, the generator and its encoder."""
         return [*self.config.detectors, *self.config.attacked, "generator", "encoder"]
 
     def measures(self) -> dict[str, str]:
@@ -243,7 +232,6 @@ class CounterfactualProtocol(Protocol):
         }
 
     def items(self, data: Dataset) -> list[Item]:
-        """Return every fake with every method against every detector, and the varied searches."""
         config = self.config
         check_detectors(config.detectors)
         check_detectors((*config.attacked, *config.ablated), config.detectors)
@@ -280,12 +268,8 @@ class CounterfactualProtocol(Protocol):
             name: predict.predict_p_fake(picture, list(config.detectors), source)
             for name, picture in (("p_original", face), ("p_start", edited.start), ("p_edited", edited.picture))
         }
-        facts: Row = {
-            "sample": sample.name,
-            "family": sample.family,
-            "source": sample.source,
-            "attacked": options["detector"],
-        }
+        facts: Row = {"sample": sample.name, "family": sample.family, "source": sample.source}
+        facts["attacked"] = options["detector"]
         facts |= {"method": options["method"], "level": options["level"], "factor": options["factor"]}
         rows = []
         for judge in config.detectors:
@@ -299,7 +283,6 @@ class CounterfactualProtocol(Protocol):
         return rows
 
     def tables(self, rows: Sequence[Row]) -> list[Table]:
-        """Return success by family, success, quality, transfer, levels, step length, change of the codes, and time."""
         frame = pd.DataFrame(rows)
         plain = _plain_edits(frame)
         edits = self._by_edit(plain[plain["attacked"] == plain["judge"]])
@@ -316,7 +299,6 @@ class CounterfactualProtocol(Protocol):
         ]
 
     def plots(self, rows: Sequence[Row]) -> list[Figure]:
-        """Return the transfer matrices, and success over levels and step length."""
         frame = pd.DataFrame(rows)
         figures = [self._transfer_plot(method, _plain_edits(frame)) for method in self.config.methods]
         levels, steps = self._levels_table(frame), self._steps_table(frame)
@@ -338,7 +320,6 @@ class CounterfactualProtocol(Protocol):
         return figures
 
     def finding(self, rows: Sequence[Row]) -> str:
-        """Say how often edits turn the attacked detector, and others with it."""
         plain, rates = _plain_edits(pd.DataFrame(rows)), []
         for method in self.config.methods:
             attacked, others = self._success_rates(plain, method)
@@ -349,7 +330,6 @@ class CounterfactualProtocol(Protocol):
         return f"{about}{'; '.join(rates)}." if rates else ""
 
     def limits(self, data: Dataset) -> list[str]:
-        """Add what the edits and the start pictures mean, and what could not be measured."""
         sentences = super().limits(data)
         sentences.append(
             "For 'transfer' and for the attacks on pixels the start is the original itself, so two denominators "
@@ -365,7 +345,6 @@ class CounterfactualProtocol(Protocol):
         return sentences + [reason for reason in missing if reason is not None]
 
     def published(self) -> list[Table]:
-        """Return the paper's transfer table."""
         return [published.transfer_table()]
 
     def _by_edit(self, frame: pd.DataFrame) -> Edits:
@@ -382,15 +361,14 @@ class CounterfactualProtocol(Protocol):
 
     def _success_rates(self, frame: pd.DataFrame, method: str) -> tuple[Estimate, Estimate]:
         """Return the mean rate at which attacked detectors are turned, and that of all others."""
-        attacked_rates: list[float | None] = []
-        other_rates: list[float | None] = []
-        for attacked in self.config.attacked:
-            for judge, rate in zip(self.config.detectors, self._judge_rates(frame, method, attacked), strict=True):
-                (attacked_rates if judge == attacked else other_rates).append(rate.value)
-        return mean(attacked_rates), mean(other_rates)
+        rates = [
+            (judge == attacked, rate.value)
+            for attacked in self.config.attacked
+            for judge, rate in zip(self.config.detectors, self._judge_rates(frame, method, attacked), strict=True)
+        ]
+        return mean(rate for same, rate in rates if same), mean(rate for same, rate in rates if not same)
 
     def _beside_table(self, frame: pd.DataFrame) -> Table:
-        """Set success and transfer beside the paper's."""
         printed = published.printed_transfer_means()
         printed |= {EDIT_TITLES[name]: printed["Counterfactual"] for name in COMPOSITES}
         body: list[tuple[Cell, ...]] = []
@@ -512,15 +490,16 @@ def _quality_table(edits: Edits, measures: Mapping[str, str]) -> Table:
 
 
 def _change_table(edits: Edits) -> Table:
-    columns = (FAMILY, ATTACKED, METHOD, *(Column(f"change_{one}", f"Change of {one}", digits=5) for one in LEVELS))
+    levels = (Column(f"change_{level}", f"Change of {level}", digits=5) for level in LEVELS)
     searched = [(name, method, frame[frame["turned"]]) for name, method, frame in edits if method not in PIXEL_ATTACKS]
     body: list[tuple[Cell, ...]] = [
-        (family_title(family), name, EDIT_TITLES[method], *(mean(turned[f"change_{one}"]) for one in LEVELS))
+        (family_title(family), name, EDIT_TITLES[method], *(mean(turned[f"change_{level}"]) for level in LEVELS))
         for family in sorted({family for _, _, frame in searched for family in frame["family"]})
         for name, method, frame in searched
         if len(turned := select(frame, family=family))
     ]
     note = "Mean absolute change of the codes of successes, by style level (Artifact-Eraser, appendix, figure 3)."
+    columns = (FAMILY, ATTACKED, METHOD, *levels)
     return Table("latent_change", "How far the codes moved", columns, tuple(body), note)
 
 

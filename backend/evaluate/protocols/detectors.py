@@ -1,8 +1,7 @@
 """How good the detectors are: per family and source, calibration, and robustness to JPEG, blur, resizing and noise."""
 
 import hashlib
-import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,14 +60,16 @@ def corrupt_picture(picture: np.ndarray, kind: str, strength: float, seed: int, 
         kind: `none`, `jpeg`, `blur`, `resize` or `noise`.
         strength: Quality (1 to 100), standard deviation in pixels, factor in (0, 1], or standard deviation in grey
             levels.
-        seed: Of the noise.
-        name: Of the picture, so that no two pictures get the same noise.
+        seed: Seed of the noise.
+        name: Name of the picture, so that no two pictures get the same noise.
     """
     if kind == NO_CORRUPTION:
         return picture
     if kind == "noise":
-        return _noise(picture, strength, seed, name)
-    return _CORRUPTIONS[kind](picture, strength)
+        return _add_noise(picture, strength, seed, name)
+    if kind == "jpeg":
+        return images.like_photograph(picture, round(strength))
+    return _blur(picture, strength) if kind == "blur" else _resize(picture, strength)
 
 
 def parse_corruption(text: str) -> tuple[str, float]:
@@ -89,13 +90,6 @@ def parse_corruption(text: str) -> tuple[str, float]:
     return kind, value
 
 
-def _jpeg(picture: np.ndarray, quality: float) -> np.ndarray:
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "JPEG", quality=round(quality))
-    with Image.open(io.BytesIO(buffer.getvalue())) as saved:
-        return np.array(saved.convert("RGB"))
-
-
 def _blur(picture: np.ndarray, deviation: float) -> np.ndarray:
     from scipy.ndimage import gaussian_filter
 
@@ -109,7 +103,7 @@ def _resize(picture: np.ndarray, factor: float) -> np.ndarray:
     return np.array(image.resize(small, Image.Resampling.BICUBIC).resize(image.size, Image.Resampling.BICUBIC))
 
 
-def _noise(picture: np.ndarray, deviation: float, seed: int, name: str) -> np.ndarray:
+def _add_noise(picture: np.ndarray, deviation: float, seed: int, name: str) -> np.ndarray:
     number = int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8], "big")
     return _rounded(picture + np.random.default_rng(number).normal(0, deviation, picture.shape))
 
@@ -118,18 +112,14 @@ def _rounded(values: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(values), 0, 255).astype(np.uint8)
 
 
-_CORRUPTIONS: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {"jpeg": _jpeg, "blur": _blur, "resize": _resize}
-
-
 @validated
 @dataclass(frozen=True)
 class DetectorsConfig(ProtocolConfig):
     """Settings.
 
     Args:
-        detectors: Which detectors.
-        corruptions: What is done to the pictures, one at a time, as `jpeg 70`; `none` must be among them.
-        recalls: Shares of the fakes, in (0, 1], at whose thresholds false alarms are counted.
+        corruptions: What is done to the pictures, one at a time, as in `jpeg 70`; `none` must be among them.
+        recalls: Recalls, in (0, 1], at which false alarms are counted.
     """
 
     detectors: Values[str] = ()
@@ -137,7 +127,6 @@ class DetectorsConfig(ProtocolConfig):
     recalls: Values[float] = (0.9, 0.95)
 
     def __post_init__(self) -> None:
-        """Refuse settings that end in no table."""
         for text in self.corruptions:
             parse_corruption(text)
         if NO_CORRUPTION not in self.corruptions:
@@ -162,16 +151,13 @@ class DetectorsProtocol(Protocol):
 
     @classmethod
     def preset(cls, name: str) -> DetectorsConfig:
-        """Return 12 fakes and 12 real pictures, or all."""
         count = 12 if name == QUICK else None
         return DetectorsConfig(count, count, detectors=tuple(registry.loadable()))
 
     def models(self) -> list[str]:
-        """Return the detectors."""
         return list(self.config.detectors)
 
     def items(self, data: Dataset) -> list[Item]:
-        """Return every picture with every corruption."""
         check_detectors(self.config.detectors)
         return [make_item(sample.name, corruption=text) for sample in data.samples for text in self.config.corruptions]
 
@@ -193,7 +179,6 @@ class DetectorsProtocol(Protocol):
         return rows
 
     def tables(self, rows: Sequence[Row]) -> list[Table]:
-        """Return the tables by family, by source, of all pictures, of the corruptions, and of the calibration."""
         verdicts = self._by_detector(rows)
         clean = _without_corruption(verdicts)
         return [
@@ -206,19 +191,17 @@ class DetectorsProtocol(Protocol):
         ]
 
     def plots(self, rows: Sequence[Row]) -> list[Figure]:
-        """Return ROC curves, calibration and robustness."""
         verdicts = self._by_detector(rows)
         clean = _without_corruption(verdicts)
-        drawn = [_roc_plot("roc", "ROC curve, all fakes", clean)]
+        figures = [_roc_plot("roc", "ROC curve, all fakes", clean)]
         for family in _families(pd.concat(clean.values())):
             subset = {name: frame[frame["family"].isin(["", family])] for name, frame in clean.items()}
             title = f"ROC curve, {family_title(family)} against all real pictures"
-            drawn.append(_roc_plot(f"roc_{family}", title, subset))
-        drawn += [_reliability_plot(clean), *(self._robustness_plot(kind, verdicts) for kind in CORRUPTION_UNITS)]
-        return [figure for figure in drawn if figure is not None]
+            figures.append(_roc_plot(f"roc_{family}", title, subset))
+        figures += [_reliability_plot(clean), *(self._robustness_plot(kind, verdicts) for kind in CORRUPTION_UNITS)]
+        return [figure for figure in figures if figure is not None]
 
     def finding(self, rows: Sequence[Row]) -> str:
-        """Say which detector separates best, how often it is wrong, and which family is hardest."""
         clean = _without_corruption(self._by_detector(rows))
         areas = {name: metrics.area_under_roc(*_scores(frame)) for name, frame in clean.items()}
         known = {name: area for name, area in areas.items() if area is not None}
@@ -243,7 +226,6 @@ class DetectorsProtocol(Protocol):
         return f"{text}."
 
     def limits(self, data: Dataset) -> list[str]:
-        """Add what depends on how the pictures were made."""
         return [
             *super().limits(data),
             "A detector can win by sharpness, size or JPEG history alone where real and fake differ in these.",
@@ -297,7 +279,6 @@ class DetectorsProtocol(Protocol):
         return Table("robustness", "Detectors after corruptions of the face crop", columns, tuple(body), units + ".")
 
     def _robustness_plot(self, kind: str, verdicts: Verdicts) -> Figure | None:
-        """Draw the AUC of each detector over the strengths of one kind of corruption."""
         texts = [text for text in self.config.corruptions if parse_corruption(text)[0] == kind]
         series, lowest = [], []
         for detector, frame in verdicts.items():
@@ -339,7 +320,6 @@ def _families_table(clean: Verdicts) -> Table:
 
 
 def _beside_table(clean: Verdicts) -> Table:
-    """Set accuracy beside what TR-Net's paper prints for the same architectures."""
     printed = published.printed_clean_accuracy()
     body: list[tuple[Cell, ...]] = []
     for name, frame in clean.items():
@@ -416,7 +396,6 @@ def _without_corruption(verdicts: Verdicts) -> Verdicts:
 
 
 def _after(frame: pd.DataFrame, text: str) -> pd.DataFrame:
-    """Return the verdicts after one corruption."""
     kind, strength = parse_corruption(text)
     return frame[(frame["corruption"] == kind) & (frame["strength"] == strength)]
 

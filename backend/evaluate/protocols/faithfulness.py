@@ -1,7 +1,7 @@
 """Whether maps name the places that a detector uses: four perturbation methods, each with two references.
 
-Stability as in the code of XAI-Deepfakes (Tsigos et al. 2024, arXiv 2404.18649): the attack on the highest segments is
-stopped while the score has hardly moved and the verdict stands, and the map of that face is compared.
+Stability follows the code of XAI-Deepfakes (Tsigos et al. 2024, arXiv 2404.18649): the attack on the highest segments
+stops while the score has hardly moved and the verdict stands, and the map of that face is compared.
 """
 
 from collections.abc import Iterator, Sequence
@@ -76,14 +76,12 @@ class FaithfulnessConfig(SufficiencyConfig):
     """Settings.
 
     Args:
-        detectors: Which detectors are explained.
         methods: Which methods explain, of those that hide parts of a face.
         references: What a hidden part shows: the method's usual fill, the adversarial image, or each in turn.
         reference_attack: What makes the adversarial image: `nes`, as in the paper, or `pgd` and the least share of its
             change that suffices.
         margin: How far past the threshold NES takes the adversarial image: p_real - p_fake, in [0, 1).
-        segments: About how many segments a face has.
-        stability: Whether every map is compared with one of a face that differs a little; every map is then made
+        stability: Whether every map is compared with that of a face that differs a little; every map is then made
             twice, and attacked once more, by NES.
     """
 
@@ -96,7 +94,6 @@ class FaithfulnessConfig(SufficiencyConfig):
     stability: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse methods that hide no parts of a face, and what the test itself refuses."""
         super().__post_init__()
         for name in self.methods:
             explainer = EXPLAINERS.find(name)
@@ -129,7 +126,6 @@ class FaithfulnessProtocol(MapProtocol):
 
     @classmethod
     def preset(cls, name: str) -> FaithfulnessConfig:
-        """Return 12 fakes, one detector, quick maps and the fast test, or everything as in the paper."""
         known = tuple(registry.loadable())
         if name != QUICK:
             return FaithfulnessConfig(None, 0, detectors=known, stability=True)
@@ -153,12 +149,11 @@ class FaithfulnessProtocol(MapProtocol):
         unusable = dataset.crop_problem(data, name)
         if unusable is not None:
             return unusable
-        if any(_p_fake(data, name, registry.load(one)) >= THRESHOLD for one in self.config.detectors):
+        if any(_p_fake(data, name, registry.load(detector)) >= THRESHOLD for detector in self.config.detectors):
             return None
         return "No detector calls this fake fake, so there is no verdict to explain."
 
     def items(self, data: Dataset) -> list[Item]:
-        """Return every fake with every detector and every method."""
         config = self.config
         check_detectors(config.detectors)
         return [
@@ -176,13 +171,11 @@ class FaithfulnessProtocol(MapProtocol):
         if p_fake < THRESHOLD:
             raise UserError(f"{detector.card.title} calls this fake real, so there is no verdict to explain.")
         picture = _detector_crop(data, sample.name, detector)
-        said: Row = {"sample": sample.name, "family": sample.family, "source": sample.source}
-        said |= {"detector": item.options["detector"], "method": item.options["method"]}
-        said["p_before"] = p_fake
-        return [said | self._tested(item, reference, picture, detector) for reference in self.config.references]
+        facts: Row = {"sample": sample.name, "family": sample.family, "source": sample.source}
+        facts |= {"detector": item.options["detector"], "method": item.options["method"], "p_before": p_fake}
+        return [facts | self._test_map(item, reference, picture, detector) for reference in self.config.references]
 
     def tables(self, rows: Sequence[Row]) -> list[Table]:
-        """Return the tables by family, over all, of what the reference adds, against chance, and of the cost."""
         frame, note = pd.DataFrame(rows), self._note()
         return [
             self._beside_table(frame),
@@ -196,7 +189,6 @@ class FaithfulnessProtocol(MapProtocol):
         ]
 
     def plots(self, rows: Sequence[Row]) -> list[Figure]:
-        """Return the sufficiency of every map and of random segments, one plot a detector."""
         frame, tops, figures = pd.DataFrame(rows), self.config.tops, []
         for name in self._measured_detectors(frame):
             maps = select(frame, detector=name)
@@ -218,7 +210,6 @@ class FaithfulnessProtocol(MapProtocol):
         return figures
 
     def finding(self, rows: Sequence[Row]) -> str:
-        """Say what the adversarial reference adds to each method at the smallest k, over all detectors."""
         frame, top, gains = pd.DataFrame(rows), min(self.config.tops), []
         for name in self.config.methods:
             gain = mean_with_interval(reference_gains(select(frame, method=name), top))
@@ -233,49 +224,50 @@ class FaithfulnessProtocol(MapProtocol):
         )
 
     def limits(self, data: Dataset) -> list[str]:
-        """Add what the test itself cannot say."""
-        said = super().limits(data)
-        said.append(self.config.attack_in_words())
-        said.append("Only fakes that the detector calls fake are measured. The paper keeps the others; they fall by 0.")
-        said.append(
-            "Where an attack on three segments turns nearly every verdict, the third column tells no maps apart; look "
-            "at the first."
-        )
-        said.append(
-            "A segment that is larger, or that has more texture, is easier to attack, whatever the map meant by it; "
-            "the random segments have as many pixels, not the same texture."
-        )
+        sentences = [
+            *super().limits(data),
+            self.config.attack_in_words(),
+            "Only fakes that the detector calls fake are measured. The paper keeps the others; they fall by 0.",
+            (
+                "Where an attack on three segments turns nearly every verdict, the third column tells no maps apart; "
+                "look at the first."
+            ),
+            (
+                "A segment that is larger, or that has more texture, is easier to attack, whatever the map meant by "
+                "it; the random segments have as many pixels, not the same texture."
+            ),
+        ]
         if self.config.attack != "nes":
-            said.append("The white-box shortcut finds weak places that the paper's NES may not find.")
-        return said
+            sentences.append("The white-box shortcut finds weak places that the paper's NES may not find.")
+        return sentences
 
     def published(self) -> list[Table]:
-        """Return the paper's tables, as far as they are at hand."""
         return published.adv_xai_tables()
 
-    def _tested(self, item: Item, reference: Reference, picture: np.ndarray, detector: Detector) -> Row:
+    def _test_map(self, item: Item, reference: Reference, picture: np.ndarray, detector: Detector) -> Row:
         """Explain a picture (S, S, 3) with one reference, and test the map."""
         config, name = self.config, item.options["method"]
         face, settings = images.to_tensor(picture), self._explain_settings(name, reference)
         row: Row = {"reference": reference, "attack_images": 0, "attack_calls": 0, "attack_seconds": 0.0}
         attacked = None
         if reference == "adversarial":
-            attacked = _attacked(picture.tobytes(), len(picture), item.options["detector"], settings)
+            shared = replace(settings, method="lime")  # all methods have the same adversarial image
+            attacked = _adversarial(picture.tobytes(), len(picture), item.options["detector"], shared)
             row |= {"attack_images": attacked.image_count, "attack_calls": attacked.call_count}
             row |= {"attack_seconds": attacked.seconds, "flipped": bool(attacked.flipped[0])}
             row |= {"iterations": int(attacked.iterations[0])}
             row |= {"change": float((attacked.images[0] - face[0]).abs().max())}
-        made = finish(explain(face, detector, settings, attacked))
-        row |= {"degenerate": made.degenerate, "reason": made.reason, "p_reference": made.p_reference}
-        row |= {"images": made.explanation.images, "calls": made.explanation.calls, "map_seconds": made.seconds}
-        if made.degenerate:
+        result = finish(explain(face, detector, settings, attacked))
+        row |= {"degenerate": result.degenerate, "reason": result.reason, "p_reference": result.p_reference}
+        row |= {"images": result.explanation.images, "calls": result.explanation.calls, "map_seconds": result.seconds}
+        if result.degenerate:
             return row | empty_sufficiency_row(config.tops)
         # As in the paper, LIME's segments count only where they speak for the verdict.
         seed = derived_seed(config.seed, item.key, reference)
         test = config.map_test_settings(seed, positive_only=name == "lime")
-        row |= sufficiency_row(finish(measure_sufficiency(face, detector, made.saliency, made.labels, test)))
+        row |= sufficiency_row(finish(measure_sufficiency(face, detector, result.saliency, result.labels, test)))
         if config.stability and row[f"p_after_{max(config.tops)}"] is not None:
-            row["stability"] = _measured_stability(face, detector, made, settings, config.nes_settings())
+            row["stability"] = _measured_stability(face, detector, result, settings, config.nes_settings())
         return row
 
     def _explain_settings(self, name: str, reference: Reference) -> ExplainSettings:
@@ -291,7 +283,6 @@ class FaithfulnessProtocol(MapProtocol):
         return replace(settings, attack=replace(attack_settings(settings), kappa=config.margin))
 
     def map_rows(self, frame: pd.DataFrame) -> list[tuple[Cell, ...]]:
-        """Return accuracy and sufficiency by detector, method and reference, and of random segments by detector."""
         body: list[tuple[Cell, ...]] = []
         for name in self._measured_detectors(frame):
             maps, title = select(frame, detector=name), detector_title(name)
@@ -302,7 +293,6 @@ class FaithfulnessProtocol(MapProtocol):
         return body
 
     def maps(self, frame: pd.DataFrame) -> list[MapRows]:
-        """Return the maps of every detector, method and reference."""
         return [
             ((detector_title(name), method_title(method), reference), group)
             for name in self._measured_detectors(frame)
@@ -325,7 +315,6 @@ class FaithfulnessProtocol(MapProtocol):
         )
 
     def _beside_table(self, frame: pd.DataFrame) -> Table:
-        """Set the accuracy that is left, over all detectors, beside the paper's."""
         printed = published.printed_accuracy_means()
         tops = [top for top in self.config.tops if top in published.PRINTED_TOPS]
         columns = [METHOD, REFERENCE]
@@ -348,7 +337,6 @@ class FaithfulnessProtocol(MapProtocol):
         return Table("beside", title, tuple(columns), tuple(body), note, beside=True)
 
     def _gain_table(self, frame: pd.DataFrame) -> Table:
-        """Return the differences between the two references on the same fakes."""
         tops = self.config.tops
         columns = (
             *(DETECTOR, METHOD),
@@ -441,12 +429,8 @@ def find_neighbour(
         labels: Segments (H, W), from 0 without gaps.
         settings: Settings of the attack.
 
-    Yields:
-        The steps of the attack.
-
     Returns:
-        The picture (1, 3, H, W), still called fake; None where already the first update went further, so that there
-        is none but the face itself.
+        The picture (1, 3, H, W), still called fake; None if the first update already went further.
 
     Raises:
         UserError: A setting is out of its range.
@@ -478,19 +462,14 @@ def _p_fake(data: Dataset, name: str, detector: Detector) -> float:
 
 
 def _measured_stability(
-    face: Tensor, detector: Detector, made: Explanation, settings: ExplainSettings, attack: NESSettings
+    face: Tensor, detector: Detector, explanation: Explanation, settings: ExplainSettings, attack: NESSettings
 ) -> float | None:
     """Return the correlation of a map with that of a face that differs a little; None without one to compare."""
-    other = finish(find_neighbour(face, detector, made.saliency, made.labels, attack))
-    if other is None:
+    neighbour = finish(find_neighbour(face, detector, explanation.saliency, explanation.labels, attack))
+    if neighbour is None:
         return None
-    again = finish(explain(other, detector, settings))
-    return None if again.degenerate else metric.map_stability(made.saliency.numpy(), again.saliency.numpy())
-
-
-def _attacked(pixels: bytes, side: int, detector: str, settings: ExplainSettings) -> Attacked:
-    """Return the adversarial image of a face; all methods have the same one."""
-    return _adversarial(pixels, side, detector, replace(settings, method="lime", reference="adversarial"))
+    second = finish(explain(neighbour, detector, settings))
+    return None if second.degenerate else metric.map_stability(explanation.saliency.numpy(), second.saliency.numpy())
 
 
 @remembered(_KEPT_ATTACKS)
@@ -500,7 +479,7 @@ def _adversarial(pixels: bytes, side: int, detector: str, settings: ExplainSetti
 
 
 def picture_accuracies(maps: pd.DataFrame, tops: Sequence[int]) -> list[Estimate]:
-    """Return accuracy over pictures; of several detectors' verdicts on one, which are not independent, the mean."""
+    """Return accuracy over pictures; several detectors' verdicts on one are not independent and are averaged first."""
     if maps["detector"].nunique() < 2:
         return list(sufficiency_cells(maps, tops)[: len(tops)])
     accuracies = []
@@ -512,10 +491,7 @@ def picture_accuracies(maps: pd.DataFrame, tops: Sequence[int]) -> list[Estimate
 
 
 def reference_gains(maps: pd.DataFrame, top: int) -> list[float]:
-    """Return, for every picture that has both references, by how much the adversarial one lowers p_fake further.
-
-    It is the mean over detectors.
-    """
+    """Return how much further p_fake falls with the adversarial reference: the mean over detectors by picture."""
     by_reference = {
         reference: group.set_index(["sample", "detector"])[f"p_after_{top}"].astype(float)
         for reference, group in maps.groupby("reference")

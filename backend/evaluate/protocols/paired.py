@@ -74,13 +74,11 @@ class PairedConfig(SufficiencyConfig):
 
     Args:
         detectors: Which detectors are explained and attacked.
-        methods: Which methods explain the real photo.
         resolutions: Sizes of both pictures, as multiples of the detector's own; at one half every pixel that is
             attacked is four of the detector's.
-        segments: About how many segments a photo has.
         segments_of: Which of the two is cut into segments, `real` or `fake`.
         curve_steps: Steps of the deletion and insertion curves.
-        fill: What a removed pixel shows: `mean`, `black` or `blur`.
+        fill: What a removed pixel shows.
     """
 
     detectors: Values[str] = ()
@@ -92,7 +90,6 @@ class PairedConfig(SufficiencyConfig):
     fill: PixelFill = "mean"
 
     def __post_init__(self) -> None:
-        """Refuse unknown methods, and settings with which no pair can be measured."""
         super().__post_init__()
         PairSettings(segments=self.segments, segments_of=self.segments_of)  # refuse what they refuse
         CurveSettings(fill=self.fill, steps=self.curve_steps)
@@ -121,10 +118,9 @@ class PairedProtocol(MapProtocol):
 
     @classmethod
     def preset(cls, name: str) -> PairedConfig:
-        """Return 12 pairs, quick maps and the fast test, or all pairs and everything as in the paper."""
         known = registry.loadable()
-        found = [next((one for one in group if one in known), None) for group in PREFERRED_DETECTORS]
-        detectors = tuple(one for one in found if one is not None) or tuple(known[:2])
+        preferred = [next((name for name in group if name in known), None) for group in PREFERRED_DETECTORS]
+        detectors = tuple(name for name in preferred if name is not None) or tuple(known[:2])
         if name != QUICK:
             return PairedConfig(None, None, detectors=detectors)
         return PairedConfig(
@@ -140,7 +136,7 @@ class PairedProtocol(MapProtocol):
         )
 
     def select_samples(self, data: Dataset) -> Dataset:
-        """Return fakes whose real photo is here, with those photos; `reals` bounds nothing that `fakes` does not.
+        """Return fakes whose real photo is here, with those photos; `fakes` limits both, and `reals` is not used.
 
         Raises:
             UserError: No fake has its real photo among the pictures.
@@ -156,8 +152,8 @@ class PairedProtocol(MapProtocol):
         """Refuse a fake unless some detector is right about it and about its photo, at some resolution."""
         try:
             right = any(
-                self._wrong(registry.load(one), *self._pair(data, name, registry.load(one), factor)) is None
-                for one in self.config.detectors
+                self._wrong(detector, *self._pair(data, name, detector, factor)) is None
+                for detector in map(registry.load, self.config.detectors)
                 for factor in self.config.resolutions
             )
         except UserError as error:
@@ -165,7 +161,6 @@ class PairedProtocol(MapProtocol):
         return None if right else "No detector is right about both the fake and its real photo."
 
     def items(self, data: Dataset) -> list[Item]:
-        """Return every pair with every detector at every resolution."""
         config = self.config
         check_detectors(config.detectors)
         return [
@@ -183,13 +178,13 @@ class PairedProtocol(MapProtocol):
         wrong = self._wrong(detector, real, fake)
         if wrong is not None:
             raise UserError(wrong)
-        said: Row = {"sample": sample.name, "family": sample.family, "source": sample.source}
-        said |= {"detector": item.options["detector"], "resolution": item.options["resolution"], "side": real.shape[-1]}
-        rows = [said | self._tested(item, name, real, fake, detector) for name in config.methods]
-        return [*rows, said | self._random(real, detector, derived_seed(config.seed, item.key))]
+        facts: Row = {"sample": sample.name, "family": sample.family, "source": sample.source}
+        facts |= {"detector": item.options["detector"], "resolution": item.options["resolution"]}
+        facts["side"] = real.shape[-1]
+        rows = [facts | self._test_map(item, name, real, fake, detector) for name in config.methods]
+        return [*rows, facts | self._random(real, detector, derived_seed(config.seed, item.key))]
 
     def tables(self, rows: Sequence[Row]) -> list[Table]:
-        """Return the tables by family, over all, against chance, of the curves, and of the time."""
         frame, note = pd.DataFrame(rows), self._note()
         return [
             self.families_table(frame, "Attacked fakes by family", note),
@@ -201,7 +196,6 @@ class PairedProtocol(MapProtocol):
         ]
 
     def plots(self, rows: Sequence[Row]) -> list[Figure]:
-        """Return sufficiency by method, one plot a detector, and sufficiency over the area under the deletion curve."""
         frame, config, figures = pd.DataFrame(rows), self.config, []
         top = max(config.tops)
         labels = [*map(method_title, config.methods), RANDOM_SEGMENTS]
@@ -236,7 +230,6 @@ class PairedProtocol(MapProtocol):
         return figures
 
     def finding(self, rows: Sequence[Row]) -> str:
-        """Say, over all detectors and resolutions, which map turns most fakes, beside chance."""
         frame, tops = pd.DataFrame(rows), self.config.tops
         falls = {
             method_title(method): sufficiency_cells(select(frame, method=method), tops)[-1].value
@@ -255,31 +248,32 @@ class PairedProtocol(MapProtocol):
         )
 
     def limits(self, data: Dataset) -> list[str]:
-        """Add what the test itself cannot say."""
-        said = super().limits(data)
-        said.append(self.config.attack_in_words())
-        said.append(
-            "Only pairs of which the detector judges both pictures rightly are measured; a pair must show the same "
-            "face in nearly the same place, because segments are carried over pixel by pixel."
-        )
-        said.append(
-            "Resolutions are multiples of the size that the detector takes. It enlarges or reduces what it is shown; "
-            "this varies how fine the attack and the segments are, not the network, which the paper varies too."
-        )
-        said.append(WHY_MISLEADING)
-        said.append(
-            "The paper was at hand only as a summary, without its numbers: how many segments it attacks, how many "
-            "probes NES makes and how its curves are filled are chosen here."
-        )
-        return said
+        return [
+            *super().limits(data),
+            self.config.attack_in_words(),
+            (
+                "Only pairs of which the detector judges both pictures rightly are measured; a pair must show the same "
+                "face in nearly the same place, because segments are carried over pixel by pixel."
+            ),
+            (
+                "Resolutions are multiples of the size that the detector takes. It enlarges or reduces what it is "
+                "shown; this varies how fine the attack and the segments are, not the network, which the paper varies "
+                "too."
+            ),
+            WHY_MISLEADING,
+            (
+                "The paper was at hand only as a summary, without its numbers: how many segments it attacks, how many "
+                "probes NES makes and how its curves are filled are chosen here."
+            ),
+        ]
 
     def _pair(self, data: Dataset, fake: str, detector: Detector, factor: float) -> tuple[Tensor, Tensor]:
         """Return photo and fake (1, 3, S, S) at a multiple of the detector's own size."""
         size = round(detector.card.input_size * factor)
         if size < SMALLEST:
             raise UserError(f"{size} pixels are too few to be cut into segments.", "Use a larger resolution.")
-        real, made = crop_pair(data, fake, size=size, template=detector.card.template)
-        return images.to_tensor(real.crop), images.to_tensor(made.crop)
+        crops = crop_pair(data, fake, size=size, template=detector.card.template)
+        return images.to_tensor(crops[0].crop), images.to_tensor(crops[1].crop)
 
     def _wrong(self, detector: Detector, real: Tensor, fake: Tensor) -> str | None:
         """Say what a detector gets wrong about a pair, or return None."""
@@ -289,7 +283,7 @@ class PairedProtocol(MapProtocol):
             return f"{detector.card.title} calls the real photo fake."
         return None if called_fake[1] else f"{detector.card.title} calls the fake real."
 
-    def _tested(self, item: Item, name: str, real: Tensor, fake: Tensor, detector: Detector) -> Row:
+    def _test_map(self, item: Item, name: str, real: Tensor, fake: Tensor, detector: Detector) -> Row:
         """Explain the photo by one method, and attack the fake where the map points."""
         config = self.config
         settings = ExplainSettings(
@@ -300,38 +294,31 @@ class PairedProtocol(MapProtocol):
             towards="real",
             segments=config.segments,
         )
-        made = finish(explain(real, detector, settings))
-        row: Row = {"method": name, "degenerate": made.degenerate, "reason": made.reason}
-        row |= {"images": made.explanation.images, "map_seconds": made.seconds}
-        if made.degenerate:
+        explanation = finish(explain(real, detector, settings))
+        row: Row = {"method": name, "degenerate": explanation.degenerate, "reason": explanation.reason}
+        row |= {"images": explanation.explanation.images, "map_seconds": explanation.seconds}
+        if explanation.degenerate:
             return row | {"p_before": None, "deletion": None, "insertion": None} | empty_sufficiency_row(config.tops)
         test = config.map_test_settings(derived_seed(config.seed, item.key, name))
-        chosen = PairSettings(config.segments, config.segments_of, test)
-        found = finish(measure_pair_sufficiency(real, fake, detector, made.saliency, chosen))
-        row |= {"p_real_photo": found.p_real_photo} | sufficiency_row(found.sufficiency)
-        return row | self._curves(real, detector, made.saliency)
+        pair_settings = PairSettings(config.segments, config.segments_of, test)
+        pair = finish(measure_pair_sufficiency(real, fake, detector, explanation.saliency, pair_settings))
+        row |= {"p_real_photo": pair.p_real_photo} | sufficiency_row(pair.sufficiency)
+        return row | self._curves(real, detector, explanation.saliency)
 
     def _curves(self, real: Tensor, detector: Detector, saliency: Tensor) -> Row:
-        """Follow p_real of the photo while the places of its map are removed, and put in."""
+        """Follow p_real of the photo while the highest pixels of its map are removed, and inserted."""
         settings = CurveSettings(self.config.fill, self.config.curve_steps)
-        found = finish(deletion_curves(real, detector, saliency, settings=settings))
-        return {"deletion": found.deletion_auc, "insertion": found.insertion_auc, "curve_seconds": found.seconds}
+        curves = finish(deletion_curves(real, detector, saliency, settings=settings))
+        return {"deletion": curves.deletion_auc, "insertion": curves.insertion_auc, "curve_seconds": curves.seconds}
 
     def _random(self, real: Tensor, detector: Detector, seed: int) -> Row:
         """Return the curves of a map that ranks segments at random."""
         labels = slic_segments(real[0], self.config.segments)
-        drawn = torch.rand(int(labels.max()) + 1, generator=torch.Generator().manual_seed(seed))
-        row: Row = {
-            "method": RANDOM_SEGMENTS,
-            "degenerate": False,
-            "reason": "",
-            "images": 0,
-            "p_before": None,
-        }
-        return row | empty_sufficiency_row(self.config.tops) | self._curves(real, detector, drawn[labels])
+        scores = torch.rand(int(labels.max()) + 1, generator=torch.Generator().manual_seed(seed))
+        row: Row = {"method": RANDOM_SEGMENTS, "degenerate": False, "reason": "", "images": 0, "p_before": None}
+        return row | empty_sufficiency_row(self.config.tops) | self._curves(real, detector, scores[labels])
 
     def map_rows(self, frame: pd.DataFrame) -> list[tuple[Cell, ...]]:
-        """Return accuracy and sufficiency by detector, resolution and method, random segments last."""
         body: list[tuple[Cell, ...]] = []
         for names, maps in self._settings_measured(frame):
             for method in self.config.methods:
@@ -341,7 +328,6 @@ class PairedProtocol(MapProtocol):
         return body
 
     def maps(self, frame: pd.DataFrame) -> list[MapRows]:
-        """Return the maps of every detector, resolution and method."""
         return [
             ((*names, method_title(method)), select(maps, method=method))
             for names, maps in self._settings_measured(frame)
@@ -378,7 +364,6 @@ class PairedProtocol(MapProtocol):
         return Table("curves", "Deletion and insertion on the real photo", columns, tuple(body), note)
 
     def _agreement_table(self, frame: pd.DataFrame) -> Table:
-        """Return how the curves rank the maps of a pair, against how the test does."""
         top = max(self.config.tops)
         body: list[tuple[Cell, ...]] = []
         for names, maps in self._settings_measured(frame):

@@ -39,14 +39,14 @@ class SufficiencyConfig(ProtocolConfig):
     """Settings of the test.
 
     Args:
-        samples: How thoroughly maps are made: a preset of the explanations.
+        samples: How many samples a map takes: a preset of the explanations.
         attack: What attacks the segments: `nes`, as in the papers, or `pgd`, a white-box shortcut that is some 30
             times cheaper.
         grey_levels: How far any value may move, of 255.
         step_levels: How far one update moves a value, of 255.
         iterations: How many updates at most.
         tops: How many of the highest segments are attacked, one attack for each number.
-        draws: Random rankings that are attacked beside every map, as many pixels each.
+        draws: How many random rankings are attacked beside every map, with as many pixels each.
     """
 
     samples: Preset = "full"
@@ -58,7 +58,6 @@ class SufficiencyConfig(ProtocolConfig):
     draws: Annotated[Whole, Field(ge=1)] = 3
 
     def __post_init__(self) -> None:
-        """Refuse settings with which no map can be tested."""
         self.map_test_settings(0)
         self.nes_settings().check()
 
@@ -71,12 +70,9 @@ class SufficiencyConfig(ProtocolConfig):
         """Return the settings of one test, with the seed of its random segments."""
         bounds = self.nes_settings()
         attack = bounds if self.attack == "nes" else nes.white_box_settings(bounds)
-        return SufficiencySettings(
-            tops=self.tops, attack=attack, draws=self.draws, positive_only=positive_only, seed=seed
-        )
+        return SufficiencySettings(self.tops, attack, self.draws, positive_only, seed)
 
     def attack_in_words(self) -> str:
-        """Say how segments are attacked."""
         return (
             f"Segments were attacked by {ATTACK_WORDS[self.attack]}: no value moved by more than {self.grey_levels:g} "
             f"of 255 grey levels, in at most {self.iterations} updates of {self.step_levels:g}."
@@ -90,7 +86,6 @@ class MapProtocol(Protocol):
     map_columns: ClassVar[tuple[Column, ...]]  # that name the maps of a row
 
     def models(self) -> list[str]:
-        """Return the detectors."""
         return list(self.config.detectors)
 
     @abstractmethod
@@ -102,23 +97,16 @@ class MapProtocol(Protocol):
         """Return the maps of each method."""
 
     def families_table(self, frame: pd.DataFrame, title: str, note: str) -> Table:
-        """Return accuracy and sufficiency by family."""
         body = [(family_title(name), *row) for name, family in frame.groupby("family") for row in self.map_rows(family)]
         columns = (FAMILY, *self.map_columns, *sufficiency_columns(self.config.tops))
         return Table("families", title, columns, tuple(body), note, by_family=True)
 
     def overall_table(self, frame: pd.DataFrame, title: str, note: str) -> Table:
-        """Return accuracy and sufficiency over all families."""
         columns = (*self.map_columns, *sufficiency_columns(self.config.tops))
         return Table(self.name, title, columns, tuple(self.map_rows(frame)), note)
 
     def against_random_table(self, frame: pd.DataFrame, tested_on: str) -> Table:
-        """Return the table of maps against random segments.
-
-        Args:
-            frame: All rows.
-            tested_on: Which picture was attacked, in words.
-        """
+        """Return the table of maps against random segments; `tested_on` says which picture was attacked."""
         tops = self.config.tops
         columns = (*self.map_columns, *(Column(f"over_random_{k}", f"Sufficiency@{k}, map - random") for k in tops))
         body: list[tuple[Cell, ...]] = [
@@ -129,7 +117,7 @@ class MapProtocol(Protocol):
 
 
 def derived_seed(seed: int, *names: object) -> int:
-    """Return a seed for one thing of many, the same in every session."""
+    """Return a seed that depends on `seed` and names alone, the same in every session."""
     digest = hashlib.sha256("|".join(map(str, (seed, *names))).encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1
 
@@ -185,7 +173,6 @@ def mean_by_picture(frame: pd.DataFrame, values: pd.Series) -> pd.Series:
 
 
 def method_title(method: str) -> str:
-    """Return the name of an explanation method for people."""
     return EXPLAINERS[method].title
 
 

@@ -91,11 +91,11 @@ class TraceRemovalConfig(ProtocolConfig):
         defences: Which sets, of `registry.DEFENCES`.
         attacks: Which attacks, of `registry.ATTACKS`.
         white_box: The shipped detector whose gradient FGSM, MIFGSM and PGD use.
-        removers: Further TR-Nets, each NAME=PATH of its weights.
+        removers: Further TR-Nets, each as NAME=PATH of its weights.
         features: The shipped detector whose features are drawn; empty to measure neither features nor traces.
         checkpoint: `checkpoint.pt` of a TR-Net's training, whose discriminators' features are drawn instead.
-        neighbours: Among how many nearest pictures in feature space the real ones are counted.
-        saved: Whether every face is saved as photographs are before an attack, and again before a detector looks.
+        neighbours: In how many nearest neighbours in feature space the real pictures are counted.
+        saved: Whether every face is saved as JPEG, as photographs are, before an attack and again before detection.
         aligned: Whether every picture is an aligned face, which is only resized, instead of a photo to search.
         per_family: How many fakes of each family are measured, with as many real pictures; 0 takes all fakes. None
             leaves the choice to `fakes` and `reals`.
@@ -135,7 +135,6 @@ class TraceRemovalProtocol(Protocol):
 
     @classmethod
     def preset(cls, name: str) -> TraceRemovalConfig:
-        """Return 12 fakes and 12 real pictures, or all, or what the attack table measures."""
         if name == ATTACK_TABLE:
             return TraceRemovalConfig(
                 detectors=tuple(detectors_registry.names()),
@@ -150,21 +149,20 @@ class TraceRemovalProtocol(Protocol):
         return TraceRemovalConfig(count, count, detectors=tuple(detectors_registry.loadable()))
 
     def removers(self) -> tuple[removal.Remover, ...]:
-        """Return the further TR-Nets."""
         return removal.parse_removers(self.config.removers)
 
     def attacks(self) -> list[str]:
         """Return the attacks that can run here, the further TR-Nets among them."""
         return [attack.name for attack in map(get_attack, self.config.attacks) if attack.available()] + [
-            one.name for one in self.removers()
+            remover.name for remover in self.removers()
         ]
 
     def judges(self) -> dict[str, dict[str, str]]:
         """Return, by defence and detector, the installed entries."""
-        return {one: registry.installed_with_defence(one, self.config.detectors) for one in self.config.defences}
+        config = self.config
+        return {name: registry.installed_with_defence(name, config.detectors) for name in config.defences}
 
     def models(self) -> list[str]:
-        """Return all detectors, the white box, the trained attacks and the reference statistics."""
         entries = [entry for judges in self.judges().values() for entry in judges.values()]
         trained = [ATTACKS[name].entry for name in self.config.attacks if name in ATTACKS]
         traced = [self.config.features, references.REFERENCES_ENTRY] if self.config.features else []
@@ -172,16 +170,16 @@ class TraceRemovalProtocol(Protocol):
 
     def hashes(self) -> dict[str, str]:
         """Add those of further TR-Nets and of the discriminators."""
-        own = {f"TR-Net {one.name}": one.hash() for one in self.removers()}
+        hashes = super().hashes() | {f"TR-Net {remover.name}": remover.hash() for remover in self.removers()}
         if self.config.checkpoint:
-            own["discriminators"] = traces.checkpoint_hash(Path(self.config.checkpoint))
-        return super().hashes() | own
+            hashes["discriminators"] = traces.checkpoint_hash(Path(self.config.checkpoint))
+        return hashes
 
     def settings(self) -> dict[str, object]:
         """Name files without their folders: the hashes say which they are."""
         config = self.config
         return dataclasses.asdict(config) | {
-            "removers": [f"{one.name}={one.path.name}" for one in self.removers()],
+            "removers": [f"{remover.name}={remover.path.name}" for remover in self.removers()],
             "checkpoint": Path(config.checkpoint).name,
         }
 
@@ -198,17 +196,16 @@ class TraceRemovalProtocol(Protocol):
         return None if self.config.aligned else super().problem(data, name)
 
     def items(self, data: Dataset) -> list[Item]:
-        """Return every real picture as it is, and every fake as it is and after every attack."""
         config = self.config
-        own = detectors_registry.names()  # those that are not installed are listed in a table
-        wanted = [name for name in (*config.detectors, config.features) if name and name not in own]
-        check_detectors([*wanted, config.white_box])
+        shipped = detectors_registry.names()  # those that are not installed are listed in a table
+        others = [name for name in (*config.detectors, config.features) if name and name not in shipped]
+        check_detectors([*others, config.white_box])
         for name in config.defences:
             if name not in registry.DEFENCES:
                 raise UserError(f"There is no defence {name}.", f"Choose among: {', '.join(registry.DEFENCES)}.")
         if not any(self.judges().values()):
             raise UserError("No detector of these sets is installed.", "Choose another set by --set defences=shipped.")
-        for name in {one.name for one in self.removers()} & {*ATTACKS, NO_ATTACK}:
+        for name in {remover.name for remover in self.removers()} & {*ATTACKS, NO_ATTACK}:
             raise UserError(f"A further TR-Net cannot be called {name}.", removal.REMOVER_HINT)
         options = {"real": [NO_ATTACK], "fake": [NO_ATTACK, *self.attacks()]}
         if config.batch:
@@ -220,9 +217,9 @@ class TraceRemovalProtocol(Protocol):
         samples = [data.by_name[name] for name in item.options.get("batch", [item.sample])]
         attack = item.options["attack"]
         crops, sources = self._crops(data, samples)
-        faces = self._saved(torch.cat([images.to_tensor(crop) for crop in crops]))
-        attacked = torch.cat([images.to_tensor(images.to_array(face)) for face in self._attacked(item, faces)])
-        shown = self._saved(attacked)
+        faces = self._as_saved(torch.cat([images.to_tensor(crop) for crop in crops]))
+        attacked = torch.cat([images.to_tensor(images.to_array(face)) for face in self._attack(item, faces)])
+        shown = self._as_saved(attacked)
         scores = {
             defence: predict.predict_p_fake(shown, list(judges.values()), sources) if judges else {}
             for defence, judges in self.judges().items()
@@ -231,21 +228,24 @@ class TraceRemovalProtocol(Protocol):
         for number, sample in enumerate(samples):
             facts = {"sample": sample.name, "label": sample.label, "family": sample.family, "source": sample.source}
             facts["attack"] = attack
+            place = slice(number, number + 1)
             rows += [
                 facts
                 | {"kind": "verdict", "defence": defence, "detector": name, "p_fake": scores[defence][entry][number]}
                 for defence, judges in self.judges().items()
                 for name, entry in judges.items()
             ]
-            one = slice(number, number + 1)
-            rows.append(facts | {"kind": "picture"} | self._measures(attack, faces[one], attacked[one], shown[one]))
+            rows.append(
+                facts | {"kind": "picture"} | self._measures(attack, faces[place], attacked[place], shown[place])
+            )
         return rows
 
     def _crops(self, data: Dataset, samples: Sequence[Sample]) -> tuple[list[np.ndarray], list[CroppedPhoto] | None]:
         """Return the faces, uint8 (S, S, 3), and the photos they come from, if they are not aligned already."""
         if self.config.aligned:
-            return [face_packs.decode_picture(data.path(one.name).read_bytes(), FACE_SIZE) for one in samples], None
-        sources = [sample_source(data, one.name) for one in samples]
+            pictures = (data.path(sample.name).read_bytes() for sample in samples)
+            return [face_packs.decode_picture(picture, FACE_SIZE) for picture in pictures], None
+        sources = [sample_source(data, sample.name) for sample in samples]
         return [source.aligned.crop for source in sources], sources
 
     def _measures(self, attack: str, face: Tensor, attacked: Tensor, shown: Tensor) -> Row:
@@ -257,11 +257,11 @@ class TraceRemovalProtocol(Protocol):
             measures |= self._features(shown)
         return measures
 
-    def _saved(self, faces: Tensor) -> Tensor:
+    def _as_saved(self, faces: Tensor) -> Tensor:
         """Return faces (N, 3, S, S) in [0, 1] as a detector is shown them."""
         return like_photographs((faces * 255).round().byte()).float() / 255 if self.config.saved else faces
 
-    def _attacked(self, item: Item, faces: Tensor) -> Tensor:
+    def _attack(self, item: Item, faces: Tensor) -> Tensor:
         """Return faces (N, 3, S, S) after an attack; its randomness depends on seed, attack and picture or batch."""
         attack = item.options["attack"]
         if attack == NO_ATTACK:
@@ -280,11 +280,10 @@ class TraceRemovalProtocol(Protocol):
     def _features(self, picture: Tensor) -> Row:
         if not self.config.checkpoint:
             return {"features_detector": traces.detector_features(self.config.features, picture)}
-        found = traces.discriminator_features(Path(self.config.checkpoint), picture)
-        return {f"features_{name}": values for name, values in found.items()}
+        features = traces.discriminator_features(Path(self.config.checkpoint), picture)
+        return {f"features_{name}": values for name, values in features.items()}
 
     def tables(self, rows: Sequence[Row]) -> list[Table]:
-        """Return accuracy beside the paper's, by family and by detector, quality, traces, features, what is missing."""
         verdicts, pictures = _frames(rows)
         reference = shipped_references()
         traced = [_traces_table(pictures, reference), self._neighbours_table(pictures)] if self.config.features else []
@@ -300,7 +299,6 @@ class TraceRemovalProtocol(Protocol):
         ]
 
     def plots(self, rows: Sequence[Row]) -> list[Figure]:
-        """Return accuracy by attack and family, quality, power, spectra and t-SNE."""
         verdicts, pictures = _frames(rows)
         reference = shipped_references()
         cost = self._cost_plot(verdicts, pictures)
@@ -312,7 +310,6 @@ class TraceRemovalProtocol(Protocol):
         return [figure for figure in figures if figure is not None]
 
     def finding(self, rows: Sequence[Row]) -> str:
-        """Say what the attacks leave of the detectors' accuracy on fakes."""
         verdicts, pictures = _frames(rows)
         for defence in reversed(self.config.defences):
             means = {attack: mean_of_six(verdicts, defence, attack).value for attack in attacks_seen(verdicts)}
@@ -348,7 +345,6 @@ class TraceRemovalProtocol(Protocol):
         return f"{text}." + (f" {'; '.join(further)}." if further else "")
 
     def limits(self, data: Dataset) -> list[str]:
-        """Add what was not installed, what the attacks know, and how ablations are trained."""
         limits = super().limits(data)
         limits.append(
             f"FGSM, MIFGSM and PGD see the gradient of {self.config.white_box} of the shipped set; to every other "
@@ -375,7 +371,6 @@ class TraceRemovalProtocol(Protocol):
         return limits
 
     def published(self) -> list[Table]:
-        """Return tables 1 to 4 of the paper, as far as they are known."""
         return published.trnet_tables()
 
     def _defences(self, verdicts: pd.DataFrame) -> list[str]:
@@ -399,19 +394,18 @@ class TraceRemovalProtocol(Protocol):
             for attack in attacks_seen(verdicts)
         ]
         means = (
-            Column(f"mean_{one}", f"Mean of the six, {registry.DEFENCES[one].title}", digits=2) for one in defences
+            Column(f"mean_{name}", f"Mean of the six, {registry.DEFENCES[name].title}", digits=2) for name in defences
         )
         note = f"{STILL_FAKE} The six are those of TR-Net's paper, as far as they are installed."
         title = "Fakes still found, by family"
         return Table("families", title, (FAMILY, ATTACK, *means), tuple(body), note, by_family=True)
 
     def _beside_table(self, verdicts: pd.DataFrame) -> Table:
-        """Set the accuracy that attacks leave beside what the paper prints."""
         defences, printed = self._defences(verdicts), published.TRACE_REMOVAL_MEANS
         columns = (
             ATTACK,
-            *(Column(f"ours_{one}", f"Ours, {registry.DEFENCES[one].title}", digits=2) for one in defences),
-            *(Column(f"paper_{one}", f"Paper, {registry.DEFENCES[one].title}", digits=2) for one in printed),
+            *(Column(f"ours_{name}", f"Ours, {registry.DEFENCES[name].title}", digits=2) for name in defences),
+            *(Column(f"paper_{name}", f"Paper, {registry.DEFENCES[name].title}", digits=2) for name in printed),
         )
         body: list[tuple[Cell, ...]] = []
         for attack in attacks_seen(verdicts):
@@ -499,7 +493,6 @@ class TraceRemovalProtocol(Protocol):
         return Table("missing", "Detectors that are not installed", columns, tuple(body), note)
 
     def _accuracy_plot(self, verdicts: pd.DataFrame) -> Figure | None:
-        """Draw the mean of the six by attack, beside the paper's."""
         attacks = attacks_seen(verdicts)
         if not attacks:
             return None
@@ -579,13 +572,7 @@ class TraceRemovalProtocol(Protocol):
 
 
 def draw_by_family(samples: Iterable[Sample], count: int | None, seed: int) -> list[str]:
-    """Return the names of fakes drawn from each family, and of as many real pictures.
-
-    Args:
-        samples: The pictures.
-        count: How many fakes of each family at most; None takes all.
-        seed: Seed of the draw.
-    """
+    """Return the names of at most `count` fakes drawn from each family (None: all), and of as many real pictures."""
     families: dict[str, list[str]] = {}
     for sample in sorted(samples, key=lambda sample: sample.name):
         families.setdefault(sample.family if sample.label == "fake" else "", []).append(sample.name)
@@ -603,7 +590,8 @@ def _draw_names(names: list[str], count: int | None, seed: int) -> list[str]:
 def _batch_items(data: Dataset, attacks: Mapping[str, Sequence[str]], size: int) -> list[Item]:
     """Return the items of whole batches, real pictures by name and fakes by family and name."""
     items = []
-    for label, samples in (("real", data.reals), ("fake", sorted(data.fakes, key=lambda one: (one.family, one.name)))):
+    fakes = sorted(data.fakes, key=lambda fake: (fake.family, fake.name))
+    for label, samples in (("real", data.reals), ("fake", fakes)):
         names = [sample.name for sample in samples]
         for attack in attacks[label]:
             for number, start in enumerate(range(0, len(names), size)):
@@ -621,7 +609,7 @@ def shipped_references() -> references.References | None:
 def _measured_traces(picture: Tensor) -> Row:
     """Measure the traces of a picture (1, 3, S, S) in [0, 1]."""
     known = shipped_references()
-    stored = {} if known is None else known.fingerprint
+    stored = known.fingerprint if known else {}
     prints = {kind: fingerprint for kind, fingerprint in stored.items() if fingerprint.shape == picture.shape[1:]}
     return {
         "spectrum": traces.picture_spectrum(picture).astype(np.float16),
@@ -653,7 +641,6 @@ def without_strengths(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def attack_title(attack: str) -> str:
-    """Return an attack's name for people."""
     if attack == NO_ATTACK:
         return "no attack"
     return ATTACKS[attack].title if attack in ATTACKS else f"TR-Net {attack}"
@@ -734,7 +721,6 @@ def _mean_array(arrays: pd.Series) -> np.ndarray:
 
 
 def _beside_quality_table(pictures: pd.DataFrame) -> Table:
-    """Set the likeness of attacked pictures beside what the paper prints."""
     columns = (
         ATTACK,
         *(Column("psnr", "PSNR, ours", "psnr", 1), Column("paper_psnr", "PSNR, paper", "psnr", 1)),
