@@ -18,12 +18,11 @@ except UserError as error:
     sys.stderr.write(f"{error}\n")
     sys.exit(2)
 
-if "GRADIO_TEMP_DIR" not in os.environ:  # what is uploaded and shown lies there; read when gradio is imported
+if "GRADIO_TEMP_DIR" not in os.environ:  # for uploads and results; read when gradio is imported
     os.environ["GRADIO_TEMP_DIR"] = str(runtime.private_folder())
 
 import gradio as gr
 
-from backend import runtime
 from backend.settings import SETTINGS
 from tabs import api, components, events, gpu, visitors
 from tabs.counterfactual import CounterfactualTab
@@ -34,7 +33,7 @@ from tabs.photo import PhotoStep
 from tabs.trace_removal import TraceRemovalTab
 
 TITLE = "Is this face forged?"
-SESSIONS = 200  # each keeps half a megabyte until as many others came after it
+SESSIONS = 200  # the newest are kept, half a megabyte each
 INTRODUCTION = (
     "Face-forgery detectors are programs that say whether a face in a photo is real or fake. "
     "This page shows what they say, how often they are wrong, and what would change their minds."
@@ -42,36 +41,36 @@ INTRODUCTION = (
 
 
 def build() -> gr.Blocks:
-    """Return the app, not yet running."""
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(600, 3600)) as demo:
         gr.Markdown(f"# {TITLE}\n{INTRODUCTION}")
         photo = PhotoStep()
         with gr.Tabs(overflow_behavior="wrap"):
             with gr.Tab("Counterfactual", id="counterfactual"):
-                search = CounterfactualTab(photo)
+                counterfactual = CounterfactualTab(photo)
             with gr.Tab("Trace Removal", id="trace-removal"):
                 removal = TraceRemovalTab(photo)
             with gr.Tab("Explain", id="explain"):
                 explain = ExplainTab(photo)
             with gr.Tab("Evaluate", id="evaluate"):
                 EvaluateTab()
-        where = ModelsPanel(Choosers([search.detector, search.video.detector, explain.detector], [search.generator]))
-        photo.connect([search, removal, explain])
-        where.wire(demo)
+        detectors = [counterfactual.detector, counterfactual.video.detector, explain.detector]
+        models = ModelsPanel(Choosers(detectors, [counterfactual.generator]))
+        photo.connect([counterfactual, removal, explain])
+        models.wire(demo)
         demo.unload(visitors.forget_visitor)
     gpu.ask_for_gpu(demo)
     return demo.queue(max_size=SETTINGS.queue_size, default_concurrency_limit=1)
 
 
 def prepare() -> None:
-    """Fetch models that are missing, where the settings say from where, and load all."""
+    """Fetch missing models from the repository in the settings, if there is one, and load all models."""
     if SETTINGS.weights_repo:
         from backend.hub import fetching  # the Hub's client takes a second to import
 
         try:
             fetching.fetch_missing()
         except UserError:
-            logging.getLogger("app").exception("Models that are missing could not be fetched")
+            logging.getLogger("app").exception("Missing models could not be fetched")
     events.warm_up()
 
 
@@ -85,7 +84,7 @@ def main() -> None:
         sys.exit(2)
     runtime.keep_freed_memory()
     demo = build()
-    if gpu.is_lent():  # before any process is forked from this one: it would inherit a lock that a thread holds
+    if gpu.is_lent():  # before this process forks: a child would inherit locks that a thread holds
         prepare()
     demo.launch(
         server_name=SETTINGS.host,
@@ -105,7 +104,7 @@ def main() -> None:
         state_session_capacity=SESSIONS,
         prevent_thread_lock=True,
     )
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a stop by the system tidies up too
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that SIGTERM cleans up too
     if not gpu.is_lent():
         threading.Thread(target=prepare, name="warm-up", daemon=True).start()
     demo.block_thread()

@@ -1,4 +1,4 @@
-"""The endpoints for programs: pictures in, JSON out; and the address that says whether the app answers."""
+"""The endpoints for programs, which take pictures and return JSON, and the health check."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ from backend.settings import SETTINGS
 from tabs.events import MODEL, VERDICT, with_shown_errors
 from tabs.photo import read_photo
 
-HEALTH_PATH = "/health"
+MAX_STEPS = 300  # of one call
 
 
 def health(_: Request) -> JSONResponse:
@@ -28,17 +28,13 @@ def health(_: Request) -> JSONResponse:
 
 
 def health_routes() -> list[Route]:
-    """Return the routes to add to the app."""
-    return [Route(HEALTH_PATH, health)]
-
-
-MAX_STEPS = 300  # of one call
+    return [Route("/health", health)]
 
 
 def add_endpoints(
     photo: gr.Image, detector: gr.Dropdown, level: gr.CheckboxGroup, steps: gr.Slider, composite: gr.Radio
 ) -> None:
-    """Add the endpoints, which take the tab's own components as their inputs."""
+    """Add the endpoints; their inputs are the tab's components."""
     answer = gr.JSON(visible=False)
     gr.Button(visible=False).click(with_shown_errors(detect), photo, answer, api_name="detect", **VERDICT)
     gr.Button(visible=False).click(
@@ -64,28 +60,21 @@ def detect(image: str | None) -> dict[str, Any]:
     return {"faces": [face.record() for face in judged], "note": None if judged else "No face was found."}
 
 
-def counterfactual(
-    image: str | None,
-    detector: str,
-    level: list[str],
-    steps: float,
-    composite: Any,
-) -> dict[str, Any]:
-    """Search what would have to change for a detector to call the largest face of a picture real.
+def counterfactual(image: str | None, detector: str, level: list[str], steps: float, composite: Any) -> dict[str, Any]:
+    """Find what would have to change for a detector to call the largest face of a picture real.
 
     Args:
         image: A picture file.
         detector: Name of a detector.
-        level: Style levels that may change, of S, M and D.
-        steps: How many steps at most, up to 300.
+        level: Style levels that may change: S, M or D.
+        steps: Most steps, up to 300.
         composite: `transfer` or `reconstruction`.
 
     Returns:
-        The numbers of the search; its pictures are made only in the app, where they are marked.
+        The numbers of the search. Pictures are made only in the app, which marks them.
     """
     from backend.counterfactual.photo import find_counterfactual  # its imports would keep the page waiting
 
     settings = SearchSettings(levels=tuple(level), steps=min(MAX_STEPS, int(steps)), composite=composite)
     settings.check()
-    located = locate(read_photo(image))
-    return finish(find_counterfactual(located, detector, settings)).record()
+    return finish(find_counterfactual(locate(read_photo(image)), detector, settings)).record()

@@ -15,7 +15,6 @@ from PIL import Image
 
 from backend.detectors.base import verdict
 from backend.detectors.predict import format_p_fake
-from backend.errors import UserError
 from backend.progress import Job, Running, Step
 from tabs.events import QUICK, after_job, run_in_turn
 
@@ -23,7 +22,6 @@ Updates = dict[Any, Any]  # of components, by component
 Curve = Sequence[tuple[float, float]]  # (x, y), both in [0, 1]
 Jobs = Mapping[gr.Button, tuple[Callable[..., Iterator[Any]], list[Any]]]  # by button: a job and its inputs
 T = TypeVar("T")
-
 STYLE = Path(__file__).with_name("style.css")
 SCRIPT = Path(__file__).with_name("page.js").read_text(encoding="utf-8")
 SHOWN_SIDE = 900  # longest side in pixels at which a whole photo is shown
@@ -32,7 +30,6 @@ SCALE = "(0 = real, 1 = fake)"
 SIGNS = {"fake": "▲", "real": "●", "uncertain": "?"}  # so that colour is never the only carrier
 SIGN_KEY = ", ".join(f"{sign} {word}" for word, sign in SIGNS.items()) + "."
 NO_BREAK = "\u00a0"
-
 _templates = jinja2.Environment(
     loader=jinja2.PackageLoader("tabs"),
     autoescape=True,
@@ -52,56 +49,24 @@ def paragraphs(*texts: str) -> str:
     return render("paragraphs", texts=texts)
 
 
-def refusal_alert(error: UserError, title: str = "No verdict") -> str:
-    """Say what cannot be done, for example why a photo cannot be used, and what to do."""
-    return alert_html(str(error), title)
-
-
 def alert_html(reason: str, title: str = "No verdict") -> str:
-    """Return the box, announced by screen readers, that says why there is no answer."""
+    """Return a box that says why there is no answer, and that screen readers announce."""
     return render("alert", reason=reason, title=title)
 
 
 def html_table(
     head: Sequence[str], rows: Iterable[Sequence[str]], caption: str, *, scroll: str = "", below: Iterable[str] = ()
 ) -> str:
-    """Return a table whose first column names the rows.
+    """Return a table whose first column names the rows, with sentences `below` it.
 
-    Args:
-        head: Names of the columns.
-        rows: Their cells.
-        caption: What the table shows.
-        scroll: Classes of a frame in which a wide table can be scrolled sideways; empty for none.
-        below: Sentences below the table.
+    `scroll` names CSS classes of a frame in which a wide table scrolls sideways.
     """
     return render("table", head=head, rows=rows, caption=caption, scroll=scroll, below=below)
 
 
 def progress_bar(step: Step, below: str = "") -> str:
-    """Return how far a running job is, with HTML `below` the bar, such as a curve."""
+    """Return the progress of a running job, with HTML `below` the bar, such as a curve."""
     return render("progress", message=step.message, share=step.number / max(1, step.total), below=below)
-
-
-def draw_curves(
-    name: str,
-    curves: Mapping[str, Sequence[Curve]],
-    texts: Sequence[str],
-    *,
-    threshold: bool = True,
-    marks: bool = False,
-    ends: Sequence[str] = (),
-) -> str:
-    """Draw curves of scores as one SVG picture.
-
-    Args:
-        name: What a screen reader says of the picture.
-        curves: By CSS class; each in pieces, between which points are missing.
-        texts: Sentences below the picture.
-        threshold: Whether a line stands where the verdict turns.
-        marks: Whether every point has a mark.
-        ends: What stands at the left and the right end of the x axis.
-    """
-    return render("curves", name=name, curves=curves, texts=texts, threshold=threshold, marks=marks, ends=ends)
 
 
 def score_cell(score: float, *, word: bool = True) -> str:
@@ -111,16 +76,16 @@ def score_cell(score: float, *, word: bool = True) -> str:
 
 
 def settings_line(settings: str, seconds: float, versions: Mapping[str, str]) -> str:
-    """Return all that is needed to get a result again: its settings, in words, and the packages it was made with."""
+    """Return what is needed to reproduce a result: its settings in words, and the versions of the packages."""
     packages = ", ".join(f"{name} {version}" for name, version in versions.items())
     return f"{settings}; {seconds:.1f} seconds; {packages}."
 
 
 def theme() -> gr.themes.Base:
     """Return colours whose contrast is at least 4.5 to 1; the default theme's are too pale."""
-    # The library's semi-bold face, which it would take, has 55 characters, of Latin letters A and B.
-    letters = fonts.LocalFont("Source Sans Pro", weights=(400, 700))
-    font = (letters, "ui-sans-serif", "system-ui", "sans-serif")
+    # Without the default's semi-bold face: gradio ships only 55 characters of it, of Latin letters A and B.
+    source_sans = fonts.LocalFont("Source Sans Pro", weights=(400, 700))
+    font = (source_sans, "ui-sans-serif", "system-ui", "sans-serif")
     return gr.themes.Default(primary_hue=gr.themes.colors.blue, font=font).set(
         button_primary_background_fill="*primary_700",
         button_primary_background_fill_hover="*primary_800",
@@ -140,9 +105,9 @@ def theme() -> gr.themes.Base:
 
 def result_picture(label: str, alt_text: str = "", **options: Any) -> gr.Image:
     """Return a picture of a result, by default the size of a face; it leaves the page as PNG."""
-    usual = {"buttons": ["download", "fullscreen"], "elem_classes": "face"}
+    defaults = {"buttons": ["download", "fullscreen"], "elem_classes": "face"}
     alt_text = alt_text or f"{label}; the text beside it describes it"
-    return gr.Image(label=label, alt_text=alt_text, format="png", interactive=False, **(usual | options))
+    return gr.Image(label=label, alt_text=alt_text, format="png", interactive=False, **(defaults | options))
 
 
 def captioned_picture(label: str, min_width: int, alt_text: str = "", **options: Any) -> tuple[gr.Image, gr.Markdown]:
@@ -152,7 +117,7 @@ def captioned_picture(label: str, min_width: int, alt_text: str = "", **options:
 
 
 def live_face() -> gr.Image:
-    """Return the picture of the face while a search is under way."""
+    """Return the picture that shows the face during a search."""
     return result_picture("The face now", "The face as the search has changed it so far", buttons=[])
 
 
@@ -172,7 +137,7 @@ def maps_grid(label: str, **options: Any) -> gr.Gallery:
 
 
 class BeforeAfter:
-    """Two pictures with a divider that can be moved in them, or with a plain slider from the keyboard."""
+    """Two pictures with a divider, which can be dragged, or moved with a slider from the keyboard."""
 
     def __init__(self, label: str, height: int) -> None:
         self.pictures = gr.ImageSlider(
@@ -192,19 +157,18 @@ class BeforeAfter:
         return {self.pictures: gr.ImageSlider((before, after), slider_position=50), self.position: 50}
 
     def outputs(self) -> list[Any]:
-        """Return what `show` updates."""
         return [self.pictures, self.position]
 
 
 class JobControls:
-    """Buttons and messages of the long jobs of one part of the page, of which one runs at a time.
+    """Buttons and messages of the long jobs in one part of the page; one runs at a time.
 
     Args:
         starts: Buttons that begin a job; all of them are blocked while one runs.
         note: The line that says how a job ended.
-        progress: Where a job says how far it is; may be `note`.
+        progress: Shows how far a job is; may be `note`.
         stop: The button that ends a job, where there is one.
-        stopped: What `note` says after a stop; empty where `stop` asks the job to end by an event of its own.
+        stopped: What `note` says after a stop; empty if `stop` has an event of its own that ends the job.
         keeps_progress: Whether `progress` stays as it was after a stop.
     """
 
@@ -223,20 +187,11 @@ class JobControls:
         self.buttons = [*starts, *([] if stop is None else [stop])]
 
     def wire(self, jobs: Jobs, outputs: list[Any]) -> list[Dependency]:
-        """Let every button run its job, a generator of updates, and return the events of the jobs."""
+        """Let every button start its job, a generator of updates, and return the jobs' events."""
         stop = self.stop if self.stopped else None
         runs = [
-            run_in_turn(
-                button,
-                function,
-                inputs,
-                outputs,
-                starts=self.starts,
-                note=self.note,
-                progress=self.progress,
-                stop=stop,
-            )
-            for button, (function, inputs) in jobs.items()
+            run_in_turn(button, *job, outputs, starts=self.starts, note=self.note, progress=self.progress, stop=stop)
+            for button, job in jobs.items()
         ]
         for run in runs:
             after_job(run, self.idle, self.buttons)
@@ -245,7 +200,6 @@ class JobControls:
         return runs
 
     def wire_stop(self, runs: list[Any]) -> None:
-        """Let the button end these events."""
         assert self.stop is not None
         self.stop.click(self._say_stopped, None, self.outputs(), cancels=runs, **QUICK)
 
@@ -259,16 +213,15 @@ class JobControls:
         return updates if self.stop is None else {**updates, self.stop: gr.Button(interactive=False)}
 
     def clear(self) -> Updates:
-        """Return the updates that also take away what was said of an earlier job."""
         return {**self.idle(), self.note: "", self.progress: ""}
 
     def busy(self, message: str) -> Updates:
-        """Return the updates when a job begins, with what it does first."""
+        """Return the updates for the start of a job, whose first step `message` names."""
         updates: Updates = {button: gr.Button(interactive=button is self.stop) for button in self.buttons}
         return {**updates, self.note: "", self.progress: progress_bar(Step(0, 1, message))}
 
     def watch(self, job: Job[T]) -> Generator[Updates, None, T]:
-        """Show how far a job is, and return its result."""
+        """Show the progress of a job, and return its result."""
         with Running(job) as running:
             for step in running:
                 yield {self.progress: progress_bar(step)}
@@ -283,19 +236,17 @@ def _path_of(_: gr.Image, payload: ImageData | None) -> str | None:
     return None if payload is None else payload.path
 
 
-# An image component that hands over the path of the uploaded file itself. It is a class, because every visit builds
-# components of its own from theirs, and it is made without the library's metaclass, which writes a stub file beside
-# the source of every component class.
+# A class, because gradio builds new components from their class for every visit. It is made without gradio's metaclass,
+# which writes a stub file beside the source of every component class.
 _PhotoImage = ABCMeta.__new__(
     type(gr.Image), "_PhotoImage", (gr.Image,), {"__module__": __name__, "is_template": True, "preprocess": _path_of}
 )
 
 
 def photo_input(label: str) -> gr.Image:
-    """Return an image component that hands over the path of the uploaded file itself, readable or not.
+    """Return an image component whose value is the path of the uploaded file, readable or not.
 
-    On its own, the component opens the file with its own decoder first, and a file that this cannot open never
-    reaches our code and its sentences.
+    gradio's own component decodes the file first, and reports one that it cannot open in its own words.
     """
     component = _PhotoImage(
         label=label,
@@ -311,7 +262,7 @@ def photo_input(label: str) -> gr.Image:
 
 
 def fit_to_page(photo: np.ndarray, side: int = SHOWN_SIDE) -> np.ndarray:
-    """Return a photo (H, W, 3) no larger than it is shown, `side` pixels."""
+    """Return a photo (H, W, 3) reduced so that its longer side has at most `side` pixels."""
     factor = side / max(photo.shape[:2])
     if factor >= 1:
         return photo
@@ -320,5 +271,5 @@ def fit_to_page(photo: np.ndarray, side: int = SHOWN_SIDE) -> np.ndarray:
 
 
 def enlarge_face(picture: np.ndarray) -> np.ndarray:
-    """Return a square picture at the size at which it is shown."""
+    """Return a square picture at the size at which the page shows it."""
     return np.asarray(Image.fromarray(picture).resize((SHOWN_FACE_SIDE, SHOWN_FACE_SIDE), Image.Resampling.LANCZOS))

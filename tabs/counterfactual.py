@@ -14,8 +14,8 @@ from backend.examples import Example
 from backend.generators import inversion
 from backend.generators.refinement import RefineSettings
 from backend.progress import Running, Step
-from tabs import api, components, models
-from tabs.components import SCALE, JobControls, Updates, live_face
+from tabs import api, models
+from tabs.components import SCALE, JobControls, Updates, live_face, progress_bar, render
 from tabs.counterfactual_result import CounterfactualResult
 from tabs.counterfactual_video import VideoStep
 from tabs.photo import ChosenPhoto, PhotoStep, chosen_face
@@ -26,27 +26,19 @@ HEADLINE = (
     "A generator redraws the face, and a search changes the drawing in the smallest steps until the detector's "
     "verdict turns. What changed is what the detector looked at. Such a picture is called a *counterfactual*."
 )
-
 COMPOSITES = [
     ("Add only the change to the photo (transfer)", "transfer"),
     ("Show the generator's own drawing (reconstruction)", "reconstruction"),
 ]
-
 LENGTHS = [
-    ("Shorter where the picture reacts more, longer elsewhere: less of it changes", "visible"),
+    ("Shorter where the picture reacts more, so that less of it changes", "visible"),
     ("Equal in all rows, as in the paper", "equal"),
 ]
-
-ROWS = "A fetched generator whose rows were not measured takes equal steps; the result says so."
-
+ROWS = "A fetched generator without measured rows takes equal steps; the result says so."
 WAITING = "*First choose a photo with a face, in step 1 above.*"
-
-FRAME_SECONDS = 0.3  # between two pictures of a running search; the score is shown at every step
-
-STOPPED = "**Stopped.** What the search had reached stays below; choose a detector and start again whenever you like."
-
+PICTURE_SECONDS = 0.3  # between two pictures of a running search; the score is shown at every step
+STOPPED = "**Stopped.** The last step of the search stays below. Choose a detector and start again whenever you like."
 DEFAULTS = SearchSettings()
-
 CLOSER = (
     f"{RefineSettings.steps} steps bring the generator's drawing closer to the photo, by 2 dB on most photographs. "
     "They take about two seconds more, and matter most where the generator's own drawing is shown."
@@ -54,8 +46,6 @@ CLOSER = (
 
 
 class CounterfactualTab:
-    """Layout and wiring of the tab."""
-
     def __init__(self, photo: PhotoStep) -> None:
         self.photo_step = photo
         gr.Markdown(HEADLINE)
@@ -94,11 +84,9 @@ class CounterfactualTab:
             info="The generator draws a face from a list of styles (its latent code, W+), from coarse to fine.",
         )
         self.steps = gr.Slider(
-            5, 300, DEFAULTS.steps, step=5, label="Steps at most", info="More steps find larger changes."
+            5, 300, DEFAULTS.steps, step=5, label="Steps at most", info="With more steps, larger changes are found."
         )
-        self.epsilon = gr.Number(
-            label="Length of a step (epsilon)", info="0 stands for the length that suits the generator."
-        )
+        self.epsilon = gr.Number(label="Length of a step (epsilon)", info="0: the length that suits the generator.")
         self.lengths = gr.Radio(LENGTHS, value=DEFAULTS.lengths, label="Steps in the rows of the code", info=ROWS)
         self.composite = gr.Radio(COMPOSITES, value=DEFAULTS.composite, label="How the changed face is put together")
         self.kappa = gr.Slider(
@@ -110,21 +98,8 @@ class CounterfactualTab:
 
     def _wire(self) -> None:
         step = self.photo_step
-        inputs = [
-            step.chosen,
-            step.faces,
-            step.which,
-            self.detector,
-            self.levels,
-            self.steps,
-            self.epsilon,
-            self.lengths,
-            self.composite,
-            self.kappa,
-            self.closer,
-            self.seed,
-            self.generator,
-        ]
+        options = [self.levels, self.steps, self.epsilon, self.lengths, self.composite, self.kappa, self.closer]
+        inputs = [step.chosen, step.faces, step.which, self.detector, *options, self.seed, self.generator]
         self.running = self.job.wire({self.search_button: (self._search, inputs)}, self._search_outputs())
         self.video.wire()
         api.add_endpoints(step.photo, self.detector, self.levels, self.steps, self.composite)
@@ -133,11 +108,9 @@ class CounterfactualTab:
         return [*self.job.outputs(), self.live, self.face, *self.result.outputs()]
 
     def outputs(self) -> list[Any]:
-        """Return what the methods below may update."""
         return [self.waiting, self.ask, self.detector, *self._search_outputs()]
 
     def show_for_face(self, face: JudgedFace | None) -> Updates:
-        """Return the updates for another face, or for none."""
         updates = {
             self.waiting: gr.Markdown(visible=face is None),
             self.ask: gr.Column(visible=face is not None),
@@ -150,11 +123,9 @@ class CounterfactualTab:
         return updates
 
     def show_example(self, example: Example, request: gr.Request) -> Updates:
-        """Return the updates that show an example's stored result."""
-        note = f"The stored result for “{example.label}” stands below. You can also run the search yourself."
         return {
             self.detector: gr.Dropdown(value=example.detector),
-            self.job.note: note,
+            self.job.note: f"The stored result for “{example.label}” is below. You can also run the search yourself.",
             **self.result.show(example.bundle(), session_folder(request)),
         }
 
@@ -175,7 +146,6 @@ class CounterfactualTab:
         generator: str,
         request: gr.Request,
     ) -> Iterator[Updates]:
-        """Run a search, showing every step, and show its result."""
         from backend.counterfactual.photo import find_counterfactual  # its imports would keep the page waiting
 
         located = chosen_face(chosen, faces, number)
@@ -196,11 +166,11 @@ class CounterfactualTab:
             **self.result.hide(),
         }
         scores: list[float] = []
-        framed = 0.0
+        last_picture = 0.0
         inverter = inversion.load_inverter(generator)
         with Running(find_counterfactual(located, detector, settings, inverter=inverter)) as running:
             for step in running:
-                updates, framed = self._shown(step, scores, framed)
+                updates, last_picture = self._step_updates(step, scores, last_picture)
                 yield updates
         result = running.result
         yield {
@@ -209,23 +179,23 @@ class CounterfactualTab:
             **self.result.show(counterfactual_photo.bundle_counterfactual(result), session_folder(request)),
         }
 
-    def _shown(self, step: Step, scores: list[float], framed: float) -> tuple[Updates, float]:
-        """Return the updates of one step, and when a picture was shown last."""
+    def _step_updates(self, step: Step, scores: list[float], last_picture: float) -> tuple[Updates, float]:
+        """Return the updates of one step, and the time of the last picture."""
         if "p_fake" in step.values:
             scores.append(step.values["p_fake"])
-        updates: Updates = {self.job.progress: components.progress_bar(step, score_curve(scores, step.total))}
-        if step.preview is not None and time.monotonic() - framed > FRAME_SECONDS:
-            framed = time.monotonic()
+        updates: Updates = {self.job.progress: progress_bar(step, score_curve(scores, step.total))}
+        if step.preview is not None and time.monotonic() - last_picture > PICTURE_SECONDS:
+            last_picture = time.monotonic()
             updates[self.face] = images.to_array(step.preview)
-        return updates, framed
+        return updates, last_picture
 
 
 def score_curve(scores: Sequence[float], total: int) -> str:
-    """Draw p_fake over the steps with the threshold."""
     if not scores:
         return ""
-    return components.draw_curves(
-        f"Curve of p_fake: it began at {scores[0]:.2f} and is at {scores[-1]:.2f} {SCALE}",
-        {"scores": [[(number / max(1, total - 1), score) for number, score in enumerate(scores)]]},
-        ["Curve: the detector's score, step by step. The dashed line at 0.5 is where its verdict turns."],
+    return render(
+        "curves",
+        name=f"Curve of p_fake: it began at {scores[0]:.2f} and is at {scores[-1]:.2f} {SCALE}",
+        curves={"scores": [[(number / max(1, total - 1), score) for number, score in enumerate(scores)]]},
+        texts=["Curve: the detector's score, step by step. The dashed line at 0.5 is where its verdict turns."],
     )

@@ -31,7 +31,6 @@ QUALITIES = (
     (19.0, "a rough likeness"),
     (float("-inf"), "a poor likeness, so read what follows with care"),
 )
-
 REGION_TITLES = {
     "eyes": "Eyes",
     "nose": "Nose",
@@ -39,9 +38,7 @@ REGION_TITLES = {
     "skin": "Rest of the face",
     "surround": "Around the face",
 }
-
 CAPTIONED = ("crop", "inversion", "counterfactual", "residual", "before", "after", "pasted")
-
 DOUBTS = (
     "**How could this be wrong?** The search may change what the detector happens to react to and no person would "
     "notice; that shows a weakness of the detector, not a flaw of the face. Where the reconstruction is poor, the "
@@ -51,8 +48,6 @@ DOUBTS = (
 
 
 class CounterfactualResult:
-    """The components of step 4."""
-
     def __init__(self) -> None:
         with gr.Column(visible=False) as self.all:
             gr.Markdown("## 4 What would have to change")
@@ -66,7 +61,7 @@ class CounterfactualResult:
     def _lay_out_pictures(self) -> None:
         gr.Markdown("### From the photo to the counterfactual")
         with gr.Row(elem_classes="trio"):
-            # In narrow columns, the name stands only in the text.
+            # In narrow columns, only the text has the name.
             bare: dict[str, Any] = {"min_width": 90, "buttons": [], "show_label": False}
             self.crop, self.crop_text = captioned_picture("The face", **bare)
             self.inversion, self.inversion_text = captioned_picture("Reconstruction", **bare)
@@ -112,16 +107,13 @@ class CounterfactualResult:
 
     def _show_pictures(self, bundle: CounterfactualBundle) -> Updates:
         pictures = bundle.pictures()
-        marked = {
-            name: provenance.marked_image(picture, bundle.record)
-            for name, picture in pictures.items()
-            if name != "photo"
-        }
+        shown = {**pictures, "photo": fit_to_page(pictures["photo"])}
+        marked = {name: provenance.marked_image(picture, bundle.record) for name, picture in shown.items()}
         texts = result_texts(bundle)
         updates: Updates = {
             self.crop: pictures["crop"],
             **self.slider.show(pictures["crop"], marked["counterfactual"]),
-            self.pasted: provenance.marked_image(fit_to_page(pictures["photo"]), bundle.record),
+            self.pasted: marked["photo"],
             self.changes: changes_html(bundle.record),
             self.retest: retest_html(bundle.record),
             **{getattr(self, name): marked[name] for name in ("inversion", "counterfactual", "residual")},
@@ -133,11 +125,9 @@ class CounterfactualResult:
         return updates
 
     def hide(self) -> Updates:
-        """Return the updates that take the result away."""
         return {self.all: gr.Column(visible=False)}
 
     def outputs(self) -> list[Any]:
-        """Return what the methods above may update."""
         texts = [getattr(self, f"{name}_text") for name in (*CAPTIONED, "trio")]
         pictures = [*(getattr(self, name) for name in CAPTIONED), *self.slider.outputs()]
         rest = [self.changes, self.retest, self.settings, self.download, self.doubts]
@@ -145,7 +135,6 @@ class CounterfactualResult:
 
 
 def result_texts(bundle: CounterfactualBundle) -> dict[str, str]:
-    """Return the text below every picture of a result."""
     record = bundle.record
     p_fake, metrics = record["p_fake"], record["metrics"]
     before, after = record["cam_empty"]["original"], record["cam_empty"]["counterfactual"]
@@ -153,8 +142,8 @@ def result_texts(bundle: CounterfactualBundle) -> dict[str, str]:
         "crop": f"**The face**<br>{score_cell(p_fake['original'])}",
         "inversion": f"**Reconstruction**<br>{score_cell(p_fake['inversion'])}",
         "counterfactual": f"**Counterfactual**<br>{score_cell(p_fake['counterfactual'])}",
-        "trio": f"Left, what the detector saw. In the middle, what the generator makes of it (its inversion): "
-        f"{reconstruction_in_words(metrics)} Right, the face after the search. All numbers: 0 = real, 1 = fake.",
+        "trio": f"Left: what the detector saw. Middle: the face as the generator draws it (its inversion): "
+        f"{reconstruction_in_words(metrics)} Right: the face after the search. In all numbers, 0 = real and 1 = fake.",
         "residual": f"{bundle.residual().caption} "
         f"{changes.regions_in_words([RegionChange(**region) for region in record['regions']])}",
         "before": record.get("cam_missing") or cam_text("the face", empty=before),
@@ -164,7 +153,6 @@ def result_texts(bundle: CounterfactualBundle) -> dict[str, str]:
 
 
 def reconstruction_in_words(metrics: Mapping[str, float | None]) -> str:
-    """Put the quality of a reconstruction into words."""
     psnr, ssim = metrics["psnr_inversion"], metrics["ssim_inversion"]
     if psnr is None or ssim is None:
         return "it equals the face."
@@ -173,7 +161,6 @@ def reconstruction_in_words(metrics: Mapping[str, float | None]) -> str:
 
 
 def cam_text(what: str, *, empty: bool) -> str:
-    """Say what a Grad-CAM map of `what` shows."""
     if empty:
         return f"For {what}, the map is empty: at this layer, nothing in the picture speaks for “fake”."
     return (
@@ -182,20 +169,20 @@ def cam_text(what: str, *, empty: bool) -> str:
 
 
 def pasted_text(p_fake: float | None) -> str:
-    """Say what the detector makes of the whole photo with the changed face."""
+    """Say what the detector says of the whole photo with the changed face."""
     if p_fake is None:
-        return "In the whole photo, the face is not found again."
-    return f"Found and cut out of the whole photo anew: {describe_p_fake(p_fake)}."
+        return "The face was not found again in the whole photo."
+    return f"The face was found and cut out of the whole photo once more: {describe_p_fake(p_fake)}."
 
 
 def changes_html(record: dict[str, Any]) -> str:
-    """Return what changed in the codes and in the face, as lists."""
+    """Return what changed in the latent code and in the face, as lists."""
     moves = record["latent_change"]["levels"]
     largest = max(moves.values()) or 1.0
     levels = [
         f"{level} ({LEVEL_WORDS[level]}): moved by {move:.3f} on average, {_amount(move / largest)}"
         if level in record["settings"]["levels"]
-        else f"{level} ({LEVEL_WORDS[level]}): kept closed"
+        else f"{level} ({LEVEL_WORDS[level]}): not changed"
         for level, move in moves.items()
     ]
     regions = [
@@ -208,12 +195,12 @@ def changes_html(record: dict[str, Any]) -> str:
 
 def _amount(share: float) -> str:
     if share > 0.999:
-        return "the most of the three"
+        return "the most of all levels"
     return "about as much" if share > 0.8 else "less" if share > 0.4 else "much less"
 
 
 def retest_html(record: dict[str, Any]) -> str:
-    """Return what the detectors say that were not attacked, before and after."""
+    """Return what the detectors that were not attacked say, before and after."""
     rows = [
         (registry.card(name).title, score_cell(scores["original"]), score_cell(scores["counterfactual"]))
         for name, scores in record["retest"].items()
@@ -223,7 +210,6 @@ def retest_html(record: dict[str, Any]) -> str:
 
 
 def search_settings_line(record: dict[str, Any]) -> str:
-    """Return everything that is needed to get the same result again."""
     settings = record["settings"]
     text = (
         f"Settings: detector {record['detector']}, generator {record['generator']}, levels {record['level']}, "
@@ -235,7 +221,7 @@ def search_settings_line(record: dict[str, Any]) -> str:
 
 
 def row_range(record: dict[str, Any]) -> str:
-    """Say that steps differed between rows, where they did."""
+    """Return the range of step lengths over the rows, where they differ."""
     lengths = record.get("lengths") or [record["epsilon"]]
     low, high = min(lengths), max(lengths)
     return f" ({low:g} to {high:g} in single rows)" if low < high else ""

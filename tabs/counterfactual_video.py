@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +20,9 @@ from tabs.components import (
     Curve,
     JobControls,
     Updates,
-    draw_curves,
+    alert_html,
     live_face,
     progress_bar,
-    refusal_alert,
     render,
     score_cell,
     settings_line,
@@ -34,26 +34,22 @@ from tabs.visitors import CallLimit, session_folder
 if TYPE_CHECKING:
     from backend.counterfactual.video import VideoCounterfactual, VideoFrame, VideoSearch
 
-
 LEGEND = Markup(
     "Scores, frame by frame: <strong>○ before</strong> (dashed line) and <strong>● after</strong> (full line). The "
     "dashed line at 0.5 is where the verdict turns. A gap is a frame that was skipped."
 )
 ABOUT_VIDEO = (
-    "The same search for every frame of a video of up to 10 seconds: 5 frames a second are taken, at most 50, and the "
-    "largest face is followed through them. Each second begins where the one before it ended, so the change flickers "
-    "less; for a single frame a smaller change might do. Without a graphics card, count on two seconds or more for a "
-    "frame. Use a video of yourself or of someone who has agreed."
+    "The same search for every frame of a video of up to 10 seconds. It takes 5 frames a second, at most 50, and "
+    "follows the largest face. Each second begins where the last one ended, so that the change flickers less; a single "
+    "frame might need a smaller change. Without a graphics card, each frame takes two seconds or more. Use a video of "
+    "yourself or of someone who has agreed."
 )
-
 DOUBTS = (
     "**How could this be wrong?** The scores before and after are those of the pictures as they were searched. Saving "
-    "them as a video compresses them, which by itself removes and adds traces: the third column of the table is what "
-    "the detector says of the saved video. Frames of a video are alike, so many of them are not more evidence than one."
+    "them as a video compresses them, which by itself removes and adds traces: the last column of the table is what "
+    "the detector says of the saved video. Frames of one video are alike, so many are hardly more evidence than one."
 )
-
-STOPPING = "**Stopping.** What is done so far is put together."
-
+STOPPING = "**Stopping.** The frames done so far are being put together."
 VIDEO_STEPS = 40
 FRAME_SECONDS = 0.5  # between two updates of the page
 LIMIT = CallLimit(10, 3600, "Searching a video")
@@ -61,8 +57,6 @@ STOP = "stop"  # file in the visitor's folder; the search may run in another pro
 
 
 class VideoStep:
-    """Layout and wiring."""
-
     def __init__(self) -> None:
         gr.Markdown(ABOUT_VIDEO, elem_classes="note")
         with gr.Row():
@@ -103,19 +97,18 @@ class VideoStep:
             self.download = gr.DownloadButton("Download the frames and numbers (zip)", value=None)
 
     def wire(self) -> None:
-        """Wire the events."""
         inputs, outputs = [self.video, self.detector, self.steps], self._outputs()
         runs: list[Any] = self.job.wire({self.search_button: (self._search_video, inputs)}, outputs)
-        # The search is asked to end, and not cut off: what it has found by then is shown.
+        # The search ends by itself and is not cancelled, so that what it has found is shown.
         self.stop.click(self._ask_to_stop, None, [self.stop, self.job.note], **QUICK)
         # A new video can be chosen only after this one is cleared.
-        self.video.clear(self._quiet, None, outputs, cancels=runs, **QUICK)
+        self.video.clear(self._clear, None, outputs, cancels=runs, **QUICK)
 
     def _outputs(self) -> list[Any]:
         shown = [self.result, self.summary, self.video_out, self.scores, self.table, self.others, self.settings]
         return [*self.job.outputs(), self.refusal, self.live, self.face, *shown, self.download]
 
-    def _quiet(self) -> Updates:
+    def _clear(self) -> Updates:
         return {
             **self.job.clear(),
             self.refusal: "",
@@ -128,51 +121,45 @@ class VideoStep:
         return {self.stop: gr.Button(interactive=False), self.job.note: STOPPING}
 
     def _search_video(self, video: str | None, detector: str, steps: float, request: gr.Request) -> Iterator[Updates]:
-        """Search every frame, showing the scores as they come, and show the video that is made of them."""
         if video is None:
             raise UserError("There is no video yet.", "Choose one on the left.")
         LIMIT.check(request)
         folder = session_folder(request)
         (folder / STOP).unlink(missing_ok=True)
-        yield {
-            **self._quiet(),
-            **self.job.busy("The video is read."),
-            self.live: gr.Row(visible=True),
-            self.face: None,
-        }
+        yield {**self._clear(), **self.job.busy("Reading the video."), self.live: gr.Row(visible=True), self.face: None}
         try:
             result = yield from self._read_and_search(Path(video), detector, int(steps), folder)
         except UserError as error:
-            yield {**self._quiet(), self.refusal: refusal_alert(error, "The video was not searched")}
+            yield {**self._clear(), self.refusal: alert_html(str(error), "The video was not searched")}
             return
         if result is None:
-            yield {**self._quiet(), self.job.note: "**Stopped** before the first frame was searched."}
+            yield {**self._clear(), self.job.note: "**Stopped** before the first frame was searched."}
             return
         yield {**self.job.clear(), self.live: gr.Row(visible=False), **self._show(result, folder)}
 
     def _read_and_search(self, path: Path, detector: str, steps: int, folder: Path) -> Any:
-        """Read and search a video, showing both, and return what was found, or None where it was stopped too soon."""
+        """Read and search a video, showing progress; return the result, or None if stopped before the first frame."""
         from backend import video  # these imports would keep the page waiting
         from backend.counterfactual.search import SearchSettings
         from backend.counterfactual.video import VideoSearch
 
-        frames = yield from self._watched(video.read_video(path), folder, None)
+        frames = yield from self._watch(video.read_video(path), folder, None)
         if frames is None:
             return None
         search = VideoSearch(frames, detector, SearchSettings(steps=steps))
-        result = yield from self._watched(search.run(), folder, search)
+        result = yield from self._watch(search.run(), folder, search)
         return result or search.so_far()
 
-    def _watched(self, job: Job[Any], folder: Path, search: "VideoSearch | None") -> Any:
-        """Show the steps of a job, and return its result, or None where it was asked to stop."""
-        framed = 0.0
+    def _watch(self, job: Job[Any], folder: Path, search: "VideoSearch | None") -> Any:
+        """Show the steps of a job, and return its result, or None after a stop."""
+        last_update = 0.0
         with Running(job) as running:
             for step in running:
-                os.utime(folder)  # a search is an event as long as it lasts: its files stay
+                os.utime(folder)  # a long search counts as activity: its files stay
                 if (folder / STOP).exists():
                     return None
-                if time.monotonic() - framed > FRAME_SECONDS:
-                    framed = time.monotonic()
+                if time.monotonic() - last_update > FRAME_SECONDS:
+                    last_update = time.monotonic()
                     curve = frame_curve(search.frames()) if search else ""
                     updates: Updates = {self.job.progress: progress_bar(step, curve)}
                     if step.preview is not None:
@@ -181,10 +168,10 @@ class VideoStep:
         return running.result
 
     def _show(self, result: "VideoCounterfactual", folder: Path) -> Updates:
-        video, packed = folder / "counterfactual.mp4", folder / "counterfactual-frames.zip"
+        video, archive = folder / "counterfactual.mp4", folder / "counterfactual-frames.zip"
         if result.mp4:
             video.write_bytes(result.mp4)
-        packed.write_bytes(result.zip())
+        archive.write_bytes(result.zip())
         return {
             self.result: gr.Column(visible=True),
             self.summary: result.summary,
@@ -193,7 +180,7 @@ class VideoStep:
             self.table: frame_table(result.frames),
             self.others: video_retest_html(result),
             self.settings: video_settings_line(result.record()),
-            self.download: str(packed),
+            self.download: str(archive),
         }
 
 
@@ -207,36 +194,33 @@ def frame_curve(frames: Sequence["VideoFrame"]) -> str:
     if not before:
         return ""
     count = len(frames)
-    return draw_curves(
-        f"Scores of {len(before)} of {count} frames {SCALE}: before, {_range(before)}; "
-        f"after the search, {_range(after)}",
-        {"before": _pieces(before, count), "after": _pieces(after, count)},
-        [LEGEND],
+    ranges = f"before, {_range(before)}; after the search, {_range(after)}"
+    return render(
+        "curves",
+        name=f"Scores of {len(before)} of {count} frames {SCALE}: {ranges}",
+        curves={"before": _pieces(before, count), "after": _pieces(after, count)},
+        texts=[LEGEND],
         marks=True,
     )
 
 
 def frame_table(frames: Sequence["VideoFrame"]) -> str:
-    """Return the scores of every frame as a table, folded away."""
     return render("frame_table", frames=frames, scale=SCALE, score_cell=score_cell)
 
 
 def video_retest_html(result: "VideoCounterfactual") -> str:
-    """Return what share of the frames each detector calls fake, before and after."""
+    """Return the share of frames that each detector calls fake, before and after."""
     attacked = result.searched_against
     scores = [(attacked, " (searched against)"), *((score, "") for score in result.retested)] if result.retested else []
     rows = [
         (registry.card(score.detector).title + note, f"{score.fake_before:.0%}", f"{score.fake_after:.0%}")
         for score, note in scores
     ]
-    caption = (
-        f"Share of the {attacked.frames} searched frames that a detector calls fake, before they were saved as a video."
-    )
+    caption = f"Share of the {attacked.frames} searched frames that a detector calls fake, before saving as a video."
     return render("retest", rows=rows, caption=caption)
 
 
 def video_settings_line(record: dict) -> str:
-    """Return everything that is needed to get the same result again."""
     settings = record["settings"]
     text = (
         f"Settings: detector {record['detector']}, generator {record['generator']}, levels "
@@ -249,14 +233,9 @@ def video_settings_line(record: dict) -> str:
 
 def _pieces(points: Sequence[tuple[int, float]], count: int) -> list[Curve]:
     """Return points by frame number, from 1 to `count`, as curves that end where frames are missing."""
-    pieces: list[list[tuple[float, float]]] = []
-    last = 0
-    for number, score in points:
-        if not pieces or number != last + 1:
-            pieces.append([])
-        pieces[-1].append(((number - 1) / max(1, count - 1), score))
-        last = number
-    return [*pieces]
+    # A frame's number less its place among the points stays the same until frames are missing.
+    pieces = groupby(enumerate(points), key=lambda point: point[1][0] - point[0])
+    return [[((number - 1) / max(1, count - 1), score) for _, (number, score) in piece] for _, piece in pieces]
 
 
 def _range(points: Sequence[tuple[int, float]]) -> str:

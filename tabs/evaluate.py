@@ -1,4 +1,4 @@
-"""The tab that shows how good detectors, attacks and explanations are: stored results, a small run, and a quiz."""
+"""The tab that measures detectors, attacks and explanations: stored results, a small run, and a quiz."""
 
 import hashlib
 import json
@@ -37,12 +37,12 @@ SAMPLE_FOLDER = "sample"
 
 
 def visitors_data_folder(session: Path, source: Path | None) -> Path:
-    """Return the folder for all that comes from a visitor's zip, or from the sample set where there is none.
+    """Return the folder for everything from a visitor's zip, or from the sample set if there is none.
 
-    What came from another zip is deleted: every visitor fills the disk with one zip at most.
+    Files from another zip are deleted: every visitor fills the disk with one zip at most.
 
     Raises:
-        UserError: The zip has gone meanwhile.
+        UserError: The zip no longer exists.
     """
     if source and not source.is_file():
         raise UserError("Your zip file was deleted after an hour.", "Choose it again.")
@@ -56,7 +56,7 @@ def visitors_data_folder(session: Path, source: Path | None) -> Path:
 
 
 def open_visitors_data(folder: Path, source: Path | None) -> Dataset:
-    """Return the pictures of a visitor's zip, or the sample set where there is none.
+    """Return the pictures of a visitor's zip, or of the sample set if there is none.
 
     Args:
         folder: Where they are unpacked or drawn, once; see `visitors_data_folder`.
@@ -71,14 +71,13 @@ def open_visitors_data(folder: Path, source: Path | None) -> Dataset:
 
 
 def run_folder(folder: Path, protocol: "Protocol") -> Path:
-    """Return the folder of a run below `folder`: the same in one visit for the same protocol, settings and models."""
+    """Return the folder of a run in `folder`, which is the same for equal protocol, settings and models."""
     models = [protocol.settings(), protocol.hashes(), protocol.measures()]  # a visitor may fetch others in between
     digest = hashlib.sha256(json.dumps(models, sort_keys=True).encode())
     return folder / "runs" / f"{protocol.name}-{digest.hexdigest()[:16]}"
 
 
 def zip_reports(run: Path) -> Path:
-    """Write the reports of a run to one zip file beside it and return the file."""
     file = run.with_suffix(".zip")
     paths = [path for path in sorted(run.rglob("*")) if path.is_file() and path.suffix in ZIPPED_SUFFIXES]
     file.write_bytes(provenance.zip_files({path.relative_to(run).as_posix(): path.read_bytes() for path in paths}))
@@ -86,19 +85,16 @@ def zip_reports(run: Path) -> Path:
 
 
 QUIZ_QUESTIONS = 12
-
 ABOUT_QUIZ = (
-    "Say of each face whether it is real or fake. At the end, your score stands beside the detectors' on the same "
-    "pictures. The pictures come from your zip file in the tab before, or from the bundled sample set."
+    "Say of each face whether it is real or fake. At the end, your score is shown beside the detectors' on the same "
+    "pictures. The pictures come from your zip file in the previous tab, or from the bundled sample set."
 )
-
-
-Crops = dict[tuple[str, int], np.ndarray]  # of one face, by position and size
+Crops = dict[tuple[str, int], np.ndarray]  # of one face, by template and size
 
 
 @dataclass(frozen=True)
 class QuizRound:
-    """One quiz: the faces, the crops of them that detectors want, what they are, and what was answered so far."""
+    """One quiz: the faces as they are shown, their crops for the detectors, the truth, and the answers so far."""
 
     faces: list[np.ndarray] = field(default_factory=list)
     crops: list[Crops] = field(default_factory=list)
@@ -107,22 +103,18 @@ class QuizRound:
 
     @property
     def over(self) -> bool:
-        """Whether every face has an answer."""
         return len(self.answers) == len(self.faces)
 
 
 class Quiz:
-    """Layout and handlers of the quiz."""
-
     def __init__(self) -> None:
         self.round = gr.State(QuizRound())
         gr.Markdown(ABOUT_QUIZ)
         self.start = gr.Button("Start the quiz", variant="primary")
         with gr.Column(visible=False) as self.question:
             self.count = gr.Markdown()
-            self.face = result_picture(
-                "Real or fake?", "A face; say whether it is real or fake", buttons=["fullscreen"]
-            )
+            alt_text = "A face; say whether it is real or fake"
+            self.face = result_picture("Real or fake?", alt_text, buttons=["fullscreen"])
             with gr.Row():
                 self.real_button = gr.Button("Real")
                 self.fake_button = gr.Button("Fake")
@@ -154,7 +146,7 @@ class Quiz:
         return {self.question: gr.Column(visible=True), self.score: "", **self._ask(QuizRound(faces, crops, fake))}
 
     def _cut(self, path: Path, forms: list[tuple[str, int]]) -> tuple[np.ndarray, Crops] | None:
-        """Return the largest face of a picture as it is shown, and as detectors want it."""
+        """Return the largest face of a picture as it is shown, and its crops for the detectors."""
         try:
             face = locate(images.read(path))
         except UserError:
@@ -183,7 +175,7 @@ class Quiz:
         }
 
     def _judge(self, current: QuizRound) -> Any:
-        """Set the visitor's score beside the detectors', once every face has an answer."""
+        """Compare the visitor's score with the detectors', once every face has an answer."""
         if not current.faces or not current.over:
             return gr.skip()
         answers = {"You": current.answers}
@@ -196,12 +188,12 @@ class Quiz:
         rows = [(who, *_count_right(calls, current.fake)) for who, calls in answers.items()]
         rows[1:] = sorted(rows[1:], key=lambda row: -int(row[1].split(" ")[0]))
         head = ("Who", "Right", "Fakes found", "Real faces wrongly called fake")
-        few = f"{len(current.faces)} faces are few: one face more or less decides little."
+        few = f"With only {len(current.faces)} faces, one answer more or less means little."
         return html_table(head, rows, f"You and the detectors on the same faces. {few}")
 
 
 def _count_right(calls: list[bool], fake: list[bool]) -> tuple[str, str, str]:
-    """Count, of what was called fake, what is right, the fakes that were found and the false alarms."""
+    """Return the numbers of right answers, of fakes found and of false alarms; `calls` are True for fake."""
     right = sum(called == truth for called, truth in zip(calls, fake, strict=True))
     hits = sum(called and truth for called, truth in zip(calls, fake, strict=True))
     return f"{right} of {len(fake)}", f"{hits} of {sum(fake)}", f"{sum(calls) - hits} of {len(fake) - sum(fake)}"
@@ -209,28 +201,23 @@ def _count_right(calls: list[bool], fake: list[bool]) -> tuple[str, str, str]:
 
 HEADLINE = (
     "**How far can any of this be trusted?** The same questions as in the other tabs, asked of many pictures and "
-    "counted: how often detectors are wrong, whether attacks carry over to other detectors, and whether maps name the "
+    "counted: how often detectors are wrong, whether attacks also work on other detectors, and whether maps mark the "
     "right places."
 )
-
 NOTHING_STORED = f"*No results are stored here. Make them with* `{report.STORED_COMMAND}`."
-
 ABOUT_OWN_PICTURES = (
     "A zip file with the folders `real/` and `fake/`; pictures with equal names are pairs, and subfolders of `fake/` "
-    "are families. Only use pictures that you may use. What a run unpacks and finds is deleted when you leave, or when "
-    "you have done nothing here for an hour, and your zip file itself after about an hour; on the command line "
-    "(`python -m backend evaluate`) runs are kept and can be resumed."
+    "are families. Only use pictures that you may use. The files of a run are deleted when you leave, or after an "
+    "hour without activity, and your zip file itself after about an hour. On the command line (`python -m backend "
+    "evaluate`), runs are kept and can be resumed."
 )
-
-ABOUT_SAMPLE = "Fakes drawn by this project's own models, and two public portraits: too small a set to conclude from."
-FIRST = ("Detectors", "detectors")  # the others are listed when the page is seen; their imports take seconds
-PRESET, SMALL = "quick", 12  # fakes and real pictures at most of that preset; some protocols take no real ones
-STOPPED = "**Stopped.** Start again with the same pictures to go on where it was."
+ABOUT_SAMPLE = "Fakes drawn by this project's own models, and two public portraits: too few to draw conclusions from."
+FIRST = ("Detectors", "detectors")  # the others are listed when the tab is opened; their imports take seconds
+PRESET, SMALL = "quick", 12  # most fakes and most real pictures of that preset; some protocols take no real ones
+STOPPED = "**Stopped.** Start again with the same pictures to continue where it stopped."
 
 
 class EvaluateTab:
-    """Layout and wiring of the tab."""
-
     def __init__(self) -> None:
         gr.Markdown(HEADLINE)
         with gr.Tabs(overflow_behavior="wrap"):
@@ -243,7 +230,7 @@ class EvaluateTab:
         self._wire()
 
     def _lay_out_stored(self) -> None:
-        """Show every main finding at once, and tables and plots of the one that is chosen."""
+        """Show all main findings, and the tables and plots of a chosen one."""
         results = report.stored_results()
         if results:
             gr.HTML(render("findings", results=results))
@@ -283,65 +270,54 @@ class EvaluateTab:
         inputs = [self.data, self.protocol, self.use_sample]
         outputs = [*self.job.outputs(), self.own_report, self.download]
         runs: list[Any] = self.job.wire({self.start: (self._run, inputs)}, outputs)
-        # A report belongs to the pictures that stand beside it.
+        # Other pictures take the report away.
         changes = [self.data.upload, self.data.clear, self.use_sample.input]
         gr.on(changes, self._clear, None, outputs, cancels=runs, **QUICK)
         self.quiz.wire(self.data)
 
     def _clear(self) -> Updates:
-        """Return the updates that take the report away."""
         return {**self.job.clear(), self.own_report: "", self.download: gr.DownloadButton(visible=False)}
 
     def _run(self, path: str | None, protocol: str, use_sample: Any, request: gr.Request) -> Iterator[Updates]:
-        """Run a protocol on a few pictures and show its report."""
-        from backend.evaluate import report, runs
+        from backend.evaluate import runs
         from backend.evaluate.protocols.base import PROTOCOLS, configure_protocol
-        from backend.evaluate.report import report_article
 
         if path is None and not use_sample:
             raise UserError("There are no pictures yet.", "Choose a zip file, or tick the bundled sample set.")
-        yield {**self._clear(), **self.job.busy("The pictures are read.")}
+        yield {**self._clear(), **self.job.busy("Reading the pictures.")}
         source = None if use_sample else Path(str(path))
         chosen = configure_protocol(PROTOCOLS.find(protocol), PRESET, {})
         folder = visitors_data_folder(session_folder(request), source)
         out, data = run_folder(folder, chosen), open_visitors_data(folder, source)
         with Running(runs.run_protocol(chosen, data, out, resume=True)) as running:
             for step in running:
-                session_folder(request)  # a run is an event as long as it lasts: its files stay
+                session_folder(request)  # a long run counts as activity: its files stay
                 yield {self.job.progress: progress_bar(step)}
         data_option = "--data ZIP" if source else "--sample"
         command = f"python -m backend evaluate {protocol} {data_option} --out DIR --preset {PRESET}"
         report.write_report(running.result, out, command)
         yield {
             **self.job.clear(),
-            self.own_report: report_article(running.result, command, folded=True),
+            self.own_report: report.report_article(running.result, command, folded=True),
             self.download: gr.DownloadButton(value=str(zip_reports(out)), visible=True),
         }
 
 
 def _list_protocols() -> Any:
-    """Return the update that lists every protocol."""
     from backend.evaluate.protocols.base import PROTOCOLS
 
     return gr.Dropdown([(protocol.title, name) for name, protocol in PROTOCOLS.items()])
 
 
 def _show_stored(name: str | None, request: gr.Request) -> tuple[str, Any]:
-    """Return a stored report, and its page for download."""
-    from backend.evaluate import report
-    from backend.evaluate.report import HTML_FILE, report_article, report_page
-
     if name not in {result.name for result in report.stored_results()}:
         return "", gr.DownloadButton(visible=False)
     evaluation, command = report.load_report(report.RESULTS_FOLDER / str(name))
     folder = session_folder(request) / "stored" / str(name)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / HTML_FILE).write_text(report_page(evaluation, command), encoding="utf-8")
-    article = _outdated_html(evaluation) + report_article(evaluation, command, folded=True)
-    return article, gr.DownloadButton(value=str(folder / HTML_FILE), visible=True)
-
-
-def _outdated_html(evaluation: Any) -> str:
-    """Say which models have changed since a result was stored."""
-    names = report.changed_weights(evaluation)
-    return render("outdated", names=names) if names else ""
+    page = folder / report.HTML_FILE
+    page.write_text(report.report_page(evaluation, command), encoding="utf-8")
+    article = report.report_article(evaluation, command, folded=True)
+    if changed := report.changed_weights(evaluation):
+        article = render("outdated", names=changed) + article
+    return article, gr.DownloadButton(value=str(page), visible=True)

@@ -1,4 +1,4 @@
-"""How handlers run: errors become sentences, long jobs wait their turn, packages are imported first."""
+"""How handlers run: packages are imported first, long jobs take turns, and errors become sentences."""
 
 import functools
 import inspect
@@ -23,21 +23,19 @@ P = ParamSpec("P")
 R = TypeVar("R")
 logger = logging.getLogger("app")
 
-# Long jobs wait for each other, and verdicts wait for each other, but no verdict waits for a long job: between the
-# steps of a job the models are free. Events that run no model never wait.
+# Long jobs wait for each other, and verdicts for each other. No verdict waits for a long job: between the steps of a
+# job the models are free. Events that run no model never wait.
 MODEL: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
 VERDICT: dict[str, Any] = {"concurrency_id": "verdict", "concurrency_limit": 1}
 FETCH: dict[str, Any] = {"concurrency_id": "fetch", "concurrency_limit": 1}  # it runs no model, and takes minutes
 PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 QUICK: dict[str, Any] = {"queue": False, "show_progress": "hidden", **PRIVATE}
-
 _importing = threading.Lock()
-
-WAITS = "Waiting for the others who use this page …"
+WAITS = "Waiting for others who use this page …"
 
 
 def with_shown_errors(function: Callable[P, R]) -> Callable[P, R]:
-    """Wrap a handler, or a generator of updates, so that every error is one sentence for the visitor."""
+    """Wrap a handler or a generator of updates so that the visitor sees every error as one sentence."""
     if inspect.isgeneratorfunction(function):
 
         @functools.wraps(function)
@@ -72,20 +70,17 @@ def run_in_turn(
     progress: Any = None,
     stop: gr.Button | None = None,
 ) -> Dependency:
-    """Run a long job on a click when its turn comes; until then the page says that it waits.
+    """Run a long job, a generator of updates, when its turn comes after a click, and return its event.
 
     Args:
-        button: What is clicked.
-        function: A generator of updates, with or without errors.
-        inputs: Its inputs.
-        outputs: What it may update, `note` among it.
-        starts: Buttons that begin a job, which are blocked.
-        note: The line that says it; the job finds it empty. An error stays in it when its box has gone.
-        progress: Where the job says how far it is, which an error clears.
-        stop: What ends the job, also while it waits.
-
-    Returns:
-        The event of the job.
+        button: Starts the job.
+        function: The job; it may raise any error.
+        inputs: Inputs of the job.
+        outputs: Components that the job may update, with `note`.
+        starts: Buttons to block from the click on.
+        note: Says that the job waits, and keeps the sentence of an error; empty when the job begins.
+        progress: Shows the job's progress; an error clears it.
+        stop: Button to enable, which can end the job while it waits too.
     """
     handler = with_shown_errors(function)
 
@@ -102,8 +97,8 @@ def run_in_turn(
             yield ({} if progress is None else {progress: ""}) | {note: f"<p>{error.message}</p>"}
             raise
 
-    touched = [*starts, *([] if stop is None else [stop]), note]
-    run = button.click(wait, None, touched, **QUICK).then(
+    updated = [*starts, *([] if stop is None else [stop]), note]
+    run = button.click(wait, None, updated, **QUICK).then(
         start, inputs, outputs, show_progress="hidden", **MODEL, **PRIVATE
     )
     run.failure(lambda text: "" if text == WAITS else text, note, note, **QUICK)  # the queue refused it
@@ -111,27 +106,27 @@ def run_in_turn(
 
 
 def after_job(job: Dependency, handler: Callable[[], Any], outputs: list[Any]) -> None:
-    """Call a handler without inputs when a job of events has ended, well or with an error."""
-    for ended in (job.then, job.failure):  # of the two, an error reaches only the second
-        ended(handler, None, outputs, **QUICK)
+    """Call a handler without inputs when a job has ended, with or without an error."""
+    for listener in (job.then, job.failure):  # an error triggers only the second
+        listener(handler, None, outputs, **QUICK)
 
 
 def to_shown_error(error: Exception) -> gr.Error:
-    """Turn an error into what the visitor reads; the details of an unexpected one go to the log only."""
+    """Turn an error into a sentence for the visitor; details of an unexpected one go only to the log."""
     if isinstance(error, gr.Error):
         return error
     if isinstance(error, UserError):
         return gr.Error(escape(str(error), quote=False), title="This did not work", print_exception=False)
     code = secrets.token_hex(4)
     logger.error("Error %s", code, exc_info=error)
-    sentence = f"Something went wrong on our side. Try it again; if it stays, report the code {code}."
+    sentence = f"Something went wrong on our side. Try again; if it happens again, report the code {code}."
     return gr.Error(sentence, title="Our mistake", print_exception=False)
 
 
 def import_packages() -> None:
-    """Import what handlers need, which takes seconds; the page is shown without it.
+    """Import the packages that handlers need, which takes seconds; the page is shown without them.
 
-    One thread does it while the others wait: two that import the same packages at once may each see half of them.
+    Under a lock: two threads that import the same package at once may see only half of it.
     """
     with _importing:
         import facenet_pytorch  # noqa: F401
@@ -142,7 +137,7 @@ def import_packages() -> None:
 
 
 def warm_up() -> None:
-    """Load every model and run it once, so that the first visitor does not wait for it."""
+    """Load every model and run it once, so that the first visitor does not wait."""
     try:
         import_packages()
         blank = np.full((256, 256, 3), 128, np.uint8)

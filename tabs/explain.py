@@ -1,6 +1,6 @@
-"""The tab that asks where a detector looked and whether its map can be believed, for one photo or a real-fake pair.
+"""The tab that shows where a detector looked and whether the map can be believed, for one photo or a real-fake pair.
 
-The pair: explain the real photo, and attack the fake where its maps point (Gowrisankar and Thing 2023).
+For a pair, the real photo is explained, and the fake is attacked where the maps point (Gowrisankar and Thing 2023).
 """
 
 import time
@@ -37,14 +37,11 @@ ABOUT_PAIR = (
     "step 1 is the fake; put the real one here. Both must show the same face in nearly the same pose. Every method is "
     "tried, with its usual fill and few samples, and the fake is attacked with the detector's gradients (PGD)."
 )
-
 PAIR_STOPPED = "<p>Stopped. The maps so far are below.</p>"
-PAIR_DRAWS = 1  # random rankings a method; the table shows their mean over all methods
+PAIR_DRAWS = 1  # random rankings for each method; the table shows their mean over all methods
 
 
 class PairStep:
-    """Layout and handlers of the pair."""
-
     def __init__(self) -> None:
         gr.Markdown(ABOUT_PAIR)
         with gr.Row():
@@ -60,19 +57,17 @@ class PairStep:
         self.maps = maps_grid("Maps of the real photo", show_label=False, visible=False)
 
     def wire(self, step: PhotoStep, detector: Any, seed: Any) -> list[Dependency]:
-        """Wire the buttons and return the long event."""
+        """Wire the buttons and return the long events."""
         inputs = [self.photo, step.chosen, step.faces, step.which, detector, seed]
         running: list[Any] = self.job.wire({self.start: (self._test, inputs)}, self.outputs())
-        # A result belongs to the photo that stands beside it.
+        # Another real photo takes the earlier one's result away.
         gr.on([self.photo.upload, self.photo.clear], self.hide, None, self.outputs(), cancels=running, **QUICK)
         return running
 
     def outputs(self) -> list[Any]:
-        """Return what `hide` may update."""
         return [*self.job.outputs(), self.answer, self.scales, self.maps]
 
     def hide(self) -> Updates:
-        """Return the updates that take an earlier result away."""
         return {
             **self.job.clear(),
             self.answer: "",
@@ -89,21 +84,18 @@ class PairStep:
         detector: str,
         seed: float | None,
     ) -> Iterator[Updates]:
-        """Explain the real photo with every method, and show how far the fake's score falls for each."""
+        """Explain the real photo with every method, and show how far the fake's p_fake falls for each."""
         if real_path is None:
             raise UserError("There is no real photo yet.", "Choose it beside the button.")
         real_faces = open_photo(real_path).faces
         if not real_faces or real_faces[0].facts.problem:
             raise UserError("The real photo has no usable face.", "Use one that shows a face from the front.")
         located = real_faces[0], chosen_face(chosen, faces, number)
-        yield {
-            **self.hide(),
-            **self.job.busy("Both faces are cut out."),
-        }
+        yield {**self.hide(), **self.job.busy("Cutting out both faces.")}
         loaded = registry.load(detector)
         real, fake = (face.aligned(loaded.card.template, loaded.card.input_size).crop for face in located)
-        proof = sufficiency_settings(int(seed or 0), shortcut=True, draws=PAIR_DRAWS)
-        settings = PairComparisonSettings(seed=int(seed or 0), pair=PairSettings(sufficiency=proof))
+        test = sufficiency_settings(int(seed or 0), shortcut=True, draws=PAIR_DRAWS)
+        settings = PairComparisonSettings(seed=int(seed or 0), pair=PairSettings(sufficiency=test))
         shown: list[tuple[Any, str]] = []
         with Running(compare_pair(images.to_tensor(real), images.to_tensor(fake), loaded, settings)) as running:
             for step in running:
@@ -126,7 +118,6 @@ HEADLINE = (
     "A map (a *saliency map*) marks the places that made a detector say “fake”. Different methods draw different maps, "
     "so each can be put to the test: only its strongest places are attacked, and the verdict should fall."
 )
-
 WAITING = "*First choose a photo with a face, in step 1 above.*"
 STOPPED = "**Stopped.** Choose a method and start again whenever you like."
 REFERENCES = [
@@ -139,8 +130,6 @@ NO_GUESS = "I do not guess"
 
 
 class ExplainTab:
-    """Layout and wiring of the tab."""
-
     def __init__(self, photo: PhotoStep) -> None:
         self.photo_step = photo
         gr.Markdown(HEADLINE)
@@ -159,7 +148,7 @@ class ExplainTab:
             titles = [(explainer.title, name) for name, explainer in EXPLAINERS.items()]
             self.method = gr.Dropdown(titles, value="lime", label="Which method?", filterable=False, min_width=200)
         self.about = gr.Markdown(elem_classes="note")
-        # The time of the last change: what it sets off does not keep the page waiting.
+        # The time of the last change, whose event updates `about` later, so that a new face is not delayed.
         self.face_changed = gr.State(0.0)
         self.guess = gr.Radio(
             [(NO_GUESS, ""), *((part.capitalize(), part) for part in FACE_PARTS)],
@@ -194,8 +183,8 @@ class ExplainTab:
         self.sufficiency = gr.Checkbox(
             value=True,
             label="Put the map to the test",
-            info="Attacks only the 1, 2 and 3 strongest segments, and as much elsewhere, and compares the verdicts; "
-            "and removes and inserts the map's pixels in order.",
+            info="Attacks only the 1, 2 and 3 strongest segments, and random places of the same size, and compares "
+            "the scores; also removes and inserts pixels in the map's order.",
         )
         self.use_gradients = gr.Checkbox(
             value=True,
@@ -207,46 +196,28 @@ class ExplainTab:
     def _wire(self) -> None:
         face = [self.photo_step.chosen, self.photo_step.faces, self.photo_step.which]
         options = [self.reference, self.preset, self.use_gradients, self.seed, self.towards]
+        inputs = [*face, self.detector, self.method, *options, self.sufficiency, self.guess]
         jobs: Jobs = {
-            self.show_button: (
-                self._explain,
-                [*face, self.detector, self.method, *options, self.sufficiency, self.guess],
-            ),
+            self.show_button: (self._explain, inputs),
             self.compare_button: (self._compare, [*face, self.detector, *options]),
         }
         self.running = [
             *self.job.wire(jobs, self._job_outputs()),
             *self.pair.wire(self.photo_step, self.detector, self.seed),
         ]
-        inputs: list[Any] = [
-            self.detector,
-            self.method,
-            self.reference,
-            self.preset,
-            self.use_gradients,
-            self.sufficiency,
-        ]
-        for component in (self.face_changed, *inputs):
-            component.change(with_shown_errors(self._about), inputs, self.about, **QUICK)
+        choices: list[Any] = [self.detector, self.method, self.reference, self.preset, self.use_gradients]
+        for component in (self.face_changed, *choices, self.sufficiency):
+            component.change(with_shown_errors(self._about), [*choices, self.sufficiency], self.about, **QUICK)
         self.result.wire()
 
     def _job_outputs(self) -> list[Any]:
         return [*self.job.outputs(), *self.result.outputs()]
 
     def outputs(self) -> list[Any]:
-        """Return what the methods below may update."""
-        return [
-            self.waiting,
-            self.ask,
-            self.face_changed,
-            self.pairing,
-            self.detector,
-            *self._job_outputs(),
-            *self.pair.outputs(),
-        ]
+        shown = [self.waiting, self.ask, self.face_changed, self.pairing, self.detector]
+        return [*shown, *self._job_outputs(), *self.pair.outputs()]
 
     def show_for_face(self, face: JudgedFace | None) -> Updates:
-        """Return the updates for another face, or for none."""
         updates = {
             self.waiting: gr.Markdown(visible=face is None),
             self.ask: gr.Column(visible=face is not None),
@@ -261,18 +232,17 @@ class ExplainTab:
         return updates
 
     def show_example(self, example: Example, request: gr.Request) -> Updates:
-        """Return no update: explanations of examples are made when they are asked for, in seconds."""
+        """Return no update: no explanations of examples are stored, as each takes only seconds."""
         del example, request
         return {}
 
     def _about(self, detector: str, method: str, reference: Any, preset: Any, shortcut: Any, proof: Any) -> str:
-        """Say what the chosen method does and about how long it takes."""
         settings = ExplainSettings(method=method, reference=reference, preset=preset, shortcut=shortcut)
         test = sufficiency_settings(0, shortcut=shortcut) if proof else None
         try:
             seconds = expected_seconds(detector, settings, test)
             all_seconds = expected_comparison_seconds(detector, settings, words.quick_test_settings(0))
-        except (RuntimeError, AssertionError):  # where a GPU is lent only for seconds, it is not here now
+        except (RuntimeError, AssertionError):  # where a GPU is lent only for seconds, there is none now
             return words.method_in_words(method, None, None)
         return words.method_in_words(method, seconds, all_seconds)
 
@@ -292,7 +262,6 @@ class ExplainTab:
         guess: str,
         request: gr.Request,
     ) -> Iterator[Updates]:
-        """Draw one map and put it to the test."""
         located = chosen_face(chosen, faces, number)
         settings = ExplainSettings(
             method=method,
@@ -328,8 +297,8 @@ class ExplainTab:
         yield {**self.job.busy("Cutting out the face."), **self.result.hide()}
         loaded = registry.load(detector)
         crop = located.aligned(loaded.card.template, loaded.card.input_size).crop
+        done: list[words.MapWithTest] = []
         with Running(words.compare_with_tests(compare_methods, images.to_tensor(crop), loaded, settings)) as running:
-            done: list[words.MapWithTest] = []
             for step in running:
                 updates: Updates = {self.job.progress: progress_bar(step)}
                 if isinstance(step, MapFinished) and step.explanation is not None:

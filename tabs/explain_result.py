@@ -35,7 +35,6 @@ from backend.trace_removal.views import join_in_words
 from tabs.components import (
     SCALE,
     Updates,
-    draw_curves,
     enlarge_face,
     html_table,
     maps_grid,
@@ -55,7 +54,7 @@ class MapWithTest(NamedTuple):
     Args:
         explanation: The map.
         sufficiency: How far p_fake falls where it points; None for a map that was not tested.
-        random: How far it falls in random places of the same size; None likewise.
+        random: How far p_fake falls in random places of the same size; None likewise.
     """
 
     explanation: Explanation
@@ -64,12 +63,12 @@ class MapWithTest(NamedTuple):
 
 
 def to_tested_map(step: Step, explanation: Explanation) -> MapWithTest:
-    """Return the map that a step of a comparison finished, with what the step's values say of its test."""
+    """Return the map that a step of a comparison finished, with the test in the step's values."""
     return MapWithTest(explanation, step.values.get("sufficiency"), step.values.get("random"))
 
 
 def quick_test_settings(seed: int) -> SufficiencySettings:
-    """Return the one test of every map of a comparison; eleven slow ones would take minutes."""
+    """Return the settings of the quick test of every map in a comparison; eleven full ones would take minutes."""
     return sufficiency_settings(seed, shortcut=True, tops=(TESTED_SEGMENTS,), draws=1)
 
 
@@ -79,15 +78,15 @@ def compare_with_tests(
     detector: Detector,
     settings: ExplainSettings,
 ) -> Job[MapComparison]:
-    """Pass on the steps of a comparison, with the sufficiency of every finished map in the step's values."""
+    """Pass on the steps of a comparison, and put the sufficiency of every finished map into its step's values."""
     test = quick_test_settings(settings.seed)
     with Running(compare(crop, detector, settings)) as running:
         for step in running:
             made = step.explanation if isinstance(step, MapFinished) else None
             if made is not None and made.settings.towards == "fake" and made.explains_verdict and not made.degenerate:
                 testing = measure_sufficiency(crop, detector, made.saliency, made.labels, test)
-                proof = yield from within(testing, step.number, step.total)
-                values = {"sufficiency": float(proof.values[0]), "random": float(proof.random_mean[0])}
+                tested = yield from within(testing, step.number, step.total)
+                values = {"sufficiency": float(tested.values[0]), "random": float(tested.random_mean[0])}
                 yield replace(step, values=values)
             else:
                 yield step
@@ -97,22 +96,20 @@ def compare_with_tests(
 MAP_DOUBTS = (
     "**How could this be wrong?** A map shows what changes *this detector's* answer, which need not be what is fake. "
     "Another method, another fill for the hidden parts or another seed may point elsewhere; compare them. Where the "
-    "test makes the score fall no further than random places do, do not believe the map."
+    "score falls no further in the test than in random places, do not believe the map."
 )
-
 PAIR_DOUBTS = (
     "This is one face and one fake, and the attack saw the detector's gradients. Where the two photos are not in the "
     "same position, the places do not match. The protocol “Maps of real photos, tested on their fakes” under Evaluate "
     "measures many pairs."
 )
 UNTESTED = (
-    "This map was not put to the test: that was not asked for under More options, or the map explains another verdict "
-    "than the detector gave."
+    "This map was not tested: the test is switched off under More options, or the map explains a verdict that the "
+    "detector did not give."
 )
-
 QUICK_AND_FULL = (
     "Quick asks about a quarter as many pictures. On three fakes it ranked the segments nearly as the full count does: "
-    "rank correlations of 0.78 (LIME) to 0.94 (RISE)."  # benchmarks/maps.py; all of them stand in the model card
+    "rank correlations of 0.78 (LIME) to 0.94 (RISE)."  # benchmarks/maps.py; the model card has all of them
 )
 
 
@@ -122,13 +119,13 @@ def method_titles(*, hiding: bool) -> str:
 
 
 def method_in_words(method: str, seconds: float | None, every: float | None) -> str:
-    """Say what a method does, and how long it and all methods take here, with their tests, where that is known."""
-    one = EXPLAINERS[method]
-    said = f"**{one.title}.** {one.about}"
+    """Say what a method does, and how long it and all methods take here with their tests, if that is known."""
+    explainer = EXPLAINERS[method]
+    about = f"**{explainer.title}.** {explainer.about}"
     if seconds is None or every is None:
-        return said
+        return about
     return (
-        f"{said} About {_seconds(seconds)} on this machine; a comparison of all methods takes about {_seconds(every)}."
+        f"{about} About {_seconds(seconds)} on this machine; a comparison of all methods takes about {_seconds(every)}."
     )
 
 
@@ -139,7 +136,7 @@ def _seconds(seconds: float) -> str:
 
 
 def map_in_words(made: ExplainedPhoto) -> str:
-    """Say in a few sentences where the detector looked, and whether the test supports the map."""
+    """Say in a few sentences where the detector looked and whether the test supports the map."""
     explanation = made.explanation
     parts = [made.facts.summary] if made.facts.summary else []
     parts.append(f"p_fake is {explanation.p_fake:.2f} {SCALE}.")
@@ -163,14 +160,14 @@ def map_in_words(made: ExplainedPhoto) -> str:
 
 
 def support_in_words(lead: float) -> str:
-    """Say what a test does for its map, by how much further p_fake fell than in random places."""
+    """Say whether a test supports its map; `lead` is how much further p_fake fell than in random places."""
     if lead <= 0:
         return "does not support the map"
     return "supports the map" if lead >= LEAD else "is too close to tell whether the map is right"
 
 
 def hidden_parts_in_words(made: ExplainedPhoto) -> str:
-    """Say what stood in for hidden parts, and what an attack did to the face for it."""
+    """Say what the hidden parts showed, and what an attack changed in the face for that."""
     explanation = made.explanation
     if not explanation.reference_words:
         return ""
@@ -182,20 +179,19 @@ def hidden_parts_in_words(made: ExplainedPhoto) -> str:
 
 
 def guess_in_words(made: ExplainedPhoto, guess: str) -> str:
-    """Compare the visitor's guess with the strongest segment."""
     top = made.explanation.top_segments
     if not guess or not top:
         return ""
     parts = [part for segment in top for part in made.parts[segment]]
     if guess in made.parts[top[0]]:
-        return f"**You guessed: {guess}.** So says the map: its strongest segment lies there."
+        return f"**You guessed: {guess}.** The map agrees: its strongest segment lies there."
     if guess in parts:
         return f"**You guessed: {guess}.** Nearly: one of the three strongest segments lies there, not the strongest."
     return f"**You guessed: {guess}.** The map points elsewhere: {', '.join(dict.fromkeys(parts))}."
 
 
 def sufficiency_table(sufficiency: Sufficiency | None) -> str:
-    """Return the test of a map as a table with its one-paragraph reading."""
+    """Return the test of a map as a table, with its summary."""
     if sufficiency is None:
         return ""
     if sufficiency.already_real:
@@ -244,36 +240,34 @@ def pair_table(comparison: PairComparison) -> str:
     )
 
 
-def grid_caption(one: MapWithTest, title: str = "") -> str:
-    """Name one map of a comparison, with its test; its own title where no other is given."""
-    title = title or one.explanation.title
-    if one.explanation.degenerate:
+def grid_caption(tested: MapWithTest, title: str = "") -> str:
+    """Name one map of a comparison, with its test; `title` replaces its own title."""
+    title = title or tested.explanation.title
+    if tested.explanation.degenerate:
         return f"{title}: nothing to show"
-    return title if one.sufficiency is None else f"{title} · sufficiency {one.sufficiency:.2f}"
+    return title if tested.sufficiency is None else f"{title} · sufficiency {tested.sufficiency:.2f}"
 
 
 def grid_in_words(done: Sequence[MapWithTest]) -> str:
-    """Say which map of a comparison stood the test best, and why some show nothing."""
+    """Say which map of a comparison did best in the test, and why some show nothing."""
     tested = sorted(
-        ((one.sufficiency, one.explanation.title) for one in done if one.sufficiency is not None), reverse=True
+        ((sufficiency, made.title) for made, sufficiency, _ in done if sufficiency is not None), reverse=True
     )
-    reasons = " ".join(sorted({one.explanation.reason for one in done if one.explanation.degenerate}))
+    reasons = " ".join(sorted({made.reason for made, _, _ in done if made.degenerate}))
     if not tested:
-        shown = sum(not one.explanation.degenerate for one in done)
+        shown = sum(not made.degenerate for made, _, _ in done)
         return f"{shown} of {len(done)} maps show something; none was tested. {reasons}".strip()
     best, worst = tested[0], tested[-1]
-    random = [one.random for one in done if one.random is not None]
+    random = [fall for _, _, fall in done if fall is not None]
     chance = f", and by {sum(random) / len(random):.2f} on average for random places of the same size" if random else ""
     return (
         f"**{len(tested)} maps were tested** by attacking only their {TESTED_SEGMENTS} strongest segments (PGD). "
-        "p_fake fell most "
-        f"for {best[1]} ({best[0]:.2f}) and least for {worst[1]} ({worst[0]:.2f}){chance}. *Sufficiency* is this fall: "
-        f"higher is better for the map. {reasons}"
+        f"p_fake fell most for {best[1]} ({best[0]:.2f}) and least for {worst[1]} ({worst[0]:.2f}){chance}. "
+        f"*Sufficiency* is this fall: higher is better for the map. {reasons}"
     ).strip()
 
 
 def map_settings_line(record: dict[str, Any]) -> str:
-    """Return what is needed to get the same map again."""
     inferences, precision = record["inferences"], record["precision"]
     numbers = f"; {precision['dtype']} ({precision['reason'].rstrip('.')})" if precision else ""
     text = (
@@ -285,7 +279,6 @@ def map_settings_line(record: dict[str, Any]) -> str:
 
 
 def comparison_settings_line(comparison: MapComparison) -> str:
-    """Return what is needed to get the same comparison again."""
     settings, inferences = comparison.settings, comparison.inferences
     attack = f" One adversarial image served all maps. {comparison.attacked.summary}" if comparison.attacked else ""
     return (
@@ -300,17 +293,21 @@ def _number(value: float, sign: str = "") -> str:
 
 
 def deletion_curves(curves: Curves | None) -> str:
-    """Draw the deletion and insertion curves, with their areas and the reason why they mislead."""
+    """Draw the deletion and insertion curves, with the areas under them and why they mislead."""
     if curves is None:
         return ""
     shares, deletion, insertion = (part.tolist() for part in (curves.fractions, curves.deletion, curves.insertion))
-    return draw_curves(
-        f"Probability of {curves.predicted} along the map. Deletion, solid, from {deletion[0]:.2f} to "
+    return render(
+        "curves",
+        name=f"Probability of {curves.predicted} along the map. Deletion, solid, from {deletion[0]:.2f} to "
         f"{deletion[-1]:.2f}; insertion, dashed, from {insertion[0]:.2f} to {insertion[-1]:.2f}",
-        {"deletion": [[*zip(shares, deletion, strict=True)]], "insertion": [[*zip(shares, insertion, strict=True)]]},
-        [
+        curves={
+            "deletion": [[*zip(shares, deletion, strict=True)]],
+            "insertion": [[*zip(shares, insertion, strict=True)]],
+        },
+        texts=[
             f"The probability of “{curves.predicted}”.",
-            "Solid, blue: the map's highest pixels are taken away first. Dashed, orange: they are put in first.",
+            "Solid, blue: the map's highest pixels are removed first. Dashed, orange: they are inserted first.",
             curves.summary,
         ],
         threshold=False,
@@ -319,7 +316,6 @@ def deletion_curves(curves: Curves | None) -> str:
 
 
 def map_scale_html(explanation: Explanation) -> str:
-    """Draw the scale of one map, with the numbers at its ends."""
     low, high = float(explanation.saliency.min()), float(explanation.saliency.max())
     if not explanation.signed:
         return render("map_scales", scales=[_scale(f"least: {low:.2g}", f"largest: {high:.2g}")])
@@ -329,31 +325,26 @@ def map_scale_html(explanation: Explanation) -> str:
 
 
 def grid_scales_html(towards: str) -> str:
-    """Draw the two scales of a comparison."""
     signed = _scale(f"for {OTHER[towards]}", "for neither", f"for {towards}", signed=True)
     others = _scale("least", "largest of the map")
-    titles = ("LIME and SHAP, which know both directions:", "All others:")
+    titles = ("LIME and SHAP, which show both directions:", "All others:")
     return render(
         "map_scales", scales=[scale | {"title": title} for scale, title in zip((signed, others), titles, strict=True)]
     )
 
 
 def _scale(*ends: str, signed: bool = False) -> dict[str, Any]:
-    """Return the colours of a map from left to right, as a PNG in base64, and what their ends mean."""
+    """Return the colours of a map from left to right, as PNG in base64, and what their ends mean."""
     bar = base64.b64encode(images.encode_png(photo.draw_scale(signed=signed))).decode()
     return {"title": "", "bar": bar, "ends": ends}
 
 
 Done = Sequence[MapWithTest]
-
 OTHER = {"fake": "real", "real": "fake"}
-
 DOWNLOAD_ONE, DOWNLOAD_ALL = "Download the map, pictures and numbers (zip)", "Download all maps and numbers (zip)"
 
 
 class ExplainResult:
-    """The components of step 4."""
-
     def __init__(self) -> None:
         self.state = gr.State(None)
         with gr.Column(visible=False) as self.all:
@@ -396,13 +387,8 @@ class ExplainResult:
                 self.curves = gr.HTML()
 
     def wire(self) -> None:
-        """Let the slider draw the map anew."""
         self.opacity.input(
-            _redraw_overlay,
-            [self.state, self.opacity],
-            self.overlay,
-            trigger_mode="always_last",
-            **QUICK,
+            _redraw_overlay, [self.state, self.opacity], self.overlay, trigger_mode="always_last", **QUICK
         )
 
     def show(self, made: ExplainedPhoto, guess: str, folder: Path) -> Updates:
@@ -426,8 +412,8 @@ class ExplainResult:
         }
         if not shows:
             return updates
-        drawn = made.drawings()
-        shown = {name: provenance.marked_image(enlarge_face(picture), record) for name, picture in drawn.items()}
+        drawings = made.drawings()
+        shown = {name: provenance.marked_image(enlarge_face(picture), record) for name, picture in drawings.items()}
         return updates | {
             self.face: enlarge_face(made.aligned.crop),
             self.map: shown["map_picture"],
@@ -437,22 +423,16 @@ class ExplainResult:
             self.sufficiency: sufficiency_table(made.sufficiency) or paragraphs(UNTESTED),
             self.curves_column: gr.Column(visible=made.curves is not None),
             self.curves: deletion_curves(made.curves),
-            self.reference_column: gr.Column(visible="reference" in drawn),
+            self.reference_column: gr.Column(visible="reference" in drawings),
             self.reference: shown.get("reference"),
-            self.difference: gr.Image(shown.get("difference"), visible="difference" in drawn),
+            self.difference: gr.Image(shown.get("difference"), visible="difference" in drawings),
             self.attack: hidden_parts_in_words(made),
         }
 
     def show_grid(self, crop: np.ndarray, done: Done) -> Updates:
-        """Return the updates that show the maps finished so far."""
         face = enlarge_face(crop)
-        shown = [
-            (
-                provenance.marked_image(photo.overlay_map(face, one.explanation), one.explanation.record()),
-                grid_caption(one),
-            )
-            for one in done
-        ]
+        pictures = [provenance.marked_image(photo.overlay_map(face, made), made.record()) for made, _, _ in done]
+        shown = list(zip(pictures, map(grid_caption, done), strict=True))
         return {
             self.all: gr.Column(visible=True),
             self.map_column: gr.Column(visible=False),
@@ -464,23 +444,21 @@ class ExplainResult:
             self.download: gr.DownloadButton(visible=False),
         }
 
-    def finish_grid(self, crop: np.ndarray, whole: MapComparison, done: Done, folder: Path) -> Updates:
+    def finish_grid(self, crop: np.ndarray, comparison: MapComparison, done: Done, folder: Path) -> Updates:
         """Return the updates that end a comparison, and write its download to `folder`."""
         file = folder / "comparison.zip"
         file.write_bytes(_zip_grid(crop, done))
         return {
             self.state: None,
             self.summary: grid_in_words(done),
-            self.settings: comparison_settings_line(whole),
+            self.settings: comparison_settings_line(comparison),
             self.download: gr.DownloadButton(DOWNLOAD_ALL, value=str(file), visible=True),
         }
 
     def hide(self) -> Updates:
-        """Return the updates that take the result away."""
         return {self.all: gr.Column(visible=False), self.state: None}
 
     def outputs(self) -> list[Any]:
-        """Return what the methods above may update."""
         shown = [self.face, self.map, self.scale, self.overlay, self.opacity, self.sufficiency, self.curves]
         columns = [self.all, self.map_column, self.curves_column, self.reference_column]
         texts = [self.summary, self.guess_text, self.attack, self.scales, self.settings]
@@ -488,17 +466,15 @@ class ExplainResult:
 
 
 def _redraw_overlay(made: ExplainedPhoto | None, opacity: float) -> Image.Image | None:
-    """Return the map over the face at another opacity."""
     if made is None:
         return None
-    laid = photo.overlay_map(enlarge_face(made.aligned.crop), made.explanation, opacity / 100)
+    overlay = photo.overlay_map(enlarge_face(made.aligned.crop), made.explanation, opacity / 100)
     return provenance.marked_image(
-        photo.outline_segments(laid, made.explanation.labels, made.explanation.top_segments), made.record()
+        photo.outline_segments(overlay, made.explanation.labels, made.explanation.top_segments), made.record()
     )
 
 
 def _zip_grid(crop: np.ndarray, done: Done) -> bytes:
-    """Return a zip file with every map of a comparison, as numbers and as a marked picture."""
     face = enlarge_face(crop)
     files: dict[str, bytes | str] = {"crop.png": images.encode_png(crop)}
     records = []

@@ -14,63 +14,53 @@ from backend.hub import catalogue, fetching
 from backend.hub.catalogue import Model
 from backend.progress import Running
 from backend.settings import SETTINGS
-from tabs.components import JobControls, Updates, paragraphs, progress_bar, refusal_alert, render
+from tabs.components import JobControls, Updates, alert_html, paragraphs, progress_bar, render
 from tabs.events import FETCH, PRIVATE, QUICK, after_job, with_shown_errors
 
 Choices = list[tuple[str, str]]
 
 
 def detector_choices() -> Choices:
-    """Return title and name of every detector that is here."""
     return [(registry.card(name).title, name) for name in registry.loadable()]
 
 
 def detector_chooser(**options: Any) -> gr.Dropdown:
-    """Return a chooser of a detector."""
-    named = detector_choices()
-    return gr.Dropdown(
-        named, value=named[0][1] if named else None, label="Which detector?", filterable=False, **options
-    )
+    choices = detector_choices()
+    first = choices[0][1] if choices else None
+    return gr.Dropdown(choices, value=first, label="Which detector?", filterable=False, **options)
 
 
 def generator_choices() -> Choices:
-    """Return title and name of every generator that is here."""
     return [(title, name) for name, title in inversion.available_generators().items()]
 
 
 def generator_chooser() -> gr.Dropdown:
-    """Return a chooser of a generator, which is in sight only where there is a choice."""
-    named = generator_choices()
+    """Return a chooser of a generator, visible only if there is a choice."""
+    choices = generator_choices()
     return gr.Dropdown(
-        named,
+        choices,
         value=inversion.default_generator(),
         label="Which generator draws the face?",
         info="A large one draws better and takes longer: without a graphics card, minutes.",
         filterable=False,
-        visible=len(named) > 1,
+        visible=len(choices) > 1,
     )
 
 
 class Choosers:
-    """All choosers of a page, to be brought up to date together.
-
-    Args:
-        detectors: Choosers of a detector.
-        generators: Choosers of a generator.
-    """
+    """All choosers of a page, which are updated together."""
 
     def __init__(self, detectors: list[gr.Dropdown], generators: list[gr.Dropdown]) -> None:
         self.detectors, self.generators = detectors, generators
 
     def outputs(self) -> list[gr.Dropdown]:
-        """Return what `updates` may update."""
         return [*self.detectors, *self.generators]
 
     def updates(self, **begin: Any) -> dict[Any, Any]:
-        """Return the updates that offer what is here now, for this page; programs, which have none, get it too.
+        """Offer the models that are here now, on this page and to programs, which have no page.
 
         Args:
-            begin: `value`, which generator a page begins with.
+            begin: `value`, the generator that a page begins with.
         """
         detectors, generators = detector_choices(), generator_choices()
         for choosers, choices in ((self.detectors, detectors), (self.generators, generators)):
@@ -86,20 +76,17 @@ class Choosers:
 
 
 PROFILES = {
-    "embedded": "It uses the models that ship with it, and needs no network (profile “embedded”).",
-    "hub": "Larger models of the Hub are preferred where they were fetched (profile “hub”).",
+    "embedded": "The app uses the models that ship with it, and needs no network (profile “embedded”).",
+    "hub": "The app prefers larger models from the Hub once they are fetched (profile “hub”).",
 }
-
 STATES = {"loaded": "loaded", "here": "loaded when needed", "absent": "missing"}
-FRAME_SECONDS = 0.25  # between two messages of a download, which reports every block
+MESSAGE_SECONDS = 0.25  # between two messages of a download, which reports every block
 STOPPED = "**Stopped.** The part that arrived is kept. Fetch it again to continue."
-NOT_ALLOWED = (
-    "Visitors cannot fetch models here: whoever runs this app has switched it off. In an app of your own, it works."
-)
+NOT_ALLOWED = "Visitors cannot fetch models here: whoever runs this app has switched it off. In your own app, it works."
 
 
 def place_html(models: Sequence[Model]) -> str:
-    """Say on what the models run, and in the Hub profile what is missing."""
+    """Say which device the models run on, and which models are missing."""
     text = f"The models run on {runtime.device_in_words()}. {PROFILES[SETTINGS.profile]}"
     fetchable = [model.title for model in models if _can_be_fetched(model)]
     if SETTINGS.profile == "hub" and fetchable:
@@ -111,11 +98,10 @@ def place_html(models: Sequence[Model]) -> str:
 
 
 def present_table(models: Sequence[Model]) -> str:
-    """List what is here, with sizes and licences."""
     present = [model for model in models if model.state != "absent"]
     caption = f"What is here: {len(present)} models, {sum(model.bytes for model in present) / 1e6:.0f} MB."
     licences = {model.licence for model in present if model.embedded}
-    if len(licences) == 1:  # named once, and not with each of them
+    if len(licences) == 1:  # named once, not for each model
         caption += f" Licence of those that ship with the app: {next(iter(licences))}."
     rows = [
         _model_row(model, STATES[model.state], "" if model.embedded and len(licences) == 1 else model.licence)
@@ -128,12 +114,12 @@ def fetchable_html(models: Sequence[Model]) -> str:
     """List what can be fetched from the Hub, and what comes only from a file."""
     rows = [_model_row(model, model.licence) for model in models if _can_be_fetched(model)]
     files = [f"{model.title} ({model.name})" for model in models if _needs_a_file(model)]
-    head, caption = ("Model", "Size", "Licence"), "What can be fetched from the Hub"
-    return render("fetchable", head=head, rows=rows, caption=caption, files=files)
+    caption = "What can be fetched from the Hub"
+    return render("fetchable", head=("Model", "Size", "Licence"), rows=rows, caption=caption, files=files)
 
 
-def fetchable_choices(models: Sequence[Model]) -> list[tuple[str, str]]:
-    """Return what can be fetched, as title with size, and name."""
+def fetchable_choices(models: Sequence[Model]) -> Choices:
+    """Return what can be fetched: title with size, and name."""
     return [
         (f"{model.title}, {size_in_words(model)}" if model.bytes else model.title, model.name)
         for model in models
@@ -142,7 +128,6 @@ def fetchable_choices(models: Sequence[Model]) -> list[tuple[str, str]]:
 
 
 def size_in_words(model: Model) -> str:
-    """Return the size of a file in words."""
     if not model.bytes:
         return "not known"
     text = f"{model.bytes / 1e6:,.0f} MB" if model.bytes >= 1e6 else f"{model.bytes / 1e3:,.0f} kB"
@@ -163,11 +148,7 @@ def _model_row(model: Model, last: str, licence: str = "") -> tuple[str, str, st
 
 
 class ModelsPanel:
-    """The closed panel at the foot of the page.
-
-    Args:
-        choosers: What offers a fetched model, at once and without a restart.
-    """
+    """The panel at the foot of the page; `choosers` offer a fetched model at once, without a restart."""
 
     def __init__(self, choosers: Choosers) -> None:
         self.choosers = choosers
@@ -183,8 +164,8 @@ class ModelsPanel:
             self.present = gr.HTML()
 
     def wire(self, page: gr.Blocks) -> None:
-        """Wire the events; every page begins with what is here by then."""
-        # Not `with_shown_errors`, which waits for the models' packages: they take long, and this needs none of them.
+        """Wire the events; a page that is loaded lists the models that are here then."""
+        # Without `with_shown_errors`, which waits seconds for the models' packages; this needs none of them.
         page.load(self._begin_page, None, self._lists(), **QUICK)
         run = self.fetch_button.click(
             with_shown_errors(self._fetch), self.model, self._outputs(), show_progress="hidden", **FETCH, **PRIVATE
@@ -199,10 +180,10 @@ class ModelsPanel:
         return [*self.job.outputs(), *self._lists()]
 
     def _begin_page(self) -> Updates:
-        return {**self._look(), **self.choosers.updates(value=inversion.default_generator())}
+        return {**self._updates(), **self.choosers.updates(value=inversion.default_generator())}
 
-    def _look(self) -> Updates:
-        """Show what is here and what is not, and offer it in every chooser."""
+    def _updates(self) -> Updates:
+        """Show which models are here and which are not, and offer them in every chooser."""
         models = catalogue.list_models()
         choices = fetchable_choices(models)
         return {
@@ -215,20 +196,20 @@ class ModelsPanel:
         }
 
     def _fetch(self, name: str | None) -> Iterator[Updates]:
-        """Fetch one model, showing how far it is; what goes wrong is said where it was asked for."""
+        """Fetch one model, showing progress; an error is shown beside the button."""
         if not SETTINGS.fetch:
             raise UserError(NOT_ALLOWED)
         if not name:
             raise UserError("No model is chosen.", "Choose one that can be fetched.")
-        yield self.job.busy("The Hub is asked.")
-        framed = 0.0
+        yield self.job.busy("Asking the Hub.")
+        last_message = 0.0
         try:
             with Running(fetching.fetch_model(name)) as running:
                 for step in running:
-                    if time.monotonic() - framed > FRAME_SECONDS:
-                        framed = time.monotonic()
+                    if time.monotonic() - last_message > MESSAGE_SECONDS:
+                        last_message = time.monotonic()
                         yield {self.job.progress: progress_bar(step)}
         except UserError as error:
-            yield {**self.job.idle(), self.job.progress: refusal_alert(error, "Not fetched")}
+            yield {**self.job.idle(), self.job.progress: alert_html(str(error), "Not fetched")}
             return
-        yield {**self._look(), **self.job.clear(), self.job.note: f"**Fetched.** {running.result.summary}"}
+        yield {**self._updates(), **self.job.clear(), self.job.note: f"**Fetched.** {running.result.summary}"}

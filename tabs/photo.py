@@ -19,7 +19,6 @@ from backend.errors import UserError
 from backend.examples import Example
 from backend.faces import Face, choose_face
 from backend.settings import SETTINGS
-from tabs import components
 from tabs.components import (
     SCALE,
     SHOWN_SIDE,
@@ -28,6 +27,7 @@ from tabs.components import (
     alert_html,
     fit_to_page,
     photo_input,
+    render,
     result_picture,
 )
 from tabs.events import PRIVATE, QUICK, VERDICT, with_shown_errors
@@ -36,21 +36,19 @@ from tabs.visitors import KEPT_PHOTOS, OpenPhoto
 UNCERTAIN = (
     f"A score between {THRESHOLD - UNCERTAIN_MARGIN:.2f} and {THRESHOLD + UNCERTAIN_MARGIN:.2f} is called uncertain."
 )
-
 VERBS = {"fake": ("says", "say"), "real": ("says", "say"), "uncertain": ("is", "are")}
 NO_FACE = (
-    "No face was found in this picture. Use a photo in which a face is upright, well lit and seen from the front; turn "
-    "it first if it lies on its side or stands on its head."
+    "No face was found in this picture. Use a photo in which a face is upright, well lit and seen from the front. If "
+    "the photo lies on its side or is upside down, turn it first."
 )
-
-CONVERTED_SIDE = 2200  # of pictures that browsers cannot show, in pixels
+CONVERTED_SIDE = 2200  # longest side in pixels of pictures that browsers cannot show
 ALMOST = 0.98  # of the limit: a PNG file of noise is hardly larger than its pixels
 BLUE = "#1d4ed8"
 MAX_LISTED = 12  # faces that are marked and can be picked
-NUMBER_SIZE = 1 / 22  # of the longer side, of the numbers beside several faces
+NUMBER_SIZE = 1 / 22  # of the numbers beside several faces, as a share of the longer side
 SHOWN_FORMATS = {"JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP"}  # by browsers
-ANIMATED_FORMATS = {"GIF", "PNG", "WEBP", "AVIF"}  # pages of a scan and a camera's previews are no animation
-MOVING = "The picture moves; only its first frame was judged."
+ANIMATED_FORMATS = {"GIF", "PNG", "WEBP", "AVIF"}  # in others, frames are pages of a scan or a camera's previews
+MOVING = "The picture is animated; only its first frame was judged."
 RULES = (
     "Use a photo of yourself or of someone who has agreed. For teaching and research, not for commercial use. "
     "What you upload is deleted within about an hour, and no history is kept."
@@ -58,11 +56,7 @@ RULES = (
 
 
 class PhotoTab(Protocol):
-    """What a tab has to offer to share the photo.
-
-    Args:
-        running: Its long events, which another photo ends.
-    """
+    """What a tab needs to share the photo; another photo cancels the long events in `running`."""
 
     running: list[Dependency]
 
@@ -70,26 +64,20 @@ class PhotoTab(Protocol):
         """Return what the methods below may update."""
 
     def show_for_face(self, face: JudgedFace | None) -> Updates:
-        """Return the updates for another face, whose earlier results go; None takes the tab's steps away."""
+        """Return the updates for another face, which clear earlier results; None hides the tab's steps."""
 
     def show_example(self, example: Example, request: gr.Request) -> Updates:
-        """Return the updates that show the stored result of an example, where there is one."""
+        """Return the updates that show the stored result of an example, if there is one."""
 
 
 @dataclass
 class ChosenPhoto:
-    """The photo that a visitor chose last, so that what is said of an earlier one never stands beside it.
-
-    Args:
-        path: Its file; None where there is no photo.
-    """
+    """The photo that a visitor chose last, so that results of an earlier one are never shown beside it."""
 
     path: str | None = None
 
 
 class PhotoStep:
-    """Layout and wiring of steps 1 and 2."""
-
     def __init__(self) -> None:
         self.examples = examples.load_examples()
         self.faces = gr.State([])
@@ -137,11 +125,11 @@ class PhotoStep:
         )
 
     def connect(self, tabs: Sequence[PhotoTab]) -> None:
-        """Wire the events, whose answers reach every tab."""
+        """Wire the events, which update every tab."""
         self.tabs = tabs
         quick: dict[str, Any] = {**QUICK, "cancels": [run for tab in tabs for run in tab.running]}
-        # The sign of waiting, and of an error, belongs in one place and not over everything that may change.
-        # A second photo waits for the verdicts on the first; as one of the same event, it would be dropped.
+        # The photo alone shows progress and errors, not every component that may change. "multiple": a second photo
+        # waits for the verdicts on the first; by default it would be dropped.
         judging: dict[str, Any] = {**VERDICT, **PRIVATE, "show_progress_on": [self.photo], "trigger_mode": "multiple"}
         below = [component for tab in tabs for component in tab.outputs()]
         outputs = [self.photo, self.faces, *self.outputs(), *below]
@@ -157,22 +145,18 @@ class PhotoStep:
         self.faces_picture.select(with_shown_errors(self._click), self.faces, outputs, **quick)
 
     def _choose(self, chosen: ChosenPhoto, path: str | None) -> Updates:
-        """Take away what was said of the photo before."""
         if path != chosen.path:
             KEPT_PHOTOS.drop(chosen.path)
         chosen.path = path
         return {self.faces: [], **self.hide(), **self._show_for_face(None)}
 
     def _look(self, chosen: ChosenPhoto) -> Updates:
-        """Show what the detectors say about the photo that was chosen, or why nothing can be said.
-
-        Nothing is shown where another was chosen in the meantime.
-        """
+        """Show what the detectors say about the chosen photo, unless another was chosen in the meantime."""
         path = chosen.path
-        updates = {} if path is None else self._seen(path)
+        updates = {} if path is None else self._judge(path)
         return updates if updates and chosen.path == path else {self.faces: gr.skip()}
 
-    def _seen(self, path: str) -> Updates:
+    def _judge(self, path: str) -> Updates:
         try:
             photo = open_photo(path)
         except UserError as error:
@@ -194,7 +178,6 @@ class PhotoStep:
         return {self.faces: gr.skip()} if faces else self._look(chosen)
 
     def _example(self, chosen: ChosenPhoto, event: gr.SelectData, request: gr.Request) -> Updates:
-        """Show an example with its stored results."""
         example = self.examples[event.index]
         chosen.path = str(example.photo_path)
         if examples.is_stale(example):
@@ -203,8 +186,8 @@ class PhotoStep:
         located = example.located()
         pixels, faces = located[0].photo, example.faces()
         KEPT_PHOTOS.put(chosen.path, OpenPhoto(pixels, located))
-        updates: Updates = {self.photo: pixels}
-        updates |= {self.faces: faces, **self.show_faces(pixels, faces), **self._show_for_face(faces[0])}
+        updates: Updates = {self.photo: pixels, self.faces: faces}
+        updates |= {**self.show_faces(pixels, faces), **self._show_for_face(faces[0])}
         for tab in self.tabs:
             updates |= tab.show_example(example, request)
         return updates
@@ -224,11 +207,10 @@ class PhotoStep:
         return {key: value for tab in self.tabs for key, value in tab.show_for_face(usable).items()}
 
     def show_faces(self, photo: np.ndarray, faces: Sequence[JudgedFace], number: int = 1) -> Updates:
-        """Return the updates of step 2 for one of the faces, from 1."""
+        """Return the updates of step 2 for one of the faces, counted from 1."""
         listed = faces[:MAX_LISTED]
         boxes = [_shown_box(photo, face) for face in listed]
         labels = [f"Face {face.number}" for face in listed]
-        numbers = [(str(face.number), face.number) for face in listed]
         return {
             self.answer: gr.Column(visible=True),
             self.faces_picture: gr.AnnotatedImage(
@@ -236,13 +218,14 @@ class PhotoStep:
                 visible=True,
                 color_map=dict.fromkeys(labels, BLUE),
             ),
-            self.which: gr.Radio(numbers, value=number, visible=len(faces) > 1),
+            self.which: gr.Radio(
+                [(str(face.number), face.number) for face in listed], value=number, visible=len(faces) > 1
+            ),
             self.moving: gr.Markdown(visible=False),
             **self.show_face(faces, number),
         }
 
     def show_face(self, faces: Sequence[JudgedFace], number: int) -> Updates:
-        """Return the updates for another face of the same photo."""
         crop = faces[number - 1].aligned.crop if faces else None
         return {
             self.crop: gr.Image(crop, visible=crop is not None),
@@ -251,7 +234,6 @@ class PhotoStep:
         }
 
     def refuse(self, error: UserError) -> Updates:
-        """Return the updates that say why a photo cannot be used."""
         return {
             self.answer: gr.Column(visible=True),
             self.faces_picture: gr.AnnotatedImage(None, visible=False),
@@ -259,15 +241,13 @@ class PhotoStep:
             self.which: gr.Radio(visible=False),
             self.moving: gr.Markdown(visible=False),
             self.summary: "",
-            self.verdicts: components.refusal_alert(error),
+            self.verdicts: alert_html(str(error)),
         }
 
     def hide(self) -> Updates:
-        """Return the updates that take step 2 away."""
         return {self.answer: gr.Column(visible=False), self.verdicts: "", self.summary: ""}
 
     def outputs(self) -> list[Any]:
-        """Return what the methods above may update."""
         return [self.answer, self.faces_picture, self.crop, self.which, self.summary, self.moving, self.verdicts]
 
 
@@ -294,7 +274,7 @@ def _shown_box(photo: np.ndarray, face: JudgedFace) -> tuple[int, int, int, int]
 
 
 def _convert_for_browser(photo: np.ndarray) -> np.ndarray:
-    """Return a photo no larger than `CONVERTED_SIDE`, and so small that its PNG file may come in again."""
+    """Return a photo of at most `CONVERTED_SIDE` pixels, small enough to be uploaded again as PNG."""
     side = CONVERTED_SIDE
     while (small := fit_to_page(photo, side)).nbytes > ALMOST * SETTINGS.max_bytes and side > SHOWN_SIDE // 4:
         side //= 2
@@ -302,7 +282,7 @@ def _convert_for_browser(photo: np.ndarray) -> np.ndarray:
 
 
 def chosen_face(chosen: ChosenPhoto, faces: Sequence[JudgedFace], number: int | None) -> LocatedFace:
-    """Return one of the faces of the photo that was chosen and judged; None takes the largest.
+    """Return one face of the chosen photo, by its number from 1; None takes the largest.
 
     Raises:
         UserError: There is no photo, it cannot be read, or it has no such face.
@@ -312,11 +292,9 @@ def chosen_face(chosen: ChosenPhoto, faces: Sequence[JudgedFace], number: int | 
 
 
 def open_photo(path: str | None, known: Sequence[Face] | None = None) -> OpenPhoto:
-    """Return a photo with its faces, decoded and searched only where it is not kept.
+    """Return a photo with its faces, decoded and searched only if it is not kept.
 
-    Args:
-        path: The file.
-        known: Its faces where they were found before, so that they are not searched for again.
+    Faces that are `known` are not searched for again.
 
     Raises:
         UserError: There is no photo, or it cannot be read.
@@ -327,7 +305,7 @@ def open_photo(path: str | None, known: Sequence[Face] | None = None) -> OpenPho
     with Image.open(Path(path)) as picture:
         converted = picture.format not in SHOWN_FORMATS
         animated = picture.format in ANIMATED_FORMATS and getattr(picture, "is_animated", False)
-    if converted:  # it is handed back as PNG, which must stay below the limit on bytes
+    if converted:  # the page gets it as PNG, which must stay below the limit on bytes
         pixels = _convert_for_browser(pixels)
     faces = locate_all(pixels) if known is None else locate_known(pixels, known)
     photo = OpenPhoto(pixels, faces, converted, animated)
@@ -347,7 +325,7 @@ def read_photo(path: str | None) -> np.ndarray:
 
 
 def verdicts_html(faces: Sequence[JudgedFace], number: int) -> str:
-    """Return every detector's verdict on one face, from 1, or the reason why there is none."""
+    """Return every detector's verdict on one face, counted from 1, or the reason why there is none."""
     if not faces:
         return alert_html(NO_FACE)
     face = faces[number - 1]
@@ -360,24 +338,22 @@ def verdicts_html(faces: Sequence[JudgedFace], number: int) -> str:
         f"{calls.count(word)} {verbs[calls.count(word) > 1]} {word}" for word, verbs in VERBS.items() if word in calls
     )
     verdicts = [_verdict_facts(name, score) for name, score in face.p_fake.items()]
-    return components.render(
-        "verdicts", total=len(calls), counts=counts, uncertain=UNCERTAIN, verdicts=verdicts, scale=SCALE
-    )
+    return render("verdicts", total=len(calls), counts=counts, uncertain=UNCERTAIN, verdicts=verdicts, scale=SCALE)
 
 
 def which_face_in_words(faces: Sequence[JudgedFace], number: int, listed: int) -> str:
-    """Say which face was taken, from 1, and which ones can be: the `listed` largest."""
+    """Say which face was taken, counted from 1, and that any of the `listed` largest can be picked."""
     if not faces:
         return ""
     if len(faces) == 1:
-        return "One face was found. With it is the cut-out that the detectors see."
+        return "One face was found. Beside it is the crop that the detectors see."
     which = "the largest one" if number == 1 else f"number {number}, counted from the largest"
     others = "another" if len(faces) <= listed else f"another of the {listed} largest"
     return f"{len(faces)} faces were found, and {which} was taken. You can pick {others} below."
 
 
 def _verdict_facts(name: str, score: float) -> dict[str, Any]:
-    """Return what the template needs to show the verdict of one detector."""
+    """Return the template's variables for the verdict of one detector."""
     card, call = registry.card(name), verdict(score)
     return {
         "card": card,

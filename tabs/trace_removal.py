@@ -1,4 +1,4 @@
-"""The tab that removes the traces of forgery from a fake, and shows what is left of every detector's verdict."""
+"""The tab that removes the traces of forgery from a fake, and shows what is left of the detectors' verdicts."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,17 +36,15 @@ if TYPE_CHECKING:
 
 
 REMOVAL_DOUBTS = (
-    "**How could this be wrong?** TR-Net is small and was trained on a few thousand pairs; what it leaves standing may "
-    "fall to a larger one. A detector that keeps its verdict may rest on what is in the picture, or on a trace that "
-    "TR-Net does not know. Saving the picture again brings some traces back and destroys others. A turned verdict says "
-    "that the detector is fragile, and nothing about whether the photo is real."
+    "**How could this be wrong?** TR-Net is small and was trained on a few thousand pairs; a larger one may turn more "
+    "verdicts. A detector that keeps its verdict may rely on the content of the picture, or on a trace that TR-Net "
+    "does not know. Saving the picture again brings some traces back and destroys others. A turned verdict says that "
+    "the detector is fragile, and nothing about whether the photo is real."
 )
 VIEWS = ("spectrum", "power", "noise", "attention")
 
 
 class TraceRemovalResult:
-    """The components of step 4."""
-
     def __init__(self) -> None:
         with gr.Column(visible=False) as self.all:
             gr.Markdown("## 4 What is left of the verdicts")
@@ -67,7 +65,7 @@ class TraceRemovalResult:
             self.difference, self.gain = captioned_picture(
                 "What was changed, amplified",
                 280,
-                "The signed difference of the two faces; the text below gives its gain",
+                "The signed difference of the two faces; the text below says how far it is amplified",
             )
         gr.Markdown("### What every detector says")
         self.verdicts = gr.HTML()
@@ -76,7 +74,7 @@ class TraceRemovalResult:
         self.views: dict[str, tuple[gr.Image, gr.Markdown]] = {}
         with gr.Row(elem_classes="views"):
             for name in VIEWS:
-                alt_text = f"{name.capitalize()} before and after; the sentence below says what to see"
+                alt_text = f"{name.capitalize()} before and after; the sentence below says what to look for"
                 self.views[name] = captioned_picture(name.capitalize(), 320, alt_text, elem_classes="whole")
         gr.Markdown("### What saving again does")
         self.resaves = gr.HTML()
@@ -120,7 +118,6 @@ class TraceRemovalResult:
         return updates
 
     def show_comparison(self, comparison: "AttackComparison") -> Updates:
-        """Return the updates that show all attacks side by side."""
         faces: list[tuple[Any, str]] = [(enlarge_face(comparison.original), "The face itself")]
         faces += [
             (provenance.marked_image(enlarge_face(attacked.picture), attacked.record()), attacked.title)
@@ -138,11 +135,9 @@ class TraceRemovalResult:
         }
 
     def hide(self) -> Updates:
-        """Return the updates that take the result away."""
         return {self.all: gr.Column(visible=False)}
 
     def outputs(self) -> list[Any]:
-        """Return what the methods above may update."""
         removal = [*self.slider.outputs(), self.difference, self.gain, self.verdicts, self.missing, self.resaves]
         views = [component for pair in self.views.values() for component in pair]
         comparison = [self.comparison_column, self.attacks, self.comparison]
@@ -153,22 +148,17 @@ class TraceRemovalResult:
 HEADLINE = (
     "**How much of a verdict hangs on traces that nobody sees?** Every way of making a fake leaves traces in the "
     "pixels, in the spectrum and in the noise. A network (TR-Net) was trained to remove all three and has never seen "
-    "the detectors below. If they change their minds although it is still the same face, they looked at the traces."
+    "the detectors below. If they change their minds although the face is the same, they looked at the traces."
 )
-
 WAITING = "*First choose a photo with a face, in step 1 above. A fake is the interesting case.*"
-
 RULES = (
     "One face at a time, and every picture that leaves this page is marked. This shows how far detectors can be "
     "trusted; it is not a tool for hiding forgeries."
 )
-
 LIMIT = CallLimit(30, 3600, "Removing traces")
 
 
 class TraceRemovalTab:
-    """Layout and wiring of the tab."""
-
     def __init__(self, photo: PhotoStep) -> None:
         self.photo_step = photo
         gr.Markdown(HEADLINE)
@@ -184,7 +174,7 @@ class TraceRemovalTab:
                     1,
                     step=0.25,
                     label="Strength of TR-Net",
-                    info="How large its change is made, for both buttons. It was trained for 1; more can be seen. "
+                    info="How large its change is, for both buttons. It was trained for 1; larger changes are visible. "
                     "Evaluate says what each strength leaves of the verdicts.",
                 )
                 gr.Markdown(
@@ -207,11 +197,9 @@ class TraceRemovalTab:
         return [*self.job.outputs(), *self.result.outputs()]
 
     def outputs(self) -> list[Any]:
-        """Return what the methods below may update."""
         return [self.waiting, self.ask, *self._job_outputs()]
 
     def show_for_face(self, face: JudgedFace | None) -> Updates:
-        """Return the updates for another face, or for none."""
         return {
             self.waiting: gr.Markdown(visible=face is None),
             self.ask: gr.Column(visible=face is not None),
@@ -220,24 +208,21 @@ class TraceRemovalTab:
         }
 
     def show_example(self, example: Example, request: gr.Request) -> Updates:
-        """Return the updates that show an example's stored result."""
         bundle = example.removal()
         if bundle is None:
             return {}
         return {
-            self.job.note: f"The stored result for “{example.label}” stands below. You can also run it yourself.",
+            self.job.note: f"The stored result for “{example.label}” is below. You can also run it yourself.",
             **self.result.show(bundle, session_folder(request)),
         }
 
     def _remove(
         self, chosen: ChosenPhoto, faces: list[JudgedFace], number: int | None, strength: float, request: gr.Request
     ) -> Iterator[Updates]:
-        """Remove the traces of the chosen face and show what happened."""
         from backend.trace_removal import removal  # its imports would keep the page waiting
-        from backend.trace_removal.removal import require_trnet
 
         located = chosen_face(chosen, faces, number)
-        require_trnet()
+        removal.require_trnet()
         LIMIT.check(request)
         yield {**self.job.busy("Cutting out the face."), **self.result.hide()}
         bundle = yield from self.job.watch(removal.run_removal(located, strength=strength))
@@ -246,7 +231,6 @@ class TraceRemovalTab:
     def _compare(
         self, chosen: ChosenPhoto, faces: list[JudgedFace], number: int | None, strength: float, request: gr.Request
     ) -> Iterator[Updates]:
-        """Run every attack on the chosen face and set the verdicts side by side."""
         from backend.trace_removal.comparison import compare_attacks
 
         located = chosen_face(chosen, faces, number)
@@ -257,7 +241,7 @@ class TraceRemovalTab:
 
 
 def verdict_table(record: dict[str, Any]) -> str:
-    """Return what every detector says before and after, with how often it is wrong."""
+    """Return what every detector says before and after, and how often it is wrong."""
     rows = [
         (card.title, score_cell(scores["original"]), score_cell(scores["removed"]), summarise_error_rates(card))
         for card, scores in ((registry.card(name), scores) for name, scores in record["p_fake"].items())
@@ -267,45 +251,35 @@ def verdict_table(record: dict[str, Any]) -> str:
 
 
 def resave_table(record: dict[str, Any]) -> str:
-    """Return what the detectors say of the changed face after it was saved again."""
+    """Return what the detectors say of the changed face after it is saved again."""
     from backend.trace_removal.removal import RESAVE_KINDS
 
     resaves = record["resaves"]
-    rows = [
-        (
-            registry.card(name).title,
-            _short_cell(scores["removed"]),
-            *(_short_cell(resaved[name]["removed"]) for resaved in resaves.values()),
-        )
-        for name, scores in record["p_fake"].items()
-    ]
+    rows = []
+    for name, scores in record["p_fake"].items():
+        resaved = (_short_cell(resave[name]["removed"]) for resave in resaves.values())
+        rows.append((registry.card(name).title, _short_cell(scores["removed"]), *resaved))
     head = ("Detector", "Not saved again", *(RESAVE_KINDS[kind][0] for kind in resaves))
-    caption = f"p_fake of the face without traces, after saving it again. {SIGN_KEY}"
+    caption = f"p_fake of the face without traces, saved again. {SIGN_KEY}"
     return html_table(head, rows, caption, scroll="wide", below=[record["resaves_summary"]])
 
 
 def removal_settings_line(record: dict[str, Any]) -> str:
-    """Return what is needed to get the same result again."""
     settings = ", ".join(f"{name} {value}" for name, value in record["settings"].items())
     return settings_line(f"Settings of TR-Net: {settings}", record["seconds"], record["versions"])
 
 
 def attacks_table(comparison: "AttackComparison") -> str:
-    """Return every attack with its likeness and the verdicts after it."""
+    """Return every attack, with the likeness and the verdicts after it."""
     names = list(comparison.p_fake)
     rows = [("The face itself", "", *(_short_cell(comparison.p_fake[name]) for name in names))]
-    rows += [
-        (
-            attacked.title,
-            _likeness(attacked.psnr, attacked.ssim),
-            *(_short_cell(attacked.p_fake[name]) for name in names),
-        )
-        for attacked in comparison.attacks
-    ]
+    for attacked in comparison.attacks:
+        scores = (_short_cell(attacked.p_fake[name]) for name in names)
+        rows.append((attacked.title, _likeness(attacked.psnr, attacked.ssim), *scores))
     head = ("Attack", "Likeness", *(registry.card(name).title for name in names))
     caption = (
         f"p_fake after every attack. {SIGN_KEY} Likeness: PSNR and SSIM (1 = the same). FGSM, MIFGSM and PGD know "
-        "Xception's gradients, the others know no detector."
+        "Xception's gradients; the others know no detector."
     )
     below = [f"Not installed, so not run: {', '.join(comparison.missing)}."] if comparison.missing else []
     return html_table(head, rows, caption, scroll="wide", below=below)

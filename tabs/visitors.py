@@ -1,7 +1,7 @@
-"""What visitors keep here for an hour (files and decoded photos), and how often they may ask for something.
+"""Visitors' files and decoded photos, kept for an hour, and limits on their calls.
 
-A visitor is a page that is open, and a new page is a new one; what one address may do in all is limited too, as a class
-behind one connection, or everybody behind a proxy, shares an address.
+A visitor is one open page. Calls are limited for each address too, with a higher limit: a class behind one connection,
+or everybody behind a proxy, shares an address.
 """
 
 import contextlib
@@ -23,22 +23,16 @@ from backend.alignment import LocatedFace
 from backend.errors import UserError
 from backend.settings import SETTINGS
 
-KEPT_SECONDS, SWEPT_SECONDS = 3600, 300  # of a visitor's files since the last event; how often is looked
+KEPT_SECONDS, SWEPT_SECONDS = 3600, 300  # after a visitor's last event; between two sweeps
 
 
 class CallLimit:
-    """A number of calls in a time, for every visitor.
-
-    Args:
-        calls: How many.
-        seconds: In how long.
-        what: What is limited, for the sentence that refuses it.
-    """
+    """A limit of `calls` in `seconds` for every visitor; `what` names the action in the refusal."""
 
     def __init__(self, calls: int, seconds: float, what: str) -> None:
         self.calls, self.seconds, self.what = calls, seconds, what
         self._lock = threading.Lock()
-        self._made: dict[str, deque[float]] = {}
+        self._times: dict[str, deque[float]] = {}
 
     def check(self, request: gr.Request | None) -> None:
         """Count one call of a visitor.
@@ -48,27 +42,27 @@ class CallLimit:
         """
         now = time.monotonic()
         with self._lock:
-            for name in [name for name, made in self._made.items() if now - made[-1] > self.seconds]:
-                del self._made[name]
+            for name in [name for name, times in self._times.items() if now - times[-1] > self.seconds]:
+                del self._times[name]
             counted = []
             for name, calls in self._allowed(request).items():
-                made = self._made.get(name, deque())
-                while made and now - made[0] > self.seconds:
-                    made.popleft()
-                if len(made) >= calls:
+                times = self._times.get(name, deque())
+                while times and now - times[0] > self.seconds:
+                    times.popleft()
+                if len(times) >= calls:
                     whom = "" if calls == self.calls else " for all who share your address"
-                    minutes = max(1, round((self.seconds - (now - made[0])) / 60))
+                    minutes = max(1, round((self.seconds - (now - times[0])) / 60))
                     raise UserError(
                         f"{self.what} is limited to {calls} times in {self.seconds / 60:.0f} minutes{whom}.",
                         f"Try again in about {minutes} minutes.",
                     )
-                counted.append((name, made))
-            for name, made in counted:
-                made.append(now)
-                self._made[name] = made
+                counted.append((name, times))
+            for name, times in counted:
+                times.append(now)
+                self._times[name] = times
 
     def _allowed(self, request: gr.Request | None) -> dict[str, int]:
-        """Return how many calls are allowed to whom: to the open page, and to its address."""
+        """Return how many calls the open page and its address are allowed."""
         address = str(getattr(getattr(request, "client", None), "host", "") or "unknown")
         page = str(getattr(request, "session_hash", None) or address)
         return {f"page {page}": self.calls, f"address {address}": self.calls * SETTINGS.visitors_per_address}
@@ -92,10 +86,10 @@ class OpenPhoto:
 
 
 class KeptPhotos:
-    """The open photos of a process by file, the least recently used first, none longer than its file.
+    """The open photos of a process by file, the least recently used first.
 
     Args:
-        max_bytes: Of all pixels together; one photo stays however large it is.
+        max_bytes: Limit on the pixels of all photos; a single photo stays however large it is.
     """
 
     def __init__(self, max_bytes: int = 256_000_000) -> None:
@@ -104,7 +98,7 @@ class KeptPhotos:
         self._photos: OrderedDict[str, tuple[float, tuple[int, int] | None, OpenPhoto]] = OrderedDict()
 
     def get(self, path: str) -> OpenPhoto | None:
-        """Return a photo that is kept and whose file is unchanged."""
+        """Return a photo that is kept and whose file has not changed."""
         with self._lock:
             _, stamp, photo = self._photos.get(path, (0.0, None, None))
             if photo is None or stamp != _file_stamp(path):
@@ -113,7 +107,7 @@ class KeptPhotos:
             return photo
 
     def put(self, path: str, photo: OpenPhoto) -> None:
-        """Keep a photo, and drop the least recently used ones where all together become too large."""
+        """Keep a photo, and drop the least recently used ones above the limit."""
         _downloads()  # starts the sweeping
         with self._lock:
             self._photos[path] = (time.monotonic(), _file_stamp(path), photo)
@@ -122,7 +116,6 @@ class KeptPhotos:
                 self._photos.popitem(last=False)
 
     def drop(self, path: str | None) -> None:
-        """Drop a photo, if it is kept."""
         with self._lock:
             self._photos.pop(path or "", None)
 
@@ -142,7 +135,7 @@ KEPT_PHOTOS = KeptPhotos()
 
 
 def _file_stamp(path: str) -> tuple[int, int] | None:
-    """Return what changes with a file; None where there is none."""
+    """Return the time and size of a file, which change with it; None for a missing file."""
     try:
         status = Path(path).stat()
     except OSError:
@@ -151,7 +144,7 @@ def _file_stamp(path: str) -> tuple[int, int] | None:
 
 
 def session_folder(request: gr.Request | None) -> Path:
-    """Return a folder for one visitor's files, which are deleted when an hour has passed without another call."""
+    """Return a folder for one visitor's files, which are deleted an hour after the last call."""
     folder = _folder_of(request)
     folder.mkdir(parents=True, exist_ok=True)
     os.utime(folder)
@@ -159,22 +152,22 @@ def session_folder(request: gr.Request | None) -> Path:
 
 
 def _folder_of(request: gr.Request | None) -> Path:
-    # Visitors choose what they are called by: as a hash it is one name of its own, whatever stands in it.
-    called = getattr(request, "session_hash", None) or "api"
-    return _downloads() / hashlib.sha256(called.encode(errors="replace")).hexdigest()
+    # Clients choose their session's name; its hash is a safe folder name.
+    session = getattr(request, "session_hash", None) or "api"
+    return _downloads() / hashlib.sha256(session.encode(errors="replace")).hexdigest()
 
 
 def sweep_folders(root: Path) -> None:
-    """Delete the folders of visitors of whom nothing was heard for an hour."""
+    """Delete the folders of visitors who have been inactive for an hour."""
     for folder in root.glob("*"):
-        with contextlib.suppress(OSError):  # its visitor has left in this moment
+        with contextlib.suppress(OSError):  # the visitor may leave at this moment
             if time.time() - folder.stat().st_mtime > KEPT_SECONDS:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
 @functools.cache
 def _downloads() -> Path:
-    """Return this process's own folder for downloads, closed to other users; it goes when the process ends."""
+    """Return this process's private folder for downloads, which is deleted when the process ends."""
     folder = runtime.private_folder()
     threading.Thread(target=_keep_sweeping, args=(folder,), name="sweep", daemon=True).start()
     return folder

@@ -114,7 +114,7 @@ def test_a_fill_is_shown_too_and_the_test_can_be_left_out(tab, tmp_path):
     shown = tab.result
     assert last[shown.reference_column].visible and not last[shown.difference].visible
     assert "Hidden parts showed the blurred face" in last[shown.attack]
-    assert "not put to the test" in last[shown.sufficiency] and not last[shown.curves_column].visible
+    assert "This map was not tested" in last[shown.sufficiency] and not last[shown.curves_column].visible
     assert "least: " in last[shown.scale]
 
 

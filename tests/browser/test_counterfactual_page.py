@@ -182,7 +182,7 @@ def test_who_has_to_wait_is_told_so_and_may_leave_the_queue(page: Page, phone: P
     search_for_long(page)
     page.locator("svg.curve").wait_for()
     phone.get_by_role("button", name=FIND).click()
-    expect(phone.locator(".status").get_by_text("Waiting for the others")).to_be_visible()
+    expect(phone.locator(".status").get_by_text("Waiting for others")).to_be_visible()
     expect(phone.get_by_role("button", name=FIND)).to_be_disabled()
     phone.get_by_role("button", name="Stop", exact=True).click()
     expect(phone.locator(".status").get_by_text("Stopped.").locator("visible=true")).to_be_visible()

@@ -28,13 +28,13 @@ def test_a_stopped_video_shows_what_was_found(page: Page, tmp_path: Path) -> Non
     # The first frame is done, and the next ones are not.
     expect(page.get_by_text("Of 14 frames, frames 2 to 6.")).to_be_visible(timeout=LONG)
     stop.click()
-    expect(page.locator(".status").get_by_text("What is done so far is put together.")).to_be_visible()
+    expect(page.locator(".status").get_by_text("The frames done so far are being put together.")).to_be_visible()
     expect(
         page.locator(".status").get_by_text("frames were skipped: the search was stopped before this frame.")
     ).to_be_visible(timeout=LONG)
     expect(page.get_by_role("heading", name="What the other detectors say").last).to_be_visible()
     expect(page.get_by_role("rowheader", name="(searched against)")).to_be_visible()
-    expect(page.locator(".status").get_by_text("What is done so far is put together.")).to_be_hidden()
+    expect(page.locator(".status").get_by_text("The frames done so far are being put together.")).to_be_hidden()
     expect(stop).to_be_disabled()
     expect(find).to_be_enabled()
     assert page.locator("video").last.evaluate("one => one.error === null")
