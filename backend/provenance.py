@@ -5,6 +5,7 @@ import json
 import zipfile
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -186,11 +187,13 @@ def zip_files(files: Mapping[str, bytes | str]) -> bytes:
     return buffer.getvalue()
 
 
-def unmarked_files(pictures: Mapping[str, np.ndarray], record: dict[str, Any], record_name: str) -> dict[str, bytes]:
-    """Return the files that the app stores for its own examples, by name, without visible marks."""
-    files = {}
+def save_unmarked(
+    folder: Path, pictures: Mapping[str, np.ndarray], record: dict[str, Any], record_name: str
+) -> list[Path]:
+    """Write pictures and record as the app stores its own examples, without visible marks, and return the files."""
+    folder.mkdir(parents=True, exist_ok=True)
     for name, picture in pictures.items():
         colours = picture if picture.ndim == 3 else np.repeat(picture[..., None], 3, axis=2)
-        files[f"{name}.png"] = unmarked_png(colours, {"kind": name})
-    files[record_name] = (json.dumps(record, indent=1) + "\n").encode()
-    return files
+        (folder / f"{name}.png").write_bytes(unmarked_png(colours, {"kind": name}))
+    (folder / record_name).write_bytes((json.dumps(record, indent=1) + "\n").encode())
+    return sorted(folder.iterdir())

@@ -38,11 +38,11 @@ def test_discriminators_have_the_published_size():
 def test_the_fingerprint_discriminator_names_sources():
     module = FingerprintDiscriminator(sources=4, width=0.125)
     pictures = faces(3, 128)
-    logits, named = module.with_source(pictures)
+    logits, named = module.judge(module.inputs(pictures))
     assert named.shape == (3, 4) and torch.allclose(logits, module(pictures), atol=1e-6)
     assert float(source_loss(torch.zeros(3, 4), torch.tensor([0, 1, 3]))) == pytest.approx(math.log(4))
     with pytest.raises(ValueError, match="without sources"):
-        FingerprintDiscriminator(width=0.125).with_source(pictures)
+        FingerprintDiscriminator(width=0.125).judge(pictures)
 
 
 def test_an_even_picture_leaves_no_noise_map():

@@ -1,6 +1,6 @@
-"""The counterfactual of one face of a photo: inversion, search, what changed, the re-test, and back into the photo.
+"""Counterfactual of one face in a photo: invert, search, measure the change, ask other detectors, paste it back.
 
-`CounterfactualBundle` is its stored form: what the app shows, keeps for its examples and hands out as a zip.
+`CounterfactualBundle` is the stored form: the app shows it, keeps it for its examples and offers it as a zip file.
 """
 
 import json
@@ -39,20 +39,18 @@ class PhotoCounterfactual(FaceResult):
     """The result for one photo and one detector; pictures are uint8 (H, W, 3).
 
     Args:
-        card: The detector's card.
         search: The search, with N = 1.
-        inversion: The generator's own drawing of it.
+        inversion: The crop as the generator redraws it.
         counterfactual: The crop after the search.
         residual: Signed difference, counterfactual - original.
         residual_inversion: Signed difference, inversion - original: what the generator loses.
         cams: Grad-CAM of original and counterfactual, N = 2, towards fake.
-        change: How far the codes moved.
         regions: Where the pixels changed, the most changed part of the face first.
-        metrics: `psnr`, `ssim` of counterfactual and original, and the same of the inversion as `psnr_inversion`,
-            `ssim_inversion`; a PSNR is None where no pixel differs.
+        metrics: `psnr` (dB) and `ssim` of counterfactual and original, `psnr_inversion` and `ssim_inversion` of
+            inversion and original; a PSNR is None where no pixel differs.
         retest: p_fake of original and counterfactual by the detectors that were not attacked.
         pasted: The photo with the counterfactual in it.
-        p_pasted: p_fake of the face found, aligned and judged anew in `pasted`; None where no face was found.
+        p_pasted: p_fake of the face after it is found and aligned again in `pasted`; None where no face was found.
     """
 
     card: Card
@@ -71,7 +69,7 @@ class PhotoCounterfactual(FaceResult):
 
     @property
     def p_fake(self) -> dict[str, float]:
-        """Return p_fake of the crop, of its inversion and of the counterfactual."""
+        """p_fake of the crop, its inversion and the counterfactual."""
         return {name: float(values[0]) for name, values in self.search.p_fake.items()}
 
     @property
@@ -81,18 +79,15 @@ class PhotoCounterfactual(FaceResult):
 
     @property
     def already_real(self) -> bool:
-        """Whether the face was called real to begin with, so that nothing was searched."""
+        """Whether the face was called real at the start, so that nothing was searched."""
         return bool(self.search.already_real[0])
 
     @property
     def summary(self) -> str:
         """The result in one paragraph."""
-        parts = [self.facts.summary] if self.facts.summary else []
-        if self.search.refined is not None:
-            parts.append(self.search.refined.summary)
-        if self.search.tuned is not None:
-            parts.append(self.search.tuned.summary)
-        parts.append(self.search.summary)
+        refined, tuned = self.search.refined, self.search.tuned
+        before = (self.facts.summary, refined.summary if refined else "", tuned.summary if tuned else "")
+        parts = [*filter(None, before), self.search.summary]
         if not self.already_real:
             parts.append(changes.regions_in_words(self.regions))
             parts.append(predict.retest_in_words(self.retest))
@@ -100,7 +95,7 @@ class PhotoCounterfactual(FaceResult):
         return " ".join(parts)
 
     def record(self) -> dict[str, Any]:
-        """Return what a program reads and what a saved picture carries, as plain values for JSON."""
+        """Return the result as plain values for JSON, for programs and for saved pictures."""
         result = self.search
         return {
             "detector": self.card.name,
@@ -132,9 +127,7 @@ class PhotoCounterfactual(FaceResult):
                 "rows": self.change.rows[0].tolist(),
                 "levels": {level: float(values[0]) for level, values in self.change.levels.items()},
             },
-            "regions": [
-                {"region": change.region, "share": change.share, "area": change.area} for change in self.regions
-            ],
+            "regions": [asdict(region) for region in self.regions],
             "cam_empty": {"original": bool(self.cams.empty[0]), "counterfactual": bool(self.cams.empty[1])},
             "cam_missing": self.cams.missing,
             "settings": asdict(result.settings),
@@ -163,11 +156,11 @@ def find_counterfactual(
     Args:
         located: The face.
         detector_name: One of `registry.loadable()`.
-        settings: Settings of the search.
+        settings: None takes the defaults.
         inverter: Generator and encoder; None takes the embedded ones.
 
     Raises:
-        UserError: There is no such detector, no model file, or a setting is out of its range.
+        UserError: There is no such detector, a model file is missing, or a setting is out of range.
     """
     started = time.perf_counter()
     settings = settings or SearchSettings()
@@ -184,7 +177,6 @@ def find_counterfactual(
     inverted = images.to_array(result.inversion)
     yield Step(total - 2, total, "Measuring what changed.", result.counterfactual)
     cams = _grad_cams(detector, torch.cat([result.original, result.counterfactual]), view)
-    inversion_likeness = similarity.psnr_and_ssim(aligned.crop, inverted)
     yield Step(total - 1, total, "Asking the other detectors.", result.counterfactual)
     scores = predict.retest(result.original, result.counterfactual, detector_name, sources=source)
     yield Step(total, total, "Putting the face back into the photo and finding it again.", result.counterfactual)
@@ -202,7 +194,7 @@ def find_counterfactual(
         change=changes.measure_latent_change(result.codes_start, result.codes),
         regions=changes.changed_regions(aligned.crop, counterfactual, aligned.landmarks),
         metrics=similarity.psnr_and_ssim(aligned.crop, counterfactual)
-        | {f"{name}_inversion": value for name, value in inversion_likeness.items()},
+        | {f"{name}_inversion": value for name, value in similarity.psnr_and_ssim(aligned.crop, inverted).items()},
         retest={name: (float(before[0]), float(after[0])) for name, (before, after) in scores.items()},
         pasted=pasted,
         p_pasted=_judge_pasted(pasted, located, detector, inverter),
@@ -223,11 +215,7 @@ def _gain_of(refinement: Refined | Tuned | None) -> dict[str, float | str] | Non
 
 
 def load_detector(name: str) -> Detector:
-    """Load a detector.
-
-    Raises:
-        UserError: There is none of this name.
-    """
+    """Load a detector; raises UserError where none has this name."""
     names = registry.loadable()
     if name not in names:
         raise UserError(f"There is no detector named {name}.", f"Choose one of: {', '.join(names)}.")
@@ -235,7 +223,7 @@ def load_detector(name: str) -> Detector:
 
 
 def _grad_cams(detector: Detector, crops: torch.Tensor, view: DetectorView | None) -> CamMap:
-    """Return the maps over crops (N, 3, H, W), also where the detector sees another crop than these."""
+    """Return the maps over crops (N, 3, H, W), even where the detector sees a different crop."""
     if view is None:
         return grad_cam_or_reason(detector, crops.to(device()))
     cams = grad_cam_or_reason(detector, view.of(crops).to(device()))
@@ -243,7 +231,7 @@ def _grad_cams(detector: Detector, crops: torch.Tensor, view: DetectorView | Non
 
 
 def _judge_pasted(pasted: np.ndarray, located: LocatedFace, detector: Detector, inverter: Inverter) -> float | None:
-    """Find, align and judge the face again, as anyone would who is given only the photo."""
+    """Find, align and judge the face again, as someone who has only the photo would."""
     located_again = locate_again(pasted, located)
     if located_again is None:
         return None
@@ -255,7 +243,7 @@ def _judge_pasted(pasted: np.ndarray, located: LocatedFace, detector: Detector, 
 
 @dataclass(frozen=True, eq=False)
 class CounterfactualBundle:
-    """What is shown and stored of a counterfactual.
+    """What the app shows and stores of a counterfactual.
 
     Args:
         record: What `PhotoCounterfactual.record` returned.
@@ -270,14 +258,13 @@ class CounterfactualBundle:
     pasted: np.ndarray
 
     def residual(self) -> changes.Residual:
-        """Return the signed difference of counterfactual and crop."""
         return changes.signed_residual(self.faces["crop"], self.faces["counterfactual"])
 
     def pictures(self) -> dict[str, np.ndarray]:
-        """Return all pictures, uint8 (H, W, 3), without a mark; of them, only `crop` is not made by the app.
+        """Return all pictures, uint8 (H, W, 3), without a mark; the app made all of them except `crop`.
 
-        `crop`, `inversion`, `counterfactual`, `residual`, the maps that are not empty, and `photo` with the changed
-        face in it; `crop` alone where nothing was searched. App, zip and command line all show these.
+        They are the faces, `residual`, the maps that are not empty, and `photo` with the changed face in it; only
+        `crop` where nothing was searched.
         """
         if self.record["already_real"]:
             return {"crop": self.faces["crop"]}
@@ -289,18 +276,14 @@ class CounterfactualBundle:
 
     def zip(self) -> bytes:
         """Return a zip file with the record and every picture, marked where the app made it."""
-        return provenance.zip_record(self.record, self.pictures(), own=("crop",))  # the visitor's own pixels
+        return provenance.zip_record(self.record, self.pictures(), own=("crop",))  # the visitor's own picture
 
     def save(self, folder: Path) -> list[Path]:
-        """Write what `load` needs, without visible marks, and return the files."""
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, content in provenance.unmarked_files({**self.faces, **self.maps}, self.record, "story.json").items():
-            (folder / name).write_bytes(content)
-        return sorted(folder.iterdir())
+        """Write what `load_counterfactual` needs, without visible marks, and return the files."""
+        return provenance.save_unmarked(folder, {**self.faces, **self.maps}, self.record, "story.json")
 
 
 def bundle_counterfactual(result: PhotoCounterfactual) -> CounterfactualBundle:
-    """Return the bundle of a counterfactual."""
     faces = {"crop": result.original, "inversion": result.inversion, "counterfactual": result.counterfactual}
     maps = {
         name: np.rint(strength * 255).astype(np.uint8)
@@ -311,7 +294,7 @@ def bundle_counterfactual(result: PhotoCounterfactual) -> CounterfactualBundle:
 
 
 def load_counterfactual(folder: Path, located: LocatedFace) -> CounterfactualBundle:
-    """Read what `CounterfactualBundle.save` wrote about a face that the embedded generator changed."""
+    """Read what `CounterfactualBundle.save` wrote; the embedded generator must have changed the face."""
     record = json.loads((folder / "story.json").read_text(encoding="utf-8"))
     pictures = {path.stem: images.read(path) for path in folder.glob("*.png")}
     faces = {name: pictures[name] for name in FACE_PICTURES if name in pictures}
@@ -323,7 +306,7 @@ def load_counterfactual(folder: Path, located: LocatedFace) -> CounterfactualBun
 
 def overlay_cam(picture: np.ndarray, strength: np.ndarray) -> np.ndarray:
     """Lay a map, uint8 (H, W), in colours over a picture, uint8 (S, S, 3)."""
-    import matplotlib as mpl  # its import would keep the app's page waiting
+    import matplotlib as mpl  # imported here so that the app's page opens sooner
 
     height, width = picture.shape[:2]
     sized = np.asarray(Image.fromarray(strength).resize((width, height), Image.Resampling.BILINEAR))

@@ -1,8 +1,8 @@
-"""From edited codes to the picture that a detector judges: exactly, or as a cheaper draft while a search is under way.
+"""From edited codes to the picture that a detector judges: exact, or a cheaper draft while a search runs.
 
-StyleGAN2 holds a picture at every resolution and adds the finer ones on top (Karras et al. 2020, section 4.1). A
-detector that reads 256 pixels needs no more than that picture for a step, provided that no open row is read only
-beyond it. A draft is such a picture, and on CUDA its layers compute in half precision; what is kept is always drawn and
+StyleGAN2 holds a picture at every resolution and adds the finer ones on top (Karras et al. 2020, section 4.1). For a
+step, a detector that reads 256 pixels needs only the picture of that size, unless an open row acts only on larger
+ones. A draft is such a picture, and on CUDA its layers compute in half precision. What is kept is always drawn and
 judged again at full size and in float32.
 
 Two composites: `reconstruction` is the generator's own drawing, as in Artifact-Eraser; it mixes what inversion loses
@@ -13,7 +13,7 @@ generator draws badly keeps its pixels.
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -24,8 +24,10 @@ from backend.generators.inversion import Inverter
 from backend.generators.stylegan2 import Partial, row_count
 
 Composite = Literal["transfer", "reconstruction"]
-
-COMPOSITES: tuple[Composite, ...] = ("transfer", "reconstruction")
+COMPOSITES: tuple[Composite, ...] = get_args(Composite)
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+HALVES_FROM = 256  # pixels; smaller drawings do not keep a GPU busy, so half precision would save no time
 
 
 def compose_picture(kind: Composite, original: Tensor, drawn: Tensor, drawn_start: Tensor) -> Tensor:
@@ -41,58 +43,44 @@ def compose_picture(kind: Composite, original: Tensor, drawn: Tensor, drawn_star
         (N, 3, H, W) in [0, 1].
     """
     size = original.shape[-1]
-    picture = (
-        resize_square(drawn, size) if kind == "reconstruction" else original + resize_square(drawn - drawn_start, size)
-    )
-    return picture.clamp(0, 1)
+    if kind == "reconstruction":
+        return resize_square(drawn, size).clamp(0, 1)
+    return (original + resize_square(drawn - drawn_start, size)).clamp(0, 1)
 
 
 def as_saved(pictures: Tensor) -> Tensor:
-    """Round pictures in [0, 1] to the 8 bits in which they are saved; gradients pass as if they were not rounded.
+    """Round pictures in [0, 1] to the 8 bits in which they are saved; gradients ignore the rounding.
 
-    A detector then judges exactly the saved pixels while the search still sees a slope.
+    The detector then judges exactly the saved pixels, and the search still has a gradient.
     """
     rounded = (pictures.detach() * 255).round() / 255
     # Only the first term has a value: the difference is zero to the last bit.
     return rounded + (pictures - pictures.detach())
 
 
-Precision = Literal["auto", "float32", "bfloat16", "float16"]
-
-DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-HALVES_FROM = 256  # pixels; a smaller drawing keeps no GPU busy, so halves would save nothing
-
-
 @dataclass(frozen=True)
 class RenderingEffort:
-    """How much work a drawing is.
+    """How much work a drawing is."""
 
-    Args:
-        resolution: Side of the drawing in pixels.
-        dtype: Type of the feature maps.
-    """
-
-    resolution: int
-    dtype: torch.dtype
+    resolution: int  # side of the drawing in pixels
+    dtype: torch.dtype  # of the feature maps
 
     @property
     def precision(self) -> str:
-        """Return the name of the type."""
         return next(name for name, dtype in DTYPES.items() if dtype == self.dtype)
 
 
 def draft_effort(
     inverter: Inverter, input_size: int, opened: Sequence[int], *, truncate: bool, precision: Precision
 ) -> RenderingEffort:
-    """Return the least work with which a search can be made.
+    """Return the cheapest effort that a search can use.
 
     Args:
         inverter: The generator.
-        input_size: Side in pixels of what the detector reads.
+        input_size: Side in pixels of the detector's input.
         opened: Rows that may change.
-        truncate: Stop at the smallest resolution that is at least `input_size` and for which every open row is read.
-        precision: Type of the layers; `auto` takes halves on CUDA for drawings of 256 pixels and more.
+        truncate: Stop at the smallest resolution that is at least `input_size` and on which every open row acts.
+        precision: Type of the layers; `auto` takes half precision on CUDA for drawings of 256 pixels and more.
     """
     resolution = inverter.size
     while truncate and resolution // 2 >= max(8, input_size) and row_count(resolution // 2) > max(opened):
@@ -102,43 +90,36 @@ def draft_effort(
     target = inverter.latent_average.device
     if target.type != "cuda" or resolution < HALVES_FROM:
         return RenderingEffort(resolution, torch.float32)
-    # Older cards compute bfloat16 slowly, in software.
-    return RenderingEffort(
-        resolution, torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.half
-    )
+    # Older cards only emulate bfloat16, which is slow.
+    has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    return RenderingEffort(resolution, torch.bfloat16 if has_bfloat16 else torch.half)
 
 
 def half_precision(target: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
-    """Let a detector compute in halves, where they are asked for, except for what needs float32."""
+    """Let a detector compute in half precision where `dtype` asks for it, except in layers that need float32."""
     return nullcontext() if dtype == torch.float32 else torch.autocast(target.type, dtype=dtype)
 
 
 @dataclass(frozen=True, eq=False)
 class _Start:
-    """A drawing before any change.
+    """The drawing and the picture before any change."""
 
-    Args:
-        partial: What does not depend on open rows.
-        drawn: The whole, (N, 3, R, R), unclamped.
-        base: The picture before any change, (N, 3, R, R) in [0, 1].
-    """
-
-    partial: Partial
-    drawn: Tensor
-    base: Tensor
+    partial: Partial  # what does not depend on open rows
+    drawn: Tensor  # (N, 3, R, R), unclamped
+    base: Tensor  # the picture, (N, 3, R, R) in [0, 1]
 
 
 class Renderer:
     """Draws edited codes of several faces and asks the detector about them.
 
     Args:
-        inverter: Draws.
-        detector: Is asked.
+        inverter: The generator.
+        detector: Judges the drawings.
         faces: (N, 3, H, W) in [0, 1], rounded to 8 bits.
         start: Codes before any change, (N, rows, 512).
         opened: Rows that may change.
         composite: How a drawing becomes a picture.
-        view: What the detector sees of pictures, of one photo; None where it sees the pictures themselves.
+        view: The detector's crop of the pictures, all of one photo; None where it sees the pictures themselves.
         effort: Work of a draft.
     """
 
@@ -159,15 +140,13 @@ class Renderer:
         with torch.no_grad():
             partial = inverter.begin(start, opened[0])
             drawn = inverter.synthesize_from(partial, start, clamp=False)
-            own = composite == "reconstruction"
-            self.exact = _Start(partial, drawn, drawn.clamp(0, 1) if own else faces)
+            self.exact = _Start(partial, drawn, drawn.clamp(0, 1) if composite == "reconstruction" else faces)
             self.draft = self.exact
             if self.drafts:
-                rough = (
-                    partial if effort.dtype == torch.float32 else inverter.begin(start, opened[0], dtype=effort.dtype)
-                )
-                small = inverter.synthesize_from(rough, start, resolution=effort.resolution, clamp=False)
-                self.draft = _Start(rough, small, resize_square(self.exact.base, effort.resolution))
+                if effort.dtype != torch.float32:
+                    partial = inverter.begin(start, opened[0], dtype=effort.dtype)
+                drawn = inverter.synthesize_from(partial, start, resolution=effort.resolution, clamp=False)
+                self.draft = _Start(partial, drawn, resize_square(self.exact.base, effort.resolution))
 
     @property
     def drafts(self) -> bool:
@@ -200,8 +179,8 @@ class Renderer:
     def sketch(self, rows: Sequence[Tensor], chosen: Tensor) -> tuple[Tensor, Tensor]:
         """Draw a draft of codes, and ask the detector; arguments as for `draw`.
 
-        What the codes change at the draft's size is added to the start as it is at full size, so that a search begins
-        with the picture that it would begin with otherwise.
+        The change that the codes make at the draft's size is added to the resized exact start, so that a search begins
+        with the same picture as it would without drafts.
 
         Returns:
             Drafts (n, 3, R, R) in [0, 1], not rounded, and log-odds of fake (n,).

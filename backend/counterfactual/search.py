@@ -1,10 +1,10 @@
 """Search the style codes for the smallest change that makes a detector call a face real.
 
 Artifact-Eraser, section 3.3, equations 2 to 4: steps of fixed length against the sign of the gradient of
-(p_fake - 0)^2, on the rows that the levels open. The paper prints a plus; a plus raises that loss. Its steps are equal
-in all rows; ours are shorter in those to which the generator reacts more (`step_lengths`). Each step is one forward
-and one backward pass: the picture that is judged is the picture that is kept. Where drafts are enough for the steps
-(`rendering.py`), a face that passes as a draft is drawn and judged exactly; if it does not pass as such, its search
+(p_fake - 0)^2, on the rows that the levels open. The paper prints a plus, which would raise that loss. Its steps are
+equal in all rows; ours are shorter in rows to which the generator reacts more (`step_lengths`). Each step is one
+forward and one backward pass: the picture that is judged is the picture that is kept. Where drafts are enough for the
+steps (`rendering.py`), a face that passes as a draft is drawn and judged exactly; if it then does not pass, its search
 goes on without drafts.
 """
 
@@ -12,13 +12,13 @@ import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from backend.alignment import DetectorView
-from backend.counterfactual.rendering import COMPOSITES, DTYPES, Composite, Precision, Renderer, as_saved, draft_effort
+from backend.counterfactual.rendering import Composite, Precision, Renderer, as_saved, draft_effort
 from backend.detectors import predict
 from backend.detectors.base import THRESHOLD, UNCERTAIN_MARGIN, Detector
 from backend.errors import UserError
@@ -28,15 +28,18 @@ from backend.progress import Job, Step, counted
 from backend.runtime import MODEL_LOCK, frozen
 
 LEVELS = ("S", "M", "D")
-
 LEVEL_WORDS = {"S": "shape", "M": "features", "D": "details"}
+StepLengths = Literal["visible", "equal"]
+Loss = Literal["mse", "log_odds"]
+LONGEST_STEP = 20.0  # epsilons, in a row that changes the picture hardly at all
+HALF_PRECISION_SLOPE = 4096.0  # for float16, in which gradients of the usual size would round to zero
 
 
 def parse_levels(text: str) -> tuple[str, ...]:
-    """Read levels as a person writes them, `S,M,D` or `md`, and return them in their order.
+    """Read levels as a person writes them, such as `S,M,D` or `md`, and return them in the order of `LEVELS`.
 
     Raises:
-        UserError: A letter is none of the levels, or there is none.
+        UserError: A letter is not a level, or the text is empty.
     """
     letters = set(text.upper().replace(",", "").replace(" ", ""))
     if not letters or not letters <= set(LEVELS):
@@ -45,7 +48,7 @@ def parse_levels(text: str) -> tuple[str, ...]:
 
 
 def rows_of_level(level: str, rows: int) -> range:
-    """Return the rows of one level: 4 + 4 + 4 of 12, 6 + 6 + 6 of 18; what is left over goes to D."""
+    """Return the rows of one level: each has a third of them, and the remainder goes to D."""
     third, number = rows // 3, LEVELS.index(level)
     return range(number * third, rows if level == "D" else (number + 1) * third)
 
@@ -58,19 +61,16 @@ def level_mask(levels: Iterable[str], rows: int) -> Tensor:
     return opened
 
 
-LONGEST_STEP = 20.0  # epsilons a step in a row that shows hardly at all
-
-
 def step_lengths(inverter: Inverter, opened: list[int], lengths: str) -> Tensor:
     """Return the step of every open row in units of epsilon, (n,).
 
-    The further a row changes the picture (`visibility.measure`), the shorter its step: random steps of these lengths
-    change it as far in every row, and in all rows together as far as equal ones. Measured: the model card.
+    The more a row changes the picture (`visibility.measure`), the shorter its step: random steps of these lengths
+    change the picture equally in every row, and all rows together as much as equal steps do (see the model card).
 
     Args:
-        inverter: Generator and encoder; where its rows were not measured, all steps are equal.
+        inverter: Generator and encoder; where the visibility of its rows was not measured, all steps are equal.
         opened: The rows that the levels open.
-        lengths: "visible", or "equal" for the paper's.
+        lengths: "visible", or "equal" as in the paper.
     """
     visibility = torch.tensor(inverter.visibility)[opened] if inverter.visibility else torch.zeros(0)
     if lengths == "equal" or not visibility.any():
@@ -78,32 +78,24 @@ def step_lengths(inverter: Inverter, opened: list[int], lengths: str) -> Tensor:
     return (visibility.square().mean().sqrt() / visibility).clamp(max=LONGEST_STEP)
 
 
-StepLengths = Literal["visible", "equal"]
-
-
 @dataclass(frozen=True)
 class SearchSettings:
     """Settings of a search.
 
     Args:
-        levels: Style levels whose rows may change, of `S`, `M`, `D`.
-        epsilon: Length of a step in every coordinate of a code, before `lengths`; None takes the generator's own. A
-            negative one climbs instead, which is useful as a check.
-        lengths: `visible`: shorter in rows to which the generator reacts more and longer in the others, so that random
-            steps would change the picture as far in every row, and together as far as steps of `epsilon` in all of
-            them; a generator whose rows were never measured takes equal ones. `equal`: `epsilon` in every row, as in
-            the paper.
-        steps: How many steps at most; no coordinate moves further than that many steps of its row from where
-            the search starts; a video starts each frame at the offset of the one before.
-        kappa: A face is done once p_real - p_fake passes this margin, in [0, 1).
-        composite: How an edited code becomes a picture, see `composite.py`.
-        seed: Recorded; the search draws nothing at random.
-        loss: `mse` as in the paper; `log_odds` follows the slope before the sigmoid for every face.
-        early_stop: Stop a face at its first success. Without it all steps are made and the last picture is kept.
-        refine: Steps that bring the reconstruction closer to the face before the search begins; 0 makes none.
-        tune: Steps that tune a copy of the generator to the face before the search begins, after a refinement; 0 makes
-            none.
-        truncate: Draw no larger than the detector reads while searching, where the open rows allow it.
+        levels: Style levels whose rows may change.
+        epsilon: Length of a step in every coordinate of a code, before `lengths`; None takes the generator's default.
+            A negative one raises p_fake instead, which is useful as a check.
+        lengths: `visible` adapts the step of each row, see `step_lengths`; `equal` takes `epsilon` in every row.
+        steps: Maximum number of steps.
+        kappa: A face is done once p_real - p_fake exceeds this margin, in [0, 1).
+        composite: How an edited code becomes a picture, see `rendering.py`.
+        seed: Of the tuning; the search itself is not random.
+        loss: `mse` as in the paper; `log_odds` follows the gradient before the sigmoid for every face.
+        early_stop: Stop a face at its first success. Otherwise all steps are made and the last picture is kept.
+        refine: Steps that bring the reconstruction closer to the face before the search; 0 makes none.
+        tune: Steps that tune a copy of the generator to the face, after a refinement; 0 makes none.
+        truncate: While searching, draw no larger than the detector's input, where the open rows allow it.
         precision: Type of the generator's and the detector's layers while searching; `auto` is float32, and on CUDA
             bfloat16 or float16 for drawings of 256 pixels and more.
     """
@@ -112,10 +104,10 @@ class SearchSettings:
     epsilon: float | None = None
     lengths: StepLengths = "visible"
     steps: int = 100
-    kappa: float = 2 * UNCERTAIN_MARGIN  # past it the verdict's word is real, and not uncertain
+    kappa: float = 2 * UNCERTAIN_MARGIN  # beyond it the verdict is real, and not uncertain
     composite: Composite = "transfer"
     seed: int = 0
-    loss: Literal["mse", "log_odds"] = "mse"
+    loss: Loss = "mse"
     early_stop: bool = True
     refine: int = 0
     tune: int = 0
@@ -123,39 +115,27 @@ class SearchSettings:
     precision: Precision = "auto"
 
     def check(self) -> None:
-        """Refuse what cannot be searched.
-
-        Raises:
-            UserError: A setting is out of its range.
-        """
+        """Raise UserError where a setting is out of range."""
         if not self.levels or not set(self.levels) <= set(LEVELS):
             raise UserError("No style level may change.", "Open at least one of S, M and D.")
         if self.epsilon is not None and (self.epsilon == 0 or not math.isfinite(self.epsilon)):
             raise UserError("A step must have a length.", "Use an epsilon other than 0, for example 0.002.")
-        if self.lengths not in ("visible", "equal"):
-            raise UserError(f"Steps cannot be {self.lengths}.", "Use visible or equal.")
-        if self.composite not in COMPOSITES:
-            raise UserError(f"There is no composite {self.composite}.", f"Use one of: {', '.join(COMPOSITES)}.")
-        if self.loss not in ("mse", "log_odds"):
-            raise UserError(f"There is no loss {self.loss}.", "Use mse or log_odds.")
-        if self.precision not in ("auto", *DTYPES):
-            raise UserError(f"There is no precision {self.precision}.", f"Use one of: auto, {', '.join(DTYPES)}.")
+        choices = {"lengths": StepLengths, "composite": Composite, "loss": Loss, "precision": Precision}
+        for name, literal in choices.items():
+            if getattr(self, name) not in get_args(literal):
+                problem = f'The setting {name} cannot be "{getattr(self, name)}".'
+                raise UserError(problem, f"Use one of: {', '.join(get_args(literal))}.")
         if self.steps < 1:
             raise UserError("A search needs at least one step.", "Use a number of steps from 1.")
         if not 0 <= self.kappa < 1:
-            raise UserError(f"The margin {self.kappa:g} cannot be reached.", "Use one from 0 to below 1.")
-        if not 0 <= self.refine <= MOST_REFINE_STEPS:
-            raise UserError(
-                f"A reconstruction cannot be refined in {self.refine} steps.", f"Use 0 to {MOST_REFINE_STEPS} steps."
-            )
-        if not 0 <= self.tune <= MOST_REFINE_STEPS:
-            raise UserError(
-                f"A generator cannot be tuned in {self.tune} steps.", f"Use 0 to {MOST_REFINE_STEPS} steps."
-            )
+            raise UserError(f"The margin {self.kappa:g} cannot be reached.", "Use at least 0 and less than 1.")
+        for purpose, steps in (("refine the reconstruction", self.refine), ("tune the generator", self.tune)):
+            if not 0 <= steps <= MOST_REFINE_STEPS:
+                raise UserError(f"{steps} steps cannot {purpose}.", f"Use 0 to {MOST_REFINE_STEPS} steps.")
 
     @property
     def total(self) -> int:
-        """Number of steps at most, with the inversion, its refinement and the tuning."""
+        """Maximum number of steps, with the inversion, its refinement and the tuning."""
         return self.refine + self.tune + self.steps + 1
 
 
@@ -166,36 +146,26 @@ class SearchResult:
     Args:
         codes_start: Codes where the search began, (N, rows, 512): the encoder's, refined where this was asked for.
         codes: Codes of the counterfactuals.
-        original: The faces.
-        inversion: The generator's own drawing of them, before any change.
+        inversion: The faces as the generator redraws them, before any change.
         counterfactual: The first picture that passed the margin; where none did, the one with the lowest p_fake.
-        p_original: p_fake (N,) of `original`.
-        p_inversion: p_fake (N,) of `inversion`.
-        p_counterfactual: p_fake (N,) of `counterfactual`.
+        p_original: p_fake (N,) of `original`; likewise `p_inversion` and `p_counterfactual`.
         flipped: Called fake before and real after, (N,).
         steps: Updates (N,) until a face passed; where it never did, all that were made.
-        already_real: Called real to begin with, so not searched, (N,).
-        flipped_by_inversion: Called real as soon as the generator has drawn it, (N,); such a success of the
-            `reconstruction` composite is none of the search.
-        used_log_odds: The sigmoid was saturated at some step, and the slope before it was followed, (N,).
+        already_real: Called real at the start, so not searched, (N,).
+        flipped_by_inversion: Called real as soon as the generator redraws it, (N,); with the `reconstruction`
+            composite, such a success is not due to the search.
+        used_log_odds: The sigmoid was saturated at some step, so the gradient before it was followed, (N,).
         trajectory: p_fake (steps made + 1, N), the first row before any update; a face that is done keeps its value.
-            Of drafts, until a face passed.
-        epsilon: Step that was used; where lengths differ, an equal one that would change a picture as far.
-        lengths: What it came to in every open row, (n,); all alike where steps are equal.
-        measured: Whether it was known how visible the generator's rows are.
+            Until a face passes, its values may come from drafts.
+        epsilon: Step that was used; where lengths differ, the equal step that would change a picture as much.
+        lengths: Step in every open row, (n,).
+        measured: Whether the visibility of the generator's rows was known.
         level: Levels that were open, as `S,M,D`.
-        resolution: Side in pixels of what was drawn while searching; what is handed back was drawn at `full_size`.
+        resolution: Side in pixels of the drawings while searching; the results were drawn at `full_size`.
         full_size: Side in pixels of the generator's pictures.
-        precision: Type of the layers while searching; what is handed back was judged in float32.
-        fell_back: Passed as a draft but not as what would be handed back, so the search went on at full size and in
-            float32, (N,).
-        settings: Settings of the search.
-        refined: How the reconstruction was refined, or None.
-        tuned: How a copy of the generator was tuned, or None.
-        generator: Name of the generator.
-        detector: Name of the detector.
+        precision: Type of the layers while searching; the results were judged in float32.
+        fell_back: Passed as a draft but not when drawn exactly, so the search went on at full size in float32, (N,).
         torch: Version of PyTorch.
-        seconds: Time taken.
     """
 
     codes_start: Tensor
@@ -220,9 +190,9 @@ class SearchResult:
     full_size: int
     precision: str
     fell_back: Tensor
-    settings: "SearchSettings"
-    refined: "Refined | None"
-    tuned: "Tuned | None"
+    settings: SearchSettings
+    refined: Refined | None
+    tuned: Tuned | None
     generator: str
     detector: str
     torch: str
@@ -230,28 +200,24 @@ class SearchResult:
 
     @property
     def p_fake(self) -> dict[str, Tensor]:
-        """Return the three scores (N,) under the names that the command line uses."""
-        return {
-            "original": self.p_original,
-            "inversion": self.p_inversion,
-            "counterfactual": self.p_counterfactual,
-        }
+        """The three scores (N,) under the names that the command line uses."""
+        return {"original": self.p_original, "inversion": self.p_inversion, "counterfactual": self.p_counterfactual}
 
     @property
     def row_lengths(self) -> tuple[float, ...]:
-        """Return the step of every open row, to three digits."""
+        """The step in every open row, to three significant digits."""
         return tuple(float(f"{value:.3g}") for value in self.lengths)
 
     @property
     def summary(self) -> str:
-        """Say in plain words what happened."""
-        return self._one() if len(self.flipped) == 1 else self._many()
+        """What happened, in a few sentences."""
+        return self._summarise_face() if len(self.flipped) == 1 else self._summarise_faces()
 
-    def _one(self) -> str:
+    def _summarise_face(self) -> str:
         before, after = float(self.p_original[0]), float(self.p_counterfactual[0])
         if self.already_real[0]:
             call = predict.describe_call(before, "this face")
-            return f"The detector {self.detector} {call} ({before:.2f}), so there is nothing to turn."
+            return f"The detector {self.detector} {call} ({before:.2f}), so there is nothing to change."
         scores = f"from {before:.2f} to {after:.2f} (0 = real, 1 = fake)"
         rows = " and ".join(f"{level} ({LEVEL_WORDS[level]})" for level in self.settings.levels)
         where = f"changing the style levels {rows}" if len(self.settings.levels) > 1 else f"changing style level {rows}"
@@ -264,25 +230,23 @@ class SearchResult:
         if self.settings.composite == "reconstruction" and self.flipped_by_inversion[0]:
             text += " It did so as soon as the generator had drawn the face, before any change was searched."
         if self.used_log_odds[0]:
-            text += " The detector was so sure at first that its slope vanished; the log-odds showed the way."
-        return text + self._rows() + self._drafts()
+            text += " The detector was so sure at first that its gradient vanished, so the log-odds were followed."
+        return text + self._equal_steps_note() + self._draft_note()
 
-    def _many(self) -> str:
+    def _summarise_faces(self) -> str:
         searched = int((~self.already_real).sum())
         text = f"Of {len(self.flipped)} faces, the detector {self.detector} put {searched} on the side of fake; "
         text += f"{int(self.flipped.sum())} of these went over to the side of real."
         if self.flipped.any():
             text += f" The median took {int(self.steps[self.flipped].median())} steps (epsilon {abs(self.epsilon):g})."
-        return text + self._rows() + self._drafts()
+        return text + self._equal_steps_note() + self._draft_note()
 
-    def _rows(self) -> str:
-        """Say that steps were equal, where others were asked for and the generator's rows were never measured."""
+    def _equal_steps_note(self) -> str:
         if self.measured or self.settings.lengths == "equal" or self.already_real.all():
             return ""
-        return " How visible this generator's rows are was not measured, so the steps were equal in all of them."
+        return " The visibility of this generator's rows was not measured, so the steps were equal in all of them."
 
-    def _drafts(self) -> str:
-        """Say how the search drew, where that differs from what is shown."""
+    def _draft_note(self) -> str:
         how = [f"at {self.resolution} of {self.full_size} pixels"] if self.resolution < self.full_size else []
         how += [f"in {self.precision}"] if self.precision != "float32" else []
         if not how or self.already_real.all():
@@ -292,9 +256,6 @@ class SearchResult:
             return text
         which = "There" if len(self.fell_back) == 1 else f"There, for {int(self.fell_back.sum())} of the faces,"
         return f"{text} {which} the verdict differed at first, so the search went on at full size."
-
-
-HALF_PRECISION_SLOPE = 4096.0  # slope for float16, in which gradients of a usual size would round to zero
 
 
 def search(
@@ -310,20 +271,16 @@ def search(
 
     Args:
         inverter: Generator and encoder.
-        detector: What is to be convinced.
+        detector: The detector that should call the faces real.
         faces: Aligned faces (N, 3, H, W) in [0, 1].
-        settings: Settings of the search.
-        view: What the detector sees of the faces, all of one photo; None where it sees the faces themselves.
-        offset: Where the search begins, (rows, 512) from the codes of every face: what was found for another picture
-            of the same face. None begins at the codes.
+        settings: None takes the defaults.
+        view: The detector's crop of the faces, all of one photo; None where it sees the faces themselves.
+        offset: Start of the search relative to the codes of every face, (rows, 512): the change found for another
+            picture of the same face. None begins at the codes.
 
     Yields:
-        One step for every update of the reconstruction where it is refined, of the generator where a copy of it is
-        tuned, one for the inversion and one for every update of the search; the preview is the first face's picture
-        of now.
-
-    Returns:
-        The result; on pictures rounded to 8 bits throughout.
+        One step for every update of the refinement, the tuning and the search, and one for the inversion; the preview
+        is the current picture of the first face.
     """
     settings = settings or SearchSettings()
     settings.check()
@@ -379,13 +336,8 @@ class _SearchState:
         self.opened = level_mask(settings.levels, inverter.rows).nonzero().flatten().tolist()
         lengths = step_lengths(inverter, self.opened, settings.lengths)
         self.lengths = (lengths * self.epsilon).to(codes.device)
-        effort = draft_effort(
-            inverter,
-            detector.card.input_size,
-            self.opened,
-            truncate=settings.truncate,
-            precision=settings.precision,
-        )
+        size, precision = detector.card.input_size, settings.precision
+        effort = draft_effort(inverter, size, self.opened, truncate=settings.truncate, precision=precision)
         self.renderer = Renderer(inverter, detector, faces, self.start, self.opened, settings.composite, view, effort)
         with torch.no_grad():
             self.inversion = self.renderer.inversion()
@@ -409,7 +361,7 @@ class _SearchState:
 
     def judge_and_move(self, number: int) -> None:
         """Draw and judge the active faces, keep or freeze them, and move those that go on."""
-        # Drafts first: those that are found wanting are among the others at once.
+        # Drafts first: faces that fail as exact drawings join the others at once.
         for draft in (True, False) if self.renderer.drafts else (False,):
             chosen = (self.active & (self.drafting == draft)).nonzero().squeeze(1)
             if len(chosen):
@@ -425,70 +377,70 @@ class _SearchState:
         # Gradients are switched here and not around the loop: a generator would leak the switch to its caller.
         with torch.set_grad_enabled(not last):
             picture, logit = (self.renderer.sketch if draft else self.renderer.draw)(rows, chosen)
-        going = self._judge(number, chosen, codes, picture.detach(), logit.detach(), draft=draft)
-        if last or not going.any():
+        unfinished = self._judge(number, chosen, codes, picture.detach(), logit.detach(), draft=draft)
+        if last or not unfinished.any():
             return
-        slope = torch.where(going, self._slope(chosen, logit.detach(), going), 0.0)
+        slope = torch.where(unfinished, self._slope(chosen, logit.detach(), unfinished), 0.0)
         if draft and self.renderer.effort.dtype == torch.float16:
             slope = slope.sign() * HALF_PRECISION_SLOPE
         gradients = torch.stack(torch.autograd.grad(logit, leaves, slope), dim=1)
-        if draft:  # what has no number in halves may have one in float32
-            going = going & self._exactly_where(~gradients.isfinite().flatten(1).all(1), chosen)
+        if draft:  # a gradient that overflows in half precision may be finite in float32
+            unfinished = unfinished & self._end_drafts(~gradients.isfinite().flatten(1).all(1), chosen)
         moved = codes.clone()
-        moved[:, self.opened] -= self.lengths[:, None] * gradients.nan_to_num().sign() * going[:, None, None]
+        moved[:, self.opened] -= self.lengths[:, None] * gradients.nan_to_num().sign() * unfinished[:, None, None]
         self.codes[chosen] = moved
 
     def _judge(
         self, number: int, chosen: Tensor, codes: Tensor, picture: Tensor, logit: Tensor, *, draft: bool
     ) -> Tensor:
-        """Take in the pictures of this step, and return which of the chosen faces go on."""
+        """Record the pictures of this step, and return which of the chosen faces go on."""
         p_fake = torch.sigmoid(logit)
         self.now_p[chosen] = p_fake
         self.shown = picture[:1] if chosen[0] == 0 else self.shown
-        # Before the first update the picture is one that was scored already; it is taken in all the same, since
-        # another batch size may differ in the last bit.
+        # The picture before the first update was scored already; it is recorded again, since another batch size may
+        # change the last bit.
         better = (p_fake <= self.kept_p[chosen]) | (number == 0) | (not self.settings.early_stop)
         kept = chosen[better]
         self.kept_codes[kept], self.kept_p[kept], self.settled[kept] = codes[better], p_fake[better], not draft
         if not draft:
             self.kept[kept] = picture[better]
         passes = self._passes(p_fake)
-        going = torch.ones_like(passes)
+        unfinished = torch.ones_like(passes)
         if draft:
             passes = passes & self._confirmed(chosen, passes & ~self.passed[chosen])
-            going = self.drafting[chosen]
+            unfinished = self.drafting[chosen]
         first = ~self.passed[chosen]
         self.steps[chosen[first]] = number
         self.passed[chosen[passes]] = True
         if self.settings.early_stop:
             self.active[chosen[passes]] = False
-            return going & ~passes
-        return going
+            return unfinished & ~passes
+        return unfinished
 
     def _passes(self, p_fake: Tensor) -> Tensor:
         return 1 - 2 * p_fake > self.settings.kappa
 
-    def _confirmed(self, chosen: Tensor, asked: Tensor) -> Tensor:
-        """Draw exactly the faces that passed as drafts, and go on without drafts where they do not pass as such.
+    def _confirmed(self, chosen: Tensor, new: Tensor) -> Tensor:
+        """Draw exactly the faces that passed as drafts; those that then fail go on without drafts.
 
         Args:
             chosen: Faces that were drafted, (n,).
-            asked: Which of them passed just now, (n,).
+            new: Which of them passed just now, (n,).
 
         Returns:
-            Which of the chosen ones may count as passed, (n,).
+            Which of the chosen faces may count as passed, (n,).
         """
-        faces = chosen[asked]
+        faces = chosen[new]
         if len(faces):
             self.kept_codes[faces] = self.codes[faces]
             self._draw_exactly(faces)
             self.now_p[faces] = self.kept_p[faces]
-        return self._exactly_where(asked & ~self._passes(self.kept_p[chosen]), chosen)
+        return self._end_drafts(new & ~self._passes(self.kept_p[chosen]), chosen)
 
-    def _exactly_where(self, wanting: Tensor, chosen: Tensor) -> Tensor:
-        """End the drafts of those of the chosen faces that are `wanting`, (n,), and return the others, (n,)."""
-        self.drafting[chosen[wanting]] = False
-        return ~wanting
+    def _end_drafts(self, failed: Tensor, chosen: Tensor) -> Tensor:
+        """End the drafts of the chosen faces that `failed`, (n,), and return which did not, (n,)."""
+        self.drafting[chosen[failed]] = False
+        return ~failed
 
     @torch.no_grad()
     def _draw_exactly(self, faces: Tensor) -> None:
@@ -497,31 +449,29 @@ class _SearchState:
         self.shown = picture[:1] if faces[0] == 0 else self.shown
 
     def settle(self) -> None:
-        """Draw and judge exactly what is kept and was only drafted."""
+        """Draw and judge exactly what was kept only as a draft."""
         faces = (~self.settled).nonzero().squeeze(1)
         if len(faces):
             self._draw_exactly(faces)
 
-    def _slope(self, chosen: Tensor, logit: Tensor, going: Tensor) -> Tensor:
-        """Return dL/dlogit (n,) of L = p^2, or 1 where a saturated sigmoid leaves none; both have one sign."""
+    def _slope(self, chosen: Tensor, logit: Tensor, unfinished: Tensor) -> Tensor:
+        """Return dL/dlogit (n,) of L = p^2, or 1 where a saturated sigmoid makes it 0; both have the same sign."""
         if self.settings.loss == "log_odds":
             return torch.ones_like(logit)
         p_fake = torch.sigmoid(logit)
         slope = 2 * p_fake * p_fake * (1 - p_fake)
         saturated = slope == 0
-        self.used_log_odds[chosen[saturated & going]] = True
+        self.used_log_odds[chosen[saturated & unfinished]] = True
         return torch.where(saturated, 1.0, slope)
 
     def message(self, number: int) -> str:
-        """Say where the search stands, for the progress line."""
         step = f"Step {number} of at most {self.settings.steps}"
         if len(self.faces) == 1:
             return f"{step}: p_fake is {float(self.now_p[0]):.2f}."
-        done, wanted = int(self.passed.sum()), int((~self.already_real).sum())
-        return f"{step}: {done} of {wanted} faces passed the margin."
+        return f"{step}: {int(self.passed.sum())} of {int((~self.already_real).sum())} faces passed the margin."
 
     def values(self) -> dict[str, float]:
-        """Return the numbers that curves show."""
+        """Return the numbers that the progress curves show."""
         return {"p_fake": float(self.now_p.mean()), "active": float(self.active.sum())}
 
     def result(self, seconds: float) -> SearchResult:

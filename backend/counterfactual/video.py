@@ -1,4 +1,4 @@
-"""The counterfactual of a short video: one face is followed, and each frame begins where the last one ended."""
+"""The counterfactual of a short video: one face is followed, and each batch of frames starts from the last change."""
 
 import time
 from collections import Counter
@@ -25,8 +25,10 @@ from backend.runtime import MODEL_LOCK, device, frozen
 from backend.video import Clip
 
 NO_FACE = "The face that was followed is not seen."
-
 NOT_REACHED = "The search was stopped before this frame."
+VIDEO_STEPS = 40  # maximum of a batch; most batches begin near their end
+FRAME_BATCH = 5  # frames that are searched together: one second
+FrameScores = dict[str, tuple[float, float]]  # p_fake before and after of one frame, by detector
 
 
 @dataclass(frozen=True)
@@ -35,11 +37,11 @@ class VideoFrame:
 
     Args:
         number: From 1.
-        time: In seconds from the first.
-        skipped: Why it was not searched, one sentence; empty where it was.
+        time: In seconds from the first frame.
+        skipped: Why it was not searched, in one sentence; empty where it was.
         p_original: p_fake of the face.
         p_counterfactual: p_fake of the face after the search, before it was saved.
-        p_saved: p_fake of the face cut out of the saved video, after compression and with any mark.
+        p_saved: p_fake of the face cut out of the saved video, after compression and with the mark if there is one.
         steps: Updates until it passed, or all that were made.
         flipped: Called fake before and real after.
     """
@@ -56,27 +58,18 @@ class VideoFrame:
 
 @dataclass(frozen=True)
 class FakeShare:
-    """What share of the searched frames a detector calls fake, before and after.
-
-    Args:
-        detector: Its name.
-        frames: How many frames it was asked about.
-        fake_before: Share of them that it called fake, in [0, 1].
-        fake_after: The same after the search, before the video was saved.
-        p_before: Mean of p_fake.
-        p_after: The same after the search.
-    """
+    """How many of the searched frames a detector calls fake, before and after the search but before saving."""
 
     detector: str
-    frames: int
-    fake_before: float
+    frames: int  # number of frames that it judged
+    fake_before: float  # share called fake, in [0, 1]
     fake_after: float
-    p_before: float
+    p_before: float  # mean p_fake
     p_after: float
 
     @classmethod
     def of(cls, detector: str, scores: Sequence[tuple[float, float]]) -> "FakeShare":
-        """Return it from p_fake before and after, frame by frame."""
+        """Return the shares from p_fake before and after, frame by frame."""
         sides = list(zip(*scores, strict=True))
         shares = (round(mean(score >= THRESHOLD for score in side), 4) for side in sides)
         means = (round(mean(side), 6) for side in sides)
@@ -88,23 +81,17 @@ class VideoCounterfactual:
     """The result for one video and one detector.
 
     Args:
-        frames: What was found, frame by frame.
         pictures: The frames with the changed face in them, uint8 (H, W, 3), without a mark; those that were not
-            searched are as they were.
-        mp4: The same as an MP4 file, marked unless this was not wanted; empty where no frame was changed.
-        rate: Frames a second.
-        source: Seconds, frames a second, width and height of the file.
-        retested: What the detectors that were not searched against say of the same frames.
-        detector: Name of the detector.
-        generator: Name of the generator.
-        epsilon: Step that was used.
-        lengths: What it came to in every open row.
-        settings: Settings of the search.
+            searched are unchanged.
+        mp4: The same as an MP4 file, marked unless the caller declined; empty where no frame was changed.
+        rate: Frames per second.
+        source: Seconds, frames per second, width and height of the file.
+        retested: How the detectors that were not attacked judge the same frames.
+        lengths: Step in every open row.
         batch: How many frames were searched together.
-        stopped: Whether it was stopped before the last frame.
+        stopped: Whether the search ended before the last frame.
         weights: SHA-256 of the model files used, by registry name.
-        versions: Versions of the packages that matter.
-        seconds: Time taken.
+        versions: Versions of the main packages.
     """
 
     frames: tuple[VideoFrame, ...]
@@ -126,17 +113,17 @@ class VideoCounterfactual:
 
     @property
     def searched(self) -> list[VideoFrame]:
-        """Return the frames that were searched, or called real to begin with."""
+        """The frames that were searched, or called real at the start."""
         return [frame for frame in self.frames if not frame.skipped]
 
     @property
     def changed(self) -> list[VideoFrame]:
-        """Return the frames that were called fake to begin with, and so were changed."""
+        """The frames that were called fake at the start, and so were changed."""
         return [frame for frame in self.searched if (frame.p_original or 0) >= THRESHOLD]
 
     @property
     def searched_against(self) -> FakeShare:
-        """Return the same shares for the detector that was searched against."""
+        """The shares of the detector that was attacked."""
         scores = [(frame.p_original or 0.0, frame.p_counterfactual or 0.0) for frame in self.searched]
         return FakeShare.of(self.detector, scores)
 
@@ -176,7 +163,6 @@ class VideoCounterfactual:
         return " ".join(parts)
 
     def _retested_in_words(self) -> str:
-        """Say how many of the others call most frames fake, before and after."""
         before = [share for share in self.retested if share.fake_before >= THRESHOLD]
         still = sum(share.fake_after >= THRESHOLD for share in before)
         if not self.retested:
@@ -187,7 +173,7 @@ class VideoCounterfactual:
         return f"Of {others} that called most of the frames fake, {still} still {'does' if still == 1 else 'do'} so."
 
     def record(self) -> dict[str, Any]:
-        """Return what a program reads and what a saved picture carries, as plain values for JSON."""
+        """Return the result as plain values for JSON, for programs and for saved pictures."""
         return {
             "detector": self.detector,
             "generator": self.generator,
@@ -212,24 +198,17 @@ class VideoCounterfactual:
         }
 
     def zip(self, *, marked: bool = True) -> bytes:
-        """Return a zip file with the record and every frame as PNG, those that were changed with a mark if wanted."""
+        """Return a zip file with the record and every frame as PNG; `marked` puts a mark on changed frames."""
         pictures = {f"frames/{number:03d}": picture for number, picture in enumerate(self.pictures, 1)}
         changed = {f"frames/{frame.number:03d}" for frame in self.changed}
         return provenance.zip_record(self.record(), pictures, own=pictures.keys() - changed if marked else pictures)
 
     @staticmethod
     def _scores(frames: list[VideoFrame]) -> list[list[float]]:
-        """Return those lists of scores, before, after and saved, that are not empty."""
-        lists = [
-            [frame.p_original for frame in frames],
-            [frame.p_counterfactual for frame in frames],
-            [frame.p_saved for frame in frames],
-        ]
-        return [
-            scores
-            for scores in ([value for value in values_of_frames if value is not None] for values_of_frames in lists)
-            if scores
-        ]
+        """Return the scores before, after and saved, without missing ones and empty lists."""
+        columns = zip(*((frame.p_original, frame.p_counterfactual, frame.p_saved) for frame in frames), strict=True)
+        lists = [[score for score in column if score is not None] for column in columns]
+        return [scores for scores in lists if scores]
 
 
 def _frames_in_words(count: int) -> str:
@@ -237,18 +216,12 @@ def _frames_in_words(count: int) -> str:
 
 
 def _after_colon(sentence: str) -> str:
-    """Return a sentence as it stands after a colon."""
     return sentence[:1].lower() + sentence[1:]
-
-
-VIDEO_STEPS = 40  # of a batch at most: most of them begin near their end
-
-FRAME_BATCH = 5  # frames that are searched together: one second
 
 
 @dataclass(frozen=True, eq=False)
 class _FrameResult:
-    """What was found for one frame."""
+    """The result for one frame."""
 
     p_original: float
     p_counterfactual: float
@@ -256,24 +229,21 @@ class _FrameResult:
     flipped: bool
 
 
-FrameScores = dict[str, tuple[float, float]]  # p_fake before and after of one frame, by detector
-
-
 class VideoSearch:
-    """A search over a video that can be asked at any time what it has found so far.
+    """A search over a video whose results so far can be read at any time.
 
-    The first frame with the face is searched alone, the others in batches. Every batch begins at the change of the
+    The first frame with the face is searched alone, the others in batches. Every batch begins with the change of the
     codes that was found for the frame before it, so most frames need few steps, and the change hardly flickers.
 
     Args:
         clip: The video.
         detector: Name of the detector.
-        settings: Settings of the search of a batch.
+        settings: For each batch; None takes the defaults with `VIDEO_STEPS`.
         inverter: Generator and encoder; None takes the embedded ones.
         marked: Whether the saved video carries the visible mark.
 
     Raises:
-        UserError: There is no such detector, or a setting is out of its range.
+        UserError: There is no such detector, or a setting is out of range.
     """
 
     def __init__(
@@ -305,13 +275,13 @@ class VideoSearch:
         """Follow the largest face, search its frames, and put the video together.
 
         Yields:
-            One step for every frame that is looked at, and the steps of every search.
+            One step for every frame in which the face is sought, and the steps of every search.
 
         Raises:
             UserError: No frame has a face that can be used.
         """
         count = len(self.clip.frames)
-        length = self.settings.total + 1  # of a batch, with the other detectors
+        length = self.settings.total + 1  # steps of a batch, with the other detectors
         most = count + len(list(self._batched(list(range(count))))) * length + 1
         faces_of_frames = []
         for number, frame in enumerate(self.clip.frames):
@@ -331,11 +301,11 @@ class VideoSearch:
         return result
 
     def frames(self) -> tuple[VideoFrame, ...]:
-        """Return what is known of every frame now."""
+        """Return what is known so far, frame by frame."""
         return tuple(self._frame(number) for number in range(len(self.clip.frames)))
 
     def so_far(self) -> VideoCounterfactual | None:
-        """Put together what has been found so far; None where no frame has been searched yet."""
+        """Return the result so far; None where no frame has been searched yet."""
         if not self._results:
             return None
         clip = self.clip
@@ -371,7 +341,7 @@ class VideoSearch:
         return replace(result, frames=frames, mp4=content, seconds=time.perf_counter() - self._started)
 
     def _batched(self, numbers: list[int]) -> Iterator[list[int]]:
-        """Yield the first number alone and the others in batches; each alone where the detector wants its own crop."""
+        """Yield the first number alone and the others in batches, of one frame if the detector uses its own crop."""
         card, inverter = self._detector.card, self._inverter
         size = FRAME_BATCH if (card.template, card.input_size) == (inverter.template, inverter.size) else 1
         yield numbers[:1]
@@ -382,7 +352,7 @@ class VideoSearch:
         return LocatedFace(frame, face).cropped(self._inverter.template, self._inverter.size)
 
     def _follow(self, faces_of_frames: list[list[faces.Face]]) -> list[int]:
-        """Choose the face, note which frames are skipped, and return the others."""
+        """Choose the face, record which frames are skipped, and return the others."""
         track = faces.track_largest_face(faces_of_frames)
         if not any(track):
             raise UserError(
@@ -408,43 +378,40 @@ class VideoSearch:
         view = self._sources[batch[0]].view(card.template, card.input_size) if len(batch) == 1 else None
         job = search(self._inverter, self._detector, crops, self.settings, view, offset=self._offset)
         prefix = f"Of {len(self.clip.frames)} frames, {which}. "
-        outcome = yield from counted(job, total, start, prefix)
-        self._epsilon, self._lengths = outcome.epsilon, outcome.row_lengths
+        result = yield from counted(job, total, start, prefix)
+        self._epsilon, self._lengths = result.epsilon, result.row_lengths
         for place, number in enumerate(batch):
-            if not outcome.already_real[place]:
-                changed = images.to_array(outcome.counterfactual[place])
+            if not result.already_real[place]:
+                changed = images.to_array(result.counterfactual[place])
                 aligned = self._sources[number].aligned
                 self._pictures[number] = alignment.paste_back(self.clip.frames[number], changed, aligned)
-                self._offset = outcome.codes[place] - outcome.codes_start[place]
+                self._offset = result.codes[place] - result.codes_start[place]
             self._results[number] = _FrameResult(
-                float(outcome.p_original[place]),
-                float(outcome.p_counterfactual[place]),
-                int(outcome.steps[place]),
-                bool(outcome.flipped[place]),
+                float(result.p_original[place]),
+                float(result.p_counterfactual[place]),
+                int(result.steps[place]),
+                bool(result.flipped[place]),
             )
-        self._retest_frames(batch, outcome)
+        self._retest_frames(batch, result)
         yield Step(start + self.settings.total, total, f"{prefix}The other detectors were asked.")
 
-    def _retest_frames(self, batch: list[int], outcome: SearchResult) -> None:
-        """Ask the detectors that were not searched against about frames before and after."""
-        same = outcome.already_real[:, None, None, None]
-        after = torch.where(same, outcome.original, outcome.counterfactual)
+    def _retest_frames(self, batch: list[int], result: SearchResult) -> None:
+        """Ask the detectors that were not attacked about frames before and after."""
+        same = result.already_real[:, None, None, None]
+        after = torch.where(same, result.original, result.counterfactual)
         sources = [self._sources[number] for number in batch]
-        scores = retest(outcome.original, after, self._detector.card.name, sources=sources)
+        scores = retest(result.original, after, self._detector.card.name, sources=sources)
         for place, number in enumerate(batch):
             self._retest_scores[number] = {name: (float(a[place]), float(b[place])) for name, (a, b) in scores.items()}
 
     def _retesters(self) -> list[str]:
-        """Return the other detectors that were asked."""
         return list(dict.fromkeys(name for scores in self._retest_scores.values() for name in scores))
 
     def _retested(self) -> tuple[FakeShare, ...]:
-        """Return what the other detectors said of the frames that they were asked about."""
-        scores_of = {
-            name: [scores[name] for scores in self._retest_scores.values() if name in scores]
-            for name in self._retesters()
-        }
-        return tuple(FakeShare.of(name, scores) for name, scores in scores_of.items())
+        frames = self._retest_scores.values()
+        return tuple(
+            FakeShare.of(name, [scores[name] for scores in frames if name in scores]) for name in self._retesters()
+        )
 
     def _frame(self, number: int) -> VideoFrame:
         seconds, result = self.clip.times[number], self._results.get(number)

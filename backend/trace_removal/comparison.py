@@ -16,30 +16,19 @@ from backend.progress import Job, Step, within
 
 @dataclass(frozen=True, eq=False)
 class AttackedFace:
-    """One attack on the face.
-
-    Args:
-        name: Of the attack.
-        title: Name for people.
-        needs: What an attacker must have.
-        picture: uint8 (S, S, 3).
-        psnr: In dB against the face; None where no pixel differs.
-        ssim: Against the face, 1 = equal.
-        p_fake: By detector, the probability of fake in [0, 1].
-        seconds: Time taken.
-    """
+    """The face after one attack."""
 
     name: str
     title: str
-    needs: str
-    picture: np.ndarray
-    psnr: float | None
-    ssim: float | None
-    p_fake: dict[str, float]
+    needs: str  # what an attacker must have
+    picture: np.ndarray  # uint8 (S, S, 3)
+    psnr: float | None  # in dB against the face; None where no pixel differs
+    ssim: float | None  # against the face; 1 means equal
+    p_fake: dict[str, float]  # in [0, 1], by detector
     seconds: float
 
     def record(self) -> dict[str, Any]:
-        """Return what a saved picture carries, as plain values for JSON."""
+        """Return the facts for a saved picture, as plain values for JSON."""
         return {
             "attack": self.name,
             "p_fake": self.p_fake,
@@ -51,28 +40,21 @@ class AttackedFace:
 
 @dataclass(frozen=True, eq=False)
 class AttackComparison:
-    """All attacks on one face.
+    """All attacks on one face."""
 
-    Args:
-        original: The face, uint8 (S, S, 3).
-        p_fake: By detector, of the face.
-        attacks: In the order of the table.
-        missing: Titles of attacks whose weights are not installed.
-    """
-
-    original: np.ndarray
-    p_fake: dict[str, float]
-    attacks: tuple[AttackedFace, ...]
-    missing: tuple[str, ...]
+    original: np.ndarray  # uint8 (S, S, 3)
+    p_fake: dict[str, float]  # of the original, by detector
+    attacks: tuple[AttackedFace, ...]  # in the order of the table
+    missing: tuple[str, ...]  # titles of attacks whose weights are not installed
 
 
 def compare_attacks(located: LocatedFace, *, strength: float = 1.0, seed: int = 0) -> Job[AttackComparison]:
-    """Run every attack of the table on a face of a photo and ask all detectors about the 8-bit results.
+    """Run every attack in the table on a face of a photo and ask all detectors about the 8-bit results.
 
     Args:
         located: The face.
         strength: Factor on TR-Net's change; it was trained for 1.
-        seed: Of the attacks that draw at random.
+        seed: For the random attacks.
 
     Raises:
         UserError: The white-box detector is not installed, or the strength is out of range.
@@ -98,9 +80,6 @@ def compare_attacks(located: LocatedFace, *, strength: float = 1.0, seed: int = 
     for place, (attack, picture, seconds) in enumerate(attacked, 1):
         likeness = similarity.psnr_and_ssim(original, picture)
         p_fake = {name: values[place] for name, values in scores.items()}
-        rows.append(
-            AttackedFace(
-                attack.name, attack.title, attack.needs, picture, likeness["psnr"], likeness["ssim"], p_fake, seconds
-            )
-        )
+        psnr, ssim = likeness["psnr"], likeness["ssim"]
+        rows.append(AttackedFace(attack.name, attack.title, attack.needs, picture, psnr, ssim, p_fake, seconds))
     return AttackComparison(original, {name: values[0] for name, values in scores.items()}, tuple(rows), tuple(missing))

@@ -1,9 +1,9 @@
 """TR-Net's three discriminators and its losses (arXiv 2203.11433, section 4.3 and eq. 6 to 13).
 
-The discriminators are spatial, spectral and noise fingerprint. All share one backbone of five strided convolutions, as
-in the released code; the spatial one can have a finer one instead. Losses come in the paper's form and in the released
-code's. The discriminators maximise log D(real) + log(1 - D(made)). The generator minimises -log D(made) in place of
-log(1 - D(made)): the same goal without the vanishing slope (Goodfellow et al. 2014, section 3).
+The discriminators look at pixels, spectrum and noise fingerprint. Each has a backbone of five strided convolutions, as
+in the released code; the spatial one can have a finer one instead. Losses exist in the forms of the paper and of the
+released code. The discriminators maximise log D(real) + log(1 - D(made)). The generator minimises -log D(made) in place
+of log(1 - D(made)): the same goal without the vanishing gradient (Goodfellow et al. 2014, section 3).
 """
 
 import itertools
@@ -44,9 +44,7 @@ class Backbone(nn.Module):
         channels = [max(1, round(count * width)) for count in BACKBONE_CHANNELS]
         layers: list[nn.Module] = [nn.Conv2d(inputs, channels[0], 4, 2, 1), nn.LeakyReLU(LEAKY_SLOPE)]
         for before, after in itertools.pairwise(channels):
-            layers.append(nn.Conv2d(before, after, 4, 2, 1, bias=False))
-            layers.append(_norm(after, norm))
-            layers.append(nn.LeakyReLU(LEAKY_SLOPE))
+            layers += [nn.Conv2d(before, after, 4, 2, 1, bias=False), _norm(after, norm), nn.LeakyReLU(LEAKY_SLOPE)]
         self.layers = nn.Sequential(*layers)
         self.last = nn.Conv2d(channels[-1], 1, 4)
         self.feature_count = channels[-1] * 16
@@ -61,7 +59,6 @@ class Backbone(nn.Module):
         return cast(Tensor, self.layers(inputs))
 
     def logit(self, features: Tensor) -> Tensor:
-        """Return the log-odds of real (N,) from features."""
         return self.last(features).flatten(1).mean(1)
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -70,15 +67,11 @@ class Backbone(nn.Module):
 
 
 class ResidualBackbone(nn.Module):
-    """A stem that keeps every pixel, then four residual stages of half the side each; not in the paper.
+    """A stem at full resolution, then four residual stages that each halve the side; not in the paper.
 
-    The first layer of `Backbone` leaves one in four places, so that it hardly learns what detectors learn from the
-    same pictures: a face swap has its traces between neighbouring pixels. Here they are shown beside the picture.
-
-    Args:
-        inputs: Channels of the input.
-        width: Factor on the other channels, as in `Backbone`.
-        norm: As in `Backbone`.
+    The first layer of `Backbone` keeps one position in four, so it hardly learns what detectors learn from the same
+    pictures: a face swap leaves its traces between neighbouring pixels. Here the fine detail is a second input. The
+    arguments are those of `Backbone`.
     """
 
     def __init__(self, inputs: int = 3, width: float = 1.0, norm: Norm = "layer") -> None:
@@ -101,7 +94,7 @@ class ResidualBackbone(nn.Module):
 
 
 class _Residual(nn.Module):
-    """Two 3 x 3 convolutions, the first of stride 2, beside a 1 x 1 convolution of the halved input."""
+    """Two 3 x 3 convolutions, the first with stride 2, plus a 1 x 1 convolution of the halved input."""
 
     def __init__(self, inputs: int, outputs: int, norm: Norm) -> None:
         super().__init__()
@@ -120,12 +113,12 @@ def _norm(channels: int, norm: Norm) -> nn.Module:
 
 
 class Discriminator(nn.Module):
-    """One of the three: what its backbone is shown of pictures, and the log-odds of real."""
+    """A backbone and the form in which it is shown pictures."""
 
     backbone: Backbone | ResidualBackbone
 
     def inputs(self, images: Tensor) -> Tensor:
-        """Return what the backbone is shown of pictures (N, 3, H, W) in [0, 1]."""
+        """Return the backbone's input for pictures (N, 3, H, W) in [0, 1]."""
         raise NotImplementedError
 
     def forward(self, images: Tensor) -> Tensor:
@@ -147,7 +140,6 @@ class SpatialDiscriminator(Discriminator):
         self.backbone = Backbone(3, width, norm) if form == "strided" else ResidualBackbone(3, width, norm)
 
     def inputs(self, images: Tensor) -> Tensor:
-        """Return what the backbone is shown: the pictures."""
         return images
 
 
@@ -157,11 +149,10 @@ class SpectralDiscriminator(Discriminator):
     Args:
         width: Factor on the channels.
         norm: As in `Backbone`.
-        form: What it is shown. `standardised`: log power and phase, two channels, each frequency of the power
-            shifted and scaled by its mean and deviation over real pictures (see `fit`), and both without what
-            rounding to 8 bits hides. `paper`: amplitude and
-            phase as printed, of which the one at frequency 0 is a thousand times the others. `code`: the log power
-            alone, as released.
+        form: What the backbone is shown. `standardised`: log power and phase in two channels, both without what
+            rounding to 8 bits hides; each frequency of the power is standardised over real pictures (see `fit`).
+            `paper`: amplitude and phase as printed; the amplitude at frequency 0 is a thousand times the others.
+            `code`: the log power alone, as released.
         size: Side of the pictures.
     """
 
@@ -179,19 +170,19 @@ class SpectralDiscriminator(Discriminator):
 
     @torch.no_grad()
     def fit(self, images: Tensor) -> None:
-        """Take mean and deviation of the log power from real pictures (N, 3, size, size) in [0, 1]."""
+        """Set mean and deviation of the log power from real pictures (N, 3, size, size) in [0, 1]."""
         power = signals.log_power(images, self._floor())
         self.mean.copy_(power.mean(0))
         self.deviation.copy_(power.std(0).clamp_min(SMALLEST_DEVIATION))
 
     def inputs(self, images: Tensor) -> Tensor:
-        """Return what the backbone is shown, (N, 1 or 2, size, size)."""
+        """Return the backbone's input, (N, 1 or 2, size, size)."""
         if self.form == "code":
             return signals.log_power(images)[:, None]
         if self.form == "paper":
             return torch.stack([signals.amplitude_spectrum(images), signals.phase_spectrum(images)], dim=1)
         power = signals.log_power(images, self._floor())
-        visible = 1 - self._floor() * torch.exp(-power)  # share of the power that is not rounding
+        visible = 1 - self._floor() * torch.exp(-power)  # share of the power that is not due to rounding
         angle = visible * signals.phase_spectrum(images) / signals.PHASE_STD
         return torch.stack([(power - self.mean) / self.deviation, angle], dim=1)
 
@@ -203,7 +194,7 @@ class FingerprintDiscriminator(Discriminator):
     """D3: looks at SRM noise maps, and names the source of a picture.
 
     Args:
-        sources: How many sources there are, real photographs among them; 0 leaves the head out, as released.
+        sources: Number of sources, including real photographs; 0 leaves the head out, as released.
         width: Factor on the channels.
         norm: As in `Backbone`.
     """
@@ -223,15 +214,11 @@ class FingerprintDiscriminator(Discriminator):
         )
 
     def inputs(self, images: Tensor) -> Tensor:
-        """Return what the backbone is shown: three noise maps (N, 3, 128, 128)."""
+        """Return the backbone's input: three noise maps (N, 3, 128, 128)."""
         return signals.srm_residuals(images)
 
-    def with_source(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the log-odds of real (N,) and one logit a source (N, sources) of pictures (N, 3, 128, 128)."""
-        return self.judge(self.inputs(images))
-
     def judge(self, maps: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the same of noise maps (N, 3, 128, 128)."""
+        """Return log-odds of real (N,) and logits of the sources (N, sources) from noise maps (N, 3, 128, 128)."""
         if self.source_head is None:
             raise ValueError("this discriminator was built without sources")
         features = self.backbone.features(maps)
@@ -256,13 +243,13 @@ def generator_loss(kind: AdversarialForm, made: Tensor) -> Tensor:
 
 
 def gradient_penalty(discriminate: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, places: Tensor) -> Tensor:
-    """Return the zero-centred penalty: the mean squared slope on lines from fake to real pictures.
+    """Return the zero-centred penalty: the mean squared gradient at points between fake and real pictures.
 
     Args:
-        discriminate: What a backbone is shown, to log-odds (N,).
-        real: That of real pictures (N, C, H, W).
-        fake: That of fakes before the generator, as the released code has it.
-        places: (N,) in [0, 1], where on each line.
+        discriminate: A backbone: takes inputs (N, C, H, W), returns log-odds (N,).
+        real: Its inputs for real pictures.
+        fake: Its inputs for fakes before the generator, as in the released code.
+        places: (N,) in [0, 1], from fake (0) to real (1).
     """
     share = places.view(-1, 1, 1, 1)
     between = (share * real + (1 - share) * fake).detach().requires_grad_(True)
@@ -271,12 +258,9 @@ def gradient_penalty(discriminate: Callable[[Tensor], Tensor], real: Tensor, fak
 
 
 def perceptual_similarity(network: Callable[[Tensor, Tensor], Tensor], fake: Tensor, made: Tensor) -> Tensor:
-    """Return the perceptual distance of the low frequencies of pictures in [0, 1] (eq. 9).
+    """Return the perceptual distance between the low frequencies of pictures in [0, 1] (eq. 9).
 
-    Args:
-        network: Takes two batches in [-1, 1] and returns one distance a picture.
-        fake: Pictures before the generator.
-        made: Pictures after it.
+    `network` takes two batches in [-1, 1] and returns one distance per picture.
     """
     low = (signals.split_frequencies(images)[0] * 2 - 1 for images in (made, fake))
     return network(*low).mean()
@@ -284,22 +268,16 @@ def perceptual_similarity(network: Callable[[Tensor, Tensor], Tensor], fake: Ten
 
 def ssim_similarity(fake: Tensor, made: Tensor) -> Tensor:
     """Return the released code's similarity, 10 (1 - SSIM), of pictures blurred by 3 x 3 Gaussians."""
-    return SSIM_WEIGHT * (
-        1 - batch_ssim(signals.gaussian_blur(fake, 3, 1.0), signals.gaussian_blur(made, 3, 1.0)).mean()
-    )
+    blurred = (signals.gaussian_blur(images, 3, 1.0) for images in (fake, made))
+    return SSIM_WEIGHT * (1 - batch_ssim(*blurred).mean())
 
 
 def profile_loss(kind: ProfileForm, real: Tensor, made: Tensor) -> Tensor:
-    """Return how far the power spectra of made pictures are from those of real ones (eq. 11).
+    """Return how far the power spectra of made pictures are from those of real ones, both (N, 3, H, W) (eq. 11).
 
-    `paper` and `log` compare each pair's high frequencies, radius by radius. The paper gives no unit for the
-    power; it is divided here by the mean power of the real picture, or the loss would depend on the contrast.
+    `paper` and `log` compare the high frequencies of each pair, radius by radius. The paper gives no unit for the
+    power; here it is divided by the mean power of the real picture, or the loss would depend on the contrast.
     `code` compares with the mean profile of the real pictures. Gradients reach `made` in all three.
-
-    Args:
-        kind: Which form.
-        real: Real pictures (N, 3, H, W) in [0, 1].
-        made: What the generator made of the paired fakes, the same shape.
     """
     if kind == "code":
         expected = signals.without_lowest_radii(signals.radial_psd_as_coded(real)).mean(0, keepdim=True)
@@ -313,16 +291,10 @@ def profile_loss(kind: ProfileForm, real: Tensor, made: Tensor) -> Tensor:
 
 
 def likeness_floor_loss(fake: Tensor, made: Tensor, psnr: float, ssim_floor: float) -> Tensor:
-    """Return how far pictures fall below a wanted likeness to their originals; 0 where each keeps both floors.
+    """Return how far pictures in [0, 1] fall below a PSNR (dB) and an SSIM to their originals; 0 where none does.
 
-    Not in the paper, whose training is long enough to find the balance by itself. A floor of the batch's mean would
-    be kept by leaving faces with few traces alone and spoiling the others.
-
-    Args:
-        fake: Pictures before the generator, in [0, 1].
-        made: Pictures after it.
-        psnr: Wanted peak signal-to-noise ratio of every picture in dB.
-        ssim_floor: Wanted structural similarity of every picture.
+    Not in the paper, whose training is long enough to find the balance by itself. A floor on the batch mean could be
+    met by leaving faces with few traces unchanged and spoiling the others.
     """
     error = (made - fake).square().flatten(1).mean(1) + 1e-10
     missing = F.relu(psnr + 10 * torch.log10(error)).mean() / 10

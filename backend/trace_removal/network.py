@@ -13,7 +13,7 @@ Statistics = Literal["batch", "fixed"]
 CHANNELS = (32, 64, 128, 256)
 MULTIPLE = 8  # the picture is halved three times
 SMOOTHING = 0.2  # sigma in pixels
-USUAL_CONTRAST = 8 / 255  # standard deviation around a pixel at which a change is as large as the network makes it
+USUAL_CONTRAST = 8 / 255  # local standard deviation at which the network's change is left as it is
 MIN_GAIN, MAX_GAIN = 0.5, 1.6  # factors on the change
 
 
@@ -22,19 +22,19 @@ class TRNet(nn.Module):
 
     Args:
         width: Factor on all channels; 1 is the published size (1,800,687 trainable parameters).
-        statistics: What batch normalisation uses in training. `batch`: the batch's mean and variance, as the paper
-            has it. `fixed`: mean 0 and variance 1 for ever, so that it is a scale and a shift a channel; the
-            released code trains so, because it calls the generator in evaluation mode.
-        residual: False: the picture is tanh(network), the published form. True: picture + tanh(network), which
+        statistics: What batch normalisation uses in training. `batch`: mean and variance of the batch, as in the
+            paper. `fixed`: mean 0 and variance 1, so that it is a scale and a shift per channel; the released code
+            trains this way, because it calls the generator in evaluation mode.
+        residual: False: the result is tanh(network), the published form. True: picture + bound * tanh(network), which
             starts as the identity and needs far less training to keep a face's detail; not in the paper.
-        bound: Largest change of a value in the residual form, in [0, 1]: picture + bound * tanh(network). Without
-            one, the cheapest way past a discriminator is a few coloured blots that everybody sees.
-        grain: Standard deviation, in grey levels, of the noise that the network sees on the picture. It has to draw
-            texture where a generator left none, and has no other source of chance; not in the paper. It depends on the
-            picture alone: the same picture gives the same result, and no two share a pattern.
-        by_contrast: Whether the change is smaller on even skin, where it would be seen, and larger where neighbouring
-            pixels differ anyway and hide it (contrast masking, Legge and Foley 1980); see `contrast_gain`. It belongs
-            to the residual form, and is not in the paper.
+        bound: Largest change of a value in the residual form, in [0, 1]. Without a bound, the cheapest way past a
+            discriminator is a few coloured blots that everybody sees.
+        grain: Standard deviation, in grey levels, of noise added to the network's input. The network has to draw
+            texture where a generator left none, and has no other source of randomness; not in the paper. The noise
+            depends on the picture alone: a picture always gives the same result, and no two share a pattern.
+        by_contrast: Make the change of the residual form smaller on even skin, where it would be seen, and larger where
+            neighbouring pixels differ and hide it (contrast masking, Legge and Foley 1980); see `contrast_gain`. Not
+            in the paper.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class TRNet(nn.Module):
             nn.init.zeros_(self.conv_final.weight)
 
     def train(self, mode: bool = True) -> "TRNet":  # noqa: FBT001, FBT002 - the signature of nn.Module
-        """Set the mode; fixed statistics stay fixed."""
+        """Set the mode, but keep fixed statistics fixed."""
         super().train(mode)
         if self.statistics == "fixed":
             for module in self.modules():
@@ -72,7 +72,7 @@ class TRNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return pictures of about [0, 1], unclamped, from pictures (N, 3, H, W) in [0, 1].
 
-        Where H or W is no multiple of 8, up to 7 rows or columns at the edges are lost, evenly on both sides.
+        Where H or W is not a multiple of 8, up to 7 rows or columns at the edges are lost, evenly on both sides.
         """
         features, skips = self._with_grain(images), []
         for number, block in enumerate(self.down_blocks):
@@ -94,13 +94,9 @@ class TRNet(nn.Module):
 
     @torch.no_grad()
     def remove(self, images: Tensor, strength: float = 1.0) -> Tensor:
-        """Return pictures (N, 3, H, W) in [0, 1] of any size, without losing their edges.
+        """Return pictures (N, 3, H, W) in [0, 1] of any size without traces; their edges are kept.
 
-        tanh reaches below zero: what is saved has to be clamped first, or it wraps around.
-
-        Args:
-            images: Pictures.
-            strength: Factor on the change from picture to removal; 1 is what the network was trained for.
+        `strength` is a factor on the change; the network was trained for 1.
         """
         height, width = images.shape[-2:]
         padded = F.pad(images, (0, -width % MULTIPLE, 0, -height % MULTIPLE), mode="replicate")
@@ -108,14 +104,12 @@ class TRNet(nn.Module):
 
 
 def _picture_noise(image: Tensor) -> Tensor:
-    """Return normal noise (3, H, W), on the CPU, which the eight-bit values of the picture alone decide."""
+    """Return normal noise (3, H, W), on the CPU, determined by the 8-bit values of the picture alone."""
     pixels = (image.detach().clamp(0, 1) * 255).round().byte().cpu().contiguous().numpy()
     return torch.randn(image.shape, generator=torch.Generator().manual_seed(zlib.crc32(pixels.tobytes())))
 
 
 class _Down(nn.Module):
-    """Two convolutions, each followed by ReLU and batch normalisation."""
-
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.conv1, self.norm1 = nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs)
@@ -127,7 +121,7 @@ class _Down(nn.Module):
 
 
 class _Up(nn.Module):
-    """Enlarge by two, halve the channels, put the skip beside it, convolve twice."""
+    """Double the side, halve the channels, concatenate the skip connection, convolve twice."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -157,8 +151,8 @@ class _Smoothing(nn.Module):
 def contrast_gain(images: Tensor) -> Tensor:
     """Return how large a change may be, (N, 1, H, W) in [0.5, 1.6], in pictures (N, 3, H, W) in [0, 1].
 
-    It is the root of the standard deviation of the brightness around a pixel, in units of 8 grey levels, held within
-    these limits and smoothed.
+    It is the square root of the local standard deviation of the brightness, in units of 8 grey levels, clamped and
+    smoothed.
     """
     grey = images.mean(1, keepdim=True)
     variance = (gaussian_blur(grey.square(), 9, 1.5) - gaussian_blur(grey, 9, 1.5).square()).clamp_min(0)

@@ -1,4 +1,4 @@
-"""What the traces of real photographs and of every kind of fake look like on average, as small arrays."""
+"""Average traces of real photographs and of every kind of fake, as small arrays."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,14 +16,14 @@ REFERENCES_ENTRY = "traces"
 REFERENCES_COMMAND = "python -m backend train references --data DIR --fakes DIR --out traces.safetensors --install"
 REAL = "real"
 ATTENTION_SIDE = 32  # of a stored map
-DECIBELS = 10 / np.log(10)  # from natural logarithms of a power
+DECIBELS = 10 / np.log(10)  # factor on the natural logarithm of a power
 BATCH = 64
 PicturesByGroup = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, eq=False)
 class References:
-    """Means over many pictures of each group: `real`, and every kind of fake."""
+    """Means over many pictures of each group: `real` and every kind of fake."""
 
     spectrum: dict[str, np.ndarray]  # by group, the mean log power (S, S) in dB, frequency 0 in the middle
     power: dict[str, np.ndarray]  # by group, mean and standard deviation (2, S // 2) of the power at each radius, in dB
@@ -34,41 +34,36 @@ class References:
     # By detector and group, the mean Grad-CAM (32, 32) in [0, 1], each picture's scaled to its own maximum.
     attention: dict[str, dict[str, np.ndarray]]
     count: dict[str, int]  # pictures by group
-    # SHA-256 of the weights of every detector in `attention`; of others, its maps say nothing.
+    # SHA-256 of the weights of every detector in `attention`; the maps hold for these weights only.
     detectors: dict[str, str] = field(default_factory=dict)
 
     @property
     def kinds(self) -> list[str]:
-        """Return the kinds of fake."""
         return list(self.fingerprint)
 
     def knows(self, detector: str) -> bool:
-        """Say whether the attention of a detector was measured with the weights that it has now."""
+        """Return whether the attention of a detector was measured with its current weights."""
         entry = weights.read_entries().get(detector)
         return entry is not None and self.detectors.get(detector) == entry.sha256
 
     def tensors(self) -> dict[str, Tensor]:
         """Return everything but counts and hashes, by `what/group`, for a file."""
-        found = {f"spectrum/{group}": torch.from_numpy(values) for group, values in self.spectrum.items()}
-        found |= {f"power/{group}": torch.from_numpy(values) for group, values in self.power.items()}
-        found |= {f"fingerprint/{kind}": values for kind, values in self.fingerprint.items()}
+        tensors = {f"spectrum/{group}": torch.from_numpy(values) for group, values in self.spectrum.items()}
+        tensors |= {f"power/{group}": torch.from_numpy(values) for group, values in self.power.items()}
+        tensors |= {f"fingerprint/{kind}": values for kind, values in self.fingerprint.items()}
         for kind, by_group in self.correlation.items():
-            found |= {f"correlation/{kind}/{group}": torch.tensor(values) for group, values in by_group.items()}
+            tensors |= {f"correlation/{kind}/{group}": torch.tensor(values) for group, values in by_group.items()}
         for detector, maps in self.attention.items():
-            found |= {f"attention/{detector}/{group}": torch.from_numpy(values) for group, values in maps.items()}
-        return found
+            tensors |= {f"attention/{detector}/{group}": torch.from_numpy(values) for group, values in maps.items()}
+        return tensors
 
     def options(self) -> dict[str, Any]:
-        """Return what the registry entry says beside the file."""
+        """Return what the registry entry records about the file."""
         return {"count": self.count, "detectors": self.detectors}
 
 
 def load_references() -> References:
-    """Return the process's one copy.
-
-    Raises:
-        UserError: There is no entry, or its file is missing or damaged.
-    """
+    """Return the process's one copy; raises UserError where its entry or file is missing or damaged."""
     return runtime.load_once(
         REFERENCES_ENTRY,
         lambda: references_from_tensors(
@@ -78,7 +73,7 @@ def load_references() -> References:
 
 
 def references_from_tensors(tensors: Mapping[str, Tensor], options: Mapping[str, Any]) -> References:
-    """Return what `References.tensors` and `References.options` describe."""
+    """Return the references that `References.tensors` and `References.options` describe."""
     arrays: dict[str, dict[str, Any]] = {what: {} for what in ("spectrum", "power", "fingerprint")}
     nested: dict[str, dict[str, dict[str, Any]]] = {"correlation": {}, "attention": {}}
     for name, values in sorted(tensors.items()):
@@ -87,18 +82,13 @@ def references_from_tensors(tensors: Mapping[str, Tensor], options: Mapping[str,
             arrays[what][first] = values if what == "fingerprint" else values.numpy()
         else:
             nested[what].setdefault(first, {})[rest[0]] = values.numpy()
-    spreads = {
+    correlation = {
         kind: {group: (float(mean), float(deviation)) for group, (mean, deviation) in by_group.items()}
         for kind, by_group in nested["correlation"].items()
     }
+    count, detectors = dict(options["count"]), dict(options["detectors"])
     return References(
-        spectrum=arrays["spectrum"],
-        power=arrays["power"],
-        fingerprint=arrays["fingerprint"],
-        correlation=spreads,
-        attention=nested["attention"],
-        count=dict(options["count"]),
-        detectors=dict(options["detectors"]),
+        **arrays, correlation=correlation, attention=nested["attention"], count=count, detectors=detectors
     )
 
 
@@ -106,9 +96,9 @@ def build_references(pictures: PicturesByGroup, detectors: list[str], *, attenti
     """Measure the references.
 
     Args:
-        pictures: By group, uint8 (N, 3, S, S); `real` among them.
+        pictures: By group, uint8 (N, 3, S, S); `real` must be one of the groups.
         detectors: Names of the detectors whose attention is measured.
-        attention_count: Pictures of each group for it.
+        attention_count: Pictures per group for the attention.
     """
     total = len(pictures) * (1 + len(detectors))
     spectrum, power, prints, correlation = {}, {}, {}, {}
@@ -127,7 +117,7 @@ def build_references(pictures: PicturesByGroup, detectors: list[str], *, attenti
     for name in detectors:
         attention[name] = {}
         for group, values in pictures.items():
-            done = len(pictures) * (1 + len(attention) - 1) + len(attention[name])
+            done = len(pictures) * len(attention) + len(attention[name])
             yield Step(done, total, f"attention of {name} to {group}")
             attention[name][group] = mean_attention(name, values[:: max(1, len(values) // attention_count)])
     counts = {group: len(values) for group, values in pictures.items()}
@@ -142,8 +132,8 @@ def mean_attention(detector: str, pictures: Tensor) -> np.ndarray:
 
     total, count = torch.zeros(ATTENTION_SIDE, ATTENTION_SIDE), 0
     for part in pictures.split(BATCH):
-        found = grad_cam(registry.load(detector), (part.float() / 255).to(runtime.device()))
-        maps = torch.from_numpy(found.maps[~found.empty])
+        cams = grad_cam(registry.load(detector), (part.float() / 255).to(runtime.device()))
+        maps = torch.from_numpy(cams.maps[~cams.empty])
         if len(maps):
             total += F.interpolate(maps[:, None], size=(ATTENTION_SIDE, ATTENTION_SIDE), mode="area").sum((0, 1))
             count += len(maps)

@@ -1,10 +1,11 @@
 """Remove the traces of a face with TR-Net: as an attack on faces, and for one face of a photo (arXiv 2203.11433).
 
-A removal asks all detectors before and after, puts the face back into the photo, and saves it again in four ways:
-traces that come back then were only covered. `RemovalBundle` is its stored form: what the app shows, keeps for its
-examples and hands out as a zip.
+A removal asks all detectors before and after, puts the face back into the photo, and saves it again in four ways to
+see whether the verdicts come back. `RemovalBundle` is the stored form: the app shows it, keeps it for its examples and
+offers it as a zip file.
 """
 
+import functools
 import io
 import json
 import time
@@ -37,26 +38,27 @@ from backend.trace_removal.references import References
 from backend.trace_removal.views import TraceView, draw_views
 
 REMOVER_HINT = "Write for example --set 'removers=[\"tenth=DIR/trnet.safetensors\"]'."
-
 TRNET_ENTRY = "trnet"
-
 WEAKEST_STRENGTH, STRONGEST_STRENGTH = 0.25, 2.0
-STRENGTHS = ("trnet_half", "trnet_more", "trnet_most")  # attacks that show what more or less likeness costs or gains
-
+STRENGTHS = ("trnet_half", "trnet_more", "trnet_most")  # attacks that trade likeness for effect
 TRNET_COMMAND = "python -m backend train trnet --data DIR --fakes DIR --out trnet.safetensors --install"
+VISIBLE_SSIM = 0.97  # SSIM below which a change to a smooth face shows at the size of the page
+RESIDUAL_FORM_NOTE = "This TR-Net adds to the picture; the published form draws it anew."
+REMOVAL_STEPS = 4
+FACE_PICTURES = ("crop", "removed")
+REMOVAL_RECORD = "removal.json"
+NO_REFERENCES_NOTE = (
+    "The views of the traces need reference statistics, which are not installed; "
+    f"build them: {references.REFERENCES_COMMAND}"
+)
 
 
 @dataclass(frozen=True)
 class TRNetSettings:
-    """Settings of one pass.
+    """Settings of one pass; those before `strength` describe the network that was used, see `TRNet`.
 
     Args:
-        width: Factor on the network's channels; the result says that of the network that was used.
-        residual: Whether the network adds to the picture; the result says that of the network that was used.
-        bound: Largest change of a value in [0, 1] where it adds, at strength 1; likewise.
-        grain: Grey levels of noise that the network sees on the picture; likewise.
-        by_contrast: Whether the change is smaller on even skin, and up to 1.6 times `bound` elsewhere; likewise.
-        strength: Factor on the network's change, from `WEAKEST` to `STRONGEST`; it was trained for 1.
+        strength: Factor on the network's change, in [0.25, 2]; it was trained for 1.
         seed: Recorded; the noise depends on the picture alone.
     """
 
@@ -69,7 +71,6 @@ class TRNetSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse a strength out of range."""
         if not WEAKEST_STRENGTH <= self.strength <= STRONGEST_STRENGTH:
             raise UserError(
                 f"TR-Net's strength cannot be {self.strength}.", f"Give {WEAKEST_STRENGTH} to {STRONGEST_STRENGTH}."
@@ -77,7 +78,7 @@ class TRNetSettings:
 
 
 def load_trnet() -> TRNet:
-    """Return the process's one copy of the trained network, frozen, on the device of the settings.
+    """Return the process's one copy of the trained network, frozen, on the app's device.
 
     Raises:
         UserError: There is no entry, or its model file is missing or damaged.
@@ -85,36 +86,32 @@ def load_trnet() -> TRNet:
     return runtime.load_once(TRNET_ENTRY, _load_trained_trnet)
 
 
+def _load_trained_trnet() -> TRNet:
+    network = build_trnet(weights.find_entry(TRNET_ENTRY).options)
+    weights.load_into(network, TRNET_ENTRY)
+    return network.to(device())
+
+
 def build_trnet(options: Any) -> TRNet:
-    """Return the untrained network that a registry entry with these options describes."""
-    return TRNet(
-        options["width"],
-        statistics=options["statistics"],
-        residual=options["residual"],
-        bound=options.get("bound", 1.0),
-        grain=options.get("grain", 0.0),
-        by_contrast=options.get("by_contrast", False),
-    )
+    """Return the untrained network that the options of a registry entry describe."""
+    optional = {name: options[name] for name in ("bound", "grain", "by_contrast") if name in options}
+    return TRNet(options["width"], statistics=options["statistics"], residual=options["residual"], **optional)
 
 
 def settings_of_network(network: TRNet, strength: float = 1.0) -> TRNetSettings:
-    """Return the settings of a pass through a network.
-
-    Raises:
-        UserError: The strength is out of range.
-    """
+    """Return the settings of a pass; raises UserError where the strength is out of range."""
     return TRNetSettings(network.width, network.residual, network.bound, network.grain, network.by_contrast, strength)
 
 
 def applied_settings(settings: TRNetSettings, network: TRNet | None = None) -> TRNetSettings:
-    """Return settings with what the network (None: the trained one) decides."""
+    """Complete settings with the options of the network (None: the trained one)."""
     return replace(settings_of_network(network or load_trnet(), settings.strength), seed=settings.seed)
 
 
 def _register_trnet(
     name: str, order: int, title: str, strength: float = 1.0, *, compared: bool = False
 ) -> Callable[[Registered], Registered]:
-    """Return a decorator that registers TR-Net with one strength as an attack."""
+    """Return a decorator that registers TR-Net at one strength as an attack."""
     return register_attack(
         name,
         title=title,
@@ -144,10 +141,10 @@ def attack_with_trnet(
 
     Args:
         images: Faces (N, 3, H, W) in [0, 1].
-        detector: What judges; TR-Net has not seen it.
-        settings: Settings of the pass.
+        detector: Judges the faces; TR-Net was not trained on it.
+        settings: None takes the defaults.
         mask: 1 where pixels may change, (H, W) or (N, 1, H, W); everywhere by default.
-        network: The network, by default the trained one.
+        network: None takes the trained one.
 
     Raises:
         UserError: The model file is missing or damaged.
@@ -164,31 +161,17 @@ def attack_with_trnet(
     return result
 
 
-def _load_trained_trnet() -> TRNet:
-    network = build_trnet(weights.find_entry(TRNET_ENTRY).options)
-    weights.load_into(network, TRNET_ENTRY)
-    return network.to(runtime.device())
-
-
-VISIBLE_SSIM = 0.97  # SSIM below which the change of a smooth face shows at the size of the page
-
-RESIDUAL_FORM_NOTE = "This TR-Net adds to the picture; the published form draws it anew."
-
-REMOVAL_STEPS = 4
-
-
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Removal(FaceResult):
-    """What was done to one face, and what the detectors say; pictures are uint8 (H, W, 3).
+    """One face without its traces, and what the detectors say of it; pictures are uint8 (H, W, 3).
 
     Args:
         removed: The crop after TR-Net.
-        pasted: The photo with it.
-        p_fake: By detector, the probability of fake in [0, 1] of crop and removal; none of them trained TR-Net.
-        p_pasted: By detector, that of the face found and cut out anew in `pasted`; None where no face was found.
+        pasted: The photo with `removed` in it.
+        p_fake: By detector, p_fake of crop and removal; TR-Net was trained on none of the detectors.
+        p_pasted: By detector, p_fake of the face found and cut out again in `pasted`; None where no face was found.
         difference: Signed difference, removed - original.
         metrics: `psnr` in dB (None where no pixel differs) and `ssim` of both crops.
-        settings: Settings of the pass; they name the form of the network.
     """
 
     removed: np.ndarray
@@ -201,19 +184,19 @@ class Removal(FaceResult):
 
     @property
     def turned(self) -> list[str]:
-        """Return the detectors whose p_fake fell from the threshold or above to below it."""
+        """The detectors whose p_fake fell below the threshold."""
         return [name for name, (before, after) in self.p_fake.items() if after < THRESHOLD <= before]
 
     @property
     def summary(self) -> str:
-        """Tell what happened in one paragraph of plain words."""
-        parts = [self.facts.summary] if self.facts.summary else []
-        return " ".join([*parts, self._verdicts_in_words(), self._pasted_in_words(), self._change_in_words()])
+        """What happened, in one paragraph."""
+        parts = (self.facts.summary, self._verdicts_in_words(), self._pasted_in_words(), self._change_in_words())
+        return " ".join(filter(None, parts))
 
     def record(self) -> dict[str, Any]:
-        """Return what a program reads and what a saved picture carries, as plain values for JSON."""
+        """Return the result as plain values for JSON, for programs and for saved pictures."""
         return {
-            "p_fake": {name: {"original": a, "removed": b} for name, (a, b) in self.p_fake.items()},
+            "p_fake": _scores_record(self.p_fake),
             "p_pasted": self.p_pasted,
             "turned": self.turned,
             "metrics": self.metrics,
@@ -261,7 +244,7 @@ class Removal(FaceResult):
 
 
 def _former_fakes_in_words(verdicts: list[Verdict]) -> str:
-    """Say what the detectors, at least one, that called a face fake say of it without traces."""
+    """Describe the new verdicts of the detectors, at least one, that called the face fake."""
     still, real, uncertain = (verdicts.count(word) for word in ("fake", "real", "uncertain"))
     if still == len(verdicts):
         if still == 1:
@@ -280,7 +263,7 @@ def remove_traces(located: LocatedFace, strength: float = 1.0, *, network: TRNet
     Args:
         located: The face.
         strength: Factor on the network's change; it was trained for 1.
-        network: The network; None takes the trained one.
+        network: None takes the trained one.
 
     Raises:
         UserError: There is no trained network, or the strength is out of range.
@@ -321,72 +304,53 @@ def remove_traces(located: LocatedFace, strength: float = 1.0, *, network: TRNet
     )
 
 
-SaveFunction = Callable[[Image.Image], Image.Image]
-
-
 @dataclass(frozen=True)
 class Resave:
-    """The verdicts after one way of saving again.
+    """The verdicts after one way of saving again."""
 
-    Args:
-        name: The name that programs use.
-        title: Name for people.
-        p_fake: By detector, the probability of fake in [0, 1] of the original and of the removal, both saved again.
-    """
-
-    name: str
+    name: str  # for programs
     title: str
-    p_fake: dict[str, tuple[float, float]]
+    p_fake: dict[str, tuple[float, float]]  # by detector, of original and removal, both saved again
 
 
-def save_as_jpeg(quality: int) -> SaveFunction:
-    """Return a function that encodes a picture as JPEG and decodes it."""
-    return lambda image: _encode_and_decode(image, "JPEG", quality=quality)
+def _encode_and_decode(image: Image.Image, kind: str, quality: int) -> Image.Image:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, quality=quality)
+    return Image.open(buffer).convert("RGB")
 
 
-def save_as_webp(quality: int) -> SaveFunction:
-    """Return a function that encodes a picture as lossy WebP and decodes it."""
-    return lambda image: _encode_and_decode(image, "WEBP", quality=quality)
+def _halve_and_enlarge(image: Image.Image) -> Image.Image:
+    half = (max(1, round(image.width / 2)), max(1, round(image.height / 2)))
+    return image.resize(half, Image.Resampling.BICUBIC).resize(image.size, Image.Resampling.BICUBIC)
 
 
-def save_rescaled(factor: float) -> SaveFunction:
-    """Return a function that resizes a picture by a factor, and back."""
-
-    def save(image: Image.Image) -> Image.Image:
-        small = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
-        return image.resize(small, Image.Resampling.BICUBIC).resize(image.size, Image.Resampling.BICUBIC)
-
-    return save
-
-
-RESAVE_KINDS: dict[str, tuple[str, SaveFunction]] = {
-    "jpeg_90": ("JPEG 90", save_as_jpeg(90)),
-    "jpeg_75": ("JPEG 75", save_as_jpeg(75)),
-    "webp_80": ("WebP 80", save_as_webp(80)),
-    "half_size": ("half size and back", save_rescaled(0.5)),
+RESAVE_KINDS: dict[str, tuple[str, Callable[[Image.Image], Image.Image]]] = {
+    "jpeg_90": ("JPEG 90", functools.partial(_encode_and_decode, kind="JPEG", quality=90)),
+    "jpeg_75": ("JPEG 75", functools.partial(_encode_and_decode, kind="JPEG", quality=75)),
+    "webp_80": ("WebP 80", functools.partial(_encode_and_decode, kind="WEBP", quality=80)),
+    "half_size": ("half size and back", _halve_and_enlarge),
 }
 
 
 def judge_resaves(
     original: np.ndarray, removed: np.ndarray, detectors: list[str] | None = None, source: CroppedPhoto | None = None
 ) -> list[Resave]:
-    """Save a face and its removal again in every way, and ask the detectors (all loadable ones by default).
+    """Save a face and its removal again in every way, and ask the detectors.
 
     Args:
         original: The face, uint8 (S, S, 3).
         removed: The same after TR-Net.
-        detectors: Names of detectors.
-        source: The photo of the face. A detector that wants another crop is then shown its own of it, with the removal
-            in it; that crop is what is saved again.
+        detectors: Their names; None takes all loadable ones.
+        source: The photo of the face. For a detector with another crop, that crop is cut from the photo with the
+            removal in it, and saved again.
     """
-    names = detectors if detectors is not None else registry.loadable()
+    names = registry.loadable() if detectors is None else detectors
     both = torch.cat([images.to_tensor(original), images.to_tensor(removed)])
     p_fake: dict[str, list[float]] = {}
     for group in predict.group_by_crop(names).values():
-        views = [
-            images.to_array(picture) for picture in predict.cut_for_detector(registry.card(group[0]), both, source)
-        ]
-        saved = [save(Image.fromarray(picture)) for _, save in RESAVE_KINDS.values() for picture in views]
+        views = predict.cut_for_detector(registry.card(group[0]), both, source)
+        crops = [Image.fromarray(images.to_array(picture)) for picture in views]
+        saved = [save(crop) for _, save in RESAVE_KINDS.values() for crop in crops]
         p_fake |= predict.predict_p_fake(torch.cat([images.to_tensor(np.asarray(picture)) for picture in saved]), group)
     scores = {name: p_fake[name] for name in names}
     return [
@@ -396,19 +360,12 @@ def judge_resaves(
 
 
 def resaves_in_words(before: Mapping[str, tuple[float, float]], resaves: list[Resave]) -> str:
-    """Say in one sentence whether verdicts come back.
-
-    Args:
-        before: By detector, p_fake of the original and of the removal, not saved again.
-        resaves: What `judge_resaves` returned.
-    """
+    """Say in one sentence whether verdicts come back; `before` has p_fake of original and removal by detector."""
     changed = [name for name, (original, removed) in before.items() if verdict(original) == "fake" != verdict(removed)]
-    if not any(verdict(original) == "fake" for original, _ in before.values()):
-        return "No detector called the face fake, so there is no verdict that saving again could bring back."
     if not changed:
-        return (
-            "Every detector that called it fake still does, so there is no verdict that saving again could bring back."
-        )
+        called_fake = any(verdict(original) == "fake" for original, _ in before.values())
+        reason = "Every detector that called it fake still does" if called_fake else "No detector called the face fake"
+        return f"{reason}, so there is no verdict that saving again could bring back."
     counts = [
         f"{sum(verdict(resave.p_fake[name][1]) == 'fake' for name in changed)} after {resave.title}"
         for resave in resaves
@@ -417,27 +374,8 @@ def resaves_in_words(before: Mapping[str, tuple[float, float]], resaves: list[Re
     return f"Of {which} it fake, these do again when it is saved again: {', '.join(counts)}."
 
 
-def resaves_record(resaves: list[Resave]) -> dict[str, Any]:
-    """Return the verdicts as plain values for JSON, by way of saving and detector."""
-    return {
-        resave.name: {name: {"original": a, "removed": b} for name, (a, b) in resave.p_fake.items()}
-        for resave in resaves
-    }
-
-
-def _encode_and_decode(image: Image.Image, kind: str, **options: Any) -> Image.Image:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return Image.open(io.BytesIO(buffer.getvalue())).convert("RGB")
-
-
-FACE_PICTURES = ("crop", "removed")
-REMOVAL_RECORD = "removal.json"
-
-NO_REFERENCES_NOTE = (
-    "The views of the traces need reference statistics, which are not installed; "
-    f"build them: {references.REFERENCES_COMMAND}"
-)
+def _scores_record(p_fake: dict[str, tuple[float, float]]) -> dict[str, dict[str, float]]:
+    return {name: {"original": before, "removed": after} for name, (before, after) in p_fake.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -458,11 +396,10 @@ class RemovalBundle:
     pasted: np.ndarray
 
     def difference(self) -> changes.Residual:
-        """Return the signed difference of removal and crop."""
         return changes.signed_residual(self.faces["crop"], self.faces["removed"])
 
     def pictures(self) -> dict[str, np.ndarray]:
-        """Return all pictures, uint8 (H, W, 3), without a mark; of them, only `crop` is not made by the app."""
+        """Return all pictures, uint8 (H, W, 3), without a mark; the app made all of them except `crop`."""
         return {**self.faces, "difference": self.difference().picture, "photo": self.pasted, **self.views}
 
     def zip(self) -> bytes:
@@ -470,7 +407,7 @@ class RemovalBundle:
         return provenance.zip_record(self.record, self.pictures(), own=("crop",), text=self.text())
 
     def text(self) -> str:
-        """Return what happened for people who read no JSON: the summary, every verdict, and what saving again does."""
+        """Return the summary, every verdict and the effect of saving again, as plain text."""
         lines = [
             f"{registry.card(name).title}: {_verdict_in_words(scores['original'])} before, "
             f"{_verdict_in_words(scores['removed'])} after"
@@ -480,13 +417,8 @@ class RemovalBundle:
         return "\n\n".join([self.record["summary"], verdicts, self.record["resaves_summary"]])
 
     def save(self, folder: Path) -> list[Path]:
-        """Write what `load` needs, without visible marks, and return the files."""
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, content in provenance.unmarked_files(
-            {**self.faces, **self.views}, self.record, REMOVAL_RECORD
-        ).items():
-            (folder / name).write_bytes(content)
-        return sorted(folder.iterdir())
+        """Write what `load_removal` needs, without visible marks, and return the files."""
+        return provenance.save_unmarked(folder, {**self.faces, **self.views}, self.record, REMOVAL_RECORD)
 
 
 def _verdict_in_words(p_fake: float) -> str:
@@ -501,13 +433,13 @@ def run_removal(
     network: TRNet | None = None,
     known: References | None = None,
 ) -> Job[RemovalBundle]:
-    """Remove the traces of one face, save it again in four ways, and draw what is left of the traces.
+    """Remove the traces of one face, save it again in four ways, and draw the traces that are left.
 
     Args:
         located: The face.
         detector: Whose attention is shown; None takes the first that calls the face fake.
         strength: Factor on TR-Net's change; it was trained for 1.
-        network: The network; None takes the trained one.
+        network: None takes the trained one.
         known: Reference statistics; None takes the installed ones.
 
     Raises:
@@ -530,9 +462,8 @@ def run_removal(
 def bundle_removal(
     removal: Removal, resaves: list[Resave], views: list[TraceView], attention: str | None
 ) -> RemovalBundle:
-    """Return the bundle of a finished removal, its re-saves, and its views where there are any."""
     record = removal.record() | {
-        "resaves": resaves_record(resaves),
+        "resaves": {resave.name: _scores_record(resave.p_fake) for resave in resaves},
         "resaves_summary": resaves_in_words(removal.p_fake, resaves),
         "views": [{"name": view.name, "title": view.title, "sentence": view.sentence} for view in views],
         "views_note": None if views else NO_REFERENCES_NOTE,
@@ -553,15 +484,10 @@ def load_removal(folder: Path, located: LocatedFace) -> RemovalBundle:
 
 @dataclass(frozen=True)
 class Remover:
-    """A TR-Net in a file that `python -m backend train trnet` wrote, its report beside it.
+    """A TR-Net in a file that `python -m backend train trnet` wrote, with its report beside it."""
 
-    Args:
-        name: Its name in the tables.
-        path: The weights (.safetensors).
-    """
-
-    name: str
-    path: Path
+    name: str  # in the tables
+    path: Path  # the weights (.safetensors)
 
     def load(self) -> TRNet:
         """Return the process's one copy.
@@ -595,29 +521,21 @@ class Remover:
                 f"The TR-Net {self.name} cannot be loaded from {self.path.name}.",
                 "Keep the .json file that training wrote beside the weights.",
             ) from None
-        return network.eval().requires_grad_(requires_grad=False).to(runtime.device())
+        return network.eval().requires_grad_(requires_grad=False).to(device())
 
 
 def parse_removers(texts: tuple[str, ...]) -> tuple[Remover, ...]:
-    """Read NAME=PATH.
-
-    Raises:
-        UserError: A text has another form, or two have one name.
-    """
+    """Read NAME=PATH texts; raises UserError where one has another form, or two have the same name."""
     removers: list[Remover] = []
     for text in texts:
         name, _, path = text.partition("=")
         if not name or not path or name in {remover.name for remover in removers}:
-            raise UserError(f"The TR-Net {text} has no name of its own or no file.", REMOVER_HINT)
+            raise UserError(f"The TR-Net {text} needs a file and a name that no other has.", REMOVER_HINT)
         removers.append(Remover(name, Path(path).expanduser()))
     return tuple(removers)
 
 
 def require_trnet() -> None:
-    """Say how to train TR-Net where its weights are not installed.
-
-    Raises:
-        UserError: There is no entry in the registry.
-    """
+    """Raise UserError, with the command that trains TR-Net, where the registry has no entry for it."""
     if TRNET_ENTRY not in weights.read_entries():
         raise UserError("TR-Net is not trained yet, so no traces can be removed.", f"Train it with: {TRNET_COMMAND}.")

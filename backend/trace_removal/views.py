@@ -1,8 +1,10 @@
-"""What is left of a fake's traces, as pictures with one sentence each: spectrum, power, noise, attention.
+"""Views of the traces in a face, each a picture and a short text: spectrum, power, noise, attention.
 
-Every view takes one or more pictures by label, such as `{"Before": face, "After": removed}`, and the references.
+Every view takes one or more pictures by label, uint8 (S, S, 3), such as `{"Before": face, "After": removed}`, and
+references of the same size.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,38 +17,42 @@ from backend.detectors import base, registry
 from backend.trace_removal.references import REAL, References, log_profile, log_spectrum
 
 FIGURE_WIDTH = 4.2  # inches
-
-FIGURE_DPI = 170  # dots an inch: 714 pixels wide, twice a phone's
-
+FIGURE_DPI = 170  # dots per inch: 714 pixels wide, twice the width of a phone
 FONT_SIZE = 9.5
-
 STRENGTH_COLOURS = "cividis"  # its brightness rises steadily, for every kind of colour vision and in print
-
 SIGNED_COLOURS = "PuOr"  # orange and purple differ for every kind of colour vision
-
 # Okabe and Ito's colours; every line has its own dashes too.
 LINE_STYLES = (("#0072B2", "--"), ("#D55E00", "-"), ("#009E73", "-."), ("#CC79A7", ":"))
+DIFFERENCE_LIMIT = 30.0  # dB at the ends of the colour scale of differences
+SMOOTHING_WINDOW = 5  # frequencies over which a difference is averaged: the spectrum of one picture scatters by 6 dB
+HIGH_FREQUENCY_FROM = 0.7  # of the highest radius
+COVERED_PERCENT = 99.0  # of the residual's values lie within the grey scale
+GREY_LEVELS = 255  # residuals are shown in grey levels
+CLEAR_DEVIATIONS = 2.0  # a match is clear this many standard deviations above the mean of photographs
+MAP_COLUMNS = 3
+# Lower ends of the parts of an aligned face, as shares of its height.
+FACE_PARTS = (
+    (0.3, "the forehead and hair"),
+    (0.5, "the eyes"),
+    (0.63, "the nose"),
+    (0.8, "the mouth"),
+    (1.0, "the chin"),
+)
+SIDE_BORDER = 0.14  # share of the width at each side that is not the face
 
 
 @dataclass(frozen=True, eq=False)
 class TraceView:
-    """One view of traces.
+    """One view of traces."""
 
-    Args:
-        name: The name that programs use.
-        title: A heading.
-        picture: uint8 (H, W, 3).
-        sentence: What to see in it.
-    """
-
-    name: str
+    name: str  # for programs
     title: str
-    picture: np.ndarray
-    sentence: str
+    picture: np.ndarray  # uint8 (H, W, 3)
+    sentence: str  # how to read the picture
 
 
 def draw_figure(height: float, paint: Callable[[Any], None]) -> np.ndarray:
-    """Return a figure as uint8 (H, W, 3), of 4.2 inches by `height` inches, that `paint` fills."""
+    """Return a figure that `paint` fills, 4.2 inches by `height` inches, as uint8 (H, W, 3)."""
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -59,15 +65,7 @@ def draw_figure(height: float, paint: Callable[[Any], None]) -> np.ndarray:
         return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-def style_picture(axes: Any, title: str) -> None:
-    """Give a picture its title and no ticks."""
-    axes.set_title(title)
-    axes.set_xticks([])
-    axes.set_yticks([])
-
-
 def group_title(group: str) -> str:
-    """Return what people call a group of pictures."""
     return base.FAKE_KINDS.get(group, group)
 
 
@@ -76,20 +74,8 @@ def join_in_words(parts: list[str]) -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
-DIFFERENCE_LIMIT = 30.0  # dB, at which the colours of a difference end
-
-SMOOTHING_WINDOW = 5  # frequencies over which a difference is averaged: one picture's spectrum scatters by 6 dB
-
-HIGH_FREQUENCY_FROM = 0.7  # of the highest radius: what is called high frequencies
-
-
 def draw_spectrum_view(pictures: Mapping[str, np.ndarray], references: References) -> TraceView:
-    """Draw log power and difference, one column a picture.
-
-    Args:
-        pictures: By label, uint8 (S, S, 3).
-        references: Of the same size.
-    """
+    """Draw the log power and its difference from real photographs, one column per picture."""
     spectra = {label: log_spectrum(images.to_tensor(picture))[0].numpy() for label, picture in pictures.items()}
     differences = {label: smooth_difference(values - references.spectrum[REAL]) for label, values in spectra.items()}
     low, high = np.percentile(references.spectrum[REAL], (1, 99.9))
@@ -101,8 +87,8 @@ def draw_spectrum_view(pictures: Mapping[str, np.ndarray], references: Reference
             change = grid[1][column].imshow(
                 differences[label], cmap=SIGNED_COLOURS, vmin=-DIFFERENCE_LIMIT, vmax=DIFFERENCE_LIMIT
             )
-            style_picture(grid[0][column], label)
-            style_picture(grid[1][column], f"{label} minus real")
+            grid[0][column].set(title=label, xticks=[], yticks=[])
+            grid[1][column].set(title=f"{label} minus real", xticks=[], yticks=[])
         figure.colorbar(power, ax=list(grid[0]), label="log power, dB")
         figure.colorbar(change, ax=list(grid[1]), label="difference, dB")
 
@@ -111,13 +97,13 @@ def draw_spectrum_view(pictures: Mapping[str, np.ndarray], references: Reference
 
 
 def smooth_difference(values: np.ndarray) -> np.ndarray:
-    """Return the local mean of (H, W) over 5 x 5 values; beyond the edge lies the other side."""
+    """Return the mean of (H, W) over 5 x 5 windows, which wrap around at the edges."""
     wide = np.pad(values, SMOOTHING_WINDOW // 2, mode="wrap")
     return np.lib.stride_tricks.sliding_window_view(wide, (SMOOTHING_WINDOW, SMOOTHING_WINDOW)).mean((-2, -1))
 
 
 def high_frequency_mean(difference: np.ndarray) -> float:
-    """Return the mean over high frequencies of (S, S) with frequency 0 in the middle."""
+    """Return the mean over the high frequencies of (S, S), frequency 0 in the middle."""
     side = difference.shape[0]
     place = torch.arange(side) - side // 2
     radius = torch.hypot(place[:, None].float(), place[None].float()).numpy()
@@ -136,12 +122,7 @@ def _spectrum_sentence(differences: Mapping[str, np.ndarray]) -> str:
 
 
 def draw_power_view(pictures: Mapping[str, np.ndarray], references: References) -> TraceView:
-    """Draw the power at each radius, one line a picture.
-
-    Args:
-        pictures: By label, uint8 (S, S, 3).
-        references: Of the same size.
-    """
+    """Draw the power at each radius, one line per picture."""
     lines = {label: log_profile(images.to_tensor(picture))[0].numpy() for label, picture in pictures.items()}
     mean, deviation = references.power[REAL]
     radii = np.arange(len(mean))
@@ -151,18 +132,16 @@ def draw_power_view(pictures: Mapping[str, np.ndarray], references: References) 
         axes.fill_between(radii, mean - deviation, mean + deviation, color="0.82", label="real: mean ± deviation")
         axes.plot(radii, mean, color="0.35", linewidth=1)
         for row, ((label, line), (colour, dashes)) in enumerate(zip(lines.items(), LINE_STYLES, strict=False)):
-            # The first, dashed line lies on top, so that the second shows through where they agree.
+            # The first line is dashed and lies on top, so that the second shows through where they agree.
             axes.plot(radii, line, color=colour, linestyle=dashes, linewidth=1.8, label=label, zorder=9 - row)
-        axes.set_xlabel("cycles across the face (right: fine detail)")
-        axes.set_ylabel("power, dB")
-        axes.set_xlim(0, len(mean) - 1)
+        axes.set(xlabel="cycles across the face (right: fine detail)", ylabel="power, dB", xlim=(0, len(mean) - 1))
         axes.legend(frameon=False)
 
     return TraceView("power", "Power over frequency", draw_figure(3.0, paint), _power_sentence(lines, mean, deviation))
 
 
 def count_outside_band(line: np.ndarray, mean: np.ndarray, deviation: np.ndarray) -> int:
-    """Count at how many radii a line leaves the band."""
+    """Count the radii at which a line is more than one deviation from the mean."""
     return int((np.abs(line - mean) > deviation).sum())
 
 
@@ -176,20 +155,8 @@ def _power_sentence(lines: Mapping[str, np.ndarray], mean: np.ndarray, deviation
     )
 
 
-COVERED_PERCENT = 99.0  # percent of the residual's values that the grey scale holds
-
-GREY_LEVELS = 255  # a residual is told in grey levels
-
-CLEAR_DEVIATIONS = 2.0  # standard deviations of photographs above their mean, from where a match says something
-
-
 def draw_noise_view(pictures: Mapping[str, np.ndarray], references: References) -> TraceView:
-    """Draw residuals above the correlations with every fingerprint.
-
-    Args:
-        pictures: By label, uint8 (S, S, 3).
-        references: Of the same size.
-    """
+    """Draw the residuals, and below them the correlations with every fingerprint."""
     noise = {label: noise_residual(picture) for label, picture in pictures.items()}
     limit = max(0.5, *(float(np.percentile(np.abs(residual), COVERED_PERCENT)) for residual in noise.values()))
     correlations = {label: fingerprint_correlations(picture, references) for label, picture in pictures.items()}
@@ -199,7 +166,7 @@ def draw_noise_view(pictures: Mapping[str, np.ndarray], references: References) 
         grid = top.subplots(1, len(noise), squeeze=False)[0]
         for axes, (label, residual) in zip(grid, noise.items(), strict=True):
             image = axes.imshow(residual, cmap="gray", vmin=-limit, vmax=limit)
-            style_picture(axes, label)
+            axes.set(title=label, xticks=[], yticks=[])
         top.colorbar(image, ax=list(grid), label="grey levels")
         _draw_correlation_bars(bottom.subplots(), correlations, references)
         bottom.legend(loc="outside lower center", frameon=False, fontsize="small", ncols=2)
@@ -209,17 +176,15 @@ def draw_noise_view(pictures: Mapping[str, np.ndarray], references: References) 
 
 
 def noise_residual(picture: np.ndarray) -> np.ndarray:
-    """Return the Wiener residual (S, S) of a uint8 picture (S, S, 3), mean of the colours, in grey levels."""
+    """Return the Wiener residual (S, S) of a uint8 picture (S, S, 3), averaged over colours, in grey levels."""
     return signals.wiener_residual(images.to_tensor(picture))[0].mean(0).numpy() * GREY_LEVELS
 
 
 def fingerprint_correlations(picture: np.ndarray, references: References) -> dict[str, float]:
     """Return the correlation in [-1, 1] of a uint8 picture (S, S, 3) with the fingerprint of every kind of fake."""
     pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]
-    return {
-        kind: float(values[0])
-        for kind, values in signals.fingerprint_correlations(pixels, references.fingerprint).items()
-    }
+    correlations = signals.fingerprint_correlations(pixels, references.fingerprint)
+    return {kind: float(values[0]) for kind, values in correlations.items()}
 
 
 def _draw_correlation_bars(axes: Any, correlations: Mapping[str, Mapping[str, float]], references: References) -> None:
@@ -248,40 +213,20 @@ def _draw_correlation_bars(axes: Any, correlations: Mapping[str, Mapping[str, fl
 def _noise_sentence(correlations: Mapping[str, Mapping[str, float]], references: References) -> str:
     first = next(iter(correlations.values()))
     kind = max(first, key=lambda name: first[name])
-    values_in_words = ", ".join(f"{label.lower()} {values[kind]:+.3f}" for label, values in correlations.items())
+    correlations_in_words = ", ".join(f"{label.lower()} {values[kind]:+.3f}" for label, values in correlations.items())
     mean, deviation = references.correlation[kind][REAL]
     real, of_kind = (f"{m:+.3f} ± {d:.3f}" for m, d in (references.correlation[kind][group] for group in (REAL, kind)))
     matches = f"it matches the fingerprint of {group_title(kind)} best"
     if first[kind] <= mean + CLEAR_DEVIATIONS * deviation:
         matches = f"it matches no fingerprint clearly, and that of {group_title(kind)} no better than photographs do"
     return (
-        f"What is left when the picture's content is taken away; {matches}: {values_in_words}. "
+        f"What is left when the picture's content is taken away; {matches}: {correlations_in_words}. "
         f"Real photographs reach {real}, {group_title(kind)} {of_kind}."
     )
 
 
-MAP_COLUMNS = 3
-
-# Heights in an aligned face, in its sides, down to which a name holds.
-FACE_PARTS = (
-    (0.3, "the forehead and hair"),
-    (0.5, "the eyes"),
-    (0.63, "the nose"),
-    (0.8, "the mouth"),
-    (1.0, "the chin"),
-)
-
-SIDE_BORDER = 0.14  # from the sides, beyond which it is no longer the face
-
-
 def draw_attention_view(pictures: Mapping[str, np.ndarray], references: References, detector: str) -> TraceView:
-    """Draw the maps of pictures and the mean maps of all groups.
-
-    Args:
-        pictures: By label, uint8 (S, S, 3).
-        references: They hold the means of those detectors that were installed when they were built.
-        detector: Name of the detector.
-    """
+    """Draw the detector's map of each picture, and its mean maps where they were measured with its current weights."""
     from backend.detectors.gradcam import grad_cam
 
     network = registry.load(detector)
@@ -295,23 +240,19 @@ def draw_attention_view(pictures: Mapping[str, np.ndarray], references: Referenc
     order = [REAL, *(kind for kind in references.kinds if kind in means)] if means else []
     maps |= {f"mean of\n{_short_group_title(group)}": means[group] for group in order}
 
+    rows = math.ceil(len(maps) / MAP_COLUMNS)
+
     def paint(figure: Any) -> None:
-        rows = -(-len(maps) // MAP_COLUMNS)
         grid = figure.subplots(rows, MAP_COLUMNS, squeeze=False).ravel()
         for axes in grid[len(maps) :]:
             axes.set_axis_off()
         for axes, (label, strength) in zip(grid, maps.items(), strict=False):
             image = axes.imshow(strength, cmap=STRENGTH_COLOURS, vmin=0, vmax=1, interpolation="bilinear")
-            style_picture(axes, label)
+            axes.set(title=label, xticks=[], yticks=[])
         figure.colorbar(image, ax=list(grid), location="bottom", label="strength (0 = none, 1 = largest)", aspect=40)
 
-    height = 0.7 + 1.75 * -(-len(maps) // MAP_COLUMNS)
-    return TraceView(
-        "attention",
-        "Attention",
-        draw_figure(height, paint),
-        _attention_sentence(network.card.title, pictures, cams, means),
-    )
+    picture = draw_figure(0.7 + 1.75 * rows, paint)
+    return TraceView("attention", "Attention", picture, _attention_sentence(network.card.title, pictures, cams, means))
 
 
 def strongest_part(strength: np.ndarray) -> str:
@@ -349,13 +290,7 @@ def _attention_sentence(
 
 
 def draw_views(pictures: Mapping[str, np.ndarray], references: References, detector: str) -> list[TraceView]:
-    """Draw all four views.
-
-    Args:
-        pictures: By label, uint8 (S, S, 3) of the size that the references have.
-        references: What real photographs and fakes look like on average.
-        detector: Whose attention is shown.
-    """
+    """Draw all four views; `detector` is the one whose attention is shown."""
     return [
         draw_spectrum_view(pictures, references),
         draw_power_view(pictures, references),
