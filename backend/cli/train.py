@@ -1,8 +1,10 @@
 """The `train` commands: each reads its settings file, trains (or resumes), measures, and writes safetensors."""
 
+import functools
+import inspect
 import shlex
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,154 +17,146 @@ from backend.progress import finish
 
 Data = Annotated[Path, typer.Option(metavar="DIR", help="folder of aligned faces, or of tar packs")]
 Out = Annotated[Path, typer.Option(metavar="PATH", help="where the result goes")]
-Fakes = Annotated[list[Path], typer.Option(metavar="DIR", help="folder with train/ and val/ of fakes; repeatable")]
-Initial = Annotated[
-    str | None, typer.Option(metavar="FILE", help="weights to start from, or `installed` (default: random)")
-]
-Codes = Annotated[Path | None, typer.Option(metavar="FILE", help="codes.safetensors of the generator's run")]
-Minutes = Annotated[float | None, typer.Option(metavar="N", help="stop after N minutes")]
-Steps = Annotated[int | None, typer.Option(metavar="N", help="training steps")]
 Seed = Annotated[int, typer.Option()]
-Describe = Annotated[
-    str | None, typer.Option(metavar="TEXT", help="what the photographs are, for the model card (default: how many)")
-]
-Install = Annotated[bool, typer.Option("--install", help="put the result into weights/ and the registry")]
+# Of a command: its function, given a description of the photographs, trains and returns the report.
+Training = Callable[[str], Answer]
 
 train = typer.Typer(help="Train a model that ships with the app.")
 
 
-@train.command()
-def generator(
-    *,
-    data: Data,
-    out: Out,
-    recipe: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="regression (default), adversarial, or continued, its second half on a CPU"),
-    ] = None,
-    initial: Initial = None,
-    codes: Codes = None,
-    minutes: Minutes = None,
-    changes: Changes = None,
-    seed: Seed = 0,
-    describe: Describe = None,
-    install: Install = False,
-    _json: JsonFlag = False,
-) -> Answer:
+def _text(metavar: str, words: str, *names: str) -> Any:
+    return Annotated[str | None, typer.Option(*names, metavar=metavar, help=words)]
+
+
+DATA = {"data": Data, "out": Out}
+FAKES = {
+    "data": Data,
+    "fakes": Annotated[
+        list[Path], typer.Option(metavar="DIR", help="folder with train/ and val/ of fakes; repeatable")
+    ],
+    "out": Out,
+}
+INITIAL = {"initial": _text("FILE", "weights to start from, or `installed` (default: random)")}
+CODES = {"codes": Annotated[Path | None, typer.Option(metavar="FILE", help="codes.safetensors of the generator's run")]}
+MINUTES = {"minutes": Annotated[float | None, typer.Option(metavar="N", help="stop after N minutes")]}
+STEPS = {"steps": Annotated[int | None, typer.Option(metavar="N", help="training steps")]}
+SETTINGS = {"changes": Changes, "seed": Seed}
+RESULT = {
+    "describe": _text("TEXT", "what the photographs are, for the model card (default: how many)"),
+    "install": Annotated[bool, typer.Option("--install", help="put the result into weights/ and the registry")],
+    "_json": JsonFlag,
+}
+REQUIRED = {"name", "data", "fakes", "out"}
+DEFAULTS = {"seed": 0, "install": False, "_json": False}  # None for every other option
+
+
+def _target(**options: Any) -> Callable[[Callable[..., Training]], Callable[..., Answer]]:
+    """Return a decorator that makes a command with these options, then those in RESULT, of a function.
+
+    The function is called with the changed settings and its options; recipe, minutes and steps only if they are given.
+    """
+    signature = inspect.Signature(
+        [
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=inspect.Parameter.empty if name in REQUIRED else DEFAULTS.get(name),
+                annotation=option,
+            )
+            for name, option in (options | RESULT).items()
+        ]
+    )
+
+    def decorate(prepare: Callable[..., Training]) -> Callable[..., Answer]:
+        @functools.wraps(prepare)
+        def command(
+            *, describe: str | None, install: bool, _json: bool, changes: list[str] | None = None, **values: Any
+        ) -> Answer:
+            _check_source(install=install, **values)
+            changed = settings.parse_setting_changes(changes)
+            unset = {name for name in ("recipe", "minutes", "steps") if values.get(name) is None}
+            training = prepare(**changed | {name: value for name, value in values.items() if name not in unset})
+            typed = _typed_command(prepare.__name__, changes or (), values)
+            return _train(training, values["data"], describe, typed, install=install)
+
+        command.__signature__ = signature  # type: ignore[attr-defined]
+        return train.command()(command)
+
+    return decorate
+
+
+@_target(
+    **DATA,
+    recipe=_text("NAME", "regression (default), adversarial, or continued, its second half on a CPU"),
+    **INITIAL,
+    **CODES,
+    **MINUTES,
+    **SETTINGS,
+)
+def generator(data: Path, out: Path, **given: Any) -> Training:
     """Train the embedded generator."""
     from backend.training.generator import train_generator
 
-    given = _given(changes, recipe=recipe, minutes=minutes) | {"initial": initial, "codes": codes, "seed": seed}
-    command = _typed_command("generator", changes, initial=initial, recipe=recipe, minutes=minutes)
-    return _train(lambda _: train_generator(data, out, show_step, **given), data, describe, command, install=install)
+    return lambda _: train_generator(data, out, show_step, **given)
 
 
-@train.command()
-def encoder(
-    *,
-    data: Data,
-    out: Out,
-    recipe: Annotated[
-        str | None, typer.Option(metavar="NAME", help="regression (default) or adversarial, as its generator")
-    ] = None,
-    initial: Initial = None,
-    codes: Codes = None,
-    source: Annotated[
-        str | None,
-        typer.Option(
-            "--from",
-            metavar="FILE",
-            help="a published e4e checkpoint, or ffhq_1024 where it was fetched, to fine-tune on --data",
-        ),
-    ] = None,
-    minutes: Minutes = None,
-    steps: Annotated[int | None, typer.Option(metavar="N", help="with --from: training steps")] = None,
-    changes: Changes = None,
-    seed: Seed = 0,
-    describe: Describe = None,
-    install: Install = False,
-    _json: JsonFlag = False,
-) -> Answer:
+@_target(
+    **DATA,
+    recipe=_text("NAME", "regression (default) or adversarial, as its generator"),
+    **INITIAL,
+    **CODES,
+    source=_text(
+        "FILE", "a published e4e checkpoint, or ffhq_1024 where it was fetched, to fine-tune on --data", "--from"
+    ),
+    **MINUTES,
+    steps=Annotated[int | None, typer.Option(metavar="N", help="with --from: training steps")],
+    **SETTINGS,
+)
+def encoder(data: Path, out: Path, source: str | None, **given: Any) -> Training:
     """Train the embedded encoder, or fine-tune a published one."""
     from backend.training.encoder import train_encoder
     from backend.training.finetune import finetune_encoder
 
-    given = _given(changes, steps=steps, recipe=recipe, minutes=minutes) | {"seed": seed}
-    command = _typed_command("encoder", changes, initial=initial, recipe=recipe, minutes=minutes, steps=steps)
     if source is None:
-        given |= {"initial": initial, "codes": codes}
-        return _train(lambda _: train_encoder(data, out, show_step, **given), data, describe, command, install=install)
-    if install or initial or codes or recipe or minutes is not None:
-        raise UserError(
-            "--from excludes --install, --initial, --codes, --recipe and --minutes.",
-            "See: python -m backend train encoder --help",
-        )
-    return _train(lambda _: finetune_encoder(source, data, out, show_step, **given), data, describe, command)
+        return lambda _: train_encoder(data, out, show_step, **given)
+    del given["initial"], given["codes"]
+    return lambda _: finetune_encoder(source, data, out, show_step, **given)
 
 
-@train.command()
-def joint(
-    *,
-    data: Data,
-    out: Out,
-    recipe: Annotated[
-        str | None, typer.Option(metavar="NAME", help="adversarial (default), or regression, which a CPU can do")
-    ] = None,
-    codes: Codes = None,
-    minutes: Minutes = None,
-    changes: Changes = None,
-    seed: Seed = 0,
-    describe: Describe = None,
-    install: Install = False,
-    _json: JsonFlag = False,
-) -> Answer:
+@_target(
+    **DATA,
+    recipe=_text("NAME", "adversarial (default), or regression, which a CPU can do"),
+    **CODES,
+    **MINUTES,
+    **SETTINGS,
+)
+def joint(data: Path, out: Path, **given: Any) -> Training:
     """Fine-tune the installed encoder and generator together."""
     from backend.training.encoder import train_joint
 
-    given = _given(changes, recipe=recipe, minutes=minutes) | {"codes": codes, "seed": seed}
-    command = _typed_command("joint", changes, recipe=recipe, minutes=minutes)
-    return _train(lambda _: train_joint(data, out, show_step, **given), data, describe, command, install=install)
+    return lambda _: train_joint(data, out, show_step, **given)
 
 
-@train.command()
-def detector(
-    *,
-    name: Annotated[str, typer.Argument(help="which detector")],
-    data: Data,
-    fakes: Fakes,
-    out: Out,
-    defence: Annotated[
+@_target(
+    name=Annotated[str, typer.Argument(help="which detector")],
+    **FAKES,
+    defence=Annotated[
         Literal["shipped", "none", "weak"] | None,
         typer.Option(help="what training pictures go through; none gives NAME_plain (default: shipped)"),
-    ] = None,
-    adversarial: Annotated[
-        str | None,
-        typer.Option(
-            metavar="ATTACK",
-            help="learn fakes after this attack too, the strong defence (noise, ganprintr, trnet, ...)",
-        ),
-    ] = None,
-    initial: Initial = None,
-    steps: Steps = None,
-    changes: Changes = None,
-    seed: Seed = 0,
-    describe: Describe = None,
-    install: Install = False,
-    _json: JsonFlag = False,
-) -> Answer:
+    ],
+    adversarial=_text("ATTACK", "learn fakes after this attack too, the strong defence (noise, ganprintr, trnet, ...)"),
+    **INITIAL,
+    **STEPS,
+    **SETTINGS,
+)
+def detector(name: str, data: Path, fakes: list[Path], out: Path, **given: Any) -> Training:
     """Train, calibrate and measure one embedded detector."""
     from backend.detectors import registry
     from backend.training.detector import train_detector
 
     if name not in registry.names():
         raise UserError(f"There is no detector named {name}.", f"Choose one of: {', '.join(registry.names())}.")
-    given = _given(changes, steps=steps) | {"adversarial": adversarial, "defence": defence, "seed": seed}
-    command = _typed_command(f"detector {name}", changes, initial=initial, steps=steps)
-
-    def run(trained_on: str) -> Answer:
-        return train_detector(name, data, fakes, out, show_step, photographs=trained_on, initial=initial, **given)
-
-    return _train(run, data, describe, command, install=install)
+    return lambda trained_on: train_detector(name, data, fakes, out, show_step, photographs=trained_on, **given)
 
 
 @train.command("fakes")
@@ -199,90 +193,46 @@ def make_fakes(
     return {"metrics": result.counts | {"skipped": result.skipped}, "files": {"manifest": str(out / "manifest.csv")}}
 
 
-@train.command()
-def ganprintr(
-    *,
-    data: Data,
-    out: Out,
-    steps: Steps = None,
-    changes: Changes = None,
-    seed: Seed = 0,
-    describe: Describe = None,
-    install: Install = False,
-    _json: JsonFlag = False,
-) -> Answer:
+@_target(**DATA, **STEPS, **SETTINGS)
+def ganprintr(data: Path, out: Path, **given: Any) -> Training:
     """Train GANprintR's autoencoder."""
     from backend.training.ganprintr import train_ganprintr
 
-    given = _given(changes, steps=steps) | {"seed": seed}
-    command = _typed_command("ganprintr", changes, steps=steps)
-    return _train(lambda _: train_ganprintr(data, out, show_step, **given), data, describe, command, install=install)
+    return lambda _: train_ganprintr(data, out, show_step, **given)
 
 
-@train.command()
-def trnet(
-    *,
-    data: Data,
-    fakes: Fakes,
-    out: Out,
-    recipe: Annotated[str | None, typer.Option(metavar="NAME", help="embedded (default), paper or code")] = None,
-    initial: Initial = None,
-    steps: Steps = None,
-    changes: Changes = None,
-    seed: Seed = 0,
-    describe: Describe = None,
-    install: Install = False,
-    _json: JsonFlag = False,
-) -> Answer:
+@_target(**FAKES, recipe=_text("NAME", "embedded (default), paper or code"), **INITIAL, **STEPS, **SETTINGS)
+def trnet(data: Path, fakes: list[Path], out: Path, **given: Any) -> Training:
     """Train TR-Net, which removes traces."""
     from backend.training.trnet import train_trnet
 
-    given = _given(changes, steps=steps, recipe=recipe) | {"initial": initial, "seed": seed}
-    command = _typed_command("trnet", changes, initial=initial, recipe=recipe, steps=steps)
-    return _train(lambda _: train_trnet(data, fakes, out, show_step, **given), data, describe, command, install=install)
+    return lambda _: train_trnet(data, fakes, out, show_step, **given)
 
 
-@train.command()
-def references(
-    *,
-    data: Data,
-    fakes: Fakes,
-    out: Out,
-    describe: Describe = None,
-    install: Install = False,
-    _json: JsonFlag = False,
-) -> Answer:
+@_target(**FAKES)
+def references(data: Path, fakes: list[Path], out: Path) -> Training:
     """Average the traces of photographs and of every kind of fake."""
     from backend.training.trnet import measure_references
 
-    command = _typed_command("references", None)
-    return _train(lambda _: measure_references(data, fakes, out, show_step), data, describe, command, install=install)
+    return lambda _: measure_references(data, fakes, out, show_step)
 
 
-def _given(changes: list[str] | None, **options: Any) -> dict[str, Any]:
-    """Return changed settings and those options that are given."""
-    return settings.parse_setting_changes(changes) | {
-        name: value for name, value in options.items() if value is not None
-    }
+def _check_source(*, install: bool, source: str | None = None, **values: Any) -> None:
+    excluded = install or values.get("initial") or values.get("codes") or values.get("recipe")
+    if source is not None and (excluded or values.get("minutes") is not None):
+        raise UserError(
+            "--from excludes --install, --initial, --codes, --recipe and --minutes.",
+            "See: python -m backend train encoder --help",
+        )
 
 
-def _train(
-    run: Callable[[str], Answer], data: Path, describe: str | None, command: str, *, install: bool = False
-) -> Answer:
-    """Train, and put the result into `weights/` where that is asked for; a request to end saves a checkpoint first.
-
-    Args:
-        run: Trains; given is what the photographs are, in words.
-        data: The photographs.
-        describe: What they are, where the command line says so.
-        command: The command, as far as it decides the weights.
-        install: Whether the result replaces the model that ships.
-    """
+def _train(training: Training, data: Path, describe: str | None, command: str, *, install: bool) -> Answer:
+    """Train, and install the result if asked to; a request to end saves a checkpoint first."""
     from backend.training import install as installing
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     trained_on = installing.describe_photographs(data, describe)
-    report = run(trained_on)
+    report = training(trained_on)
     if install:
         for name, file in report["files"].items():
             facts = {"source": f"{command}, on {trained_on}"} | report["options"][name]
@@ -292,25 +242,19 @@ def _train(
     return report
 
 
-def _typed_command(
-    target: str,
-    changes: list[str] | None,
-    *,
-    initial: str | None = None,
-    recipe: str | None = None,
-    minutes: float | None = None,
-    steps: int | None = None,
-) -> str:
-    """Return the command that was given, as far as it decides the weights, without the folders of this machine."""
+def _typed_command(target: str, changes: Sequence[str], values: Mapping[str, Any]) -> str:
+    """Return the command as far as it decides the weights, without the folders of this machine."""
     words = ["python -m backend train", target]
-    if initial:
-        words += ["--initial", Path(initial).name]
-    if recipe:
-        words += ["--recipe", recipe]
-    if minutes is not None:
-        words += ["--minutes", f"{minutes:g}"]
-    if steps is not None:
-        words += ["--steps", str(steps)]
-    for change in changes or ():
+    if "name" in values:
+        words.append(values["name"])
+    if values.get("initial"):
+        words += ["--initial", Path(values["initial"]).name]
+    if values.get("recipe"):
+        words += ["--recipe", values["recipe"]]
+    if values.get("minutes") is not None:
+        words += ["--minutes", f"{values['minutes']:g}"]
+    if values.get("steps") is not None:
+        words += ["--steps", str(values["steps"])]
+    for change in changes:
         words += ["--set", shlex.quote(change)]
     return " ".join(words)
