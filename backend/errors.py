@@ -2,12 +2,7 @@
 
 
 class UserError(Exception):
-    """Something the person can change: one sentence on what is wrong and one on what to do.
-
-    Args:
-        message: What is wrong, one sentence.
-        hint: What to do about it, one sentence.
-    """
+    """Something the person can change: one sentence on what is wrong, and one (the hint) on what to do."""
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
@@ -15,5 +10,4 @@ class UserError(Exception):
         self.hint = hint
 
     def __str__(self) -> str:
-        """Return both sentences."""
         return f"{self.message} {self.hint}".strip()

@@ -5,8 +5,9 @@ faces, two are portraits in the public domain, so nobody's consent is needed and
 """
 
 import functools
+import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,10 +45,8 @@ class Example:
     """A picture that a visitor can start from.
 
     Args:
-        file: Its file name in the folder.
         label: What it shows and how it was made, in a few words.
         detector: Which detector the stored result explains.
-        folder: Where it lies.
     """
 
     file: str
@@ -57,12 +56,10 @@ class Example:
 
     @property
     def photo_path(self) -> Path:
-        """Return the picture's file."""
         return self.folder / self.file
 
     @property
     def results(self) -> Path:
-        """Return the folder of the stored result."""
         return self.folder / "results" / self.photo_path.stem
 
     def located(self) -> list[LocatedFace]:
@@ -82,11 +79,9 @@ class Example:
         return stored
 
     def bundle(self) -> CounterfactualBundle:
-        """Return the stored counterfactual."""
         return load_counterfactual(self.results, self.located()[0])
 
     def removal(self) -> RemovalBundle | None:
-        """Return the stored removal of traces, or None where there is none."""
         folder = self.results / REMOVAL
         return load_removal(folder, self.located()[0]) if (folder / REMOVAL_RECORD).exists() else None
 
@@ -139,7 +134,10 @@ def _pictures(inverter: Inverter) -> Iterator[tuple[str, str, np.ndarray]]:
 
     from backend import fakes
 
-    drawn = _faces_in_scope(inverter, GENERATED + 2 * SWAPPED)
+    count = GENERATED + 2 * SWAPPED
+    drawn = list(itertools.islice(draw_faces(inverter, range(LAST_SEED)), count))
+    if len(drawn) < count:
+        raise UserError(f"The generator drew only {len(drawn)} usable faces.", "Train it for longer.")
     for number in range(GENERATED):
         yield f"generated_{number + 1}", f"Invented face {number + 1}", drawn[number][0]
     for number in range(SWAPPED):
@@ -152,19 +150,15 @@ def _pictures(inverter: Inverter) -> Iterator[tuple[str, str, np.ndarray]]:
     yield "hopper", "Photo: G. Hopper (US Navy)", images.read(hopper)[:400, 60:460]
 
 
-def _faces_in_scope(inverter: Inverter, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Draw faces until `count` of them are found and in scope; return pixels and landmarks (5, 2)."""
+def draw_faces(inverter: Inverter, seeds: Iterable[int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield uint8 pixels and landmarks (5, 2) of the invented faces that the finder accepts, one a seed at most."""
     from backend import fakes
 
-    kept = []
-    for seed in range(LAST_SEED):
+    for seed in seeds:
         picture = images.to_array(fakes.draw_samples(inverter, 1, seed=seed, truncation=TRUNCATION))
         located = locate_all(picture)
         if located and located[0].facts.problem is None:
-            kept.append((picture, located[0].face.landmarks))
-        if len(kept) == count:
-            return kept
-    raise UserError(f"The generator drew only {len(kept)} usable faces.", "Train it for longer.")
+            yield picture, located[0].face.landmarks
 
 
 def _stored(judged: JudgedFace) -> dict[str, Any]:

@@ -65,12 +65,10 @@ class Face:
 
     @property
     def width(self) -> float:
-        """Width of the box in photo pixels."""
         return self.box[2] - self.box[0]
 
     @property
     def height(self) -> float:
-        """Height of the box in photo pixels."""
         return self.box[3] - self.box[1]
 
 
@@ -115,12 +113,7 @@ def find_face_again(image: np.ndarray, face: Face) -> Face | None:
 
 
 def face_problem(face: Face, image_shape: tuple[int, ...]) -> str | None:
-    """Say in one sentence why a face is out of scope, or return None where it is not.
-
-    Args:
-        face: A face of the photo.
-        image_shape: Shape of the photo, (H, W) or (H, W, 3).
-    """
+    """Say in one sentence why a face of a photo, (H, W) or (H, W, 3), is out of scope, or return None."""
     if face.width < MIN_WIDTH:
         return f"The face is only {face.width:.0f} pixels wide; at least {MIN_WIDTH} are needed."
     if _is_cut_off(face, image_shape):
@@ -211,10 +204,7 @@ def track_largest_face(frames: Sequence[Sequence[Face]]) -> list[Face | None]:
     """Return the track of the largest face of a video: the same face in every frame, None where it is not seen.
 
     From the frame in which it is largest, the face is followed in both directions: in each frame it is the one whose
-    box overlaps most with where it was seen last.
-
-    Args:
-        frames: The faces of every frame.
+    box overlaps most with where it was seen last. `frames` holds the faces of every frame.
     """
     track: list[Face | None] = [None] * len(frames)
     faces = [(face.width * face.height, number, face) for number, frame in enumerate(frames) for face in frame]
@@ -264,15 +254,12 @@ class _FaceFrame:
         self.half_mouth = float(np.linalg.norm(mouth_right - mouth_left)) / 2 / self.distance + MOUTH_MARGIN
 
     def place(self, point: np.ndarray) -> tuple[float, float]:
-        """Return where a point in crop pixels is."""
         return self._turned(*(point - self.origin))
 
     def ellipse(self, centre: tuple[float, float], axes: tuple[float, float]) -> np.ndarray:
-        """Return which pixels (H, W) lie in an ellipse."""
         return ((self.along - centre[0]) / axes[0]) ** 2 + ((self.across - centre[1]) / axes[1]) ** 2 <= 1
 
     def face(self, scale: float = 1.0) -> np.ndarray:
-        """Return which pixels (H, W) lie in the oval of the face, scaled."""
         return self.ellipse((self.mouth[0] / 2, self.mouth[1] / 2), (FACE_AXES[0] * scale, FACE_AXES[1] * scale))
 
     def features(self) -> Masks:
@@ -306,11 +293,7 @@ def part_masks(landmarks: np.ndarray, shape: tuple[int, int]) -> Masks:
     """Draw the eight parts of a face; every pixel belongs to exactly one.
 
     They divide the regions: the skin into forehead, cheeks and chin, and what surrounds the face into hairline
-    (the band around its upper half) and background.
-
-    Args:
-        landmarks: (5, 2), as for `region_masks`.
-        shape: Height and width of the crop.
+    (the band around its upper half) and background. The arguments are those of `region_masks`.
 
     Returns:
         Boolean (H, W) by part, in the order of `FACE_PARTS`.

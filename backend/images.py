@@ -18,31 +18,22 @@ from backend.errors import UserError
 from backend.settings import SETTINGS
 
 GREY = (0.299, 0.587, 0.114)  # brightness of red, green and blue (ITU-R BT.601)
-
 # Decoders of rare formats are the least tested ones, so no other format is ever tried.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "HEIF", "AVIF")
-
 MIN_SIDE = 32  # pixels
-
 # Browsers and photo viewers show a cut-out on a white page: this is the picture that the visitor knows.
 BACKGROUND = (255, 255, 255, 255)
+JPEG_QUALITY = 90  # at which the packs of photographs are stored, as JPEG with halved colours
+_OTHER_FILE = "Use a JPEG, PNG, WebP or HEIC photo."
 
 # Pillow's own limit would otherwise refuse what the settings allow.
 Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, SETTINGS.max_pixels)
 
 
-JPEG_QUALITY = 90  # at which the packs of photographs are stored, as JPEG with halved colours
-
-_OTHER_FILE = "Use a JPEG, PNG, WebP or HEIC photo."
-
-
 def read(source: bytes | Path | str) -> np.ndarray:
-    """Decode a picture file into upright pixels.
+    """Decode a picture file, given as its content or path, into upright pixels.
 
     Colour profiles are not applied, because that would change the very values that detectors look at.
-
-    Args:
-        source: The file's content or its path.
 
     Returns:
         uint8 (H, W, 3), RGB; of an animation, the first frame; what is transparent becomes white.
@@ -131,13 +122,9 @@ def _decode(content: bytes) -> np.ndarray:
     with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
         _check_size(*picture.size)
         picture.load()
-        return _to_rgb(_upright(picture))
-
-
-def _upright(picture: Image.Image) -> Image.Image:
-    with contextlib.suppress(Exception):  # a damaged camera record does not spoil the pixels
-        ImageOps.exif_transpose(picture, in_place=True)
-    return picture
+        with contextlib.suppress(Exception):  # a damaged camera record does not spoil the pixels
+            ImageOps.exif_transpose(picture, in_place=True)
+        return _to_rgb(picture)
 
 
 def _to_rgb(picture: Image.Image) -> np.ndarray:
@@ -179,7 +166,7 @@ def like_photograph(picture: np.ndarray, quality: int = JPEG_QUALITY) -> np.ndar
 
 
 def like_photographs(pictures: Tensor, quality: int = JPEG_QUALITY) -> Tensor:
-    """Return uint8 (N, 3, H, W) as they are read from such files, or from files of another quality."""
+    """Return uint8 (N, 3, H, W) as they are read from such files."""
     if not len(pictures):
         return pictures
     saved = [

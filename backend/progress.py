@@ -44,15 +44,12 @@ class Running(Generic[T]):
         self._job = job
 
     def __enter__(self) -> "Running[T]":
-        """Return this."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close the job."""
         self._job.close()
 
     def __iter__(self) -> Iterator[Step]:
-        """Yield the job's steps, and keep its result."""
         self.result = yield from self._job
 
 
@@ -71,20 +68,13 @@ def counted(job: Job[T], total: int, start: int = 0, prefix: str = "") -> Job[T]
         job: The part.
         total: How many steps the whole has at most.
         start: How many steps of the whole lie before the part.
-        prefix: What is said before every message, for example which part it is.
+        prefix: Put before every message, for example to name the part.
     """
     return mapped(job, lambda step: Step(start + step.number, total, prefix + step.message, step.preview, step.values))
 
 
 def within(job: Job[T], number: int, total: int, prefix: str = "") -> Job[T]:
-    """Pass on what a job says as said within one step of a longer one, whose number stays.
-
-    Args:
-        job: The part.
-        number: The step's.
-        total: How many steps the whole has at most.
-        prefix: What is said before every message.
-    """
+    """Pass on a job's messages as those of step `number` of a longer one, with `prefix` before each."""
     return mapped(job, lambda step: Step(number, total, prefix + step.message))
 
 

@@ -16,23 +16,15 @@ from backend.alignment import AlignedFace, FaceFacts
 from backend.weights import package_versions
 
 SIGN = "AI-edited"
-
 SOFTWARE = "Face forgery detectors: a demo and teaching tool"
-
 NOTE = (
     "This picture was altered by a program that shows how face-forgery detectors work. "
     "It is not a photograph and shows nothing that happened."
 )
-
 RECORD_KEY = "Record"
-
-
 _HEIGHT_SHARE = 0.03  # of the picture's shorter side: small in a photo, still readable when it is shown reduced
-
 _SMALLEST, _LEGIBLE = 7, 10  # font sizes in pixels
-
 _PLATE = (0, 0, 0, 180)  # on a white wall, dark enough for white letters
-
 _LETTERS = (255, 255, 255, 255)
 
 
@@ -41,11 +33,8 @@ class FaceResult:
     """What every result about one face of a photo holds.
 
     Args:
-        facts: Which face was taken.
         aligned: The crop that the models saw, and where it lies in the photo.
         weights: SHA-256 of the model files used, by registry name.
-        versions: Versions of the packages that matter.
-        seconds: Time taken.
     """
 
     facts: FaceFacts
@@ -60,7 +49,6 @@ class FaceResult:
         return self.aligned.crop
 
     def base_record(self) -> dict[str, Any]:
-        """Return these facts as plain values for JSON."""
         return {
             "face": {
                 "number": self.facts.number,
@@ -130,7 +118,6 @@ def read_record(content: bytes) -> dict[str, Any] | None:
 
 
 def _texts(record: dict[str, Any]) -> dict[str, str]:
-    """Return what stands in a file beside its pixels."""
     text = json.dumps(record, default=_json_value, ensure_ascii=False)
     return {"Software": SOFTWARE, "Comment": NOTE, RECORD_KEY: text}
 
@@ -166,8 +153,8 @@ def zip_record(
     Args:
         record: Plain values for JSON, with a `summary`; marked pictures carry it too.
         pictures: By name, uint8 (H, W, 3).
-        own: Names of those that are the visitor's own pixels; they get no mark.
-        text: What people read; the record's summary by default.
+        own: Names of the pictures that are the visitor's own pixels; they are not marked.
+        text: Content of `summary.txt` (default: the record's summary).
     """
     files: dict[str, bytes | str] = {
         "summary.txt": f"{text or record['summary']}\n",
@@ -179,7 +166,6 @@ def zip_record(
 
 
 def zip_files(files: Mapping[str, bytes | str]) -> bytes:
-    """Return a zip file with contents by name."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as packed:
         for name, content in files.items():

@@ -20,16 +20,15 @@ from backend.errors import UserError
 from backend.settings import SETTINGS
 
 R = TypeVar("R")
-
-_forgetting: list[Callable[[], None]] = []
-
 T = TypeVar("T")
 
-_loaded: dict[str, object] = {}
+FOLDER_PREFIX = "face-forgery-"
+MODEL_LOCK = threading.RLock()
 
 _lock = threading.RLock()
-
-MODEL_LOCK = threading.RLock()
+_loaded: dict[str, object] = {}
+_forgetting: list[Callable[[], None]] = []
+_private_folders: set[Path] = set()  # by this process
 
 
 def device() -> torch.device:
@@ -52,7 +51,6 @@ def device() -> torch.device:
 
 
 def device_in_words() -> str:
-    """Say on what the models run."""
     here = device()
     if here.type == "cpu":
         cores = os.cpu_count() or 1
@@ -105,22 +103,13 @@ def frozen(*modules: nn.Module) -> Iterator[None]:
             weight.requires_grad_(flag)
 
 
-FOLDER_PREFIX = "face-forgery-"
-
-
 def private_folder() -> Path:
-    """Make a folder that only this user can read and that is deleted when the process ends.
-
-    What a process left behind that was killed is deleted first.
-    """
+    """Make a folder for this user alone, deleted when the process ends; those of killed processes are deleted first."""
     _delete_leftovers(Path(tempfile.gettempdir()))
     folder = Path(tempfile.mkdtemp(prefix=f"{FOLDER_PREFIX}{os.getpid()}-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     _private_folders.add(folder)
     return folder
-
-
-_private_folders: set[Path] = set()  # by this process
 
 
 def _delete_leftovers(root: Path) -> None:
@@ -159,6 +148,5 @@ def remembered(most: int) -> Callable[[Callable[..., R]], Callable[..., R]]:
 
 
 def forget_remembered() -> None:
-    """Forget all results that are kept."""
     for clear in _forgetting:
         clear()

@@ -4,6 +4,7 @@ The real pictures are the two portraits in the public domain that are among the 
 the project's own models from a seed: invented faces, swaps, and the generator's renderings and edits of the portraits.
 """
 
+import itertools
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 
 from backend import examples, fakes, images
-from backend.alignment import locate, locate_all
+from backend.alignment import locate
 from backend.counterfactual import search
 from backend.errors import UserError
 from backend.generators import inversion
@@ -21,15 +22,12 @@ from backend.generators.inversion import Inverter
 PORTRAITS = ("collins", "hopper")
 INVENTED, EDITED = 4, ("S", "M")  # further invented faces; levels of which each portrait is edited
 FIRST_SEED, LAST_SEED = 100, 160  # the examples have the seeds below
-FEATHER = 2.5  # of a swap, in pixels
 
 
 def draw_sample_set(out: Path, seed: int = 0) -> Path:
-    """Write the sample set to a folder as real/ and fake/, and return the folder; one that is there is kept.
+    """Write the sample set to a folder as real/ and fake/, and return the folder; an existing one is kept.
 
-    Args:
-        out: The folder.
-        seed: Decides the invented faces and the edits.
+    `seed` decides the invented faces and the edits.
 
     Raises:
         UserError: The app's examples are missing, or the folder cannot be written.
@@ -54,7 +52,6 @@ def draw_sample_set(out: Path, seed: int = 0) -> Path:
 
 
 def _sample_files(folder: Path, seed: int) -> Iterator[tuple[str, bytes]]:
-    """Yield name and content of every picture."""
     inverter = inversion.load_embedded_inverter()
     crops = {}
     for name in PORTRAITS:
@@ -64,23 +61,10 @@ def _sample_files(folder: Path, seed: int) -> Iterator[tuple[str, bytes]]:
     for path in sorted(folder.glob("generated_*.png")) + sorted(folder.glob("swapped_*.png")):
         family = "generated" if path.stem.startswith("generated") else "swap"
         yield f"fake/{family}/{path.name}", images.encode_png(images.read(path))
-    for number, picture in enumerate(_invented(inverter, seed), 1):
+    invented = examples.draw_faces(inverter, range(seed * 1009 + FIRST_SEED, seed * 1009 + LAST_SEED))
+    for number, (picture, _) in enumerate(itertools.islice(invented, INVENTED), 1):
         yield f"fake/generated/sample_{number}.png", images.encode_png(picture)
     yield from _of_portraits(inverter, crops, seed)
-
-
-def _invented(inverter: Inverter, seed: int) -> Iterator[np.ndarray]:
-    """Yield invented faces that the finder accepts."""
-    count = 0
-    for sample in range(FIRST_SEED, LAST_SEED):
-        drawing = fakes.draw_samples(inverter, 1, seed=seed * 1009 + sample, truncation=examples.TRUNCATION)
-        picture = images.to_array(drawing)
-        located = locate_all(picture)
-        if located and located[0].facts.problem is None:
-            yield picture
-            count += 1
-        if count == INVENTED:
-            return
 
 
 def _of_portraits(inverter: Inverter, crops: dict[str, np.ndarray], seed: int) -> Iterator[tuple[str, bytes]]:
@@ -95,7 +79,7 @@ def _of_portraits(inverter: Inverter, crops: dict[str, np.ndarray], seed: int) -
                 yield f"fake/edit_{level}/{name}.png", _synthesize_png(inverter, moved)
         other = PORTRAITS[1 - PORTRAITS.index(name)]
         swapped = fakes.swap_faces(
-            crop, crops[other], landmarks[name], landmarks[other], blend="poisson", feather=FEATHER
+            crop, crops[other], landmarks[name], landmarks[other], blend="poisson", feather=examples.FEATHER
         )
         yield f"fake/swap/{name}.png", images.encode_png(swapped)
 

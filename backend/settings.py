@@ -71,9 +71,7 @@ class Settings:
     weights_repo: Annotated[
         str,
         Field(
-            title="WEIGHTS_REPO",
-            pattern=f"^({REPO.pattern})?$",
-            description="OWNER/NAME of a repository on the Hub",
+            title="WEIGHTS_REPO", pattern=f"^({REPO.pattern})?$", description="OWNER/NAME of a repository on the Hub"
         ),
     ] = ""  # where missing files of `weights_dir` come from
     hub_endpoint: Annotated[str, AfterValidator(lambda url: url.rstrip("/")), Field(title="HF_ENDPOINT")] = (

@@ -46,7 +46,6 @@ class Clip:
         rate: Frames a second, of those that were taken.
         source_rate: Frames a second in the file.
         source_size: Width and height in the file, upright.
-        seconds: How long the video is.
     """
 
     frames: tuple[np.ndarray, ...] = field(repr=False)
@@ -58,7 +57,7 @@ class Clip:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Return width and height of the frames."""
+        """Width and height of the frames."""
         height, width = self.frames[0].shape[:2]
         return width, height
 
@@ -66,10 +65,7 @@ class Clip:
 def read_video(source: bytes | Path) -> Job[Clip]:
     """Decode a short video: at most RATE frames a second, MAX_FRAMES in all; its sound is not looked at.
 
-    What the file says of itself is checked before anything is decoded, and again while it is decoded.
-
-    Args:
-        source: The file's content or its path.
+    What the file (its content or its path) says of itself is checked before it is decoded, and again meanwhile.
 
     Raises:
         UserError: It is no video of a known kind, is damaged, or is too large or too long.
@@ -92,12 +88,12 @@ def read_video(source: bytes | Path) -> Job[Clip]:
 
 
 def video_seconds(path: Path) -> float:
-    """Return how many seconds a file says that it lasts, MAX_SECONDS at most, and so many where it does not say."""
+    """Return the seconds that a file says it lasts, at most MAX_SECONDS, or MAX_SECONDS where it does not say."""
     try:
         with path.open("rb") as file, av.open(file, options={"format_whitelist": CONTAINERS}) as container:
             assert isinstance(container, InputContainer)
             return min(MAX_SECONDS, _seconds(container, container.streams.video[0]) or MAX_SECONDS)
-    except Exception:  # noqa: BLE001 - openers raise anything; `reading` is what says why
+    except Exception:  # noqa: BLE001 - openers raise anything; `read_video` says why
         return MAX_SECONDS
 
 

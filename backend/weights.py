@@ -32,9 +32,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-
 REINSTALL = "Install the app again, or run: python -m backend weights verify"
-
 REGISTRIES = ("registry.toml", "hub.toml")
 
 
@@ -56,7 +54,6 @@ class HubFile:
     kind: Literal["model", "space", "dataset"] = "model"
 
     def __str__(self) -> str:
-        """Return its name for people."""
         return f"{self.repo}/{self.file}"
 
 
@@ -66,20 +63,16 @@ class Entry:
     """One model file of the registry.
 
     Args:
-        name: The name that code and command line use.
         profile: `embedded` (ships with the app) or `hub` (fetched on demand, then converted).
         file: File name, in `weights/` or in the Hub repository.
         sha256: Hash of the file as published, empty where it is not known; files with another are not loaded.
         bytes: Size of the file as published, 0 where it is not known.
-        licence: Licence in words.
         source: What it was trained on and by which command, or where it is published.
         form: Layout in which others publish it, see `hub/forms.py`; empty for what ships with the app.
         repo: Repository on the Hub, empty where it is only published elsewhere.
-        repo_type: Kind of that repository.
         revision: Commit or branch of that repository.
         mirrors: Other places on the Hub.
         about_bytes: Rough size, where `bytes` is not known.
-        note: What else people should know.
         options: Everything else the entry says: architecture options, card values, calibration.
     """
 
@@ -101,23 +94,23 @@ class Entry:
 
     @property
     def path(self) -> Path:
-        """Return where the file lies on this machine; one from the Hub lies converted in the cache."""
+        """Where the file lies on this machine; one from the Hub lies converted in the cache."""
         if self.profile == "hub":
             return SETTINGS.cache_dir / f"{self.name}.safetensors"
         return SETTINGS.weights_dir / self.file
 
     @property
     def receipt_path(self) -> Path:
-        """Return where it stands what was fetched, for an entry of the Hub."""
+        """The file that says what was fetched, for an entry of the Hub."""
         return SETTINGS.cache_dir / f"{self.name}.json"
 
     def receipt(self) -> dict[str, Any]:
         """Return what was fetched and what it was converted into, or nothing where that is not known."""
         try:
-            found = json.loads(self.receipt_path.read_text(encoding="utf-8"))
+            receipt = json.loads(self.receipt_path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
-        return found if isinstance(found, dict) else {}
+        return receipt if isinstance(receipt, dict) else {}
 
     def state(self) -> str:
         """Return `verified`, `absent` or `damaged`."""
@@ -128,7 +121,6 @@ class Entry:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """Return what a TOML file says."""
     return tomllib.loads(path.read_text(encoding="utf-8"))
 
 
@@ -182,14 +174,14 @@ def file_hash(path: Path) -> str:
 
 def load_entry(name: str) -> dict[str, Tensor]:
     """Return the tensors of an entry as float32, after its hash was verified."""
-    found = find_entry(name)
-    state = found.state()
-    hint = f"Run: python -m backend weights fetch {name}" if found.profile == "hub" else REINSTALL
+    entry = find_entry(name)
+    state = entry.state()
+    hint = f"Run: python -m backend weights fetch {name}" if entry.profile == "hub" else REINSTALL
     if state == "absent":
         raise UserError(f"The model file of {name} is missing.", hint)
     if state == "damaged":
         raise UserError(f"The model file of {name} is damaged.", hint)
-    tensors = load_file(found.path)
+    tensors = load_file(entry.path)
     return {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
 
 
@@ -281,7 +273,7 @@ def match_checkpoint(
     with torch.device("meta"):
         expected = build().state_dict()
     hint = f"Use a checkpoint of {title}, unchanged."
-    found: dict[str, Tensor] = {}
+    matched: dict[str, Tensor] = {}
     for key, value in state.items():
         bare = key.removeprefix(prefix)
         if key.startswith(prefix) and bare.startswith(tuple(unused)):
@@ -291,18 +283,18 @@ def match_checkpoint(
             raise UserError(f"The checkpoint has a tensor that {title} does not have: {key}.", hint)
         if value.shape != expected[name].shape:
             raise UserError(f"The checkpoint's tensor {key} has shape {tuple(value.shape)}, not {title}'s.", hint)
-        found[name] = value
+        matched[name] = value
     # Batch norm's step counter was not saved by old versions of torch, and no result depends on it.
-    missing = [name for name in expected if name not in found and not name.endswith("num_batches_tracked")]
+    missing = [name for name in expected if name not in matched and not name.endswith("num_batches_tracked")]
     if missing:
         raise UserError(f"The checkpoint lacks {len(missing)} tensors of {title}, first {missing[0]}.", hint)
-    return {name: found.get(name, torch.tensor(0)) for name in expected}
+    return {name: matched.get(name, torch.tensor(0)) for name in expected}
 
 
 def model_hashes(names: Iterable[str]) -> dict[str, str]:
     """Return the SHA-256 of those models that the registry knows, by name.
 
-    Of a model of the Hub it is that of the file that was fetched, which may be one's own; empty where none was.
+    That of a model of the Hub is the fetched file's, which may be the user's own; empty if none was fetched.
     """
     if not (SETTINGS.weights_dir / "registry.toml").exists():
         return {}
@@ -318,20 +310,16 @@ def _entry_hash(entry: Entry) -> str:
 
 
 def changed_models(used: Mapping[str, str]) -> list[str]:
-    """Return those models, of SHA-256 by name, whose files are not what the registry names now.
+    """Return the models, given as SHA-256 by name, that the registry now names another file for.
 
-    Models that others publish are not asked about: they lie on some machines only.
+    Models that others publish are left out: only some machines have them.
     """
     now = model_hashes(used)
     known = read_entries() if now else {}
-    own = [name for name in used if name not in known or known[name].profile == "embedded"]
-    return [name for name in own if used[name] != now.get(name)]
+    ours = [name for name in used if name not in known or known[name].profile == "embedded"]
+    return [name for name in ours if used[name] != now.get(name)]
 
 
 def package_versions() -> dict[str, str]:
     """Return the versions of the packages that matter, by name."""
-    return {
-        "torch": torch.__version__,
-        "timm": metadata.version("timm"),
-        "face-forgery-explained": __version__,
-    }
+    return {"torch": torch.__version__, "timm": metadata.version("timm"), "face-forgery-explained": __version__}

@@ -81,7 +81,11 @@ def _fetch(names: list[str], source: str | None) -> Answer:
     fetched = [finish(fetching.fetch_model(name, file), _show_changed_steps()) for name in names]
     rows = [_entry_row(registry.find_entry(name), verified=True) for name in names]
     summary = "\n".join(model.summary for model in fetched) or "Nothing is missing. Name a model to fetch it."
-    return {"entries": rows, "fetched": [fetching.fetched_record(model) for model in fetched], "summary": summary}
+    return {
+        "entries": rows,
+        "fetched": [vars(model) | {"path": str(model.path)} for model in fetched],
+        "summary": summary,
+    }
 
 
 def _publish(repo: str | None, *, private: bool) -> Answer:

@@ -34,16 +34,11 @@ class Model:
     """One model as people see it.
 
     Args:
-        name: The name that the command line uses.
-        title: Name for people.
         use: What it is for, a few words.
         bytes: Size of its file, 0 where it is not known.
         about: Whether that size is only roughly known.
-        licence: Licence in words.
-        note: What else should be known, or empty.
         state: `loaded`, `here` (loaded when it is needed) or `absent`.
         sources: Where it can be downloaded from; none where it is only published elsewhere.
-        embedded: Whether it ships with the app.
     """
 
     name: str
@@ -59,7 +54,6 @@ class Model:
 
     @property
     def is_used(self) -> bool:
-        """Whether a tab of the app uses it."""
         return self.use != UNUSED
 
 

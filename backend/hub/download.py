@@ -1,8 +1,7 @@
 """Download one file of the Hub with its own client, and say in a sentence what went wrong with it or with an upload.
 
 Parts are kept, progress is reported, and the file is checked at the end. `hf_hub_download` forgets what had come when
-it is interrupted. The two halves that it calls do not have to: the metadata of a file, and a request that goes on at
-a given byte.
+it is interrupted; of the two functions that it calls, one reads a file's metadata and the other resumes at a byte.
 """
 
 import errno
@@ -35,7 +34,8 @@ from backend.settings import SETTINGS
 from backend.weights import HubFile, file_hash
 
 LOG_IN = "Log in with: hf auth login, or set HF_TOKEN"
-
+SHA256 = re.compile(r"[0-9a-f]{64}")
+SPARE = 50_000_000  # bytes that a download leaves free
 # What an upload or a download can raise. The client's own HTTPError stands for every failure of the connection.
 HUB_ERRORS = (HTTPError, OSError, LocalTokenNotFoundError, OfflineModeIsEnabled)
 
@@ -109,20 +109,14 @@ def _disk_error_in_words(error: Exception, what: str) -> UserError:
 
 
 def disk_full_error(what: str, needed: int = 0) -> UserError:
-    """Say that the disk is full."""
     amount = f" ({needed / 1e6:,.0f} MB are needed)" if needed else ""
     return UserError(
         f"There is no room on the disk for {what}{amount}.", "Free some, or set WEIGHTS_CACHE to another disk."
     )
 
 
-SHA256 = re.compile(r"[0-9a-f]{64}")
-
-SPARE = 50_000_000  # bytes that a download leaves free
-
-
 class _StoppedError(Exception):
-    """Ends the thread of a download that nobody waits for any more."""
+    """Ends the thread of a download that was closed."""
 
 
 def download_file(source: HubFile, folder: Path, name: str, sha256: str = "") -> Job[Path]:
@@ -144,25 +138,21 @@ def download_file(source: HubFile, folder: Path, name: str, sha256: str = "") ->
         # Redirects to another host must not carry the login along.
         headers = build_hf_headers(library_name="face-forgery-explained")
         url = hf_hub_url(
-            source.repo,
-            source.file,
-            revision=source.revision,
-            repo_type=source.kind,
-            endpoint=SETTINGS.hub_endpoint,
+            source.repo, source.file, revision=source.revision, repo_type=source.kind, endpoint=SETTINGS.hub_endpoint
         )
-        found = get_hf_file_metadata(url, headers=headers, endpoint=SETTINGS.hub_endpoint)
-        if urlsplit(found.location).netloc != urlsplit(url).netloc:
+        facts = get_hf_file_metadata(url, headers=headers, endpoint=SETTINGS.hub_endpoint)
+        if urlsplit(facts.location).netloc != urlsplit(url).netloc:
             headers.pop("authorization", None)
         folder.mkdir(parents=True, exist_ok=True)
     except HUB_ERRORS as error:
         raise error_in_words(error, what, otherwise=otherwise) from error
-    announced = found.etag or "unnamed"
+    announced = facts.etag or "unnamed"
     expected = sha256 or (announced if SHA256.fullmatch(announced) else "")
     target = folder / Path(source.file).name
     if expected and target.exists() and file_hash(target) == expected:
         return target  # its conversion had failed
     part = folder / f"{re.sub(r'[^0-9A-Za-z]', '', announced)}.part"
-    yield from _receive(found, part, headers, what, otherwise)
+    yield from _receive(facts, part, headers, what, otherwise)
     yield Step(100, 100, f"The hash of {what} is checked.")
     if expected and file_hash(part) != expected:
         part.unlink()
@@ -174,13 +164,14 @@ def download_file(source: HubFile, folder: Path, name: str, sha256: str = "") ->
     return target
 
 
-def _receive(found: HfFileMetadata, part: Path, headers: dict[str, str], what: str, otherwise: str) -> Job[None]:
-    """Fill `part` in a thread of its own, whose progress the steps tell."""
-    there = part.stat().st_size if part.exists() else 0
-    if found.size is not None and there > found.size:
+def _receive(facts: HfFileMetadata, part: Path, headers: dict[str, str], what: str, otherwise: str) -> Job[None]:
+    """Fill `part` in a thread of its own, and yield its progress."""
+    received = part.stat().st_size if part.exists() else 0
+    if facts.size is not None and received > facts.size:
         part.unlink()
-        there = 0
-    _require_room(part.parent, (found.size or 0) - there, what)
+        received = 0
+    _require_room(part.parent, (facts.size or 0) - received, what)
+    start = received
     news: queue.SimpleQueue[int | Exception | None] = queue.SimpleQueue()
     stopped = threading.Event()
 
@@ -188,11 +179,11 @@ def _receive(found: HfFileMetadata, part: Path, headers: dict[str, str], what: s
         try:
             with part.open("ab") as file:
                 http_get(
-                    found.location,
+                    facts.location,
                     file,
-                    resume_size=there,
+                    resume_size=start,
                     headers=dict(headers),
-                    expected_size=found.size,
+                    expected_size=facts.size,
                     displayed_filename=part.name,
                     tqdm_class=_reporting_bar(news.put, stopped),
                 )
@@ -204,7 +195,7 @@ def _receive(found: HfFileMetadata, part: Path, headers: dict[str, str], what: s
 
     worker = threading.Thread(target=work, name="download", daemon=True)
     worker.start()
-    total, received = max(1, found.size or 0), there
+    total = max(1, facts.size or 0)
     try:
         yield _download_step(received, total, what)
         while (item := news.get()) is not None:

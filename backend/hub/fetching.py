@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 from safetensors.torch import save_file
@@ -31,15 +30,11 @@ class Fetched:
     """One model that is here now.
 
     Args:
-        name: Entry of the registry.
         path: Where it lies, as safetensors.
         origin: Repository and revision, or the name of the file it was made from.
         source_sha256: Hash of what it was made from.
         sha256: Hash of what lies here.
-        bytes: Size of what lies here.
         pinned: Whether the hash was known beforehand and agreed.
-        seconds: How long it took.
-        summary: All this in words.
     """
 
     name: str
@@ -54,7 +49,7 @@ class Fetched:
 
 
 def fetch_to_cache(name: str, on_step: Callable[[Step], None] | None = None, local: Path | None = None) -> Path:
-    """Fetch a model and return where it lies; see `fetching`."""
+    """Fetch a model and return where it lies; see `fetch_model`."""
     return finish(fetch_model(name, local), on_step).path
 
 
@@ -75,43 +70,40 @@ def fetch_model(name: str, local: Path | None = None) -> Job[Fetched]:
         file, origin = (local, local.name) if local is not None else (yield from _downloaded(entry, folder))
         yield Step(DOWNLOADED, TOTAL, f"{name} is checked.")
         with _room_on_disk(name):
-            found = _hash_of(file, entry, ours=local is None)
+            source_sha256 = _hash_of(file, entry, ours=local is None)
             yield Step(DOWNLOADED + 1, TOTAL, f"{name} is converted and put into place.")
             if entry.profile == "hub":
-                _convert(entry, file, {"source_sha256": found, "origin": origin})
+                _convert(entry, file, {"source_sha256": source_sha256, "origin": origin})
             else:
                 _put_file(file, entry.path)
             if local is None:
                 file.unlink(missing_ok=True)
     yield Step(TOTAL, TOTAL, f"{name} is here.")
-    pinned = bool(entry.sha256) and found == entry.sha256
+    pinned = bool(entry.sha256) and source_sha256 == entry.sha256
     size = entry.path.stat().st_size
     return Fetched(
         name=name,
         path=entry.path,
         origin=origin,
-        source_sha256=found,
+        source_sha256=source_sha256,
         sha256=weights.file_hash(entry.path),
         bytes=size,
         pinned=pinned,
         seconds=round(time.monotonic() - started, 3),
-        summary=f"{name} is here ({size / 1e6:.1f} MB, from {origin}). {_trust_in_words(entry, found)}",
+        summary=f"{name} is here ({size / 1e6:.1f} MB, from {origin}). {_trust_in_words(entry, source_sha256)}",
     )
 
 
 def fetch_missing(on_step: Callable[[Step], None] | None = None) -> list[str]:
-    """Fetch what ships with the app and is not here from the repository that `WEIGHTS_REPO` names, where it names one.
-
-    Returns:
-        The names of what was fetched.
+    """Fetch the missing models that ship with the app from `WEIGHTS_REPO`, where it is set; return their names.
 
     Raises:
         UserError: Anything that went wrong, in words.
     """
     if not SETTINGS.weights_repo:
         return []
-    own = [entry for entry in weights.read_entries().values() if entry.profile == "embedded"]
-    missing = [entry.name for entry in own if not entry.path.exists()]
+    embedded = [entry for entry in weights.read_entries().values() if entry.profile == "embedded"]
+    missing = [entry.name for entry in embedded if not entry.path.exists()]
     for name in missing:
         fetch_to_cache(name, on_step)
     return missing
@@ -136,35 +128,35 @@ def _downloaded(entry: weights.Entry, folder: Path) -> Job[tuple[Path, str]]:
         )
     if not places:
         raise UserError(f"{entry.name} ships with the app.", "Install the app again, or set WEIGHTS_REPO.")
-    troubles_met = []
+    errors = []
     for place in places:
         try:
             job = download_file(place, folder / "downloads" / entry.name, entry.name, entry.sha256)
             path = yield from counted(job, TOTAL)
         except UserError as error:  # noqa: PERF203 - a few places, each of which is tried
-            troubles_met.append(error)
+            errors.append(error)
         else:
             return path, f"{place} at {place.revision[:12]}"
-    raise troubles_met[0]
+    raise errors[0]
 
 
 def _hash_of(file: Path, entry: weights.Entry, *, ours: bool) -> str:
     """Return the hash of a file at hand; a file that must not be used is refused."""
     if not file.is_file():
         raise UserError(f"There is no file named {file.name}.", "Give the path of a file that was downloaded.")
-    found = weights.file_hash(file)
-    if entry.profile == "embedded" and found != entry.sha256:
+    sha256 = weights.file_hash(file)
+    if entry.profile == "embedded" and sha256 != entry.sha256:
         raise UserError(
             f"{file.name} is not the file of {entry.name}: its hash is another one.",
             f"Expected is the SHA-256 {entry.sha256[:16]}...",
         )
     earlier = entry.receipt().get("source_sha256") if ours and not entry.sha256 else None
-    if earlier not in {None, found} and entry.receipt().get("origin", "").startswith(entry.repo or "None"):
+    if earlier not in {None, sha256} and entry.receipt().get("origin", "").startswith(entry.repo or "None"):
         raise UserError(
             f"The file of {entry.name} changed on the Hub since it was fetched first.",
             f"Delete {entry.receipt_path.name} in the cache if you trust the new one, and fetch it again.",
         )
-    return found
+    return sha256
 
 
 def _convert(entry: weights.Entry, file: Path, facts: Mapping[str, str]) -> None:
@@ -189,19 +181,19 @@ def _put_file(file: Path, target: Path) -> None:
 def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return tensors of which no two share memory, as safetensors wants them."""
     seen: set[int] = set()
-    found = {}
+    separate = {}
     for key, value in tensors.items():
         whole = value.detach().contiguous()
         place = whole.untyped_storage().data_ptr()
-        own = place not in seen and whole.numel() * whole.element_size() == whole.untyped_storage().nbytes()
+        is_alone = place not in seen and whole.numel() * whole.element_size() == whole.untyped_storage().nbytes()
         seen.add(place)
-        found[key] = whole if own else whole.clone()
-    return found
+        separate[key] = whole if is_alone else whole.clone()
+    return separate
 
 
 @contextmanager
 def _temporary(target: Path) -> Iterator[Path]:
-    """Give the name of a file beside `target` that is gone afterwards, whatever happens."""
+    """Yield the path of a file beside `target` that is deleted afterwards, whatever happens."""
     target.parent.mkdir(parents=True, exist_ok=True)
     path = target.with_name(f".{target.name}.{os.getpid()}")
     try:
@@ -242,14 +234,9 @@ def _entry_lock(folder: Path, name: str) -> Iterator[None]:
         lock.release()
 
 
-def _trust_in_words(entry: weights.Entry, found: str) -> str:
+def _trust_in_words(entry: weights.Entry, sha256: str) -> str:
     if not entry.sha256:
-        return f"Its hash was not known beforehand; it is recorded now: {found}."
-    if found == entry.sha256:
+        return f"Its hash was not known beforehand; it is recorded now: {sha256}."
+    if sha256 == entry.sha256:
         return "Its hash is the one that was expected."
     return "It fits, but it is not the published file: its hash is another one."
-
-
-def fetched_record(fetched: Fetched) -> dict[str, Any]:
-    """Return a result as JSON."""
-    return {**vars(fetched), "path": str(fetched.path)}

@@ -36,14 +36,12 @@ class Form:
     without: tuple[str, ...] = ()
 
     def fits(self, content: Content) -> bool:
-        """Say whether a file looks like this form."""
         return all(_has_key(content, key) for key in self.keys) and not any(
             _has_key(content, key) for key in self.without
         )
 
     @property
     def expected(self) -> str:
-        """Return what a file must have, in words."""
         return ", ".join(f"{key}*" if key.endswith(".") else key for key in self.keys)
 
 
@@ -66,19 +64,19 @@ def convert_published(path: Path, name: str) -> dict[str, Tensor]:
     Raises:
         UserError: The file is of another form; the sentence says which was expected, and which it is.
     """
-    wanted = FORMS[name]
+    form = FORMS[name]
     content = read_published(path)
-    if wanted.fits(content):
-        return wanted.convert(content)
-    others = [form.title for form in FORMS.values() if form.fits(content)]
-    found = f"It looks like {others[0]}" if others else f"It has {', '.join(map(str, list(content)[:3])) or 'nothing'}"
+    if form.fits(content):
+        return form.convert(content)
+    others = [other.title for other in FORMS.values() if other.fits(content)]
+    kind = f"It looks like {others[0]}" if others else f"It has {', '.join(map(str, list(content)[:3])) or 'nothing'}"
     raise UserError(
-        f"{path.name} is not {wanted.title}. {found}.", f"Expected is a file with these tensors: {wanted.expected}."
+        f"{path.name} is not {form.title}. {kind}.", f"Expected is a file with these tensors: {form.expected}."
     )
 
 
 def _has_key(content: Content, key: str) -> bool:
-    return any(str(own).startswith(key) for own in content) if key.endswith(".") else key in content
+    return any(str(name).startswith(key) for name in content) if key.endswith(".") else key in content
 
 
 def _facenet() -> nn.Module:
@@ -87,7 +85,7 @@ def _facenet() -> nn.Module:
     return InceptionResnetV1(pretrained=None, classify=True, num_classes=FACENET_CLASSES)
 
 
-def _authors_mesonet(build: Callable[[], nn.Module], title: str) -> Callable[[Content], dict[str, Tensor]]:
+def _matched(build: Callable[[], nn.Module], title: str) -> Callable[[Content], dict[str, Tensor]]:
     return lambda content: match_checkpoint(content, build, title)
 
 
@@ -115,9 +113,7 @@ FORMS: dict[str, Form] = {
         "DeepfakeBench's RECCE", ("model.encoder.", "model.decoder1."), recce.from_deepfakebench
     ),
     "meso4_deepfakebench": Form(
-        "DeepfakeBench's Meso4",
-        ("backbone.conv4.weight", "backbone.fc2.weight"),
-        mesonet.meso4_from_deepfakebench,
+        "DeepfakeBench's Meso4", ("backbone.conv4.weight", "backbone.fc2.weight"), mesonet.meso4_from_deepfakebench
     ),
     "mesoinception4_deepfakebench": Form(
         "DeepfakeBench's MesoInception4",
@@ -126,14 +122,12 @@ FORMS: dict[str, Form] = {
     ),
     "ucf_deepfakebench": Form("DeepfakeBench's UCF", ("encoder_f.", "encoder_c.", "head_sha."), _kept),
     "meso4": Form(
-        "Meso4 as its authors publish it (.h5)",
-        ("conv1.weight", "head.fc2.weight"),
-        _authors_mesonet(mesonet.Meso4, "Meso4"),
+        "Meso4 as its authors publish it (.h5)", ("conv1.weight", "head.fc2.weight"), _matched(mesonet.Meso4, "Meso4")
     ),
     "mesoinception4": Form(
         "MesoInception4 as its authors publish it (.h5)",
         ("inception1.a.weight", "head.fc2.weight"),
-        _authors_mesonet(mesonet.MesoInception4, "MesoInception4"),
+        _matched(mesonet.MesoInception4, "MesoInception4"),
     ),
     "efficientnet_b0_torchvision": Form(
         "torchvision's EfficientNet-B0", ("features.0.0.weight", "classifier.1.weight"), efficientnet.from_torchvision
@@ -149,12 +143,10 @@ FORMS: dict[str, Form] = {
     "facenet": Form(
         "FaceNet of facenet-pytorch",
         ("block8.conv2d.weight", "last_linear.weight", "logits.weight"),
-        lambda content: match_checkpoint(content, _facenet, "FaceNet"),
+        _matched(_facenet, "FaceNet"),
     ),
     "arcface": Form(
-        "ArcFace IR-SE50",
-        ("input_layer.0.weight", "output_layer.3.weight"),
-        lambda content: match_checkpoint(content, ArcFace, "ArcFace IR-SE50"),
+        "ArcFace IR-SE50", ("input_layer.0.weight", "output_layer.3.weight"), _matched(ArcFace, "ArcFace IR-SE50")
     ),
     "face_parsing": Form(
         "the BiSeNet for face parsing", ("cp.resnet.conv1.weight", "conv_out.conv.conv.weight"), _kept

@@ -31,10 +31,7 @@ class Published:
     Args:
         repo: OWNER/NAME.
         revision: The commit.
-        files: Names of the files.
         bytes: Size of the models.
-        seconds: How long it took.
-        summary: All this in words.
     """
 
     repo: str
@@ -49,19 +46,19 @@ def publish_models(repo: str, *, private: bool = False) -> Job[Published]:
     """Upload every model that ships with the app, the registry and the model card, as one commit.
 
     Args:
-        repo: OWNER/NAME; it is made where it does not exist.
+        repo: OWNER/NAME; it is created if it does not exist.
         private: Whether a new repository is private.
 
     Raises:
-        UserError: The name is none, a file is damaged, or the Hub refused.
+        UserError: The name is not OWNER/NAME, a file is damaged, or the Hub refused.
     """
     if not REPO.fullmatch(repo):
         raise UserError(f"{repo!r} is not a repository.", "Give it as OWNER/NAME.")
     started = time.monotonic()
-    own = [entry for entry in weights.read_entries().values() if entry.profile == "embedded"]
-    total = len(own) + 2
+    entries = [entry for entry in weights.read_entries().values() if entry.profile == "embedded"]
+    total = len(entries) + 2
     additions = []
-    for number, entry in enumerate(own):
+    for number, entry in enumerate(entries):
         yield Step(number, total, f"The hash of {entry.name} is checked.")
         if entry.state() != "verified":
             raise UserError(f"{entry.name} is missing or damaged and was not published.", weights.REINSTALL)
@@ -73,23 +70,23 @@ def publish_models(repo: str, *, private: bool = False) -> Job[Published]:
         CommitOperationAdd("README.md", (CARD_FRONT_MATTER + card).encode()),
         CommitOperationAdd("LICENSE.md", LICENCE.encode()),
     ]
-    yield Step(len(own), total, f"{len(own)} models are uploaded to {repo}.")
+    yield Step(len(entries), total, f"{len(entries)} models are uploaded to {repo}.")
     api = HfApi(endpoint=SETTINGS.hub_endpoint, library_name="face-forgery-explained")
     try:
         api.create_repo(repo, private=private, exist_ok=True)
-        done = api.create_commit(repo, additions, commit_message="Models, registry and model card")
+        commit = api.create_commit(repo, additions, commit_message="Models, registry and model card")
     except download.HUB_ERRORS as error:
         raise download.error_in_words(error, repo, otherwise="Nothing was changed there.") from error
     except (RuntimeError, ValueError) as error:  # what the client says of an upload that broke off
         raise UserError(f"The upload to {repo} broke off.", "Nothing was changed there; run it again.") from error
     yield Step(total, total, f"{repo} has them.")
-    size = sum(entry.bytes for entry in own)
+    size = sum(entry.bytes for entry in entries)
     return Published(
         repo=repo,
-        revision=str(done.oid),
+        revision=str(commit.oid),
         files=tuple(addition.path_in_repo for addition in additions),
         bytes=size,
         seconds=round(time.monotonic() - started, 3),
-        summary=f"{len(own)} models ({size / 1e6:.1f} MB) and their card are at {repo}, revision {done.oid}. "
+        summary=f"{len(entries)} models ({size / 1e6:.1f} MB) and their card are at {repo}, revision {commit.oid}. "
         f"With WEIGHTS_REPO={repo}, an app without them fetches them from there.",
     )
