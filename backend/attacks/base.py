@@ -1,7 +1,7 @@
 """What attacks share: their result, where pixels may change, and steps against the gradient of the log-odds.
 
-FGSM, MIFGSM and PGD are white-box attacks: they see the gradient of the detector. Every face is attacked, also one that
-is called real to begin with, because other detectors may judge it afterwards.
+FGSM, MIFGSM and PGD are white-box attacks: they see the gradient of the detector. Every face is attacked, even one that
+is called real from the start, because other detectors may judge it afterwards.
 """
 
 import time
@@ -29,20 +29,19 @@ AttackMove = Callable[[Tensor, Tensor], Tensor]  # pictures and their gradient t
 
 @dataclass(frozen=True)
 class Attacked:
-    """Faces after an attack, with what one detector says of them.
+    """Faces after an attack and one detector's verdicts on them.
 
     Args:
-        images: Attacked faces (N, 3, H, W) in [0, 1] on the CPU. Attacks whose pictures are saved round them to 8
-            bits wherever they were changed; NES does not, and as released it may leave [0, 1].
+        images: Attacked faces (N, 3, H, W) in [0, 1] on the CPU. Attacks whose pictures are saved round changed pixels
+            to 8 bits; NES does not, and as released it may leave [0, 1].
         p_before: Probability of fake (N,) in [0, 1] before the attack.
         p_after: Probability of fake (N,) in [0, 1] of `images`.
         flipped: Whether a face that was called fake is called real now (N,).
-        already_real: Whether a face was called real to begin with (N,).
-        iterations: How many updates each face went through (N,).
-        image_count: How many pictures the detector was asked about.
-        call_count: How many batches it was asked in.
-        settings: Settings of the attack, its seed among them.
-        seconds: How long it took.
+        already_real: Whether a face was called real from the start (N,).
+        iterations: Updates of each face (N,).
+        image_count: Pictures that the detector judged.
+        call_count: Batches that it judged them in.
+        settings: Settings of the attack, including its seed.
         summary: What happened, one paragraph in plain words.
     """
 
@@ -67,7 +66,7 @@ def mask_region(mask: Tensor | None, images: Tensor) -> Tensor | None:
         images: (N, 3, H, W).
 
     Raises:
-        ValueError: The mask has another size than the images, or says nothing for some of them.
+        ValueError: The mask differs from the images in size or number.
     """
     if mask is None:
         return None
@@ -96,18 +95,18 @@ def judge_attack(
     image_count: int = 0,
     call_count: int = 0,
 ) -> Attacked:
-    """Ask the detector before and after, and gather the result on the CPU.
+    """Judge faces before and after an attack, and return the result on the CPU.
 
     Args:
         title: Name of the attack for people.
         original: Faces (N, 3, H, W) in [0, 1].
         attacked: The attacked faces, as they are saved.
-        detector: What judges.
+        detector: The judge.
         settings: Settings of the attack.
-        started: `time.perf_counter()` at its beginning.
-        iterations: Updates that every face went through.
-        image_count: Pictures that the detector was asked about until now.
-        call_count: Batches that it was asked in until now.
+        started: `time.perf_counter()` at the start of the attack.
+        iterations: Updates of every face.
+        image_count: Pictures that the detector has judged so far.
+        call_count: Batches that it judged them in.
     """
     before, after = detector.p_fake(original).cpu(), detector.p_fake(attacked).cpu()
     already_real = before < THRESHOLD
@@ -137,7 +136,7 @@ def attack_in_words(
     before: Tensor,
     after: Tensor,
 ) -> str:
-    """Say in plain words what an attack did; arguments as in `judge_attack`."""
+    """Describe in plain words what an attack did; arguments as in `judge_attack`."""
     levels = float((attacked - original).abs().max() * 255) if attacked.numel() else 0.0
     change = f"No pixel moved by more than {levels:.3g} of 255 grey levels."
     if len(attacked) == 1:
@@ -161,25 +160,25 @@ def descend_log_odds(
     move: AttackMove,
     *,
     mask: Tensor | None = None,
-    start: Callable[[Tensor], Tensor] | None = None,
+    start: Tensor | None = None,
 ) -> Job[Attacked]:
     """Make `settings.steps` moves against the gradient and judge the pictures as they are saved.
 
     Args:
         title: Name of the attack for people.
         images: Faces (N, 3, H, W) in [0, 1].
-        detector: What is attacked, and what judges.
+        detector: The target and the judge.
         settings: Settings of the attack, with `steps` and `variant`: `standard` descends the log-odds of fake, which
-            never saturate; `artifact_eraser` the squared error (p_fake - 0)^2, whose gradient is 0 for a face of p_fake
-            1 in float32: such a face does not move.
+            never saturate; `artifact_eraser` descends the squared error (p_fake - 0)^2, whose gradient is 0 where
+            p_fake is 1 in float32: such a face does not move.
         move: One step; `gradient` is that of the loss, 0 outside the mask.
         mask: 1 where pixels may change, (H, W) or (N, 1, H, W); everywhere by default.
-        start: From the original to the pictures to start from; the original itself by default.
+        start: Pictures to start from, on the detector's device; by default the faces.
     """
     started = time.perf_counter()
     original = images.detach().to(detector.mean.device)
     region = mask_region(mask, original)
-    current, steps = original if start is None else start(original), settings.steps
+    current, steps = original if start is None else start, settings.steps
     with frozen(detector):
         for number in range(1, steps + 1):
             if region is not None:
@@ -209,7 +208,7 @@ def descend_log_odds(
 
 
 def _gradient(detector: Detector, images: Tensor, variant: AttackVariant) -> tuple[Tensor, Tensor]:
-    """Return log-odds (N,) and the gradient of every face's own loss (N, 3, H, W)."""
+    """Return log-odds (N,) and the gradient of each face's loss (N, 3, H, W)."""
     with torch.enable_grad():
         leaf = images.detach().requires_grad_()
         logit = detector.logit_fake(leaf)

@@ -5,12 +5,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from backend.attacks.base import Attacked, AttackVariant, Count, PixelLength, descend_log_odds
-from backend.attacks.registry import register_attack
+from backend.attacks.registry import register_white_box
 from backend.detectors.base import Detector
 from backend.progress import Job
 from backend.settings import validated
-
-PAPER = "Goodfellow et al. 2015, arXiv 1412.6572"
 
 
 @validated
@@ -21,7 +19,7 @@ class FGSMSettings:
     Args:
         epsilon: Length of a step in every value of a picture in [0, 1]; 8/255 is 8 of 255 grey levels. TR-Net
             (2203.11433) prints 0.003, which contradicts the 30.13 dB of its Table 4; 8/255 gives 30.07 dB.
-        steps: How many; more than one is the iterative form of Artifact-Eraser's code. Nothing moves further than
+        steps: More than one is the iterative form of Artifact-Eraser's code. No value moves further than
             steps * epsilon.
         variant: `standard`, or `artifact_eraser` as in `ARTIFACT_ERASER`.
         seed: Recorded; nothing is drawn at random.
@@ -37,27 +35,19 @@ class FGSMSettings:
 ARTIFACT_ERASER = FGSMSettings(epsilon=1 / 255, steps=8, variant="artifact_eraser")
 
 
-@register_attack("fgsm", title="FGSM", paper=PAPER, needs="a white-box detector", settings=FGSMSettings(), order=20)
-@register_attack(
-    "fgsm_artifact_eraser",
-    title="FGSM, iterative",
-    paper=f"{PAPER}, as in Artifact-Eraser, arXiv 2404.08341",
-    needs="a white-box detector",
-    settings=ARTIFACT_ERASER,
-    compared=False,
-    order=50,
+@register_white_box(
+    "fgsm",
+    title="FGSM",
+    paper="Goodfellow et al. 2015, arXiv 1412.6572",
+    settings=FGSMSettings(),
+    eraser=ARTIFACT_ERASER,
+    eraser_title="FGSM, iterative",
+    order=20,
 )
 def attack(
     images: Tensor, detector: Detector, settings: FGSMSettings | None = None, mask: Tensor | None = None
 ) -> Job[Attacked]:
-    """Attack a detector with FGSM.
-
-    Args:
-        images: Faces (N, 3, H, W) in [0, 1].
-        detector: What is attacked; its gradient is used.
-        settings: Settings of the attack.
-        mask: 1 where pixels may change, (H, W) or (N, 1, H, W); everywhere by default.
-    """
+    """Attack faces (N, 3, H, W) in [0, 1]; arguments as in `descend_log_odds`."""
     settings = settings or FGSMSettings()
 
     def move(current: Tensor, gradient: Tensor) -> Tensor:

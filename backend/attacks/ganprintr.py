@@ -1,7 +1,7 @@
 """GANprintR: pass a face through an autoencoder that has learned real faces only.
 
-Neves et al. 2020, arXiv 1911.05351, as used for comparison in TR-Net (2203.11433, section 5.2). What the
-bottleneck cannot carry, and with it part of a generator's fingerprint, is lost on the way. No detector is needed.
+Neves et al. 2020, arXiv 1911.05351, as used for comparison in TR-Net (2203.11433, section 5.2). The bottleneck
+drops detail, and with it part of a generator's fingerprint. No detector is needed.
 """
 
 import itertools
@@ -36,8 +36,7 @@ class GANprintR(nn.Module):
     def __init__(self, latent: int = LATENT) -> None:
         super().__init__()
         self.latent = latent
-        widths = (*GANPRINTR_CHANNELS, latent)
-        pairs = list(itertools.pairwise(widths))
+        pairs = list(itertools.pairwise((*GANPRINTR_CHANNELS, latent)))
         self.encoder = nn.ModuleList(nn.Conv2d(narrow, wide, 3, padding=1) for narrow, wide in pairs)
         self.decoder = nn.ModuleList(nn.ConvTranspose2d(wide, narrow, 3, padding=1) for narrow, wide in pairs[::-1])
 
@@ -62,7 +61,7 @@ class GanprintrSettings:
     """Settings of one pass.
 
     Args:
-        latent: Channels of the bottleneck; the result says those of the network that was used.
+        latent: Channels of the bottleneck; the result has the number of the network that was used.
         seed: Recorded; nothing is drawn at random.
     """
 
@@ -96,14 +95,7 @@ def attack(
     *,
     network: GANprintR | None = None,
 ) -> Job[Attacked]:
-    """Pass faces through the autoencoder; the detector only judges before and after.
-
-    Args:
-        images: Faces (N, 3, H, W) in [0, 1].
-        detector: What judges.
-        settings: Settings of the pass.
-        mask: 1 where pixels may change, (H, W) or (N, 1, H, W); everywhere by default.
-        network: The autoencoder, by default the trained one.
+    """Pass faces (N, 3, H, W) in [0, 1] through an autoencoder, by default the trained one; the detector only judges.
 
     Raises:
         UserError: The model file is missing or damaged.
@@ -121,7 +113,6 @@ def attack(
 
 
 def _load_trained() -> GANprintR:
-    latent = int(weights.find_entry(GANPRINTR_ENTRY).options.get("latent", LATENT))
-    network = GANprintR(latent)
+    network = GANprintR(int(weights.find_entry(GANPRINTR_ENTRY).options.get("latent", LATENT)))
     weights.load_into(network, GANPRINTR_ENTRY)
     return network.to(runtime.device())

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from backend.attacks.base import Attacked, AttackVariant, Count, PixelLength, descend_log_odds, project_to_box
-from backend.attacks.registry import register_attack
+from backend.attacks.registry import register_white_box
 from backend.detectors.base import Detector
 from backend.progress import Job
 from backend.settings import validated
@@ -23,8 +23,7 @@ class MIFGSMSettings:
         epsilon: How far any value of a picture in [0, 1] may move; 8/255 is 8 of 255 grey levels. Artifact-Eraser has
             no such bound: there nothing moves further than steps * alpha.
         alpha: Length of a step.
-        steps: How many.
-        decay: Factor on what was accumulated before.
+        decay: Factor on the momentum of the steps before.
         variant: `standard` divides every gradient by its mean absolute value before it is added; `artifact_eraser` adds
             it as it is.
         seed: Recorded; nothing is drawn at random.
@@ -42,29 +41,19 @@ class MIFGSMSettings:
 ARTIFACT_ERASER = MIFGSMSettings(epsilon=1.0, alpha=1 / 255, steps=8, decay=0.89, variant="artifact_eraser")
 
 
-@register_attack(
-    "mifgsm", title="MIFGSM", paper=PAPER, needs="a white-box detector", settings=MIFGSMSettings(), order=30
-)
-@register_attack(
-    "mifgsm_artifact_eraser",
-    title="MIFGSM, unnormalised",
-    paper=f"{PAPER}, as in Artifact-Eraser, arXiv 2404.08341",
-    needs="a white-box detector",
-    settings=ARTIFACT_ERASER,
-    compared=False,
-    order=60,
+@register_white_box(
+    "mifgsm",
+    title="MIFGSM",
+    paper=PAPER,
+    settings=MIFGSMSettings(),
+    eraser=ARTIFACT_ERASER,
+    eraser_title="MIFGSM, unnormalised",
+    order=30,
 )
 def attack(
     images: Tensor, detector: Detector, settings: MIFGSMSettings | None = None, mask: Tensor | None = None
 ) -> Job[Attacked]:
-    """Attack a detector with MIFGSM.
-
-    Args:
-        images: Faces (N, 3, H, W) in [0, 1].
-        detector: What is attacked; its gradient is used.
-        settings: Settings of the attack.
-        mask: 1 where pixels may change, (H, W) or (N, 1, H, W); everywhere by default.
-    """
+    """Attack faces (N, 3, H, W) in [0, 1]; arguments as in `descend_log_odds`."""
     settings = settings or MIFGSMSettings()
     original = images.detach().to(detector.mean.device)
     momentum = torch.zeros_like(original)

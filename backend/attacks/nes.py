@@ -25,7 +25,7 @@ ProbeNoise = Literal["channel", "grey"]
 
 
 def probe_noise_source(seed: int, place: int, device: torch.device) -> torch.Generator:
-    """Return the source of the noise of the face at a place in the batch; no other face draws from it."""
+    """Return the random source of the face at this place in the batch; no other face uses it."""
     return torch.Generator(device).manual_seed(seed * 1_000_003 + place)
 
 
@@ -39,12 +39,12 @@ def batch_probe_pairs(places: list[int], pairs: int, batch: int) -> Iterator[lis
     """Divide the pairs of several faces into batches.
 
     Args:
-        places: Which faces are asked about.
-        pairs: How many pairs each face has.
-        batch: How many pictures at most one batch has, at least 2.
+        places: The faces' places in the batch.
+        pairs: Pairs of each face.
+        batch: Largest number of pictures in a batch, at least 2.
 
     Yields:
-        For every batch, the faces in it and how many of their pairs; both pictures of a pair are in one batch.
+        For every batch, the faces in it and the number of their pairs; both pictures of a pair are in one batch.
     """
     room = batch // 2
     work: list[tuple[int, int]] = []
@@ -62,11 +62,8 @@ def batch_probe_pairs(places: list[int], pairs: int, batch: int) -> Iterator[lis
 
 
 NESMode = Literal["projected", "as_released"]
-
 NESObjective = Literal["probability", "log_odds", "auto"]
-
 NES_CHOICES = {"mode": get_args(NESMode), "objective": get_args(NESObjective), "noise": get_args(ProbeNoise)}
-
 SATURATED = 11.5  # log-odds; beyond them a probability is within 1e-5 of 0 or 1, and its differences lose their bits
 
 
@@ -78,19 +75,19 @@ class NESSettings:
         sigma: Standard deviation of the noise of a probe, in values of a picture in [0, 1].
         probes: Pairs of pictures an iteration; every iteration asks about 2 * probes + 1 pictures.
         alpha: Length of a step in every value.
-        delta: How far any value may move in all. `as_released` bounds only the single step with it, from above, so
-            that it never acts while alpha is smaller.
-        iterations: How many at most.
+        delta: How far any value may move in all. `as_released` applies it only as the upper bound of a single step, so
+            it has no effect while alpha is smaller.
+        iterations: The most that are made.
         mode: `projected` keeps the total change within delta and the picture in [0, 1]. `as_released` does neither,
             and counts sigma, alpha and delta in the detector's normalised units, as the released program does.
-        objective: What is to rise: `probability` of real; `log_odds` of real; `auto` takes the log-odds for a face
+        objective: What is raised: `probability` of real; `log_odds` of real; `auto` takes the log-odds for a face
             while its probability is saturated. None is `auto`, or `probability` as released.
-        noise: `channel` draws every value by itself, `grey` one value a pixel for all three channels. None is
+        noise: `channel` draws every value separately, `grey` one value a pixel for all three channels. None is
             `channel`, or `grey` as released.
-        kappa: A face is done once p_real - p_fake passes this margin, in [0, 1).
-        early_stop: Stop a face once it is done; without it, every iteration is made.
-        seed: Seed of the noise. A face's noise depends on it and on the face's place in the batch.
-        batch: How many pictures at most the detector is asked about at once; None takes what suits the device.
+        kappa: A face is done once p_real - p_fake exceeds this margin, in [0, 1).
+        early_stop: Stop a face once it is done; otherwise every iteration is made.
+        seed: A face's noise depends on it and on the face's place in the batch.
+        batch: Largest number of pictures that the detector judges at once; None takes what suits the device.
     """
 
     sigma: float = 0.001
@@ -107,25 +104,21 @@ class NESSettings:
     batch: int | None = None
 
     def check(self) -> None:
-        """Refuse settings with which nothing can be attacked.
-
-        Raises:
-            UserError: A setting is out of its range.
-        """
+        """Raise a UserError where a setting is out of its range."""
         for name, known in NES_CHOICES.items():
             if getattr(self, name) not in known and (name == "mode" or getattr(self, name) is not None):
                 raise UserError(f"There is no {name} {getattr(self, name)}.", f"Use one of: {', '.join(known)}.")
         for name in ("sigma", "alpha", "delta"):
             length = getattr(self, name)
             if not (math.isfinite(length) and 0 < length <= 1):
-                raise UserError(f"{name} is {length:g}.", f"Use {name} above 0 and up to 1.")
+                raise UserError(f"{name} is {length:g}.", "Use a value greater than 0 and at most 1.")
         for name in ("probes", "iterations"):
             if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}.", f"Use {name} from 1.")
+                raise UserError(f"{name} is {getattr(self, name)}.", "Use at least 1.")
         if not 0 <= self.kappa < 1:
-            raise UserError(f"The margin {self.kappa:g} cannot be reached.", "Use one from 0 to below 1.")
+            raise UserError(f"The margin {self.kappa:g} cannot be reached.", "Use at least 0 and less than 1.")
         if self.batch is not None and self.batch < 2:
-            raise UserError(f"batch is {self.batch}.", "Use batch from 2, for the two pictures of a pair.")
+            raise UserError(f"batch is {self.batch}.", "Use at least 2, for the two pictures of a pair.")
 
 
 AS_RELEASED = NESSettings(mode="as_released")
@@ -133,7 +126,7 @@ AS_RELEASED = NESSettings(mode="as_released")
 
 @dataclass(frozen=True)
 class NESAttacked(Attacked):
-    """Faces after the attack; `image_count` and `call_count` count what was asked, the final verdict among it.
+    """Faces after the attack; `image_count` and `call_count` include the final verdict.
 
     Args:
         used_log_odds: Whether a face followed its log-odds at some iteration (N,).
@@ -148,8 +141,8 @@ class NESAttacked(Attacked):
 def white_box_settings(settings: NESSettings) -> PGDSettings:
     """Return PGD with the same budget: a shortcut for detectors whose gradient is known, 2 * probes calls cheaper.
 
-    It is another attack: it sees the gradient, does not stop early, and rounds to 8 bits. A result that used it
-    has to say so.
+    It is another attack: it sees the gradient, does not stop early, and rounds to 8 bits. Results that used it must
+    say so.
     """
     return PGDSettings(settings.delta, settings.alpha, settings.iterations, settings.seed, random_start=False)
 
@@ -157,13 +150,9 @@ def white_box_settings(settings: NESSettings) -> PGDSettings:
 def attack(
     images: Tensor, detector: Detector, settings: NESSettings | None = None, mask: Tensor | None = None
 ) -> Job[NESAttacked]:
-    """Attack a detector with NES, every face by itself.
+    """Attack faces (N, 3, H, W) in [0, 1] one by one, using the detector's answers alone.
 
-    Args:
-        images: Faces (N, 3, H, W) in [0, 1].
-        detector: What is attacked; only its answers are used.
-        settings: Settings of the attack.
-        mask: 1 where pixels may change, (H, W) or (N, 1, H, W); everywhere by default.
+    Pixels may change where `mask`, (H, W) or (N, 1, H, W), is 1; everywhere by default.
 
     Yields:
         One step a batch; `values` where an iteration ended.
@@ -187,7 +176,7 @@ def attack(
 
 
 class _NESState:
-    """What an attack knows between two steps; every tensor has one entry a face."""
+    """State of an attack between two steps; every tensor has one entry a face."""
 
     def __init__(self, images: Tensor, detector: Detector, settings: NESSettings, mask: Tensor | None) -> None:
         self.settings, self.card = settings, detector.card
@@ -209,7 +198,7 @@ class _NESState:
         self.iterations = torch.zeros_like(self.logit, dtype=torch.long)
 
     def test(self, number: int) -> None:
-        """Ask about the active faces as they are, and stop those that are done."""
+        """Judge the active faces, and stop those that are done."""
         chosen = self.active.nonzero().squeeze(1)
         self.logit[chosen] = self.judge.logit_fake_of_all(self.current[chosen])
         p_fake = torch.sigmoid(self.logit)
@@ -223,15 +212,14 @@ class _NESState:
         """Estimate the gradient of the active faces, and pause after every batch."""
         self.gradient.zero_()
         for work in batch_probe_pairs(self.active.nonzero().flatten().tolist(), self.settings.probes, self.judge.batch):
-            noises = [
-                draw_probe_noise(self.sources[place], pairs, self.current[place], self.noise) for place, pairs in work
-            ]
-            probes = [self._probes(place, noise) for (place, _), noise in zip(work, noises, strict=True)]
+            noises, probes = [], []
+            for place, pairs in work:
+                noises.append(draw_probe_noise(self.sources[place], pairs, self.current[place], self.noise))
+                probes.append(self._probes(place, noises[-1]))
             answers = self.judge.logit_fake(torch.cat(probes)).split([2 * pairs for _, pairs in work])
-            for (place, pairs), noise, answer in zip(work, noises, answers, strict=True):
-                score = self._score(place, answer)
-                weights = score[:pairs] - score[pairs:]
-                self.gradient[place] += torch.tensordot(weights, noise, dims=1)
+            for (place, _), noise, answer in zip(work, noises, answers, strict=True):
+                added, subtracted = self._score(place, answer).chunk(2)
+                self.gradient[place] += torch.tensordot(added - subtracted, noise, dims=1)
             yield
 
     def move(self) -> None:
@@ -242,10 +230,10 @@ class _NESState:
         if settings.mode == "projected":
             moved = torch.minimum(torch.maximum(moved, self.original - settings.delta), self.original + settings.delta)
             moved = moved.clamp(0, 1)
-        going = self.active[:, None, None, None]
+        movable = self.active[:, None, None, None]
         if self.region is not None:
-            going = going & self.region
-        self.current = torch.where(going, moved, self.current)
+            movable = movable & self.region
+        self.current = torch.where(movable, moved, self.current)
         self.iterations[self.active] += 1
 
     def _probes(self, place: int, noise: Tensor) -> Tensor:
@@ -256,7 +244,7 @@ class _NESState:
         return torch.cat([self.current[place] + shift, self.current[place] - shift])
 
     def _score(self, place: int, logit: Tensor) -> Tensor:
-        """Return what is to rise, for the answers about one face."""
+        """Return the objective for the answers about one face."""
         saturated = self.objective == "auto" and bool(self.logit[place].abs() > SATURATED)
         if saturated or self.objective == "log_odds":
             self.used_log_odds[place] = True
@@ -264,17 +252,15 @@ class _NESState:
         return torch.sigmoid(-logit)
 
     def message(self) -> str:
-        """Say where the attack stands, for the progress line."""
         p_fake = torch.sigmoid(self.logit)
         if len(p_fake) == 1:
-            return (
-                f"Iteration {int(self.iterations[0])} of {self.settings.iterations}: p_fake is {float(p_fake[0]):.2f}."
-            )
+            number, most = int(self.iterations[0]), self.settings.iterations
+            return f"Iteration {number} of {most}: p_fake is {float(p_fake[0]):.2f}."
         done = int((p_fake < THRESHOLD).sum())
         return f"Iteration {int(self.iterations.max())}: {done} of {len(p_fake)} faces are called real."
 
     def values(self) -> dict[str, float]:
-        """Return the numbers that curves show."""
+        """Return the values of the progress curves."""
         return {
             "p_fake": float(torch.sigmoid(self.logit).mean()),
             "log_odds": float(self.logit.mean()),
@@ -282,15 +268,14 @@ class _NESState:
         }
 
     def result(self, seconds: float) -> NESAttacked:
-        """Gather the result on the CPU."""
         before, after = self.p_before.cpu(), torch.sigmoid(self.logit).cpu()
         already_real = before < THRESHOLD
         flipped = ~already_real & (after < THRESHOLD)
-        original, made, iterations = self.original.cpu(), self.current.cpu(), self.iterations.cpu()
+        original, attacked, iterations = self.original.cpu(), self.current.cpu(), self.iterations.cpu()
         released = (2 * self.settings.probes + 1) * iterations + (iterations < self.settings.iterations)
-        summary = attack_in_words("NES", self.card.title, original, made, already_real, flipped, before, after)
+        summary = attack_in_words("NES", self.card.title, original, attacked, already_real, flipped, before, after)
         return NESAttacked(
-            images=made,
+            images=attacked,
             p_before=before,
             p_after=after,
             flipped=flipped,
@@ -307,7 +292,6 @@ class _NESState:
 
 
 def _never_flipped_in_words(already_real: Tensor, flipped: Tensor) -> str:
-    """Say how many faces never flipped; their pictures are those of the last iteration."""
     never = int((~already_real & ~flipped).sum())
     if not never:
         return ""

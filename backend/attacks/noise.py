@@ -23,13 +23,13 @@ from backend.settings import validated
 class NoiseSettings:
     """Settings of the attack; the defaults are those of the paper's weak defence.
 
-    Every face has its own strength, drawn evenly between `low` and `high`. The paper calls 5 to 20 a variance; its
+    The strength of each face is drawn uniformly between `low` and `high`. The paper calls 5 to 20 a variance; its
     Table 4 (26.86 dB) fits the standard deviation that the reference code uses, in grey levels.
 
     Args:
         low: Smallest standard deviation, in values of a picture in [0, 1].
-        high: Largest one.
-        seed: Seed of strengths and noise.
+        high: Largest standard deviation.
+        seed: Of strengths and noise.
     """
 
     low: PixelLength = 5 / 255
@@ -37,9 +37,8 @@ class NoiseSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse an empty range of strengths."""
         if self.low > self.high:
-            raise UserError("The noise's low must not exceed its high.", "Use for example 5/255 and 20/255.")
+            raise UserError("`low` must not be greater than `high`.", "Use for example 5/255 and 20/255.")
 
 
 @register_attack(
@@ -53,21 +52,14 @@ class NoiseSettings:
 def attack(
     images: Tensor, detector: Detector, settings: NoiseSettings | None = None, mask: Tensor | None = None
 ) -> Job[Attacked]:
-    """Add noise to faces; the detector only judges before and after.
-
-    Args:
-        images: Faces (N, 3, H, W) in [0, 1].
-        detector: What judges.
-        settings: Settings of the attack.
-        mask: 1 where pixels may change, (H, W) or (N, 1, H, W); everywhere by default.
-    """
+    """Add noise to faces (N, 3, H, W) in [0, 1]; the detector only judges before and after."""
     settings = settings or NoiseSettings()
     started = time.perf_counter()
     original = images.detach().to(detector.mean.device)
     region = mask_region(mask, original)
     generator = torch.Generator().manual_seed(settings.seed)  # on the CPU, so that every device draws the same
-    share = torch.rand(len(original), 1, 1, 1, generator=generator)
-    strength = settings.low + (settings.high - settings.low) * share
+    fraction = torch.rand(len(original), 1, 1, 1, generator=generator)
+    strength = settings.low + (settings.high - settings.low) * fraction
     noise = strength * torch.randn(original.shape, generator=generator)
     attacked = restore_outside(original + noise.to(original.device), original, region)
     with frozen(detector), MODEL_LOCK:

@@ -6,12 +6,10 @@ import torch
 from torch import Tensor
 
 from backend.attacks.base import Attacked, AttackVariant, Count, PixelLength, descend_log_odds, project_to_box
-from backend.attacks.registry import register_attack
+from backend.attacks.registry import register_white_box
 from backend.detectors.base import Detector
 from backend.progress import Job
 from backend.settings import validated
-
-PAPER = "Madry et al. 2018, arXiv 1706.06083"
 
 
 @validated
@@ -25,11 +23,10 @@ class PGDSettings:
     Args:
         epsilon: How far any value of a picture in [0, 1] may move; 8/255 is 8 of 255 grey levels.
         alpha: Length of a step.
-        steps: How many.
         seed: Seed of the random start.
-        random_start: Begin at a point drawn evenly from the box, and not at the face.
-        variant: `standard`, or `artifact_eraser`: the box alone bounds the search, and the valid range only what is
-            saved.
+        random_start: Start at a point drawn uniformly from the box instead of at the face.
+        variant: `standard`, or `artifact_eraser`: the search is bounded by the box alone, and [0, 1] bounds only what
+            is saved.
     """
 
     epsilon: PixelLength = 8 / 255
@@ -44,36 +41,25 @@ class PGDSettings:
 ARTIFACT_ERASER = PGDSettings(epsilon=12.5 / 255, alpha=1 / 255, steps=8, random_start=False, variant="artifact_eraser")
 
 
-@register_attack("pgd", title="PGD", paper=PAPER, needs="a white-box detector", settings=PGDSettings(), order=40)
-@register_attack(
-    "pgd_artifact_eraser",
-    title="PGD, 8 steps",
-    paper=f"{PAPER}, as in Artifact-Eraser, arXiv 2404.08341",
-    needs="a white-box detector",
-    settings=ARTIFACT_ERASER,
-    compared=False,
-    order=70,
+@register_white_box(
+    "pgd",
+    title="PGD",
+    paper="Madry et al. 2018, arXiv 1706.06083",
+    settings=PGDSettings(),
+    eraser=ARTIFACT_ERASER,
+    eraser_title="PGD, 8 steps",
+    order=40,
 )
 def attack(
     images: Tensor, detector: Detector, settings: PGDSettings | None = None, mask: Tensor | None = None
 ) -> Job[Attacked]:
-    """Attack a detector with PGD.
-
-    Args:
-        images: Faces (N, 3, H, W) in [0, 1].
-        detector: What is attacked; its gradient is used.
-        settings: Settings of the attack.
-        mask: 1 where pixels may change, (H, W) or (N, 1, H, W); everywhere by default.
-    """
+    """Attack faces (N, 3, H, W) in [0, 1]; arguments as in `descend_log_odds`."""
     settings = settings or PGDSettings()
-    original = images.detach().to(detector.mean.device)
-
-    def start(faces: Tensor) -> Tensor:
-        if not settings.random_start:
-            return faces
+    start = original = images.detach().to(detector.mean.device)
+    if settings.random_start:
         generator = torch.Generator().manual_seed(settings.seed)  # on the CPU, so that every device draws the same
-        noise = (2 * torch.rand(faces.shape, generator=generator) - 1) * settings.epsilon
-        return (faces + noise.to(faces.device)).clamp(0, 1)
+        noise = (2 * torch.rand(original.shape, generator=generator) - 1) * settings.epsilon
+        start = (original + noise.to(original.device)).clamp(0, 1)
 
     def move(current: Tensor, gradient: Tensor) -> Tensor:
         moved = current - settings.alpha * gradient.sign()

@@ -35,12 +35,12 @@ class Attack:
     Args:
         name: The name that code and command line use.
         title: Name for people.
-        paper: Where it was published.
         needs: What an attacker must have.
-        function: `(images, detector, settings, mask)` to a job.
-        settings: Its settings; they have a `seed`.
-        entry: The weights that it needs, as the registry names them.
-        compared: Whether comparisons and tables include it; of each attack, they show one form.
+        function: Takes images (N, 3, H, W) in [0, 1], a detector, settings or None, and a mask (None where every pixel
+            may change; 1 where pixels may change, (H, W) or (N, 1, H, W)).
+        settings: They have a `seed`.
+        entry: Name of the weights that it needs in the registry.
+        compared: Whether comparisons and tables include it; they show one form of each attack.
         complete: Adds to its settings what trained weights decide.
     """
 
@@ -55,13 +55,13 @@ class Attack:
     complete: Callable[[Any], Any] | None = None
 
     def available(self) -> bool:
-        """Say whether its weights are installed, or it needs none."""
+        """Return whether its weights are installed or it needs none."""
         if self.entry is None:
             return True
         return (SETTINGS.weights_dir / "registry.toml").exists() and self.entry in weights.read_entries()
 
     def with_strength(self, strength: float) -> "Attack":
-        """Return this attack with its change made larger or smaller; one that knows no strength stays as it is.
+        """Return this attack with a larger or smaller change; an attack without a strength stays as it is.
 
         Raises:
             UserError: The strength is out of range.
@@ -72,7 +72,7 @@ class Attack:
         return replace(self, title=f"{self.title}, strength {strength:g}", settings=settings)
 
     def final_settings(self) -> Any:
-        """Return the settings of a run, those that trained weights decide among them.
+        """Return the settings of a run, including those that trained weights decide.
 
         Raises:
             UserError: The attack's weights are missing.
@@ -80,7 +80,7 @@ class Attack:
         return self.settings if self.complete is None else self.complete(self.settings)
 
     def run(self, images: Tensor, detector: Detector, mask: Tensor | None = None, *, seed: int = 0) -> Job[Attacked]:
-        """Attack faces (N, 3, H, W) in [0, 1]; `detector` is the white box, and judges.
+        """Attack faces (N, 3, H, W) in [0, 1]; `detector` is the white box and the judge.
 
         Raises:
             UserError: The attack's weights are missing.
@@ -103,11 +103,31 @@ def register_attack(name: str, *, order: float = LAST, **facts: Any) -> Callable
     return ATTACKS.register(name, lambda function: Attack(name, function=function, **facts), order)
 
 
+def register_white_box(
+    name: str, *, eraser: Any, eraser_title: str, order: float, **facts: Any
+) -> Callable[[Registered], Registered]:
+    """Return a decorator that registers a white-box attack, and its form in arXiv 2404.08341 as `NAME_artifact_eraser`.
+
+    Args:
+        name: Name of the published form.
+        eraser: Settings of Artifact-Eraser's form.
+        eraser_title: Name of Artifact-Eraser's form for people.
+        order: Place of the published form in lists; the other one comes 30 later.
+        facts: `title`, `paper` and `settings` of the published form.
+    """
+    facts["needs"] = "a white-box detector"
+    paper = f"{facts['paper']}, as in Artifact-Eraser, arXiv 2404.08341"
+    changed = {"title": eraser_title, "paper": paper, "settings": eraser, "compared": False}
+    add_published = register_attack(name, order=order, **facts)
+    add_eraser = register_attack(name + _SUFFIX, order=order + 30, **facts | changed)
+    return lambda function: add_eraser(add_published(function))
+
+
 def get_attack(name: str) -> Attack:
-    """Return one attack; names of old settings are understood.
+    """Return one attack; the names in old settings still work.
 
     Raises:
-        UserError: There is none of this name.
+        UserError: There is no attack of this name.
     """
     return ATTACKS.find(name.replace(_FORMER_SUFFIX, _SUFFIX))
 
@@ -119,13 +139,13 @@ def compared_attacks() -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class DefenceSet:
-    """What a set of detectors was trained with.
+    """A set of detectors trained with the same defence.
 
     Args:
-        name: As settings and files name it.
+        name: As in settings and files.
         title: For people, after "with" or "trained with".
         suffix: Ends the names of the set's entries in the registry of weights.
-        command: Trains one detector NAME of the set.
+        command: Trains the set's detector NAME.
     """
 
     name: str
@@ -148,11 +168,11 @@ DEFENCES: dict[str, DefenceSet] = {
 
 
 def installed_with_defence(defence: str, detectors: Iterable[str]) -> dict[str, str]:
-    """Return those of the detectors that a set has, with the names of their entries, TR-Net's six first.
+    """Return the installed detectors of a defence set with the names of their entries, TR-Net's six first.
 
     Args:
-        defence: Name of the defence.
-        detectors: Names of detectors as the shipped set has them.
+        defence: A key of `DEFENCES`.
+        detectors: Names in the shipped set.
     """
     if not (SETTINGS.weights_dir / "registry.toml").exists():
         return {}

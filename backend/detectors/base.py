@@ -1,4 +1,4 @@
-"""What every detector says about itself, and the one interface all of them have."""
+"""The card of a detector, and the one interface that all detectors share."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,9 +23,7 @@ FAKE_KINDS = {
 }
 
 Verdict = Literal["real", "fake", "uncertain"]
-
 THRESHOLD = 0.5  # p_fake from which a picture is called fake
-
 UNCERTAIN_MARGIN = 0.15  # p_fake nearer to 0.5 than this is called uncertain
 IMAGENET: dict[str, Any] = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 
@@ -37,7 +35,7 @@ class ErrorRate:
     Args:
         kind: `real` for false alarms, or the kind of fake (swap, reconstruction, ...).
         rate: Share of pictures judged wrongly, in [0, 1].
-        count: How many pictures.
+        count: Number of pictures.
         auc: Area under the ROC curve of this kind against the real pictures; None for `real`.
     """
 
@@ -49,7 +47,7 @@ class ErrorRate:
 
 @dataclass(frozen=True)
 class Card:
-    """What a person must know about a detector before believing it."""
+    """What a person must know before trusting a detector."""
 
     name: str
     title: str
@@ -59,17 +57,17 @@ class Card:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     outputs: str
-    cam_layer: str  # empty where there is no layer that Grad-CAM could read
+    cam_layer: str  # empty where Grad-CAM can read no layer
     trained_on: str
     licence: str
     errors: tuple[ErrorRate, ...]
     known_failures: str
-    template: str = "embedded"  # position of the faces that it was trained on, see `backend.alignment`
+    template: str = "embedded"  # position of the faces in its training pictures, see `backend.alignment`
     defence: str = "shipped"  # what its training pictures went through: shipped, none (the plain set) or weak
-    mirrored: bool = False  # whether it judges by the mean of the log-odds of a picture and its mirror image
+    mirrored: bool = False  # whether it averages the log-odds of a picture and its mirror image
 
     def false_alarm(self) -> ErrorRate | None:
-        """Return how often real photographs are called fake, where it was measured."""
+        """Return how often real photographs are called fake, or None where it was not measured."""
         return next((rate for rate in self.errors if rate.kind == "real"), None)
 
     def misses(self) -> tuple[ErrorRate, ...]:
@@ -78,26 +76,23 @@ class Card:
 
 
 def patch_log_odds(maps: Tensor) -> Tensor:
-    """Return the log-odds (N,) of the mean of the patches' probabilities.
+    """Return the log-odds (N,) of the patches' mean probabilities, from logits (N, 2, h, w), fake then real.
 
-    The logarithms of the two means are taken from logarithms, so neither rounds to zero.
-
-    Args:
-        maps: Logits (N, 2, h, w), fake then real.
+    The means are taken from logarithms, so neither rounds to zero.
     """
     means = maps.flatten(2).log_softmax(1).logsumexp(2)
     return means[:, 0] - means[:, 1]
 
 
 def verdict(p_fake: float) -> Verdict:
-    """Put a probability of fake in [0, 1] into a word."""
+    """Turn a probability of fake in [0, 1] into a word."""
     if abs(p_fake - THRESHOLD) < UNCERTAIN_MARGIN:
         return "uncertain"
     return "fake" if p_fake >= THRESHOLD else "real"
 
 
 TWO_LOGITS = "two logits, real then fake"
-# What raw outputs mean, as functions from the network's output to log-odds of fake (N,).
+# From each kind of output to log-odds of fake (N,).
 LOG_ODDS: dict[str, Callable[[Tensor], Tensor]] = {
     "one logit, fake high": lambda raw: raw[:, 0],
     "one logit, real high": lambda raw: -raw[:, 0],
@@ -114,9 +109,9 @@ class Detector(nn.Module):
 
     Args:
         network: Takes normalised pictures (N, 3, S, S), returns what `card.outputs` names.
-        card: Says size, normalisation and meaning of the outputs; `card.outputs` is a key of `LOG_ODDS`.
+        card: Gives size, normalisation and meaning of the outputs; `card.outputs` is a key of `LOG_ODDS`.
         temperature: Divides the log-odds, so that probabilities are calibrated.
-        threshold: Log-odds that the network itself must pass to call a picture fake; subtracted first.
+        threshold: Subtracted from the network's log-odds first; from it on, a picture is called fake.
     """
 
     mean: Tensor
@@ -140,10 +135,10 @@ class Detector(nn.Module):
 
     def logit_fake(self, images: Tensor) -> Tensor:
         """Return calibrated, differentiable log-odds of fake (N,) for pictures (N, 3, H, W) in [0, 1]."""
-        given = self.prepare(images)
-        if self.card.mirrored:  # in one call, so that hooks see it once
-            given = torch.cat([given, given.flip(3)])
-        raw = LOG_ODDS[self.card.outputs](self.network(given))
+        prepared = self.prepare(images)
+        if self.card.mirrored:  # in one call, so that hooks run once
+            prepared = torch.cat([prepared, prepared.flip(3)])
+        raw = LOG_ODDS[self.card.outputs](self.network(prepared))
         if self.card.mirrored:
             raw = torch.stack(raw.chunk(2)).mean(0)
         return (raw - self.threshold) / self.temperature

@@ -20,7 +20,7 @@ TINY = 1e-12  # keeps the logarithm of a coefficient finite
     order=90,
 )
 class DCTA(nn.Module):
-    """The paper's small network; its standardisation is fitted from training pictures and stored with the weights.
+    """The paper's small network; its standardisation is fitted to training pictures and stored with the weights.
 
     Args:
         input_size: Side of the pictures in pixels; a multiple of 4.

@@ -35,13 +35,11 @@ LATER_STAGES = {
 
 
 def build_efficientnet(name: str, classes: int = 2) -> nn.Module:
-    """Return an untrained EfficientNet of a published size.
+    """Return an untrained EfficientNet of a published size, a key of `VARIANTS`.
 
-    Args:
-        name: A key of `VARIANTS`.
-        classes: Number of logits; the network returns (N, classes) for faces (N, 3, S, S) in [-1, 1].
+    It returns logits (N, classes) for faces (N, 3, S, S) in [-1, 1].
     """
-    import timm  # importing it takes seconds, for which the page would have to wait
+    import timm  # importing it takes seconds, and the page would have to wait
 
     return timm.create_model(VARIANTS[name], pretrained=False, num_classes=classes)
 
@@ -78,7 +76,7 @@ def build_padded_b4(
         width: Factor on the channels (rounded to multiples of 8); 1.0 is B4.
         depth: Factor on the number of blocks a stage; 1.0 is B4.
         classes: Number of logits; the network returns (N, classes) for faces (N, 3, S, S) in [-1, 1].
-        stem_padding: Pixels before and after for the first convolution; DeepfakeBench leaves it without any.
+        stem_padding: Pixels before and after for the first convolution; DeepfakeBench has none.
     """
     from timm.models.efficientnet import BN_EPS_TF_DEFAULT, _gen_efficientnet
 
@@ -93,7 +91,7 @@ def build_padded_b4(
 
 
 class _PaddedConv2d(nn.Conv2d):
-    """A convolution of stride 2 with the weight of another, that pads unevenly by fixed amounts."""
+    """A convolution of stride 2 that shares the weight of another and pads unevenly by fixed amounts."""
 
     def __init__(self, other: nn.Conv2d, padding: tuple[int, int]) -> None:
         kernel = other.kernel_size[0]
@@ -124,19 +122,12 @@ def timm_name(key: str) -> str:
 
 @register_published("efficientnet_b4_deepfakebench", title="EfficientNet-B4", paper=PAPER, cam_layer="bn2")
 def build_deepfakebench_b4() -> nn.Module:
-    """Return the untrained EfficientNet-B4 of DeepfakeBench, whose first convolution pads nothing."""
+    """Return the untrained EfficientNet-B4 of DeepfakeBench, whose first convolution is not padded."""
     return build_padded_b4(stem_padding=(0, 0))
 
 
 def from_deepfakebench(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Turn a DeepfakeBench EfficientNet-B4 checkpoint into a state of `build_deepfakebench_b4()`, every key matched.
-
-    Args:
-        state: Keys `backbone.efficientnet.*` and `backbone.last_layer.*` to tensors, as published.
-
-    Raises:
-        UserError: Keys are unknown or missing, or tensors have other shapes.
-    """
+    """Turn DeepfakeBench's checkpoint into a state of `build_deepfakebench_b4()`; errors as in `match_checkpoint`."""
     return match_checkpoint(
         state,
         build_deepfakebench_b4,
@@ -158,9 +149,5 @@ def build_torchvision_b0() -> nn.Module:
 
 
 def from_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Turn a checkpoint of torchvision's EfficientNet-B0 into a state of `build_torchvision_b0()`, every key matched.
-
-    Raises:
-        UserError: Keys are unknown or missing, or tensors have other shapes.
-    """
+    """Turn torchvision's checkpoint into a state of `build_torchvision_b0()`; errors as in `match_checkpoint`."""
     return match_checkpoint(state, build_torchvision_b0, "torchvision's EfficientNet-B0 with two outputs")

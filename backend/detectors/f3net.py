@@ -1,8 +1,8 @@
-"""F3-Net (Qian et al. 2020, arXiv 2007.09355): a face taken apart by frequency, and read by Xception.
+"""F3-Net (Qian et al. 2020, arXiv 2007.09355): Xception on a face split into frequency bands.
 
-Two forms. `F3Net` has the frequency-aware decomposition (FAD) alone, as DeepfakeBench trains it. `TwoBranchF3Net`
-adds the local frequency statistics (LFS), after the public reimplementation of the paper's network. The paper's
-third part, MixBlock, which joins the branches after blocks 7 and 12, is left out: no public form uses it.
+`F3Net` has the frequency-aware decomposition (FAD) alone, as DeepfakeBench trains it. `TwoBranchF3Net` adds the local
+frequency statistics (LFS), after the public reimplementation of the paper's network. The paper's third part, MixBlock,
+which joins the branches after blocks 7 and 12, is left out: no public form uses it.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,6 @@ from backend.weights import match_checkpoint
 
 PAPER = "Qian et al. 2020, arXiv 2007.09355"
 GREY_SCALE = 122.5  # as in the public code, where 127.5 was meant; a network trained with it needs it
-
 LOG_FLOOR = 1e-15
 
 
@@ -30,8 +29,8 @@ class Filter(nn.Module):
     Args:
         size: Side of the square of coefficients.
         low: Smallest frequency i + j of the band.
-        high: Largest, included.
-        normalised: Divide by the number of coefficients of the band.
+        high: Largest frequency of the band.
+        normalised: Divide by the number of coefficients in the band.
     """
 
     base: Tensor
@@ -52,10 +51,10 @@ class Filter(nn.Module):
 
 
 class FADHead(nn.Module):
-    """Frequency-aware decomposition: a face as four pictures, of its low, middle, high and all frequencies.
+    """Frequency-aware decomposition: four pictures of a face, with its low, middle, high and all frequencies.
 
     Args:
-        size: Side of the faces in pixels; others cannot be taken.
+        size: Side of the faces in pixels; faces of other sizes do not fit.
     """
 
     _DCT_all: Tensor
@@ -69,7 +68,7 @@ class FADHead(nn.Module):
         low, middle, whole = size // 2.82, size // 2, size * 2
         bounds = ((0, low), (low, middle), (middle, whole), (0, whole))
         self.filters = nn.ModuleList(Filter(size, *ends) for ends in bounds)
-        # The transform is known: a file in half precision would only round it.
+        # The transform is known; a file in half precision would only round it.
         self.register_load_state_dict_post_hook(_compute_transform)
 
     def forward(self, faces: Tensor) -> Tensor:
@@ -153,7 +152,7 @@ class F3Net(nn.Module):
 
 
 class TwoBranchF3Net(nn.Module):
-    """Both branches, each with an Xception of its own, their features joined before one linear layer.
+    """Both branches, each with its own Xception, their features joined before one linear layer.
 
     Args:
         width: Factor on the channels of both; 1.0 is the published network.
@@ -179,14 +178,7 @@ class TwoBranchF3Net(nn.Module):
 
 
 def from_deepfakebench(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Turn a DeepfakeBench F3-Net checkpoint into a state of `F3Net()`, every key matched.
-
-    Args:
-        state: Keys `FAD_head.*` and `backbone.*` to tensors, as published.
-
-    Raises:
-        UserError: Keys are unknown or missing, or tensors have other shapes.
-    """
+    """Turn DeepfakeBench's checkpoint into a state of `F3Net()`; errors as in `match_checkpoint`."""
     return match_checkpoint(state, F3Net, "DeepfakeBench's F3-Net", unused=(f"backbone.{UNUSED}",))
 
 

@@ -23,11 +23,10 @@ class CamMap:
 
     Args:
         maps: float32 (N, H, W) in [0, 1], each scaled to its own maximum; zero where `empty`.
-        empty: (N,), True where nothing in the picture speaks for the class asked about; a map is not drawn then,
-            for scaling would show noise at full strength.
-        towards: The class asked about.
+        empty: (N,), True where nothing in the picture speaks for the class; scaling would show noise at full strength.
+        towards: The class, `fake` or `real`.
         layer: Name of the layer that was read, empty where there is none.
-        missing: Why there is no map at all, in words; empty where there is one.
+        missing: Why there are no maps, in words; empty where there are some.
     """
 
     maps: np.ndarray
@@ -38,7 +37,7 @@ class CamMap:
 
     @property
     def note(self) -> str:
-        """Say in one sentence what the first map is."""
+        """Describe the first map in one sentence."""
         if self.missing:
             return self.missing
         if self.empty[0]:
@@ -47,7 +46,7 @@ class CamMap:
 
 
 class _LogOdds(nn.Module):
-    """A detector as the package wants a network: pictures to a matrix of scores."""
+    """A detector in the form that the package expects: pictures to a matrix of scores."""
 
     def __init__(self, detector: Detector) -> None:
         super().__init__()
@@ -59,9 +58,9 @@ class _LogOdds(nn.Module):
 
 @cache
 def _raw_method(variant: CamVariant) -> type:
-    """Return a method of the package that keeps the map as it is before it is cut off at zero and stretched.
+    """Return a method of the package that also keeps the raw map, before it is cut off at zero and stretched.
 
-    Where the detector saw mirror images too, after the pictures, their maps are turned back and added.
+    Where the detector also judged mirror images, which follow the pictures, their maps are flipped back and added.
     """
     from pytorch_grad_cam import GradCAM, GradCAMPlusPlus  # takes seconds to import
 
@@ -74,8 +73,8 @@ def _raw_method(variant: CamVariant) -> type:
         def get_cam_image(self, *arguments: Any, **options: Any) -> np.ndarray:
             self.raw = super().get_cam_image(*arguments, **options)
             if self.mirrored:
-                seen, mirror_images = np.split(self.raw, 2)
-                self.raw = seen + mirror_images[:, :, ::-1]
+                maps, mirrored_maps = np.split(self.raw, 2)
+                self.raw = maps + mirrored_maps[:, :, ::-1]
             return self.raw
 
     return RawMethod
@@ -87,13 +86,10 @@ def grad_cam(
     towards: Literal["fake", "real"] = "fake",
     variant: CamVariant = "Grad-CAM",
 ) -> CamMap:
-    """Map which regions speak for a class, from the detector's log-odds.
+    """Map which regions of pictures (N, 3, H, W) in [0, 1] speak for a class, from the detector's log-odds.
 
-    Args:
-        detector: The detector; its card names the layer.
-        images: (N, 3, H, W) in [0, 1].
-        towards: `fake` or `real`.
-        variant: How the channels are weighted.
+    Raises:
+        UserError: The detector has no layer to read.
     """
     sign = 1.0 if towards == "fake" else -1.0
     target: Callable[[Tensor], Tensor] = lambda scores: sign * scores[0]  # noqa: E731
@@ -101,7 +97,7 @@ def grad_cam(
         cam = _raw_method(variant)(_LogOdds(detector), [detector.cam_module()])
         cam.mirrored = detector.card.mirrored
         try:
-            # Frozen weights ask for no gradient, so the pictures have to.
+            # Frozen weights need no gradient, so the pictures must.
             maps = cam(images.detach().clone().requires_grad_(True), targets=[target] * len(images))
         finally:
             # Not left to the package's context manager, which swallows errors.
@@ -113,7 +109,7 @@ def grad_cam(
 
 
 def grad_cam_or_reason(detector: Detector, images: Tensor, towards: Literal["fake", "real"] = "fake") -> CamMap:
-    """Return what `grad_cam` does; for a detector without a layer, empty maps that say so."""
+    """Return what `grad_cam` does, or empty maps with the reason for a detector without a layer."""
     try:
         return grad_cam(detector, images, towards)
     except UserError as error:

@@ -23,7 +23,7 @@ SLOPE = 0.2
 
 
 def stage_channels(stage: int, width: float = 1.0) -> int:
-    """Return the number of channels of a stage: halved with every doubling of the resolution, 512 at most."""
+    """Return the channels of a stage: halved with every doubling of the resolution, at most 512."""
     return scale_channels(min(BASE // 2**stage, LARGEST), width)
 
 
@@ -40,7 +40,7 @@ class LF(nn.Module):
     """The paper's classifier: a ProGAN discriminator without normalisation, with one logit a source.
 
     Args:
-        sources: What it tells apart, `real` first.
+        sources: Names of the sources, `real` first.
         input_size: Side of the pictures in pixels; a power of two, at least 8.
         width: Factor on the channels; 1.0 is the published network.
     """
@@ -64,12 +64,11 @@ class LF(nn.Module):
         features = faces
         for block in self.blocks.values():
             features = block(features)
-        features = self.conv(features).flatten(1)
-        return self.dense2(F.leaky_relu(self.dense1(features), SLOPE))
+        return self.dense2(F.leaky_relu(self.dense1(self.conv(features).flatten(1)), SLOPE))
 
 
 class LFBlock(nn.Module):
-    """Two convolutions, then the mean of every 2x2 pixels."""
+    """Two convolutions, then the mean of every 2x2 pixels, which halves the resolution."""
 
     def __init__(self, before: int, inner: int, after: int) -> None:
         super().__init__()
@@ -77,12 +76,11 @@ class LFBlock(nn.Module):
         self.conv1 = ScaledConv(inner, after)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return features at half the resolution."""
         return F.avg_pool2d(self.conv1(self.conv0(features)), 2)
 
 
 class ScaledConv(nn.Conv2d):
-    """A 3x3 convolution with leaky ReLU; weights are stored at unit variance and scaled when used."""
+    """A 3x3 convolution with mirrored border and leaky ReLU; weights have unit variance and are scaled when used."""
 
     def __init__(self, before: int, after: int) -> None:
         super().__init__(before, after, 3)
@@ -91,13 +89,12 @@ class ScaledConv(nn.Conv2d):
         nn.init.zeros_(self.bias)  # type: ignore[arg-type]
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return activated features of the same resolution; the border is mirrored."""
         padded = F.pad(features, (1, 1, 1, 1), mode="reflect")
         return F.leaky_relu(F.conv2d(padded, self.weight * self.gain, self.bias), SLOPE)
 
 
 class ScaledLinear(nn.Linear):
-    """A linear layer whose weights are stored at unit variance and scaled when used."""
+    """A linear layer whose weights have unit variance and are scaled when used."""
 
     def __init__(self, before: int, after: int, gain: float) -> None:
         super().__init__(before, after)
@@ -106,5 +103,4 @@ class ScaledLinear(nn.Linear):
         nn.init.zeros_(self.bias)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return (N, after)."""
         return F.linear(features, self.weight * self.gain, self.bias)

@@ -1,7 +1,7 @@
 """MAT, multi-attentional deepfake detection (Zhao et al. 2021, arXiv 2103.02406), on EfficientNet-B4.
 
 The configuration is the released `a1_b5_b2`: four attention maps from the end of stage 5 look at textures from the
-end of stage 2. Of the authors' training, attention-guided augmentation (AGDA) is left out.
+end of stage 2. The authors' attention-guided augmentation (AGDA) is left out of the training.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,6 @@ from backend.detectors.registry import register_detector
 from backend.weights import match_checkpoint
 
 MASK_SIZE, MASK_BORDER = 24, 2
-
 POOLING_FLOOR = 1e-8
 
 
@@ -49,7 +48,7 @@ class AttentionMaps(nn.Module):
 
 
 class TextureEnhancement(nn.Module):
-    """What a shallow feature map holds beyond its local mean, seen through each attention map and densely convolved.
+    """What a shallow feature map holds beyond its local mean, weighted by each attention map and densely convolved.
 
     Args:
         channels: Of the features.
@@ -87,16 +86,15 @@ class TextureEnhancement(nn.Module):
         if extracted.shape[-2] > means.shape[-2]:
             extracted = extracted - F.interpolate(means, size, mode="nearest")
         gates = torch.tanh(F.interpolate(attention.detach(), size, mode="bilinear", align_corners=True))
-        seen = _channels_last(extracted)[..., None, :] * _channels_last(gates)[..., None]  # (N, H, W, maps, channels)
-        dense = self.conv0(_channels_first(seen.flatten(3)))
-        layers = ((self.bn1, self.conv1), (self.bn2, self.conv2), (self.bn3, self.conv3))
-        for norm, conv in layers:
+        gated = _channels_last(extracted)[..., None, :] * _channels_last(gates)[..., None]  # (N, H, W, maps, channels)
+        dense = self.conv0(_channels_first(gated.flatten(3)))
+        for norm, conv in ((self.bn1, self.conv1), (self.bn2, self.conv2), (self.bn3, self.conv3)):
             dense = self._join(dense, conv(torch.relu(norm(dense))))
         last = torch.relu(self.bn_last(self.conv_last(torch.relu(self.bn4(dense)))))
         return last.unflatten(1, (self.maps, -1)), means
 
     def _join(self, first: Tensor, second: Tensor) -> Tensor:
-        """Put the channels of two feature maps behind one another, group by group."""
+        """Concatenate the channels of two feature maps, group by group."""
         groups = [_channels_last(features).unflatten(3, (self.maps, -1)) for features in (first, second)]
         return _channels_first(torch.cat(groups, dim=4).flatten(3))
 
@@ -151,7 +149,7 @@ class RegionIndependence(nn.Module):
         channels: Of the features.
         alpha: How far a batch moves the centres; the authors multiply it by 0.9 after each epoch.
         margin: Distance below which two centres repel each other.
-        inner_margin: Distance up to which a real face may lie from the centres, and, negative, from which a fake may.
+        inner_margin: Largest distance of a real face from the centres, and the smallest of a fake, negative.
     """
 
     feature_centers: Tensor
@@ -198,7 +196,6 @@ class RegionIndependence(nn.Module):
 
 
 TEXTURE_STAGE, ATTENTION_STAGE = 2, 5  # counted from 1
-
 REGION_INDEPENDENCE_WEIGHT = 0.5
 
 
@@ -252,8 +249,7 @@ class MAT(nn.Module):
 
     def forward(self, faces: Tensor) -> Tensor:
         """Return logits (N, classes), real then fake, for faces (N, 3, S, S) in [-1, 1]."""
-        logits, _, _ = self._run(faces)
-        return logits
+        return self._run(faces)[0]
 
     def forward_with_extras(self, faces: Tensor, fake: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return logits, and by name the losses to add to the cross-entropy, weighted as the authors do.
@@ -294,18 +290,14 @@ class MAT(nn.Module):
         return ends[TEXTURE_STAGE - 1], ends[ATTENTION_STAGE - 1], final
 
     def _stage_channels(self, stage: int) -> int:
-        """Return how many channels leave a stage, counted from 1."""
         return self.net.blocks[stage - 1][-1].conv_pwl.out_channels  # type: ignore[index, union-attr, return-value]
 
 
 def from_official(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Turn a checkpoint of the authors into a state of `MAT()`, every key matched.
+    """Turn the authors' checkpoint into a state of `MAT()`; errors as in `match_checkpoint`.
 
     Args:
-        checkpoint: Their keys to tensors, or a file's content, which holds these under `state_dict`.
-
-    Raises:
-        UserError: Keys are unknown or missing, or tensors have other shapes.
+        checkpoint: Keys to tensors, or a file's content, which holds these under `state_dict`.
     """
     state: Mapping[str, Tensor] = checkpoint.get("state_dict", checkpoint)
 

@@ -1,7 +1,7 @@
 """NF (Marra et al. 2019, arXiv 1812.11842): correlation of a picture's noise residual with the makers' fingerprints.
 
-A maker is a network that draws whole pictures. Those of fakes by others are not among them: averages over a few
-hundred of their faces correlate with photographs as much as with their own.
+A maker is a network that draws whole pictures. The makers of other data sets are left out: averages over a few hundred
+of their faces correlate with photographs as much as with their own.
 """
 
 import torch
@@ -41,10 +41,10 @@ class NoiseFingerprints(nn.Module):
     def forward(self, faces: Tensor) -> Tensor:
         """Return correlations (N, sources) in [-1, 1] of faces (N, 3, S, S) in [0, 1]."""
         residuals = wiener_residual(faces)
-        return torch.stack([residual_correlation(one, residuals) for one in self.fingerprints], dim=1)
+        return torch.stack([residual_correlation(fingerprint, residuals) for fingerprint in self.fingerprints], dim=1)
 
     @torch.no_grad()
     def normalise(self) -> None:
-        """Give every fingerprint unit power, which no correlation depends on; half precision then holds it well."""
+        """Scale every fingerprint to unit power, which changes no correlation and suits half precision."""
         power = self.fingerprints.square().mean((1, 2, 3), keepdim=True).sqrt()
         self.fingerprints.div_(torch.where(power > 0, power, torch.ones_like(power)))

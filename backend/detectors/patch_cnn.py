@@ -1,4 +1,4 @@
-"""Patch-CNN (Chai et al. 2020, arXiv 2008.10588): Xception cut after an early block, one verdict a patch."""
+"""Patch-CNN (Chai et al. 2020, arXiv 2008.10588): Xception cut after an early block, with one verdict per patch."""
 
 import torch
 from torch import Tensor, nn

@@ -1,6 +1,6 @@
 """RECCE, reconstruction-classification learning (Cao et al. 2022, CVPR), on Xception.
 
-A decoder learns to rebuild real faces only; where it fails, the classifier looks closer.
+A decoder learns to reconstruct real faces only; the classifier attends to where it fails.
 """
 
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ def _weights(channels: int) -> nn.Sequential:
 
 
 class GraphReasoning(nn.Module):
-    """Every place of the encoder's features gathers from the decoder's finer features that lie in it.
+    """Every place of the encoder's features gathers the decoder's finer features that lie in it.
 
     Args:
         channels: Of the encoder's features a, and of the result.
@@ -72,13 +72,13 @@ def _neighbours(features: Tensor, ratio: int) -> Tensor:
 
 def _gathered(places: Tensor, neighbours: Tensor, reweight: nn.Module) -> Tensor:
     """Return the weighted sum of each place's neighbours (N, hidden, h, w)."""
-    own = places.flatten(2).transpose(1, 2)[:, None].expand(-1, neighbours.shape[1], -1, -1)
-    weights = reweight(torch.cat([own, neighbours], dim=-1))
+    repeated = places.flatten(2).transpose(1, 2)[:, None].expand(-1, neighbours.shape[1], -1, -1)
+    weights = reweight(torch.cat([repeated, neighbours], dim=-1))
     return (weights * neighbours).sum(1).transpose(1, 2).unflatten(2, places.shape[-2:])
 
 
 class GuidedAttention(nn.Module):
-    """Reconstruction-guided attention: look where the decoder rebuilt the face badly.
+    """Reconstruction-guided attention: look where the decoder reconstructed the face badly.
 
     Args:
         channels: Of the features.
@@ -102,7 +102,7 @@ class GuidedAttention(nn.Module):
 
 
 def metric_loss(embeddings: list[Tensor], fake: Tensor) -> Tensor:
-    """Return how unlike real faces are to each other, and how like to fakes; of fakes nothing is asked.
+    """Return the loss that draws real faces together and away from fakes, and leaves fakes free.
 
     For each embedding: 1 - mean similarity of real with real + mean similarity of real with fake, at least 0.
 
@@ -127,7 +127,7 @@ def reconstruction_loss(reconstruction: Tensor, faces: Tensor, fake: Tensor) -> 
 
     Args:
         reconstruction: (N, 3, S, S).
-        faces: (N, 3, S, S).
+        faces: Of the same shape.
         fake: (N,), 1 for fake and 0 for real.
     """
     real = fake < 0.5
@@ -140,11 +140,8 @@ def _mean_where(values: Tensor, chosen: Tensor) -> Tensor:
 
 
 DROPOUT = 0.2
-
 NOISE = 1e-6  # standard deviation of the white noise on half of the training faces
-
 RECONSTRUCTION_WEIGHT, METRIC_WEIGHT = 0.1, 0.1
-
 IMAGENET_CLASSES = 1000
 FACTS: dict[str, Any] = {
     "title": "RECCE",
@@ -162,7 +159,7 @@ class RECCE(nn.Module):
     Args:
         width: Factor on all channels; 1.0 is the published network.
         classes: Number of logits.
-        imagenet_head: Carry the encoder's ImageNet layer, which published checkpoints save and nothing runs.
+        imagenet_head: Keep the encoder's ImageNet layer, which published checkpoints hold and nothing runs.
     """
 
     flood = 0.04  # training keeps the classification loss near this level instead of below it
@@ -188,10 +185,7 @@ class RECCE(nn.Module):
         return self.forward_with_reconstruction(faces)[0]
 
     def forward_with_reconstruction(self, faces: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Return logits, what the decoder made of the faces, and the embeddings that the metric loss compares.
-
-        Args:
-            faces: (N, 3, S, S) in [-1, 1].
+        """Return logits, reconstruction and embeddings of faces (N, 3, S, S) in [-1, 1].
 
         Returns:
             (N, classes); (N, 3, S, S) in [-1, 1]; pooled features of unit length of block 4 and of the decoder at
@@ -245,24 +239,13 @@ def _block(channels: int) -> nn.Module:
 
 
 def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Turn a checkpoint of the authors, with one logit, into a state of `RECCE(classes=1, imagenet_head=True)`.
+    """Turn the authors' checkpoint into a state of `RECCE(classes=1, imagenet_head=True)`.
 
-    Args:
-        state: Their keys to tensors, every one of which is matched.
-
-    Raises:
-        UserError: Keys are unknown or missing, or tensors have other shapes.
+    Errors as in `match_checkpoint`.
     """
     return match_checkpoint(state, lambda: RECCE(classes=1, imagenet_head=True), "RECCE")
 
 
 def from_deepfakebench(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Turn a DeepfakeBench RECCE checkpoint into a state of `RECCE(imagenet_head=True)`, every key matched.
-
-    Args:
-        state: Keys `model.*` to tensors, as published.
-
-    Raises:
-        UserError: Keys are unknown or missing, or tensors have other shapes.
-    """
+    """Turn DeepfakeBench's checkpoint into a state of `RECCE(imagenet_head=True)`; errors as in `match_checkpoint`."""
     return match_checkpoint(state, lambda: RECCE(imagenet_head=True), "DeepfakeBench's RECCE", prefix="model.")

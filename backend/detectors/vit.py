@@ -12,7 +12,7 @@ from backend.detectors.registry import register_published
 from backend.errors import UserError
 from backend.weights import match_checkpoint
 
-COMMFOR_RESIZED, COMMFOR_CROP = 440, 384
+COMMFOR_CROP = 384
 # Layers of a block as transformers names them, and as timm does.
 LAYERS = {
     "attention.output.dense": "attn.proj",
@@ -44,14 +44,14 @@ TRANSFORMERS_EPSILON = 1e-12
     **IMAGENET,
 )
 class CommFor(nn.Module):
-    """The community-forensics ViT-S (Park and Owens 2025, arXiv 2411.04125), under its published keys (`vit.*`)."""
+    """The community-forensics ViT-S, under its published keys (`vit.*`)."""
 
     def __init__(self) -> None:
         super().__init__()
         self.vit = _create("vit_small_patch16_384", classes=1)
 
     def forward(self, faces: Tensor) -> Tensor:
-        """Return the logit of fake (N, 1) for pictures (N, 3, 440, 440), whose middle 384 pixels are looked at."""
+        """Return the logit of fake (N, 1) for pictures (N, 3, 440, 440), of which it reads the middle 384 pixels."""
         margin = (faces.shape[-1] - COMMFOR_CROP) // 2
         end = margin + COMMFOR_CROP
         return self.vit(faces[..., margin:end, margin:end])
@@ -64,28 +64,22 @@ def build_vit_b() -> nn.Module:
 
 
 def from_commfor(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Turn the checkpoint `commfor-model-384` into a state of `CommFor()`, every key matched.
-
-    Raises:
-        UserError: Keys are unknown or missing, or tensors have other shapes.
-    """
+    """Turn the checkpoint `commfor-model-384` into a state of `CommFor()`; errors as in `match_checkpoint`."""
     return match_checkpoint(state, CommFor, "the community-forensics ViT-S")
 
 
 def from_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Turn a ViT-B/16 classifier that transformers saved into a state of `build_vit_b()`, every key matched.
-
-    Raises:
-        UserError: Keys are unknown or missing, or tensors have other shapes.
-    """
+    """Turn a ViT-B/16 classifier of transformers into a state of `build_vit_b()`; errors as in `match_checkpoint`."""
     renamed = {_timm_name(key): value for key, value in state.items()}
     for key in (key for key in state if f"{ATTENTION}query." in key):
         layer, _, part = key.partition(f"{ATTENTION}query.")
-        names = [f"{layer}{ATTENTION}{one}.{part}" for one in ("query", "key", "value")]
+        names = [f"{layer}{ATTENTION}{kind}.{part}" for kind in ("query", "key", "value")]
         parts = [renamed.pop(_timm_name(name), None) for name in names]
         if any(value is None or value.shape != state[key].shape for value in parts):
-            raise UserError(f"The attention of {layer} is not whole.", "Use the checkpoint as it is published.")
-        renamed[f"{_block(layer)}attn.qkv.{part}"] = torch.cat([value for value in parts if value is not None])
+            raise UserError(f"The attention of {layer} is incomplete.", "Use the published checkpoint unchanged.")
+        renamed[f"blocks.{layer.removeprefix(BLOCK)}attn.qkv.{part}"] = torch.cat(
+            [value for value in parts if value is not None]
+        )
     return match_checkpoint(renamed, build_vit_b, "a ViT-B/16 classifier")
 
 
@@ -98,11 +92,7 @@ def _timm_name(key: str) -> str:
     return f"blocks.{number}.{LAYERS.get(layer, layer)}.{part}"
 
 
-def _block(layer: str) -> str:
-    return f"blocks.{layer.removeprefix(BLOCK)}"
-
-
 def _create(name: str, *, classes: int, **options: Any) -> nn.Module:
-    import timm  # importing it takes seconds, for which the page would have to wait
+    import timm  # importing it takes seconds, and the page would have to wait
 
     return timm.create_model(name, pretrained=False, num_classes=classes, **options)

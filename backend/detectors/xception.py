@@ -83,14 +83,7 @@ class Xception(nn.Module):
 
 
 def from_deepfakebench(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Turn a DeepfakeBench Xception checkpoint into a state of `Xception()`, every key matched.
-
-    Args:
-        state: Keys `backbone.*` to tensors, as published.
-
-    Raises:
-        UserError: Keys are unknown or missing, or tensors have other shapes.
-    """
+    """Turn DeepfakeBench's checkpoint into a state of `Xception()`; errors as in `match_checkpoint`."""
     return match_checkpoint(
         state,
         Xception,
