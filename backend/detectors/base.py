@@ -111,7 +111,7 @@ class Detector(nn.Module):
         network: Takes normalised pictures (N, 3, S, S), returns what `card.outputs` names.
         card: Gives size, normalisation and meaning of the outputs; `card.outputs` is a key of `LOG_ODDS`.
         temperature: Divides the log-odds, so that probabilities are calibrated.
-        threshold: Subtracted from the network's log-odds first; from it on, a picture is called fake.
+        threshold: Log-odds of the network from which a picture is called fake; subtracted first.
     """
 
     mean: Tensor

@@ -1,6 +1,7 @@
 """MesoNet (Afchar et al. 2018): the authors' own form, DeepfakeBench's form, and the conversion of both checkpoints."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,16 @@ def _scaled(channels: int, width: float) -> int:
     return max(1, round(channels * width))
 
 
-def _conv(inputs: int, outputs: int, kernel: int, dilation: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2 * dilation, dilation=dilation)
+def _conv(inputs: int, outputs: int, kernel: int, dilation: int = 1, *, bias: bool = True) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2 * dilation, dilation=dilation, bias=bias)
 
 
 def _norm(channels: int) -> nn.BatchNorm2d:
     return nn.BatchNorm2d(channels, eps=KERAS_EPSILON)
+
+
+def _layer(features: Tensor, conv: nn.Module, norm: nn.Module, pool: int) -> Tensor:
+    return F.max_pool2d(norm(torch.relu(conv(features))), pool)
 
 
 class _Head(nn.Module):
@@ -69,11 +74,10 @@ class Meso4(nn.Module):
 
     def forward(self, faces: Tensor) -> Tensor:
         """Return the logit of real (N, 1) for faces (N, 3, S, S) in [0, 1]."""
-        features = F.max_pool2d(self.bn1(torch.relu(self.conv1(faces))), 2)
-        features = F.max_pool2d(self.bn2(torch.relu(self.conv2(features))), 2)
-        features = F.max_pool2d(self.bn3(torch.relu(self.conv3(features))), 2)
-        features = F.max_pool2d(self.bn4(torch.relu(self.conv4(features))), 4)
-        return self.head(features)
+        features = _layer(faces, self.conv1, self.bn1, 2)
+        features = _layer(features, self.conv2, self.bn2, 2)
+        features = _layer(features, self.conv3, self.bn3, 2)
+        return self.head(_layer(features, self.conv4, self.bn4, 4))
 
 
 class Inception(nn.Module):
@@ -129,31 +133,26 @@ class MesoInception4(nn.Module):
         """Return the logit of real (N, 1) for faces (N, 3, S, S) in [0, 1]."""
         features = F.max_pool2d(self.bn1(self.inception1(faces)), 2)
         features = F.max_pool2d(self.bn2(self.inception2(features)), 2)
-        features = F.max_pool2d(self.bn3(torch.relu(self.conv3(features))), 2)
-        features = F.max_pool2d(self.bn4(torch.relu(self.conv4(features))), 4)
-        return self.head(features)
+        features = _layer(features, self.conv3, self.bn3, 2)
+        return self.head(_layer(features, self.conv4, self.bn4, 4))
 
 
-# Our layers in the order in which the authors' script created theirs: Keras numbers layer names in that order,
-# from a start that depends on what the process had built before.
+# Our layers in the order in which the authors' script created theirs: Keras numbers layers in that order, from a start
+# that depends on what the process had built before.
 BRANCHES = ("a", "b1", "b2", "c1", "c2", "d1", "d2")
-
 CONVOLUTIONS = {
     4: ("conv1", "conv2", "conv3", "conv4"),
     16: (*(f"inception{layer}.{branch}" for layer in (1, 2) for branch in BRANCHES), "conv3", "conv4"),
 }
-
 NORMS = ("bn1", "bn2", "bn3", "bn4")
-
 DENSE = ("head.fc1", "head.fc2")
-
 NORM_PARTS = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
 
 
 def convert_h5(path: Path) -> dict[str, Tensor]:
     """Read the authors' Keras weights as a state of `Meso4` (4 convolutions) or `MesoInception4` (16).
 
-    Layers are matched by the numbers in their names, because the order in the file is another one.
+    Layers are matched by the numbers in their names, because the file has another order.
 
     Raises:
         UserError: h5py is not installed, or the file is not one of MesoNet's.
@@ -188,7 +187,7 @@ def _channels_first(weight: Tensor, channels: int) -> Tensor:
 
 
 def _numbered(layers: Mapping[str, dict[str, Tensor]], kind: str) -> list[dict[str, Tensor]]:
-    """Return the layers named `kind_NUMBER`, by number (so that 10 follows 9 and not 1)."""
+    """Return the layers named `kind_NUMBER`, sorted by number (10 follows 9, not 1)."""
     names = [name for name in layers if name.rpartition("_")[0] == kind and name.rpartition("_")[2].isdigit()]
     return [layers[name] for name in sorted(names, key=lambda name: int(name.rpartition("_")[2]))]
 
@@ -217,21 +216,13 @@ def _read_layers(path: Path) -> dict[str, dict[str, Tensor]]:
 
 def _not_mesonet(path: Path) -> UserError:
     return UserError(
-        f"{path.name} is missing or does not hold MesoNet's weights.", "Use one of the four files the authors publish."
+        f"{path.name} is missing or does not hold MesoNet's weights.", "Use one of the authors' four published files."
     )
 
 
 DEEPFAKEBENCH_SIZE = 256
-
 DEEPFAKEBENCH_PREFIX = "backbone."
-
-
-def _deepfakebench_conv(inputs: int, outputs: int, kernel: int, dilation: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2 * dilation, dilation=dilation, bias=False)
-
-
-def _deepfakebench_layer(features: Tensor, conv: nn.Module, norm: nn.Module, pool: int) -> Tensor:
-    return F.max_pool2d(norm(torch.relu(conv(features))), pool)
+_conv_without_bias = partial(_conv, bias=False)
 
 
 class _DeepfakeBenchClassifier(nn.Module):
@@ -242,50 +233,46 @@ class _DeepfakeBenchClassifier(nn.Module):
         self.dropout = nn.Dropout(0.5)
 
     def add_head(self) -> None:
-        """Create the dense layers; called last, so that they are the last ones."""
+        """Create the dense layers, after all others."""
         self.fc1 = nn.Linear(16 * (DEEPFAKEBENCH_SIZE // 32) ** 2, 16)
         self.fc2 = nn.Linear(16, 2)
 
     def classify(self, features: Tensor) -> Tensor:
         """Return logits (N, 2) for features (N, 16, 8, 8)."""
-        hidden = F.leaky_relu(self.fc1(self.dropout(features.flatten(1))), 0.1)
+        hidden = F.leaky_relu(self.fc1(self.dropout(features.flatten(1))), SLOPE)
         return self.fc2(self.dropout(hidden))
 
 
 @register_published("meso4_deepfakebench", title="Meso-4", paper=PAPER, cam_layer="conv4")
 class DeepfakeBenchMeso4(_DeepfakeBenchClassifier):
-    """DeepfakeBench's Meso4."""
-
     def __init__(self) -> None:
         super().__init__()
-        self.conv1, self.conv2 = _deepfakebench_conv(3, 8, 3), _deepfakebench_conv(8, 8, 5)
-        self.conv3, self.conv4 = _deepfakebench_conv(8, 16, 5), _deepfakebench_conv(16, 16, 5)
+        self.conv1, self.conv2 = _conv_without_bias(3, 8, 3), _conv_without_bias(8, 8, 5)
+        self.conv3, self.conv4 = _conv_without_bias(8, 16, 5), _conv_without_bias(16, 16, 5)
         self.bn1, self.bn2 = nn.BatchNorm2d(8), nn.BatchNorm2d(16)
         self.add_head()
 
     def forward(self, faces: Tensor) -> Tensor:
         """Return logits (N, 2), real then fake, for faces (N, 3, 256, 256) in [-1, 1]."""
-        features = _deepfakebench_layer(faces, self.conv1, self.bn1, 2)
-        features = _deepfakebench_layer(features, self.conv2, self.bn1, 2)
-        features = _deepfakebench_layer(features, self.conv3, self.bn2, 2)
-        return self.classify(_deepfakebench_layer(features, self.conv4, self.bn2, 4))
+        features = _layer(faces, self.conv1, self.bn1, 2)
+        features = _layer(features, self.conv2, self.bn1, 2)
+        features = _layer(features, self.conv3, self.bn2, 2)
+        return self.classify(_layer(features, self.conv4, self.bn2, 4))
 
 
 @register_published("mesoinception4_deepfakebench", title="MesoInception-4", paper=PAPER, cam_layer="conv2")
 class DeepfakeBenchMesoInception4(_DeepfakeBenchClassifier):
-    """DeepfakeBench's MesoInception4."""
-
     def __init__(self) -> None:
         super().__init__()
         for layer, inputs, first in ((1, 3, 1), (2, 11, 2)):
-            self.add_module(f"Incption{layer}_conv1", _deepfakebench_conv(inputs, first, 1))
+            self.add_module(f"Incption{layer}_conv1", _conv_without_bias(inputs, first, 1))
             for branch, channels in ((2, 4), (3, 4), (4, 2)):
-                self.add_module(f"Incption{layer}_conv{branch}_1", _deepfakebench_conv(inputs, channels, 1))
+                self.add_module(f"Incption{layer}_conv{branch}_1", _conv_without_bias(inputs, channels, 1))
                 self.add_module(
-                    f"Incption{layer}_conv{branch}_2", _deepfakebench_conv(channels, channels, 3, dilation=branch - 1)
+                    f"Incption{layer}_conv{branch}_2", _conv_without_bias(channels, channels, 3, dilation=branch - 1)
                 )
             self.add_module(f"Incption{layer}_bn", nn.BatchNorm2d(first + 10))
-        self.conv1, self.conv2 = _deepfakebench_conv(12, 16, 5), _deepfakebench_conv(16, 16, 5)
+        self.conv1, self.conv2 = _conv_without_bias(12, 16, 5), _conv_without_bias(16, 16, 5)
         self.bn1 = nn.BatchNorm2d(16)
         self.add_head()
 
@@ -299,25 +286,17 @@ class DeepfakeBenchMesoInception4(_DeepfakeBenchClassifier):
     def forward(self, faces: Tensor) -> Tensor:
         """Return logits (N, 2), real then fake, for faces (N, 3, 256, 256) in [-1, 1]."""
         features = self._inception(self._inception(faces, 1), 2)
-        features = _deepfakebench_layer(features, self.conv1, self.bn1, 2)
-        return self.classify(_deepfakebench_layer(features, self.conv2, self.bn1, 4))
+        features = _layer(features, self.conv1, self.bn1, 2)
+        return self.classify(_layer(features, self.conv2, self.bn1, 4))
 
 
 def meso4_from_deepfakebench(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Turn a DeepfakeBench Meso4 checkpoint (`backbone.*`) into a state of `DeepfakeBenchMeso4()`.
-
-    Raises:
-        UserError: Keys are unknown or missing, or tensors have other shapes.
-    """
+    """Turn DeepfakeBench's checkpoint into a state of `DeepfakeBenchMeso4()`; errors as in `match_checkpoint`."""
     return match_checkpoint(state, DeepfakeBenchMeso4, "DeepfakeBench's Meso4", prefix=DEEPFAKEBENCH_PREFIX)
 
 
 def mesoinception4_from_deepfakebench(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Turn a DeepfakeBench MesoInception4 checkpoint (`backbone.*`) into a state of `DeepfakeBenchMesoInception4()`.
-
-    Raises:
-        UserError: Keys are unknown or missing, or tensors have other shapes.
-    """
+    """Turn DeepfakeBench's checkpoint into a state of `DeepfakeBenchMesoInception4()`; see `match_checkpoint`."""
     return match_checkpoint(
         state, DeepfakeBenchMesoInception4, "DeepfakeBench's MesoInception4", prefix=DEEPFAKEBENCH_PREFIX
     )

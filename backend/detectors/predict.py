@@ -1,7 +1,7 @@
-"""Ask detectors about faces: crops, verdicts and their words, quick inference in batches, and a suggested detector.
+"""Ask detectors about faces: crops, verdicts and their words, fast inference in batches, and a suggested detector.
 
 For many pictures, batch norm is folded into the convolution before it, and tensors are laid out channels last on a
-CPU: three quarters of the time of a small Xception there. Answers stay the detector's own up to float32 rounding.
+CPU, where a small Xception then takes three quarters of the time. Answers change only by float32 rounding.
 """
 
 import copy
@@ -23,12 +23,10 @@ from backend.detectors.base import FAKE_KINDS, THRESHOLD, Card, Detector, ErrorR
 from backend.runtime import MODEL_LOCK, device, frozen
 
 RetestScores = dict[str, tuple[Tensor, Tensor]]
-
 VERDICT_WORDS = {"real": "Probably real", "fake": "Probably fake", "uncertain": "Uncertain"}
-
 EMBEDDED_TEMPLATE = "embedded"
-FACES_AT_ONCE = 16  # faces of a crowd that are judged together, between which others have their turn
-FOLDING_TOLERANCE = 1e-3  # of log-odds, absolute and relative, within which a quick copy says the same
+FACES_AT_ONCE = 16  # faces of a crowd that are judged together; other requests get their turn in between
+FOLDING_TOLERANCE = 1e-3  # of log-odds, absolute and relative, up to which a fast copy agrees
 
 
 @dataclass(frozen=True)
@@ -37,8 +35,8 @@ class JudgedFace:
 
     Args:
         number: From 1, the largest face first.
-        aligned: The crop that the embedded detectors saw, and where it lies in the photo. One from the Hub sees a
-            crop of the position and the size that its card names.
+        aligned: The crop that the embedded detectors saw and its place in the photo. Detectors from the Hub see crops
+            of the position and size on their cards.
         problem: Why the verdicts should not be trusted, or None.
         p_fake: Probability of fake in [0, 1] by detector; 0.5 is the threshold.
     """
@@ -49,11 +47,10 @@ class JudgedFace:
     p_fake: dict[str, float]
 
     def verdicts(self) -> dict[str, Verdict]:
-        """Return real, fake or uncertain by detector."""
         return {name: verdict(score) for name, score in self.p_fake.items()}
 
     def record(self) -> dict[str, Any]:
-        """Return the face as plain values for JSON."""
+        """Return plain values for JSON."""
         return {
             "box": [round(float(value), 1) for value in self.aligned.face.box],
             "problem": self.problem,
@@ -90,9 +87,9 @@ def predict_p_fake(
 
     Args:
         crops: (N, 3, H, W) in [0, 1].
-        detectors: Names of the detectors to ask, by default all that can be loaded.
-        sources: Where the crops come from: one photo for all, or one for each. A detector that wants another crop is
-            then shown its own, cut from the photo, with what changed in ours; without it, every detector sees ours.
+        detectors: Names; by default all that can be loaded.
+        sources: Photos of the crops: one for all, or one for each. A detector that needs another crop then sees its
+            own, cut from the photo, with the changes of ours; without photos, every detector sees ours.
     """
     scores = {}
     crops = crops.to(runtime.device())
@@ -117,7 +114,7 @@ def cut_for_detector(
 
 
 def group_by_crop(detectors: Sequence[str] | None = None) -> dict[tuple[str, int], list[str]]:
-    """Return detectors (all that can be loaded by default) by the crop that they want: its position and its size."""
+    """Return detectors (by default all that can be loaded), grouped by the position and size of their crop."""
     groups: dict[tuple[str, int], list[str]] = {}
     for name in detectors if detectors is not None else registry.loadable():
         card = registry.card(name)
@@ -126,18 +123,18 @@ def group_by_crop(detectors: Sequence[str] | None = None) -> dict[tuple[str, int
 
 
 def format_p_fake(score: float) -> str:
-    """Return a probability of fake with two digits, or with more where two would read as another verdict."""
+    """Return a probability of fake with two digits, or more where two would suggest another verdict."""
     digits = next(count for count in range(2, 17) if verdict(round(score, count)) == verdict(score))
     return f"{score:.{digits}f}"
 
 
 def describe_p_fake(score: float) -> str:
-    """Put a probability of fake into words with its scale."""
+    """Return the verdict in words and the probability of fake with its scale."""
     return f"{VERDICT_WORDS[verdict(score)]}: {format_p_fake(score)} (0 = real, 1 = fake)"
 
 
 def describe_call(score: float, what: str = "the face") -> str:
-    """Say what a detector does with `what` at this probability of fake, with the words of every verdict."""
+    """Say what a detector calls `what` at this probability of fake, as a predicate."""
     word = verdict(score)
     if word == "uncertain":
         return f"is uncertain about {what}, on the side of {'real' if score < THRESHOLD else 'fake'}"
@@ -145,7 +142,7 @@ def describe_call(score: float, what: str = "the face") -> str:
 
 
 def describe_error_rates(card: Card) -> str:
-    """Say in one sentence how often a detector is wrong, and on what data."""
+    """Say how often a detector is wrong, and on what data."""
     alarm = card.false_alarm()
     if alarm is None:
         return "How often this detector is wrong was not measured here."
@@ -158,7 +155,7 @@ def describe_error_rates(card: Card) -> str:
 
 
 def summarise_error_rates(card: Card) -> str:
-    """Say the same in few words: the share of false alarms, and the smallest and the largest share of misses."""
+    """Give the range of false alarms and of misses in one sentence."""
     alarm = card.false_alarm()
     if alarm is None:
         return describe_error_rates(card)
@@ -176,12 +173,7 @@ def _describe_rate(rate: ErrorRate) -> str:
 
 
 class OwnCropDetector(Detector):
-    """A detector that is shown its own view of a photo where it is asked about the generator's crop.
-
-    Args:
-        detector: The detector, whose network it shares.
-        view: What it sees.
-    """
+    """A detector that sees its own view of a photo when asked about the generator's crop; it shares the network."""
 
     def __init__(self, detector: Detector, view: DetectorView) -> None:
         super().__init__(
@@ -195,16 +187,16 @@ class OwnCropDetector(Detector):
         return super().logit_fake(self.view.of(images))
 
 
-# Quick copies, and the state of the weights that they were made of; None where none says the same.
+# Fast copies with the state of the weights they were made from; None where the copy does not agree.
 _quick_copies: WeakKeyDictionary[Detector, tuple[tuple[tuple[int, int], ...], Detector | None]] = WeakKeyDictionary()
 
 
 class BatchedDetector:
-    """Asks a detector about many pictures in batches, and counts.
+    """Asks a detector about many pictures in batches, and counts pictures and batches.
 
     Args:
-        detector: Who is asked; it is not changed.
-        batch: How many pictures at most are asked about at once; None takes what is quick on the device.
+        detector: It is not changed.
+        batch: Largest number of pictures in a batch; None takes what is fast on the device.
     """
 
     def __init__(self, detector: Detector, batch: int | None = None) -> None:
@@ -224,22 +216,22 @@ class BatchedDetector:
             images = images.contiguous(memory_format=torch.channels_last)
         with MODEL_LOCK, frozen(self.detector), _full_precision(self.device), torch.inference_mode():
             logit = self.detector.logit_fake(images)
-        return logit.clone()  # outside inference mode, so that it is a tensor like any other
+        return logit.clone()  # outside inference mode, so that it is an ordinary tensor
 
     def logit_fake_of_all(self, images: Tensor) -> Tensor:
-        """Return log-odds of fake (N,) for any number of pictures, asked in batches."""
+        """Return log-odds of fake (N,) for any number of pictures, in batches."""
         return torch.cat([self.logit_fake(part) for part in images.split(self.batch)])
 
 
 def default_batch(device: torch.device) -> int:
-    """Return how many pictures are asked about at once; more is no quicker on a CPU, and a stop would wait longer."""
+    """Return the number of pictures in a batch; more is no faster on a CPU, and a stop would wait longer."""
     return 40 if device.type == "cpu" else 320
 
 
 def for_inference(detector: Detector) -> Detector:
-    """Return a quick copy of a detector, or itself where there is no batch norm to fold.
+    """Return a fast copy of a detector, or the detector itself where there is no batch norm to fold.
 
-    The copy is kept for as long as the detector lives and its weights stay as they are.
+    The copy is kept as long as the detector lives and its weights do not change.
     """
     if not any(isinstance(module, nn.BatchNorm2d) for module in detector.modules()):
         return detector
@@ -252,14 +244,14 @@ def for_inference(detector: Detector) -> Detector:
 
 
 def _weights_state(detector: Detector) -> tuple[tuple[int, int], ...]:
-    """Return what changes whenever a weight of the detector changes, at the cost of no arithmetic."""
+    """Return a value that changes whenever a weight of the detector does, without any arithmetic."""
     tensors = [*detector.parameters(), *detector.buffers()]
     return tuple((tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in tensors)  # noqa: SLF001 - counts writes in place
 
 
 @torch.no_grad()
 def _quick_copy(detector: Detector) -> Detector | None:
-    """Copy a detector and fold its batch norms; return None where the copy would say something else."""
+    """Copy a detector and fold its batch norms; return None where the copy would not agree with it."""
     size = detector.card.input_size
     sample = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0)).to(detector.mean.device)
     with frozen(detector):
@@ -269,12 +261,12 @@ def _quick_copy(detector: Detector) -> Detector | None:
         if sample.device.type == "cpu":
             quick = quick.to(memory_format=torch.channels_last)
         expected, folded = detector.logit_fake(sample), quick.logit_fake(sample)
-    # They differ where a convolution's output is also used elsewhere, which no hook sees.
+    # They differ where a convolution's output is also used elsewhere, which no hook detects.
     return quick if torch.allclose(expected, folded, rtol=FOLDING_TOLERANCE, atol=FOLDING_TOLERANCE) else None
 
 
 def _foldable(detector: Detector, sample: Tensor) -> list[tuple[str, str]]:
-    """Return the names of convolutions and of the batch norms that take their output, each of them run once."""
+    """Return the names of convolutions and of the batch norms that take their output, where each runs only once."""
     outputs: dict[int, tuple[str, Tensor]] = {}  # the tensors are kept, so that no id is used twice
     pairs: list[tuple[str, str]] = []
     runs: Counter[str] = Counter()
@@ -302,7 +294,7 @@ def _foldable(detector: Detector, sample: Tensor) -> list[tuple[str, str]]:
 
 
 def _fold(detector: Detector, convolution: str, norm: str) -> None:
-    """Put a batch norm into the convolution before it, and what else it did (timm's norms activate) in its place."""
+    """Fold a batch norm into the convolution before it; its activation and dropout, if any (timm), take its place."""
     before, old = detector.get_submodule(convolution), detector.get_submodule(norm)
     assert isinstance(before, nn.Conv2d)
     assert isinstance(old, nn.BatchNorm2d)
@@ -320,7 +312,7 @@ def _replace_module(root: nn.Module, name: str, module: nn.Module) -> None:
 
 @contextmanager
 def _full_precision(device: torch.device) -> Iterator[None]:
-    """Switch TF32 off on CUDA, and back to what it was."""
+    """Switch TF32 off on CUDA, and restore it afterwards."""
     allowed = torch.backends.cudnn.allow_tf32
     try:
         torch.backends.cudnn.allow_tf32 = allowed and device.type != "cuda"
@@ -330,7 +322,7 @@ def _full_precision(device: torch.device) -> Iterator[None]:
 
 
 def suggest_detector(p_fake: Mapping[str, float]) -> str | None:
-    """Return the first detector that says fake, else the one that leans to it most, else the most reliable one.
+    """Return the first detector that calls the face fake, else the one nearest to it, else the most reliable one.
 
     Args:
         p_fake: Probability of fake in [0, 1] by detector.
@@ -362,8 +354,8 @@ def retest(
         original: Faces (N, 3, H, W) in [0, 1].
         counterfactual: The same faces as they are saved.
         attacked: Name of the detector that was searched against; it is left out.
-        detectors: Names of the detectors to ask, by default all that can be loaded.
-        sources: The photo of all faces, or one for each, from which detectors that want another crop are shown theirs.
+        detectors: Names; by default all that can be loaded.
+        sources: As in `predict_p_fake`.
 
     Returns:
         By name, p_fake (N,) of `original` and of `counterfactual`.

@@ -24,13 +24,12 @@ class Architecture:
 
     Args:
         title: Name for people.
-        paper: Where it was published.
         network: Builds the untrained network; takes the names in `embedded` as arguments.
         published: Builds the untrained network at the size of the paper.
         embedded: Arguments of `network` that an entry of the weights' registry may set, with their defaults; None
             where only the published size exists.
         outputs: What the network returns, a key of `base.LOG_ODDS`.
-        cam_layer: Layer that Grad-CAM reads; empty where there is none, or its places are frequencies, as in DCT-A.
+        cam_layer: Layer that Grad-CAM reads; empty where there is none or its places are frequencies, as in DCT-A.
         mean: Subtracted from every channel of pictures in [0, 1].
         std: Divides every channel afterwards.
     """
@@ -65,7 +64,7 @@ def register_detector(
     order: float = LAST,
     **facts: Any,
 ) -> Callable[[Registered], Registered]:
-    """Return a decorator for a class or function that builds a network; it makes the network a detector of the app.
+    """Return a decorator that makes a class or function that builds a network a detector of the app.
 
     Args:
         name: The name that code and command line use.
@@ -93,7 +92,6 @@ def register_published(
 
 
 def names() -> list[str]:
-    """Return the detectors that can be built."""
     return list(ARCHITECTURES)
 
 
@@ -101,30 +99,31 @@ def loadable(which: DetectorSet = "shipped") -> list[str]:
     """Return the detectors that have an entry in the registry of weights, in the order of `names()`.
 
     Args:
-        which: `shipped`, what the app uses: one entry for each architecture, of the same name, and after them what
-            was fetched from the Hub; `embedded`, without the latter; `plain`, the undefended ones, whose entries are
-            named `NAME_plain`; or `all`, with every other variant.
+        which: `shipped`, as the app uses them: one entry of the same name for each architecture, then those fetched
+            from the Hub; `embedded`, without the latter; `plain`, the undefended ones, whose entries are named
+            `NAME_plain`; or `all`, with every other variant.
     """
     if not (SETTINGS.weights_dir / "registry.toml").exists():
         return []
     known = weights.read_entries()
     if which in {"shipped", "embedded"}:
-        embedded_names = [name for name in ARCHITECTURES if name in known and known[name].profile == "embedded"]
-        return embedded_names + (_fetched(known) if which == "shipped" else [])
-    embedded = [(name, entry) for name, entry in known.items() if entry.profile == "embedded"]
-    named = [(entry.options.get("architecture", name), name) for name, entry in embedded]
-    ordered = [name for listed in ARCHITECTURES for architecture, name in named if architecture == listed]
+        shipped = [name for name in ARCHITECTURES if name in known and known[name].profile == "embedded"]
+        return shipped + (_fetched(known) if which == "shipped" else [])
+    variants = [
+        (entry.options.get("architecture", name), name) for name, entry in known.items() if entry.profile == "embedded"
+    ]
+    ordered = [name for listed in ARCHITECTURES for architecture, name in variants if architecture == listed]
     return ordered if which == "all" else [name for name in ordered if _defence(known[name].options) == UNDEFENDED]
 
 
 def _fetched(known: Mapping[str, weights.Entry]) -> list[str]:
-    """Return the detectors from the Hub whose files are here."""
+    """Return the detectors that were fetched from the Hub."""
     hub = {name: entry for name, entry in known.items() if entry.profile == "hub" and entry.path.is_file()}
     return [name for name, entry in hub.items() if find_architecture(entry.options.get("architecture", "")) is not None]
 
 
 def find_architecture(name: str) -> Architecture | None:
-    """Return a detector of the app or a published form by its name."""
+    """Return a detector of the app or a published form; None where the name is unknown."""
     return ARCHITECTURES.get(name) or PUBLISHED.get(name)
 
 
@@ -134,14 +133,7 @@ def build(name: str) -> nn.Module:
 
 
 def build_embedded(name: str, options: Options) -> nn.Module:
-    """Return the raw, untrained network that a registry entry with these options describes.
-
-    Training and `load` both use it, so the same options give the same network.
-
-    Args:
-        name: One of `names()`.
-        options: `width` (and `depth` for EfficientNet), `input_size`; what is left out has a default.
-    """
+    """Return the raw, untrained network of a registry entry with these options, for training and for `load`."""
     return _architecture(name).build(options)
 
 
@@ -155,7 +147,7 @@ def card(name: str) -> Card:
         title=options.get("title", architecture.title),
         paper=architecture.paper,
         weights=entry.name,
-        input_size=_input_size(options),
+        input_size=int(options.get("input_size", EMBEDDED_SIZE)),
         mean=channel_values(options.get("mean", architecture.mean)),
         std=channel_values(options.get("std", architecture.std)),
         outputs=architecture.outputs,
@@ -185,7 +177,7 @@ def _load(name: str) -> Detector:
 
 
 def _architecture(name: str) -> Architecture:
-    """Return an architecture by its own name or by that of an entry, which may carry `architecture`."""
+    """Return an architecture by its own name or that of an entry with the option `architecture`."""
     if name in ARCHITECTURES:
         return ARCHITECTURES[name]
     if (SETTINGS.weights_dir / "registry.toml").exists() and name in weights.read_entries():
@@ -199,11 +191,7 @@ def _defence(options: Options) -> str:
     return str(options.get("defence", "shipped"))
 
 
-def _input_size(options: Options) -> int:
-    return int(options.get("input_size", EMBEDDED_SIZE))
-
-
 def channel_values(value: float | list[float]) -> tuple[float, float, float]:
-    """Return one value a channel from one for all or a list of three."""
+    """Return a value for each channel, from one for all or a list of three."""
     red, green, blue = value if isinstance(value, list) else (value, value, value)
     return float(red), float(green), float(blue)

@@ -77,9 +77,8 @@ def from_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         parts = [renamed.pop(_timm_name(name), None) for name in names]
         if any(value is None or value.shape != state[key].shape for value in parts):
             raise UserError(f"The attention of {layer} is incomplete.", "Use the published checkpoint unchanged.")
-        renamed[f"blocks.{layer.removeprefix(BLOCK)}attn.qkv.{part}"] = torch.cat(
-            [value for value in parts if value is not None]
-        )
+        block = layer.removeprefix(BLOCK)
+        renamed[f"blocks.{block}attn.qkv.{part}"] = torch.cat([value for value in parts if value is not None])
     return match_checkpoint(renamed, build_vit_b, "a ViT-B/16 classifier")
 
 

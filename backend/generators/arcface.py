@@ -12,8 +12,8 @@ from backend.runtime import device
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in sides of the picture
 
 ARCFACE_ENTRY, ARCFACE_SIDE = "arcface", 112
-# What recognition networks were trained on: eyes 0.315 of the side apart, at 0.46 of the height. The first box is that
-# of e4e and of Artifact-Eraser (rows 35 to 223 and columns 32 to 220 of 256); the second follows from the template.
+# Recognition networks were trained on eyes 0.315 of the side apart, at 0.46 of the height. The first box is that of e4e
+# and of Artifact-Eraser (rows 35 to 223 and columns 32 to 220 of 256); the second follows from the template.
 RECOGNITION_BOXES: dict[str, Box] = {
     "ffhq": (32 / 256, 35 / 256, 220 / 256, 223 / 256),
     "embedded": (0.0794, 0.0323, 0.9206, 0.8735),
@@ -61,20 +61,19 @@ class ResidualUnit(nn.Module):
 
 
 def ir_se_widths(width: float = 1.0) -> list[int]:
-    """Return the channels of the four stages at a factor of the published ones."""
+    """Return the channels of the four stages; a width of 1.0 gives the published ones."""
     return [round(channels * width) for channels, _ in IR_SE_STAGES]
 
 
 def ir_se_stem(channels: int = 64, inputs: int = 3) -> nn.Sequential:
-    """Return the first layers at full size, from RGB or other inputs to the first stage's channels."""
+    """Return the first layers, at full size and with the first stage's channels."""
     convolution = nn.Conv2d(inputs, channels, 3, 1, 1, bias=False)
     return nn.Sequential(convolution, nn.BatchNorm2d(channels), nn.PReLU(channels))
 
 
 def ir_se_body(channels: Sequence[int] = tuple(ir_se_widths())) -> nn.Sequential:
-    """Return the 24 residual units, from the first of four stages' channels to the last at 1/16 of the size."""
-    units = []
-    inputs = channels[0]
+    """Return the 24 residual units, given the channels of the four stages; the last has 1/16 of the size."""
+    units, inputs = [], channels[0]
     for outputs, (_, count) in zip(channels, IR_SE_STAGES, strict=True):
         for unit in range(count):
             units.append(ResidualUnit(inputs, outputs, stride=2 if unit == 0 else 1))
@@ -112,7 +111,7 @@ def find_arcface() -> Callable[[Tensor, str], Tensor] | None:
 
 
 def crop_for_recognition(faces: Tensor, template: str, side: int) -> Tensor:
-    """Cut out of aligned faces (N, 3, S, S) what recognition networks expect, as (N, 3, side, side)."""
+    """Crop aligned faces (N, 3, S, S) to what recognition networks expect, (N, 3, side, side)."""
     size = faces.shape[-1]
     left, top, right, bottom = (round(edge * size) for edge in RECOGNITION_BOXES[template])
     crop = faces[..., top:bottom, left:right]

@@ -48,7 +48,7 @@ class DlibAffine(nn.Module):
 
 
 class DlibBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut; what the shortcut or the branch lacks in size is zero."""
+    """Two 3x3 convolutions beside a shortcut; the smaller of the two is padded with zeros."""
 
     def __init__(self, inputs: int, outputs: int, *, down: bool) -> None:
         super().__init__()
@@ -61,8 +61,8 @@ class DlibBlock(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         branch = self.affine2(self.conv2(F.relu(self.affine1(self.conv1(features)))))
         shortcut = F.avg_pool2d(features, 2) if self.down else features
-        shape = [max(one, other) for one, other in zip(branch.shape[1:], shortcut.shape[1:], strict=True)]
-        return F.relu(_filled_up(branch, shape) + _filled_up(shortcut, shape))
+        shape = [max(sizes) for sizes in zip(branch.shape[1:], shortcut.shape[1:], strict=True)]
+        return F.relu(_pad_to(branch, shape) + _pad_to(shortcut, shape))
 
 
 class DlibResNet(nn.Module):
@@ -89,7 +89,7 @@ class DlibResNet(nn.Module):
 
 
 def dlib_resnet_path() -> Path | None:
-    """Return the network's file, or None without its package, whose import would need pkg_resources."""
+    """Return the network's file, or None without its package, which is not imported: it would need pkg_resources."""
     spec = importlib.util.find_spec("face_recognition_models")
     return None if spec is None or spec.origin is None else Path(spec.origin).parent / "models" / DLIB_FILE
 
@@ -105,7 +105,7 @@ def load_dlib_resnet() -> DlibResNet:
     if file is None:
         raise FileNotFoundError(DLIB_FILE)
     network = DlibResNet()
-    read = _parameters(file.read_bytes())
+    layers = _parameters(file.read_bytes())
     convolutions = [(network.conv, network.affine)]
     for block in network.blocks:
         assert isinstance(block, DlibBlock)
@@ -113,14 +113,14 @@ def load_dlib_resnet() -> DlibResNet:
     with torch.no_grad():
         for conv, affine in convolutions:
             assert conv.bias is not None
-            _fill(next(read), "con_4", conv.weight, conv.bias)
-            _fill(next(read), "affine_", affine.scale, affine.offset)
-        _fill(next(read), "fc_2", network.last.weight.t())
+            _fill(next(layers), "con_4", conv.weight, conv.bias)
+            _fill(next(layers), "affine_", affine.scale, affine.offset)
+        _fill(next(layers), "fc_2", network.last.weight.t())
     return network.eval().requires_grad_(requires_grad=False)
 
 
 def cut_dlib_chips(faces: Tensor, template: str) -> Tensor:
-    """Cut dlib's chips (N, 3, 150, 150) out of aligned faces (N, 3, S, S), at the place where most faces have it."""
+    """Cut dlib's chips (N, 3, 150, 150) out of aligned faces (N, 3, S, S), at their median place."""
     left, top, side = DLIB_CHIPS[template]
     centres = (torch.arange(DLIB_SIDE, device=faces.device, dtype=faces.dtype) + 0.5) / DLIB_SIDE * side
     x, y = 2 * (left + centres) - 1, 2 * (top + centres) - 1
@@ -128,22 +128,22 @@ def cut_dlib_chips(faces: Tensor, template: str) -> Tensor:
     return F.grid_sample(faces, grid.expand(len(faces), -1, -1, -1), padding_mode="zeros", align_corners=False)
 
 
-def _filled_up(features: Tensor, shape: list[int]) -> Tensor:
+def _pad_to(features: Tensor, shape: list[int]) -> Tensor:
     """Append zeros to the channels, rows and columns of (N, C, H, W)."""
-    channels, rows, columns = (wanted - there for wanted, there in zip(shape, features.shape[1:], strict=True))
+    channels, rows, columns = (target - size for target, size in zip(shape, features.shape[1:], strict=True))
     return F.pad(features, (0, columns, 0, rows, 0, channels)) if channels or rows or columns else features
 
 
 def _parameters(content: bytes) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield kind and parameters of every layer that has some, from the picture on.
+    """Yield the kind and parameters of every layer that has some, from the picture on.
 
     An integer is a byte with its length (and its sign in the highest bit), then its bytes from the lowest. A tensor is
     the number 2, four sizes, and its values as float32. A layer begins with its name; only a fully connected one
     has two more integers before its tensor.
     """
     place = 0
-    while (found := _LAYER.search(content, place)) is not None:
-        kind, place = found.group(1).decode(), found.end()
+    while (match := _LAYER.search(content, place)) is not None:
+        kind, place = match.group(1).decode(), match.end()
         if kind == "fc_2":
             for _ in range(2):
                 _, place = _integer(content, place)
@@ -159,17 +159,16 @@ def _parameters(content: bytes) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _integer(content: bytes, place: int) -> tuple[int, int]:
-    """Return a non-negative integer and the place behind it."""
+    """Return a non-negative integer and the place after it."""
     end = place + 1 + (content[place] & 0x0F)
     return int.from_bytes(content[place + 1 : end], "little"), end
 
 
-def _fill(layer: tuple[str, np.ndarray], kind: str, *wanted: Tensor) -> None:
-    """Copy a layer's parameters into tensors, one behind the other."""
-    found, values = layer
-    if found != kind or len(values) != sum(one.numel() for one in wanted):
+def _fill(layer: tuple[str, np.ndarray], kind: str, *targets: Tensor) -> None:
+    """Copy a layer's parameters into tensors, one after the other."""
+    layer_kind, values = layer
+    sizes = [target.numel() for target in targets]
+    if layer_kind != kind or len(values) != sum(sizes):
         raise ValueError(f"{DLIB_FILE} holds another network.")
-    start = 0
-    for one in wanted:
-        one.copy_(torch.from_numpy(values[start : start + one.numel()].copy()).view(one.shape))
-        start += one.numel()
+    for target, part in zip(targets, torch.from_numpy(values.copy()).split(sizes), strict=True):
+        target.copy_(part.view(target.shape))

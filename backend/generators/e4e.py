@@ -1,4 +1,4 @@
-"""The e4e encoder (Tov et al. 2021, section 4): a face to W+ codes as one base code plus an offset a row."""
+"""The e4e encoder (Tov et al. 2021, section 4): from a face to W+ codes, one base code plus an offset per row."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -12,19 +12,13 @@ from backend.generators import arcface
 from backend.generators.stylegan2 import EqualLinear, row_count
 from backend.images import GREY
 
-BRIGHT_SIDE, COLOUR_SIDE = 20, 8  # pixels: faces need more of brightness than of colour
-
+BRIGHT_SIDE, COLOUR_SIDE = 20, 8  # pixels: brightness needs more detail than colour
 LINEAR_INPUTS = BRIGHT_SIDE**2 + 2 * COLOUR_SIDE**2
-
 RIDGE = 1e-5  # of the pictures' mean square, so that neighbouring pixels do not get large opposite weights
 
 
 class LinearPath(nn.Module):
-    """A linear map from faces to the first numbers of a code; it starts as nothing.
-
-    Args:
-        codes: How many numbers it gives.
-    """
+    """A linear map from faces to the first `codes` numbers of a code; it starts at zero."""
 
     def __init__(self, codes: int) -> None:
         super().__init__()
@@ -34,23 +28,22 @@ class LinearPath(nn.Module):
     def forward(self, faces: Tensor) -> Tensor:
         """Return (N, codes) for faces (N, 3, S, S) in [-1, 1], always in float32 or better."""
         with torch.autocast(faces.device.type, enabled=False):  # half precision would round the strongest numbers
-            seen = shrink_picture(faces.to(self.weight.dtype))
-            return F.linear(seen, self.weight, self.bias)
+            return F.linear(shrink_picture(faces.to(self.weight.dtype)), self.weight, self.bias)
 
     @torch.no_grad()
     def fit(self, faces: Tensor, codes: Tensor) -> None:
-        """Set the map to the least squares one from what `small` made of faces (N, INPUTS) to codes (N, any)."""
-        mean, wanted = faces.double().mean(0), codes[:, : len(self.bias)].double()
-        centred, average = faces.double() - mean, wanted.mean(0)
+        """Fit the map by least squares from outputs of `shrink_picture` (N, LINEAR_INPUTS) to codes (N, any)."""
+        mean, targets = faces.double().mean(0), codes[:, : len(self.bias)].double()
+        centred, average = faces.double() - mean, targets.mean(0)
         gram = centred.t() @ centred
         gram += RIDGE * gram.diagonal().mean() * torch.eye(LINEAR_INPUTS, dtype=gram.dtype, device=gram.device)
-        weight = torch.linalg.solve(gram, centred.t() @ (wanted - average)).t()
+        weight = torch.linalg.solve(gram, centred.t() @ (targets - average)).t()
         self.weight.copy_(weight)
         self.bias.copy_(average - weight @ mean)
 
 
 def shrink_picture(faces: Tensor) -> Tensor:
-    """Return brightness and two differences of colour (N, INPUTS) of faces (N, 3, S, S) shrunk to a few pixels."""
+    """Return brightness and two colour differences (N, LINEAR_INPUTS) of faces (N, 3, S, S) at a few pixels."""
     bright = (faces * faces.new_tensor(GREY)[None, :, None, None]).sum(1, keepdim=True)
     colours = faces[:, ::2] - bright  # red and blue
     sides = (bright, BRIGHT_SIDE), (colours, COLOUR_SIDE)
@@ -58,11 +51,8 @@ def shrink_picture(faces: Tensor) -> Tensor:
 
 
 CODE_SIZE = 512
-
 COARSE_ROWS, MIDDLE_ROWS = 3, 7  # rows before these read the 1/16 and the 1/8 feature map, the rest 1/4
-
 TAP_QUARTER, TAP_EIGHTH = 6, 20  # units after which the two finer maps are taken
-
 HAAR_BANDS = 4
 
 
@@ -82,7 +72,7 @@ class StyleHead(nn.Module):
 
 
 class E4EEncoder(nn.Module):
-    """IR-SE50 feature pyramid with one head a W+ row.
+    """IR-SE50 feature pyramid with one head per W+ row.
 
     Args:
         output_size: Size of the generator in pixels; it decides the number of rows.
@@ -90,8 +80,8 @@ class E4EEncoder(nn.Module):
         width: Factor on all channels; 1.0 is the published network and its key names and shapes.
         linear: How many numbers of the base code have a linear part beside the network's; 0 as published.
         early: Channels of the first stages, in place of those that the width gives; empty as published.
-        detail: Whether faces are read as bands of half the size (see `bands`), and beside them what drawings lacked;
-            the body then works at half the size of the input. Otherwise it reads their sum.
+        detail: Whether it reads faces and what drawings lacked as bands of half the size (see `haar_bands`); the body
+            then works at half the size. Otherwise it reads their sum.
     """
 
     def __init__(
@@ -121,7 +111,7 @@ class E4EEncoder(nn.Module):
     def forward(self, faces: Tensor, lacking: Tensor | None = None) -> Tensor:
         """Return codes (N, rows, 512), before the latent average, for faces (N, 3, S, S) in [-1, 1].
 
-        `lacking`, of the same shape, is what earlier drawings lacked of the faces (see `lacked`).
+        `lacking`, of the same shape, is what earlier drawings lacked of the faces (see `accumulate_feedback`).
         """
         lacking = torch.zeros_like(faces) if lacking is None else lacking
         quarter, eighth, coarse = self._features(faces, lacking)
@@ -135,12 +125,12 @@ class E4EEncoder(nn.Module):
         return torch.stack(codes, dim=1)
 
     def base(self, faces: Tensor) -> Tensor:
-        """Return the base code (N, 512) alone, which is row 0 of `forward`, without the other heads' work."""
+        """Return the base code (N, 512) alone, row 0 of `forward`, without running the other heads."""
         lacking = torch.zeros_like(faces)
         return self._base(faces, lacking, self._features(faces, lacking)[2])
 
     def means(self, faces: Tensor) -> Tensor:
-        """Return faces at the size at which the body works, which the linear path reads."""
+        """Return faces at the size at which the body and the linear path work."""
         return F.avg_pool2d(faces, 2) if self.detail else faces
 
     def _base(self, faces: Tensor, lacking: Tensor, coarse: Tensor) -> Tensor:
@@ -162,7 +152,7 @@ class E4EEncoder(nn.Module):
         return taps[0], taps[1], features
 
     def initialize(self) -> None:
-        """Draw Kaiming weights; training from nothing needs them, a published checkpoint overwrites them."""
+        """Draw Kaiming weights for training from scratch."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, a=0.2)
@@ -177,14 +167,13 @@ def accumulate_feedback(
 ) -> Tensor:
     """Return what drawings lacked of the faces, summed over all looks but the last; of the faces' shape.
 
-    A lean form of ReStyle (Alaluf et al. 2021): each further look of the encoder knows what came out of the looks
-    before.
+    A lean form of ReStyle (Alaluf et al. 2021): each further look of the encoder knows the results of earlier looks.
 
     Args:
-        look: Encodes the faces, given what was lacking up to then.
-        draw: Draws what was encoded, (N, 3, H, W), unclamped.
+        look: Encodes the faces, given what was lacking so far.
+        draw: Draws codes as (N, 3, H, W), unclamped.
         faces: (N, 3, S, S) in [-1, 1], of the encoder's size.
-        feedback: For each further look, how often the last drawing's difference is added.
+        feedback: For each further look, the factor on the last drawing's difference.
     """
     lacking = torch.zeros_like(faces)
     for amount in feedback:
@@ -197,11 +186,11 @@ def accumulate_feedback(
 def haar_bands(pictures: Tensor) -> Tensor:
     """Split pictures (N, C, S, S) into means of 2x2 pixels and three differences, (N, 4 * C, S / 2, S / 2).
 
-    The Haar transform, with the means as they are and the differences four times as large as the means' scale.
+    The Haar transform; differences are on four times the scale of the means.
     """
-    one, two, three, four = (pictures[..., row::2, column::2] for row in (0, 1) for column in (0, 1))
-    left, right, top, bottom = one + three, two + four, one + two, three + four
-    return torch.cat([(left + right) / 4, left - right, top - bottom, one + four - two - three], dim=1)
+    a, b, c, d = (pictures[..., row::2, column::2] for row in (0, 1) for column in (0, 1))
+    left, right, top, bottom = a + c, b + d, a + b, c + d
+    return torch.cat([(left + right) / 4, left - right, top - bottom, a + d - b - c], dim=1)
 
 
 def _add_upsampled(coarse: Tensor, fine: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Bring a reconstruction closer to the face: refine its code, or tune a copy of the generator to it.
 
-Refinement moves the code by a few steps of Adam and leaves the generator as it is. Tuning leaves the code and moves a
-copy of the generator (pivotal tuning, Roich et al. 2021, sections 3.2 and 3.3); the shared one is never touched.
+Refinement moves the code by a few steps of Adam and keeps the generator. Tuning keeps the code and moves a copy of the
+generator (pivotal tuning, Roich et al. 2021, sections 3.2 and 3.3); the shared one is never changed.
 """
 
 import copy
@@ -21,7 +21,6 @@ from backend.runtime import MODEL_LOCK, frozen
 from backend.similarity import batch_psnr, best_perceptual_distance
 
 MOST_REFINE_STEPS = 500
-
 SMALLEST_SPREAD = 1e-3  # of a code, so that one at the average can move too
 
 
@@ -30,9 +29,9 @@ class RefineSettings:
     """Settings of a refinement; it draws nothing at random.
 
     Args:
-        steps: How many steps.
-        rate: Length of Adam's first steps, in spreads of the face's own code around the average; it falls to zero
-            along a half cosine.
+        steps: From 1 to 500.
+        rate: Length of Adam's first steps, in spreads of the face's code around the average; it falls to zero along a
+            half cosine.
         pull: Weight of the mean squared distance to the encoder's code, in squared spreads, beside the mean absolute
             and the mean squared error of the picture.
     """
@@ -42,17 +41,15 @@ class RefineSettings:
     pull: float = 0.1
 
     def check(self) -> None:
-        """Refuse what cannot be done.
-
-        Raises:
-            UserError: A setting is out of its range.
-        """
+        """Raise a UserError where a setting is out of its range."""
         if not 1 <= self.steps <= MOST_REFINE_STEPS:
             raise UserError(
                 f"A reconstruction cannot be refined in {self.steps} steps.", f"Use 1 to {MOST_REFINE_STEPS} steps."
             )
         if not (math.isfinite(self.rate) and self.rate > 0 and math.isfinite(self.pull) and self.pull >= 0):
-            raise UserError("The rate must be above 0, and the pull not below.", "Leave them out for the usual ones.")
+            raise UserError(
+                "The rate must be greater than 0 and the pull at least 0.", "Leave them out for the defaults."
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,12 +57,10 @@ class Refined:
     """Result of a refinement of N faces.
 
     Args:
-        codes: Refined codes (N, rows, 512); of all steps those whose drawing was closest to the face.
+        codes: Refined codes (N, rows, 512), from the step whose drawing was closest to the face.
         psnr_before: PSNR (N,) in dB of the inversion, at the generator's size.
         psnr_after: The same after the refinement; never lower.
-        settings: Settings of the refinement.
         generator: Name of the generator.
-        seconds: Time taken.
     """
 
     codes: Tensor
@@ -77,7 +72,7 @@ class Refined:
 
     @property
     def summary(self) -> str:
-        """Say in one sentence what was gained."""
+        """Describe the gain in one sentence."""
         before, after = float(self.psnr_before.mean()), float(self.psnr_after.mean())
         average = " on average" if len(self.psnr_before) > 1 else ""
         return (
@@ -92,11 +87,11 @@ def refine(inverter: Inverter, faces: Tensor, codes: Tensor, settings: RefineSet
     Args:
         inverter: Its generator is used; its encoder is not.
         faces: Aligned faces (N, 3, H, W) in [0, 1].
-        codes: Where to start, (N, rows, 512), as `inverter.invert` gives them.
-        settings: Settings of the refinement.
+        codes: Where to start, (N, rows, 512), from `inverter.invert`.
+        settings: By default `RefineSettings()`.
 
     Yields:
-        One step for every update; the preview is the first face's drawing, `psnr` the mean PSNR in dB so far.
+        One step per update; the preview is the first face's drawing, `psnr` the mean PSNR in dB so far.
 
     Raises:
         UserError: A setting is out of its range.
@@ -124,7 +119,7 @@ def refine(inverter: Inverter, faces: Tensor, codes: Tensor, settings: RefineSet
 
 
 class _Refinement:
-    """What a refinement knows between two steps; every tensor has one entry a face."""
+    """State of a refinement between two steps; every tensor has one entry per face."""
 
     def __init__(self, inverter: Inverter, faces: Tensor, codes: Tensor, settings: RefineSettings) -> None:
         self.inverter, self.settings = inverter, settings
@@ -141,11 +136,11 @@ class _Refinement:
         self.drawn = self.faces
 
     def codes(self) -> Tensor:
-        """Return where the codes are, (N, rows, 512)."""
+        """Return the current codes (N, rows, 512)."""
         return self.start + self.spread * self.offset
 
     def move(self, number: int) -> None:
-        """Draw the faces, keep what is closest so far, and move the codes by one step."""
+        """Draw the faces, keep the closest codes so far, and move the codes by one step."""
         # Gradients are switched here and not around the loop: a generator would leak the switch to its caller.
         with torch.enable_grad():
             drawn = self.inverter.synthesize(self.codes(), clamp=False)
@@ -163,7 +158,7 @@ class _Refinement:
 
     @torch.no_grad()
     def look(self, drawn: Tensor) -> None:
-        """Take in the drawings (N, 3, S, S) in [0, 1] of the codes as they are."""
+        """Take in the drawings (N, 3, S, S) in [0, 1] of the current codes."""
         self.drawn = drawn
         error = (drawn - self.faces).square().flatten(1).mean(dim=1)
         better = error < self.error
@@ -176,10 +171,8 @@ class _Refinement:
 
 
 MOST_TUNE_STEPS = 500
-
-PERCEPTUAL_SIDE = 256  # pixels at most at which pictures are compared perceptually, the size that such networks know
-
-LOCALITY_DISTANCE = 30.0  # of the codes at which the locality is held, from those that are drawn (section 3.3)
+PERCEPTUAL_SIDE = 256  # largest side in pixels for perceptual comparisons, the size that such networks were trained on
+LOCALITY_DISTANCE = 30.0  # from the tuned codes to those at which the drawings are preserved (section 3.3)
 
 
 @dataclass(frozen=True)
@@ -187,11 +180,11 @@ class TuneSettings:
     """Settings of a tuning.
 
     Args:
-        steps: How many steps.
+        steps: From 1 to 500.
         rate: Adam's rate; it falls to zero along a half cosine.
         perceptual_weight: Weight of the perceptual distance beside the mean squared error, for pictures in [-1, 1].
-        locality: Weight of what keeps drawings of other codes as they were; 0 leaves it out, the paper's is 0.1.
-        seed: Of the codes at which the locality is held.
+        locality: Weight of the loss that preserves drawings of other codes; 0 leaves it out, the paper's is 0.1.
+        seed: Of these other codes.
     """
 
     steps: int = 50
@@ -201,16 +194,12 @@ class TuneSettings:
     seed: int = 0
 
     def check(self) -> None:
-        """Refuse what cannot be done.
-
-        Raises:
-            UserError: A setting is out of its range.
-        """
+        """Raise a UserError where a setting is out of its range."""
         if not 1 <= self.steps <= MOST_TUNE_STEPS:
             raise UserError(f"A generator cannot be tuned in {self.steps} steps.", f"Use 1 to {MOST_TUNE_STEPS} steps.")
         weights = (self.perceptual_weight, self.locality)
-        if not (math.isfinite(self.rate) and self.rate > 0 and all(0 <= one < math.inf for one in weights)):
-            raise UserError("The rate must be above 0, and no weight below.", "Leave them out for the usual ones.")
+        if not (math.isfinite(self.rate) and self.rate > 0 and all(0 <= weight < math.inf for weight in weights)):
+            raise UserError("The rate must be greater than 0, no weight below 0.", "Leave them out for the defaults.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -222,8 +211,6 @@ class Tuned:
         psnr_before: PSNR (N,) in dB of the shared generator's drawings.
         psnr_after: The same of the copy's; on average never lower.
         perceptual: Name of the perceptual distance.
-        settings: Settings of the tuning.
-        seconds: Time taken.
     """
 
     inverter: Inverter
@@ -235,7 +222,7 @@ class Tuned:
 
     @property
     def summary(self) -> str:
-        """Say in one sentence what was gained, and what it cost."""
+        """Describe the gain and the time in one sentence."""
         before, after = float(self.psnr_before.mean()), float(self.psnr_after.mean())
         average = " on average" if len(self.psnr_before) > 1 else ""
         if torch.equal(self.psnr_before, self.psnr_after):
@@ -256,11 +243,10 @@ def tune(inverter: Inverter, faces: Tensor, codes: Tensor, settings: TuneSetting
         inverter: Its generator is copied; neither it nor the encoder is changed.
         faces: Aligned faces (N, 3, H, W) in [0, 1]; the copy is tuned to all of them together.
         codes: Their codes (N, rows, 512).
-        settings: Settings of the tuning.
+        settings: By default `TuneSettings()`.
 
     Yields:
-        One step for every update; the preview is the first face's drawing, `psnr` the mean PSNR in dB before the
-        update.
+        One step per update; the preview is the first face's drawing, `psnr` the mean PSNR in dB before the update.
 
     Raises:
         UserError: A setting is out of its range.
@@ -282,7 +268,7 @@ def tune(inverter: Inverter, faces: Tensor, codes: Tensor, settings: TuneSetting
 
 
 class _Tuning:
-    """What a tuning knows between two steps."""
+    """State of a tuning between two steps."""
 
     def __init__(self, inverter: Inverter, faces: Tensor, codes: Tensor, settings: TuneSettings) -> None:
         self.shared, self.settings = inverter, settings
@@ -290,12 +276,11 @@ class _Tuning:
         self.faces = resize_square(faces.detach().to(target), inverter.size)
         self.codes = codes.detach().to(target)
         self.generator = copy.deepcopy(inverter.generator).eval().requires_grad_(False)
-        # The mapping network is not used for codes that are given.
-        drawing = [weight for name, weight in self.generator.named_parameters() if not name.startswith("style.")]
-        for weight in drawing:
+        # The mapping network is not used for given codes.
+        self.weights = [weight for name, weight in self.generator.named_parameters() if not name.startswith("style.")]
+        for weight in self.weights:
             weight.requires_grad_(True)
-        self.weights = drawing
-        self.optimizer = torch.optim.Adam(drawing, settings.rate)
+        self.optimizer = torch.optim.Adam(self.weights, settings.rate)
         self.perceptual = best_perceptual_distance()
         with torch.no_grad():
             self.before = batch_psnr(inverter.synthesize(self.codes), self.faces)
@@ -318,29 +303,28 @@ class _Tuning:
 
     @torch.no_grad()
     def finish(self) -> tuple[Inverter, Tensor, Tensor]:
-        """Return the inverter with the frozen copy, and the PSNR before and after; without a gain, the shared one."""
+        """Return the inverter with the frozen copy, or the shared one without a gain, and the PSNR before and after."""
         for weight in self.weights:
             weight.grad = None
         self.generator.requires_grad_(False)
-        old = self.shared
-        tuned = old.with_generator(self.generator)
+        tuned = self.shared.with_generator(self.generator)
         after = batch_psnr(tuned.synthesize(self.codes), self.faces)
         if not after.mean() > self.before.mean():
-            return old, self.before, self.before
+            return self.shared, self.before, self.before
         return tuned, self.before, after
 
-    def _distance(self, drawn: Tensor, wanted: Tensor) -> Tensor:
+    def _distance(self, drawn: Tensor, target: Tensor) -> Tensor:
         side = min(drawn.shape[-1], PERCEPTUAL_SIDE)
-        small, small_wanted = (F.interpolate(one, size=(side, side), mode="area") for one in (drawn, wanted))
-        perceived = self.perceptual.distance(small, small_wanted).mean()
-        return F.mse_loss(drawn, wanted) + self.settings.perceptual_weight * perceived
+        small = [F.interpolate(pictures, size=(side, side), mode="area") for pictures in (drawn, target)]
+        perceptual = self.perceptual.distance(*small).mean()
+        return F.mse_loss(drawn, target) + self.settings.perceptual_weight * perceptual
 
     def _locality(self, number: int) -> Tensor:
-        """Return how far the copy's drawing of a random code near the first face's is from the shared one's."""
+        """Return the distance of the copy's drawing from the shared one's, for a random code near the first face's."""
         randomness = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + number)
         z = torch.randn(1, self.generator.style_dim, generator=randomness).to(self.codes)
         with torch.no_grad():
             away = self.shared.generator.mapping(z)[:, None] - self.codes[:1]
             near = self.codes[:1] + LOCALITY_DISTANCE * away / away.flatten(1).norm()
-            wanted = self.shared.generator.synthesize(near)
-        return self._distance(self.generator.synthesize(near), wanted)
+            target = self.shared.generator.synthesize(near)
+        return self._distance(self.generator.synthesize(near), target)

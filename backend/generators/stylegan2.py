@@ -56,27 +56,25 @@ class EqualLinear(nn.Module):
         return F.leaky_relu(out, 0.2) * math.sqrt(2) if self.activate else out
 
 
-class Blur(nn.Module):
-    """Low-pass filter after a transposed convolution; holds the published `kernel` buffer."""
+class _LowPass(nn.Module):
+    """Holds the published `kernel` buffer."""
 
     kernel: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("kernel", binomial_kernel(gain=4.0))
+
+
+class Blur(_LowPass):
+    """Low-pass filter after a transposed convolution."""
 
     def forward(self, images: Tensor) -> Tensor:
         return filter_channels(images, self.kernel, padding=1)
 
 
-class Upsample(nn.Module):
+class Upsample(_LowPass):
     """Double the size of (N, 3, H, W) pictures with the low-pass filter."""
-
-    kernel: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("kernel", binomial_kernel(gain=4.0))
 
     def forward(self, images: Tensor) -> Tensor:
         n, c, h, w = images.shape
@@ -112,9 +110,9 @@ class ModulatedConv2d(nn.Module):
         return out if power is None else out * power
 
     def parts(self, features: Tensor, code: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the convolution and what it is still to be multiplied with, (N, outputs, 1, 1) or None.
+        """Return the convolution and the factor still to be applied to it, (N, outputs, 1, 1) or None.
 
-        The factor is one a channel, so it may wait until after the filter, where a caller joins it with its own.
+        There is one factor per channel, so it may wait until after the filter, where a caller joins it with its own.
         """
         # The equalised learning rate's factor goes to the style, which is far smaller than the weights.
         style = self.modulation(code) * self.scale
@@ -131,7 +129,7 @@ class ModulatedConv2d(nn.Module):
         return out, torch.rsqrt(power + 1e-8).to(out.dtype)[:, :, None, None]
 
     def _squares(self) -> Tensor:
-        """Return the sums (outputs, inputs) of squared weights, taken once as long as frozen weights stay the same."""
+        """Return the sums (outputs, inputs) of squared weights, cached while frozen weights stay the same."""
         weight = self.weight
         if weight.requires_grad:
             return weight[0].float().square().sum((2, 3))
@@ -206,7 +204,7 @@ class ToRGB(nn.Module):
 
 
 class ConstantInput(nn.Module):
-    """The learned 4x4 feature map every picture starts from."""
+    """The learned 4x4 feature map that every picture starts from."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -216,7 +214,7 @@ class ConstantInput(nn.Module):
 ROWS_PER_RESOLUTION = 2
 
 
-def default_channels(channel_multiplier: int) -> dict[int, int]:
+def default_channels(channel_multiplier: int = 2) -> dict[int, int]:
     """Return the published channel table: resolution in pixels to feature channels."""
     wide = {4: 512, 8: 512, 16: 512, 32: 512}
     return wide | {size: 16384 * channel_multiplier // size for size in (64, 128, 256, 512, 1024)}
@@ -254,8 +252,7 @@ class StyleGAN2(nn.Module):
         size: Output size in pixels, a power of two from 8.
         style_dim: Length of one code.
         mapping_layers: Depth of the mapping network from z to w.
-        channel_multiplier: Width of the layers from 64 pixels on, for the published channel table.
-        channels: Another table, resolution to channels, in place of the published one.
+        channels: Resolution to channels, in place of the published table.
     """
 
     def __init__(
@@ -263,13 +260,12 @@ class StyleGAN2(nn.Module):
         size: int,
         style_dim: int = 512,
         mapping_layers: int = 8,
-        channel_multiplier: int = 2,
         channels: Mapping[int, int] | None = None,
     ) -> None:
         super().__init__()
         if size < 8 or size & (size - 1):
             raise ValueError(f"size must be a power of two from 8, not {size}")
-        table = dict(channels or default_channels(channel_multiplier))
+        table = dict(channels or default_channels())
         self.size = size
         self.style_dim = style_dim
         self.rows = row_count(size)
@@ -301,38 +297,27 @@ class StyleGAN2(nn.Module):
         """Draw pictures from W+ codes.
 
         Args:
-            codes: (N, rows, style_dim); with a lower `resolution`, rows beyond its own are not read.
-            resolution: Stop at this size in pixels instead of `size`; the result is the picture that the
-                generator itself holds at that resolution.
-            noise: One map a layer in place of the registered ones.
+            codes: (N, rows, style_dim); with a lower `resolution`, later rows are not read.
+            resolution: Stop at this size in pixels and return the generator's own picture there.
+            noise: One map per layer in place of the registered ones.
 
         Returns:
             (N, 3, resolution, resolution), unclamped, around [-1, 1].
         """
         return self.resume(self.prefix(codes, 0), codes, resolution=resolution, noise=noise)
 
-    def prefix(
-        self,
-        codes: Tensor,
-        row: int,
-        *,
-        resolution: int | None = None,
-        noise: list[Tensor] | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> Partial:
-        """Run only the layers that read the rows before `row`.
+    def prefix(self, codes: Tensor, row: int, *, dtype: torch.dtype | None = None) -> Partial:
+        """Run only the layers that read the rows before `row`; their noise is the registered one.
 
         Args:
             codes: As in `synthesize`.
             row: The first row that is not read.
-            resolution: As in `synthesize`.
-            noise: As in `synthesize`.
-            dtype: Type of the feature maps, here and in what `resume` adds; None takes that of the codes.
+            dtype: Type of the feature maps, here and in `resume`; None takes that of the codes.
         """
         start = self.input.input.to(dtype or codes.dtype).expand(len(codes), -1, -1, -1)
         # Convolutions are faster with the channels last, and every layer keeps the order that it is given.
         start = start.contiguous(memory_format=torch.channels_last)
-        return self._run(Partial(0, start, None), row, codes, resolution, noise)
+        return self._run(Partial(0, start, None), row, codes, None, None)
 
     def resume(
         self,
@@ -342,9 +327,9 @@ class StyleGAN2(nn.Module):
         resolution: int | None = None,
         noise: list[Tensor] | None = None,
     ) -> Tensor:
-        """Run the layers that `partial` left out; of `codes`, the rows from `partial.row` on are read.
+        """Run the layers that `partial` left out, which read the rows of `codes` from `partial.row` on.
 
-        Codes may also come as one tensor (N, style_dim) a row, so that gradients are taken for some rows only.
+        Codes may also be one tensor (N, style_dim) per row, so that gradients are taken for some rows only.
         """
         picture = self._run(partial, self.rows, codes, resolution, noise).picture
         if picture is None:
@@ -372,7 +357,7 @@ class StyleGAN2(nn.Module):
         return Partial(end, features, picture)
 
     def _layers(self, stop: int) -> Iterator[tuple[int, nn.Module]]:
-        """Yield every layer up to `stop` pixels in its order, with the row that it reads."""
+        """Yield every layer up to `stop` pixels in order, with the row that it reads."""
         yield 0, self.conv1
         yield 1, self.to_rgb1
         for level in range(int(math.log2(stop)) - 2):
@@ -382,6 +367,6 @@ class StyleGAN2(nn.Module):
             yield row + 2, self.to_rgbs[level]
 
     def fresh_noise(self, seed: int) -> list[Tensor]:
-        """Return one standard-normal map a layer, reproducible from `seed`."""
+        """Return one standard-normal map per layer, reproducible from `seed`."""
         generator = torch.Generator().manual_seed(seed)
         return [torch.randn(old.shape, generator=generator).to(old) for old in self.noises.buffers()]
