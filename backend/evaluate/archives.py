@@ -1,4 +1,4 @@
-"""Unpack a zip of pictures that a stranger made: nothing leaves the folder, and nothing outgrows the limits."""
+"""Unpack a stranger's zip of pictures: no file leaves the folder or exceeds the limits."""
 
 import shutil
 import stat
@@ -14,7 +14,7 @@ from backend.settings import SETTINGS
 PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".heic", ".heif", ".avif"}
 LIST_FILES = {".json", ".txt", ".csv", ".md"}  # what data sets carry beside their pictures
 ARCHIVES = {".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".zst", ".jar"}
-# What archives begin with, whatever they are called.
+# The first bytes of an archive, whatever its name.
 SIGNATURES = (
     b"PK\x03\x04",
     b"PK\x05\x06",
@@ -26,8 +26,8 @@ SIGNATURES = (
     b"\x28\xb5\x2f\xfd",
 )
 TAR_AT, TAR = 257, b"ustar"
-LEFTOVERS = ("__macosx/", ".ds_store", "thumbs.db", "desktop.ini")  # what macOS and Windows add unasked
-MEASURED = 100_000  # bytes; a smaller entry may be packed as tightly as it likes
+LEFTOVERS = ("__macosx/", ".ds_store", "thumbs.db", "desktop.ini")  # added by macOS and Windows
+MEASURED = 100_000  # bytes; the compression ratio of smaller entries is not checked
 LONGEST_NAME = 200
 BLOCK = 1 << 16
 
@@ -35,51 +35,34 @@ BLOCK = 1 << 16
 _END = struct.Struct("<4s4H2LH")
 _END_SIGNATURE, _ZIP64_SIGNATURE = b"PK\x05\x06", b"PK\x06\x07"
 _LARGEST_ENTRY = 512  # bytes of the directory; a name of 200 characters needs less
-_AGAIN = "Zip a folder of pictures again, and nothing else."
+_AGAIN = "Zip a folder that holds only pictures."
+_UNPACK_FIRST = "Unpack it first, and zip the pictures."
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a zip may hold.
-
-    Args:
-        files: Entries at most.
-        total: Bytes of all entries together, unpacked.
-        single: Bytes of one entry, unpacked.
-        ratio: How many times larger an entry may be unpacked than packed.
-    """
+    """The most that a zip may hold."""
 
     files: int = 20_000
-    total: int = 4_000_000_000
-    single: int = SETTINGS.max_bytes
-    ratio: int = 100
+    total: int = 4_000_000_000  # bytes of all entries, unpacked
+    single: int = SETTINGS.max_bytes  # bytes of one entry, unpacked
+    ratio: int = 100  # unpacked size of an entry over its packed size
 
 
 @dataclass(frozen=True)
 class Unpacked:
-    """What was unpacked.
-
-    Args:
-        folder: Where it lies.
-        files: How many files.
-        left_out: Names of what the operating system had added, which was left out.
-    """
+    """The folder of an unpacked zip."""
 
     folder: Path
-    files: int
-    left_out: tuple[str, ...]
+    files: int  # how many
+    left_out: tuple[str, ...]  # names of files that the operating system had added
 
 
 def unpack_zip(archive: Path, folder: Path, limits: Limits | None = None) -> Unpacked:
-    """Unpack a zip of pictures into a folder that does not exist yet.
-
-    Args:
-        archive: The zip file.
-        folder: Where to; it appears only when everything is in it.
-        limits: What it may hold.
+    """Unpack a zip of pictures into a folder that does not exist yet; it appears only once it is complete.
 
     Raises:
-        UserError: It is no zip, is damaged, or holds what does not belong into a zip of pictures.
+        UserError: The file is no zip, is damaged, or holds something that does not belong in a zip of pictures.
     """
     limits = limits or Limits()
     _check_directory(archive, limits)
@@ -96,16 +79,14 @@ def unpack_zip(archive: Path, folder: Path, limits: Limits | None = None) -> Unp
     except (zipfile.BadZipFile, zlib.error, EOFError, struct.error, UnicodeDecodeError, NotImplementedError):
         raise UserError("The zip file is damaged.", _AGAIN) from None
     except OSError:  # no room, or one name is a file here and a folder there
-        raise UserError(
-            "The zip file could not be unpacked.", "Check that the disk has room, and zip the pictures again."
-        ) from None
+        raise UserError("The zip file could not be unpacked.", f"Check that the disk has room. {_AGAIN}") from None
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return Unpacked(folder, len(entries), tuple(left_out))
 
 
 def _check_directory(archive: Path, limits: Limits) -> None:
-    """Refuse by the last bytes of the file alone what would take long to list."""
+    """Read only the end of the file, and refuse a zip whose directory would take long to list."""
     try:
         size = archive.stat().st_size
         with archive.open("rb") as file:
@@ -118,7 +99,7 @@ def _check_directory(archive: Path, limits: Limits) -> None:
         raise UserError("This file is not a zip file.", "Use a folder, or a .zip file of one.")
     _, _, _, _, entries, directory, _, _ = _END.unpack_from(tail, at)
     if tail[:at][-20:].startswith(_ZIP64_SIGNATURE):
-        raise UserError("The zip file is of a form for more than 65,000 files or 4 GB.", _AGAIN)
+        raise UserError("The zip file is in the format for more than 65,000 files or 4 GB.", _AGAIN)
     if entries > limits.files or directory > limits.files * _LARGEST_ENTRY:
         raise UserError(f"The zip holds more than {limits.files:,} files.", "Use fewer pictures, or a folder.")
 
@@ -127,7 +108,7 @@ def _checked_entries(entries: list[zipfile.ZipInfo], limits: Limits) -> tuple[li
     """Return the entries to unpack and the names of those to leave out, or refuse the zip."""
     if len(entries) > limits.files:
         raise UserError(f"The zip holds more than {limits.files:,} files.", "Use fewer pictures, or a folder.")
-    kept, left_out, seen = [], [], set()
+    kept, left_out, known = [], [], set()
     for entry in entries:
         _check_path(entry)
         if entry.is_dir():
@@ -137,9 +118,9 @@ def _checked_entries(entries: list[zipfile.ZipInfo], limits: Limits) -> tuple[li
             left_out.append(entry.filename)
             continue
         _check_kind(entry)
-        if name in seen:
+        if name in known:
             raise UserError(f"The zip holds {_shown(entry)} twice.", _AGAIN)
-        seen.add(name)
+        known.add(name)
         kept.append(entry)
     _check_sizes(kept, limits)
     return kept, left_out
@@ -161,13 +142,13 @@ def _check_path(entry: zipfile.ZipInfo) -> None:
 def _check_kind(entry: zipfile.ZipInfo) -> None:
     suffix = PurePosixPath(entry.filename.lower()).suffix
     if suffix in ARCHIVES:
-        raise UserError(f"The zip holds another archive ({_shown(entry)}).", "Unpack it first, and zip the pictures.")
+        raise UserError(f"The zip holds another archive ({_shown(entry)}).", _UNPACK_FIRST)
     if suffix not in PICTURES | LIST_FILES:
         raise UserError(f"The zip holds a file that is no picture ({_shown(entry)}).", _AGAIN)
     if entry.flag_bits & 1:
         raise UserError("The zip is locked with a password.", "Zip the pictures without one.")
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise UserError("The zip is packed in an unusual way.", "Zip the pictures with your system's own tool.")
+        raise UserError("The zip uses an unusual compression.", "Zip the pictures with your system's own tool.")
 
 
 def _check_sizes(entries: list[zipfile.ZipInfo], limits: Limits) -> None:
@@ -175,24 +156,20 @@ def _check_sizes(entries: list[zipfile.ZipInfo], limits: Limits) -> None:
         if entry.file_size > limits.single:
             raise _too_large(entry, limits.single)
         if entry.file_size > max(MEASURED, limits.ratio * entry.compress_size):
-            raise UserError(
-                f"The zip holds a file that grows more than {limits.ratio} times when unpacked ({_shown(entry)}).",
-                "Use JPEG or PNG pictures.",
-            )
+            growth = f"a file that grows more than {limits.ratio} times when unpacked ({_shown(entry)})"
+            raise UserError(f"The zip holds {growth}.", "Use JPEG or PNG pictures.")
     if sum(entry.file_size for entry in entries) > limits.total:
         raise UserError(f"The zip unpacks to more than {limits.total / 1e6:,.0f} MB.", "Use fewer or smaller pictures.")
 
 
 def _write_entry(pack: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path, limit: int) -> int:
-    """Write one entry and return its true size, whatever the directory says."""
+    """Write one entry and return its true size, which the directory may misstate."""
     path.parent.mkdir(parents=True, exist_ok=True)
     written = 0
     with pack.open(entry) as source, path.open("xb") as target:
         while block := source.read(BLOCK):
             if written == 0 and (block.startswith(SIGNATURES) or block[TAR_AT : TAR_AT + len(TAR)] == TAR):
-                raise UserError(
-                    f"The zip holds another archive ({_shown(entry)}).", "Unpack it first, and zip the pictures."
-                )
+                raise UserError(f"The zip holds another archive ({_shown(entry)}).", _UNPACK_FIRST)
             written += len(block)
             if written > limit:
                 raise _too_large(entry, limit)
@@ -201,9 +178,7 @@ def _write_entry(pack: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path, limi
 
 
 def _too_large(entry: zipfile.ZipInfo, limit: int) -> UserError:
-    return UserError(
-        f"The zip holds a file of more than {limit / 1e6:g} MB ({_shown(entry)}).", "Use smaller pictures."
-    )
+    return UserError(f"A file in the zip has more than {limit / 1e6:g} MB ({_shown(entry)}).", "Use smaller pictures.")
 
 
 def _shown(entry: zipfile.ZipInfo) -> str:

@@ -1,4 +1,4 @@
-"""The attack table: what every detector still says after every attack, and how much the face has changed.
+"""The attack table: every detector's accuracy after every attack, and how much the face has changed.
 
 As Tables 1, 2 and 4 of TR-Net (2203.11433). White-box attacks see one detector; all others only judge. It is the preset
 `attack-table` of the trace-removal protocol; this module prepares the faces and writes `table.csv` and `table.json`.
@@ -22,20 +22,14 @@ from backend.errors import UserError
 from backend.evaluate import report, runs, store
 from backend.evaluate.dataset import FACE_SIZE, Dataset, Sample, read_dataset
 from backend.evaluate.protocols.base import Protocol
-from backend.evaluate.protocols.trace_removal import (
-    NO_ATTACK,
-    TraceRemovalConfig,
-    draw_by_family,
-    missing_detectors,
-)
+from backend.evaluate.protocols.trace_removal import NO_ATTACK, TraceRemovalConfig, draw_by_family, missing_detectors
 from backend.evaluate.store import Row
 from backend.images import JPEG_QUALITY
 from backend.progress import Job
 
-REAL_PHOTOGRAPHS, ALL_FAMILIES = "real", "all"  # attack of the rows of photographs; family of the rows over all fakes
-SET_OF_DEFENCE = {"none": "plain", "shipped": "shipped"}  # defence in training to set of detectors, as files name it
+REAL_PHOTOGRAPHS, ALL_FAMILIES = "real", "all"  # the attack in rows of photographs; the family in rows over all fakes
+SET_OF_DEFENCE = {"none": "plain", "shipped": "shipped"}  # set of detectors, as files name it, by defence in training
 MEASURED_COLUMNS = ["kind", "defence", "detector", "label", "family", "attack", "p_fake", "psnr", "ssim"]
-
 TableRow = dict[str, Any]
 
 
@@ -44,10 +38,10 @@ def collect_faces(data: Path, fakes: Path, workspace: Path, *, per_family: int |
 
     Args:
         data: Folder of photographs, or of packs, of which only `real-val` is read.
-        fakes: Folder of the fakes builder: one folder a family; where it has a `val`, that one.
+        fakes: Folder of the fakes builder, with one folder for each family; its folder `val` if there is one.
         workspace: Where the copies go; other faces get another folder.
-        per_family: How many fakes of each family at most, drawn by `seed`; all by default.
-        seed: Seed of the draw.
+        per_family: The most fakes of each family; all by default.
+        seed: Decides which fakes are drawn.
 
     Raises:
         UserError: A folder holds no pictures, a fake has no family, or the faces cannot be copied.
@@ -58,9 +52,7 @@ def collect_faces(data: Path, fakes: Path, workspace: Path, *, per_family: int |
     for name, content in face_packs.read_files(folder):
         family = Path(name).parent.name
         if not family:
-            raise UserError(
-                f"The fakes in {folder.name} have no family.", "Name a folder with one folder for each family."
-            )
+            raise UserError(f"The fakes in {folder.name} have no family.", "Put each family into its own folder.")
         samples.append(Sample(f"fake/{family}/{name.removeprefix(f'{family}/')}", "fake", family))
         files[samples[-1].name] = content
     for name, content in face_packs.read_files(data, face_packs.VALIDATION_PACKS):
@@ -71,7 +63,7 @@ def collect_faces(data: Path, fakes: Path, workspace: Path, *, per_family: int |
 
 
 def _write_once(files: Mapping[str, bytes], workspace: Path) -> Path:
-    """Write files to a folder that is named after their hash, unless it is there, and return it."""
+    """Write files to a folder named after their hash, unless it exists, and return it."""
     digest = hashlib.sha256()
     for name, content in files.items():
         digest.update(f"{name}\0{hashlib.sha256(content).hexdigest()}\n".encode())
@@ -94,16 +86,9 @@ def _write_once(files: Mapping[str, bytes], workspace: Path) -> Path:
 
 
 def build_attack_table(protocol: Protocol, data: Dataset, out: Path, command: str) -> Job[dict[str, Any]]:
-    """Run the protocol, or go on with a run that was stopped, and write its report and the table to the folder `out`.
+    """Run or resume the protocol, write its report and table to the run's folder `out`, and return the table.
 
-    Args:
-        protocol: The protocol in its preset.
-        data: The faces.
-        out: The run's folder.
-        command: The command that makes the table, for the report.
-
-    Returns:
-        As `write_attack_table`.
+    The report names `command` as the one that made it.
 
     Raises:
         UserError: `out` holds another run, or some faces could not be measured.
@@ -119,14 +104,10 @@ def build_attack_table(protocol: Protocol, data: Dataset, out: Path, command: st
 def attack_table_rows(rows: Iterable[Row], config: TraceRemovalConfig) -> list[TableRow]:
     """Return one row for every set of detectors, attack and family; a set without detectors has none.
 
-    Args:
-        rows: What the protocol measured.
-        config: With what settings.
-
     Returns:
         `detectors` (`plain` or `shipped`), `attack` (`none` for untouched fakes, `real` for photographs), `family`
-        (or `all`), `count` of faces, `accuracy` by detector in [0, 1], its `mean` over TR-Net's six detectors that
-        are installed, mean and standard deviation of `psnr` in dB and of `ssim` (None without an attack), and how many
+        (or `all`), `count` of faces, `accuracy` by detector in [0, 1], its `mean` over the installed ones of TR-Net's
+        six detectors, mean and standard deviation of `psnr` in dB and of `ssim` (None without an attack), and how many
         faces the attack left `unchanged`, which have no PSNR.
     """
     import pandas as pd
@@ -174,18 +155,7 @@ def _mean_and_deviation(values: Any) -> list[float] | None:
 def write_attack_table(
     rows: Iterable[Row], config: TraceRemovalConfig, data: Dataset, out: Path, seconds: float
 ) -> dict[str, Any]:
-    """Write `table.csv` and `table.json` to the folder `out`.
-
-    Args:
-        rows: What the protocol measured.
-        config: With what settings.
-        data: The faces that were measured.
-        out: Where the files go.
-        seconds: How long the run took.
-
-    Returns:
-        What `table.json` holds, with the paths of both files.
-    """
+    """Write `table.csv` and `table.json` to the folder `out`; return the content of the latter and both paths."""
     import pandas as pd
 
     table_rows, left_out = attack_table_rows(rows, config), _left_out(config)
@@ -217,16 +187,12 @@ def _csv_line(row: TableRow, detectors: Iterable[str]) -> dict[str, Any]:
 
 
 def _left_out(config: TraceRemovalConfig) -> dict[str, list[str]]:
-    """Return, by set, the detectors that are not installed, and under `attacks` those whose weights are not."""
-    left_out = {
-        SET_OF_DEFENCE.get(defence, defence): missing_detectors(defence, config.detectors)
-        for defence in config.defences
-    }
-    return left_out | {"attacks": [name for name in config.attacks if not get_attack(name).available()]}
+    """Return the detectors that are not installed by set, and under `attacks` the attacks without weights."""
+    sets = {SET_OF_DEFENCE.get(name, name): missing_detectors(name, config.detectors) for name in config.defences}
+    return sets | {"attacks": [name for name in config.attacks if not get_attack(name).available()]}
 
 
 def _describe_settings(config: TraceRemovalConfig, data: Dataset) -> dict[str, Any]:
-    """Return the settings of the table and of every attack in it."""
     attacks = [attack for attack in map(get_attack, config.attacks) if attack.available()]
     return {
         **{name: getattr(config, name) for name in ("attacks", "white_box", "batch", "seed")},
@@ -235,7 +201,9 @@ def _describe_settings(config: TraceRemovalConfig, data: Dataset) -> dict[str, A
         "fakes": dict(sorted(Counter(sample.family for sample in data.fakes).items())),
         "real": len(data.reals),
         "size": [FACE_SIZE, FACE_SIZE],
-        "each": {one.name: dataclasses.asdict(one.final_settings()) | {"paper": one.paper} for one in attacks},
+        "each": {
+            attack.name: dataclasses.asdict(attack.final_settings()) | {"paper": attack.paper} for attack in attacks
+        },
         "torch": torch.__version__,
     }
 
@@ -243,11 +211,8 @@ def _describe_settings(config: TraceRemovalConfig, data: Dataset) -> dict[str, A
 def _summarise_rows(rows: Sequence[TableRow], left_out: Mapping[str, Sequence[str]]) -> str:
     sentences = []
     for detectors in dict.fromkeys(row["detectors"] for row in rows):
-        shown = [
-            row
-            for row in rows
-            if (row["detectors"], row["family"]) == (detectors, ALL_FAMILIES) and row["mean"] is not None
-        ]
+        group = (detectors, ALL_FAMILIES)
+        shown = [row for row in rows if (row["detectors"], row["family"]) == group and row["mean"] is not None]
         if shown:
             count = sum(name in shown[0]["accuracy"] for name in TRNET_DETECTORS)
             means = ", ".join(_row_in_words(row) for row in shown if row["attack"] != REAL_PHOTOGRAPHS)

@@ -1,8 +1,7 @@
 """The pictures of a run: how they are laid out in folders, which are real or fake, and the face of each.
 
-Layouts: real/ and fake/, FaceForensics++, Celeb-DF(v2), and frames of DFDC. The public data sets come as videos; what
-is read here are frames or face crops in folders named after the videos. A face is found and cut out as the app does it
-with a photo.
+Layouts: real/ and fake/, FaceForensics++, Celeb-DF(v2), and frames of DFDC. The public data sets come as videos; here,
+frames or face crops are read from folders named after the videos. Faces are found and cut out as in the app.
 """
 
 import dataclasses
@@ -27,44 +26,30 @@ from backend.weights import file_hash
 
 Label = Literal["real", "fake"]
 
-FEW_PICTURES = 100  # pictures of a class; from fewer, reports say, nothing can be concluded
-
+FEW_PICTURES = 100  # of a class; with fewer, reports say that nothing can be concluded
 FACE_SIZE = registry.EMBEDDED_SIZE
 FACE_TEMPLATE = "embedded"
 VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm"}
-_KEPT_PHOTOS = 4  # decoded pictures of a process, because the settings of one picture follow each other
+_KEPT_PHOTOS = 4  # decoded pictures of a process; one picture is measured with several settings in a row
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture.
+    """One picture."""
 
-    Args:
-        name: Its path below the data's folder, with forward slashes.
-        label: `real` or `fake`.
-        family: How it was made, for a fake; empty for a real picture.
-        source: Where it comes from; for a fake, where its original comes from, if that is known.
-        pair: Name of the real picture that a fake was made from; empty where it is not known.
-    """
-
-    name: str
+    name: str  # path below the data's folder, with forward slashes
     label: Label
-    family: str = ""
-    source: str = ""
-    pair: str = ""
+    family: str = ""  # how a fake was made; empty for a real picture
+    source: str = ""  # where it, or a fake's original, comes from; empty if unknown
+    pair: str = ""  # name of a fake's original; empty if unknown
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """A file that is not measured.
+    """A file that is not measured."""
 
-    Args:
-        name: Its path below the data's folder.
-        reason: Why, one sentence.
-    """
-
-    name: str
-    reason: str
+    name: str  # path below the data's folder
+    reason: str  # one sentence
 
 
 def _no_problem(_: str) -> str | None:
@@ -73,70 +58,51 @@ def _no_problem(_: str) -> str | None:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Pictures below one folder.
-
-    Args:
-        folder: The folder.
-        layout: How it is laid out, for people.
-        samples: The pictures, sorted by name.
-        skipped: What is left out.
-        note: What a reader must know of these pictures; may be empty.
-    """
+    """Pictures below one folder."""
 
     folder: Path
-    layout: str
-    samples: tuple[Sample, ...]
+    layout: str  # for people
+    samples: tuple[Sample, ...]  # sorted by name
     skipped: tuple[Skipped, ...] = ()
-    note: str = ""
+    note: str = ""  # what a reader must know about these pictures; may be empty
 
     @cached_property
     def by_name(self) -> dict[str, Sample]:
-        """Return the pictures by their name."""
         return {sample.name: sample for sample in self.samples}
 
     @property
     def fakes(self) -> tuple[Sample, ...]:
-        """Return the fakes."""
         return tuple(sample for sample in self.samples if sample.label == "fake")
 
     @property
     def reals(self) -> tuple[Sample, ...]:
-        """Return the real pictures."""
         return tuple(sample for sample in self.samples if sample.label == "real")
 
     def path(self, name: str) -> Path:
-        """Return the file of a picture."""
         return self.folder / name
 
     def select(
         self, fakes: int | None, reals: int | None, seed: int, problem: Callable[[str], str | None] = _no_problem
     ) -> "Dataset":
-        """Return some of the pictures, spread evenly over families and sources; None takes all.
+        """Return at most so many pictures, spread evenly over families and sources; None takes all.
 
         Args:
-            fakes: How many fakes at most.
-            reals: How many real pictures at most.
-            seed: Decides which; the same seed gives the same pictures.
-            problem: Says why a picture cannot be used, or returns None. Where only some are taken, another takes the
-                place of such a picture, which is listed as skipped.
+            fakes: The most fakes.
+            reals: The most real pictures.
+            seed: The same seed gives the same pictures.
+            problem: Says why a picture cannot be used, or returns None. Where only some pictures are taken, another
+                replaces one that cannot be used, which is listed as skipped.
         """
-        chosen = Choice(seed, problem)
-        return self._only(chosen.some(self.fakes, fakes) | chosen.some(self.reals, reals), chosen.skipped)
+        choice = Choice(seed, problem)
+        return self._only(choice.some(self.fakes, fakes) | choice.some(self.reals, reals), choice.skipped)
 
     def select_pairs(
         self, count: int | None, seed: int, problem: Callable[[str], str | None] = _no_problem
     ) -> "Dataset":
-        """Return fakes whose original is here, spread evenly over families, with those originals; None takes all.
-
-        Args:
-            count: How many fakes at most.
-            seed: Decides which.
-            problem: Says why a fake cannot be used with its original, as for `select`.
-        """
-        paired = tuple(sample for sample in self.fakes if sample.pair in self.by_name)
-        chosen = Choice(seed, problem)
-        fakes = chosen.some(paired, count)
-        return self._only(fakes | {self.by_name[name].pair for name in fakes}, chosen.skipped)
+        """Return at most `count` fakes that have their original, and the originals; arguments as for `select`."""
+        choice = Choice(seed, problem)
+        fakes = choice.some((sample for sample in self.fakes if sample.pair in self.by_name), count)
+        return self._only(fakes | {self.by_name[name].pair for name in fakes}, choice.skipped)
 
     def _only(self, names: set[str], skipped: Iterable[Skipped]) -> "Dataset":
         samples = tuple(sample for sample in self.samples if sample.name in names)
@@ -152,30 +118,28 @@ class Dataset:
 
 
 def list_files(folder: Path) -> list[str]:
-    """Return the paths of all files below a folder, relative and with forward slashes, sorted."""
-    found = []
+    """Return the relative paths of all files below a folder, with forward slashes, sorted; hidden ones are left out."""
+    files = []
     for parent, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = [name for name in folders if not name.startswith(".")]
         below = Path(parent).relative_to(folder)
-        found += [(below / name).as_posix() for name in names if not name.startswith(".")]
-    return sorted(found)
+        files += [(below / name).as_posix() for name in names if not name.startswith(".")]
+    return sorted(files)
 
 
 def skip_reason(name: str) -> str | None:
-    """Say why a file is left out by its ending alone, or return None for a picture."""
+    """Say why a file with this ending is left out, or return None for a picture."""
     suffix = Path(name).suffix.lower()
     if suffix in archives.PICTURES:
         return None
-    if suffix in VIDEOS:
-        return "It is a video; extract its frames first."
-    return "Its name does not end like a picture's."
+    return "It is a video; extract its frames first." if suffix in VIDEOS else "Its name does not end like a picture's."
 
 
 class Choice:
-    """Takes some of many pictures, one a group in turn, in an order that the seed decides.
+    """Takes some of many pictures, one of each group in turn, in an order that the seed decides.
 
     Args:
-        seed: The seed.
+        seed: Decides the order.
         problem: Says why a picture cannot be used, or returns None.
     """
 
@@ -184,7 +148,7 @@ class Choice:
         self.skipped: list[Skipped] = []
 
     def some(self, samples: Iterable[Sample], count: int | None) -> set[str]:
-        """Return the names of `count` of the samples; of all where it is None, and then unseen."""
+        """Return the names of `count` samples that can be used; None returns all of them, unchecked."""
         groups: dict[tuple[str, str], list[str]] = {}
         for sample in samples:
             groups.setdefault((sample.family, "" if sample.family else sample.source), []).append(sample.name)
@@ -201,7 +165,7 @@ class Choice:
         return chosen
 
     def _next(self, names: Iterable[str]) -> str | None:
-        """Return the next picture of a group that can be used, or None where none is left."""
+        """Return the next usable picture of a group, or None."""
         for name in names:
             reason = self.problem(name)
             if reason is None:
@@ -213,7 +177,7 @@ class Choice:
         return hashlib.sha256(f"{self.seed}:{name}".encode()).hexdigest()
 
 
-LayoutFound = tuple[list[Sample], list[Skipped], str]
+LayoutFound = tuple[list[Sample], list[Skipped], str]  # the last is a note
 
 
 def open_data(source: Path, workspace: Path, limits: archives.Limits | None = None) -> Dataset:
@@ -221,8 +185,8 @@ def open_data(source: Path, workspace: Path, limits: archives.Limits | None = No
 
     Args:
         source: A folder in one of the layouts below, or a zip file of one.
-        workspace: Where a zip is unpacked, once; another zip gets a folder of its own.
-        limits: What a zip may hold.
+        workspace: Where a zip is unpacked, once; another zip gets another folder.
+        limits: The most that a zip may hold.
 
     Raises:
         UserError: There is no such file, the zip is refused, or no layout fits.
@@ -238,11 +202,7 @@ def open_data(source: Path, workspace: Path, limits: archives.Limits | None = No
 
 
 def read_dataset(folder: Path, title: str) -> Dataset:
-    """Read a folder in the first layout that fits.
-
-    Args:
-        folder: The folder.
-        title: What the person called it, for sentences.
+    """Read a folder in the first layout that fits; messages call it by its title.
 
     Raises:
         UserError: No layout fits, or there is no picture.
@@ -258,15 +218,13 @@ def read_dataset(folder: Path, title: str) -> Dataset:
         if not samples:
             raise UserError(f"There are no pictures in {title}.", "Put JPEG or PNG files into real/ and fake/.")
         ordered = tuple(sorted(samples, key=lambda sample: sample.name))
-        return Dataset(folder, layout, ordered, tuple(sorted(skipped, key=lambda one: one.name)), note)
-    raise UserError(
-        f"{title} holds neither real/ and fake/ nor a data set that is known here.",
-        "Put the pictures into two folders named real and fake.",
-    )
+        return Dataset(folder, layout, ordered, tuple(sorted(skipped, key=lambda file: file.name)), note)
+    problem = f"{title} holds neither real/ and fake/ nor a known data set."
+    raise UserError(problem, "Put the pictures into two folders named real and fake.")
 
 
 def _data_folder(folder: Path) -> Path:
-    """Go down while there is only one folder: zips often hold a folder that holds the data."""
+    """Go down while there is only one folder: a zip often holds a folder that holds the data."""
     while True:
         inside = [path for path in folder.iterdir() if not path.name.startswith((".", "__MACOSX"))]
         if len(inside) != 1 or not inside[0].is_dir() or inside[0].name.lower() in ("real", "fake"):
@@ -275,7 +233,7 @@ def _data_folder(folder: Path) -> Path:
 
 
 def _read_plain(_folder: Path, names: list[str]) -> LayoutFound:
-    """Read real/ and fake/: the first folder below is the source or the family, equal names make a pair."""
+    """Read real/ and fake/: the first folder below names the source or family; files of equal names are a pair."""
     samples, skipped = [], []
     originals: dict[str, list[Sample]] = {}
     for name in names:
@@ -290,9 +248,8 @@ def _read_plain(_folder: Path, names: list[str]) -> LayoutFound:
         top, _, rest = name.partition("/")
         if top.lower() == "fake":
             family, inner = _split_folder(rest)
-            pair = _only_candidate(originals.get(_without_suffix(rest))) or _only_candidate(
-                originals.get(_without_suffix(inner))
-            )
+            candidates = [originals.get(_without_suffix(path), []) for path in (rest, inner)]
+            pair = next((reals[0] for reals in candidates if len(reals) == 1), None)  # of several, none is certain
             samples.append(_fake_sample(name, family or "fake", pair))
         elif top.lower() != "real":
             skipped.append(Skipped(name, "It lies neither in real/ nor in fake/."))
@@ -306,9 +263,9 @@ def _read_faceforensics(_folder: Path, names: list[str]) -> LayoutFound:
     originals: dict[tuple[str, str, str], Sample] = {}
     for name, path in parts:
         if path[0] == "original_sequences" and len(path) >= 4:
-            sample = Sample(name, "real", source=path[1])
-            samples.append(sample)
-            originals[(_compression(path), path[-2], PurePosixPath(name).stem)] = sample
+            key = (_compression(path), path[-2], PurePosixPath(name).stem)
+            originals[key] = Sample(name, "real", source=path[1])
+            samples.append(originals[key])
     for name, path in parts:
         if path[0] == "manipulated_sequences" and len(path) >= 4:
             key = (_compression(path), _target_video(path[-2]), PurePosixPath(name).stem)
@@ -330,31 +287,24 @@ def _target_video(video: str) -> str:
 
 def _read_celeb_df(folder: Path, names: list[str]) -> LayoutFound:
     """Read Celeb-DF(v2) (Li et al. 2020): id0_id1_0000 puts the face of id1 on video id0_0000."""
-    kinds: dict[str, tuple[Label, str]] = {
-        "Celeb-real": ("real", "Celeb-real"),
-        "YouTube-real": ("real", "YouTube-real"),
-        "Celeb-synthesis": ("fake", "Celeb-synthesis"),
-    }
     listed = _test_videos(folder)
     samples, skipped = [], []
     originals: dict[tuple[str, str], Sample] = {}
     for name in sorted(names, key=lambda name: name.startswith("Celeb-synthesis")):  # originals first
         path = PurePosixPath(name).parts
-        kind = kinds.get(path[0])
-        if kind is None or len(path) < 3:
+        group = path[0]
+        if group not in ("Celeb-real", "YouTube-real", "Celeb-synthesis") or len(path) < 3:
             skipped.append(Skipped(name, "It lies in none of the data set's folders."))
             continue
         video, frame = path[-2], PurePosixPath(name).stem
-        if listed and f"{path[0]}/{video}" not in listed:
+        if listed and f"{group}/{video}" not in listed:
             skipped.append(Skipped(name, "Its video is not in the list of testing videos."))
             continue
-        label, group = kind
-        if label == "real":
-            sample = Sample(name, "real", source=group)
-            originals[(video, frame)] = sample
-        else:
+        if group == "Celeb-synthesis":
             target = re.sub(r"^(id\d+)_id\d+_(\d+)$", r"\1_\2", video)
             sample = _fake_sample(name, group, originals.get((target, frame)))
+        else:
+            sample = originals[(video, frame)] = Sample(name, "real", source=group)
         samples.append(sample)
     return samples, skipped, "Only the videos of List_of_testing_videos.txt are measured." if listed else ""
 
@@ -369,21 +319,22 @@ def _test_videos(folder: Path) -> set[str]:
 
 def _read_dfdc(folder: Path, names: list[str]) -> LayoutFound:
     """Read frames of DFDC (Dolhansky et al. 2020): a metadata.json beside folders named after the videos."""
-    said: dict[str, Mapping[str, str]] = {}
+    videos: dict[str, Mapping[str, str]] = {}
     for listing in sorted(folder.rglob("metadata.json")):
-        where = listing.parent.relative_to(folder).as_posix()
-        for video, one in _read_metadata(listing).items():
-            said[f"{where}/{Path(video).stem}".removeprefix("./")] = one
+        parent = listing.parent.relative_to(folder).as_posix()
+        for video, facts in _read_metadata(listing).items():
+            videos[f"{parent}/{Path(video).stem}".removeprefix("./")] = facts
     frames: dict[tuple[str, str], Sample] = {}
     fakes, skipped = [], []
     for name in names:
         path = PurePosixPath(name)
-        facts = said.get(path.parent.as_posix())
-        if facts is None or str(facts.get("label")).upper() not in ("REAL", "FAKE"):
+        facts = videos.get(path.parent.as_posix(), {})
+        label = str(facts.get("label")).upper()
+        if label not in ("REAL", "FAKE"):
             skipped.append(Skipped(name, "No metadata.json says whether its video is real or fake."))
             continue
         part = path.parts[0] if len(path.parts) > 2 else "DFDC"
-        if str(facts["label"]).upper() == "REAL":
+        if label == "REAL":
             frames[(path.parent.as_posix(), path.stem)] = Sample(name, "real", source=part)
         else:
             original = path.parent.with_name(Path(str(facts.get("original") or "")).stem or "-")
@@ -399,7 +350,7 @@ def _read_metadata(path: Path) -> dict[str, Mapping[str, str]]:
     except ValueError:
         raise UserError(f"{path.name} is damaged.", "Download the data set's own metadata.json again.") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path.name} is not that of DFDC.", "Download the data set's own metadata.json again.")
+        raise UserError(f"{path.name} is not DFDC's.", "Download the data set's own metadata.json again.")
     return {key: value for key, value in content.items() if isinstance(value, dict)}
 
 
@@ -408,18 +359,13 @@ def _fake_sample(name: str, family: str, original: Sample | None) -> Sample:
 
 
 def _split_folder(path: str) -> tuple[str, str]:
-    """Return the first folder of a path, or nothing, and what is left of the path."""
-    first, slash, left = path.partition("/")
-    return (first, left) if slash else ("", path)
+    """Return the first folder of a path, or an empty string, and the rest of the path."""
+    first, slash, rest = path.partition("/")
+    return (first, rest) if slash else ("", path)
 
 
 def _without_suffix(name: str) -> str:
     return str(PurePosixPath(name).with_suffix(""))
-
-
-def _only_candidate(candidates: list[Sample] | None) -> Sample | None:
-    """Return the one candidate; where there are several, none is the original for certain."""
-    return candidates[0] if candidates and len(candidates) == 1 else None
 
 
 LayoutFits = Callable[[set[str], Iterable[str]], bool]
@@ -437,10 +383,10 @@ LAYOUTS: tuple[tuple[str, LayoutFits, Callable[[Path, list[str]], LayoutFound]],
 
 
 def crop_face(data: Dataset, name: str, *, size: int = FACE_SIZE, template: str = FACE_TEMPLATE) -> AlignedFace:
-    """Return the largest face of a sample; a crop that is aligned already is taken as it is.
+    """Return the largest face of a sample; a crop that is already aligned is used as it is.
 
     Raises:
-        UserError: The file is no picture, or no face in it is in scope; the message says why.
+        UserError: The file is no picture, or no face in it can be used; the message says why.
     """
     return _locate_sample(data.path(name)).aligned(template, size)
 
@@ -466,7 +412,7 @@ def crop_problem(data: Dataset, name: str) -> str | None:
 def crop_pair(
     data: Dataset, fake: str, *, size: int = FACE_SIZE, template: str = FACE_TEMPLATE
 ) -> tuple[AlignedFace, AlignedFace]:
-    """Return the faces of a fake's original and of the fake, cut out alike where both pictures have one size.
+    """Return the faces of a fake's original and of the fake, cut out alike if both pictures have the same size.
 
     Raises:
         UserError: As `crop_face`, or the fake has no original here.
@@ -494,5 +440,5 @@ def _locate_sample(path: Path) -> LocatedFace:
 
 @remembered(1)
 def _known_faces() -> dict[Path, Face]:
-    """Return the usable faces by file: a run looks for them twice, when it chooses pictures and when it takes them."""
+    """Return the usable faces by file; a run needs each twice, to choose pictures and to measure them."""
     return {}

@@ -1,7 +1,7 @@
-"""Who does the items of a run: this process, worker processes, or a Ray cluster. All give the same rows.
+"""Engines, which do the items of a run: this process, worker processes, or a Ray cluster. All give the same rows.
 
-A worker gives torch one thread; this process has as many as torch likes, so that the last digits of sums may differ.
-On a Ray cluster one actor with loaded models is a worker (Moritz et al. 2018; package ray, Ray Core).
+A worker gives torch one thread; this process has as many as torch likes, so the last digits of sums may differ.
+On a Ray cluster, a worker is one actor with loaded models (Moritz et al. 2018; package ray, Ray Core).
 """
 
 import contextlib
@@ -27,11 +27,14 @@ from backend.evaluate.protocols.base import Protocol
 from backend.evaluate.store import Outcome, without_folders
 from backend.settings import ROOT
 
-ATTEMPTS = 3  # at an item during which its worker died
+ATTEMPTS = 3  # at an item whose worker died
+GIVEN_UP = 3  # such items in a row end the run: the machine is at fault, not the items
+# What a remote node does not need of the project's folder.
+NOT_SENT = [".git", ".venv*", "runs", "out", "examples/results", "results", "tests", "**/__pycache__"]
+STORE_BYTES = 200_000_000  # of a cluster on this machine; rows are small
+ENGINES = ("local", "ray")
 
 Outcomes = Generator[Outcome, None, None]
-
-GIVEN_UP = 3  # items in a row that no worker outlived: then it is not the items
 
 
 class Engine(Interface):
@@ -40,12 +43,12 @@ class Engine(Interface):
     name: str
 
     def run(self, protocol: Protocol, data: Dataset, items: Sequence[OwnItem]) -> Outcomes:
-        """Yield what became of every item, as it finishes; closing the iterator stops the workers."""
+        """Yield the outcome of every item, as it finishes; closing the iterator stops the workers."""
         ...
 
 
 def count_devices() -> int:
-    """Return the number of GPUs on this machine, or of the cores that this process may use where there is none."""
+    """Return the number of GPUs on this machine; without any, the number of cores that this process may use."""
     import torch
 
     if torch.cuda.is_available():
@@ -54,7 +57,7 @@ def count_devices() -> int:
 
 
 def perform_item(protocol: Protocol, data: Dataset, item: OwnItem, worker: str) -> Outcome:
-    """Do one item, whatever happens in it."""
+    """Do one item; an error becomes its outcome."""
     started = time.perf_counter()
     state, text, reason = "done", "[]", ""
     try:
@@ -62,43 +65,41 @@ def perform_item(protocol: Protocol, data: Dataset, item: OwnItem, worker: str) 
     except UserError as error:
         state, reason = "skipped", error.message
     except Exception as error:  # noqa: BLE001 - one odd picture must not end a run of thousands; it is listed
-        said = without_folders(str(error)).partition("\n")[0]
-        state, reason = "failed", f"{type(error).__name__}: {said}"
+        message = without_folders(str(error)).partition("\n")[0]
+        state, reason = "failed", f"{type(error).__name__}: {message}"
     return Outcome(item.key, state, text, reason, time.perf_counter() - started, worker)  # type: ignore[arg-type]
 
 
 class InProcess:
-    """Does one item after the other in this process, with its one copy of each model."""
+    """Does one item after the other in this process, with one copy of each model."""
 
     name = "local"
 
     def run(self, protocol: Protocol, data: Dataset, items: Sequence[OwnItem]) -> Outcomes:
-        """Yield what became of every item."""
         for item in items:
             yield perform_item(protocol, data, item, "this process")
 
 
 class Pool(ABC):
-    """Workers of one thread each; whoever dies is replaced, and the item is done again."""
+    """Workers of one thread each; one that dies is replaced, and its item is done again."""
 
     name: str
     workers: int
 
     @abstractmethod
     def start(self, packed: bytes, number: int) -> Any:
-        """Start a worker that unpickles protocol and data, and return what stands for it."""
+        """Start a worker that unpickles protocol and data, and return a handle of it."""
 
     @abstractmethod
     def send(self, worker: Any, item: OwnItem) -> None:
-        """Give an item to an idle worker; one that is dead is noticed by `wait`."""
+        """Give an item to an idle worker; `wait` notices a dead one."""
 
     @abstractmethod
     def wait(self, busy: Sequence[Any]) -> list[tuple[Any, Outcome | None]]:
-        """Wait until a worker has finished, and return all that have; None in place of the outcome of the dead."""
+        """Wait until a worker has finished or died, and return all such workers with their outcomes, None if dead."""
 
     @abstractmethod
-    def stop(self, worker: Any) -> None:
-        """End a worker."""
+    def stop(self, worker: Any) -> None: ...
 
     def open(self) -> None:  # noqa: B027 - not every pool has something to open
         """Get ready for `start`."""
@@ -107,10 +108,9 @@ class Pool(ABC):
         """Undo `open`."""
 
     def run(self, protocol: Protocol, data: Dataset, items: Sequence[OwnItem]) -> Outcomes:
-        """Yield what became of every item, in the order in which they finish."""
         waiting, deaths, given_up = deque(items), Counter[str](), 0
         busy: dict[Any, OwnItem] = {}
-        places: dict[Any, int] = {}  # each has its GPU
+        places: dict[Any, int] = {}  # a replacement uses the same GPU
         packed = pickle.dumps((protocol, data))
         self.open()
         try:
@@ -134,9 +134,7 @@ class Pool(ABC):
                         given_up += 1
                         yield Outcome(item.key, "failed", "[]", f"Its worker died {ATTEMPTS} times.", 0.0, "")
                     if given_up >= GIVEN_UP:
-                        raise UserError(
-                            "The workers keep dying.", "Use fewer workers; each needs about 1 GB of memory."
-                        )
+                        raise UserError("The workers keep dying.", "Use fewer; each needs about 1 GB of memory.")
                     if waiting:
                         replacement = self.start(packed, places[worker])
                         places[replacement] = places.pop(worker)
@@ -147,7 +145,7 @@ class Pool(ABC):
             self.close()
 
     def _next(self, busy: dict[Any, OwnItem], worker: Any, waiting: deque[OwnItem]) -> None:
-        """Give a worker the next item, or end it where none is left."""
+        """Give a worker the next item, or end it if none is left."""
         if not waiting:
             self.stop(worker)
             return
@@ -157,11 +155,7 @@ class Pool(ABC):
 
 
 class Processes(Pool):
-    """Processes on this machine.
-
-    Args:
-        workers: How many.
-    """
+    """Processes on this machine."""
 
     name = "local"
 
@@ -170,8 +164,7 @@ class Processes(Pool):
         self._pipes: dict[Any, connection.Connection] = {}
 
     def start(self, packed: bytes, number: int) -> Any:
-        """Start a process; `spawn`, because a forked copy of PyTorch hangs."""
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("spawn")  # a forked copy of PyTorch hangs
         here, there = context.Pipe()
         process = context.Process(target=_serve_items, args=(there, packed, f"process {number}", number), daemon=True)
         process.start()
@@ -180,26 +173,21 @@ class Processes(Pool):
         return process
 
     def send(self, worker: Any, item: OwnItem) -> None:
-        """Send an item."""
-        try:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # `wait` finds the pipe ended
             self._pipes[worker].send(item)
-        except (BrokenPipeError, ConnectionResetError):
-            return  # `wait` finds the pipe ended
 
     def wait(self, busy: Sequence[Any]) -> list[tuple[Any, Outcome | None]]:
-        """Wait for an answer or the end of a pipe."""
         by_pipe = {self._pipes[worker]: worker for worker in busy}
-        found: list[tuple[Any, Outcome | None]] = []
+        outcomes: list[tuple[Any, Outcome | None]] = []
         for ready in connection.wait(list(by_pipe)):
             worker = by_pipe[ready]  # type: ignore[index]
             try:
-                found.append((worker, self._pipes[worker].recv()))
+                outcomes.append((worker, self._pipes[worker].recv()))
             except (EOFError, ConnectionResetError):
-                found.append((worker, None))
-        return found
+                outcomes.append((worker, None))
+        return outcomes
 
     def stop(self, worker: Any) -> None:
-        """End a process and wait until it is gone."""
         self._pipes.pop(worker).close()
         worker.terminate()
         worker.join(10)
@@ -209,7 +197,7 @@ class Processes(Pool):
 
 
 def prepare_worker(number: int) -> None:
-    """Give a worker one thread, so that the same sums are made in the same order everywhere, and its own GPU."""
+    """Give a worker one thread, so that sums are computed in the same order everywhere, and its own GPU."""
     import threadpoolctl
     import torch
 
@@ -229,19 +217,11 @@ def _serve_items(pipe: connection.Connection, packed: bytes, name: str, number: 
             pipe.send(perform_item(protocol, data, pipe.recv(), name))
 
 
-INSTALL_RAY = "Install it with: pip install -r requirements-ray.txt"
-
-# What a remote node needs of the project is sent to it; these folders it does not need.
-NOT_SENT = [".git", ".venv*", "runs", "out", "examples/results", "results", "tests", "**/__pycache__"]
-
-STORE_BYTES = 200_000_000  # of a cluster on this machine; rows are small
-
-
 class RayEngine(Pool):
     """Ray actors.
 
     Args:
-        workers: How many; None takes one for each GPU of the cluster, else for each core.
+        workers: How many; None starts one for each GPU of the cluster, or for each core if it has no GPU.
         address: Address of a running cluster, as `ray.init` takes it; None starts one on this machine and ends it
             afterwards. The data's folder must have the same path on all its machines.
     """
@@ -251,7 +231,7 @@ class RayEngine(Pool):
     def __init__(self, workers: int | None, address: str | None) -> None:
         self.workers = workers or 0
         self.address = address
-        self._asked: dict[Any, Any] = {}
+        self._answers: dict[Any, Any] = {}
 
     def open(self) -> None:
         """Connect to the cluster, or start one.
@@ -260,20 +240,18 @@ class RayEngine(Pool):
             UserError: Ray is not installed, does not start, or there is no cluster at the address.
         """
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_worker_niceness", "0")  # otherwise whatever else runs comes first
+        os.environ.setdefault("RAY_worker_niceness", "0")  # otherwise all other programs come first
         try:
             import ray
         except ModuleNotFoundError:
-            raise UserError("The package ray is missing.", INSTALL_RAY) from None
+            hint = "Install it with: pip install -r requirements-ray.txt"
+            raise UserError("The package ray is missing.", hint) from None
         options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
         if self.address is None:
-            own = {"num_cpus": self.workers or count_devices(), "object_store_memory": STORE_BYTES}
-            options |= own | {"include_dashboard": False}
+            options |= {"num_cpus": self.workers or count_devices(), "object_store_memory": STORE_BYTES}
+            options["include_dashboard"] = False
         else:
-            options |= {
-                "address": self.address,
-                "runtime_env": {"working_dir": str(ROOT), "excludes": NOT_SENT},
-            }
+            options |= {"address": self.address, "runtime_env": {"working_dir": str(ROOT), "excludes": NOT_SENT}}
         self._connect(ray, options)
         resources = ray.cluster_resources()
         gpus = resources.get("GPU", 0)
@@ -288,17 +266,13 @@ class RayEngine(Pool):
             try:
                 ray.init(**options)
             except Exception as error:  # a node that does not start raises a plain Exception
-                ray.shutdown()  # whatever of it did start
+                ray.shutdown()  # ends the parts that did start
                 if not last:
                     continue
                 if self.address is not None:
-                    raise UserError(
-                        f"No Ray cluster could be reached at {self.address}.", "Check the address after --ray-address."
-                    ) from error
-                raise UserError(
-                    "Ray could not be started on this machine.",
-                    "Try it again when the machine is less busy, or use --engine local.",
-                ) from error
+                    raise UserError(f"There is no Ray cluster at {self.address}.", "Check --ray-address.") from error
+                hint = "Try again when the machine is less busy, or use --engine local."
+                raise UserError("Ray could not be started on this machine.", hint) from error
             return
 
     def close(self) -> None:
@@ -307,43 +281,35 @@ class RayEngine(Pool):
             self._ray.shutdown()
 
     def start(self, packed: bytes, number: int) -> Any:
-        """Start an actor."""
         paths = [path for path in sys.path if path] if self.address is None else []
         options = self._actor.options(num_cpus=1, num_gpus=self._share)
         return options.remote(paths, packed, f"actor {number}")
 
     def send(self, worker: Any, item: OwnItem) -> None:
-        """Give an item to an actor."""
-        self._asked[worker] = worker.perform.remote(item_values(item))
+        # Plain values, which an actor can read before it finds the project's own modules.
+        self._answers[worker] = worker.perform.remote((item.key, item.sample, dict(item.options)))
 
     def wait(self, busy: Sequence[Any]) -> list[tuple[Any, Outcome | None]]:
-        """Wait for an answer or the death of an actor."""
-        by_answer = {self._asked[worker]: worker for worker in busy}
+        by_answer = {self._answers[worker]: worker for worker in busy}
         ready, _ = self._ray.wait(list(by_answer), num_returns=1)
-        found: list[tuple[Any, Outcome | None]] = []
+        outcomes: list[tuple[Any, Outcome | None]] = []
         for answer in ready:
             worker = by_answer[answer]
             try:
-                found.append((worker, Outcome(*self._ray.get(answer))))
+                outcomes.append((worker, Outcome(*self._ray.get(answer))))
             except self._ray.exceptions.RayError:  # of the actor, its node or its memory: it is replaced
-                found.append((worker, None))
-            del self._asked[worker]
-        return found
+                outcomes.append((worker, None))
+            del self._answers[worker]
+        return outcomes
 
     def stop(self, worker: Any) -> None:
-        """End an actor."""
-        self._asked.pop(worker, None)
+        self._answers.pop(worker, None)
         self._ray.kill(worker, no_restart=True)
 
 
 def gpu_share(gpus: float, workers: int) -> float:
-    """Return how much of a GPU each worker asks for, so that all of them find room: no actor spans two GPUs."""
+    """Return the share of a GPU that each worker requests, so that all of them fit: no actor spans two GPUs."""
     return 0.0 if gpus < 1 else 1 / math.ceil(workers / int(gpus))
-
-
-def item_values(item: OwnItem) -> tuple[str, str, dict[str, Any]]:
-    """Return an item as plain values, which an actor can read before the project's own modules are found."""
-    return item.key, item.sample, dict(item.options)
 
 
 class _RayWorker:
@@ -351,13 +317,11 @@ class _RayWorker:
 
     def __init__(self, paths: list[str], packed: bytes, name: str) -> None:
         sys.path[:0] = [path for path in paths if path not in sys.path]
-
         prepare_worker(0)
         self.name = name
         self.protocol, self.data = pickle.loads(packed)  # noqa: S301 - it comes from the driver
 
     def perform(self, values: tuple[str, str, dict[str, Any]]) -> tuple[Any, ...]:
-        """Do one item."""
         import dataclasses
 
         from backend.evaluate.protocols.base import Item as OwnItem
@@ -365,19 +329,17 @@ class _RayWorker:
         return dataclasses.astuple(perform_item(self.protocol, self.data, OwnItem(*values), self.name))
 
 
-ENGINES = ("local", "ray")
-
-
 def choose_engine(name: str, workers: int | None = None, address: str | None = None) -> Engine:
     """Return an engine by its name.
 
     Args:
-        name: `local` or `ray`.
-        workers: How many workers; 0 does everything in this process; None takes one for each GPU, else for each core.
+        name: One of `ENGINES`.
+        workers: How many; 0 does everything in this process; None starts one for each GPU, or for each core if there
+            is no GPU.
         address: Address of a Ray cluster; None starts one on this machine.
 
     Raises:
-        UserError: There is no such engine, or it is not installed.
+        UserError: There is no such engine, or the number of workers is negative.
     """
     if workers is not None and workers < 0:
         raise UserError(f"There cannot be {workers} workers.", "Use 0 to work in this process, or a number from 1.")
@@ -385,6 +347,4 @@ def choose_engine(name: str, workers: int | None = None, address: str | None = N
         return RayEngine(workers, address)
     if name != "local":
         raise UserError(f"There is no engine {name}.", f"Use one of: {', '.join(ENGINES)}.")
-    if workers == 0:
-        return InProcess()
-    return Processes(workers or count_devices())
+    return InProcess() if workers == 0 else Processes(workers or count_devices())

@@ -17,43 +17,27 @@ DPI = 130
 
 @dataclass(frozen=True)
 class Figure:
-    """A drawn plot.
+    """A drawn plot."""
 
-    Args:
-        name: Name in files.
-        title: What it shows, one line.
-        alt: What can be read off it, for those who do not see it.
-        svg: The picture for pages and print.
-        png: The same for the app.
-    """
-
-    name: str
-    title: str
-    alt: str
-    svg: bytes
-    png: bytes
+    name: str  # in files
+    title: str  # one line
+    alt: str  # what the plot shows, for those who cannot see it
+    svg: bytes  # for pages and print
+    png: bytes  # for the app
 
     def data_uri(self) -> str:
-        """Return the SVG as an address that a page can hold."""
+        """Return the SVG as a data URI, for a page that needs no other file."""
         return "data:image/svg+xml;base64," + base64.b64encode(self.svg).decode()
 
 
 @dataclass(frozen=True)
 class Series:
-    """One line, or one cloud of points.
+    """One line, one cloud of points, or one group of bars."""
 
-    Args:
-        name: Its name in the legend.
-        x: Positions (M,).
-        y: Values (M,).
-        low: Lower end of a band (M,), where there is one.
-        high: Upper end.
-    """
-
-    name: str
-    x: Sequence[float]
-    y: Sequence[float]
-    low: Sequence[float] | None = None
+    name: str  # in the legend
+    x: Sequence[float]  # (M,)
+    y: Sequence[float]  # (M,)
+    low: Sequence[float] | None = None  # lower end of a band (M,)
     high: Sequence[float] | None = None
 
 
@@ -72,14 +56,12 @@ def draw_lines(
     """Draw lines; `diagonal` adds y = x, `unit` shows [0, 1] on both axes."""
 
     def draw(axes: Any) -> None:
-        for number, one in enumerate(series):
-            colour = COLOURS[number % len(COLOURS)]
-            dash, marker = DASHES[number % len(DASHES)], MARKERS[number % len(MARKERS)]
-            axes.plot(
-                one.x, one.y, dash, color=colour, marker=marker if markers else None, markersize=4, label=one.name
-            )
-            if one.low is not None and one.high is not None:
-                axes.fill_between(one.x, one.low, one.high, color=colour, alpha=0.15, linewidth=0)
+        for number, line in enumerate(series):
+            colour, dash = COLOURS[number % len(COLOURS)], DASHES[number % len(DASHES)]
+            marker = MARKERS[number % len(MARKERS)] if markers else None
+            axes.plot(line.x, line.y, dash, color=colour, marker=marker, markersize=4, label=line.name)
+            if line.low is not None and line.high is not None:
+                axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.15, linewidth=0)
         if diagonal:
             axes.plot([0, 1], [0, 1], ":", color="#888888", linewidth=1)
         if unit:
@@ -91,12 +73,12 @@ def draw_lines(
 def draw_points(
     name: str, title: str, alt: str, series: Sequence[Series], *, x_label: str, y_label: str, share: bool = False
 ) -> Figure:
-    """Draw clouds of points, each with its own marker; `share` says that y is one, and shows all of [0, 1]."""
+    """Draw clouds of points, each with its own marker; `share` shows all of [0, 1] on the y axis."""
 
     def draw(axes: Any) -> None:
-        for number, one in enumerate(series):
+        for number, cloud in enumerate(series):
             marker, colour = MARKERS[number % len(MARKERS)], COLOURS[number % len(COLOURS)]
-            axes.scatter(one.x, one.y, s=14, marker=marker, color=colour, alpha=0.7, label=one.name)
+            axes.scatter(cloud.x, cloud.y, s=14, marker=marker, color=colour, alpha=0.7, label=cloud.name)
         if share:
             axes.set_ylim(0, 1)
 
@@ -106,15 +88,15 @@ def draw_points(
 def draw_bars(
     name: str, title: str, alt: str, labels: Sequence[str], groups: Sequence[Series], *, y_label: str
 ) -> Figure:
-    """Draw groups of bars: `labels` stand below, and every series gives one bar a label; `x` is not read."""
+    """Draw bars: each label has one bar from every series in `groups`, whose `x` is not used."""
 
     def draw(axes: Any) -> None:
         width = 0.8 / max(1, len(groups))
-        for number, one in enumerate(groups):
+        for number, group in enumerate(groups):
             at = np.arange(len(labels)) + (number - (len(groups) - 1) / 2) * width
             hatch = ("", "//", "..", "xx", "\\\\")[number % 5]
             colour = COLOURS[number % len(COLOURS)]
-            axes.bar(at, one.y, width, color=colour, hatch=hatch, edgecolor="white", label=one.name)
+            axes.bar(at, group.y, width, color=colour, hatch=hatch, edgecolor="white", label=group.name)
         axes.set_xticks(range(len(labels)), labels, rotation=20 if len(labels) > 4 else 0)
 
     return draw_figure(name, title, alt, draw, x_label="", y_label=y_label, legend=len(groups) > 1)
@@ -123,7 +105,7 @@ def draw_bars(
 def draw_matrix(
     name: str, title: str, alt: str, values: np.ndarray, rows: Sequence[str], columns: Sequence[str], *, label: str
 ) -> Figure:
-    """Draw numbers (R, C) in [0, 1] as a grid of shades with the number in each; NaN stays empty."""
+    """Draw values (R, C) in [0, 1] as a grid of shades with the value in each; NaN stays empty."""
 
     def draw(axes: Any) -> None:
         shade = axes.imshow(values, cmap="cividis", vmin=0, vmax=1, aspect="auto")
@@ -141,32 +123,25 @@ def draw_matrix(
 
 
 def values_in_words(series: Sequence[Series], labels: Sequence[str]) -> str:
-    """Return the values of some series in words, for those who do not see the plot; what is NaN was not measured."""
+    """Return the values of some series in words, for those who cannot see the plot; NaN is "not measured"."""
 
-    def words(one: Series) -> str:
-        values = ("not measured" if np.isnan(value) else f"{value:.2f}" for value in one.y)
-        return f"{one.name}: " + ", ".join(map(" ".join, zip(labels, values, strict=True)))
+    def words(group: Series) -> str:
+        values = ("not measured" if np.isnan(value) else f"{value:.2f}" for value in group.y)
+        return f"{group.name}: " + ", ".join(map(" ".join, zip(labels, values, strict=True)))
 
     return "; ".join(map(words, series)) + "."
 
 
 def draw_figure(
-    name: str,
-    title: str,
-    alt: str,
-    draw: Callable[[Any], None],
-    *,
-    x_label: str,
-    y_label: str,
-    legend: bool,
+    name: str, title: str, alt: str, draw: Callable[[Any], None], *, x_label: str, y_label: str, legend: bool
 ) -> Figure:
-    """Render what `draw` puts on one pair of axes; the same drawing gives the same bytes."""
+    """Render what `draw` puts on one pair of axes; equal drawings give equal bytes."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Canvas
 
     style: Any = {"svg.hashsalt": name, "font.size": 9, "axes.grid": True, "grid.alpha": 0.25, "svg.fonttype": "path"}
-    style["text.parse_math"] = False  # a family's name is a stranger's, and $ in it no formula
+    style["text.parse_math"] = False  # $ in the name of a family must not start a formula
     with rc_context(style):
         canvas = Canvas(figsize=(WIDTH, HEIGHT), layout="constrained")
         FigureCanvasAgg(canvas)
@@ -175,13 +150,8 @@ def draw_figure(
         draw(axes)
         if legend:
             canvas.legend(loc="outside lower center", fontsize=8, frameon=False, ncols=3)  # covers nothing there
-        return Figure(
-            name,
-            title,
-            alt,
-            _figure_bytes(canvas, "svg", {"Date": None}),
-            _figure_bytes(canvas, "png", {"Software": None}),
-        )
+        svg, png = _figure_bytes(canvas, "svg", {"Date": None}), _figure_bytes(canvas, "png", {"Software": None})
+        return Figure(name, title, alt, svg, png)
 
 
 def _figure_bytes(canvas: Any, kind: str, metadata: dict[str, Any]) -> bytes:

@@ -1,4 +1,4 @@
-"""Numbers as the papers print them, to stand beside ours, with a sentence on why the two differ."""
+"""Numbers as the papers print them, to be shown beside ours, and why the two differ."""
 
 from backend.evaluate.tables import Cell, Column, Table
 
@@ -16,7 +16,6 @@ _CELEB_DF = {
     "PGD": ((99.9, 18.5, 31.2, 12.2), (4.86, 100.0, 7.15, 26.5), (18.0, 21.4, 100.0, 32.8), (9.62, 26.0, 28.2, 100.0)),
 }
 
-
 WHY_TRANSFER_DIFFERS = (
     "It differs from ours because the paper attacks video fakes with a 1024-pixel generator and full-size detectors "
     "that were trained on such fakes, stops no search early, draws the whole reconstruction, takes equal steps in all "
@@ -28,9 +27,9 @@ def printed_transfer_means() -> dict[str, tuple[float, float]]:
     """Return, by method, the paper's mean success on the attacked detector and on all others, as shares."""
     means = {}
     for method, rates in _CELEB_DF.items():
-        own = [row[number] / 100 for number, row in enumerate(rates)]
+        attacked = [row[number] / 100 for number, row in enumerate(rates)]
         others = [rate / 100 for number, row in enumerate(rates) for place, rate in enumerate(row) if place != number]
-        means[method] = (sum(own) / len(own), sum(others) / len(others))
+        means[method] = (sum(attacked) / len(attacked), sum(others) / len(others))
     return means
 
 
@@ -72,9 +71,7 @@ WHY_TRACE_REMOVAL_DIFFERS = (
 )
 
 _TRNET_DETECTORS = ("Xception", "Patch-CNN", "DCT-A", "F3-Net", "LF", "NF")
-
 _TRNET_COLUMNS = ("Real", "Fake", "Noise", "FGSM", "PGD", "GANprintR", "TR-Net")
-
 _UNDEFENDED = (
     (99.95, 99.86, 65.44, 4.43, 0.01, 58.53, 18.90),
     (93.47, 92.13, 53.91, 12.36, 9.81, 57.31, 13.06),
@@ -85,9 +82,7 @@ _UNDEFENDED = (
 )
 
 _WEAK = (31.13, 33.84, 44.66, 73.03, 35.60, 40.84)  # TR-Net alone
-
 _STRONG = ((60.17, 49.70), (55.53, 41.37), (77.45, 72.55), (88.44, 81.25), (53.44, 48.91), (65.98, 64.66))
-
 
 WHY_ACCURACY_DIFFERS = (
     "It differs from ours because the paper trains full-size detectors on 60,000 pairs and tests them on fakes by the "
@@ -97,18 +92,18 @@ WHY_ACCURACY_DIFFERS = (
 
 
 def printed_clean_accuracy() -> dict[str, tuple[float, float]]:
-    """Return accuracy on real pictures and on fakes without any attack of TR-Net's table 1, by title, as shares."""
+    """Return TR-Net's accuracies (table 1) on real pictures and on fakes without an attack, by title, as shares."""
     return {name: (row[0] / 100, row[1] / 100) for name, row in zip(_TRNET_DETECTORS, _UNDEFENDED, strict=True)}
 
 
 def trnet_tables() -> list[Table]:
-    """Return tables 1 to 3 of TR-Net (arXiv 2203.11433) as far as they are known, as shares."""
+    """Return the known parts of tables 1 to 3 of TR-Net (arXiv 2203.11433), as shares."""
     columns = (Column("detector", "Detector"), *(Column(name.lower(), name, digits=4) for name in _TRNET_COLUMNS))
     body: list[tuple[Cell, ...]] = [
         (name, *(value / 100 for value in row)) for name, row in zip(_TRNET_DETECTORS, _UNDEFENDED, strict=True)
     ]
     defended = (
-        Column("detector", "Detector"),
+        columns[0],
         Column("weak", "TR-Net, weak defence", digits=4),
         Column("strong_clean", "Fake, strong defence", digits=4),
         Column("strong", "TR-Net, strong defence", digits=4),
@@ -131,14 +126,11 @@ def trnet_tables() -> list[Table]:
 
 
 PRINTED_TOPS = (1, 2, 3)
-
 _FAMILIES = {"DF": "Deepfakes", "F2F": "Face2Face", "FS": "FaceSwap", "NT": "NeuralTextures"}
-
 _ORIGINAL, _ADVERSARIAL = "original", "adversarial"
 
 # Adv-XAI-Deepfakes, table 1: accuracy before any attack, and after one on the top 1, 2 and 3 segments.
 _ACCURACY_BEFORE = {"DF": 0.978, "F2F": 0.977, "FS": 0.982, "NT": 0.924}
-
 _ACCURACY = {
     ("DF", "LIME", _ORIGINAL): (0.735, 0.440, 0.245),
     ("DF", "LIME", _ADVERSARIAL): (0.673, 0.363, 0.205),
@@ -187,26 +179,25 @@ WHY_FAITHFULNESS_DIFFERS = (
 
 
 def printed_accuracy_means() -> dict[tuple[str, str], dict[int, float]]:
-    """Return the paper's accuracy by method and reference and by k, the mean of the families that are at hand."""
-    found: dict[tuple[str, str], dict[int, float]] = {}
+    """Return the paper's accuracy, by method and reference and then by k, as the mean of the families given here."""
+    accuracies: dict[tuple[str, str], dict[int, float]] = {}
     for _, method, reference in _ACCURACY:
-        own = [values for key, values in _ACCURACY.items() if key[1:] == (method, reference)]
-        means = (sum(values) / len(values) for values in zip(*own, strict=True))
-        found[method, reference] = dict(zip(PRINTED_TOPS, means, strict=True))
-    return found
+        rows = [values for key, values in _ACCURACY.items() if key[1:] == (method, reference)]
+        means = (sum(values) / len(values) for values in zip(*rows, strict=True))
+        accuracies[method, reference] = dict(zip(PRINTED_TOPS, means, strict=True))
+    return accuracies
 
 
 def families_at_hand() -> str:
-    """Say of which families `accuracy_means` are the means."""
-    methods = dict.fromkeys(method for _, method, _ in _ACCURACY)
-    families = {
-        name: dict.fromkeys(_FAMILIES[family] for family, method, _ in _ACCURACY if method == name) for name in methods
-    }
-    return "; ".join(f"{name}: {', '.join(found)}" for name, found in families.items())
+    """Name the families, by method, of which `printed_accuracy_means` gives the mean."""
+    families: dict[str, dict[str, None]] = {}
+    for family, method, _ in _ACCURACY:
+        families.setdefault(method, {})[_FAMILIES[family]] = None
+    return "; ".join(f"{method}: {', '.join(names)}" for method, names in families.items())
 
 
 def adv_xai_tables() -> list[Table]:
-    """Return tables 1 to 3 of Adv-XAI-Deepfakes (arXiv 2502.03957) as far as they are at hand."""
+    """Return the known parts of tables 1 to 3 of Adv-XAI-Deepfakes (arXiv 2502.03957)."""
     named = (Column("family", "Family of fakes"), Column("method", "Method"), Column("reference", "Reference"))
     accuracy = tuple(Column(f"accuracy_{top}", f"Accuracy@{top}", "accuracy_at_k") for top in PRINTED_TOPS)
     sufficiency = tuple(Column(f"sufficiency_{top}", f"Sufficiency@{top}", "sufficiency_at_k") for top in PRINTED_TOPS)

@@ -1,7 +1,7 @@
-"""Reports of a run: CSV, JSON, LaTeX, plots, one page that needs nothing else, and the form that ships with the app.
+"""Reports of a run: CSV, JSON, LaTeX, plots, one self-contained page, and the form that ships with the app.
 
 A stored result, `results/NAME/`, is a run without its database: `report.json`, plots as compressed SVG, and rows as
-compressed CSV. `python -m backend evaluate all --data DIR --out results` makes them all.
+compressed CSV. `python -m backend evaluate all --data DIR --out results` writes them all.
 """
 
 import csv
@@ -36,7 +36,7 @@ PLOTS_FOLDER = "plots"  # one SVG and one PNG a plot
 PACKED_PLOT, PACKED_ROWS = ".svg.gz", f"{ROWS_FILE}.gz"  # in a stored result
 RESULTS_FOLDER = SETTINGS.weights_dir.parent / "results"
 STORED_COMMAND = "python -m backend evaluate all --preset quick --data DIR --out results"
-LONG_TABLE = 24  # rows; a longer table that few readers need is folded
+LONG_TABLE = 24  # rows; longer tables are folded
 LISTED_SKIPPED = 50  # skipped pictures that the page names; the JSON names all
 DIRECTIONS = {"higher": "Higher is better", "lower": "Lower is better", "neither": "Depends on the row"}
 _DECIMAL = re.compile(r"-?\d+\.\d+(e[+-]?\d+)?")
@@ -44,23 +44,16 @@ _DECIMAL = re.compile(r"-?\d+\.\d+(e[+-]?\d+)?")
 
 @dataclass(frozen=True)
 class StoredResult:
-    """A stored result as lists show it.
+    """A stored result as lists show it."""
 
-    Args:
-        name: Name of its folder and of the protocol.
-        title: Title of the protocol.
-        finding: The main finding, one sentence.
-        basis: How many pictures it was measured on, and whether they are too few, one sentence.
-    """
-
-    name: str
-    title: str
-    finding: str
-    basis: str
+    name: str  # of its folder and of the protocol
+    title: str  # of the protocol
+    finding: str  # one sentence
+    basis: str  # how many pictures it was measured on, and whether they are too few, one sentence
 
 
 def report_page(evaluation: Evaluation, command: str, comparison: Sequence[Table] = ()) -> str:
-    """Return the report as an HTML page that needs no other file; arguments as of `report_article`."""
+    """Return the report as a self-contained HTML page; arguments as for `report_article`."""
     return _render("report.html", evaluation, command, comparison, folded=False)
 
 
@@ -72,23 +65,17 @@ def report_article(
     Args:
         evaluation: The results of the run.
         command: The command that made it.
-        comparison: Tables of what differs from another run.
-        folded: Close what few readers need; on paper it would be missing.
+        comparison: Tables of the differences from another run.
+        folded: Fold what few readers need; in print it would be missing.
     """
     return _render("article.html", evaluation, command, comparison, folded=folded)
 
 
 def write_report(evaluation: Evaluation, out: Path, command: str, comparison: Sequence[Table] = ()) -> dict[str, Any]:
-    """Write all forms of a report, and return their paths.
-
-    Args:
-        evaluation: What the run found.
-        out: The run's folder.
-        command: The command that made it, as a person would type it.
-        comparison: Tables of what differs from another run.
+    """Write all forms of a report to the run's folder; arguments as for `report_article`.
 
     Returns:
-        `json`, `html`, `latex`, `rows`, and `csv`: one path a table, by its name.
+        The paths `json`, `html`, `latex`, `rows`, and under `csv` one path for each table, by its name.
     """
     files: dict[str, Any] = {"csv": {}}
     try:
@@ -106,9 +93,9 @@ def write_report(evaluation: Evaluation, out: Path, command: str, comparison: Se
             "html": (HTML_FILE, report_page(evaluation, command, comparison)),
             "latex": (LATEX_FILE, "\n".join(tables.table_to_latex(table) for table in evaluation.tables)),
         }
-        for name, (file, text) in contents.items():
-            (out / file).write_text(text, encoding="utf-8")
-            files[name] = str(out / file)
+        for form, (name, text) in contents.items():
+            (out / name).write_text(text, encoding="utf-8")
+            files[form] = str(out / name)
         files["rows"] = str(_write_rows(out))
     except OSError:
         raise UserError("The report could not be written.", "Choose another folder with --out.") from None
@@ -116,7 +103,7 @@ def write_report(evaluation: Evaluation, out: Path, command: str, comparison: Se
 
 
 def report_json(evaluation: Evaluation, command: str, comparison: Sequence[Table] = ()) -> dict[str, Any]:
-    """Return a report as plain values, which `load_report` reads."""
+    """Return a report as plain values, for `load_report`."""
     return {
         "protocol": evaluation.protocol,
         "title": evaluation.title,
@@ -142,9 +129,7 @@ def report_json(evaluation: Evaluation, command: str, comparison: Sequence[Table
 
 
 def load_report(folder: Path) -> tuple[Evaluation, str]:
-    """Return the results in a report's folder and the command that made them; nothing is computed.
-
-    The plots of a stored result have no PNG.
+    """Return the results in a report's folder and the command that made them; stored results have no PNG plots.
 
     Raises:
         UserError: There is no report, or it is damaged.
@@ -165,7 +150,7 @@ def load_report(folder: Path) -> tuple[Evaluation, str]:
 
 
 def load_report_of(protocol: str, folder: Path) -> Evaluation:
-    """Return the results of a run of a protocol, to be compared with another run.
+    """Return the results of a run of this protocol, for a comparison.
 
     Raises:
         UserError: There is no report, or it is of another protocol.
@@ -177,32 +162,26 @@ def load_report_of(protocol: str, folder: Path) -> Evaluation:
 
 
 def compare_reports(first: Evaluation, second: Evaluation) -> list[Table]:
-    """Return the tables of what differs between two runs of one protocol, the settings first."""
+    """Return tables of the differences between two runs of one protocol, the settings first."""
     facts = [_flat_values(evaluation.about) for evaluation in (first, second)]
     rows = tuple(
         (name, *(str(values.get(name, "")) for values in facts))
         for name in sorted({*facts[0], *facts[1]})
         if facts[0].get(name) != facts[1].get(name)
     )
-    titles = {"setting": "Setting", "first": "First run", "second": "Second run"}
-    columns = tuple(tables.Column(name, title) for name, title in titles.items())
+    titles = (("setting", "Setting"), ("first", "First run"), ("second", "Second run"))
+    columns = tuple(tables.Column(*names) for names in titles)
     settings = tables.Table("compare_settings", "Differences: settings, data and models", columns, rows)
     return ([settings] if rows else []) + tables.compare_tables(first.tables, second.tables)
 
 
 def keep_result(run: Path, out: Path) -> Path:
-    """Write the stored form of a finished run, in place of an earlier one, and return its folder.
-
-    Args:
-        run: Folder of the run with its report.
-        out: Folder of the stored result.
-    """
+    """Write the stored form of a finished run to `out`, in place of an earlier one, and return that folder."""
     unfinished = out.with_name(f".{out.name}.part")
     shutil.rmtree(unfinished, ignore_errors=True)
     (unfinished / PLOTS_FOLDER).mkdir(parents=True)
     report = json.loads((run / JSON_FILE).read_text(encoding="utf-8"))
-    text = json.dumps(report, separators=(",", ":"))
-    (unfinished / JSON_FILE).write_text(text + "\n", encoding="utf-8")
+    (unfinished / JSON_FILE).write_text(json.dumps(report, separators=(",", ":")) + "\n", encoding="utf-8")
     for plot in report["plots"]:
         svg = (run / PLOTS_FOLDER / f"{plot['name']}.svg").read_bytes()
         (unfinished / PLOTS_FOLDER / f"{plot['name']}{PACKED_PLOT}").write_bytes(_packed_bytes(svg))
@@ -213,7 +192,7 @@ def keep_result(run: Path, out: Path) -> Path:
 
 
 def stored_results(folder: Path | None = None) -> list[StoredResult]:
-    """Return the stored results of a folder, by default those of the app; none where none are stored."""
+    """Return the stored results of a folder, by default those of the app."""
     results = []
     for path in sorted((folder or RESULTS_FOLDER).glob(f"[!.]*/{JSON_FILE}")):
         report = json.loads(path.read_text(encoding="utf-8"))
@@ -244,22 +223,19 @@ def _templates() -> Environment:
 def _render(template: str, evaluation: Evaluation, command: str, comparison: Sequence[Table], *, folded: bool) -> str:
     skipped = evaluation.skipped
     reasons = Counter(reason for _, reason in skipped).most_common(20)
-    return (
-        _templates()
-        .get_template(template)
-        .render(
-            evaluation=evaluation,
-            command=command,
-            comparison=comparison,
-            folded=folded,
-            long_table=LONG_TABLE,
-            metrics=[METRICS[name] for name in _metric_names(evaluation.tables)],
-            directions=DIRECTIONS,
-            reasons=[f"{count}: {reason}" for reason, count in reasons],
-            named=[f"{name}: {reason}" for name, reason in skipped[:LISTED_SKIPPED]],
-            more=max(0, len(skipped) - LISTED_SKIPPED),
-            facts=_facts(evaluation),
-        )
+    page = _templates().get_template(template)
+    return page.render(
+        evaluation=evaluation,
+        command=command,
+        comparison=comparison,
+        folded=folded,
+        long_table=LONG_TABLE,
+        metrics=[METRICS[name] for name in _metric_names(evaluation.tables)],
+        directions=DIRECTIONS,
+        reasons=[f"{count}: {reason}" for reason, count in reasons],
+        named=[f"{name}: {reason}" for name, reason in skipped[:LISTED_SKIPPED]],
+        more=max(0, len(skipped) - LISTED_SKIPPED),
+        facts=_facts(evaluation),
     )
 
 
@@ -290,7 +266,7 @@ def _fact_text(value: Any) -> str:
 
 
 def _read_plot(folder: Path, name: str) -> tuple[bytes, bytes]:
-    """Return SVG and PNG of a plot."""
+    """Return the SVG and the PNG of a plot."""
     packed = folder / f"{name}{PACKED_PLOT}"
     if packed.exists():
         return gzip.decompress(packed.read_bytes()), b""
@@ -310,11 +286,8 @@ def _flat_values(values: Any, prefix: str = "") -> dict[str, Any]:
 def _write_rows(out: Path) -> Path:
     """Write the rows of all items, without their arrays, as CSV."""
     path = out / ROWS_FILE
-    rows = [_without_arrays(row) for row in read_rows(out)]
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+        file.write(tables.records_to_csv([_without_arrays(row) for row in read_rows(out)]))
     return path
 
 
@@ -323,7 +296,7 @@ def _without_arrays(row: Row) -> Row:
 
 
 def _basis(data: Mapping[str, Mapping[str, int]]) -> str:
-    """Say from how many pictures a result is."""
+    """Say how many pictures a result was measured on."""
     counts = {"fakes": sum(data["fakes"].values()), "real pictures": sum(data["reals"].values())}
     measured = [(count, word) for word, count in counts.items() if count]
     few = ": too few to conclude from" if measured and min(measured)[0] < FEW_PICTURES else ""
@@ -334,10 +307,9 @@ def _shortened_csv(path: Path) -> bytes:
     """Return a CSV with 6 significant digits, which is what 32-bit numbers hold."""
     buffer = io.StringIO()
     with path.open(newline="", encoding="utf-8") as file:
-        rows = [
-            [f"{float(cell):.6g}" if _DECIMAL.fullmatch(cell) else cell for cell in row] for row in csv.reader(file)
-        ]
-    csv.writer(buffer, lineterminator="\n").writerows(rows)
+        writer = csv.writer(buffer, lineterminator="\n")
+        for row in csv.reader(file):
+            writer.writerow(f"{float(cell):.6g}" if _DECIMAL.fullmatch(cell) else cell for cell in row)
     return buffer.getvalue().encode()
 
 

@@ -1,5 +1,6 @@
-"""A run: all items of a protocol over some pictures, kept as they finish, resumable, comparable."""
+"""Runs: all items of a protocol over some pictures, stored as they finish, and resumable."""
 
+import contextlib
 import dataclasses
 import json
 import platform
@@ -23,61 +24,36 @@ from backend.evaluate.tables import Table
 from backend.progress import Job, Step
 
 PACKAGES = ("torchvision", "numpy", "scipy", "scikit-image", "scikit-learn", "pillow")
-
 OTHER_FOLDER = "Resume with the same settings, pictures and models, or name another folder with --out."
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a run found.
+    """The results of a run."""
 
-    Args:
-        protocol: Name of the protocol.
-        title: The same for people.
-        description: What the protocol measures and where it was published.
-        about: What the run is: protocol, settings, data, hashes of data and weights, what could not be measured.
-        sessions: When, with what engine and package versions, and for how long it was worked on.
-        tables: The tables, those by family first.
-        published: The paper's own numbers.
-        plots: The plots.
-        limits: What cannot be concluded, in sentences.
-        counts: Items `done`, `skipped` and `failed`, and `rows`.
-        skipped: Name and reason of every file and item that was left out, or failed.
-        seconds: Time that all sessions took together.
-        summary: What happened, one paragraph in plain words.
-        finding: What came out, one plain sentence.
-    """
-
-    protocol: str
-    title: str
-    description: str
-    about: Mapping[str, Any]
-    sessions: tuple[Mapping[str, Any], ...]
-    tables: tuple[Table, ...]
-    published: tuple[Table, ...]
+    protocol: str  # name of the protocol
+    title: str  # of the protocol
+    description: str  # what the protocol measures and where it was published
+    about: Mapping[str, Any]  # protocol, settings, data, hashes of data and weights, what can be measured
+    sessions: tuple[Mapping[str, Any], ...]  # start, engine, package versions and seconds of each
+    tables: tuple[Table, ...]  # those by family first
+    published: tuple[Table, ...]  # the paper's numbers
     plots: tuple[Figure, ...]
-    limits: tuple[str, ...]
-    counts: Mapping[str, int]
-    skipped: tuple[tuple[str, str], ...]
-    seconds: float
-    summary: str
-    finding: str = ""
+    limits: tuple[str, ...]  # what cannot be concluded, in sentences
+    counts: Mapping[str, int]  # items `done`, `skipped` and `failed`, and `rows`
+    skipped: tuple[tuple[str, str], ...]  # name and reason of every file or item that was left out or failed
+    seconds: float  # of all sessions
+    summary: str  # of the run, one paragraph
+    finding: str = ""  # the main result, one sentence
 
 
 def run_protocol(
     protocol: Protocol, data: Dataset, out: Path, *, engine: Engine | None = None, resume: bool = False
 ) -> Job[Evaluation]:
-    """Run a protocol, or go on with a run that was interrupted.
-
-    Args:
-        protocol: What is measured, with its settings.
-        data: The pictures; the protocol chooses among them.
-        out: The run's folder.
-        engine: Who does the work; by default this process.
-        resume: Go on with the run in `out`, if there is one.
+    """Run a protocol on pictures that it chooses, or with `resume` finish the run in the folder `out`.
 
     Yields:
-        One step an item, with the time that is left.
+        One step for each item, with the time that is left.
 
     Raises:
         UserError: `out` holds a run already, or one with other settings, pictures or models; or every item failed.
@@ -90,29 +66,28 @@ def run_protocol(
 
 def _run_protocol(protocol: Protocol, data: Dataset, out: Path, engine: Engine, *, resume: bool) -> Job[Evaluation]:
     if (out / RUN_FILE).exists() and not resume:
-        raise UserError("The folder holds a run already.", "Go on with it by --resume, or name another with --out.")
+        raise UserError("The folder holds a run already.", "Continue it with --resume, or name another with --out.")
     yield Step(0, len(data.samples), "The pictures are chosen.")
     chosen = protocol.select_samples(data)
     items = protocol.items(chosen)
     if not items:
-        raise UserError("There is nothing to measure among these pictures.", _what_is_there(chosen))
+        counts = f"{len(chosen.fakes)} fakes and {len(chosen.reals)} real pictures"
+        hint = f"There are {counts}; see what the protocol needs."
+        raise UserError("There is nothing to measure among these pictures.", hint)
     about = describe_run(protocol, chosen)
-    store = Store(out)
-    try:
+    with contextlib.closing(Store(out)) as store:
         _check_same(store, about, protocol)
         finished = store.finished()
         waiting = [item for item in items if item.key not in finished]
         yield from _do_items(protocol, chosen, engine, store, waiting, len(items))
-        return _evaluation(protocol, chosen, store, len(items), [(one.name, one.reason) for one in chosen.skipped])
-    finally:
-        store.close()
+        return _evaluation(protocol, chosen, store, len(items))
 
 
 def describe_run(protocol: Protocol, data: Dataset) -> dict[str, Any]:
-    """Return what a run is: what must be equal for it to be resumed, as JSON gives it back."""
+    """Return what must be equal for a run to be resumed, as it comes back from JSON."""
     families = Counter(sample.family for sample in data.fakes)
     sources = Counter(sample.source for sample in data.reals)
-    said = {
+    about = {
         "protocol": protocol.name,
         "settings": protocol.settings(),
         "data": {
@@ -125,17 +100,17 @@ def describe_run(protocol: Protocol, data: Dataset) -> dict[str, Any]:
         "weights": protocol.hashes(),
         "measures": protocol.measures(),
     }
-    return json.loads(json.dumps(said))
+    return json.loads(json.dumps(about))
 
 
 def run_versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that decide numbers."""
-    found = {"python": platform.python_version(), "machine": platform.machine()} | weights.package_versions()
-    return found | {package: metadata.version(package) for package in PACKAGES}
+    """Return the versions of Python and of the packages on which results depend."""
+    versions = {"python": platform.python_version(), "machine": platform.machine()} | weights.package_versions()
+    return versions | {package: metadata.version(package) for package in PACKAGES}
 
 
 def _check_same(store: Store, about: dict[str, Any], protocol: Protocol) -> None:
-    """Begin a new run, or refuse to resume one that is another."""
+    """Store the description of a new run, or refuse to resume a run with another one."""
     before = store.about()
     if not before:
         store.describe(about)
@@ -156,7 +131,7 @@ def _check_same(store: Store, about: dict[str, Any], protocol: Protocol) -> None
 
 
 def _setting_before(protocol: Protocol, settings: Mapping[str, Any], name: str) -> Any:
-    """Return what a setting was in an earlier run, as today's runs write it; it may be newer than that run."""
+    """Return a setting of an earlier run in today's form; the setting may be newer than that run."""
     field = next(field for field in dataclasses.fields(protocol.config) if field.name == name)
     default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
     value = settings.get(name, protocol.defaults_of_old_runs.get(name, default))
@@ -166,7 +141,7 @@ def _setting_before(protocol: Protocol, settings: Mapping[str, Any], name: str) 
 def _do_items(
     protocol: Protocol, data: Dataset, engine: Engine, store: Store, waiting: list[Any], total: int
 ) -> Job[None]:
-    """Do what is left, and write every item before anything else happens."""
+    """Do the items that are left, and store each before the next step."""
     if not waiting:
         return
     started = time.perf_counter()
@@ -184,7 +159,6 @@ def _do_items(
 
 
 def time_in_words(seconds: float) -> str:
-    """Return a time as people say it."""
     if seconds < 90:
         return f"about {max(1, round(seconds))} seconds"
     if seconds < 5400:
@@ -192,15 +166,13 @@ def time_in_words(seconds: float) -> str:
     return f"about {seconds / 3600:.1f} hours"
 
 
-def _evaluation(
-    protocol: Protocol, data: Dataset, store: Store, total: int, left_out: list[tuple[str, str]]
-) -> Evaluation:
+def _evaluation(protocol: Protocol, data: Dataset, store: Store, total: int) -> Evaluation:
     failed, skipped = store.reasons("failed"), store.reasons("skipped")
     rows = list(store.rows())
     if not rows:
         reason = next((reason for _, reason in [*failed, *skipped]), "")
         raise UserError("Not one picture could be measured.", f"The first reason: {reason}")
-    tables = protocol.tables(rows)
+    left_out = [(file.name, file.reason) for file in data.skipped]
     sessions = store.sessions()
     seconds = sum(session["seconds"] for session in sessions)
     counts = {"done": store.count("done"), "skipped": len(skipped), "failed": len(failed), "rows": len(rows)}
@@ -210,7 +182,7 @@ def _evaluation(
         description=f"{protocol.about} {protocol.source}",
         about=store.about(),
         sessions=tuple(sessions),
-        tables=tuple(sorted(tables, key=lambda table: not table.by_family)),
+        tables=tuple(sorted(protocol.tables(rows), key=lambda table: not table.by_family)),
         published=tuple(protocol.published()),
         plots=tuple(protocol.plots(rows)),
         limits=tuple(_run_limits(protocol, data, sessions)),
@@ -241,7 +213,3 @@ def _run_summary(protocol: Protocol, data: Dataset, counts: Mapping[str, int], t
     if counts["failed"]:
         text += f" {counts['failed']} failed; resuming tries them again."
     return text
-
-
-def _what_is_there(data: Dataset) -> str:
-    return f"There are {len(data.fakes)} fakes and {len(data.reals)} real pictures; see what the protocol needs."

@@ -1,10 +1,10 @@
-"""Tables: what a protocol reports, what CSV, JSON and LaTeX are written from, and how two are compared."""
+"""Tables that a protocol reports, their CSV, JSON and LaTeX forms, and comparisons of two."""
 
 import csv
 import dataclasses
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,27 +17,18 @@ ARROWS = {"higher": "↑", "lower": "↓", "neither": ""}
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table.
+    """A column of a table."""
 
-    Args:
-        name: Name in files.
-        title: Name for people.
-        metric: Name of the metric in the registry, where it shows one.
-        digits: Digits after the decimal point.
-        unit: Unit, where no metric says it.
-        key: Whether it names the row, as text does, though it holds a number.
-    """
-
-    name: str
-    title: str
-    metric: str = ""
-    digits: int = 3
-    unit: str = ""
-    key: bool = False
+    name: str  # in files
+    title: str  # for people
+    metric: str = ""  # name of the metric that it shows, if any
+    digits: int = 3  # after the decimal point
+    unit: str = ""  # where no metric gives it
+    key: bool = False  # whether its numbers name the row, as text always does
 
     @property
     def heading(self) -> str:
-        """Return title and direction."""
+        """Return the title with the unit and an arrow for the better direction."""
         arrow = ARROWS[METRICS[self.metric].better] if self.metric else ""
         unit = f" ({self.unit})" if self.unit else ""
         return f"{self.title}{unit} {arrow}".strip()
@@ -45,57 +36,46 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """A table.
+    """A table."""
 
-    Args:
-        name: Name in files.
-        title: What it shows, one line.
-        columns: Its columns; the leading ones that hold text name the row.
-        rows: One tuple of cells a row.
-        note: What a reader must know; may be empty.
-        by_family: Whether it says how each family of fakes does; such tables come first.
-        beside: Whether it sets ours beside a paper's numbers; its note says why they differ.
-    """
-
-    name: str
-    title: str
+    name: str  # in files
+    title: str  # one line
     columns: tuple[Column, ...]
     rows: tuple[tuple[Cell, ...], ...]
-    note: str = ""
-    by_family: bool = False
-    beside: bool = False
+    note: str = ""  # what a reader must know; may be empty
+    by_family: bool = False  # whether it compares families of fakes; such tables come first
+    beside: bool = False  # whether it shows a paper's numbers beside ours; the note says why they differ
 
     @property
     def holds_text(self) -> list[bool]:
-        """Return for each column whether all its cells are text; so is a column of no rows."""
+        """Return for each column whether all its cells are text, as in a table without rows."""
         return [all(isinstance(row[i], str) for row in self.rows) for i in range(len(self.columns))]
 
     def records(self) -> list[dict[str, Any]]:
-        """Return one flat dictionary a row; an estimate becomes its value, `_low`, `_high`, `_std` and `_n`."""
+        """Return each row as a flat dictionary; an estimate becomes its value, `_low`, `_high`, `_std` and `_n`."""
         return [_flat_record(self.columns, row) for row in self.rows]
 
     def keyed(self) -> dict[tuple[str, ...], dict[str, Any]]:
         """Return the records by the cells that name them."""
-        found = {}
+        records = {}
         for row, record in zip(self.rows, self.records(), strict=True):
             cells = zip(self.columns, row, strict=True)
-            found[tuple(str(cell) for column, cell in cells if column.key or isinstance(cell, str))] = record
-        return found
+            records[tuple(str(cell) for column, cell in cells if column.key or isinstance(cell, str))] = record
+        return records
 
     def to_json(self) -> dict[str, Any]:
-        """Return everything, for `from_json`."""
+        """Return the table as plain values, for `table_from_json`."""
         return dataclasses.asdict(self)
 
 
 def table_from_json(value: dict[str, Any]) -> Table:
-    """Return the table that `Table.to_json` was asked of."""
     rows = tuple(tuple(Estimate(**cell) if isinstance(cell, dict) else cell for cell in row) for row in value["rows"])
     columns = tuple(Column(**column) for column in value["columns"])
     return Table(**value | {"columns": columns, "rows": rows})
 
 
 def cell_text(cell: Cell, digits: int) -> str:
-    """Return a cell as people read it: value, interval or spread, and how many pictures."""
+    """Return a cell for people: value, interval or standard deviation, and number of pictures."""
     if isinstance(cell, Estimate):
         if cell.value is None:
             return ABSENT
@@ -111,13 +91,16 @@ def cell_text(cell: Cell, digits: int) -> str:
 
 
 def cell_number(cell: Cell) -> float:
-    """Return the value of an estimate for a plot, NaN where nothing was measured."""
+    """Return the value of an estimate for a plot; NaN if nothing was measured."""
     return float("nan") if not isinstance(cell, Estimate) or cell.value is None else cell.value
 
 
 def table_to_csv(table: Table) -> str:
-    """Return a table as CSV."""
-    records = table.records()
+    return records_to_csv(table.records())
+
+
+def records_to_csv(records: Sequence[Mapping[str, Any]]) -> str:
+    """Return records as CSV with a column for every key of any of them."""
     buffer = io.StringIO()
     names = list(dict.fromkeys(name for record in records for name in record))
     writer = csv.DictWriter(buffer, names, lineterminator="\n")
@@ -158,38 +141,34 @@ def table_to_latex(table: Table) -> str:
 def compare_tables(first: Sequence[Table], second: Sequence[Table]) -> list[Table]:
     """Return, for every table that both have, the numbers that differ, side by side.
 
-    A row that only one of them has is listed with the other's value absent; tables without a difference are left out.
+    A row that only one of them has is listed without the other's value; tables without a difference are left out.
     """
     others = {table.name: table for table in second}
-    found = []
+    columns = (
+        Column("row", "Row"),
+        Column("column", "Column"),
+        Column("first", "First run", digits=6),
+        Column("second", "Second run", digits=6),
+        Column("difference", "Second - first", digits=6),
+    )
+    compared = []
     for table in first:
         if table.name not in others:
             continue
-        one, two = table.keyed(), others[table.name].keyed()
-        rows = [row for key in dict.fromkeys([*one, *two]) for row in _differences(key, one.get(key), two.get(key))]
-        columns = (
-            Column("row", "Row"),
-            Column("column", "Column"),
-            Column("first", "First run", digits=6),
-            Column("second", "Second run", digits=6),
-            Column("difference", "Second - first", digits=6),
-        )
+        a, b = table.keyed(), others[table.name].keyed()
+        rows = [row for key in dict.fromkeys([*a, *b]) for row in _differences(key, a.get(key, {}), b.get(key, {}))]
         if rows:
-            found.append(Table(f"compare_{table.name}", f"Differences: {table.title}", columns, tuple(rows)))
-    return found
+            compared.append(Table(f"compare_{table.name}", f"Differences: {table.title}", columns, tuple(rows)))
+    return compared
 
 
-def _differences(
-    key: tuple[str, ...], one: dict[str, Any] | None, two: dict[str, Any] | None
-) -> list[tuple[Cell, ...]]:
+def _differences(key: tuple[str, ...], first: dict[str, Any], second: dict[str, Any]) -> list[tuple[Cell, ...]]:
     rows: list[tuple[Cell, ...]] = []
-    one, two = one or {}, two or {}
-    for column in dict.fromkeys([*one, *two]):
-        a, b = one.get(column), two.get(column)
+    for column in dict.fromkeys([*first, *second]):
+        a, b = first.get(column), second.get(column)
         if isinstance(a, str) or isinstance(b, str) or a == b:
             continue
-        difference = b - a if a is not None and b is not None else None
-        rows.append((", ".join(key), column, a, b, difference))
+        rows.append((", ".join(key), column, a, b, None if a is None or b is None else b - a))
     return rows
 
 
@@ -202,9 +181,8 @@ def _flat_record(columns: Sequence[Column], row: Sequence[Cell]) -> dict[str, An
         record[column.name] = cell.value
         extras = {"low": cell.low, "high": cell.high, "std": cell.std, "n": cell.count}
         record |= {f"{column.name}_{name}": value for name, value in extras.items() if value is not None}
-    return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in record.items()
-    }
+    infinite = [name for name, value in record.items() if isinstance(value, float) and not math.isfinite(value)]
+    return record | dict.fromkeys(infinite)
 
 
 def _latex_text(text: str) -> str:

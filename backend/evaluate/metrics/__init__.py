@@ -1,1 +1,1 @@
-"""One file a family of metrics; `registry` lists them all."""
+"""Metrics, one file for each family; `base.METRICS` lists them all."""

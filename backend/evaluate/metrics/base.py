@@ -1,4 +1,4 @@
-"""What is said of every metric, the table of metrics, and the form in which an average is reported.
+"""What describes a metric, the table of all metrics, and the form of a reported average.
 
 A new metric is one new file beside this one, with `@register_metric(...)` above the function.
 """
@@ -22,27 +22,16 @@ def _nothing_missing() -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """A metric with what a reader must know of it.
+    """A metric with what a reader must know about it."""
 
-    Args:
-        name: Short name, as in tables and files.
-        title: Name for people.
-        unit: Unit, or what the number is a share of; empty where it has none.
-        better: Which direction is better for the one who is measured: the attack, the detector, the explanation.
-        sentence: What it says, one plain sentence.
-        source: Where it was published.
-        function: Computes it.
-        missing: Says in one sentence why it cannot be measured here, or returns None.
-    """
-
-    name: str
-    title: str
-    unit: str = ""
-    better: Better
-    sentence: str
-    source: str
+    name: str  # in tables and files
+    title: str  # for people
+    unit: str = ""  # or what the number is a share of
+    better: Better  # for what is measured: the attack, the detector or the explanation
+    sentence: str  # what it tells, one plain sentence
+    source: str  # where it was published
     function: Callable[..., Any]
-    missing: Callable[[], str | None] = _nothing_missing
+    missing: Callable[[], str | None] = _nothing_missing  # says in one sentence why it cannot be measured here
 
 
 METRICS: Registry[Metric] = Registry("metric", "backend.evaluate.metrics")
@@ -55,21 +44,13 @@ def register_metric(name: str, title: str, **facts: Any) -> Callable[[Function],
 
 @dataclass(frozen=True)
 class Estimate:
-    """An average over some pictures.
+    """An average over some pictures."""
 
-    Args:
-        value: The average; None where there was nothing to average.
-        count: Over how many pictures.
-        low: Lower end of the 95 % confidence interval, where there is one.
-        high: Upper end.
-        std: Standard deviation over the pictures (n - 1), where that is what is reported.
-    """
-
-    value: float | None
-    count: int
-    low: float | None = None
+    value: float | None  # None if there was nothing to average
+    count: int  # of pictures
+    low: float | None = None  # lower end of the 95 % confidence interval, if there is one
     high: float | None = None
-    std: float | None = None
+    std: float | None = None  # standard deviation over the pictures (n - 1), where it is reported
 
 
 def proportion(hits: int, count: int) -> Estimate:
@@ -83,7 +64,7 @@ def proportion(hits: int, count: int) -> Estimate:
 
 
 def mean(values: Iterable[float | None]) -> Estimate:
-    """Return mean and standard deviation of what was measured; None and NaN are left out."""
+    """Return the mean and standard deviation; None and NaN are left out."""
     kept = np.array([value for value in values if value is not None and not np.isnan(value)], dtype=np.float64)
     if not len(kept):
         return Estimate(None, 0)
@@ -91,13 +72,9 @@ def mean(values: Iterable[float | None]) -> Estimate:
 
 
 def mean_with_interval(values: Iterable[float | None], bounds: tuple[float, float] = (-1.0, 1.0)) -> Estimate:
-    """Return mean and Student's confidence interval of what was measured; None and NaN are left out.
+    """Return the mean and Student's confidence interval, cut at the bounds of the values; None and NaN are left out.
 
-    There is no interval where all values are equal: Student's would be a point, as if nothing were left unknown.
-
-    Args:
-        values: Within the bounds.
-        bounds: The least and the largest value that there can be, at which the interval is cut.
+    Equal values have no interval: Student's would be a point, as if the mean were certain.
     """
     kept = np.array([value for value in values if value is not None and not np.isnan(value)], dtype=np.float64)
     if len(kept) < 2 or np.ptp(kept) == 0:

@@ -26,7 +26,6 @@ FAWCETT = "Fawcett 2006, Pattern Recognition Letters 27(8)"
     source="TR-Net, arXiv 2203.11433, section 5",
 )
 def accuracy_real(labels: Labels, scores: Scores) -> Estimate:
-    """Return the share of real pictures that are called real."""
     called = _scores_of_label(labels, scores, 0) < THRESHOLD
     return proportion(int(called.sum()), len(called))
 
@@ -40,7 +39,6 @@ def accuracy_real(labels: Labels, scores: Scores) -> Estimate:
     source="TR-Net, arXiv 2203.11433, section 5",
 )
 def accuracy_fake(labels: Labels, scores: Scores) -> Estimate:
-    """Return the share of fakes that are called fake."""
     called = _scores_of_label(labels, scores, 1) >= THRESHOLD
     return proportion(int(called.sum()), len(called))
 
@@ -53,7 +51,7 @@ def accuracy_fake(labels: Labels, scores: Scores) -> Estimate:
     source=FAWCETT,
 )
 def area_under_roc(labels: Labels, scores: Scores) -> float | None:
-    """Return the area under the ROC curve in [0, 1]; None where one class is missing."""
+    """Return the area in [0, 1]; None if a class is missing."""
     from sklearn.metrics import roc_auc_score
 
     return float(roc_auc_score(labels, scores)) if _both_labels(labels) else None
@@ -67,7 +65,7 @@ def area_under_roc(labels: Labels, scores: Scores) -> float | None:
     source="scikit-learn, average_precision_score",
 )
 def average_precision(labels: Labels, scores: Scores) -> float | None:
-    """Return the average precision in [0, 1]; None where one class is missing."""
+    """Return the average precision in [0, 1]; None if a class is missing."""
     from sklearn.metrics import average_precision_score
 
     return float(average_precision_score(labels, scores)) if _both_labels(labels) else None
@@ -90,10 +88,7 @@ def roc_points(labels: Labels, scores: Scores) -> tuple[np.ndarray, np.ndarray]:
     source=FAWCETT,
 )
 def equal_error_rate(labels: Labels, scores: Scores) -> float | None:
-    """Return the rate in [0, 1] at which misses and false alarms are equally frequent; None without both classes.
-
-    Between two points of the ROC curve it is interpolated linearly.
-    """
+    """Return the rate in [0, 1], interpolated linearly on the ROC curve; None if a class is missing."""
     if not _both_labels(labels):
         return None
     false_alarms, recalls = roc_points(labels, scores)
@@ -116,18 +111,13 @@ def equal_error_rate(labels: Labels, scores: Scores) -> float | None:
 def false_alarms_at_recall(labels: Labels, scores: Scores, recall: float) -> Estimate:
     """Return the share of real pictures called fake at the highest threshold that catches `recall` of the fakes.
 
-    The interval is Wilson's for that threshold; that the threshold itself was found on few fakes is not in it.
-
-    Args:
-        labels: 1 for fake, 0 for real, (N,).
-        scores: p_fake (N,).
-        recall: Wanted share of the fakes, in (0, 1].
+    `recall` is in (0, 1]. Wilson's interval ignores that the threshold itself was set on few fakes.
     """
     fake, real = np.sort(_scores_of_label(labels, scores, 1))[::-1], _scores_of_label(labels, scores, 0)
     if not len(fake):
         return Estimate(None, 0)
-    wanted = math.ceil(recall * len(fake) - 1e-9)  # 0.9 * 10 is a little more than 9
-    return proportion(int((real >= fake[wanted - 1]).sum()), len(real))
+    caught = math.ceil(recall * len(fake) - 1e-9)  # 0.9 * 10 is a little more than 9
+    return proportion(int((real >= fake[caught - 1]).sum()), len(real))
 
 
 @register_metric(
@@ -145,14 +135,11 @@ def brier_score(labels: Labels, scores: Scores) -> float | None:
 
 
 def reliability_bins(labels: Labels, scores: Scores, bins: int = BINS) -> list[tuple[float, float, int]]:
-    """Return for every bin of p_fake that is not empty: mean p_fake, share of fakes, and how many pictures."""
+    """Return the mean p_fake, the share of fakes and the number of pictures of every bin that is not empty."""
     labels, scores = np.asarray(labels), np.asarray(scores, dtype=np.float64)
-    number = np.minimum((scores * bins).astype(int), bins - 1)
-    rows = []
-    for one in np.unique(number):
-        inside = number == one
-        rows.append((float(scores[inside].mean()), float(labels[inside].mean()), int(inside.sum())))
-    return rows
+    numbers = np.minimum((scores * bins).astype(int), bins - 1)
+    masks = [numbers == number for number in np.unique(numbers)]
+    return [(float(scores[mask].mean()), float(labels[mask].mean()), int(mask.sum())) for mask in masks]
 
 
 @register_metric(
@@ -168,9 +155,7 @@ def calibration_error(labels: Labels, scores: Scores, bins: int = BINS) -> float
     """Return the expected calibration error in [0, 1] over equally wide bins (Guo et al. 2017, equation 3)."""
     rows = reliability_bins(labels, scores, bins)
     total = sum(count for _, _, count in rows)
-    if not total:
-        return None
-    return sum(count * abs(said - true) for said, true, count in rows) / total
+    return sum(count * abs(p_fake - share) for p_fake, share, count in rows) / total if total else None
 
 
 def _scores_of_label(labels: Labels, scores: Scores, label: int) -> np.ndarray:

@@ -22,12 +22,8 @@ SOURCE = "Tsigos et al. 2024, arXiv 2404.18649, section 3; Adv-XAI, arXiv 2502.0
     source=SOURCE,
 )
 def accuracy_at_k(correct: Sequence[bool | None]) -> Estimate:
-    """Return the share of pictures still classified correctly after an attack on the top k segments.
-
-    Args:
-        correct: One entry a picture; None (no k segments with positive weight) is left out.
-    """
-    kept = [bool(one) for one in correct if one is not None]
+    """Return the share of pictures still classified correctly; None (no k segments of positive weight) is left out."""
+    kept = [bool(answer) for answer in correct if answer is not None]
     return proportion(sum(kept), len(kept))
 
 
@@ -43,11 +39,11 @@ def sufficiency_at_k(before: Sequence[float | None], after: Sequence[float | Non
     """Return the mean drop of the predicted class's probability after an attack on the top k segments.
 
     Args:
-        before: Probability (N,) in [0, 1] of the class that was predicted on the original.
-        after: Probability of that class on the attacked picture; None is left out.
+        before: Probability (N,) in [0, 1] of the class predicted on the original.
+        after: Probability (N,) of that class on the attacked picture; None is left out.
     """
     pairs = zip(before, after, strict=True)
-    return mean_with_interval(None if one is None or two is None else one - two for one, two in pairs)
+    return mean_with_interval(None if first is None or last is None else first - last for first, last in pairs)
 
 
 @register_metric(
@@ -59,10 +55,10 @@ def sufficiency_at_k(before: Sequence[float | None], after: Sequence[float | Non
     source=SOURCE,
 )
 def map_stability(first: np.ndarray, second: np.ndarray) -> float | None:
-    """Return the Pearson correlation in [-1, 1] of two maps (H, W); None where one of them is constant."""
-    one, two = (values.astype(np.float64).ravel() - values.mean(dtype=np.float64) for values in (first, second))
-    norm = float(np.linalg.norm(one) * np.linalg.norm(two))
-    return float(np.clip(one @ two / norm, -1, 1)) if norm > 0 else None
+    """Return the Pearson correlation in [-1, 1] of two maps (H, W); None if one of them is constant."""
+    a, b = (values.astype(np.float64).ravel() - values.mean(dtype=np.float64) for values in (first, second))
+    norm = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return float(np.clip(a @ b / norm, -1, 1)) if norm > 0 else None
 
 
 @register_metric(

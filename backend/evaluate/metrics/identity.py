@@ -21,7 +21,7 @@ from backend.generators.arcface import Box, crop_for_recognition, find_arcface
 from backend.generators.dlib_resnet import INSTALL_IDENTITY
 from backend.runtime import device, load_once, remembered
 
-# Where dlib's own finder would see the face; its landmarks do the rest.
+# Where dlib's own detector would find the face; its landmarks do the rest.
 DLIB_BOXES: dict[str, Box] = {"ffhq": (0.235, 0.297, 0.765, 0.827), "embedded": (0.195, 0.22, 0.805, 0.83)}
 FACENET_SIDE = 160
 LANDMARKS = "shape_predictor_5_face_landmarks.dat"
@@ -30,38 +30,25 @@ _KEPT = 16  # vectors of dlib's network, which takes half a second; an original 
 
 @dataclass(frozen=True)
 class Recogniser:
-    """A face-recognition network.
-
-    Args:
-        name: Name for tables.
-        embed: From a picture (1, 3, H, W) in [0, 1] and its template to a vector (D,).
-        kept: From two vectors to whether it is the same person, by the network's own published rule.
-        rule: That rule in words.
-    """
+    """A face-recognition network."""
 
     name: str
-    embed: Callable[[Tensor, str], np.ndarray]
-    kept: Callable[[np.ndarray, np.ndarray], bool]
-    rule: str
+    embed: Callable[[Tensor, str], np.ndarray]  # from a picture (1, 3, H, W) in [0, 1] and its template to (D,)
+    kept: Callable[[np.ndarray, np.ndarray], bool]  # whether two vectors are of one person, by its published rule
+    rule: str  # the rule in words
 
 
 @dataclass(frozen=True)
 class Identity:
-    """How alike two faces are to a recogniser.
-
-    Args:
-        recogniser: Its name.
-        similarity: Cosine of the two vectors, in [-1, 1].
-        retained: Whether its rule calls them one person.
-    """
+    """How alike two faces are to a recogniser."""
 
     recogniser: str
-    similarity: float
-    retained: bool
+    similarity: float  # cosine, in [-1, 1]
+    retained: bool  # whether the recogniser's rule calls them one person
 
 
 def identity_missing() -> str | None:
-    """Say why identity cannot be measured here."""
+    """Say why identity cannot be measured here, or return None."""
     if best_recogniser() is not None:
         return None
     return (
@@ -80,31 +67,25 @@ def identity_missing() -> str | None:
     missing=identity_missing,
 )
 def compare_identity(original: Tensor, other: Tensor, template: str) -> Identity:
-    """Compare two aligned faces (1, 3, H, W) in [0, 1].
-
-    Args:
-        original: The face.
-        other: The same face after an edit.
-        template: How both are aligned, `embedded` or `ffhq`.
+    """Compare two faces (1, 3, H, W) in [0, 1], both aligned by the template `embedded` or `ffhq`.
 
     Raises:
-        RuntimeError: `identity_missing` says why it cannot be measured.
+        RuntimeError: There is no recogniser; `identity_missing` says why.
     """
-    found = best_recogniser()
-    if found is None:
+    recogniser = best_recogniser()
+    if recogniser is None:
         raise RuntimeError(identity_missing())
-    one, two = found.embed(original, template), found.embed(other, template)
-    return Identity(found.name, cosine_similarity(one, two), found.kept(one, two))
+    before, after = recogniser.embed(original, template), recogniser.embed(other, template)
+    return Identity(recogniser.name, cosine_similarity(before, after), recogniser.kept(before, after))
 
 
 def best_recogniser() -> Recogniser | None:
-    """Return the best network that is on this machine, or None."""
+    """Return the best recogniser on this machine, or None."""
     return load_once("recogniser", _find_recogniser)
 
 
-def cosine_similarity(one: np.ndarray, two: np.ndarray) -> float:
-    """Return the cosine of two vectors (D,)."""
-    return float(one @ two / (np.linalg.norm(one) * np.linalg.norm(two)))
+def cosine_similarity(a: np.ndarray, b: np.ndarray) -> float:
+    return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
 
 
 def _find_recogniser() -> Recogniser | None:
@@ -128,14 +109,11 @@ def _facenet(entry: weights.Entry) -> Recogniser:
         return network((crop_for_recognition(picture, template, FACENET_SIDE).to(device()) * 255 - 127.5) / 128)
 
     embed = functools.partial(_embed, facenet)
-    # Schroff et al. 2015, section 5.1: squared distance of unit vectors below 1.242.
-    return Recogniser(
-        "FaceNet VGGFace2", embed, lambda a, b: cosine_similarity(a, b) > 1 - 1.242 / 2, "cosine above 0.379"
-    )
+    rule = "cosine above 0.379"  # Schroff et al. 2015, section 5.1: squared distance of unit vectors below 1.242
+    return Recogniser("FaceNet VGGFace2", embed, lambda a, b: cosine_similarity(a, b) > 1 - 1.242 / 2, rule)
 
 
 def _dlib() -> Recogniser | None:
-    """Return dlib's network."""
     file = dlib_resnet.dlib_resnet_path()
     if file is None or importlib.util.find_spec("dlib") is None:
         return None
@@ -155,10 +133,8 @@ def _dlib() -> Recogniser | None:
         array = images.to_array(picture)
         return embedded(array.tobytes(), *array.shape[:2], template)
 
-    # dlib, face_recognition_model_v1: the same person below a distance of 0.6.
-    return Recogniser(
-        "dlib ResNet v1", embed, lambda a, b: float(np.linalg.norm(a - b)) < 0.6, "distance of the vectors below 0.6"
-    )
+    rule = "distance of the vectors below 0.6"  # dlib, face_recognition_model_v1
+    return Recogniser("dlib ResNet v1", embed, lambda a, b: float(np.linalg.norm(a - b)) < 0.6, rule)
 
 
 @torch.no_grad()

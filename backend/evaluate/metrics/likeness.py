@@ -1,4 +1,4 @@
-"""The likeness of two pictures: PSNR, SSIM and LPIPS; and of two sets of pictures: kernel inception distance."""
+"""The likeness of two pictures (PSNR, SSIM, LPIPS) and of two sets of pictures (kernel inception distance)."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,12 +37,8 @@ register_metric(
 def kernel_distance(one: NDArray[np.floating], two: NDArray[np.floating]) -> float:
     """Return the unbiased squared maximum mean discrepancy of two sets of features, the kernel inception distance.
 
-    The kernel is (x . y / D + 1)^3 (Binkowski et al. 2018, section 4). Equal distributions give 0 on average, so a
-    single value can lie a little below it.
-
-    Args:
-        one: Features (N, D), N > 1.
-        two: Features (M, D), M > 1.
+    The kernel is (x . y / D + 1)^3 (Binkowski et al. 2018, section 4). The features are (N, D) and (M, D) with N and
+    M > 1. Equal distributions give 0 on average, so a single value can be slightly negative.
     """
 
     def kernel(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -59,11 +55,9 @@ def kernel_distance(one: NDArray[np.floating], two: NDArray[np.floating]) -> flo
 def kernel_distance_of_draws(
     one: NDArray[np.floating], two: NDArray[np.floating], size: int, seed: int = 0, draws: int = KID_DRAWS
 ) -> Estimate:
-    """Return mean and standard deviation of the distance over seeded draws of `size` rows from each set."""
-    randomness = np.random.default_rng(seed)
+    """Return the mean and standard deviation of the distance over seeded draws of `size` rows from each set."""
+    generator = np.random.default_rng(seed)
     return mean(
-        kernel_distance(
-            one[randomness.choice(len(one), size, replace=False)], two[randomness.choice(len(two), size, replace=False)]
-        )
+        kernel_distance(*(rows[generator.choice(len(rows), size, replace=False)] for rows in (one, two)))
         for _ in range(draws)
     )

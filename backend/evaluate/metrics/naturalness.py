@@ -19,11 +19,7 @@ SOURCE = "Dong et al. 2024 (Artifact-Eraser), arXiv 2404.08341, section 4, as in
     source=SOURCE,
 )
 def total_variation(images: Tensor) -> Tensor:
-    """Return the mean squared difference of neighbouring pixels, in squared grey levels, (N,).
-
-    Args:
-        images: (N, 3, H, W) in [0, 1].
-    """
+    """Return the mean squared difference (N,) of neighbouring pixels of images (N, 3, H, W) in [0, 1]."""
     values = images.double() * 255
     _, channels, height, width = values.shape
     vertical = (values[:, :, 1:] - values[:, :, :-1]).square().sum((1, 2, 3)) / ((height - 1) * width * channels)
@@ -40,13 +36,10 @@ def total_variation(images: Tensor) -> Tensor:
     source="Chen, Zhu and Heng 2015, ICCV, algorithm 1; " + SOURCE,
 )
 def noise_level(images: Tensor) -> Tensor:
-    """Return the estimated standard deviation of the noise in grey levels, (N,).
+    """Return the estimated standard deviation of the noise (N,) of images (N, 3, H, W) in [0, 1], H and W at least 8.
 
-    The eigenvalues of the covariance of all 8 x 8 x 3 patches are those of the picture plus the noise's own. The
+    The eigenvalues of the covariance of all 8 x 8 x 3 patches are those of the picture plus those of the noise. The
     largest are dropped one by one, until the mean of the rest is their median: what is left is noise alone.
-
-    Args:
-        images: (N, 3, H, W) in [0, 1], at least 8 pixels wide and high.
     """
     return torch.tensor([_noise_level(image) for image in images], dtype=torch.float64)
 

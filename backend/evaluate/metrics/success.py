@@ -1,9 +1,8 @@
-"""How often an attack turns a verdict: attack success rate and its transfer to other detectors.
+"""How often an attack changes a verdict: attack success rate and its transfer to other detectors.
 
-Artifact-Eraser (arXiv 2404.08341) and its code: with p_fake of the original, of the picture that the attack starts
-from (the generator's inversion; the original itself for attacks on pixels) and of the attacked picture, a success is
-called fake before, still fake after the mere inversion, and real after the attack. The paper names no denominator and
-its code uses two, so all four are given.
+Artifact-Eraser (arXiv 2404.08341) and its code: an attack starts from the generator's inversion of a picture, or from
+the picture itself if it changes pixels. It succeeds if the picture was called fake before and after mere inversion,
+and is called real after the attack. The paper names no denominator and its code uses two, so all four are given.
 """
 
 from collections.abc import Sequence
@@ -20,29 +19,16 @@ Scores = Sequence[float] | np.ndarray
 
 @dataclass(frozen=True)
 class Success:
-    """Successes over four denominators.
+    """Successes over four denominators."""
 
-    Args:
-        everything: Over all pictures.
-        detected: Over those that were called fake before.
-        after_inversion: Over those that were called fake after the inversion.
-        both: Over those that were called fake before and after the inversion.
-    """
-
-    everything: Estimate
-    detected: Estimate
-    after_inversion: Estimate
-    both: Estimate
+    everything: Estimate  # all pictures
+    detected: Estimate  # those called fake before
+    after_inversion: Estimate  # those called fake after the inversion
+    both: Estimate  # those called fake before and after the inversion
 
 
 def attack_success(original: Scores, inversion: Scores, attacked: Scores) -> Success:
-    """Return the attack success rate over its four denominators.
-
-    Args:
-        original: p_fake (N,) in [0, 1] of the pictures as they came.
-        inversion: p_fake (N,) of what the attack starts from.
-        attacked: p_fake (N,) of the attacked pictures.
-    """
+    """Return the attack success rate from p_fake (N,) in [0, 1] of originals, starting points and attacked pictures."""
     before = np.asarray(original, dtype=np.float64) > THRESHOLD
     start = np.asarray(inversion, dtype=np.float64) > THRESHOLD
     after = np.asarray(attacked, dtype=np.float64) < THRESHOLD
@@ -64,10 +50,7 @@ def attack_success(original: Scores, inversion: Scores, attacked: Scores) -> Suc
     source=SOURCE,
 )
 def transfer_rate(original: Scores, inversion: Scores, attacked: Scores) -> Estimate:
-    """Return the success rate of an attack by the scores (N,) of a detector that was not attacked.
-
-    The denominator is `both`: what that detector itself called fake before and after the inversion.
-    """
+    """Return the success rate over `both`, by the scores (N,) of a detector that was not attacked."""
     return attack_success(original, inversion, attacked).both
 
 

@@ -1,4 +1,4 @@
-"""What traces a picture carries, measured against real photographs: spectrum, power, noise residual, deep features.
+"""Traces in a picture, compared with real photographs: spectrum, power, noise residual and deep features.
 
 Deep features are mapped to two dimensions by t-SNE (van der Maaten and Hinton 2008).
 """
@@ -26,43 +26,38 @@ from backend.trace_removal.discriminators import (
 )
 
 PERPLEXITY = 30.0
-
+SPECTRUM_SIDE = 32  # of a stored spectrum; neighbouring frequencies are averaged
 DISCRIMINATOR_NAMES = ("spatial", "spectral", "fingerprint")
-
+LIU = "TR-Net (Liu et al. 2022, arXiv 2203.11433)"
 CHECKPOINT_HINT = "Name the checkpoint.pt in the folder of a TR-Net's training, with its settings.json beside it."
 
 
 @torch.no_grad()
 def detector_features(name: str, picture: Tensor) -> np.ndarray:
-    """Return the mean over the picture, and its mirror image if seen, of the layer that Grad-CAM reads, (C,) float16.
+    """Return a detector's Grad-CAM features (C,) of a picture (1, 3, S, S) in [0, 1], float16.
 
-    Args:
-        name: Of a detector.
-        picture: (1, 3, S, S) in [0, 1].
+    They are the mean over all positions and, if the detector also reads the mirror image, over both.
 
     Raises:
-        UserError: The detector has no such layer.
+        UserError: The detector has no layer for Grad-CAM.
     """
     detector = registry.load(name)
-    seen: list[Tensor] = []
-    with runtime.MODEL_LOCK:  # outside of it, the hook would see what others ask of the same detector
-        hook = detector.cam_module().register_forward_hook(lambda _module, _given, made: seen.append(made))
+    outputs: list[Tensor] = []
+    with runtime.MODEL_LOCK:  # without it, the hook would also record other callers' pictures
+        hook = detector.cam_module().register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
         try:
             detector.logit_fake(picture.to(detector.mean.device))
         finally:
             hook.remove()
-    return seen[0].flatten(2).mean((0, 2)).cpu().numpy().astype(np.float16)
+    return outputs[0].flatten(2).mean((0, 2)).cpu().numpy().astype(np.float16)
 
 
 @torch.no_grad()
 def discriminator_features(checkpoint: Path, picture: Tensor) -> dict[str, np.ndarray]:
-    """Return the last features of TR-Net's three discriminators, flattened, float16.
+    """Return the last features of TR-Net's three discriminators by name, flattened, float16.
 
-    They have 512 * width channels of 4 x 4, or of 8 x 8 in the finer form of the spatial one.
-
-    Args:
-        checkpoint: `checkpoint.pt` of a training run.
-        picture: (1, 3, S, S) in [0, 1], of the training's size.
+    They have 512 * width channels of 4 x 4, or of 8 x 8 in the finer form of the spatial one. The picture is
+    (1, 3, S, S) in [0, 1], with S as in the training run.
 
     Raises:
         UserError: The file cannot be read.
@@ -70,16 +65,12 @@ def discriminator_features(checkpoint: Path, picture: Tensor) -> dict[str, np.nd
     loaded = runtime.load_once(f"discriminators {checkpoint}", lambda: _load_discriminators(checkpoint))
     picture = picture.to(runtime.device())
     with runtime.MODEL_LOCK:
-        found = {name: one.backbone.features(one.inputs(picture)) for name, one in loaded.items()}
-    return {name: features.flatten().cpu().numpy().astype(np.float16) for name, features in found.items()}
+        features = {name: module.backbone.features(module.inputs(picture)) for name, module in loaded.items()}
+    return {name: values.flatten().cpu().numpy().astype(np.float16) for name, values in features.items()}
 
 
 def checkpoint_hash(checkpoint: Path) -> str:
-    """Return the SHA-256 of a checkpoint.
-
-    Raises:
-        UserError: There is no such file.
-    """
+    """Return the SHA-256 of a checkpoint, or raise a UserError if there is no such file."""
     if not checkpoint.is_file():
         raise UserError(f"There is no checkpoint {checkpoint.name}.", CHECKPOINT_HINT)
     return weights.file_hash(checkpoint)
@@ -98,25 +89,20 @@ def tsne_map(features: np.ndarray, seed: int) -> np.ndarray:
 def _load_discriminators(checkpoint: Path) -> Mapping[str, Discriminator]:
     checkpoint_hash(checkpoint)
     try:
-        said: dict[str, Any] = json.loads((checkpoint.parent / "settings.json").read_text(encoding="utf-8"))
+        settings: dict[str, Any] = json.loads((checkpoint.parent / "settings.json").read_text(encoding="utf-8"))
         states = torch.load(checkpoint, map_location="cpu", weights_only=True)["modules"]
-        width, norm = said["discriminator_width"], said["norm"]
+        width, norm = settings["discriminator_width"], settings["norm"]
         head = states["fingerprint"].get("source_head.3.weight")
         built: dict[str, Discriminator] = {
-            "spatial": SpatialDiscriminator(width, norm, said.get("spatial_form", "strided")),
-            "spectral": SpectralDiscriminator(width, norm, said["spectral_form"], said["size"]),
+            "spatial": SpatialDiscriminator(width, norm, settings.get("spatial_form", "strided")),
+            "spectral": SpectralDiscriminator(width, norm, settings["spectral_form"], settings["size"]),
             "fingerprint": FingerprintDiscriminator(0 if head is None else len(head), width, norm),
         }
         for name, module in built.items():
             module.load_state_dict(states[name])
     except (OSError, ValueError, KeyError, TypeError, RuntimeError):
         raise UserError(f"The discriminators in {checkpoint.name} cannot be loaded.", CHECKPOINT_HINT) from None
-    return {name: one.eval().requires_grad_(requires_grad=False).to(runtime.device()) for name, one in built.items()}
-
-
-SPECTRUM_SIDE = 32  # of a stored spectrum; neighbouring frequencies are averaged
-
-LIU = "TR-Net (Liu et al. 2022, arXiv 2203.11433)"
+    return {key: built[key].eval().requires_grad_(requires_grad=False).to(runtime.device()) for key in built}
 
 
 def small_spectrum(spectrum: Tensor) -> np.ndarray:
@@ -185,13 +171,11 @@ def residual_strength(picture: Tensor) -> float:
 def fingerprint_correlation(picture: Tensor, fingerprints: Mapping[str, Tensor]) -> float | None:
     """Return the largest correlation in [-1, 1] of a picture's residual with a fingerprint; None without any.
 
-    Args:
-        picture: (1, 3, S, S) in [0, 1].
-        fingerprints: By kind of fake, (3, S, S).
+    The picture is (1, 3, S, S) in [0, 1]; the fingerprints, by kind of fake, are (3, S, S).
     """
     noise = signals.wiener_residual(picture).cpu()
-    found = [float(signals.residual_correlation(one, noise)[0]) for one in fingerprints.values()]
-    return max(found) if found else None
+    correlations = (float(signals.residual_correlation(pattern, noise)[0]) for pattern in fingerprints.values())
+    return max(correlations, default=None)
 
 
 @register_metric(
@@ -209,7 +193,7 @@ def real_neighbours(points: np.ndarray, real: np.ndarray, fake: np.ndarray, own:
         points: Features (N, D).
         real: Features of real pictures (R, D).
         fake: Features of untouched fakes (K, D).
-        own: For each point, the number of the fake that it was made from, which is left out (N,).
+        own: For each point, the index (N,) of the fake that it was made from, which is left out.
         count: How many neighbours.
     """
     if not len(real) or len(fake) < 2:
