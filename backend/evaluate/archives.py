@@ -99,7 +99,7 @@ def _check_directory(archive: Path, limits: Limits) -> None:
         raise UserError("This file is not a zip file.", "Use a folder, or a .zip file of one.")
     _, _, _, _, entries, directory, _, _ = _END.unpack_from(tail, at)
     if tail[:at][-20:].startswith(_ZIP64_SIGNATURE):
-        raise UserError("The zip file is in the format for more than 65,000 files or 4 GB.", _AGAIN)
+        raise UserError("The zip file uses the format for more than 65,000 files or 4 GB.", _AGAIN)
     if entries > limits.files or directory > limits.files * _LARGEST_ENTRY:
         raise UserError(f"The zip holds more than {limits.files:,} files.", "Use fewer pictures, or a folder.")
 
@@ -178,7 +178,7 @@ def _write_entry(pack: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path, limi
 
 
 def _too_large(entry: zipfile.ZipInfo, limit: int) -> UserError:
-    return UserError(f"A file in the zip has more than {limit / 1e6:g} MB ({_shown(entry)}).", "Use smaller pictures.")
+    return UserError(f"A file in the zip takes more than {limit / 1e6:g} MB ({_shown(entry)}).", "Use smaller pictures.")
 
 
 def _shown(entry: zipfile.ZipInfo) -> str:

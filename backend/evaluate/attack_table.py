@@ -187,7 +187,7 @@ def _csv_line(row: TableRow, detectors: Iterable[str]) -> dict[str, Any]:
 
 
 def _left_out(config: TraceRemovalConfig) -> dict[str, list[str]]:
-    """Return the detectors that are not installed by set, and under `attacks` the attacks without weights."""
+    """Return, by set, the detectors that are not installed, and under `attacks` the attacks without weights."""
     sets = {SET_OF_DEFENCE.get(name, name): missing_detectors(name, config.detectors) for name in config.defences}
     return sets | {"attacks": [name for name in config.attacks if not get_attack(name).available()]}
 

@@ -84,7 +84,7 @@ class Dataset:
     def select(
         self, fakes: int | None, reals: int | None, seed: int, problem: Callable[[str], str | None] = _no_problem
     ) -> "Dataset":
-        """Return at most so many pictures, spread evenly over families and sources; None takes all.
+        """Return some of the pictures, spread evenly over families and sources; None takes all.
 
         Args:
             fakes: The most fakes.
@@ -118,7 +118,7 @@ class Dataset:
 
 
 def list_files(folder: Path) -> list[str]:
-    """Return the relative paths of all files below a folder, with forward slashes, sorted; hidden ones are left out."""
+    """Return the relative paths of all files below a folder but hidden ones, with forward slashes, sorted."""
     files = []
     for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -249,7 +249,7 @@ def _read_plain(_folder: Path, names: list[str]) -> LayoutFound:
         if top.lower() == "fake":
             family, inner = _split_folder(rest)
             candidates = [originals.get(_without_suffix(path), []) for path in (rest, inner)]
-            pair = next((reals[0] for reals in candidates if len(reals) == 1), None)  # of several, none is certain
+            pair = next((reals[0] for reals in candidates if len(reals) == 1), None)  # several leave the original open
             samples.append(_fake_sample(name, family or "fake", pair))
         elif top.lower() != "real":
             skipped.append(Skipped(name, "It lies neither in real/ nor in fake/."))

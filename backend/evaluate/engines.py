@@ -88,7 +88,7 @@ class Pool(ABC):
 
     @abstractmethod
     def start(self, packed: bytes, number: int) -> Any:
-        """Start a worker that unpickles protocol and data, and return a handle of it."""
+        """Start a worker that unpickles protocol and data, and return a handle to it."""
 
     @abstractmethod
     def send(self, worker: Any, item: OwnItem) -> None:
