@@ -178,7 +178,7 @@ def _write_entry(pack: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path, limi
 
 
 def _too_large(entry: zipfile.ZipInfo, limit: int) -> UserError:
-    return UserError(f"A file in the zip takes more than {limit / 1e6:g} MB ({_shown(entry)}).", "Use smaller pictures.")
+    return UserError(f"A zipped file takes more than {limit / 1e6:g} MB ({_shown(entry)}).", "Use smaller pictures.")
 
 
 def _shown(entry: zipfile.ZipInfo) -> str:
