@@ -17,6 +17,7 @@ import numpy as np
 from backend import images, weights
 from backend.alignment import LocatedFace, locate_all, locate_known
 from backend.counterfactual.photo import (
+    COUNTERFACTUAL_RECORD,
     CounterfactualBundle,
     bundle_counterfactual,
     find_counterfactual,
@@ -97,7 +98,7 @@ def load_examples(folder: Path = FOLDER) -> list[Example]:
 def is_stale(example: Example) -> bool:
     """Say whether a stored result was made by other models than the registry names now."""
     try:
-        records = [example.results / "story.json", *(example.results / REMOVAL).glob("*.json")]
+        records = [example.results / COUNTERFACTUAL_RECORD, *(example.results / REMOVAL).glob("*.json")]
         used = [json.loads(path.read_text(encoding="utf-8"))["weights"] for path in records]
     except (OSError, ValueError, KeyError):
         return True

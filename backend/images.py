@@ -71,13 +71,19 @@ def to_array(tensor: Tensor) -> np.ndarray:
     return (picture * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().cpu().numpy()
 
 
-def encode_png(array: np.ndarray, text: dict[str, str] | None = None) -> bytes:
-    """Encode uint8 (H, W, 3) pixels as PNG, without loss, with `text` as its metadata."""
+def encode_png(array: np.ndarray, text: dict[str, str] | None = None, *, colours: int | None = None) -> bytes:
+    """Encode uint8 (H, W, 3) pixels as PNG, with `text` as its metadata.
+
+    Without loss, unless `colours` says how many may be kept, at most 256: enough for a diagram, and half as large.
+    """
     chunks = PngImagePlugin.PngInfo()
     for key, value in (text or {}).items():
         chunks.add_text(key, value)
     buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, format="PNG", pnginfo=chunks)
+    picture = Image.fromarray(array)
+    if colours is not None:
+        picture = picture.quantize(colours, dither=Image.Dither.NONE)
+    picture.save(buffer, format="PNG", pnginfo=chunks, optimize=colours is not None)
     return buffer.getvalue()
 
 

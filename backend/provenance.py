@@ -174,12 +174,20 @@ def zip_files(files: Mapping[str, bytes | str]) -> bytes:
 
 
 def save_unmarked(
-    folder: Path, pictures: Mapping[str, np.ndarray], record: dict[str, Any], record_name: str
+    folder: Path,
+    pictures: Mapping[str, np.ndarray],
+    record: dict[str, Any],
+    record_name: str,
+    diagrams: Collection[str] = (),
 ) -> list[Path]:
-    """Write pictures and record as the app stores its own examples, without visible marks, and return the files."""
+    """Write pictures and record as the app stores its own examples, without visible marks, and return the files.
+
+    Those named in `diagrams` keep 256 colours; all others are stored without loss.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for name, picture in pictures.items():
         colours = picture if picture.ndim == 3 else np.repeat(picture[..., None], 3, axis=2)
-        (folder / f"{name}.png").write_bytes(unmarked_png(colours, {"kind": name}))
+        limit = 256 if name in diagrams else None
+        (folder / f"{name}.png").write_bytes(images.encode_png(colours, _texts({"kind": name}), colours=limit))
     (folder / record_name).write_bytes((json.dumps(record, indent=1) + "\n").encode())
     return sorted(folder.iterdir())

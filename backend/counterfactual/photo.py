@@ -28,7 +28,7 @@ from backend.progress import Job, Step, counted
 from backend.provenance import FaceResult
 from backend.runtime import MODEL_LOCK, device
 
-FACE_PICTURES = ("crop", "inversion", "counterfactual")
+COUNTERFACTUAL_RECORD = "counterfactual.json"
 CAM_MAPS = ("cam_before", "cam_after")
 CAM_COLOURS = "cividis"  # its brightness rises steadily, for every kind of colour vision and in print
 CAM_OPACITY = 0.55
@@ -280,7 +280,8 @@ class CounterfactualBundle:
 
     def save(self, folder: Path) -> list[Path]:
         """Write what `load_counterfactual` needs, without visible marks, and return the files."""
-        return provenance.save_unmarked(folder, {**self.faces, **self.maps}, self.record, "story.json")
+        pictures = {name: picture for name, picture in {**self.faces, **self.maps}.items() if name != "crop"}
+        return provenance.save_unmarked(folder, pictures, self.record, COUNTERFACTUAL_RECORD)
 
 
 def bundle_counterfactual(result: PhotoCounterfactual) -> CounterfactualBundle:
@@ -295,11 +296,11 @@ def bundle_counterfactual(result: PhotoCounterfactual) -> CounterfactualBundle:
 
 def load_counterfactual(folder: Path, located: LocatedFace) -> CounterfactualBundle:
     """Read what `CounterfactualBundle.save` wrote; the embedded generator must have changed the face."""
-    record = json.loads((folder / "story.json").read_text(encoding="utf-8"))
+    record = json.loads((folder / COUNTERFACTUAL_RECORD).read_text(encoding="utf-8"))
     pictures = {path.stem: images.read(path) for path in folder.glob("*.png")}
-    faces = {name: pictures[name] for name in FACE_PICTURES if name in pictures}
-    maps = {name: pictures[name][..., 0] for name in CAM_MAPS if name in pictures}
     aligned = predict.embedded_crop(located).aligned
+    faces = {"crop": aligned.crop, **{name: pictures[name] for name in ("inversion", "counterfactual")}}
+    maps = {name: pictures[name][..., 0] for name in CAM_MAPS if name in pictures}
     pasted = alignment.paste_back(located.photo, faces["counterfactual"], aligned)
     return CounterfactualBundle(record, faces, maps, pasted)
 

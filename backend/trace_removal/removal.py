@@ -45,7 +45,6 @@ TRNET_COMMAND = "python -m backend train trnet --data DIR --fakes DIR --out trne
 VISIBLE_SSIM = 0.97  # SSIM below which a change to a smooth face shows at the size of the page
 RESIDUAL_FORM_NOTE = "This TR-Net adds to the picture; the published form draws it anew."
 REMOVAL_STEPS = 4
-FACE_PICTURES = ("crop", "removed")
 REMOVAL_RECORD = "removal.json"
 NO_REFERENCES_NOTE = (
     "The views of the traces need reference statistics, which are not installed; "
@@ -418,7 +417,8 @@ class RemovalBundle:
 
     def save(self, folder: Path) -> list[Path]:
         """Write what `load_removal` needs, without visible marks, and return the files."""
-        return provenance.save_unmarked(folder, {**self.faces, **self.views}, self.record, REMOVAL_RECORD)
+        pictures = {"removed": self.faces["removed"], **self.views}
+        return provenance.save_unmarked(folder, pictures, self.record, REMOVAL_RECORD, self.views)
 
 
 def _verdict_in_words(p_fake: float) -> str:
@@ -476,9 +476,9 @@ def bundle_removal(
 def load_removal(folder: Path, located: LocatedFace) -> RemovalBundle:
     """Read what `RemovalBundle.save` wrote about a face."""
     record = json.loads((folder / REMOVAL_RECORD).read_text(encoding="utf-8"))
-    faces = {name: images.read(folder / f"{name}.png") for name in FACE_PICTURES}
-    views = {view["name"]: images.read(folder / f"{view['name']}.png") for view in record["views"]}
     aligned = predict.embedded_crop(located).aligned
+    faces = {"crop": aligned.crop, "removed": images.read(folder / "removed.png")}
+    views = {view["name"]: images.read(folder / f"{view['name']}.png") for view in record["views"]}
     return RemovalBundle(record, faces, views, alignment.paste_back(located.photo, faces["removed"], aligned))
 
 
