@@ -224,7 +224,12 @@ def test_a_bundle_is_saved_loaded_and_packed(known, tmp_path):
     made.save(tmp_path)
     read = removal.load_removal(tmp_path, located)
     assert read.record == json.loads(json.dumps(made.record))
-    assert all(np.array_equal(read.pictures()[name], one) for name, one in made.pictures().items())
+    for name, picture in made.pictures().items():
+        stored = read.pictures()[name]
+        if name in made.views:  # diagrams keep 256 colours
+            assert np.abs(stored.astype(int) - picture).mean() < 1.5
+        else:
+            assert np.array_equal(stored, picture)
     packed = zipfile.ZipFile(io.BytesIO(made.zip()))
     names = {"crop", "removed", "difference", "photo", "spectrum", "power", "noise", "attention"}
     assert set(packed.namelist()) == {f"{name}.png" for name in names} | {"record.json", "summary.txt"}
