@@ -1,7 +1,4 @@
-"""Aligned faces from folders and tar packs, in memory.
-
-Their order depends on seed and step alone.
-"""
+"""Read aligned faces from folders and tar packs into memory, and draw batches that depend on seed and step alone."""
 
 import hashlib
 import io
@@ -20,27 +17,23 @@ from backend.errors import UserError
 
 T = TypeVar("T", str, tuple[str, bytes])
 TRAINING_PACKS, VALIDATION_PACKS = "real-train*", "real-val*"
-VALIDATION_PART = 19  # of a folder without packs, one photograph in so many only measures; coprime to the other parts
+VALIDATION_PART = 19  # one photograph in so many validates where there are no packs; coprime to the other parts
 PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 
 
 @dataclass(frozen=True)
 class Photographs:
-    """Pictures with their names."""
-
     names: list[str]  # path of each within its pack or folder
     pictures: Tensor  # uint8 (N, 3, size, size) RGB
 
     def __len__(self) -> int:
-        """Return how many there are."""
         return len(self.names)
 
     def subset(self, indices: list[int]) -> "Photographs":
-        """Return some of them, in the given order."""
         return Photographs([self.names[index] for index in indices], self.pictures[indices])
 
     def partition(self, held: list[bool]) -> tuple["Photographs", "Photographs"]:
-        """Return those that are not held out, and those that are."""
+        """Return the photographs that are not held out, and those that are."""
         first, second = ([index for index, value in enumerate(held) if value == side] for side in (False, True))
         return self.subset(first), self.subset(second)
 
@@ -55,21 +48,22 @@ def load_photographs(data: Path, size: int, packs: str = "*") -> Photographs:
 
 
 def read_files(data: Path, packs: str = "*") -> list[tuple[str, bytes]]:
-    """Return names and files of what `load_photographs` would read, sorted.
+    """Return the names and contents of the files that `load_photographs` would read, sorted.
 
     Raises:
-        UserError: There is nothing to read.
+        UserError: There are no pictures.
     """
     archives = sorted(data.glob(f"{packs}.tar"))
-    files = _from_archives(archives) if archives else ((name, path.read_bytes()) for name, path in _files(data))
-    return _sorted_or_refuse(files, data)
+    if archives:
+        return _sorted_or_refuse(((name, file.read()) for name, file in _members(archives)), data)
+    return _sorted_or_refuse(((name, path.read_bytes()) for name, path in _files(data)), data)
 
 
 def list_names(data: Path, packs: str = "*") -> list[str]:
-    """Return the names of what `load_photographs` would read, sorted.
+    """Return the names of the files that `load_photographs` would read, sorted.
 
     Raises:
-        UserError: There is nothing to read.
+        UserError: There are no pictures.
     """
     archives = sorted(data.glob(f"{packs}.tar"))
     names = (name for name, _ in (_members(archives) if archives else _files(data)))
@@ -82,11 +76,6 @@ def split_photographs(data: Path, size: int) -> tuple[Photographs, Photographs]:
         return load_photographs(data, size, TRAINING_PACKS), load_photographs(data, size, VALIDATION_PACKS)
     photographs = load_photographs(data, size)
     return photographs.partition([falls_into_part(name, VALIDATION_PART) for name in photographs.names])
-
-
-def _from_archives(archives: list[Path]) -> Iterator[tuple[str, bytes]]:
-    for name, file in _members(archives):
-        yield name, file.read()
 
 
 def _members(archives: list[Path]) -> Iterator[tuple[str, IO[bytes]]]:
@@ -108,9 +97,7 @@ def _files(folder: Path) -> Iterator[tuple[str, Path]]:
 def _sorted_or_refuse(files: Iterable[T], data: Path) -> list[T]:
     result = sorted(files)  # type: ignore[type-var]
     if not result:
-        raise UserError(
-            f"There are no pictures in {data.name}.", "Name a folder with JPEG or PNG files, or with packs."
-        )
+        raise UserError(f"There are no pictures in {data.name}.", "Name a folder with JPEG or PNG files or packs.")
     return result
 
 
@@ -139,10 +126,9 @@ def draw_indices(count: int, batch: int, *, seed: int, step: int) -> Tensor:
 
 
 def falls_into_part(name: str, parts: int) -> bool:
-    """Say whether a file is among the one in `parts` files that the names (without folders) choose."""
+    """Say whether the hash of a file's name (without folders) puts it among the one in `parts` files."""
     return int(hashlib.sha256(base_name(name).encode()).hexdigest(), 16) % parts == 0
 
 
 def base_name(name: str) -> str:
-    """Return a file's name without its folders."""
     return name.rsplit("/", 1)[-1]

@@ -5,13 +5,13 @@ photographs; in some of them the generator has drawn the face), attribute editin
 of a photograph after a latent edit) and synthesis (`sample`, drawn from z, inverted and drawn again, and
 `reconstruction`, the rendering of a photograph as it is). A fake's target is the photograph that it was made from; a
 sample's is the nearest one. A manifest names family, kind, what the generator has drawn of it, target, how it was
-paired, source and seed. The same seed gives the same bytes on the same device, and a run that was stopped continues.
+paired, source and seed. The same seed gives the same bytes on the same device, and a stopped run can be resumed.
 
 A swap takes the steps of classical replacement tools: the source's inner face is warped so that its landmarks fall on
 the target's, its colours are matched inside the face (Reinhard et al. 2001, section 3), and it is blended with a
 feathered mask or in the gradient domain (Perez et al. 2003, section 3). In newer tools a network draws the face:
-`redraw_face` has the step that they add. Landmarks come from the last network of MTCNN alone (Zhang et al. 2016,
-section 2.2), for in an aligned picture the face's place is known.
+`redraw_face` is the step that they add. Landmarks come from the last network of MTCNN alone (Zhang et al. 2016,
+section 2.2), because the position of the face in an aligned picture is known.
 """
 
 import csv
@@ -56,18 +56,10 @@ SWAP_CANDIDATES = 4  # photographs among which a swap looks for the most similar
 def swap_faces(
     target: Array, source: Array, target_points: Array, source_points: Array, *, blend: str, feather: float
 ) -> Array:
-    """Put the source's face on the target.
+    """Put the source's inner face on the target, which keeps its hair, outline and background; all uint8 (S, S, 3).
 
-    Args:
-        target: uint8 (S, S, 3), keeps its hair, outline and background.
-        source: uint8 (S, S, 3), gives its inner face.
-        target_points: (5, 2) landmarks x, y in pixels: eyes, nose, mouth corners.
-        source_points: The same of the source.
-        blend: `feather` or `poisson`.
-        feather: Width of the soft edge in pixels.
-
-    Returns:
-        uint8 (S, S, 3).
+    Landmarks (5, 2) are x, y in pixels: eyes, nose, mouth corners. `blend` is `feather` or `poisson`, and `feather` is
+    the width of the soft edge in pixels.
     """
     warped = warp_to(source, source_points, target_points)
     inside = inner_face(target_points, target.shape[0]) > 0.5
@@ -78,27 +70,18 @@ def swap_faces(
 
 
 def redraw_face(swapped: Array, drawn: Array, target: Array, target_points: Array, *, feather: float) -> Array:
-    """Put a network's drawing of a swap in the swap's place, as tools do whose faces a network draws.
+    """Replace the face of a swap by a network's drawing of it, as tools with generative networks do.
 
-    DeepfakeTIMIT (Korshunov and Marcel 2018, section 2), which is the replacement family of TR-Net's paper, is made so:
-    the network draws the face, its colours are matched, and it is blended into the frame.
-
-    Args:
-        swapped: uint8 (S, S, 3), what `swap_faces` returned.
-        drawn: uint8 (S, S, 3), the network's drawing of all of it.
-        target: uint8 (S, S, 3), keeps its hair, outline and background.
-        target_points: (5, 2) landmarks of the target in pixels.
-        feather: Width of the soft edge in pixels.
-
-    Returns:
-        uint8 (S, S, 3).
+    DeepfakeTIMIT (Korshunov and Marcel 2018, section 2), the replacement family of TR-Net's paper, is made this way:
+    the network draws the face, its colours are matched, and it is blended into the frame. `swapped` is what
+    `swap_faces` returned, `drawn` the network's drawing of it, both uint8 (S, S, 3); the rest is as for `swap_faces`.
     """
     matched = match_colour(drawn, swapped, inner_face(target_points, target.shape[0]) > 0.5)
     return lay_on(matched, target, target_points, feather)
 
 
 def lay_on(face: Array, target: Array, target_points: Array, feather: float) -> Array:
-    """Lay a face (S, S, 3) that is in its place already on the target, inside a soft edge; uint8 (S, S, 3)."""
+    """Blend a face (S, S, 3) that is already in place into the target, with a soft edge; uint8 (S, S, 3)."""
     mask = inner_face(target_points, target.shape[0])
     soft = ndimage.gaussian_filter(ndimage.grey_erosion(mask, size=2 * int(feather / 2) + 1), feather)[..., None]
     background = target.astype(np.float64)
@@ -111,22 +94,21 @@ def inner_face(points: Array, size: int) -> Array:
     left, right, nose, mouth_left, mouth_right = points
     eyes = (left + right) / 2
     mouth = (mouth_left + mouth_right) / 2
-    across = (right - left) / max(1e-6, float(np.linalg.norm(right - left)))
-    down = np.array([-across[1], across[0]])
     width = float(np.linalg.norm(right - left))
+    across = (right - left) / max(1e-6, width)
+    down = np.array([-across[1], across[0]])
     height = max(1e-6, float((mouth - eyes) @ down))
     centre = (eyes + mouth + nose) / 3
     angles = np.linspace(0, 2 * np.pi, 40, endpoint=False)
-    top, bottom = 1.0 * height, 1.15 * height
     cosine, sine = np.cos(angles)[:, None], np.sin(angles)[:, None]
-    corners = centre + across * cosine * 1.05 * width + down * sine * np.where(sine > 0, bottom, top)
+    corners = centre + across * cosine * 1.05 * width + down * sine * np.where(sine > 0, 1.15 * height, height)
     return draw.polygon2mask((size, size), corners[:, ::-1]).astype(np.float64)
 
 
 def partial_swap(target: Array, swapped: Array, randomness: np.random.Generator) -> Array:
-    """Keep a swap in one random soft ellipse of the face only, as part edits do; uint8 (S, S, 3).
+    """Keep a swap only in one random soft ellipse of the face, as local edits do; uint8 (S, S, 3).
 
-    It turns a few thousand swaps into as many as training asks for.
+    This turns a few thousand swaps into as many as training needs.
     """
     size = target.shape[0]
     rows, columns = np.mgrid[0:size, 0:size]
@@ -151,7 +133,7 @@ def warp_to(source: Array, source_points: Array, target_points: Array) -> Array:
     grid = np.stack(np.meshgrid(axis, axis), axis=-1)
     coarse = spline(grid.reshape(-1, 2)).reshape(*grid.shape)
     rows, columns = np.mgrid[0:size, 0:size] / step
-    places = [ndimage.map_coordinates(coarse[..., axis_], [rows, columns], order=1) for axis_ in (1, 0)]
+    places = [ndimage.map_coordinates(coarse[..., index], [rows, columns], order=1) for index in (1, 0)]
     channels = np.moveaxis(source.astype(np.float64), -1, 0)
     return np.stack([ndimage.map_coordinates(channel, places, order=1, mode="reflect") for channel in channels], -1)
 
@@ -196,20 +178,16 @@ def _solve_poisson(divergence: Array, border: Array) -> Array:
 
 
 class LandmarkedPhotographs:
-    """Photographs with their landmarks."""
-
     def __init__(self, photographs: Photographs) -> None:
         self.photographs = photographs
         points, scores = zip(*map(find_landmarks, photographs.pictures.split(LANDMARK_BLOCK)), strict=True)
         self._points = torch.cat(points).double().numpy()
-        self._found = torch.cat(scores).numpy() >= MIN_LANDMARK_SCORE
+        self._has_face = torch.cat(scores).numpy() >= MIN_LANDMARK_SCORE
 
     def __len__(self) -> int:
-        """Return how many photographs there are."""
         return len(self.photographs)
 
     def name(self, index: int) -> str:
-        """Return the name of one photograph."""
         return self.photographs.names[index]
 
     def picture(self, index: int) -> np.ndarray:
@@ -217,8 +195,8 @@ class LandmarkedPhotographs:
         return self.photographs.pictures[index].permute(1, 2, 0).numpy()
 
     def landmarks_of(self, index: int) -> np.ndarray | None:
-        """Return (5, 2) landmarks in pixels, or None where no face is found."""
-        return self._points[index] if self._found[index] else None
+        """Return (5, 2) landmarks in pixels, or None if there is no face."""
+        return self._points[index] if self._has_face[index] else None
 
 
 @torch.no_grad()
@@ -256,7 +234,7 @@ def _landmark_network() -> nn.Module:
 
 
 class NearestPhotograph:
-    """Finds the nearest of many photographs by the Euclidean distance of pictures shrunk to 32x32 pixels."""
+    """Finds the nearest photograph by the Euclidean distance of pictures shrunk to 32x32 pixels."""
 
     def __init__(self, photographs: Photographs) -> None:
         self.names = photographs.names
@@ -264,7 +242,7 @@ class NearestPhotograph:
         self.lengths = self.features.square().sum(1)
 
     def index(self, picture: Tensor) -> int:
-        """Return the place of the photograph nearest to a picture, uint8 (3, S, S); the first of equals."""
+        """Return the index of the photograph nearest to a picture, uint8 (3, S, S); the first of equals."""
         return int((self.lengths - 2 * self.features @ _nearest_features(picture[None])[0]).argmin())
 
     def name(self, picture: np.ndarray) -> str:
@@ -300,8 +278,8 @@ class FakesSettings:
     seed: int = 0
     kinds: tuple[str, ...] = FAKE_KINDS  # some of `FAKE_KINDS`
     truncation: float = 0.8  # of samples
-    # Share of the swaps whose face the generator draws. The others are put together from two photographs alone; whether
-    # a swap is redrawn changes neither its photographs nor how they are blended.
+    # Share of the swaps whose face the generator redraws. The others come from two photographs alone. Redrawing changes
+    # neither the photographs nor how they are blended.
     redrawn: float = 0.5
 
     def drawn_part(self, kind: str, seed: int) -> str:
@@ -313,8 +291,6 @@ class FakesSettings:
 
 @dataclass(frozen=True)
 class BuiltFakes:
-    """What a finished run reports."""
-
     folder: Path
     counts: dict[str, int]
     skipped: int
@@ -325,7 +301,7 @@ def build_fakes(
 ) -> Job[BuiltFakes]:
     """Write PNG fakes and `manifest.csv` to `out`, from aligned photographs of the generator's size.
 
-    Manifests of earlier versions, without families and pairs of samples, are completed.
+    Manifests of earlier versions, which lack families and the targets of samples, are completed.
 
     Raises:
         UserError: The folder holds fakes of another seed, or with another share of redrawn swaps.
@@ -346,8 +322,8 @@ def build_fakes(
                     raise UserError(f"{out.name} holds fakes of another seed.", "Choose another folder with --out.")
                 if done[name]["drawn"] != drawn:
                     raise UserError(
-                        f"{out.name} holds swaps of which another share was redrawn.",
-                        "Choose another folder with --out, or that share with --redrawn (of earlier versions: 0).",
+                        f"{out.name} holds swaps with another share of redrawn faces.",
+                        "Choose another folder with --out, or that share with --redrawn (0 in earlier versions).",
                     )
                 continue
             fake = make_fake(kind, landmarks, inverter, seed, truncation=settings.truncation, drawn=drawn)
@@ -371,7 +347,7 @@ def build_fakes(
 def make_fake(
     kind: str, landmarks: LandmarkedPhotographs, inverter: Inverter | None, seed: int, *, truncation: float, drawn: str
 ) -> tuple[np.ndarray, str, str] | None:
-    """Make one fake: the picture, its target's and its source's file name; None where no face is found."""
+    """Return a fake and the file names of its target and source; None if there is no face."""
     randomness = np.random.default_rng(seed)
     target = int(randomness.integers(len(landmarks)))
     if drawn == NOTHING_DRAWN:
@@ -389,9 +365,8 @@ def make_fake(
 def draw_samples(inverter: Inverter, count: int, *, seed: int, truncation: float, reinvert: bool = True) -> Tensor:
     """Draw `count` new faces (count, 3, size, size) in [0, 1] from z, truncated towards the mean code.
 
-    A code of z has the same row everywhere, and what it draws is smooth. So the encoder inverts this drawing, which
-    adds the offsets that photographs have, and the generator draws the result; without `reinvert` the first one is
-    returned.
+    A code of z repeats one row, and its drawing is smooth. So the encoder inverts this drawing, which adds the offsets
+    that photographs have, and the generator draws the result. Without `reinvert`, the first drawing is returned.
     """
     z = torch.randn(count, inverter.generator.style_dim, generator=torch.Generator().manual_seed(seed))
     z = z.to(inverter.latent_average.device)  # drawn on the CPU, so that every device draws the same
@@ -403,13 +378,13 @@ def draw_samples(inverter: Inverter, count: int, *, seed: int, truncation: float
 
 
 def read_origins(folder: Path) -> dict[str, str]:
-    """Return, for every file of the manifest in `folder`, the photograph that it is paired with (or nothing)."""
+    """Return, by file in the manifest of `folder`, the name of the photograph it is paired with (or "")."""
     return {row["file"]: row["target"] for row in _read_manifest(folder / "manifest.csv")}
 
 
 @torch.no_grad()
 def _render_picture(inverter: Inverter, picture: np.ndarray, editing: np.random.Generator | None = None) -> np.ndarray:
-    """Return the generator's drawing of a picture, uint8 (S, S, 3), after a random edit where one is asked for."""
+    """Return the generator's drawing of a picture, uint8 (S, S, 3), after a random edit if `editing` is given."""
     codes = inverter.invert(images.to_tensor(picture).to(inverter.latent_average.device))
     if editing is not None:
         codes = _edit_codes(inverter, codes, editing)
@@ -436,7 +411,7 @@ def _make_swap(
 
 
 def _edit_codes(inverter: Inverter, codes: Tensor, randomness: np.random.Generator) -> Tensor:
-    """Move the codes along one closed-form direction of one level by 1 to 3 spreads of the code."""
+    """Move the codes along one closed-form direction of one level by 1 to 3 standard deviations of the code."""
     third = inverter.rows // 3
     level = int(randomness.integers(3))
     rows = range(level * third, (level + 1) * third)

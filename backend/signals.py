@@ -42,11 +42,7 @@ def wiener_residual(images: Tensor) -> Tensor:
     The noise power is the mean local variance of the channel. Beyond the border lie zeros, as in scipy. A channel
     that is zero everywhere has a residual of zero, where scipy divides by zero.
 
-    Args:
-        images: (N, C, H, W), any range; the residual scales with it.
-
-    Returns:
-        (N, C, H, W).
+    The pictures (N, C, H, W) have any range; the residual has their shape and scales with them.
     """
     mean = _window_mean(images)
     variance = (_window_mean(images.square()) - mean.square()).clamp_min(0)
@@ -66,14 +62,9 @@ def srm_residuals(images: Tensor) -> Tensor:
 
 
 def residual_correlation(fingerprint: Tensor, residuals: Tensor) -> Tensor:
-    """Return the normalised correlation in [-1, 1] of one fingerprint with each residual, no mean subtracted.
+    """Return the normalised correlation (N,) in [-1, 1] of a fingerprint (C, H, W) with residuals (N, C, H, W).
 
-    Args:
-        fingerprint: (C, H, W).
-        residuals: (N, C, H, W).
-
-    Returns:
-        (N,); 0 where either has no energy.
+    No mean is subtracted. The correlation is 0 where either has no energy.
     """
     pattern, flat = fingerprint.flatten(), residuals.flatten(1)
     energy = pattern.square().sum() * flat.square().sum(1)
@@ -118,7 +109,7 @@ def log_power(images: Tensor, floor: float = POWER_FLOOR) -> Tensor:
 def rounding_power(height: int, width: int) -> float:
     """Return the |F|^2 of the brightness that rounding to 8 bits adds to every frequency of a picture in [0, 1].
 
-    What is weaker is not in the saved picture, while the slope of its logarithm and of its phase has no limit.
+    Anything weaker is lost when the picture is saved, but the gradients of its logarithm and phase are unbounded.
     """
     return ROUNDING_VARIANCE * height * width
 
@@ -143,10 +134,8 @@ def amplitude_spectrum(images: Tensor) -> Tensor:
 def radial_psd(images: Tensor) -> Tensor:
     """Return the power (N, M // 2) averaged over angle for the radii k = 0 .. M / 2 - 1 (eq. 10).
 
-    The power is |F|^2 divided by the number of pixels, so that white noise of variance v has v at every radius.
-
-    Args:
-        images: (N, 3, H, W) in [0, 1]; M is the shorter side.
+    The pictures are (N, 3, H, W) in [0, 1], and M is the shorter side. The power is |F|^2 divided by the number of
+    pixels, so that white noise of variance v has v at every radius.
     """
     height, width = images.shape[-2:]
     power = _power(torch.fft.fft2(brightness(images))) / (height * width)
@@ -173,12 +162,10 @@ def without_lowest_radii(profile: Tensor) -> Tensor:
 
 
 def split_frequencies(images: Tensor, sigma: float = FILTER_SIGMA) -> tuple[Tensor, Tensor]:
-    """Return low and high frequencies of (N, C, H, W); they add up to the picture (eq. 8 and 9).
+    """Return low and high frequencies of (N, C, H, W) in any range; they add up to the picture (eq. 8 and 9).
 
-    Args:
-        images: Pictures of any range.
-        sigma: Of the Gaussian exp(-(u^2 + v^2) / (2 sigma^2)) on the centred spectrum, in bins of a picture of 128
-            pixels. The paper does not give it; s pixels of spatial blur are 128 / (2 pi s) bins.
+    `sigma` is that of the Gaussian exp(-(u^2 + v^2) / (2 sigma^2)) on the centred spectrum, in bins of a picture of 128
+    pixels. The paper does not give it; s pixels of spatial blur are 128 / (2 pi s) bins.
     """
     height, width = images.shape[-2:]
     keep = _gaussian_filter(height, width, sigma).to(images)
@@ -193,11 +180,6 @@ def gaussian_blur(images: Tensor, side: int, sigma: float) -> Tensor:
     return F.conv2d(F.pad(images, (reach, reach, reach, reach), mode="reflect"), kernel, groups=channels)
 
 
-def centre_spectrum(spectrum: Tensor) -> Tensor:
-    """Return a spectrum (..., H, W) with frequency 0 in the middle, as it is shown."""
-    return torch.fft.fftshift(spectrum, dim=(-2, -1))
-
-
 def _power(spectrum: Tensor) -> Tensor:
     return spectrum.real.square() + spectrum.imag.square()
 
@@ -209,7 +191,7 @@ def _radial_mean(values: Tensor, rings: Tensor, counts: Tensor) -> Tensor:
 
 @lru_cache(maxsize=16)
 def _rings(height: int, width: int, *, one_sided: bool) -> tuple[Tensor, Tensor]:
-    """Return the radius of every frequency, flattened, rounded down, and how many each radius has."""
+    """Return the radius of every frequency, rounded down and flattened, and the number of frequencies at each."""
     rings = _radius(height, width, one_sided=one_sided).floor().long().flatten()
     return rings, torch.bincount(rings).clamp_min(1)
 

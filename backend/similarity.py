@@ -1,4 +1,4 @@
-"""How alike two pictures are: PSNR, SSIM, LPIPS and its shift-tolerant sister; nothing is downloaded.
+"""Measure how alike two pictures are: PSNR, SSIM, LPIPS and shift-tolerant LPIPS; nothing is downloaded.
 
 LPIPS needs AlexNet's weights from torchvision. Where they are absent, a loss can use ST-LPIPS (Ghildyal and Liu 2022),
 whose weights come with its package, and without that package SSIM (Wang et al. 2004), which needs no weights.
@@ -26,15 +26,13 @@ SSIM_CONSTANTS = (0.01**2, 0.03**2)  # for the range [0, 1]
 
 @dataclass(frozen=True)
 class PerceptualDistance:
-    """A perceptual distance for training."""
-
-    name: str  # its name, for results
+    name: str  # for reports
     # From two batches (N, 3, H, W) in [-1, 1], of at least 32 pixels, to (N,) from 0; differentiable.
     distance: Callable[[Tensor, Tensor], Tensor]
 
 
 def best_perceptual_distance() -> PerceptualDistance:
-    """Return the best distance that can be had on this machine: LPIPS, ST-LPIPS, or 1 - SSIM."""
+    """Return the best distance available on this machine: LPIPS, ST-LPIPS, or 1 - SSIM."""
     return load_once("perceptual distance", _choose_distance)
 
 
@@ -43,12 +41,12 @@ def _choose_distance() -> PerceptualDistance:
         return _network_distance("LPIPS (AlexNet)", build_lpips())
     if importlib.util.find_spec("stlpips_pytorch") is not None:
         return _network_distance("ST-LPIPS (AlexNet)", build_st_lpips("alex"))
-    return PerceptualDistance("1 - SSIM", lambda one, other: 1 - batch_ssim((one + 1) / 2, (other + 1) / 2))
+    return PerceptualDistance("1 - SSIM", lambda first, second: 1 - batch_ssim((first + 1) / 2, (second + 1) / 2))
 
 
 def _network_distance(name: str, network: Any) -> PerceptualDistance:
     network = network.to(device())
-    return PerceptualDistance(name, lambda one, other: network(one, other).flatten())
+    return PerceptualDistance(name, lambda first, second: network(first, second).flatten())
 
 
 def build_lpips(*, random: bool = False) -> Any:
@@ -77,11 +75,11 @@ def lpips_missing() -> str | None:
     return None
 
 
-def batch_ssim(one: Tensor, other: Tensor) -> Tensor:
+def batch_ssim(first: Tensor, second: Tensor) -> Tensor:
     """Return the structural similarity (N,) of pictures in [0, 1], Gaussian windows, edges left out."""
-    line = torch.exp(-(torch.arange(SSIM_SIDE) - SSIM_SIDE // 2).square() / (2 * SSIM_SIGMA**2)).to(one)
+    line = torch.exp(-(torch.arange(SSIM_SIDE) - SSIM_SIDE // 2).square() / (2 * SSIM_SIGMA**2)).to(first)
     line = line / line.sum()
-    channels = one.shape[1]
+    channels = first.shape[1]
 
     def local(values: Tensor) -> Tensor:
         if max(values.shape[-2:]) <= SSIM_PRODUCTS:
@@ -91,7 +89,7 @@ def batch_ssim(one: Tensor, other: Tensor) -> Tensor:
         return F.conv2d(values, line.view(1, 1, -1, 1).expand(channels, 1, -1, 1), groups=channels)
 
     # One pass over all five moments costs less than five.
-    stacked = torch.cat([one, other, one * one, other * other, one * other])
+    stacked = torch.cat([first, second, first * first, second * second, first * second])
     mean_a, mean_b, square_a, square_b, product = local(stacked).chunk(5)
     c1, c2 = SSIM_CONSTANTS
     variances = square_a - mean_a**2 + square_b - mean_b**2
@@ -131,21 +129,18 @@ def picture_ssim(original: np.ndarray, other: np.ndarray) -> float:
 def batch_lpips(original: Tensor, other: Tensor) -> Tensor:
     """Return the perceptual distance LPIPS (AlexNet, version 0.1), (N,) from 0.
 
-    Args:
-        original: (N, 3, H, W) in [0, 1], at least 32 pixels wide and high.
-        other: The same.
+    Both batches are (N, 3, H, W) in [0, 1], at least 32 pixels wide and high.
 
     Raises:
-        RuntimeError: `lpips_missing` says why it cannot be measured.
+        RuntimeError: LPIPS cannot be measured; the message is that of `lpips_missing`.
     """
-    reason = lpips_missing()
-    if reason:
+    if reason := lpips_missing():
         raise RuntimeError(reason)
     network = load_once("lpips alex", build_lpips)
     with torch.no_grad():
         return network(original, other, normalize=True).flatten()
 
 
-def batch_psnr(drawn: Tensor, wanted: Tensor) -> Tensor:
+def batch_psnr(drawn: Tensor, target: Tensor) -> Tensor:
     """Return the PSNR (N,) in dB of pictures in [0, 1]."""
-    return -10 * torch.log10((drawn - wanted).square().flatten(1).mean(dim=1).clamp_min(1e-10))
+    return -10 * torch.log10((drawn - target).square().flatten(1).mean(dim=1).clamp_min(1e-10))

@@ -118,7 +118,7 @@ def test_the_generator_redraws_some_swaps_and_leaves_the_others_as_they_were(tmp
         assert (row["family"], row["target"], row["source"]) == tuple(
             none[name][column] for column in ("family", "target", "source")
         )
-    with pytest.raises(UserError, match="another share was redrawn"):
+    with pytest.raises(UserError, match="another share of redrawn"):
         finish(fakes.build_fakes(faces(), tmp_path / "half", inverter, replace(settings, redrawn=1)))
     with pytest.raises(ValueError, match="needs an inverter"):
         finish(fakes.build_fakes(faces(), tmp_path / "new", None, settings))

@@ -153,7 +153,7 @@ def _spectral_means(pictures: Tensor) -> tuple[np.ndarray, np.ndarray]:
 
 def log_spectrum(images: Tensor) -> Tensor:
     """Return the log power (N, S, S) in dB, frequency 0 in the middle, of pictures (N, 3, S, S) in [0, 1]."""
-    return DECIBELS * signals.centre_spectrum(signals.log_power(images))
+    return DECIBELS * torch.fft.fftshift(signals.log_power(images), dim=(-2, -1))
 
 
 def log_profile(images: Tensor) -> Tensor:

@@ -25,10 +25,8 @@ GREYS = 255.0
 def augment_pictures(pictures: Tensor, strength: Tensor | float, randomness: torch.Generator) -> Tensor:
     """Change pictures (N, 3, S, S) in [-1, 1] at random: pixel blitting, geometry and colours; differentiable.
 
-    Args:
-        pictures: Of any range; what leaves [-1, 1] is kept.
-        strength: Probability p of every change, in [0, 1].
-        randomness: On the device of the pictures.
+    Values that leave [-1, 1] are kept. `strength` is the probability p of every change, in [0, 1], and `randomness` is
+    on the device of the pictures.
     """
     dice = _Dice(len(pictures), strength, randomness)
     places = _place_matrices(dice, pictures.shape[-1])
@@ -39,11 +37,9 @@ def augment_pictures(pictures: Tensor, strength: Tensor | float, randomness: tor
 
 
 class AdaptiveStrength(nn.Module):
-    """The probability p, and what it is adjusted by; belongs to a checkpoint.
+    """The probability p, and the signs that it is adjusted by; part of a checkpoint.
 
-    Args:
-        target: Mean sign of the photographs' logits at which p stays.
-        images: Photographs within which p can rise from 0 to 1.
+    p stays where the mean sign of the logits of photographs is `target`, and can rise from 0 to 1 within `images`.
     """
 
     p: Tensor
@@ -58,13 +54,13 @@ class AdaptiveStrength(nn.Module):
 
     @torch.no_grad()
     def observe(self, logits: Tensor) -> None:
-        """Take the logits (N,) of photographs into account."""
+        """Count the signs of the logits (N,) of photographs."""
         self.signs += logits.sign().sum()
         self.seen += len(logits)
 
     @torch.no_grad()
     def adjust(self) -> None:
-        """Move p by what was observed since the last time."""
+        """Move p by what was observed since the last call."""
         direction = (self.signs / self.seen.clamp_min(1) - self.target).sign()
         self.p.add_(direction * self.seen / self.images).clamp_(0, 1)
         self.signs.zero_()
@@ -72,17 +68,15 @@ class AdaptiveStrength(nn.Module):
 
 
 class _Dice:
-    """Random numbers, one a picture."""
+    """Random numbers, one for each picture."""
 
     def __init__(self, count: int, strength: Tensor | float, randomness: torch.Generator) -> None:
         self.count, self.strength, self.randomness = count, strength, randomness
 
-    def uniform(self) -> Tensor:
-        """Return numbers in [0, 1)."""
+    def uniform(self) -> Tensor:  # in [0, 1)
         return torch.rand(self.count, generator=self.randomness, device=self.randomness.device)
 
     def normal(self) -> Tensor:
-        """Return standard normal numbers."""
         return torch.randn(self.count, generator=self.randomness, device=self.randomness.device)
 
     def maybe(self, values: Tensor, strength: Tensor | float | None = None) -> Tensor:
@@ -169,9 +163,9 @@ def _rotation(angle: Tensor) -> Tensor:
 class Variation:
     """How far pictures may change."""
 
-    shift: int = 0  # largest displacement in whole pixels, so that nothing is resampled; edges are mirrored
+    shift: int = 0  # largest displacement in whole pixels, which need no resampling; edges are mirrored
     # Largest relative change of contrast, to which each channel adds up to half as much, and largest change of
-    # brightness in shares of the grey levels, the same for all channels.
+    # brightness as a share of 255, the same for all channels.
     colours: float = 0.0
 
 

@@ -2,7 +2,7 @@
 
 A shortcut check asks whether a detector judges the forgery or only the file. Packs of faces differ in sharpness, size
 and JPEG quality, and a detector that learned this in place of the forgery would do well on paper. So fakes are
-compared with photographs that went through the same, and photographs must not turn into fakes when they are saved,
+compared with photographs that were processed alike, and photographs must not be called fake once they are saved,
 blurred or resized.
 """
 
@@ -21,7 +21,7 @@ from backend.images import like_photographs
 from backend.training.data import REAL, LabelledPictures
 from backend.training.degradation import DefenceName
 
-FALSE_ALARMS = 0.04  # share of calibration photographs that the threshold lets pass as fake
+FALSE_ALARMS = 0.04  # share of calibration photographs that are called fake
 ADDED_ALARMS = 0.025  # share that saving, blurring or resizing them may add; MAX_ADDED_ALARMS with a margin
 # Thresholds for the best balanced accuracy (Marra et al.), instead of a share of false alarms.
 BALANCED_THRESHOLDS = {"nf"}
@@ -31,7 +31,7 @@ SAME_SOURCES = {  # fakes by others, and the sources of photographs that they ar
     "ciplab_photoshop": ("ciplab_real",),
 }
 SHORTCUT_CHANGES = ("jpeg 75", "blur 1", "resize 0.5")
-MAX_ADDED_ALARMS = 0.05  # share of photographs that a change may add to the false alarms of a shipped detector
+MAX_ADDED_ALARMS = 0.05  # share of photographs by which a change may raise the false alarms of a shipped detector
 UNCHANGED = "none"
 NORMAL_QUANTILE = 1.96  # standard errors of a 95 % interval
 
@@ -45,12 +45,12 @@ def measure_log_odds(detector: Detector, pictures: Tensor, batch: int = 64) -> n
 
 
 def choose_threshold(photographs: np.ndarray, *, false_alarms: float) -> float:
-    """Choose the log-odds from which a picture is called fake, as this share of these photographs (N,) will be."""
+    """Choose the threshold at which this share of photographs, given by their log-odds (N,), is called fake."""
     return float(np.quantile(photographs, 1 - false_alarms))
 
 
 def choose_temperature(shifted: np.ndarray, fake: np.ndarray) -> float:
-    """Choose what divides log-odds, shifted by their threshold: the log loss is least, both classes weighing alike."""
+    """Choose the divisor of log-odds, shifted by their threshold, with the least class-balanced log loss."""
     signs = np.where(fake, 1.0, -1.0)
     weights = np.where(fake, 0.5 / max(1, fake.sum()), 0.5 / max(1, (~fake).sum()))
     candidates = np.geomspace(0.05, 20, 120) * float(np.abs(shifted).mean())  # scores may be correlations or logits
@@ -59,12 +59,7 @@ def choose_temperature(shifted: np.ndarray, fake: np.ndarray) -> float:
 
 
 def choose_balanced_threshold(scores: np.ndarray, fake: np.ndarray) -> float:
-    """Choose the log-odds from which a picture is called fake: the mean of both accuracies is largest there.
-
-    Args:
-        scores: Raw log-odds (N,).
-        fake: Which are fake (N,).
-    """
+    """Choose the threshold on log-odds (N,) at which the mean accuracy over photographs and fakes is largest."""
     order = np.argsort(scores)
     ordered, is_fake = scores[order], fake[order]
     # Above a threshold between places i and i + 1 everything is called fake.
@@ -77,10 +72,10 @@ def choose_balanced_threshold(scores: np.ndarray, fake: np.ndarray) -> float:
 def calibrate_detector(
     network: nn.Module, card: Card, examples: LabelledPictures, architecture: str, defence: DefenceName
 ) -> dict[str, float]:
-    """Return threshold and temperature; that of a defended detector holds for photographs saved again, too."""
+    """Return threshold and temperature; a defended detector's threshold also holds for changed photographs."""
     untuned, photographs = Detector(network, card).eval(), examples.of_kind(REAL)
     fake = examples.kinds != REAL
-    saved = measure_log_odds(untuned, like_photographs(examples.pictures))  # alike, where fakes count
+    saved = measure_log_odds(untuned, like_photographs(examples.pictures))  # alike, because fakes are among them
     as_they_are = saved[~fake] if defence == "none" else measure_log_odds(untuned, photographs)
     if architecture in BALANCED_THRESHOLDS:
         threshold = choose_balanced_threshold(saved, fake)
@@ -98,10 +93,8 @@ def measure_error_rates(
 ) -> list[dict[str, float | str]]:
     """Measure false alarms and, per kind of fake, the miss rate and the AUC, on pictures saved in the same way.
 
-    Args:
-        detector: Calibrated; 0.5 is its threshold.
-        examples: Held-out pictures.
-        against: Kind of fake to the kind of real pictures it is compared with; `real` where it is not named.
+    The detector is calibrated. `against` maps a kind of fake to the kind of real pictures that it is compared with;
+    other kinds are compared with `real`.
     """
     scores = measure_log_odds(detector, like_photographs(examples.pictures))
     rows: list[dict[str, float | str]] = []
@@ -122,8 +115,6 @@ def _auc(fake: np.ndarray, real: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class Separation:
-    """How well fakes are told from photographs."""
-
     auc: float  # area under the ROC curve
     standard_error: float  # of the AUC (Hanley and McNeil 1982, equation 1)
 
@@ -139,7 +130,7 @@ class Separation:
 
 
 def separation_of(auc: float, fakes: int, photographs: int) -> Separation:
-    """Return an AUC with its standard error, from how many pictures it was measured on."""
+    """Return an AUC with its standard error, from the numbers of fakes and photographs."""
     both_fake, both_real = auc / (2 - auc), 2 * auc**2 / (1 + auc)
     spread = (fakes - 1) * (both_fake - auc**2) + (photographs - 1) * (both_real - auc**2)
     return Separation(auc, math.sqrt(max(0.0, auc * (1 - auc) + spread) / (fakes * photographs)))
@@ -152,13 +143,9 @@ def compare_like_for_like(detector: Detector, fakes: Tensor, photographs: Tensor
 
 
 def compare_same_source(detector: Detector, examples: LabelledPictures) -> dict[str, dict[str, float]]:
-    """Measure how well fakes by others are told from photographs of the source that theirs were made from.
+    """Measure how well fakes by others are told from photographs of the source that the fakes were made from.
 
-    All are saved in the same way, as one JPEG.
-
-    Args:
-        detector: Its threshold does not matter.
-        examples: Held-out pictures with their sources; kinds that are not there are left out.
+    All are saved in the same way, as one JPEG. Kinds without fakes or photographs are left out.
 
     Returns:
         By kind of fake: `auc`, the ends `low` and `high` of its 95 % interval, and how many `photographs` there were.
@@ -189,10 +176,7 @@ def measure_false_alarms(
 ) -> dict[str, float]:
     """Return the share of photographs, uint8 (N, 3, S, S), called fake as they are and after each change.
 
-    Args:
-        detector: Calibrated; 0.5 is its threshold.
-        photographs: Real pictures.
-        changes: In the words of `detectors.parse_corruption`.
+    The detector is calibrated; the changes are in the words of `detectors.parse_corruption`.
     """
     return {
         change: round(float((measure_log_odds(detector, change_photographs(photographs, change)) > 0).mean()), 4)
@@ -203,11 +187,8 @@ def measure_false_alarms(
 def choose_steady_threshold(threshold: float, scores: np.ndarray, after: Sequence[np.ndarray], limit: float) -> float:
     """Return the lowest threshold, at least the given one, at which no change adds more false alarms than `limit`.
 
-    Args:
-        threshold: Log-odds from which a picture is called fake.
-        scores: Log-odds of photographs as they are (N,).
-        after: Log-odds of the same photographs after each change.
-        limit: Share of the photographs.
+    `scores` are the log-odds (N,) of photographs as they are, `after` those of the same photographs after each change;
+    `limit` is a share of the photographs.
     """
     candidates = np.concatenate([[threshold], *(changed[changed > threshold] for changed in after)])
     for candidate in np.sort(candidates):

@@ -2,8 +2,8 @@
 
 A detector's batch has as many photographs as fakes, each fake with its counterpart under the same degradation. The
 counterpart is the photograph that the fake was made from or, for fakes by others, a photograph of the same source.
-With photographs of other sources, a detector would learn the sources in place of the forgery and call photographs fake
-that come from where fakes came from. Both pictures of a pair are saved as JPEG in the same way.
+With photographs of other sources, a detector would learn the sources in place of the forgery, and call photographs from
+the sources of the fakes fake. Both pictures of a pair are saved as JPEG in the same way.
 """
 
 import functools
@@ -30,32 +30,27 @@ from backend.training.degradation import Defence
 REAL = "real"
 ATTACKED = "attacked"  # fakes after an attack on detectors, for the strong defence
 REAL_SOURCE = 0  # the number of real photographs among the sources
-WILD_PACKS = "wild*"
-CALIBRATION_PART = 20  # one photograph in so many is kept from training, to set thresholds
-MEASURING_PART = 5  # of the wild pack, one in so many only measures
+WILD_PACKS = "wild*"  # fakes by others and photographs of their sources
+CALIBRATION_PART = 20  # one photograph in so many sets thresholds and does not train
+MEASURING_PART = 5  # one picture in so many of the wild packs is only measured
 ATTACK_BATCH = 16
-MAX_ATTACKED = 4000  # fakes that are attacked
+MAX_ATTACKED = 4000  # fakes
 
 
 @dataclass(frozen=True)
 class LabelledPictures:
-    """Labelled pictures."""
-
     pictures: Tensor  # uint8 (N, 3, S, S)
-    kinds: np.ndarray  # `real` or the kind of fake, one a picture
+    kinds: np.ndarray  # (N,), `real` or the kind of fake
     origins: np.ndarray | None = None  # index of the photograph that a fake was made from, -1 where there is none
     # Where each comes from: its folder or, without one, its name up to the first underscore.
     sources: np.ndarray | None = None
 
     def of_kind(self, kind: str) -> Tensor:
-        """Return the pictures of one kind."""
         return self.pictures[torch.from_numpy(np.flatnonzero(self.kinds == kind))]
 
 
 @dataclass(frozen=True)
 class LabelledSplit:
-    """Examples by what they are for."""
-
     training: LabelledPictures
     calibrating: LabelledPictures
     measuring: LabelledPictures
@@ -71,12 +66,9 @@ class _LabelledRow(NamedTuple):
 def read_labelled(data: Path, folders: Sequence[Path], size: int) -> LabelledSplit:
     """Read photographs, fakes made from them, and fakes by others.
 
-    A fake goes where its photograph goes, so no photograph that trains also sets a threshold or measures.
-
-    Args:
-        data: Folder of photographs or packs; `wild*` packs hold fakes by others.
-        folders: Folders with `train/` and `val/`, as `train fakes` writes them.
-        size: Side of the pictures in pixels.
+    A fake has the same use as its photograph, so no photograph that trains also sets a threshold or measures. `data`
+    holds photographs or packs, of which `wild*` hold fakes by others; `folders` are as `train fakes` writes them, with
+    `train/` and `val/`; `size` is the side of the pictures in pixels.
     """
     training: list[_LabelledRow] = []
     calibrating: list[_LabelledRow] = []
@@ -137,7 +129,7 @@ class LabelledBatch:
 
     images: Tensor  # float32 (N, 3, S, S) in [0, 1]
     labels: Tensor  # float32 (N,), 1 is fake
-    kinds: list[str]  # `real` or the kind of fake, one a picture
+    kinds: list[str]  # `real` or the kind of fake of each picture
 
 
 class LabelledBatches:
@@ -146,14 +138,14 @@ class LabelledBatches:
     Args:
         examples: Training pictures.
         size: How many pictures a batch has; half of them are photographs.
-        shares: Kind of fake to its share of the fakes; kinds of which there are no pictures are left out.
+        shares: Kind of fake to its share of the fakes; kinds without pictures are left out.
         defence: What every picture goes through; a fake and its photograph go through the same.
-        partial_share: Of the swaps, how many are kept in a part of the face only.
-        adversarial_share: Probability that a fake gives way to an attacked one, where there are any.
+        partial_share: Share of the swaps that are kept in a part of the face only.
+        adversarial_share: Probability that an attacked fake replaces a fake, if there are any.
         seed: Of the run.
         variation: How framing and colours may change, before `defence` and alike for a fake and its photograph.
-        compared_with: Source of fakes by others to the sources of their counterparts; any photographs where none of
-            those are there.
+        compared_with: Source of fakes by others to the sources of their counterparts; if there are no photographs of
+            these sources, any photographs serve.
     """
 
     def __init__(
@@ -188,22 +180,19 @@ class LabelledBatches:
         self.counterparts = {source: self._photographs(sources) for source, sources in (compared_with or {}).items()}
 
     def draw(self, number: int) -> LabelledBatch:
-        """Return batch `number`, photographs first.
-
-        A pair differs in nothing but the forgery, so nothing else can be learned from it.
-        """
+        """Return batch `number`, photographs first; the pictures of a pair differ only in the forgery."""
         randomness = np.random.default_rng([self.seed, number])
         half = self.size // 2
         real, fake, kinds = [], [], []
-        for drawn in randomness.choice(self.kinds, half, p=self.shares):
+        for choice in randomness.choice(self.kinds, half, p=self.shares):
             is_attacked = bool(self.adversarial_share) and randomness.random() < self.adversarial_share
-            kind = ATTACKED if is_attacked else str(drawn)
+            kind = ATTACKED if is_attacked else str(choice)
             index = int(randomness.choice(self.members[kind]))
             origin = -1 if self.examples.origins is None else int(self.examples.origins[index])
             if origin < 0:
                 origin = int(randomness.choice(self._counterparts_of(index)))
             seed = int(randomness.integers(1 << 32))
-            before, after = self.pixels(origin), self.pixels(index)
+            before, after = (self.examples.pictures[place].permute(1, 2, 0).numpy() for place in (origin, index))
             if kind == "swap" and randomness.random() < self.partial_share:
                 after = partial_swap(before, after, randomness)
             real.append(self._degrade(before, seed))
@@ -230,10 +219,6 @@ class LabelledBatches:
         picture = vary_picture(picture, randomness, self.variation)
         return self.defence(np.ascontiguousarray(picture), randomness)
 
-    def pixels(self, index: int) -> np.ndarray:
-        """Return one picture as uint8 (S, S, 3)."""
-        return self.examples.pictures[index].permute(1, 2, 0).numpy()
-
 
 def stack_images(pictures: list[np.ndarray]) -> Tensor:
     """Return float32 (N, 3, S, S) in [0, 1] of N pictures, uint8 (S, S, 3)."""
@@ -245,13 +230,7 @@ def add_attacked(
 ) -> Job[LabelledPictures]:
     """Add fakes after an attack to training pictures; each keeps the photograph that it was made from.
 
-    They are made in memory and go nowhere else.
-
-    Args:
-        examples: Training pictures.
-        attack: Name of the attack.
-        seed: Draws the fakes, and is the attack's.
-        limit: How many are attacked at most.
+    They stay in memory. At most `limit` fakes are attacked; `seed` draws them and seeds the attack.
 
     Raises:
         UserError: There is no such attack, its weights are missing, or there are no fakes.
@@ -282,19 +261,15 @@ def add_attacked(
 
 @dataclass(frozen=True)
 class Pairs:
-    """Fakes with their photographs."""
-
     real: Tensor  # uint8 (N, 3, S, S)
     fake: Tensor  # uint8 (N, 3, S, S)
     sources: Tensor  # int64 (N,), the kind of each fake as a number from 1; 0 stands for real photographs
     kinds: tuple[str, ...]  # names of the kinds, the one with number 1 first
 
     def __len__(self) -> int:
-        """Return how many there are."""
         return len(self.fake)
 
     def of_kind(self, kind: str) -> "Pairs":
-        """Return the pairs of one kind."""
         chosen = self.sources == self.kinds.index(kind) + 1
         return Pairs(self.real[chosen], self.fake[chosen], self.sources[chosen], self.kinds)
 
@@ -302,12 +277,8 @@ class Pairs:
 def load_pairs(photographs: Photographs, folders: Sequence[Path], *, kinds: tuple[str, ...] = ()) -> Pairs:
     """Read the fakes in some folders, each with the photograph that its manifest names as `target`.
 
-    A fake that was made from no photograph (a sample from z) is paired with the one that is most like it.
-
-    Args:
-        photographs: Real faces; their names are matched without their folders.
-        folders: What `train fakes` wrote.
-        kinds: Names and order of the kinds; by default those that are found, in alphabetical order.
+    Names of photographs are matched without their folders. A sample from z, which was made from no photograph, is
+    paired with the nearest one. Without `kinds`, all kinds are read, in alphabetical order.
 
     Raises:
         UserError: No fake belongs to these photographs.
@@ -341,16 +312,10 @@ class PairBatch:
 
 
 def draw_pairs(pairs: Pairs, count: int, *, seed: int, step: int, jpeg_share: float) -> PairBatch:
-    """Draw pairs, every kind as often, in an order that depends on seed and step alone.
+    """Draw `count` pairs, every kind equally often, in an order that depends on seed and step alone.
 
-    Both pictures of a pair are mirrored, and saved as JPEG, alike: what differs is the forgery, not the file.
-
-    Args:
-        pairs: Where to draw from.
-        count: How many.
-        seed: Of the run.
-        step: Number of the step.
-        jpeg_share: Share of the pairs that are saved as JPEG, as packs of photographs are.
+    Both pictures of a pair are mirrored alike and, in a share `jpeg_share` of the pairs, saved as JPEG alike: they
+    differ in the forgery, not in the file.
     """
     randomness = np.random.default_rng([seed, step])
     members = [np.flatnonzero((pairs.sources == number).numpy()) for number in range(1, len(pairs.kinds) + 1)]
@@ -358,9 +323,9 @@ def draw_pairs(pairs: Pairs, count: int, *, seed: int, step: int, jpeg_share: fl
     chosen = [int(randomness.choice(members[int(randomness.integers(len(members)))])) for _ in range(count)]
     real, fake = [], []
     for index in chosen:
-        ending = int(randomness.integers(1 << 32))
-        real.append(_mirror_and_save(pairs.real[index], ending, jpeg_share))
-        fake.append(_mirror_and_save(pairs.fake[index], ending, jpeg_share))
+        pair_seed = int(randomness.integers(1 << 32))
+        real.append(_mirror_and_save(pairs.real[index], pair_seed, jpeg_share))
+        fake.append(_mirror_and_save(pairs.fake[index], pair_seed, jpeg_share))
     return PairBatch(stack_images(real), stack_images(fake), pairs.sources[chosen])
 
 

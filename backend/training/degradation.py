@@ -7,8 +7,8 @@ noise), or the shipped, milder degradation. The strong defence, attacked fakes a
 `data.py`.
 
 Discriminators get degraded batches too, with gradients: TR-Net's paper shows them clean pictures, but a detector that
-was trained with degradations reads traces that survive them, which such discriminators hardly notice beside the finer
-ones.
+was trained with degradations reads traces that survive them. Such discriminators hardly notice these beside the finer
+traces.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ from backend.images import as_jpeg, like_photograph, like_photographs
 
 WEAK_SHARE = 0.5  # how often each step of the weak defence acts
 WEAK_BLUR_SIDES = (3, 5, 7, 9)
-WEAK_BLUR_SIGMA = 4.0  # of the reference code, which hands the border mode over as sigma
+WEAK_BLUR_SIGMA = 4.0  # as in the reference code, which passes the border mode as sigma
 WEAK_CROP = (5.0, 20.0)  # per cent of the side
 WEAK_QUALITY = (10, 75)  # of the JPEG, the upper end excluded
 WEAK_NOISE = (5.0, 20.0)  # standard deviation in grey levels
@@ -67,7 +67,7 @@ def degrade_picture(picture: np.ndarray, randomness: np.random.Generator, degrad
     if randomness.random() < degradation.noise_share:
         values = np.asarray(image, dtype=np.float32)
         noise = randomness.normal(0, randomness.uniform(0.5, degradation.noise), values.shape)
-        image = Image.fromarray(np.clip(np.rint(values + noise), 0, 255).astype(np.uint8))
+        image = Image.fromarray(_to_bytes(values + noise))
     if randomness.random() < degradation.jpeg_share:
         image = as_jpeg(image, int(randomness.integers(degradation.quality, 99)), int(randomness.integers(0, 3)))
     return np.asarray(image)
@@ -76,10 +76,8 @@ def degrade_picture(picture: np.ndarray, randomness: np.random.Generator, degrad
 def defence_named(name: DefenceName, degradation: Degradation | None = None) -> Defence:
     """Return a function from a picture, uint8 (S, S, 3), and a source of randomness to a picture like it.
 
-    Args:
-        name: `none` (saved alike, and not degraded), `weak` (of the paper), or `shipped` (the milder degradation that
-            this app's detectors learn).
-        degradation: How strong the steps of `shipped` may be.
+    `none` only saves pictures alike, `weak` is the defence of the paper, and `shipped` the milder degradation of this
+    app's detectors, up to the strengths in `degradation`.
     """
     if name == "none":
         return lambda picture, _: like_photograph(picture)
@@ -103,13 +101,8 @@ def weak_defence(picture: np.ndarray, randomness: np.random.Generator) -> np.nda
 
 def blur_picture(picture: np.ndarray, side: int) -> np.ndarray:
     """Smooth uint8 (S, S, 3) by a Gaussian of standard deviation 4, cut off at `side` pixels (odd)."""
-    places = np.arange(side) - side // 2
-    weights = np.exp(-(places**2) / (2 * WEAK_BLUR_SIGMA**2))
-    weights /= weights.sum()
-    values = picture.astype(np.float32)
-    for axis in (0, 1):
-        values = ndimage.correlate1d(values, weights, axis=axis, mode="mirror")
-    return _to_bytes(values)
+    sigma = (WEAK_BLUR_SIGMA, WEAK_BLUR_SIGMA, 0)
+    return _to_bytes(ndimage.gaussian_filter(picture.astype(np.float32), sigma, radius=side // 2, mode="mirror"))
 
 
 def crop_picture(picture: np.ndarray, per_cent: float) -> np.ndarray:
@@ -135,13 +128,9 @@ def _to_bytes(values: np.ndarray) -> np.ndarray:
 
 
 def degrade_batches(batches: list[Tensor], randomness: torch.Generator) -> list[Tensor]:
-    """Blur, rescale, add noise to, or encode as JPEG some batches, each (N, 3, S, S) in [0, 1], all in the same way.
+    """Blur, rescale, add noise to, or encode as JPEG several batches (N, 3, S, S) in [0, 1], all in the same way.
 
-    Gradients pass; through JPEG as if it were not there.
-
-    Args:
-        batches: Pictures; batches of equal size get the same noise.
-        randomness: Draws which, and how strongly.
+    Batches of equal size get the same noise. Gradients pass, through JPEG as if it were the identity.
     """
     kind = BATCH_DEGRADATIONS[int(torch.randint(len(BATCH_DEGRADATIONS), (), generator=randomness))]
     place = float(torch.rand((), generator=randomness))
@@ -167,7 +156,7 @@ def blur_batch(pictures: Tensor, deviation: float, reach: int | None = None) -> 
 
 
 def rescale_batch(pictures: Tensor, factor: float) -> Tensor:
-    """Make (N, 3, S, S) smaller by a factor, and as large as before."""
+    """Shrink (N, 3, S, S) by a factor and enlarge it to its old size."""
     size = pictures.shape[-2:]
     small = [max(8, round(side * factor)) for side in size]
     smaller = F.interpolate(pictures, small, mode="bilinear", antialias=True)
@@ -175,13 +164,13 @@ def rescale_batch(pictures: Tensor, factor: float) -> Tensor:
 
 
 def compress_batch(pictures: Tensor, quality: int) -> Tensor:
-    """Encode (N, 3, S, S) as JPEG with 4:2:0; the gradient is that of the picture itself."""
+    """Encode (N, 3, S, S) as JPEG with 4:2:0; gradients pass as if through the identity."""
     pixels = (pictures.detach().clamp(0, 1) * 255).round().byte()
     return pictures + (like_photographs(pixels, quality).to(pictures) / 255 - pictures).detach()
 
 
 def round_batch(pictures: Tensor) -> Tensor:
-    """Round (N, 3, S, S) in [0, 1] to what a file can hold; the gradient is that of the picture itself."""
+    """Round (N, 3, S, S) in [0, 1] to what a file can hold; gradients pass as if through the identity."""
     return pictures + (pictures.clamp(0, 1).mul(255).round().div(255) - pictures).detach()
 
 

@@ -1,9 +1,9 @@
 """Train one detector from its data to a calibrated, measured file.
 
-What training minimises is binary cross-entropy, or what the detector's paper asks for. Every objective takes the
-network, its normalised pictures, the batch and the card, and returns log-odds of fake (N,) and the terms of the loss
-by name; training minimises their sum. The losses are float32, whatever the network computes in. NF learns nothing:
-its fingerprints, the mean noise residual of every maker's fakes, are measured in one pass.
+Training minimises binary cross-entropy, or the losses of the detector's paper. Every objective takes the network, its
+normalised pictures, the batch and the card, and returns log-odds of fake (N,) and the terms of the loss by name;
+training minimises their sum. The losses are float32, whatever the network computes in. NF learns nothing: its
+fingerprints, the mean noise residuals of the fakes of every maker, are measured in one pass.
 """
 
 import copy
@@ -46,7 +46,6 @@ MEASURED_ONLY = {"nf"}  # measured in one pass over the fakes, without steps of 
 COMPARED_WITH = {"ciplab_photoshop": "ciplab_real"}
 OPTION_SETTINGS = ("steps", "defence", "initial", "adversarial", "seed")  # settings that have an option of their own
 DEFENCE_SUFFIXES: dict[DefenceName, str] = {"shipped": "", "none": "_plain", "weak": "_weak"}
-STRONG_SUFFIX = "_strong"
 DEFENCE_WORDS: dict[DefenceName, str] = {
     "shipped": "with mild random changes of framing, colours and sharpness, noise and JPEG on every picture",
     "none": "saved alike, without blur, crop, noise or other JPEG: the undefended detector of TR-Net's paper",
@@ -63,7 +62,7 @@ def binary_objective(network: nn.Module, inputs: Tensor, batch: LabelledBatch, c
 
 
 def patch_objective(network: nn.Module, inputs: Tensor, batch: LabelledBatch, card: Card) -> tuple[Tensor, Terms]:
-    """Cross-entropy of every patch, each labelled as its picture (Chai et al. 2020, section 3.1)."""
+    """Cross-entropy of every patch, labelled like its picture (Chai et al. 2020, section 3.1)."""
     maps = network(inputs).float()  # fake first, then real
     classes = (1 - batch.labels).long()[:, None, None].expand(-1, *maps.shape[-2:])
     return LOG_ODDS[card.outputs](maps), {"patches": F.cross_entropy(maps, classes)}
@@ -81,7 +80,7 @@ def source_objective(network: nn.Module, inputs: Tensor, batch: LabelledBatch, c
 
 
 def extras_objective(network: nn.Module, inputs: Tensor, batch: LabelledBatch, card: Card) -> tuple[Tensor, Terms]:
-    """Binary cross-entropy, flooded where the network says at which level, and the network's own further losses."""
+    """Binary cross-entropy, flooded at the level of the network if it has one, and the network's further losses."""
     raw, extras = network.forward_with_extras(inputs, batch.labels)  # type: ignore[operator]
     log_odds = LOG_ODDS[card.outputs](raw.float())
     loss = F.binary_cross_entropy_with_logits(log_odds, batch.labels)
@@ -110,20 +109,20 @@ class DetectorSettings:
     warmup: int
     average_decay: float
     shares: dict[str, float]  # kind of fake to its share of the fakes in a batch
-    partial_share: float  # of the swaps, how many are kept in a part of the face only
-    shift: int = 0  # in pixels, of training pictures of the shipped set
+    partial_share: float  # share of the swaps that are kept in a part of the face only
+    shift: int = 0  # of the training pictures of shipped detectors, in pixels
     colours: float = 0.0  # how far their contrast and brightness may change
     compared_with: dict[str, list[str]] = field(default_factory=dict)  # source of fakes to those of their photographs
     degradation: dict[str, float] = field(default_factory=dict)  # values of `Degradation`
     seed: int = 0
     betas: tuple[float, float] = (0.9, 0.999)
     defence: DefenceName = "shipped"
-    adversarial: str = ""  # the attack after which fakes are learned too, for the strong defence
-    adversarial_share: float = 0.5  # how often a fake gives way to an attacked one, where there are any
-    initial: str = ""  # what the weights start from, random where empty
-    bfloat16: StrictBool = False  # the forward pass, with weights and losses in float32
-    mirrored: StrictBool = False  # whether the finished detector judges by a picture and its mirror image
-    architectures: dict[str, dict[str, Any]] = field(default_factory=dict)  # settings of single architectures
+    adversarial: str = ""  # attack on the fakes that are added, for the strong defence
+    adversarial_share: float = 0.5  # how often an attacked fake replaces a fake
+    initial: str = ""  # what the weights start from; random if empty
+    bfloat16: StrictBool = False  # in the forward pass; weights and losses are float32
+    mirrored: StrictBool = False  # whether the trained detector judges a picture together with its mirror image
+    architectures: dict[str, dict[str, Any]] = field(default_factory=dict)  # settings by architecture
 
 
 def read_detector_settings(architecture: str, **changes: Any) -> DetectorSettings:
@@ -134,18 +133,16 @@ def read_detector_settings(architecture: str, **changes: Any) -> DetectorSetting
     """
     common = loop.read_settings(DetectorSettings, "detector")
     special, changed = common.architectures.get(architecture, {}), loop.check_names(DetectorSettings, changes)
-    if changed.get("defence", "shipped") == "none":  # the undefended detectors of the paper judge a picture as it is
+    if changed.get("defence", "shipped") == "none":  # the paper's undefended detectors judge only the picture
         special = {key: value for key, value in special.items() if key != "mirrored"}
     return loop.build_settings(DetectorSettings, asdict(common) | {"architectures": {}} | special | changed)
 
 
 def build_defence(settings: DetectorSettings) -> Defence:
-    """Return what every picture of a run goes through."""
     return degradation.defence_named(settings.defence, Degradation(**settings.degradation))  # type: ignore[arg-type]
 
 
 def build_batches(examples: LabelledPictures, settings: DetectorSettings) -> LabelledBatches:
-    """Return the batches of a run."""
     return LabelledBatches(
         examples,
         size=settings.batch,
@@ -160,8 +157,6 @@ def build_batches(examples: LabelledPictures, settings: DetectorSettings) -> Lab
 
 
 class DetectorTask(TrainingTask):
-    """A detector in training."""
-
     def __init__(
         self,
         network: nn.Module,
@@ -178,11 +173,7 @@ class DetectorTask(TrainingTask):
         self.network = network.to(self.device, memory_format=layout).train()  # type: ignore[call-overload]
         self.average = copy.deepcopy(network).eval().requires_grad_(False)
         self.optimizer = torch.optim.AdamW(
-            self.network.parameters(),
-            settings.lr,
-            betas=settings.betas,
-            weight_decay=settings.weight_decay,
-            fused=True,
+            self.network.parameters(), settings.lr, betas=settings.betas, weight_decay=settings.weight_decay, fused=True
         )
         self.mean = torch.tensor(card.mean, device=self.device).view(1, 3, 1, 1)
         self.std = torch.tensor(card.std, device=self.device).view(1, 3, 1, 1)
@@ -191,11 +182,9 @@ class DetectorTask(TrainingTask):
         self.total = settings.steps
 
     def finished(self) -> nn.Module:
-        """Return the averaged network."""
         return self.average
 
     def step(self, number: int) -> dict[str, float]:
-        """Train one step on as many photographs as fakes."""
         settings = self.settings
         batch = self.batches.draw(number)
         batch = replace(batch, images=batch.images.to(self.device), labels=batch.labels.to(self.device))
@@ -219,7 +208,6 @@ class FingerprintTask(TrainingTask):
     """One pass over the fakes; the defence acts on every fake before its residual is taken."""
 
     def __init__(self, network: NoiseFingerprints, examples: LabelledPictures, settings: DetectorSettings) -> None:
-        """Prepare the pass; `settings` gives the size of a batch, the defence and the seed."""
         self.network = network.to(runtime.device())
         self.examples, self.settings = examples, settings
         self.defence = build_defence(settings)
@@ -236,7 +224,7 @@ class FingerprintTask(TrainingTask):
 
     @torch.no_grad()
     def step(self, number: int) -> dict[str, float]:
-        """Add the residuals of one batch of fakes, each divided by the number of its maker's."""
+        """Add the residuals of one batch of fakes, each divided by its maker's number of fakes."""
         batch = self.settings.batch
         part = self.order[number * batch : (number + 1) * batch]
         pictures = []
@@ -257,7 +245,7 @@ class FingerprintTask(TrainingTask):
 
 @torch.no_grad()
 def prepare_network(network: nn.Module, batches: LabelledBatches) -> None:
-    """Set DCT-A's mean and standard deviation of every coefficient of the log spectrum from the first batches."""
+    """Set the mean and standard deviation of every coefficient in DCT-A's log spectrum from the first batches."""
     if not isinstance(network, DCTA):
         return
     total = torch.zeros_like(network.mean, dtype=torch.float64)
@@ -281,11 +269,6 @@ def build_detector_task(
     return DetectorTask(network, card, examples, settings, OBJECTIVES.get(architecture, binary_objective))
 
 
-def entry_name(architecture: str, defence: DefenceName, *, strong: bool = False) -> str:
-    """Return the name under which a detector trained in this way is installed."""
-    return architecture + DEFENCE_SUFFIXES[defence] + (STRONG_SUFFIX if strong else "")
-
-
 def train_detector(
     architecture: str,
     data: Path,
@@ -299,21 +282,15 @@ def train_detector(
 ) -> loop.Report:
     """Train one embedded detector, calibrate it, measure it, and write `out` (a .safetensors file).
 
-    Args:
-        architecture: One of `registry.names()`.
-        data: Photographs, and fakes by others.
-        folders: Folders of fakes with `train/` and `val/`.
-        out: Where the weights go; the run's folder and the report lie beside it.
-        on_step: Called at every step.
-        photographs: What the photographs are, in words.
-        initial: What the weights start from: a file, `installed` for the entry of the same name, or random.
-        changes: Settings that differ from those of the settings file. With `steps=0` and `installed`, weights are
-            only calibrated and measured anew.
+    The architecture is one of `registry.names()`. `data` holds photographs and fakes by others, `folders` hold fakes in
+    `train/` and `val/`, and `photographs` describes the photographs. The run's folder and the report lie beside `out`.
+    `initial` is a file, `installed` for the entry of the same name, or None for random weights. `changes` are settings
+    that differ from the settings file. With `steps=0` and `installed`, weights are only calibrated and measured again.
     """
     settings = read_detector_settings(architecture, **changes)
-    name = entry_name(architecture, settings.defence, strong=bool(settings.adversarial))
-    anew = settings.steps == 0 and initial == loop.INSTALLED
-    if anew and changes.get("mirrored") is None:
+    name = architecture + DEFENCE_SUFFIXES[settings.defence] + ("_strong" if settings.adversarial else "")
+    only_measures = settings.steps == 0 and initial == loop.INSTALLED
+    if only_measures and changes.get("mirrored") is None:
         settings = replace(settings, mirrored=weights.find_entry(name).options.get("mirrored", False))
     card = replace(untrained_card(architecture), mirrored=settings.mirrored)
     split = training_data.read_labelled(data, folders, card.input_size)
@@ -339,7 +316,7 @@ def train_detector(
     weights.save_half(out, half)
     learned = install.describe_training_data(photographs, split.training.kinds.tolist())
     facts = _describe_entry(architecture, settings, photographs, learned)
-    if anew:  # where the weights come from stays
+    if only_measures:  # the weights keep their source
         entry = weights.find_entry(name)
         facts |= {"source": entry.source, "trained_on": entry.options["trained_on"]}
     figures = {"errors": rates, "false_alarms": alarms, "same_source": same_source}
@@ -367,7 +344,7 @@ def untrained_card(architecture: str) -> Card:
 
 
 def _describe_entry(architecture: str, settings: DetectorSettings, photographs: str, learned: str) -> dict[str, Any]:
-    """Return what the registry's entry says beyond the calibration."""
+    """Return the facts of the registry entry apart from the calibration."""
     defaults = asdict(read_detector_settings(architecture, defence=settings.defence))
     given = asdict(settings) | {"initial": settings.initial.split(",", maxsplit=1)[0]}
     options: dict[str, Any] = {} if architecture in MEASURED_ONLY else {"steps": settings.steps}

@@ -2,14 +2,14 @@
 
 First the base code alone is learned by regression: the generator was trained on known codes
 (`generator.PrincipalCodes`), so most of the work needs no generator. Then base code and offsets are trained through
-the frozen generator on L1 + L2 + a perceptual distance, with the offsets kept small; an identity loss and a latent
-discriminator join where their weights say so.
+the frozen generator on L1 + L2 + a perceptual distance, with small offsets and, if their weights are not 0, an identity
+loss and a latent discriminator.
 
-In joint training, inversions must resemble their photographs. With a discriminator they must pass as photographs too;
-where it judges samples as well, the latent discriminator keeps the encoder's codes where samples come from, and the
-mapping network stays as it is. Where it does not, some faces of every batch are drawn from their base code alone, as
-samples are at first, and the mapping network is fitted to the base codes afterwards. A larger encoder begins from a
-smaller one, so that it gives the same codes (Net2Net, Chen et al. 2016).
+In joint training, inversions must resemble their photographs. With a discriminator they must also pass as photographs.
+If it judges samples too, the latent discriminator keeps the encoder's codes where samples come from, and the mapping
+network stays fixed. If not, some faces of every batch are drawn from their base code alone, as samples are at first,
+and the mapping network is then fitted to the base codes. A larger encoder starts from a smaller one and gives the same
+codes at first (Net2Net, Chen et al. 2016).
 """
 
 import copy
@@ -61,16 +61,16 @@ from backend.training.losses import PerceptualLoss, picture_losses, random_squar
 STEM_WEIGHT, RGB_CHANNELS = "input_layer.0.weight", 3
 TEMPLATE = "embedded"  # how the faces are aligned
 ENCODER_BLOCK = 256  # photographs at a time
-# Name to the settings file, by how the generator was, or is, trained.
+# Recipe, by how the generator was or is trained, to settings file.
 ENCODER_RECIPES = {"regression": "encoder", "adversarial": "encoder_adversarial"}
 JOINT_RECIPES = {"adversarial": "joint", "regression": "joint_regression"}
 
 
 def grow_encoder(given: Mapping[str, Tensor], network: E4EEncoder) -> dict[str, Tensor]:
-    """Return the weights of `given`, of a network with fewer early channels or without detail, for `network`.
+    """Return the weights `given`, of a network with fewer early channels or without detail, enlarged for `network`.
 
-    What is new keeps the values that it has in `network`, and nothing old reads it yet, so the codes stay the same
-    and the new part can learn.
+    New weights keep their values in `network`. No old layer reads them yet, so the codes stay the same, and the new
+    part can learn.
     """
     given = dict(given)
     if network.detail and given[STEM_WEIGHT].shape[1] == RGB_CHANNELS:
@@ -79,13 +79,13 @@ def grow_encoder(given: Mapping[str, Tensor], network: E4EEncoder) -> dict[str, 
 
 
 def _widen_stem(weight: Tensor) -> Tensor:
-    """Return the stem's weights for bands of the faces and of what was lacking, of which it read the sum's means."""
+    """Return the stem's weights for the Haar bands of face and residual, of which it read only the sum of the means."""
     details = weight.new_zeros(len(weight), (HAAR_BANDS - 1) * RGB_CHANNELS, *weight.shape[2:])
     return torch.cat([weight, details, weight, details], dim=1)
 
 
 def _widen_weight(old: Tensor, new: Tensor) -> Tensor:
-    """Return `new` with `old` in its first places, where nothing old reads what is new."""
+    """Return `new` with `old` in its first entries, and zeros where old outputs would read new inputs."""
     if old.shape == new.shape:
         return old
     result = new.clone()
@@ -125,23 +125,17 @@ class EncoderSettings:
     average_decay: float
     bfloat16: StrictBool
     seed: int
-    initial: str = ""  # weights that the run started from, where it did
+    initial: str = ""  # weights that the run started from, if any
 
 
 class EncoderTask(TrainingTask):
-    """An encoder in training.
+    """An encoder in training on uint8 pictures (N, 3, S, S); `held_out` (K, 3, S, S) is only shown.
 
-    Args:
-        pictures: uint8 (N, 3, S, S).
-        settings: Of the run.
-        held_out: uint8 (K, 3, S, S), only shown.
-        generator: Frozen; None while only codes are learned.
-        codes: What the generator was trained on; None skips the regression.
-        latent_average: (512,) what the encoder's codes are relative to.
-        size: Size of the generator in pixels.
+    The generator of `size` pixels is frozen, and None while only codes are learned. `codes` are those that it was
+    trained on; None skips the regression. The encoder's codes are relative to `latent_average` (512,).
 
     Raises:
-        UserError: An identity loss is wanted, and no network for it is here.
+        UserError: There is no network for the identity loss of these settings.
     """
 
     def __init__(
@@ -181,14 +175,13 @@ class EncoderTask(TrainingTask):
                 f"There is no network for the identity loss: {losses.IDENTITY_MISSING}", "Or: --set identity_weight=0."
             )
         self.latent: LatentDiscriminator | None = None
-        if settings.latent_weight and generator is not None:
-            self.latent = LatentDiscriminator(generator.rows, CODE_SIZE, settings.latent_rate, device)
         self.code_steps = settings.code_steps if codes is not None else 0
         self.schedule = Schedule(settings.stages, settings.decay_share)
         self.total = self.code_steps + (0 if generator is None else self.schedule.total)
         self.modules = {"encoder": self.encoder, "average": self.average}
         self.optimizers = {"encoder": self.optimizer}
-        if self.latent is not None:
+        if settings.latent_weight and generator is not None:
+            self.latent = LatentDiscriminator(generator.rows, CODE_SIZE, settings.latent_rate, device)
             self.modules |= self.latent.modules
             self.optimizers |= self.latent.optimizers
 
@@ -208,23 +201,21 @@ class EncoderTask(TrainingTask):
 
     @staticmethod
     def _zero_heads(heads: Iterable[nn.Module]) -> None:
-        """Let heads return zeros."""
         for head in heads:
             linear = cast(StyleHead, head).linear
             for tensor in (linear.weight, linear.bias):
                 nn.init.zeros_(tensor)
 
     def stage(self, number: int) -> Stage:
-        """Return what a step does; a resolution of 0 means the codes alone."""
+        """Return what a step does; resolution 0 means that only codes are learned."""
         if number >= self.code_steps:
             return self.schedule.at(number - self.code_steps)
         rate = self.settings.code_rate * 0.1 ** max(0.0, (number / self.code_steps - 0.6) / 0.4)
         return Stage(0, self.settings.code_batch, rate)
 
     def step(self, number: int) -> dict[str, float | Tensor]:
-        """Train one step."""
         settings, stage = self.settings, self.stage(number)
-        if number >= settings.statistics_steps:  # a small batch's statistics are noise in what must be exact
+        if number >= settings.statistics_steps:  # statistics of small batches would make inversions inexact
             freeze_statistics(self.encoder)
         faces = draw_faces(self.pictures, stage.batch, settings.seed, number)
         if stage.resolution == 0:
@@ -245,7 +236,7 @@ class EncoderTask(TrainingTask):
     def encode(self, faces: Tensor, *, once: int = 0) -> Tensor:
         """Return codes (N, rows, 512) of faces (N, 3, S, S), before the average.
 
-        With `feedback`, all but the last `once` faces are encoded several times; only the last pass has gradients.
+        With `feedback`, all faces but the last `once` are encoded several times; only the last pass has gradients.
         """
         inputs = shrink_pictures(faces, self.settings.input_size)
         repeated = len(faces) - once
@@ -266,13 +257,13 @@ class EncoderTask(TrainingTask):
         return codes.float()
 
     def draw(self, codes: Tensor, resolution: int | None = None) -> Tensor:
-        """Return what the generator in training draws of W+ codes (N, rows, 512)."""
+        """Return the drawings of W+ codes (N, rows, 512) by the generator in training."""
         assert self.generator is not None
         start = self.generator.prefix(codes, 0, dtype=self.arithmetic.dtype)
         return self.generator.resume(start, codes, resolution=resolution)
 
     def train_latent(self, codes: Tensor, number: int) -> Tensor:
-        """Train the latent discriminator on these codes, before the average, and as many of the mapping network."""
+        """Train the latent discriminator on these codes, before the average, and on as many of the mapping network."""
         assert self.generator is not None
         assert self.latent is not None
         seed, device = self.settings.seed, self.arithmetic.device
@@ -288,7 +279,7 @@ class EncoderTask(TrainingTask):
     def inversion(
         self, codes: Tensor, faces: Tensor, resolution: int, randomness: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        """Return what codes (N, rows, 512) of faces (N, 3, S, S) draw, every loss, and their weighted sum."""
+        """Return the drawings of codes (N, rows, 512) of faces (N, 3, S, S), every loss, and their weighted sum."""
         settings = self.settings
         codes_in_w = codes + self.latent_average
         drawn = self.draw(codes_in_w, resolution)
@@ -315,13 +306,13 @@ class EncoderTask(TrainingTask):
         return drawn, losses, cast(Tensor, sum(weights[name] * value for name, value in losses.items()))
 
     def average_codes(self, faces: Tensor, generator: StyleGAN2) -> Tensor:
-        """Return the W+ codes (N, rows, 512) that the averaged encoder gives faces, with its feedback."""
+        """Return the W+ codes (N, rows, 512) of faces from the averaged encoder, with its feedback."""
         inputs = shrink_pictures(faces, self.settings.input_size)
         return inversion.encode_faces(self.average, generator, self.latent_average, inputs, self.settings.feedback)
 
     @torch.no_grad()
     def preview(self) -> Tensor | None:
-        """Return held-out faces, their inversions, and what the base code alone draws, below each other."""
+        """Return held-out faces, their inversions, and the drawings of their base codes, below each other."""
         if self.generator is None:
             return None
         faces = self.held_out.float() / 127.5 - 1
@@ -331,7 +322,7 @@ class EncoderTask(TrainingTask):
 
 
 def freeze_statistics(network: nn.Module) -> None:
-    """Let batch norm use its running statistics while everything else goes on training."""
+    """Let batch norm use its running statistics while everything else trains."""
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eval()
@@ -365,21 +356,19 @@ class JointTask(EncoderTask):
         drawing = [weight for name, weight in self.generator.named_parameters() if not name.startswith("style.")]
         for weight in drawing:
             weight.requires_grad_()
-        self.discriminator_trainer: DiscriminatorTrainer | None = None
-        if settings.adversarial_weight:
-            self.discriminator_trainer = DiscriminatorTrainer(settings.judged_side, settings, self.arithmetic)
-        momentum = 0.9 if self.discriminator_trainer is None else 0.0
+        momentum = 0.0 if settings.adversarial_weight else 0.9
         self.generator_optimizer = torch.optim.Adam(
             drawing, settings.generator_rate, (momentum, 0.99), ADAM_EPSILON, fused=True
         )
         self.modules |= {"generator": self.generator, "generator_average": self.generator_average}
         self.optimizers["generator"] = self.generator_optimizer
-        if self.discriminator_trainer is not None:
+        self.discriminator_trainer: DiscriminatorTrainer | None = None
+        if settings.adversarial_weight:
+            self.discriminator_trainer = DiscriminatorTrainer(settings.judged_side, settings, self.arithmetic)
             self.modules |= self.discriminator_trainer.modules
             self.optimizers |= self.discriminator_trainer.optimizers
 
     def step(self, number: int) -> dict[str, float | Tensor]:
-        """Train everything one step."""
         settings, stage = self.settings, self.stage(number)
         randomness = self.arithmetic.generator_for(settings.seed, number)
         faces = draw_faces(self.pictures, stage.batch, settings.seed, number)
@@ -406,11 +395,11 @@ class JointTask(EncoderTask):
         return {"resolution": float(stage.resolution)} | values
 
     def crop_for_discriminator(self, pictures: Tensor, randomness: torch.Generator) -> Tensor:
-        """Return what the discriminator sees of pictures (N, 3, S, S): a random square of each, or all of it."""
+        """Return the part of pictures (N, 3, S, S) that the discriminator sees: a random square, or all of it."""
         return random_squares(pictures, min(self.settings.judged_side, pictures.shape[-1]), randomness)
 
     def drop_offsets(self, codes: Tensor) -> Tensor:
-        """Return codes (N, rows, 512) with the offsets left out of the last `base_share` of the faces."""
+        """Return codes (N, rows, 512) without offsets for the last `base_share` of the faces."""
         kept = len(codes) - self.count_without_offsets(len(codes))
         return torch.cat([codes[:kept], codes[kept:, :1].expand(-1, codes.shape[1], -1)])
 
@@ -459,8 +448,8 @@ def train_encoder(
 ) -> loop.Report:
     """Train the encoder against the generator in `weights/` and write it to the folder `out`.
 
-    `codes` is the file that the generator's run left beside it; without it, pictures alone are trained on. The other
-    arguments are those of `generator.train_generator`.
+    `codes` is the file that the generator's run wrote; without it, training uses pictures alone. The other arguments
+    are those of `generator.train_generator`.
     """
     settings = loop.read_settings(EncoderSettings, loop.find_recipe(ENCODER_RECIPES, recipe, "the encoder"), **changes)
     photographs, held_out, tensors, drawing = _read_inputs(data)
@@ -493,11 +482,11 @@ def train_joint(
 ) -> loop.Report:
     """Fine-tune the encoder and the generator in `weights/` together and write both to the folder `out`.
 
-    `codes` is what the generator's run left beside it; a linear path that the installed encoder lacks is fitted to it.
-    The other arguments are those of `generator.train_generator`; a recipe is one of `JOINT_RECIPES`.
+    A linear path that the installed encoder lacks is fitted to `codes`, the file that the generator's run wrote. The
+    other arguments are those of `generator.train_generator`; a recipe is one of `JOINT_RECIPES`.
 
     Raises:
-        UserError: A linear path is to be fitted, and no codes are given.
+        UserError: A linear path must be fitted, and no codes are given.
     """
     file = loop.find_recipe(JOINT_RECIPES, recipe, "joint training")
     settings = loop.read_settings(JointSettings, file, **changes)
@@ -520,7 +509,7 @@ def train_joint(
 
 
 def _check_feedback(settings: EncoderSettings) -> None:
-    """Refuse fewer passes than the installed encoder has learned: nothing in its weights would show the mistake."""
+    """Refuse fewer passes than the installed encoder was trained with; its weights would not show the mistake."""
     installed = weights.find_entry("encoder").options.get("feedback", [])
     if len(settings.feedback) < len(installed):
         raise UserError(
@@ -529,7 +518,7 @@ def _check_feedback(settings: EncoderSettings) -> None:
 
 
 def _read_inputs(data: Path) -> tuple[Photographs, Photographs, dict[str, Tensor], dict[str, Any]]:
-    """Return photographs, held-out ones, the tensors of the generator in `weights/`, and what a task needs of it."""
+    """Return photographs, held-out ones, the tensors of the installed generator, and a task's arguments for it."""
     options, tensors = weights.find_entry("generator").options, weights.load_entry("generator")
     drawing = {
         "generator": inversion.build_generator(tensors, options),
@@ -548,7 +537,7 @@ def _write_encoder(
     tensors: dict[str, Tensor],
     held_out: Photographs,
 ) -> loop.Report:
-    """Write the encoder, for a joint run the generator too, and the report NAME.json with the inversion's figures."""
+    """Write the encoder, for a joint run also the generator, and the report NAME.json with measurements."""
     options = weights.find_entry("generator").options
     encoded = {key: value.cpu() for key, value in task.average.state_dict().items()}
     files = {"encoder": out / "encoder.safetensors"}
@@ -567,18 +556,13 @@ def _write_encoder(
 def reconstruct_pictures(inverter: Inverter, pictures: Tensor, batch: int = 32) -> Tensor:
     """Return uint8 (N, 3, S, S) inversions of uint8 pictures."""
     device = inverter.latent_average.device
-    drawn = [
-        inverter.synthesize(inverter.invert(part.to(device).float() / 255)).cpu() for part in pictures.split(batch)
-    ]
-    return (torch.cat(drawn) * 255).round().byte()
+    parts = (part.to(device).float() / 255 for part in pictures.split(batch))
+    return (torch.cat([inverter.synthesize(inverter.invert(part)).cpu() for part in parts]) * 255).round().byte()
 
 
-def measure_inversion(inverter: Inverter, pictures: Tensor, *, find_faces: bool = True) -> dict[str, float]:
+def measure_inversion(inverter: Inverter, pictures: Tensor) -> dict[str, float]:
     """Measure the inversion of uint8 pictures: mean PSNR in dB and the share in which a face is found."""
     drawn = reconstruct_pictures(inverter, pictures)
     psnr = batch_psnr(drawn.float() / 255, pictures.float() / 255)
-    figures = {"psnr": float(psnr.mean()), "count": float(len(pictures))}
-    if find_faces:
-        has_face = [bool(faces.find_faces(picture.permute(1, 2, 0).numpy())) for picture in drawn]
-        figures["faces_found"] = float(np.mean(has_face))
-    return figures
+    has_face = [bool(faces.find_faces(picture.permute(1, 2, 0).numpy())) for picture in drawn]
+    return {"psnr": float(psnr.mean()), "count": float(len(pictures)), "faces_found": float(np.mean(has_face))}

@@ -46,11 +46,11 @@ class FinetuneSettings:
 
 @dataclass(frozen=True)
 class FinetuneLosses:
-    """The networks that the losses need, as far as they can be had."""
+    """The networks for the losses that are available here."""
 
-    perceptual: PerceptualDistance  # LPIPS, or what stands in for it
-    embedding: FaceEmbedding | None  # ArcFace, or what stands in for it, or None
-    left_out: tuple[str, ...]  # what differs from the paper because a network cannot be had, one sentence each
+    perceptual: PerceptualDistance  # LPIPS or its substitute
+    embedding: FaceEmbedding | None  # ArcFace, its substitute, or None
+    left_out: tuple[str, ...]  # a sentence for each difference from the paper because a network is missing
 
 
 def find_losses(template: str) -> FinetuneLosses:
@@ -69,14 +69,9 @@ def find_losses(template: str) -> FinetuneLosses:
 
 
 class FinetuneTask(TrainingTask):
-    """An encoder in fine-tuning.
+    """An encoder in fine-tuning on aligned faces, uint8 (N, 3, S, S), S the encoder's input size.
 
-    Args:
-        pictures: Aligned faces, uint8 (N, 3, S, S), S the encoder's input size.
-        settings: Of the run.
-        held_out: uint8 (K, 3, S, S), only shown.
-        inverter: Its encoder is trained, and its generator is frozen.
-        losses: What can be computed here.
+    The inverter's encoder is trained, its generator is frozen, and `held_out` (K, 3, S, S) is only shown.
     """
 
     def __init__(
@@ -86,7 +81,7 @@ class FinetuneTask(TrainingTask):
         self.inverter = inverter
         inverter.generator.eval().requires_grad_(False)
         self.encoder = inverter.encoder.train().requires_grad_(True)
-        # Batches of eight would replace good statistics by noise, and inversion uses the running ones.
+        # Batches of eight would replace good statistics by noise, and inversion uses running statistics.
         freeze_statistics(self.encoder)
         self.optimizer = torch.optim.Adam(self.encoder.parameters(), settings.rate)
         self.modules = {"encoder": self.encoder}
@@ -94,7 +89,6 @@ class FinetuneTask(TrainingTask):
         self.total = settings.steps
 
     def step(self, number: int) -> dict[str, float]:
-        """Train one step."""
         settings = self.settings
         faces = draw_faces(self.pictures, settings.batch, settings.seed, number).to(device())
         drawn, target = self.reconstruct(faces)
@@ -107,7 +101,7 @@ class FinetuneTask(TrainingTask):
         return {name: value.item() for name, value in values.items()}
 
     def reconstruct(self, faces: Tensor) -> tuple[Tensor, Tensor]:
-        """Return drawings of faces (N, 3, S, S) and the faces, in [-1, 1], at the smaller of both sizes."""
+        """Return drawings of faces (N, 3, S, S) and the faces, in [-1, 1], at the smaller of the two sizes."""
         generator = self.inverter.generator
         codes = encode_faces(self.encoder, generator, self.inverter.latent_average, faces, self.inverter.feedback)
         drawn = generator.synthesize(codes)
@@ -143,21 +137,17 @@ class FinetuneTask(TrainingTask):
 def finetune_encoder(source: str, data: Path, out: Path, on_step: OnStep, **changes: Any) -> loop.Report:
     """Fine-tune the encoder of a published e4e checkpoint and write it, with its decoder, to the folder `out`.
 
-    Args:
-        source: The file, or the name of a model that was fetched.
-        data: Folder of photographs, each with a face.
-        out: Where checkpoint, sheets, report and result go.
-        on_step: Called at every step.
-        changes: Settings other than those of `settings/finetune.toml`.
+    `source` is a file, or the name of a model that was fetched, and `data` a folder of photographs, each with a face.
+    `changes` are settings other than those of `settings/finetune.toml`.
 
     Raises:
-        UserError: The file is no such checkpoint, or there are too few faces.
+        UserError: The file is not such a checkpoint, or there are too few faces.
     """
     settings = loop.read_settings(FinetuneSettings, "finetune", **changes)
     inverter = _load_inverter(source)
     photographs = finish(align_folder(data, inverter), on_step)
     held = [face_packs.falls_into_part(name, face_packs.VALIDATION_PART) for name in photographs.names]
-    held[-1] = held[-1] or not any(held)  # something has to be measured on
+    held[-1] = held[-1] or not any(held)  # measuring needs a face
     training, held_out = photographs.partition(held)
     settings = dataclasses.replace(settings, initial=inverter.name)
     losses = find_losses(inverter.template)
@@ -177,10 +167,10 @@ def finetune_encoder(source: str, data: Path, out: Path, on_step: OnStep, **chan
 
 
 def align_folder(data: Path, inverter: Inverter) -> Job[Photographs]:
-    """Cut the largest face out of every photograph in a folder, in the position that the generator knows.
+    """Cut the largest face out of every photograph in a folder, aligned as the generator's faces.
 
     Raises:
-        UserError: There are fewer than two.
+        UserError: There are fewer than two faces.
     """
     size = inverter.encoder.input_size
     names, crops = [], []
@@ -200,7 +190,7 @@ def align_folder(data: Path, inverter: Inverter) -> Job[Photographs]:
 
 
 def _load_inverter(source: str) -> Inverter:
-    """Return an inverter of one's own, which may be trained, from a file or from what was fetched."""
+    """Return a new inverter, which may be trained, from a file or a fetched model."""
     if source in weights.read_entries():
         return inversion.build_e4e_inverter(weights.load_entry(source), source)
     return inversion.read_e4e_inverter(Path(source))

@@ -25,7 +25,7 @@ from backend.training.loop import Arithmetic, step_generator, update_weights
 
 SPREAD_GROUP = 4  # pictures whose spread is compared
 LEAST_CHANNELS = 8
-AUGMENTATION_EVERY = 4  # steps between two changes of the augmentation
+AUGMENTATION_EVERY = 4  # steps between two changes of its probability
 ADAM_EPSILON = 1e-8  # as published
 LATENT_LAYERS = 4
 POOLED_CODES = 50  # pictures whose codes are kept
@@ -49,7 +49,7 @@ class EqualConv2d(nn.Module):
         weight = (self.weight * self.scale).to(features.dtype)
         if not self.down:
             return F.conv2d(features, weight, padding=self.size // 2)
-        if self.size == 1:  # what it does not read need not be filtered
+        if self.size == 1:  # it skips every other value, which need not be filtered
             return F.conv2d(filter_channels(features, self.kernel, padding=1, stride=2), weight)
         return F.conv2d(filter_channels(features, self.kernel, padding=2), weight, stride=2)
 
@@ -103,7 +103,7 @@ class StyleGANDiscriminator(nn.Module):
 def append_spread(features: Tensor) -> Tensor:
     """Append to features (N, C, H, W) one channel with the mean deviation within groups of pictures.
 
-    It gives away a generator that always draws the same (Karras et al. 2018, section 3).
+    It exposes a generator that always draws the same face (Karras et al. 2018, section 3).
     """
     count, channels, height, width = features.shape
     group = SPREAD_GROUP if count % SPREAD_GROUP == 0 else count
@@ -118,7 +118,7 @@ def generator_loss(fake: Tensor) -> Tensor:
 
 
 def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """Return the discriminator's loss from logits (N,) of real and made examples."""
+    """Return the discriminator's loss from logits (N,) of real and fake examples."""
     return F.softplus(-real).mean() + F.softplus(fake).mean()
 
 
@@ -137,20 +137,19 @@ def path_lengths(pictures: Tensor, codes: Tensor, randomness: torch.Generator) -
 
 
 def path_penalty(lengths: Tensor, mean: Tensor, decay: float) -> Tensor:
-    """Return the mean squared difference of lengths (N,) to their running mean, which is moved in place."""
+    """Return the mean squared difference of lengths (N,) from their running mean, which is updated in place."""
     with torch.no_grad():
         mean.lerp_(lengths.mean().to(mean), 1 - decay)
     return (lengths - mean).square().mean()
 
 
-def lazy_betas(every: int, first: float = 0.0, second: float = 0.99) -> tuple[float, float]:
-    """Return Adam's betas for a loss that joins at one step in `every` (0: never), as section 3.2 adapts them."""
-    share = lazy_share(every)
-    return first**share, second**share
+def lazy_betas(every: int) -> tuple[float, float]:
+    """Return Adam's betas for a loss that joins at one step in `every` (0: never), adapted as in section 3.2."""
+    return 0.0, 0.99 ** lazy_share(every)
 
 
 def lazy_share(every: int) -> float:
-    """Return the factor on the learning rate by which the additional steps are made up for."""
+    """Return the factor on the learning rate that compensates for the additional steps."""
     return every / (every + 1) if every else 1.0
 
 
@@ -167,13 +166,7 @@ class DiscriminatorSettings:
 
 
 class DiscriminatorTrainer:
-    """Discriminator, its optimiser, and the augmentation through which it sees pictures.
-
-    Args:
-        size: Largest side of the pictures in pixels.
-        settings: Of the run.
-        arithmetic: How to compute.
-    """
+    """Discriminator of pictures up to `size` pixels, its optimiser, and the augmentation through which it sees them."""
 
     def __init__(self, size: int, settings: DiscriminatorSettings, arithmetic: Arithmetic) -> None:
         self.settings, self.arithmetic = settings, arithmetic
@@ -213,7 +206,7 @@ class DiscriminatorTrainer:
         return self._judge(augment_pictures(pictures, self.strength.p, randomness), self.arithmetic.dtype)
 
     def _regularise(self, real: Tensor, rate: float, randomness: torch.Generator) -> Tensor:
-        """Make a step that flattens the discriminator where it sees photographs; return the penalty."""
+        """Take a step that flattens the discriminator at photographs; return the penalty."""
         augmented = augment_pictures(real, self.strength.p, randomness).detach().requires_grad_()
         penalty = r1_penalty(self.discriminator(augmented), augmented)
         weight = self.settings.r1_weight / 2 * self.settings.r1_every
@@ -234,7 +227,7 @@ class CodePool(nn.Module):
 
     @torch.no_grad()
     def exchange(self, codes: Tensor, randomness: torch.Generator) -> Tensor:
-        """Take in codes (N, rows, width) and return as many, some of them older ones; `randomness` is on the CPU."""
+        """Store codes (N, rows, width) and return as many, some of them older; `randomness` is on the CPU."""
         exchanged = codes.clone()
         for number in range(len(codes)):
             if self.filled < POOLED_CODES:
@@ -248,12 +241,10 @@ class CodePool(nn.Module):
 
 
 class LatentDiscriminator:
-    """The latent discriminator with its optimiser and pool, for codes of some rows of length `width`."""
+    """The latent discriminator with its optimiser and pool, for codes (rows, width)."""
 
     def __init__(self, rows: int, width: int, rate: float, device: torch.device) -> None:
-        layers: list[nn.Module] = []
-        for _ in range(LATENT_LAYERS - 1):
-            layers += [nn.Linear(width, width), nn.LeakyReLU(0.2)]
+        layers = [layer for _ in range(LATENT_LAYERS - 1) for layer in (nn.Linear(width, width), nn.LeakyReLU(0.2))]
         self.network = nn.Sequential(*layers, nn.Linear(width, 1)).to(device)
         self.pool = CodePool(rows, width).to(device)
         self.rate = rate

@@ -17,7 +17,7 @@ from backend.similarity import batch_psnr
 from backend.training import loop
 from backend.training.loop import OnStep
 
-# About the mean of face pictures, where the last layer starts: a ReLU that starts below 0 may never move.
+# About the mean of face pictures. The last layer starts there, because a ReLU that starts below 0 may never recover.
 MIDDLE_GREY = 0.4
 
 
@@ -37,8 +37,6 @@ class GanprintrTrainingSettings:
 
 
 class GanprintrTask(loop.TrainingTask):
-    """The autoencoder in training."""
-
     def __init__(self, pictures: Tensor, settings: GanprintrTrainingSettings, held_out: Tensor) -> None:
         """Prepare a run on uint8 pictures (N, 3, S, S); `held_out` (K, 3, S, S) is only shown."""
         self.pictures, self.settings, self.held_out = pictures, settings, held_out
@@ -54,12 +52,12 @@ class GanprintrTask(loop.TrainingTask):
         self.total = settings.steps
 
     def step(self, number: int) -> dict[str, float]:
-        """Train one step."""
         settings = self.settings
-        chosen = self.pictures[
-            face_packs.draw_indices(len(self.pictures), settings.batch, seed=settings.seed, step=number)
-        ]
-        faces = crop_randomly(chosen, settings.crop, loop.step_generator(settings.seed, number)).float() / 255
+        indices = face_packs.draw_indices(len(self.pictures), settings.batch, seed=settings.seed, step=number)
+        faces = (
+            crop_randomly(self.pictures[indices], settings.crop, loop.step_generator(settings.seed, number)).float()
+            / 255
+        )
         faces = faces.to(self.device, memory_format=torch.channels_last)
         loss = F.mse_loss(self.network(faces), faces)
         rate = settings.lr * rate_factor(number / settings.steps, settings.decay_share)
@@ -69,7 +67,7 @@ class GanprintrTask(loop.TrainingTask):
 
     @torch.no_grad()
     def preview(self) -> Tensor:
-        """Return held-out faces above what the averaged weights make of them."""
+        """Return held-out faces above their copies by the averaged weights."""
         faces = self.held_out.float().to(self.device) / 255
         return loop.join_sheet(faces * 2 - 1, self.average(faces) * 2 - 1)
 
@@ -97,7 +95,7 @@ def rate_factor(done: float, decay_share: float) -> float:
 
 
 def crop_randomly(pictures: Tensor, size: int, randomness: torch.Generator) -> Tensor:
-    """Return a random square of every picture (N, 3, S, S), every other one mirrored: (N, 3, size, size)."""
+    """Return a random square of every picture (N, 3, S, S), about half of them mirrored: (N, 3, size, size)."""
     parts = []
     for picture in pictures:
         top, left = torch.randint(0, picture.shape[-1] - size + 1, (2,), generator=randomness).tolist()

@@ -1,14 +1,12 @@
 """Train the embedded StyleGAN2: as a regression from principal codes, or against a discriminator.
 
-On a CPU a GAN of this size does not converge in the time a person waits, a regression does: every photograph has a
+On a CPU, a regression converges in the time a person waits, and a GAN of this size does not. Every photograph has a
 code from the start, its principal components (the idea of Bojanowski et al. 2018, section 3), and the generator
-minimises L1 + L2 + a perceptual distance to the photograph, from 16 pixels up to 128. The mapping network is fitted
-to the distribution of the codes afterwards, so that z draws new faces, and the encoder learns the codes
-(`encoder.py`).
+minimises L1 + L2 + a perceptual distance to the photograph, from 16 pixels up to 128. The mapping network is then
+fitted to the distribution of the codes, so that z draws new faces, and the encoder learns the codes (`encoder.py`).
 
-Adversarial training (Karras et al. 2020) alone makes the generator on a GPU. On a CPU it is the second half of a run
-that began as a regression: samples must pass as photographs, and the picture of a principal code must stay its
-photograph.
+On a GPU, adversarial training alone (Karras et al. 2020) suffices. On a CPU it is the second half of a run that began
+as a regression: samples must pass as photographs, and the picture of a principal code must stay its photograph.
 """
 
 import copy
@@ -53,13 +51,13 @@ from backend.training.losses import picture_losses
 
 COMPONENT_SIDE = 32  # side in pixels of what the components see
 COMPONENT_BLOCK = 512  # pictures at a time
-LARGE_ENTRY = 0.9  # of the largest
+LARGE_ENTRY = 0.9  # of the largest entry
 MAPPING_RATE = 2.0  # the layers of the mapping network divide their weights, and with them every step, by 100
 SAMPLES_FOR_MEAN = 10_000
 SHOWN_SEED = 2026
-PATH_SHARE = 2  # path lengths are taken of one sample in so many, as published
+PATH_SHARE = 2  # path lengths are measured on one sample in so many, as published
 CODES_FILE = "codes.safetensors"
-# Name to the settings file: a regression, StyleGAN2's training, or the latter as the second half of the former.
+# Recipe to settings file: a regression, StyleGAN2's training, or a regression followed by StyleGAN2's training.
 GENERATOR_RECIPES = {
     "regression": "generator",
     "adversarial": "generator_adversarial",
@@ -68,11 +66,11 @@ GENERATOR_RECIPES = {
 
 
 class PrincipalCodes(nn.Module):
-    """A linear map from faces to codes; its tensors belong to a checkpoint.
+    """A linear map from faces to codes; part of a checkpoint.
 
     Args:
         code: Length of a code.
-        power: Exponent that evens out the components' spreads: 0 leaves them, 1 makes them equal.
+        power: Exponent that evens out the components' deviations: 0 keeps them, 1 makes them equal.
     """
 
     mean: Tensor
@@ -86,7 +84,7 @@ class PrincipalCodes(nn.Module):
 
     @torch.no_grad()
     def fit(self, pictures: Tensor) -> "PrincipalCodes":
-        """Find the components of uint8 pictures (N, 3, S, S) and of their mirror images; return itself."""
+        """Find the components of uint8 pictures (N, 3, S, S) and of their mirror images; return `self`."""
         blocks = (block.float() / 127.5 - 1 for block in pictures.split(COMPONENT_BLOCK))
         flat = torch.cat([shrink_pictures(block, COMPONENT_SIDE).flatten(1) for block in blocks])
         mirrored = flat.view(-1, 3, COMPONENT_SIDE, COMPONENT_SIDE).flip(3).flatten(1)
@@ -96,7 +94,7 @@ class PrincipalCodes(nn.Module):
         count = self.basis.shape[1]
         spread = values.flip(0)[:count].clamp_min(1e-8).sqrt()
         basis = vectors.flip(1)[:, :count]
-        # A sign that is always the same: of the first large entry, for the largest may have an opposite in the mirror.
+        # Fix the sign by the first large entry, because the largest may have an opposite in the mirror.
         large = (basis.abs() >= LARGE_ENTRY * basis.abs().amax(0, keepdim=True)).to(torch.uint8)
         basis = basis * basis.gather(0, large.argmax(0, keepdim=True)).sign()
         scaled = basis * spread**-self.power
@@ -115,7 +113,7 @@ class PrincipalCodes(nn.Module):
 
 
 def load_codes(path: Path) -> PrincipalCodes:
-    """Read the codes that a generator's run left beside it."""
+    """Read the codes that a run of the generator wrote."""
     tensors = load_file(path)
     codes = PrincipalCodes(tensors["basis"].shape[1], 0.0)
     codes.load_state_dict(tensors)
@@ -125,15 +123,8 @@ def load_codes(path: Path) -> PrincipalCodes:
 def fit_mapping(generator: StyleGAN2, codes: Tensor, *, steps: int = 3000, batch: int = 256, seed: int = 0) -> float:
     """Train `generator.style` so that normalised z gives the Gaussian with the mean and covariance of `codes`.
 
-    Args:
-        generator: Only its mapping network is changed.
-        codes: (N, style_dim) base codes of photographs.
-        steps: Optimisation steps.
-        batch: Latents a step.
-        seed: Seed of latents and order.
-
-    Returns:
-        The last mean squared error relative to the variance of the codes.
+    Only the mapping network changes. `codes` (N, style_dim) are base codes of photographs. The last mean squared error
+    is returned, relative to the variance of the codes.
     """
     mean = codes.mean(0)
     values, vectors = torch.linalg.eigh(torch.cov(codes.t()))
@@ -169,7 +160,7 @@ class GeneratorSettings:
     perceptual_weight: float
     average_decay: float
     seed: int
-    initial: str = ""  # weights that the run started from, where it did
+    initial: str = ""  # weights that the run started from, if any
 
 
 class GeneratorTask(TrainingTask):
@@ -183,7 +174,7 @@ class GeneratorTask(TrainingTask):
         torch.manual_seed(settings.seed)
         table = {int(size): width for size, width in settings.channels.items()}
         self.generator = StyleGAN2(settings.size, mapping_layers=settings.mapping_layers, channels=table)
-        for to_rgb in self.generator.to_rgbs:  # a layer that is grown starts as plain upsampling
+        for to_rgb in self.generator.to_rgbs:  # a new layer starts as plain upsampling
             nn.init.zeros_(cast(ToRGB, to_rgb).conv.weight)
         self.average = copy.deepcopy(self.generator).eval().requires_grad_(False)
         self.codes = PrincipalCodes(CODE_SIZE, settings.code_power).fit(pictures)
@@ -196,7 +187,6 @@ class GeneratorTask(TrainingTask):
         self.optimizers = {"generator": self.optimizer}
 
     def step(self, number: int) -> dict[str, float]:
-        """Train one step."""
         settings, stage = self.settings, self.schedule.at(number)
         faces = draw_faces(self.pictures, stage.batch, settings.seed, number)
         codes = self.codes(faces)[:, None].expand(-1, self.generator.rows, -1)
@@ -253,11 +243,11 @@ class AdversarialSettings(DiscriminatorSettings):
     compiled: StrictBool
     checkpoint_every: int
     seed: int
-    initial: str = ""  # weights that the run started from, where it did
+    initial: str = ""  # weights that the run started from, if any
 
 
 class PathMean(nn.Module):
-    """The running mean of path lengths; belongs to a checkpoint."""
+    """The running mean of path lengths; part of a checkpoint."""
 
     value: Tensor
 
@@ -270,16 +260,12 @@ class AdversarialTask(TrainingTask):
     """A generator in adversarial training."""
 
     def __init__(
-        self,
-        pictures: Tensor,
-        settings: AdversarialSettings,
-        held_out: Tensor,
-        codes: PrincipalCodes | None = None,
+        self, pictures: Tensor, settings: AdversarialSettings, held_out: Tensor, codes: PrincipalCodes | None = None
     ) -> None:
         """Prepare a run on uint8 pictures (N, 3, size, size); `held_out` (K, 3, size, size) is only shown.
 
-        `codes` are those that the generator learned, and needed where it has to go on drawing them. Fitted anew they
-        would be others: components of equal spread, and signs, are a matter of rounding.
+        `codes` are those that the generator learned. It needs them to go on drawing them; codes that are fitted anew
+        would differ, because components of equal variance, and signs, depend on rounding.
         """
         self.settings, self.arithmetic = settings, Arithmetic.for_device(runtime.device(), compiled=settings.compiled)
         self.checkpoint_every = settings.checkpoint_every
@@ -287,7 +273,7 @@ class AdversarialTask(TrainingTask):
         torch.manual_seed(settings.seed)
         table = {int(size): width for size, width in settings.channels.items()}
         generator = StyleGAN2(settings.size, mapping_layers=settings.mapping_layers, channels=table)
-        self.generator = generator.to(device)  # its features have the channels last, whatever the weights have
+        self.generator = generator.to(device)  # features are channels-last, whatever the layout of the weights
         self.average = copy.deepcopy(self.generator).eval().requires_grad_(requires_grad=False)
         self.discriminator_trainer = DiscriminatorTrainer(settings.size, settings, self.arithmetic)
         self.path_mean = PathMean().to(device)
@@ -299,7 +285,7 @@ class AdversarialTask(TrainingTask):
             if codes is None:
                 raise UserError(
                     "The generator needs the codes of its photographs.",
-                    "Add --codes FILE, which its run left beside it, or --set reconstruction_weight=0.",
+                    "Add --codes FILE, which its run wrote, or --set reconstruction_weight=0.",
                 )
             self.codes = codes.to(device)
             self.perceptual = build_st_lpips("alex").to(device)
@@ -337,7 +323,7 @@ class AdversarialTask(TrainingTask):
         return {"resolution": float(stage.resolution)} | values
 
     def sample_codes(self, count: int, resolution: int, randomness: torch.Generator) -> Tensor:
-        """Return codes (count, rows, 512) of random z; where styles are mixed, two z share the rows in use."""
+        """Return codes (count, rows, 512) of random z; mixed styles use a second z for the fine rows."""
         device, rows = self.arithmetic.device, self.generator.rows
         z = torch.randn(2 * count, CODE_SIZE, generator=randomness, device=device)
         coarse, fine = self.generator.mapping(z)[:, None].expand(-1, rows, -1).chunk(2)
@@ -366,7 +352,7 @@ class AdversarialTask(TrainingTask):
         return parts, parts["l1"] + parts["l2"] + self.settings.perceptual_weight * parts["perceptual"]
 
     def _regularise(self, count: int, resolution: int, rate: float, randomness: torch.Generator) -> Tensor:
-        """Make a step that evens out the path lengths; return the penalty."""
+        """Take a step that evens out the path lengths; return the penalty."""
         settings = self.settings
         codes = self.sample_codes(count, resolution, randomness)
         codes = codes if codes.requires_grad else codes.requires_grad_()
@@ -413,18 +399,12 @@ def train_generator(
 ) -> loop.Report:
     """Train the generator and write it, and the codes that an encoder run starts from, to the folder `out`.
 
-    Args:
-        data: Folder of aligned faces.
-        out: Where weights, checkpoints, sheets and report go.
-        on_step: Called at every step.
-        recipe: One of `GENERATOR_RECIPES`.
-        initial: Weights to start from.
-        codes: For the recipe continued: the codes that the run before it left beside those weights.
-        minutes: After which it stops; the same call goes on from there.
-        changes: Settings other than those of the recipe's file.
+    `data` is a folder of aligned faces, and the recipe one of `GENERATOR_RECIPES`. `initial` are weights to start from;
+    the recipe `continued` also takes the codes that their run wrote. A run that `minutes` ended is resumed by the same
+    call. `changes` are settings other than those of the recipe's file.
 
     Raises:
-        UserError: There is no such recipe, or it continues weights and none are given.
+        UserError: There is no such recipe, or it needs initial weights and none are given.
     """
     settings = read_generator_settings(recipe, initial, **changes)
     if recipe == "continued" and not initial:
@@ -439,7 +419,7 @@ def train_generator(
     else:
         task = AdversarialTask(pictures, settings, shown, load_codes(codes) if codes else None)
     if initial:
-        fitted = "style." if recipe == "regression" else None  # which fits the mapping at its end in any case
+        fitted = "style." if recipe == "regression" else None  # a regression ends with fitting the mapping network
         label = loop.load_initial(initial, "generator", (task.generator, task.average), "generator.", without=fitted)
         settings = dataclasses.replace(settings, initial=label)
     folder = loop.run_folder(out, "generator", recipe, "regression")
@@ -456,7 +436,7 @@ def train_generator(
 def read_generator_settings(
     recipe: str, initial: str | None = None, **changes: Any
 ) -> GeneratorSettings | AdversarialSettings:
-    """Read the settings of a recipe; a discriminator joins installed weights in the shape that they have.
+    """Read the settings of a recipe; adversarial training from installed weights keeps their shape.
 
     Raises:
         UserError: There is no such recipe or setting.

@@ -1,4 +1,4 @@
-"""Put a trained file into `weights/`, its facts into `weights/registry.toml`, and both into the model card."""
+"""Install a trained file in `weights/`, with its entry in `weights/registry.toml`, and update the model card."""
 
 import hashlib
 import logging
@@ -16,7 +16,7 @@ from backend.settings import SETTINGS
 from backend.training import calibration
 
 logger = logging.getLogger(__name__)
-# The training packs that the shipped models were trained on, known by the names of their pictures.
+# Hash of the names of the pictures that the shipped models were trained on.
 SHIPPED_NAMES = "437521dd807fb869aeee8de8334e88737539c632ae6ec1be368f38ac3fe0002f"
 SHIPPED_PHOTOGRAPHS = "CelebA, All-Age-Faces, FFHQ and official portraits, 12,453 aligned faces of 128 pixels"
 GENERATOR_EPSILON = 0.002  # step of a search with the embedded generator
@@ -41,7 +41,7 @@ def describe_photographs(data: Path, given: str | None = None) -> str:
     """Describe the training photographs in a folder of pictures or packs; `given` wins.
 
     Raises:
-        UserError: There are none.
+        UserError: There are no photographs.
     """
     if given:
         return given
@@ -54,13 +54,13 @@ def describe_photographs(data: Path, given: str | None = None) -> str:
 
 
 def describe_training_data(trained_on: str, kinds: Iterable[str]) -> str:
-    """Describe what a detector learned from: photographs in words, and the kinds of its fakes."""
+    """Describe what a detector was trained on: the photographs in words, and the kinds of fakes."""
     fakes = [base.FAKE_KINDS.get(kind, kind) for kind in sorted(set(kinds)) if not kind.endswith("real")]
     return f"{trained_on}; and fakes: {', '.join(fakes)}"
 
 
 def hash_names(names: Iterable[str]) -> str:
-    """Return the SHA-256 of sorted file names without their folders, as hex digits."""
+    """Return the SHA-256 (hexadecimal) of the sorted file names without their folders."""
     return hashlib.sha256("\n".join(sorted(map(face_packs.base_name, names))).encode()).hexdigest()
 
 
@@ -82,7 +82,7 @@ def update_model_card() -> None:
 
 
 def build_files_table() -> str:
-    """Return one line a file: name, bytes, hash, command."""
+    """Return a table of the embedded files: name, bytes, hash, command."""
     rows = [
         (name, f"{entry.bytes:,}", f"`{entry.sha256[:16]}`", f"`{entry.source.split(', on ')[0]}`")
         for name, entry in sorted(weights.read_entries().items())
@@ -92,7 +92,7 @@ def build_files_table() -> str:
 
 
 def build_rates_table() -> str:
-    """Return one line a detector of either set: false alarms, also on changed photographs, and misses (AUC) by kind."""
+    """Return a table of the embedded and plain detectors: false alarms, and misses (AUC) by kind of fake."""
     cards = [registry.card(name) for name in [*registry.loadable("embedded"), *registry.loadable("plain")]]
     counts = {rate.kind: rate.count for card in cards for rate in card.errors}
     changes = {card.name: weights.find_entry(card.name).options.get("false_alarms", {}) for card in cards}
@@ -115,7 +115,7 @@ def _rate_cell(rate: base.ErrorRate | None) -> str:
 
 
 def build_same_source_table() -> str:
-    """Return one line a detector: its AUC on fakes by others against photographs of the same source."""
+    """Return a table of the detectors: AUC on fakes by others against photographs of the same source."""
     kinds = list(calibration.SAME_SOURCES)
     heads = [f"{base.FAKE_KINDS[kind]}, against {' and '.join(calibration.SAME_SOURCES[kind])}" for kind in kinds]
     rows = []
@@ -129,7 +129,6 @@ def build_same_source_table() -> str:
 
 
 def _build_table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Return a table in Markdown."""
     lines = [f"| {' | '.join(map(str, row))} |" for row in (heads, *rows)]
     return "\n".join([lines[0], "|---" * len(heads) + "|", *lines[1:]])
 
@@ -137,7 +136,7 @@ def _build_table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 def install_weights(name: str, file: Path, options: dict[str, Any], trained_on: str) -> weights.Entry:
     """Copy `file` to `weights/NAME.safetensors`, write its registry entry and return it.
 
-    What the entry said before stays where `options` does not name it anew. `trained_on` describes the photographs.
+    Values that the entry had before stay unless `options` replaces them. `trained_on` describes the photographs.
     """
     target = SETTINGS.weights_dir / f"{name}.safetensors"
     if file.resolve() != target.resolve():
@@ -163,23 +162,20 @@ def install_weights(name: str, file: Path, options: dict[str, Any], trained_on: 
 
 
 def note_visibility() -> None:
-    """Note with the encoder how visible the rows of codes are, which generator and encoder decide together.
+    """Write to the encoder's entry how visible each row of codes is, which generator and encoder decide together.
 
-    To be called once both are in place. Without one of them, or where they do not fit each other, nothing is noted, and
-    a search takes equal steps.
+    Call it once both are installed. If one is missing, or if they do not fit each other, nothing is written, and a
+    search takes equal steps.
     """
     path = SETTINGS.weights_dir / "registry.toml"
     registry = _read_registry(path)
     if not {"generator", "encoder"} <= set(registry):
         return
     registry["encoder"].pop("visibility", None)
-    drawing, encoding = (
-        weights.read_checkpoint(SETTINGS.weights_dir / registry[name]["file"]) for name in ("generator", "encoder")
-    )
+    entries = registry["generator"], registry["encoder"]
+    drawing, encoding = (weights.read_checkpoint(SETTINGS.weights_dir / entry["file"]) for entry in entries)
     try:
-        inverter = inversion.build_embedded_inverter(
-            drawing, encoding, registry["generator"], registry["encoder"], "generator"
-        )
+        inverter = inversion.build_embedded_inverter(drawing, encoding, *entries, "generator")
     except RuntimeError:  # networks of different sizes, until the other is trained too
         logger.warning("Generator and encoder do not fit each other: train the other one too.")
     else:

@@ -1,7 +1,7 @@
 """The training loop: settings, schedule, checkpoints, exact resumption, losses, sample sheets and the report.
 
-A task holds its modules and optimisers and computes one step from the step's number alone (data order, augmentation
-and noise come from seeds), so a run that is stopped and resumed gives the same weights as one that was not.
+A task computes each step from its number alone: data order, augmentation and noise come from seeds. So a run that is
+stopped and resumed gives the same weights as one that was not.
 """
 
 import json
@@ -49,19 +49,17 @@ S = TypeVar("S")
 
 @dataclass(frozen=True)
 class Stage:
-    """What one step does: side of the pictures in pixels, pictures, learning rate."""
-
-    resolution: int
+    resolution: int  # side of the pictures in pixels
     batch: int
     rate: float
 
 
 class Schedule:
-    """Stages one after the other, and a rate that falls to a tenth at the end.
+    """Stages one after the other, and a learning rate that falls to a tenth at the end.
 
     Args:
         stages: Rows of resolution, steps, batch size and rate.
-        decay_share: The last share of all steps, in [0, 1], in which the rate falls.
+        decay_share: Share of all steps, in [0, 1], in which the rate falls; they are the last ones.
     """
 
     def __init__(self, stages: Sequence[Sequence[float]], decay_share: float) -> None:
@@ -70,7 +68,6 @@ class Schedule:
         self.total = sum(int(row[1]) for row in stages)
 
     def at(self, number: int) -> Stage:
-        """Return what step `number` does."""
         factor = self.decay(number)
         for resolution, steps, batch, rate in self.stages:
             if number < steps:
@@ -85,16 +82,8 @@ class Schedule:
 
 
 class TrainingTask:
-    """A model in training.
-
-    Attributes:
-        total: Steps of the whole run.
-        modules: What a checkpoint holds, by name.
-        optimizers: The optimisers, by name.
-    """
-
-    total: int
-    modules: dict[str, nn.Module]
+    total: int  # steps of the whole run
+    modules: dict[str, nn.Module]  # saved in checkpoints
     optimizers: dict[str, torch.optim.Optimizer]
 
     def step(self, number: int) -> Mapping[str, float | Tensor]:
@@ -108,8 +97,6 @@ class TrainingTask:
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """What a finished run reports."""
-
     steps: int
     seconds: float
     losses: dict[str, float]
@@ -128,7 +115,7 @@ def find_recipe(recipes: Mapping[str, str], name: str, owner: str) -> str:
 
 
 def run_folder(out: Path, name: str, recipe: str, default: str) -> Path:
-    """Return where a run keeps its checkpoints; recipes other than the default are part of the folder's name."""
+    """Return the folder of a run's checkpoints; a recipe other than the default is part of its name."""
     return out / (f"{name}-run" if recipe == default else f"{name}-{recipe}-run")
 
 
@@ -155,7 +142,7 @@ def build_settings(kind: type[S], values: Mapping[str, Any]) -> S:
 
 
 def check_names(kind: type, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the changes that are not None, old names replaced by today's.
+    """Return the changes that are not None, old names replaced by current ones.
 
     Raises:
         UserError: `kind`, a dataclass of settings, has no such setting.
@@ -220,11 +207,11 @@ def train_task(
 ) -> Job[TrainingRun]:
     """Train a task to its last step, or for some minutes, resuming from `folder` if it holds a checkpoint."""
     folder.mkdir(parents=True, exist_ok=True)
-    described: dict[str, Any] = asdict(settings)  # type: ignore[call-overload]
+    values: dict[str, Any] = asdict(settings)  # type: ignore[call-overload]
     start = load_checkpoint(task, folder)
-    (folder / "settings.json").write_text(json.dumps(described, indent=1), encoding="utf-8")
+    (folder / "settings.json").write_text(json.dumps(values, indent=1), encoding="utf-8")
     log = LossLog(folder / "losses.csv", start)
-    begun = time.perf_counter()
+    started = time.perf_counter()
     window: dict[str, list[float | Tensor]] = {}
     means: dict[str, float] = {}
     done = start
@@ -233,29 +220,27 @@ def train_task(
             for name, value in task.step(number).items():
                 window.setdefault(name, []).append(value)
             done = number + 1
-            ends = done == task.total or time.perf_counter() - begun > 60 * minutes
+            ends = done == task.total or time.perf_counter() - started > 60 * minutes
             if done % log_every == 0 or ends:
-                means = {name: float(sum(values) / len(values)) for name, values in window.items()}
+                means = {name: float(sum(parts) / len(parts)) for name, parts in window.items()}
                 window.clear()
-                log.write(done, time.perf_counter() - begun, means)
-                yield Step(
-                    done, task.total, ", ".join(f"{name} {value:.4f}" for name, value in means.items()), values=means
-                )
+                text = ", ".join(f"{name} {value:.4f}" for name, value in means.items())
+                log.write(done, time.perf_counter() - started, means)
+                yield Step(done, task.total, text, values=means)
             if done % checkpoint_every == 0:
                 save_checkpoint(task, folder, done)
-                sheet = task.preview()
-                if sheet is not None:
+                if (sheet := task.preview()) is not None:
                     yield Step(done, task.total, "checkpoint", preview=sheet)
             if ends:
                 break
     finally:
         if done > start:
             save_checkpoint(task, folder, done)
-    return TrainingRun(done, time.perf_counter() - begun, means, described)
+    return TrainingRun(done, time.perf_counter() - started, means, values)
 
 
 class LossLog:
-    """A CSV with one line a window; lines after the step a run resumes from are dropped."""
+    """A CSV with one row per window; rows after the step from which a run resumes are dropped."""
 
     def __init__(self, path: Path, start: int) -> None:
         import pandas as pd
@@ -265,7 +250,7 @@ class LossLog:
         self.table = self.table[self.table["step"].astype(int) <= start]
 
     def write(self, step: int, seconds: float, losses: Mapping[str, float]) -> None:
-        """Append one line and write the file anew, so that new columns can appear."""
+        """Append a row and rewrite the file, because columns may be new."""
         import pandas as pd
 
         row = {"step": str(step), "seconds": f"{seconds:.1f}"} | {name: f"{loss:.6g}" for name, loss in losses.items()}
@@ -274,7 +259,7 @@ class LossLog:
 
 
 def draw_curves(table: Path, out: Path) -> Path:
-    """Write a PNG with one curve a column over the step, and return its path."""
+    """Write a PNG with a curve for every column of a loss table, and return its path."""
     import pandas as pd
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -312,12 +297,7 @@ def write_sheets(job: Job[TrainingRun], folder: Path) -> Job[TrainingRun]:
 def write_report(path: Path, metrics: Report, run: TrainingRun, files: dict[str, Path], options: Report) -> Report:
     """Write the report of a finished run and return it.
 
-    Args:
-        path: Where it goes.
-        metrics: What was measured on held-out pictures.
-        run: The run.
-        files: Model files by the name under which they are installed.
-        options: Options of the registry's entry, by the same names.
+    Files, and the options of their registry entries, are given by the names under which they are installed.
     """
     report = {
         "metrics": metrics,
@@ -340,15 +320,15 @@ def load_initial(
     without: str | None = None,
     adapt: Callable[[Mapping[str, Tensor], Any], Mapping[str, Tensor]] | None = None,
 ) -> str:
-    """Load weights, in float16 or float32, into networks of one kind, and return the file's name and hash.
+    """Load weights into networks of one architecture, and return the file's name and hash.
 
     Args:
         source: A file, or `installed` for the registry's entry.
         name: Name of that entry.
         networks: The network in training and its average.
-        prefix: Of the names of the file's tensors; tensors without it are left out.
-        without: Prefix of the tensors of a network that stay as they are.
-        adapt: Makes tensors for a network out of the file's.
+        prefix: Prefix of the tensor names to load; it is removed.
+        without: Prefix of tensors in the networks that stay as they are.
+        adapt: Turns the tensors of the file into those of a network.
 
     Raises:
         UserError: There is no such file, or it holds another network.
@@ -375,12 +355,12 @@ class Arithmetic:
     """How a device computes."""
 
     device: torch.device
-    dtype: torch.dtype  # of feature maps; what R1 and path lengths differentiate twice stays float32
-    compiled: bool  # whether networks are compiled where they are not differentiated twice
+    dtype: torch.dtype  # of feature maps; R1 and path lengths differentiate twice, in float32
+    compiled: bool  # of networks that are not differentiated twice
 
     @classmethod
     def for_device(cls, device: torch.device, *, compiled: bool, bfloat16: bool = False) -> "Arithmetic":
-        """Return bfloat16 where CUDA computes with it or where it is asked for, float32 elsewhere.
+        """Return bfloat16 where CUDA supports it or where it is asked for, float32 elsewhere.
 
         Only CUDA gains from compiling.
         """
@@ -389,7 +369,6 @@ class Arithmetic:
         return cls(device, torch.bfloat16 if half else torch.float32, compiled and cuda)
 
     def compile(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """Return the function, compiled if that is wanted."""
         return torch.compile(function) if self.compiled else function
 
     def autocast(self) -> torch.autocast:
@@ -397,7 +376,6 @@ class Arithmetic:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def generator_for(self, seed: int, number: int) -> torch.Generator:
-        """Return the random numbers of one step, on the device."""
         return step_generator(seed, number, self.device)
 
 
@@ -416,7 +394,7 @@ def draw_faces(pictures: Tensor, batch: int, seed: int, number: int) -> Tensor:
 def update_weights(
     optimizer: torch.optim.Optimizer, loss: Tensor, rate: float | None = None, *, max_norm: float = 5.0
 ) -> None:
-    """Make one step of an optimiser, at a new rate if one is given, with gradients no longer than `max_norm`."""
+    """Take one step of an optimiser, at a new rate if given, with gradients clipped to the norm `max_norm`."""
     if rate is not None:
         set_rate(optimizer, rate)
     optimizer.zero_grad(set_to_none=True)
@@ -427,7 +405,6 @@ def update_weights(
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the learning rate of all parameters."""
     for group in optimizer.param_groups:
         group["lr"] = rate
 
@@ -435,7 +412,7 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 def update_average(average: nn.Module, current: nn.Module, decay: float, number: int | None = None) -> None:
     """Move an exponential moving average of the weights one step; buffers are copied.
 
-    With the step's `number`, the first steps decay faster, so that the start is soon forgotten.
+    Given the step's `number`, the first steps decay faster, so that the start is soon forgotten.
     """
     if number is not None:
         decay = min(decay, (1 + number) / (10 + number))
@@ -453,10 +430,15 @@ def shrink_pictures(faces: Tensor, size: int) -> Tensor:
 
 def pick_shown(photographs: Photographs) -> Tensor:
     """Return the pictures for sample sheets, uint8 (K, 3, S, S)."""
-    return photographs.pictures[:: max(1, len(photographs) // SHEET_FACES)][:SHEET_FACES]
+    return thin_pictures(photographs.pictures, SHEET_FACES)
+
+
+def thin_pictures(pictures: Tensor, count: int) -> Tensor:
+    """Return at most `count` pictures at regular distances."""
+    return pictures[:: max(1, len(pictures) // count)][:count]
 
 
 def join_sheet(*rows: Tensor) -> Tensor:
-    """Put rows of faces (K, 3, S, S) in [-1, 1] below each other, as one picture (1, 3, H, W) in [0, 1]."""
+    """Stack rows of faces (K, 3, S, S) in [-1, 1] into one picture (1, 3, H, W) in [0, 1]."""
     joined = torch.cat([torch.cat(list(row.cpu()), dim=2) for row in rows], dim=1)
     return (joined[None] / 2 + 0.5).clamp(0, 1)

@@ -26,7 +26,7 @@ from backend.similarity import build_st_lpips
 from backend.training.degradation import blur_batch
 from backend.training.loop import Arithmetic
 
-ENLARGEMENT = 2  # of a part of a face, whose side is that much smaller than the face's
+ENLARGEMENT = 2  # factor by which a part of a face is smaller than the face
 SHARPENING_SPREAD = 1.2  # standard deviation of the blur in pixels, as unsharp masks use it
 SHARPENING_RADIUS = 3  # of the blur in pixels
 ARCFACE_NAME = "ArcFace"
@@ -37,12 +37,10 @@ IDENTITY_MISSING = (
 
 
 class PerceptualLoss:
-    """A perceptual distance of some faces of a batch.
+    """A perceptual distance of the first faces of a batch.
 
-    Args:
-        share: Of the faces of a batch, that are compared: the first ones, and one at least.
-        enlarged: Of those, that are compared in a random part, twice as large.
-        arithmetic: How to compute.
+    At least one face, and a share `share` of all, is compared; of these, a share `enlarged` in a random part, enlarged
+    twofold.
     """
 
     def __init__(self, share: float, enlarged: float, arithmetic: Arithmetic) -> None:
@@ -74,8 +72,8 @@ def enlarge_parts(pictures: Tensor, randomness: torch.Generator) -> Tensor:
 def build_perceptual_network() -> Any:
     """Return the network on AlexNet, its first convolution joined with the low-pass filter that follows it.
 
-    Both are linear and every second value of their result is kept, so one convolution with a larger window gives the
-    same in a quarter of the time, but for the outermost values, where the filter alone would see its input mirrored.
+    Both are linear, and every second value of the result is kept. So one convolution with a larger window gives the
+    same result in a quarter of the time, except at the border, where the filter alone would see its input mirrored.
     """
     network: Any = build_st_lpips("alex")
     first = network.net.slice1
@@ -96,27 +94,25 @@ def join_filter(convolution: nn.Conv2d, kernel: Tensor, padding: int) -> nn.Conv
     side = kernel.shape[-1]
     spread = F.conv2d(weight.flatten(0, 1)[:, None], kernel[None, None].to(weight), padding=side - 1)
     window = weight.shape[-1] + side - 1
-    whole = nn.Conv2d(weight.shape[1], weight.shape[0], window, 2, int(convolution.padding[0]) + padding)
-    whole.requires_grad_(requires_grad=False)
-    whole.weight.copy_(spread.view(*weight.shape[:2], window, window))
-    assert whole.bias is not None
+    joined = nn.Conv2d(weight.shape[1], weight.shape[0], window, 2, int(convolution.padding[0]) + padding)
+    joined.requires_grad_(requires_grad=False)
+    joined.weight.copy_(spread.view(*weight.shape[:2], window, window))
+    assert joined.bias is not None
     assert convolution.bias is not None
-    whole.bias.copy_(convolution.bias)
-    return whole
+    joined.bias.copy_(convolution.bias)
+    return joined
 
 
 @dataclass(frozen=True)
 class FaceEmbedding:
-    """A recognition network."""
-
     name: str
     embed: Callable[[Tensor], Tensor]  # from faces (N, 3, S, S) in [0, 1] to vectors (N, D); differentiable
 
     def distance(self, drawn: Tensor, target: Tensor) -> Tensor:
         """Return half the mean squared distance of the vectors of faces (N, 3, S, S) in [-1, 1].
 
-        For unit vectors, which ArcFace gives, this is 1 - cosine. dlib's are compared by their distance, up to 0.6 for
-        one person, which is 0.18 here.
+        For ArcFace's unit vectors this is 1 - cosine. dlib's vectors of one person are up to 0.6 apart, which is 0.18
+        here.
         """
         a, b = (self.embed((pictures + 1) / 2) for pictures in (drawn, target))
         return (a - b).square().sum(1).mean() / 2
@@ -134,7 +130,7 @@ def find_face_embedding(template: str) -> FaceEmbedding | None:
 
 
 def sharpen_pictures(pictures: Tensor, amount: float) -> Tensor:
-    """Add `amount` times their difference to a Gaussian blur to pictures (N, C, S, S): an unsharp mask."""
+    """Apply an unsharp mask to pictures (N, C, S, S): add `amount` times their difference from a Gaussian blur."""
     return pictures + amount * (pictures - blur_batch(pictures, SHARPENING_SPREAD, SHARPENING_RADIUS))
 
 

@@ -42,14 +42,14 @@ from backend.training.degradation import compress_batch, degrade_batches, round_
 from backend.training.loop import OnStep, update_weights
 
 SPECTRA_FITTED_ON = 256  # real pictures whose spectra standardise the spectral discriminator
-RECALIBRATED_ON = 40  # batches that give the averaged weights their own batch statistics
+RECALIBRATED_ON = 40  # batches from which the averaged weights get their own batch statistics
 WARMUP = 100  # steps of the discriminators alone
-SHEET_GAIN = 8  # of the differences on a sheet
+SHEET_GAIN = 8  # of the differences on a sample sheet
 TRNET_RECIPES = {"embedded": "trnet", "paper": "trnet_paper", "code": "trnet_code"}  # to the settings file
 MEASURED_PAIRS = 200  # held-out pairs of each kind
 MEASURED_BATCH = 32
 REFERENCE_PICTURES = 2000  # pictures of each group, as the paper averages
-# Settings of the network itself, which belong to the registry's entry.
+# Settings of the network itself, which the registry entry lists.
 NETWORK_OPTIONS = ("width", "statistics", "residual", "bound", "grain", "by_contrast")
 
 
@@ -102,12 +102,10 @@ class TRNetTrainingSettings:
     jpeg_share: float
     seed: int
     bfloat16: StrictBool
-    initial: str = ""  # weights that the run started from, where it did
+    initial: str = ""  # weights that the run started from, if any
 
 
 class TRNetTask(loop.TrainingTask):
-    """TR-Net in training."""
-
     def __init__(self, data: Pairs, settings: TRNetTrainingSettings, held_out: Pairs) -> None:
         """Prepare a run on pairs; `held_out` is only shown."""
         self.data, self.settings, self.held_out = data, settings, held_out
@@ -117,7 +115,7 @@ class TRNetTask(loop.TrainingTask):
         self.average = copy.deepcopy(self.network).eval().requires_grad_(False).to(self.device)
         width, norm = settings.discriminator_width, settings.norm
         self.spectral = SpectralDiscriminator(width, norm, settings.spectral_form, settings.size)
-        self.spectral.fit(data.real[:: max(1, len(data) // SPECTRA_FITTED_ON)][:SPECTRA_FITTED_ON].float() / 255)
+        self.spectral.fit(loop.thin_pictures(data.real, SPECTRA_FITTED_ON).float() / 255)
         self.fingerprint = FingerprintDiscriminator(1 + len(data.kinds), width, norm)
         self.discriminators: dict[str, Discriminator] = {
             "spatial": SpatialDiscriminator(width, norm, settings.spatial_form),
@@ -134,9 +132,8 @@ class TRNetTask(loop.TrainingTask):
         self.perceptual = None
         if settings.similarity == "perceptual":
             self.perceptual = build_st_lpips(settings.perceptual).to(self.device)
-        self.pretraining_steps = (
-            settings.pretraining_steps if settings.steps else 0
-        )  # without steps, weights are only measured anew
+        # Without steps, weights are only measured again.
+        self.pretraining_steps = settings.pretraining_steps if settings.steps else 0
         self.total = self.pretraining_steps + settings.identity_steps + settings.steps
         self.modules = {"network": self.network, "average": self.average, **self.discriminators}
         self.optimizers = {"generator": self.generator_optimizer, "discriminators": self.discriminator_optimizer}
@@ -145,7 +142,7 @@ class TRNetTask(loop.TrainingTask):
         """Train one step.
 
         The first steps train the discriminators alone (`pretraining_steps`), the next the generator to copy
-        (`identity_steps`), and all others the generator, with the discriminators before it in one of
+        (`identity_steps`), and all others the generator, preceded by the discriminators at one step in
         `discriminator_every`.
         """
         settings = self.settings
@@ -170,7 +167,7 @@ class TRNetTask(loop.TrainingTask):
         return {name: value.item() for name, value in values.items()} | {"psnr": psnr}
 
     def _pretraining_step(self, number: int) -> dict[str, float]:
-        """Train the discriminators alone, on photographs and on fakes before the generator."""
+        """Train the discriminators alone, on photographs and fakes."""
         batch = self._draw(number, self.settings.pretraining_batch)
         real, fake = self._degrade([batch.real, batch.fake], 2 * number)
         logits_by_name, source_logits = self._judge(torch.cat([real, fake]))
@@ -185,13 +182,13 @@ class TRNetTask(loop.TrainingTask):
     @torch.no_grad()
     def preview(self) -> Tensor:
         """Return held-out fakes above their removals and the amplified difference."""
-        fake = self.held_out.fake[:: max(1, len(self.held_out) // 8)][:8].float().to(self.device) / 255
+        fake = loop.thin_pictures(self.held_out.fake, loop.SHEET_FACES).float().to(self.device) / 255
         removal = self.average(fake).clamp(0, 1)
         return loop.join_sheet(fake * 2 - 1, removal * 2 - 1, ((removal - fake) * 2 * SHEET_GAIN).clamp(-1, 1))
 
     @torch.no_grad()
     def finished(self) -> TRNet:
-        """Return the averaged generator, with batch statistics of its own."""
+        """Return the averaged generator, with its own batch statistics."""
         norms = [module for module in self.average.modules() if isinstance(module, nn.BatchNorm2d)]
         if self.settings.statistics == "batch":
             for norm in norms:
@@ -204,7 +201,7 @@ class TRNetTask(loop.TrainingTask):
 
     def _draw(self, number: int, count: int | None = None) -> PairBatch:
         settings = self.settings
-        count = settings.batch if count is None else count
+        count = count or settings.batch
         drawn = draw_pairs(self.data, count, seed=settings.seed, step=number, jpeg_share=settings.jpeg_share)
         layout = torch.channels_last
         real, fake = (pictures.to(self.device, memory_format=layout) for pictures in (drawn.real, drawn.fake))
@@ -244,7 +241,7 @@ class TRNetTask(loop.TrainingTask):
     def _degrade(self, pictures: list[Tensor], number: int) -> list[Tensor]:
         """Return batches as the discriminators see them: saved, and at some steps degraded, all in the same way.
 
-        No `number` may come twice in a run: whether, how and how strongly depend on it.
+        Every `number` may be used only once in a run, because the random choices depend on it.
         """
         if self.settings.as_jpeg:
             pictures = [compress_batch(batch, images.JPEG_QUALITY) for batch in pictures]
@@ -256,14 +253,12 @@ class TRNetTask(loop.TrainingTask):
         return degrade_batches(pictures, randomness)
 
     def _judge(self, pictures: Tensor, for_source: Tensor | None = None) -> tuple[dict[str, Tensor], Tensor]:
-        """Return each discriminator's log-odds of real (N,), and one logit a source (N, sources), in float32.
+        """Return each discriminator's log-odds of real (N,), and logits of the sources (N, sources), in float32.
 
-        Args:
-            pictures: As the discriminators see them.
-            for_source: Those of the fingerprint discriminator, if it is to see others.
+        The fingerprint discriminator sees the pictures `for_source` if they are given.
         """
         shown = {"fingerprint": pictures if for_source is None else for_source}
-        # In float32: rounded filters would not sum to zero, and their maps would show the brightness.
+        # In float32, because rounded filters would not sum to zero and their maps would show the brightness.
         inputs = {name: module.inputs(shown.get(name, pictures)) for name, module in self.discriminators.items()}
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.bfloat16):
             logits, source_logits = {}, torch.empty(0)
@@ -314,7 +309,7 @@ class TRNetTask(loop.TrainingTask):
         factor = 0.1 ** (1 - left / share) if left < share else 1.0
         loop.set_rate(self.generator_optimizer, self.settings.lr_generator * factor)
         rate = self.settings.lr_discriminator * factor
-        if number < self.pretraining_steps:  # by half a cosine, to the rate with which it goes on
+        if number < self.pretraining_steps:  # a half cosine down to the rate of the later steps
             fall = 0.5 * (1 + math.cos(math.pi * number / self.pretraining_steps))
             rise = min(1.0, (number + 1) / WARMUP)  # the first steps of RMSprop are ten times as long as later ones
             rate += (self.settings.pretraining_lr * rise - rate) * fall
@@ -333,16 +328,9 @@ def train_trnet(
 ) -> loop.Report:
     """Train TR-Net on pairs, measure it on held-out pairs, and write `out` (a .safetensors file).
 
-    No detector takes part.
-
-    Args:
-        data: Photographs.
-        folders: Folders of fakes made from them, with `train/` and `val/`.
-        out: Where the weights go; the run's folder, its curves and the report lie beside it.
-        on_step: Called at every step.
-        recipe: One of `TRNET_RECIPES`.
-        initial: Weights to start from; the discriminators start anew.
-        changes: Settings that differ from those of the recipe's file.
+    No detector takes part. `folders` hold fakes of the photographs in `data`, in `train/` and `val/`. The run's folder
+    and the report lie beside `out`. The recipe is one of `TRNET_RECIPES`, and `changes` are settings that differ from
+    its file. With `initial` weights, the discriminators still start from random weights.
 
     Raises:
         UserError: There is no such recipe, or a setting has no such name.
@@ -358,9 +346,9 @@ def train_trnet(
     before = copy.deepcopy(task.average).cpu().state_dict()
     folder = out.parent / f"{TRNET_ENTRY}-run"
     run = loop.run_task(task, folder, settings, on_step, checkpoint_every=200)
-    losses = folder / "losses.csv"  # none where weights are only measured anew
+    losses = folder / "losses.csv"  # none if weights are only measured again
     curves = {"curves": str(loop.draw_curves(losses, folder / "curves.png"))} if losses.exists() else {}
-    mixes = settings.mixing_share < 1  # batch statistics, too, which are then not measured anew
+    mixes = settings.mixing_share < 1  # also batch statistics, which are then not measured again
     network = task.average.eval() if mixes else task.finished()
     network = network.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     half = weights.rounded_to_half(_mix_states(network.state_dict(), before, settings.mixing_share))
@@ -376,7 +364,7 @@ def train_trnet(
 
 
 def _mix_states(after: Mapping[str, Tensor], before: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
-    """Return weights and batch statistics between those before and after a run (Wortsman et al. 2109.01903)."""
+    """Interpolate weights and batch statistics before and after a run (Wortsman et al., arXiv 2109.01903)."""
     return {
         name: before[name].lerp(value, share) if value.is_floating_point() else value for name, value in after.items()
     }
@@ -406,10 +394,8 @@ def measure_removals(network: TRNet, held_out: Pairs) -> dict[str, dict[str, flo
             continue
         similarities, before, after = [], [], []
         stride = max(1, len(pairs) // MEASURED_PAIRS)
-        for part in range(0, len(pairs.fake[::stride]), MEASURED_BATCH):
-            real, fake = (
-                pictures[::stride][part : part + MEASURED_BATCH].float() / 255 for pictures in (pairs.real, pairs.fake)
-            )
+        parts = ((pictures[::stride].float() / 255).split(MEASURED_BATCH) for pictures in (pairs.real, pairs.fake))
+        for real, fake in zip(*parts, strict=True):
             removal = (network.remove(fake) * 255).round() / 255
             similarities += [
                 psnr_and_ssim(images.to_array(original), images.to_array(removed))
@@ -417,7 +403,7 @@ def measure_removals(network: TRNet, held_out: Pairs) -> dict[str, dict[str, flo
             ]
             before.append(float(discriminators.profile_loss("log", real, fake)))
             after.append(float(discriminators.profile_loss("log", real, removal)))
-        # Of a picture that did not change at all there is no PSNR to average.
+        # An unchanged picture has no PSNR.
         psnr = np.array([row["psnr"] for row in similarities if row["psnr"] is not None])
         ssim = np.array([row["ssim"] for row in similarities])
         metrics[kind] = {
@@ -437,12 +423,8 @@ def measure_references(
 ) -> loop.Report:
     """Average the traces of photographs and of every kind of fake, and write `out` (a .safetensors file).
 
-    Args:
-        data: Photographs.
-        folders: Folders of fakes, with `train/` and `val/`; the training ones are measured.
-        out: Where the arrays go; the report lies beside it.
-        on_step: Called at every step.
-        attention_count: Pictures of each group whose attention is averaged.
+    Of every folder of fakes, those in `train/` are measured. Attention is averaged over `attention_count` pictures of
+    each group. The report lies beside `out`.
     """
     photographs, _ = face_packs.split_photographs(data, registry.EMBEDDED_SIZE)
     groups: dict[str, list[Tensor]] = {references.REAL: [photographs.pictures]}
@@ -451,7 +433,7 @@ def measure_references(
         kinds = np.array([name.split("/")[0] for name in fakes.names])
         for kind in dict.fromkeys(kinds.tolist()):
             groups.setdefault(kind, []).append(fakes.pictures[torch.from_numpy(kinds == kind)])
-    pictures = {group: _thin_pictures(torch.cat(parts)) for group, parts in groups.items()}
+    pictures = {group: loop.thin_pictures(torch.cat(parts), REFERENCE_PICTURES) for group, parts in groups.items()}
     detectors = [name for name in registry.loadable() if registry.card(name).cam_layer]
     started = time.perf_counter()
     result = finish(references.build_references(pictures, detectors, attention_count=attention_count), on_step)
@@ -466,7 +448,3 @@ def _read_pairs(data: Path, folders: Sequence[Path], size: int) -> tuple[Pairs, 
     photographs, held_out = face_packs.split_photographs(data, size)
     training = load_pairs(photographs, [folder / "train" for folder in folders])
     return training, load_pairs(held_out, [folder / "val" for folder in folders], kinds=training.kinds)
-
-
-def _thin_pictures(pictures: Tensor) -> Tensor:
-    return pictures[:: max(1, len(pictures) // REFERENCE_PICTURES)][:REFERENCE_PICTURES]
