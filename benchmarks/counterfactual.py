@@ -1,10 +1,10 @@
 """Our latent search beside a straightforward loop, on the same faces, codes, step and detector.
 
-The straightforward loop does what one writes first, and what the released program of Artifact-Eraser does: at
+The straightforward loop is what one would write first, and what the released program of Artifact-Eraser does: at
 every step it draws the whole face once to record its score, once with gradients for the step, and once more
 after the step to test for success. Its generator is the one that such programs use (`plain_stylegan2.py`), with the
-same weights; that both draw the same faces is checked first. Both sides run frozen, in float32. Every side runs in
-a process of its own, so that its peak memory is its own; the sides take turns, and the fastest turn counts.
+same weights; a check makes sure that both draw the same faces. Both sides run frozen, in float32. Each side runs in
+a separate process, so that its peak memory can be measured; the sides take turns, and the fastest turn counts.
 
     python benchmarks/counterfactual.py [--detector NAME] [--faces 4] [--steps 60] [--level S,M,D]
 """
@@ -55,17 +55,17 @@ def main() -> int:
     best = {side: min(turns, key=lambda turn: turn["seconds"]) for side, turns in runs.items()}
     for side in SIDES:
         per_step, seconds, peak = (best[side][name] for name in ("per_step", "seconds", "peak_mb"))
-        print(f"{side:9s} {per_step:8.1f} ms a step, {seconds:6.1f} s in all, peak {peak:.0f} MB")
-    print(f"ratio     {best['loop']['per_step'] / best['ours']['per_step']:8.2f} a step, early stop off in both")
+        print(f"{side:9s} {per_step:8.1f} ms per step, {seconds:6.1f} s in total, peak {peak:.0f} MB")
+    print(f"ratio     {best['loop']['per_step'] / best['ours']['per_step']:8.2f} per step, early stop off in both")
     early = best["stopping"]
-    saved = best["ours"]["seconds"] / early["seconds"]
-    print(f"early stop makes {early['steps']} steps, {early['seconds']:.1f} s: another {saved:.2f} times less")
+    ratio = best["ours"]["seconds"] / early["seconds"]
+    print(f"with early stop: {early['steps']} steps, {early['seconds']:.1f} s, {ratio:.2f} times faster again")
     ours, loop = torch.tensor(best["ours"]["p_fake"]), torch.tensor(best["loop"]["p_fake"])
     difference = float((ours - loop).abs().max())
     same = bool(((ours < 0.5) == (loop < 0.5)).all())
     print(f"flips: {'the same' if same else 'NOT the same'}")
-    # Steps go by the sign, and where a slope is nearly zero the last bit decides it. Half-way down, where p_fake
-    # falls fastest, two correct programs may differ by some hundredths; at the end of a long search they do not.
+    # Steps follow the sign of the gradient, and where that is nearly zero the last bit decides. Half-way down, where
+    # p_fake falls fastest, two correct programs may differ by some hundredths; at the end of a long search they do not.
     verdict = "within" if difference <= AGREEMENT else "beyond"
     print(f"final p_fake differs by at most {difference:.4f} ({verdict} {AGREEMENT})")
     return 0 if same else 1
@@ -74,7 +74,7 @@ def main() -> int:
 def loop(
     inverter: Inverter, detector: Detector, faces: Tensor, settings: SearchSettings, tolerance: float = SAME_FACES
 ) -> tuple[Tensor, float]:
-    """Search as one writes it first; return the final p_fake (N,) and the seconds the steps took."""
+    """Search with a straightforward loop; return the final p_fake (N,) and the seconds that the steps took."""
     mask = counterfactual_search.level_mask(settings.levels, inverter.rows)[None, :, None]
     start = inverter.invert(faces)
     epsilon = inverter.epsilon if settings.epsilon is None else settings.epsilon
@@ -106,10 +106,10 @@ def loop(
 
 
 def _all_digits() -> AbstractContextManager[None]:
-    """Compute convolutions in full float32 also on a GPU, which otherwise rounds their factors to 10 bits (TF32)."""
+    """Compute convolutions in full float32 even on a GPU, which otherwise rounds their factors to 10 bits (TF32)."""
     cudnn = torch.backends.cudnn
-    kept = {name: getattr(cudnn, name) for name in ("enabled", "benchmark", "deterministic")}
-    return cudnn.flags(**kept, allow_tf32=False)
+    flags = {name: getattr(cudnn, name) for name in ("enabled", "benchmark", "deterministic")}
+    return cudnn.flags(**flags, allow_tf32=False)
 
 
 def _draw(inverter: Inverter, codes: Tensor) -> Tensor:
@@ -118,7 +118,7 @@ def _draw(inverter: Inverter, codes: Tensor) -> Tensor:
 
 
 def ours(inverter: Inverter, detector: Detector, faces: Tensor, settings: SearchSettings) -> tuple[Tensor, float, int]:
-    """Search as the app does; return the final p_fake (N,), the seconds the steps took, and how many were made."""
+    """Search as the app does; return the final p_fake (N,), the seconds of the steps, and their number."""
     started = 0.0
 
     def clock(_: Step) -> None:
@@ -145,7 +145,7 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
     level = counterfactual_search.parse_levels(options.level)
     published = {"epsilon": options.epsilon, "lengths": "equal"}
     settings = SearchSettings(level, steps=options.steps, early_stop=stopping, **published)
-    # One step beforehand pays what only a first step pays.
+    # A warm-up step takes the costs of the first step.
     warm = SearchSettings(level, steps=1, early_stop=False, **published)
     with runtime.frozen(*inverter.modules(), detector):
         if options.side == "loop":
@@ -162,7 +162,7 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
 
 @torch.no_grad()
 def _faces(inverter: Inverter, count: int) -> Tensor:
-    """Draw faces (N, 3, S, S), rounded to 8 bits: no photo is needed, and detectors are meant to call them fake."""
+    """Draw faces (N, 3, S, S), rounded to 8 bits: no photo is needed, and detectors should call them fake."""
     generator = inverter.generator
     z = torch.randn(count, generator.style_dim, generator=torch.Generator().manual_seed(0))
     codes = generator.mapping(z)[:, None].expand(-1, inverter.rows, -1)
@@ -180,8 +180,8 @@ def untrained(faces: Tensor, network: nn.Module, input_size: int = registry.EMBE
 
 def _run_in_child(side: str) -> dict[str, Any]:
     command = [sys.executable, __file__, *sys.argv[1:], "--side", side]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    process = subprocess.run(command, capture_output=True, text=True, check=True)
+    return json.loads(process.stdout.splitlines()[-1])
 
 
 def _options() -> argparse.Namespace:

@@ -2,8 +2,8 @@
 
 The plain path is the network as it was trained, in float32 and PyTorch's default layout. The fast path is what the
 app uses: batch norms folded, channels last. Where the processor or GPU computes bfloat16 fast, that is timed too.
-All paths take turns, and the fastest turn of each counts; beside the speed stands the largest difference of p_fake
-(of TR-Net: of a pixel in [0, 1]) from the plain path. What is not installed is measured with random weights.
+All paths take turns, and the fastest turn of each counts. The last column is the largest difference of p_fake (for
+TR-Net: of a pixel in [0, 1]) from the plain path. Networks that are not installed get random weights.
 
     python benchmarks/detectors.py [NAME...] [--rounds 3] [--threads N] [--json]
 """
@@ -40,25 +40,15 @@ Path_ = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Row:
-    """What was measured of one path of one network.
+    """The figures of one path of one network."""
 
-    Args:
-        name: Name of the detector, or `trnet`.
-        path: `float32`, `fast` or `bfloat16`.
-        batch: Pictures a call.
-        images_per_second: Of the fastest turn.
-        ratio: To the plain path in the same run.
-        difference: Largest from the plain path, in p_fake or in pixel values in [0, 1].
-        trained: Whether the weights are the installed ones.
-    """
-
-    name: str
-    path: str
-    batch: int
-    images_per_second: float
-    ratio: float
-    difference: float
-    trained: bool
+    name: str  # of the detector, or `trnet`
+    path: str  # `float32`, `fast` or `bfloat16`
+    batch: int  # pictures per call
+    images_per_second: float  # in the fastest turn
+    ratio: float  # to the plain path in the same run
+    difference: float  # largest difference from the plain path, in p_fake or in pixel values in [0, 1]
+    trained: bool  # whether the weights are the installed ones
 
 
 def main() -> None:
@@ -66,7 +56,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help="default: every architecture and trnet")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, help="default: as many as PyTorch takes")
+    parser.add_argument("--threads", type=int, help="default: PyTorch's number")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     if options.threads:
@@ -109,17 +99,17 @@ def measure(name: str, paths: dict[str, Path_], pictures: Tensor, rounds: int, *
 
 
 def faces(count: int) -> Tensor:
-    """Return faces (count, 3, S, S) in [0, 1]: the crops of the examples, each repeated with another brightness."""
+    """Return faces (count, 3, S, S) in [0, 1]: the crops of the examples, repeated with another brightness."""
     crops = [images.to_tensor(images.read(path)) for path in sorted(FACES.glob("*/crop.png"))]
     chosen = [crops[index % len(crops)] * (1 - 0.02 * (index // len(crops))) for index in range(count)]
     return torch.cat(chosen)
 
 
 def fast_bfloat16(device: torch.device) -> bool:
-    """Say whether the device has instructions for bfloat16; without them it is slower than float32."""
+    """Return whether the device has instructions for bfloat16; without them it is slower than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # noqa: SLF001 - there is no public question
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # noqa: SLF001 - there is no public function
 
 
 def _paths(name: str, device: torch.device) -> tuple[dict[str, Path_], bool]:
@@ -163,15 +153,15 @@ def _laid_out(pictures: Tensor) -> Tensor:
 
 def _seconds(call: Path_, pictures: Tensor) -> float:
     """Return the seconds of one call, averaged over at least `MIN_SECONDS`."""
-    calls, begun = 0, time.perf_counter()
+    calls, started = 0, time.perf_counter()
     while True:
         call(pictures)
         calls += 1
         if pictures.device.type == "cuda":
             torch.cuda.synchronize()
-        passed = time.perf_counter() - begun
-        if passed >= MIN_SECONDS:
-            return passed / calls
+        elapsed = time.perf_counter() - started
+        if elapsed >= MIN_SECONDS:
+            return elapsed / calls
 
 
 def _line(row: Row) -> str:

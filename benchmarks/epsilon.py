@@ -1,4 +1,4 @@
-"""Sweep the step length of the latent search: how many flips, after how many steps, at what PSNR.
+"""Sweep the step length of the latent search: share of flips, number of steps, PSNR.
 
 python -m benchmarks.epsilon --fakes runs/fakes/val --detector xception --count 24
 """
@@ -21,7 +21,7 @@ EPSILONS = (0.0005, 0.001, 0.002, 0.003, 0.004, 0.005, 0.02, 0.05)
 
 
 def main() -> None:
-    """Print one line an epsilon."""
+    """Print one JSON line per epsilon."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--fakes", type=Path, required=True)
     parser.add_argument("--detector", default="xception")

@@ -1,7 +1,7 @@
-"""How many items a second Evaluate does with one worker and with two, and whether its memory stays flat.
+"""Items per second of Evaluate with one worker and with two, and whether its memory stays constant.
 
-`python -m benchmarks.evaluate throughput [--engine ray] [--items 120]` prints items a second of both and their ratio.
-`python -m benchmarks.evaluate memory [--items 2000]` prints the resident memory of one process along the way.
+`python -m benchmarks.evaluate throughput [--engine ray] [--items 120]` prints the items per second of both and their
+ratio. `python -m benchmarks.evaluate memory [--items 2000]` prints the resident memory of one process several times.
 """
 
 import argparse
@@ -20,7 +20,7 @@ PRINTED = 8  # lines about memory
 
 
 def main() -> None:
-    """Measure one of both."""
+    """Measure throughput or memory."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=("throughput", "memory"))
     parser.add_argument("--engine", choices=engines.ENGINES, default="local")
@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def throughput(data: Dataset, folder: Path, engine: str, items: int) -> None:
-    """Print items a second with one worker and with two, from when their models are loaded."""
+    """Print items per second with one worker and with two, after their models are loaded."""
     speeds = []
     for workers in (1, 2):
         job = runs.run_protocol(
@@ -46,24 +46,24 @@ def throughput(data: Dataset, folder: Path, engine: str, items: int) -> None:
         settled = times[2 * workers :]  # every worker has loaded its models
         speeds.append((len(settled) - 1) / (settled[-1] - settled[0]))
         print(
-            f"{engine}, {workers} worker{'s' * (workers > 1)} of one thread: {speeds[-1]:.2f} items a second",
+            f"{engine}, {workers} worker{'s' * (workers > 1)} of one thread: {speeds[-1]:.2f} items per second",
             flush=True,
         )
     print(f"ratio {speeds[1] / speeds[0]:.2f}")
 
 
 def memory(data: Dataset, folder: Path, items: int) -> None:
-    """Print how much memory a process has, a few times along the way."""
+    """Print the memory of the process a few times during the run."""
     total = len(protocol(data, items).items(data))
     for step in runs.run_protocol(protocol(data, items), data, folder / "run"):
         if step.number % max(1, total // PRINTED) == 0 and step.number > 0:
             now = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1e6
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
-            print(f"{step.number:5d} items: {now:6.0f} MB resident, {peak:6.0f} MB at most", flush=True)
+            print(f"{step.number:5d} items: {now:6.0f} MB resident, {peak:6.0f} MB peak", flush=True)
 
 
 def protocol(data: Dataset, items: int) -> DetectorsProtocol:
-    """Return a protocol with about that many items: every picture with that many strengths of noise."""
+    """Return a protocol with about `items` items: every picture with several strengths of noise."""
     strengths = tuple(f"noise {1 + number / 100:g}" for number in range(-(-items // len(data.samples))))
     return DetectorsProtocol(DetectorsConfig(detectors=DETECTORS, corruptions=("none", *strengths)))
 

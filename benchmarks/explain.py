@@ -1,8 +1,7 @@
-"""Our explanation methods beside what they are measured against, on the same face and detector, in one run.
+"""Our explanation methods beside their peers, on the same face and detector, in one run.
 
-A section compares one method with its peer: the package, or the released program written down plainly. Both sides
-take turns in one process, and the fastest turn of each counts. A new section is one function and one line in
-`SECTIONS`.
+A section compares one method with its peer: the package, or a plain version of the released program. Both sides take
+turns in one process, and the fastest turn of each counts. A new section is one function and one line in `SECTIONS`.
 
     python benchmarks/explain.py [SECTION...] [--detector NAME] [--rounds 3] [--threads N]
 """
@@ -40,62 +39,40 @@ FACE = Path(__file__).resolve().parent.parent / "examples" / "results" / "genera
 
 @dataclass(frozen=True)
 class Case:
-    """What both sides are given.
+    """The input of both sides."""
 
-    Args:
-        face: (1, 3, S, S) in [0, 1], at the size of the detector, which calls it fake.
-        detector: Frozen, in float32.
-        options: The command line.
-    """
-
-    face: Tensor
-    detector: Detector
+    face: Tensor  # (1, 3, S, S) in [0, 1], at the size of the detector, which calls it fake
+    detector: Detector  # frozen, in float32
     options: argparse.Namespace
 
 
 @dataclass(frozen=True)
 class Side:
-    """One side of a comparison.
-
-    Args:
-        name: What it is.
-        images: Pictures that the detector was asked about.
-        calls: Batches that it was asked in.
-        seconds: Of its fastest turn.
-        cpu_seconds: Processor time of the turn that took least of it; other programs disturb it less.
-    """
+    """One side of a comparison."""
 
     name: str
-    images: int
-    calls: int
-    seconds: float = float("inf")
-    cpu_seconds: float = float("inf")
+    images: int  # pictures that the detector judged
+    calls: int  # batches that it judged
+    seconds: float = float("inf")  # of the fastest turn
+    cpu_seconds: float = float("inf")  # least processor time of a turn; other programs disturb it less
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a section found.
-
-    Args:
-        peer: The package, or the plain program.
-        ours: Our method.
-        goal: Smallest ratio of seconds that is good enough.
-        agreement: How well both results agree, in words.
-        agrees: Whether that is good enough.
-    """
+    """The result of a section."""
 
     peer: Side
     ours: Side
-    goal: float
-    agreement: str
-    agrees: bool
+    goal: float  # smallest ratio of seconds that is good enough
+    agreement: str  # how well both results agree, in words
+    agrees: bool  # whether that is good enough
 
 
-Turn = Callable[[], Side]  # runs once, and says what was asked
+Turn = Callable[[], Side]  # runs once
 
 
 def main() -> int:
-    """Run the sections and print what each found; return 1 where results disagree or a goal is missed."""
+    """Run the sections and print their results; return 1 where results disagree or a goal is missed."""
     options = _options()
     torch.manual_seed(0)
     torch.set_num_threads(options.threads)
@@ -118,7 +95,7 @@ def main() -> int:
 
 
 def in_turns(rounds: int, *turns: Turn) -> list[Side]:
-    """Run the sides one after the other, several times, and return each with its least times."""
+    """Run the sides in turns, several times, and return each with its shortest times."""
     best: list[Side | None] = [None] * len(turns)
     for _ in range(rounds):
         for place, turn in enumerate(turns):
@@ -135,9 +112,9 @@ def in_turns(rounds: int, *turns: Turn) -> list[Side]:
 
 
 def nes_section(case: Case) -> Comparison:
-    """Compare NES with the released loop of Adv-XAI-Deepfakes (2502.03957): one picture a call, same noise."""
+    """Compare NES with the released loop of Adv-XAI-Deepfakes (2502.03957): one picture per call, same noise."""
     settings = replace(AS_RELEASED, iterations=case.options.iterations, early_stop=False)
-    once = replace(settings, iterations=1)  # also pays what only a first run pays
+    once = replace(settings, iterations=1)  # also warms up
     theirs_first, ours_first = nes_loop(case, once), finish(nes.attack(case.face, case.detector, once)).images
     same = (theirs_first - case.face).sign() == (ours_first - case.face).sign()
     share = float(same.float().mean())
@@ -149,7 +126,7 @@ def nes_section(case: Case) -> Comparison:
     def peer() -> Side:
         nes_loop(case, settings)
         count = (2 * settings.probes + 1) * settings.iterations
-        return Side("NES, one picture a call", count, count)
+        return Side("NES, one picture per call", count, count)
 
     peer_side, our_side = in_turns(case.options.rounds, peer, ours)
     agreement = f"{share:.2%} of the signs of an update are equal (goal 99 %)"
@@ -160,7 +137,8 @@ def nes_section(case: Case) -> Comparison:
 def nes_loop(case: Case, settings: NESSettings) -> Tensor:
     """Attack as the released program does, but go on after a flip; return the picture (1, 3, S, S).
 
-    It draws its noise from a covariance matrix of the size of the picture; here it gets ours, which is quicker.
+    That program draws its noise from a covariance matrix of the size of the picture; here it gets our noise, which is
+    faster.
     """
     source = probe_noise_source(settings.seed, 0, case.face.device)
     unit = case.detector.std[0]
@@ -222,33 +200,33 @@ def lime_section(case: Case) -> Comparison:
 
 
 def shap_section(case: Case) -> Comparison:
-    """Compare SHAP with the package `shap` and its own masker, its helpers compiled beforehand."""
+    """Compare SHAP with the package `shap` and its image masker, after its helpers were compiled."""
     from shap import Explainer
     from shap.maskers import Image
 
     reference = blurred_face(case.face)
-    hidden, picture = (one[0].permute(1, 2, 0).cpu().numpy() for one in (reference, case.face))
+    hidden, picture = (image[0].permute(1, 2, 0).cpu().numpy() for image in (reference, case.face))
     samples = case.options.samples
     maps: dict[str, Tensor] = {}
-    asked = [0, 0]
+    counts = [0, 0]  # pictures, calls
 
     @torch.no_grad()
     def model(pictures: np.ndarray) -> np.ndarray:
-        asked[0], asked[1] = asked[0] + len(pictures), asked[1] + 1
+        counts[0], counts[1] = counts[0] + len(pictures), counts[1] + 1
         batch = torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous().float()
         return case.detector.p_fake(batch.to(case.face.device)).cpu().numpy()
 
     def package(evaluations: int) -> np.ndarray:
-        outside = np.random.get_state()  # noqa: NPY002 - what the package breaks ties with
+        state = np.random.get_state()  # noqa: NPY002 - the package breaks ties with it
         np.random.seed(0)  # noqa: NPY002
         result = Explainer(model, Image(hidden))(picture[None], max_evals=evaluations, batch_size=BATCH, silent=True)
-        np.random.set_state(outside)  # noqa: NPY002
+        np.random.set_state(state)  # noqa: NPY002
         return result.values[0]
 
     def peer() -> Side:
-        asked[:] = [0, 0]
+        counts[:] = [0, 0]
         maps["peer"] = torch.from_numpy(package(samples).sum(2))
-        return Side("the package shap", *asked)
+        return Side("the package shap", *counts)
 
     def ours() -> Side:
         masked = MaskedFace(case.face, reference, case.detector)
@@ -260,7 +238,7 @@ def shap_section(case: Case) -> Comparison:
 
 
 def xrai_section(case: Case) -> Comparison:
-    """Compare XRAI with the package `saliency` alone, which asks for one gradient a call."""
+    """Compare XRAI with the package `saliency` alone, which asks for one gradient per call."""
     from saliency.core import INPUT_OUTPUT_GRADIENTS, XRAI, XRAIParameters
 
     picture = case.face[0].permute(1, 2, 0).cpu().double().numpy()
@@ -286,7 +264,7 @@ def xrai_section(case: Case) -> Comparison:
 
 
 def _compared(case: Case, peer: Turn, ours: Turn, maps: dict[str, Tensor], goal: float) -> Comparison:
-    """Let both sides take turns and compare their maps, which they leave in `maps`."""
+    """Run both sides in turns and compare the maps that they leave in `maps`."""
     peer_side, our_side = in_turns(case.options.rounds, peer, ours)
     difference = float((maps["peer"] - maps["ours"]).abs().max() / maps["peer"].abs().max())
     agreement = f"the maps differ by {difference:.1e} of the largest value (goal {AGREEMENT:g})"
@@ -322,7 +300,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("sections", nargs="*", help=f"some of {', '.join(SECTIONS)}; all by default")
     parser.add_argument("--detector", default="xception", choices=registry.loadable())
     parser.add_argument("--face", type=Path, default=FACE)
-    parser.add_argument("--iterations", type=int, default=2, help="of NES; each costs 81 pictures")
+    parser.add_argument("--iterations", type=int, default=2, help="of NES; each needs 81 pictures")
     parser.add_argument("--samples", type=int, default=2000, help="of LIME and SHAP")
     parser.add_argument("--steps", type=int, default=100, help="of XRAI from each of its two baselines")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each side")

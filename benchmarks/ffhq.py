@@ -1,9 +1,9 @@
-"""The search with FFHQ-1024: drawn no larger than the detector reads, drawn in full, and a straightforward loop.
+"""The search with FFHQ-1024: drawn no larger than the detector's input, drawn in full, and a straightforward loop.
 
-Generator and encoder are the fetched ones; where they are absent, networks of the same size are filled with arbitrary
-weights, since time and memory do not depend on their values. Everything is built as the app builds it. The
-straightforward loop is that of `counterfactual.py`: full synthesis in float32 by a plainly written generator, and two
-more scoring passes a step. Every side runs in a process of its own, so that its peak memory is its own.
+Generator and encoder are the fetched ones; where they are absent, networks of the same size get arbitrary weights,
+since time and memory do not depend on them. Everything is built as the app builds it. The straightforward loop is that
+of `counterfactual.py`: full synthesis in float32 by a plainly written generator, and two more scoring passes per step.
+Each side runs in a separate process, so that its peak memory can be measured.
 
     python benchmarks/ffhq.py [--steps 100] [--device cuda] [--batch 1 8] [--dtype auto] [--level S,M] [--detector NAME]
 
@@ -37,10 +37,10 @@ TITLES = {
 
 
 def main() -> int:
-    """Run every side in a process of its own and print the comparison."""
+    """Run each side in a separate process and print the comparison."""
     options = _options()
     if options.side:
-        print(json.dumps(_unless_full(options)))
+        print(json.dumps(_run_or_fail(options)))
         return 0
     for batch in options.batch:
         runs = {side: _child(options, side, batch) for side in SIDES if side not in options.skip}
@@ -53,31 +53,31 @@ def main() -> int:
         print(f"\n{device}, batch {batch}, {weights}, levels {options.level}, detector {detector}")
         for side, run in runs.items():
             print(
-                f"  {TITLES[side]:26s} {run['step']:8.3f} s a step ({run['core_step']:.2f} of a core), "
+                f"  {TITLES[side]:26s} {run['step']:8.3f} s per step ({run['core_step']:.2f} of a core), "
                 f"{run['seconds']:8.2f} s for {run['steps']} steps ({run['core_seconds']:.1f}), "
                 f"peak {run['peak']:6.0f} MB, {run['drawn']} px, {run['dtype']}"
             )
         for side in (side for side in SIDES[1:] if side in runs):
-            by = "" if truncated["gpu"] else "core_"  # other programs take the processor's time, and not a core's
-            a_step, in_all = (runs[side][by + name] / truncated[by + name] for name in ("step", "seconds"))
-            print(f"  {TITLES[side]}: {a_step:.1f} times the time of a step, {in_all:.1f} times in all")
+            by = "" if truncated["gpu"] else "core_"  # on a CPU, other programs disturb the wall-clock time
+            per_step, in_total = (runs[side][by + name] / truncated[by + name] for name in ("step", "seconds"))
+            print(f"  {TITLES[side]}: {per_step:.1f} times the time of a step, {in_total:.1f} times in total")
         for line in [*truncated["difference"], *_goals(runs)]:
             print(f"  {line}")
     return 0
 
 
-def _unless_full(options: argparse.Namespace) -> dict[str, Any]:
-    """Run one side, or say that the GPU's memory does not suffice."""
+def _run_or_fail(options: argparse.Namespace) -> dict[str, Any]:
+    """Run one side, or report that the GPU has too little memory."""
     import torch
 
     try:
         return _run(options)
     except torch.OutOfMemoryError:
-        return {"failed": "the memory of the GPU does not suffice"}
+        return {"failed": "the GPU has too little memory"}
 
 
 def _goals(runs: dict[str, dict[str, Any]]) -> list[str]:
-    """Say whether the goals for a GPU of a datacentre are met; they are none for a CPU."""
+    """Say whether the goals for a data-centre GPU are met; a CPU has none."""
     truncated = runs["truncated"]
     if not truncated["gpu"]:
         return []
@@ -115,7 +115,7 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
     )
     with runtime.frozen(*inverter.modules(), detector):
         run = _loop if options.side == "loop" else _search
-        if options.warm:  # one step beforehand pays what only a first step pays
+        if options.warm:  # a warm-up step takes the costs of the first step
             run(inverter, detector, faces, replace(settings, steps=1))
         if runtime.device().type == "cuda":
             torch.cuda.reset_peak_memory_stats()
@@ -142,14 +142,14 @@ def _search(inverter: Any, detector: Any, faces: Any, settings: Any) -> dict[str
     cores: list[float] = []
 
     def note(_: Any = None) -> None:
-        if faces.is_cuda:  # what was asked of a GPU is not done yet when the call returns
+        if faces.is_cuda:  # a call returns before the GPU has finished
             torch.cuda.synchronize()
         times.append(time.perf_counter())
         cores.append(time.process_time())
 
     result = finish(search(inverter, detector, faces, settings), note)
     note()
-    # What follows the last update only looks: a forward pass, and the picture at full size.
+    # After the last update there is only a forward pass, and the picture at full size.
     step, core_step = (
         median(after - before for before, after in pairwise(clocked[: settings.steps + 1]))
         for clocked in (times, cores)
@@ -166,7 +166,7 @@ def _search(inverter: Any, detector: Any, faces: Any, settings: Any) -> dict[str
 
 
 def _loop(inverter: Any, detector: Any, faces: Any, settings: Any) -> dict[str, Any]:
-    """Search as one writes it first."""
+    """Search with the straightforward loop."""
     from benchmarks.counterfactual import loop
 
     before = time.process_time()
@@ -184,7 +184,7 @@ def _loop(inverter: Any, detector: Any, faces: Any, settings: Any) -> dict[str, 
 
 
 def _difference(inverter: Any, detector: Any, faces: Any, settings: Any) -> list[str]:
-    """Say how far the halves are from float32, in a draft before the first step and in its gradient."""
+    """Say how far half precision is from float32, in a draft before the first step and in its gradient."""
     import torch
 
     from backend.counterfactual import search as counterfactual_search
@@ -211,7 +211,7 @@ def _difference(inverter: Any, detector: Any, faces: Any, settings: Any) -> list
 
 
 def _inverter() -> tuple[Any, str]:
-    """Return FFHQ-1024 as the app loads it, or the same networks with arbitrary weights, and which it is."""
+    """Return FFHQ-1024 as the app loads it, or the same networks with arbitrary weights, and a word for which."""
     from backend import weights
     from backend.generators import inversion
     from benchmarks import filled
@@ -256,8 +256,8 @@ def _child(options: argparse.Namespace, side: str, batch: int) -> dict[str, Any]
     command += ["--warm"] if options.warm else []
     command += ["--threads", str(options.threads)] if options.threads else []
     environment = os.environ | ({"DEVICE": options.device} if options.device else {})
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
-    return json.loads(done.stdout.splitlines()[-1])
+    process = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
+    return json.loads(process.stdout.splitlines()[-1])
 
 
 def _options() -> argparse.Namespace:
@@ -271,7 +271,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--level", default="S,M")
     parser.add_argument("--detector", default="untrained", help="of the registry (default: an untrained Xception)")
     parser.add_argument("--skip", nargs="*", default=[], choices=SIDES[1:], help="sides to leave out")
-    parser.add_argument("--threads", type=int, help="of the CPU (default: as the environment says)")
+    parser.add_argument("--threads", type=int, help="of the CPU (default: from the environment)")
     parser.add_argument("--warm", action=argparse.BooleanOptionalAction, help="(default: on a GPU)")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     options = parser.parse_args()

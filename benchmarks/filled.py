@@ -1,4 +1,4 @@
-"""Published checkpoints with arbitrary weights: their layout and their size, where the real files are absent."""
+"""Stand-ins for published checkpoints: the same layout and size, with arbitrary weights."""
 
 import zlib
 from typing import Any
@@ -11,13 +11,10 @@ from backend.generators.stylegan2 import StyleGAN2
 
 
 def e4e(size: int, width: float = 1.0) -> dict[str, Any]:
-    """Return an e4e checkpoint for a generator of `size` pixels in the layout in which it is published.
+    """Return an e4e checkpoint for a generator of `size` pixels, in the published layout.
 
-    The values are normal, the same on every machine, and scaled so that no layer's output dies or explodes.
-
-    Args:
-        size: Size of the generator in pixels.
-        width: Width of the encoder; 1.0 is the published one.
+    The values are normally distributed, the same on every machine, and scaled so that no layer's output vanishes or
+    explodes. An encoder `width` of 1.0 is the published one.
     """
     with torch.device("meta"):
         decoder, encoder = StyleGAN2(size), E4EEncoder(size, width=width)
@@ -29,7 +26,7 @@ def e4e(size: int, width: float = 1.0) -> dict[str, Any]:
 
 def _filled(name: str, like: Tensor, *, equalised: bool) -> Tensor:
     shape = tuple(like.shape)
-    if name.endswith("kernel"):  # the low-pass filter is no weight
+    if name.endswith("kernel"):  # the low-pass filter is not a weight
         taps = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 4
         return torch.outer(taps, taps)
     if name.endswith("num_batches_tracked"):
@@ -42,8 +39,8 @@ def _filled(name: str, like: Tensor, *, equalised: bool) -> Tensor:
     if name.endswith("noise.weight") or (like.ndim == 1 and not name.endswith("weight")):
         return 0.1 * values
     if like.ndim == 1:
-        return 1 + 0.1 * values  # of a batch norm, or slopes
-    if equalised or like.ndim < 2:  # the equalised learning rate scales them at run time
+        return 1 + 0.1 * values  # weights of a batch norm, or slopes
+    if equalised or like.ndim < 2:  # scaled at run time
         return values * (100.0 if name.startswith("style.") else 1.0)
     return values / like[0].numel() ** 0.5
 

@@ -2,8 +2,8 @@
 
 python -m benchmarks.flips --fakes runs/fakes/val --detector xception --count 50
 
-The fakes are drawn with a seed, equal numbers of each kind; those that the detector does not call fake are
-passed over. Verdict and PSNR are those of the aligned crop as saved, in 8 bits.
+The fakes are drawn at random with a seed, equally many of each kind; those that the detector does not call fake are
+skipped. Verdict and PSNR are those of the aligned crop as saved, in 8 bits.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from backend.progress import finish
 
 
 def main() -> None:
-    """Print one JSON line a fake and one for all."""
+    """Print one JSON line per fake, and a summary."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fakes", type=Path, required=True)
     parser.add_argument("--detector", default="xception")
@@ -36,27 +36,27 @@ def main() -> None:
     runtime.keep_freed_memory()
     settings = SearchSettings(composite=options.composite, lengths=options.lengths)
     rows: list[dict[str, Any]] = []
-    passed_over = 0
+    skipped = 0
     for name, picture in _draw_fakes(face_packs.load_photographs(options.fakes, 128), options.seed):
         if len(rows) == options.count:
             break
         try:
             result = finish(find_counterfactual(locate(picture), options.detector, settings))
         except UserError:
-            passed_over += 1
+            skipped += 1
             continue
         if result.already_real:
-            passed_over += 1
+            skipped += 1
             continue
         record = result.record()
         rows.append(record)
         shown = {key: record[key] for key in ("flipped", "steps", "p_fake", "p_pasted", "retest", "seconds")}
         print(json.dumps({"fake": name, "psnr": record["metrics"]["psnr"]} | shown), flush=True)
-    print(json.dumps(_summarise(rows) | {"passed_over": passed_over, "settings": rows[0]["settings"]}, indent=1))
+    print(json.dumps(_summarise(rows) | {"passed_over": skipped, "settings": rows[0]["settings"]}, indent=1))
 
 
 def _draw_fakes(fakes: face_packs.Photographs, seed: int) -> list[tuple[str, np.ndarray]]:
-    """Return the fakes in a seeded order in which the kinds take turns."""
+    """Return the fakes in a random order in which the kinds take turns."""
     order = np.random.default_rng(seed).permutation(len(fakes))
     by_kind: dict[str, list[int]] = defaultdict(list)
     for index in order:

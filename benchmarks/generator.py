@@ -1,12 +1,12 @@
-"""Measure the embedded generator and encoder on photographs that were kept from training, and draw their figures.
+"""Measure the embedded generator and encoder on photographs held out from training, and draw their figures.
 
 python -m benchmarks.generator --data faces --figures weights/figures
 
-Photographs are those of the validation part. Inversions: PSNR, SSIM, a perceptual distance, the share in which a face
-is found, the likeness of the person, and what a refinement adds. Samples: the kernel distance (KID) to photographs,
-beside that of further photographs, and the share in which a face is found. The features are the last block of the VGG
-network of stlpips-pytorch, averaged over the picture and scaled to a mean square of 1; training used its AlexNet. Then
-bytes and milliseconds.
+The photographs are those of the validation part. For inversions: PSNR, SSIM, a perceptual distance, the share in which
+a face is found, the similarity of the identity, and the effect of a refinement. For samples: the kernel distance (KID)
+to photographs, beside that of further photographs, and the share in which a face is found. The features are the last
+block of the VGG network of stlpips-pytorch, averaged over the picture and scaled to a mean square of 1; training used
+its AlexNet. Then sizes in bytes and times in milliseconds.
 """
 
 import argparse
@@ -40,7 +40,7 @@ def main() -> None:
     """Print one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of aligned faces, or of tar packs")
-    parser.add_argument("--count", type=int, default=700, help="photographs at most, and samples")
+    parser.add_argument("--count", type=int, default=700, help="maximum number of photographs and samples")
     parser.add_argument("--refined", type=int, default=64, help="photographs on which a refinement is measured")
     parser.add_argument("--truncation", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=0)
@@ -67,7 +67,7 @@ def main() -> None:
 
 @torch.no_grad()
 def compared(photographs: Tensor, drawn: Tensor, vgg: nn.Module) -> dict[str, float]:
-    """Compare uint8 pictures (N, 3, S, S): mean PSNR in dB, SSIM, perceptual distance, likeness of the person."""
+    """Compare uint8 pictures (N, 3, S, S): mean PSNR in dB, SSIM, perceptual distance, identity."""
     pairs = list(zip(*(part.permute(0, 2, 3, 1).numpy() for part in (photographs, drawn)), strict=True))
     distances = [
         vgg(*(part.float() / 127.5 - 1 for part in both)).flatten()
@@ -90,18 +90,18 @@ def compared(photographs: Tensor, drawn: Tensor, vgg: nn.Module) -> dict[str, fl
 
 
 def inversions(inverter: Inverter, photographs: Tensor, vgg: nn.Module) -> dict[str, float]:
-    """Measure what the encoder alone reaches."""
+    """Measure the encoder alone."""
     drawn = encoder.reconstruct_pictures(inverter, photographs)
     return compared(photographs, drawn, vgg) | {"faces_found": faces_found(drawn)}
 
 
 def refined(inverter: Inverter, photographs: Tensor, vgg: nn.Module) -> dict[str, Any]:
-    """Measure what the default refinement reaches, on the same pictures as without."""
+    """Measure the encoder with and without the default refinement, on the same pictures."""
     drawn = []
     started = time.perf_counter()
     for part in photographs.split(BATCH):
-        given = part.float() / 255
-        codes = finish(refine(inverter, given, inverter.invert(given))).codes
+        batch = part.float() / 255
+        codes = finish(refine(inverter, batch, inverter.invert(batch))).codes
         with torch.no_grad():
             drawn.append((inverter.synthesize(codes) * 255).round().byte())
     seconds = (time.perf_counter() - started) / len(photographs)
@@ -113,7 +113,7 @@ def refined(inverter: Inverter, photographs: Tensor, vgg: nn.Module) -> dict[str
 def samples(
     inverter: Inverter, photographs: Tensor, further: Tensor, vgg: nn.Module, options: argparse.Namespace
 ) -> dict[str, Any]:
-    """Measure samples against photographs, beside further photographs against the same."""
+    """Measure samples against photographs, and further photographs against the same photographs."""
     new_faces = drawn_from_z(inverter, len(photographs), options)
     chosen = np.random.default_rng(options.seed).choice(len(further), len(photographs), replace=False)
     sets = {
@@ -144,7 +144,7 @@ def drawn_from_z(inverter: Inverter, count: int, options: argparse.Namespace, *,
 
 @torch.no_grad()
 def features(vgg: nn.Module, pictures: Tensor) -> np.ndarray:
-    """Return the last block of the network, averaged over the picture and of mean square 1, (N, 512)."""
+    """Return the features of the last block, averaged over the picture and scaled to mean square 1, (N, 512)."""
     parts = []
     for part in pictures.split(BATCH):
         scaled = vgg.scaling_layer(part.float() / 127.5 - 1)  # type: ignore[operator]
@@ -154,7 +154,7 @@ def features(vgg: nn.Module, pictures: Tensor) -> np.ndarray:
 
 
 def faces_found(pictures: Tensor) -> float:
-    """Return the share of uint8 pictures in which the face finder sees a face."""
+    """Return the share of uint8 pictures in which a face is found."""
     return statistics.fmean(bool(faces.find_faces(picture.permute(1, 2, 0).numpy())) for picture in pictures)
 
 
@@ -212,14 +212,14 @@ def _shippable(inverter: Inverter) -> Tensor:
     """Return the faces of the app's examples, aligned."""
     from backend import alignment
 
-    found = []
+    crops = []
     for path in sorted(examples.FOLDER.glob("*.png")):
         photo = images.read(path)
-        seen = faces.find_faces(photo)
-        if seen:
-            crop = alignment.align_face(photo, faces.choose_face(seen), inverter.template, inverter.size).crop
-            found.append(images.to_tensor(crop))
-    return torch.cat(found)
+        faces_in_photo = faces.find_faces(photo)
+        if faces_in_photo:
+            face = faces.choose_face(faces_in_photo)
+            crops.append(images.to_tensor(alignment.align_face(photo, face, inverter.template, inverter.size).crop))
+    return torch.cat(crops)
 
 
 def _write(path: Path, rows: list[list[Tensor]]) -> None:

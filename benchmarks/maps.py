@@ -1,10 +1,10 @@
-"""How much maps agree: quick with full, and with the white-box shortcut in place of NES; and what memory does.
+"""Agreement of maps, quick with full and white-box shortcut with NES, and memory over many explanations.
 
 python -m benchmarks.maps --fakes runs/fakes/val --detector xception --count 3
 
-The first fakes of a seeded draw that the detector calls fake. Agreement is Spearman's rank correlation of the two maps
-over the segments of the face, for every perturbing method with both references. Then `--repeats` explanations in a row:
-the resident memory before and after, and the hooks that are left on the detector.
+The faces are the first fakes of a seeded draw that the detector calls fake. Agreement is Spearman's rank correlation of
+the two maps over the segments of the face, for every perturbing method with both references. Then `--repeats`
+explanations in a row: the resident memory before and after, and the hooks that are left on the detector.
 """
 
 import argparse
@@ -32,7 +32,7 @@ PERTURBING = [name for name, method in EXPLAINERS.items() if method.references]
 
 
 def main() -> None:
-    """Print one JSON line a comparison, and one for all."""
+    """Print one JSON line per comparison, and a summary."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fakes", type=Path, required=True)
     parser.add_argument("--detector", default="xception")
@@ -68,7 +68,7 @@ def fakes(folder: Path, detector: Detector, count: int, seed: int) -> list[Tenso
 
 
 def compared(face: Tensor, detector: Detector, seed: int) -> list[dict[str, Any]]:
-    """Explain one face in all ways and compare them."""
+    """Explain one face in all ways and compare the maps."""
     rows = []
     for method, reference in itertools.product(PERTURBING, base.REFERENCES):
         started = time.perf_counter()
@@ -93,7 +93,7 @@ def agreement(one: Explanation, other: Explanation) -> float | None:
 
 
 def memory(face: Tensor, detector: Detector, repeats: int) -> dict[str, Any]:
-    """Explain a face many times, with every method in turn, and say what is left behind."""
+    """Explain a face many times, with every method in turn, and return the memory and hooks that are left."""
     names = itertools.cycle(EXPLAINERS)
     for _ in EXPLAINERS:
         _map(face, detector, method=next(names))

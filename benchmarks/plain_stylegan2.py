@@ -1,7 +1,7 @@
 """StyleGAN2 synthesis as the widely used PyTorch programs write it: the peer of the benchmarks.
 
-Every picture has its own modulated weights (one group a picture), the weights are scaled and demodulated anew at
-every call, and filters run as zero insertion, padding and a one-channel convolution: what
+Every picture has its own modulated weights (one group per picture), the weights are scaled and demodulated again at
+every call, and filters run as zero insertion, padding and a one-channel convolution. This is what
 rosinality/stylegan2-pytorch and the e4e project do on a machine without their compiled operations.
 """
 

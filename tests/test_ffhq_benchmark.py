@@ -77,7 +77,7 @@ def test_a_side_that_does_not_fit_is_said(monkeypatch, capsys):
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(ffhq, "_run", full)
-    failed = ffhq._unless_full(None)
+    failed = ffhq._run_or_fail(None)
     run = {"step": 0.01, "core_step": 0.01, "seconds": 1.0, "core_seconds": 1.0, "steps": 100, "peak": 900.0}
     run |= {"drawn": 256, "dtype": "bfloat16", "difference": [], "gpu": True, "device": "a GPU"}
     run |= {"weights": "filled weights", "detector": "untrained"}
@@ -85,5 +85,5 @@ def test_a_side_that_does_not_fit_is_said(monkeypatch, capsys):
     monkeypatch.setattr(ffhq.sys, "argv", ["ffhq.py", "--device", "cuda", "--batch", "8"])
     assert ffhq.main() == 0
     said = capsys.readouterr().out
-    assert "straightforward loop, batch 8: the memory of the GPU does not suffice" in said
+    assert "straightforward loop, batch 8: the GPU has too little memory" in said
     assert "a GPU, batch 8" in said and "goal, 2 s for 100 steps: met (1.00 s)" in said
