@@ -261,7 +261,7 @@ def test_detectors_that_cannot_be_asked_are_refused_at_once(tmp_path):
     for name in ("detectors", "counterfactual"):
         with pytest.raises(UserError, match="no detector named nobody"):
             configure_protocol(PROTOCOLS.find(name), "quick", {"detectors": ["nobody"]}).items(data)
-    with pytest.raises(UserError, match="xception is attacked and does not judge"):
+    with pytest.raises(UserError, match="xception is attacked but is not among those that judge"):
         configure_protocol(PROTOCOLS.find("counterfactual"), "quick", {"detectors": ["mesoinception4"]}).items(data)
 
 

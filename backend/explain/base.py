@@ -24,7 +24,7 @@ Towards = Literal["fake", "real"]
 
 REFERENCES: tuple[Reference, ...] = get_args(Reference)
 BFLOAT16_TOLERANCE = 1e-2  # largest change of an answer that the fast path may cause
-BFLOAT16_TRIALS = 8  # masks that the fast path is measured on
+BFLOAT16_TRIALS = 8  # masks on which the fast path is measured
 BLUR_SIDE, BLUR_OF = 128, 224  # Adv-XAI (2502.03957) blurs SHAP's faces of 224 pixels over 128
 
 
@@ -263,14 +263,9 @@ def stretched(saliency: Tensor) -> Tensor:
 
 
 def segment_means(face: Tensor, labels: Tensor) -> Tensor:
-    """Paint every segment in its own mean colour: LIME's fill.
+    """Paint every segment of a face (1, 3, H, W) in its own mean colour: LIME's fill.
 
-    Args:
-        face: (1, 3, H, W) in [0, 1].
-        labels: Segment of every pixel (H, W), from 0 without gaps.
-
-    Returns:
-        (1, 3, H, W).
+    `labels` are the segments of the pixels (H, W), from 0 without gaps.
     """
     flat, index = face[0].flatten(1).double(), labels.to(face.device).flatten()
     count = int(index.max()) + 1
@@ -280,11 +275,9 @@ def segment_means(face: Tensor, labels: Tensor) -> Tensor:
 
 
 def blurred_face(face: Tensor, side: int | None = None) -> Tensor:
-    """Blur a face with a box: SHAP's fill, and SOBOL's as its paper words it.
+    """Blur a face (1, 3, H, W) with a box: SHAP's fill, and SOBOL's in its paper.
 
-    Args:
-        face: (1, 3, H, W) in [0, 1].
-        side: Side of the box in pixels; None takes 128 / 224 of the picture's height.
+    `side` is that of the box in pixels; None takes 128 / 224 of the picture's height.
     """
     from scipy import ndimage
 

@@ -33,8 +33,8 @@ from backend.settings import validated
 
 NAMED = 3  # segments that a summary names
 LARGEST_SEED = 2**32 - 1  # of numpy
-FLIP_SHARES = 32  # how many parts the path from the face to the attacked face is divided into
-CONSTANT_ANSWER = 1e-4  # answers that differ by less are the same answer; what is left is rounding
+FLIP_SHARES = 32  # parts of the path from the face to the attacked face
+CONSTANT_ANSWER = 1e-4  # answers that differ by less count as equal: the rest is rounding
 PROGRESS = 1000  # steps of an explanation's progress bar
 SHARE_OF_ATTACK = 0.4  # of its iterations, after which a face is called real on average: 23 of 80 in Adv-XAI
 WHITE_BOX_PASSES = 120  # forward and backward passes of the shortcut
@@ -54,7 +54,7 @@ class ExplainSettings:
         reference: What a hidden part shows: the method's usual fill, or the face after an attack that makes the
             detector call it real (Adv-XAI, 2502.03957). Methods that hide nothing ignore it.
         preset: How many samples; `as_released` also does what that paper's code does where its text says otherwise.
-        seed: Seed of everything that is drawn.
+        seed: Seed of all random numbers.
         towards: The verdict to explain. Only Grad-CAM, Grad-CAM++ and XRAI explain one that the detector did not give.
         segments: About how many segments the face is cut into.
         batch: Pictures per forward pass; None takes the preset's, or as many as are fast and fit into memory.

@@ -35,7 +35,7 @@ SEQUENTIAL = "cividis"
 DIVERGING = "PuOr"  # orange against, white nothing, purple for
 OPACITY = 0.6
 SMALL_GAINS = (1000, 500, 200)  # for changes of less than one of 255 steps
-NUMBER_HEIGHT = 0.06  # height of a number in a picture, in sides of it
+NUMBER_HEIGHT = 0.06  # of a number in a picture, as a share of the picture's height
 OUTLINE, UNDERLINE = (255, 255, 255), (0, 0, 0)  # white with a black edge shows on every picture
 ENLARGED = 4  # how much larger than the crop its pictures are, so that the mark covers little
 PROBE_PICTURES = 16  # in the batch that measures the detector's speed
@@ -85,15 +85,9 @@ def overlay_map(picture: np.ndarray, explanation: Explanation, opacity: float = 
 
 
 def outline_segments(picture: np.ndarray, labels: Tensor, segments: Sequence[int]) -> np.ndarray:
-    """Outline segments in a picture, and number them from 1 in the order given.
+    """Outline `segments` of `labels` (h, w) in a picture, and number them from 1 in the order given.
 
-    Args:
-        picture: uint8 (H, W, 3) of any size.
-        labels: Segment of every pixel (h, w).
-        segments: Which to outline.
-
-    Returns:
-        uint8 (H, W, 3).
+    The picture is uint8 (H, W, 3) of any size, and so is the result.
     """
     from skimage.segmentation import find_boundaries
 

@@ -21,11 +21,7 @@ SHARE = 0.25  # of a segment's pixels that a part of the face must hold to be na
 
 
 def slic_segments(face: Tensor, count: int = 50) -> Tensor:
-    """Divide a face into about `count` segments of similar colour.
-
-    Args:
-        face: (3, H, W) in [0, 1].
-        count: How many segments to aim at; 50 give about 42.
+    """Divide a face (3, H, W) in [0, 1] into about `count` segments of similar colour; 50 give about 42.
 
     Returns:
         int64 (H, W) on the CPU, from 0 without gaps.
@@ -63,14 +59,7 @@ def segment_sizes(labels: Tensor) -> Tensor:
 
 
 def segment_scores(saliency: Tensor, labels: Tensor) -> Tensor:
-    """Return the mean of a map in each segment.
-
-    Args:
-        saliency: (H, W).
-        labels: int64 (H, W), from 0 without gaps.
-
-    Returns:
-        float64 (S,) on the CPU.
+    """Return the mean of a map (H, W) in each segment, float64 (S,) on the CPU; `labels` run from 0 without gaps.
 
     Raises:
         ValueError: Map and segments have different sizes.
@@ -118,12 +107,6 @@ def segment_parts(labels: Tensor, landmarks: np.ndarray) -> list[tuple[str, ...]
 
 
 def places_in_words(order: Sequence[int], parts: Sequence[tuple[str, ...]], *, numbered: bool = False) -> str:
-    """Say where segments lie, in the order given: "eyes; nose and cheeks".
-
-    Args:
-        order: Segments.
-        parts: What `segment_parts` returned.
-        numbered: Put 1, 2, ... before them.
-    """
+    """Say where segments lie, in the order given: "eyes; nose and cheeks"; `numbered` puts 1, 2, ... before them."""
     places = [" and ".join(parts[segment]) for segment in order]
     return "; ".join(f"{number} {place}" if numbered else place for number, place in enumerate(places, start=1))

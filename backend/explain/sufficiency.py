@@ -237,25 +237,16 @@ def measure_sufficiency(
 
 
 def random_masks(labels: Tensor, masks: Tensor, draws: int, seed: int) -> Tensor:
-    """Draw unions of random segments, each with as many pixels as its mask.
+    """Draw unions of random segments, bool (draws, K, H, W), with as many pixels as the masks (K, H, W).
 
     One random ranking serves all masks of a draw, as one map does. Of the last segment that a mask needs, only the
-    upper rows are taken where the whole would be too many pixels.
-
-    Args:
-        labels: Segments (H, W), from 0 without gaps.
-        masks: bool (K, H, W).
-        draws: How many random rankings.
-        seed: Seed of the rankings.
-
-    Returns:
-        bool (draws, K, H, W).
+    upper rows are taken where the whole would be too many pixels. `labels` (H, W) run from 0 without gaps.
     """
-    source = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     flat, sizes = labels.flatten(), masks.flatten(1).sum(1)
     unions = torch.zeros(draws, len(masks), flat.numel(), dtype=torch.bool)
     for union in unions:
-        place = torch.randperm(int(flat.max()) + 1, generator=source).argsort()
+        place = torch.randperm(int(flat.max()) + 1, generator=generator).argsort()
         pixels = place[flat].argsort(stable=True)  # segment by segment in the order drawn, row by row within each
         for mask, size in zip(union, sizes.tolist(), strict=True):
             mask[pixels[:size]] = True

@@ -40,7 +40,7 @@ QUICK, FULL = "quick", "full"
 PRESETS = (QUICK, FULL)
 
 Value = TypeVar("Value")
-Values = Annotated[  # of a setting with several values; one alone need not be a list
+Values = Annotated[  # a setting with several values; a single one need not be a list
     tuple[Value, ...], BeforeValidator(lambda value: value if isinstance(value, (list, tuple)) else (value,))
 ]
 Whole = Annotated[int, Strict()]  # neither 5.0 nor true
@@ -97,7 +97,7 @@ class Protocol(ABC):
     about: ClassVar[str]
     source: ClassVar[str]
     presets: ClassVar[tuple[str, ...]] = PRESETS
-    defaults_of_old_runs: ClassVar[Mapping[str, Any]] = {}  # of settings that came later, where the default differs
+    defaults_of_old_runs: ClassVar[Mapping[str, Any]] = {}  # of settings added later whose default differs
 
     @classmethod
     @abstractmethod
@@ -213,7 +213,9 @@ def check_detectors(names: Sequence[str], judges: Sequence[str] = ()) -> None:
         if name not in known:
             raise UserError(f"There is no detector named {name}.", f"Choose among: {', '.join(known)}.")
         if judges and name not in judges:
-            raise UserError(f"The detector {name} is attacked and does not judge.", "Name it in detectors too.")
+            raise UserError(
+                f"The detector {name} is attacked but is not among those that judge.", "Add it to detectors."
+            )
 
 
 def configure_protocol(protocol: type[Protocol], preset: str, changes: Mapping[str, Any]) -> Protocol:

@@ -130,7 +130,7 @@ class DetectorsConfig(ProtocolConfig):
         for text in self.corruptions:
             parse_corruption(text)
         if NO_CORRUPTION not in self.corruptions:
-            raise UserError("The corruption none is missing.", "Add none: the pictures as they are count, too.")
+            raise UserError("The corruption none is missing.", "Add none: the unchanged pictures are needed too.")
         if not all(0 < recall <= 1 for recall in self.recalls):
             raise UserError("Each recall must be greater than 0 and at most 1.", "Use for example 0.9.")
 

@@ -61,9 +61,9 @@ from backend.runtime import remembered
 from backend.settings import validated
 
 NEIGHBOUR_TOPS = 3  # segments that the attack may change
-NEIGHBOUR_FALL = 0.10  # by which p_fake may have fallen
+NEIGHBOUR_FALL = 0.10  # largest fall of p_fake
 PERTURBATION_METHODS = ("lime", "shap", "sobol", "rise")
-# PGD does not stop where the verdict turns, so with the paper's 16 grey levels any large segment would do.
+# PGD goes on after the verdict has turned, so with the paper's 16 grey levels any large segment would do.
 QUICK_LEVELS, QUICK_ITERATIONS = 4.0, 10
 _KEPT_ATTACKS = 2  # adversarial images of a process, because the methods of one picture follow each other
 METHOD, REFERENCE = Column("method", "Method"), Column("reference", "Reference")

@@ -51,20 +51,20 @@ from backend.progress import finish
 from backend.settings import validated
 
 PAIRED_METHODS = ("sobol", "xrai", "rise", "lime", "gradcam")
-# The paper's detectors; of each group the first that is here.
+# The paper's detectors; of each group, the first that is installed.
 PREFERRED_DETECTORS = (("xception",), ("mesoinception4", "meso4"))
 RESOLUTIONS = (1.0, 0.5)
-# Half as large segments as in `faithfulness` bear the paper's 16 grey levels, in few, large updates.
+# Segments are half as large as in `faithfulness`, so the paper's 16 grey levels fit; updates are few and large.
 QUICK_STEP, QUICK_ITERATIONS = 4.0, 8
 QUICK_POINTS = 20  # of a curve
-SMALLEST = 16  # pixels of a face that can still be cut into segments
+SMALLEST = 16  # side in pixels of a face that can still be cut into segments
 SIZE, METHOD = Column("resolution", "Resolution"), Column("method", "Map of the real photo")
 CLAIMS = (
     "The paper says in words that SOBOL does best throughout, and that attacks succeed less at its larger resolution "
     "(299 pixels, against 256); its numbers were not at hand."
 )
 FILL_WORDS = {"mean": "the mean colour", "black": "black", "blur": "the blurred face"}
-FEWEST_MAPS = 3  # maps of one pair, below which a rank correlation says nothing
+FEWEST_MAPS = 3  # of one pair; a rank correlation over fewer says nothing
 
 
 @validated

@@ -153,9 +153,8 @@ class TraceRemovalProtocol(Protocol):
 
     def attacks(self) -> list[str]:
         """Return the attacks that can run here, the further TR-Nets among them."""
-        return [attack.name for attack in map(get_attack, self.config.attacks) if attack.available()] + [
-            remover.name for remover in self.removers()
-        ]
+        available = [attack.name for attack in map(get_attack, self.config.attacks) if attack.available()]
+        return available + [remover.name for remover in self.removers()]
 
     def judges(self) -> dict[str, dict[str, str]]:
         """Return, by defence and detector, the installed entries."""
