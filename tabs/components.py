@@ -122,7 +122,7 @@ def live_face() -> gr.Image:
 
 
 def maps_grid(label: str, **options: Any) -> gr.Gallery:
-    """Return a grid of captioned pictures, which has one column where the window is narrow."""
+    """Return a grid of captioned pictures, with one column in a narrow window."""
     return gr.Gallery(
         label=label,
         format="png",
@@ -167,7 +167,7 @@ class JobControls:
         starts: Buttons that begin a job; all of them are blocked while one runs.
         note: The line that says how a job ended.
         progress: Shows how far a job is; may be `note`.
-        stop: The button that ends a job, where there is one.
+        stop: The button that ends a job, if there is one.
         stopped: What `note` says after a stop; empty if `stop` has an event of its own that ends the job.
         keeps_progress: Whether `progress` stays as it was after a stop.
     """

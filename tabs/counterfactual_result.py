@@ -164,7 +164,8 @@ def cam_text(what: str, *, empty: bool) -> str:
     if empty:
         return f"For {what}, the map is empty: at this layer, nothing in the picture speaks for “fake”."
     return (
-        f"For {what}: yellow regions speak most for “fake”, dark blue ones least. Brightness compares within one map."
+        f"For {what}: yellow regions speak most for “fake”, dark blue ones least. "
+        "Compare the brightness only within one map."
     )
 
 

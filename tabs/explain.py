@@ -17,7 +17,7 @@ from backend.errors import UserError
 from backend.examples import Example
 from backend.explain import photo
 from backend.explain.base import EXPLAINERS
-from backend.explain.explanation import ExplainSettings, Explanation, MapFinished, compare_methods
+from backend.explain.explanation import ExplainSettings, Explanation, MapFinished
 from backend.explain.pairs import PairComparisonSettings, PairSettings, compare_pair
 from backend.explain.photo import expected_comparison_seconds, expected_seconds, explain_photo
 from backend.explain.sufficiency import sufficiency_settings
@@ -298,7 +298,7 @@ class ExplainTab:
         loaded = registry.load(detector)
         crop = located.aligned(loaded.card.template, loaded.card.input_size).crop
         done: list[words.MapWithTest] = []
-        with Running(words.compare_with_tests(compare_methods, images.to_tensor(crop), loaded, settings)) as running:
+        with Running(words.compare_with_tests(images.to_tensor(crop), loaded, settings)) as running:
             for step in running:
                 updates: Updates = {self.job.progress: progress_bar(step)}
                 if isinstance(step, MapFinished) and step.explanation is not None:

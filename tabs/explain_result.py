@@ -4,7 +4,7 @@ import base64
 import io
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from backend.detectors.base import Detector
 from backend.explain import photo
 from backend.explain.base import EXPLAINERS
 from backend.explain.deletion import Curves
-from backend.explain.explanation import ExplainSettings, Explanation, MapComparison, MapFinished
+from backend.explain.explanation import ExplainSettings, Explanation, MapComparison, MapFinished, compare_methods
 from backend.explain.pairs import PairComparison
 from backend.explain.photo import ExplainedPhoto, explanation_files
 from backend.explain.segments import places_in_words
@@ -72,25 +72,24 @@ def quick_test_settings(seed: int) -> SufficiencySettings:
     return sufficiency_settings(seed, shortcut=True, tops=(TESTED_SEGMENTS,), draws=1)
 
 
-def compare_with_tests(
-    compare: Callable[[Tensor, Detector, ExplainSettings], Job[MapComparison]],
-    crop: Tensor,
-    detector: Detector,
-    settings: ExplainSettings,
-) -> Job[MapComparison]:
-    """Pass on the steps of a comparison, and put the sufficiency of every finished map into its step's values."""
+def compare_with_tests(crop: Tensor, detector: Detector, settings: ExplainSettings) -> Job[MapComparison]:
+    """Compare all methods, and put the sufficiency of every finished map into the values of its step."""
     test = quick_test_settings(settings.seed)
-    with Running(compare(crop, detector, settings)) as running:
+    with Running(compare_methods(crop, detector, settings)) as running:
         for step in running:
-            made = step.explanation if isinstance(step, MapFinished) else None
-            if made is not None and made.settings.towards == "fake" and made.explains_verdict and not made.degenerate:
-                testing = measure_sufficiency(crop, detector, made.saliency, made.labels, test)
+            explanation = step.explanation if isinstance(step, MapFinished) else None
+            if explanation is not None and _can_be_tested(explanation):
+                testing = measure_sufficiency(crop, detector, explanation.saliency, explanation.labels, test)
                 tested = yield from within(testing, step.number, step.total)
                 values = {"sufficiency": float(tested.values[0]), "random": float(tested.random_mean[0])}
                 yield replace(step, values=values)
             else:
                 yield step
     return running.result
+
+
+def _can_be_tested(explanation: Explanation) -> bool:
+    return explanation.settings.towards == "fake" and explanation.explains_verdict and not explanation.degenerate
 
 
 MAP_DOUBTS = (
@@ -135,10 +134,10 @@ def _seconds(seconds: float) -> str:
     return "1 second" if seconds < 1.5 else f"{round(seconds)} seconds"
 
 
-def map_in_words(made: ExplainedPhoto) -> str:
+def map_in_words(explained: ExplainedPhoto) -> str:
     """Say in a few sentences where the detector looked and whether the test supports the map."""
-    explanation = made.explanation
-    parts = [made.facts.summary] if made.facts.summary else []
+    explanation = explained.explanation
+    parts = [explained.facts.summary] if explained.facts.summary else []
     parts.append(f"p_fake is {explanation.p_fake:.2f} {SCALE}.")
     if explanation.degenerate:
         parts.append(explanation.reason)
@@ -146,7 +145,7 @@ def map_in_words(made: ExplainedPhoto) -> str:
             parts.append("Under More options, the other verdict can be explained.")
     else:
         towards = explanation.settings.towards
-        places = places_in_words(explanation.top_segments, made.parts, numbered=True)
+        places = places_in_words(explanation.top_segments, explained.parts, numbered=True)
         parts.append(
             f"**By {explanation.title}, these places speak most for “{towards}”: {places}.**"
             if explanation.top_segments
@@ -154,7 +153,7 @@ def map_in_words(made: ExplainedPhoto) -> str:
         )
     if explanation.caution:
         parts.append(explanation.caution)
-    if made.sufficiency is not None and (lead := made.sufficiency.lead) is not None:
+    if explained.sufficiency is not None and (lead := explained.sufficiency.lead) is not None:
         parts.append(f"The test below {support_in_words(lead)}.")
     return " ".join(parts)
 
@@ -166,24 +165,24 @@ def support_in_words(lead: float) -> str:
     return "supports the map" if lead >= LEAD else "is too close to tell whether the map is right"
 
 
-def hidden_parts_in_words(made: ExplainedPhoto) -> str:
+def hidden_parts_in_words(explained: ExplainedPhoto) -> str:
     """Say what the hidden parts showed, and what an attack changed in the face for that."""
-    explanation = made.explanation
+    explanation = explained.explanation
     if not explanation.reference_words:
         return ""
     score = f" Its p_fake is {explanation.p_reference:.2f} {SCALE}." if explanation.p_reference is not None else ""
     parts = [f"Hidden parts showed {explanation.reference_words}.{score}", explanation.attack_words]
-    if made.difference is not None:
-        parts.append(made.difference.caption)
+    if explained.difference is not None:
+        parts.append(explained.difference.caption)
     return "\n\n".join(part for part in parts if part)
 
 
-def guess_in_words(made: ExplainedPhoto, guess: str) -> str:
-    top = made.explanation.top_segments
+def guess_in_words(explained: ExplainedPhoto, guess: str) -> str:
+    top = explained.explanation.top_segments
     if not guess or not top:
         return ""
-    parts = [part for segment in top for part in made.parts[segment]]
-    if guess in made.parts[top[0]]:
+    parts = [part for segment in top for part in explained.parts[segment]]
+    if guess in explained.parts[top[0]]:
         return f"**You guessed: {guess}.** The map agrees: its strongest segment lies there."
     if guess in parts:
         return f"**You guessed: {guess}.** Nearly: one of the three strongest segments lies there, not the strongest."
@@ -213,17 +212,21 @@ def sufficiency_table(sufficiency: Sufficiency | None) -> str:
 
 
 def pair_table(comparison: PairComparison) -> str:
-    """Return how far the fake's score falls for every method, the furthest first, with random places for comparison."""
+    """Return how far the fake's p_fake falls for every method and for random places, the furthest first."""
     if not comparison.done:
         return paragraphs(comparison.summary)
     tops = comparison.settings.pair.sufficiency.tops
     tested = [
-        (made.explainer.title, test.sufficiency.values.tolist()) for made, test in comparison.done if test is not None
+        (explanation.explainer.title, test.sufficiency.values.tolist())
+        for explanation, test in comparison.done
+        if test is not None
     ]
     tested.append(("Random places", comparison.random_mean.tolist()))
     tested.sort(key=lambda row: row[1][-1], reverse=True)
     rows = [(title, *(_number(fall, "+") for fall in falls)) for title, falls in tested]
-    rows += [(made.explainer.title, *["no map"] * len(tops)) for made, test in comparison.done if test is None]
+    rows += [
+        (explanation.explainer.title, *["no map"] * len(tops)) for explanation, test in comparison.done if test is None
+    ]
     caption = (
         f"How far p_fake of the fake falls ({comparison.p_fake_photo:.2f} before) when only the "
         f"{', '.join(map(str, tops))} segments that speak most for “real” in the real photo are attacked in the fake. "
@@ -235,7 +238,7 @@ def pair_table(comparison: PairComparison) -> str:
         head=("Map", *(f"Top {top}" for top in tops)),
         rows=rows,
         caption=caption,
-        reasons=sorted({made.reason for made, _ in comparison.done if made.degenerate}),
+        reasons=sorted({explanation.reason for explanation, _ in comparison.done if explanation.degenerate}),
         doubts=PAIR_DOUBTS,
     )
 
@@ -251,11 +254,12 @@ def grid_caption(tested: MapWithTest, title: str = "") -> str:
 def grid_in_words(done: Sequence[MapWithTest]) -> str:
     """Say which map of a comparison did best in the test, and why some show nothing."""
     tested = sorted(
-        ((sufficiency, made.title) for made, sufficiency, _ in done if sufficiency is not None), reverse=True
+        ((sufficiency, explanation.title) for explanation, sufficiency, _ in done if sufficiency is not None),
+        reverse=True,
     )
-    reasons = " ".join(sorted({made.reason for made, _, _ in done if made.degenerate}))
+    reasons = " ".join(sorted({explanation.reason for explanation, _, _ in done if explanation.degenerate}))
     if not tested:
-        shown = sum(not made.degenerate for made, _, _ in done)
+        shown = sum(not explanation.degenerate for explanation, _, _ in done)
         return f"{shown} of {len(done)} maps show something; none was tested. {reasons}".strip()
     best, worst = tested[0], tested[-1]
     random = [fall for _, _, fall in done if fall is not None]
@@ -391,47 +395,50 @@ class ExplainResult:
             _redraw_overlay, [self.state, self.opacity], self.overlay, trigger_mode="always_last", **QUICK
         )
 
-    def show(self, made: ExplainedPhoto, guess: str, folder: Path) -> Updates:
+    def show(self, explained: ExplainedPhoto, guess: str, folder: Path) -> Updates:
         """Return the updates that show one map, and write its download to `folder`."""
-        explanation, record = made.explanation, made.record()
+        explanation, record = explained.explanation, explained.record()
         file = folder / "explanation.zip"
         file.write_bytes(
-            provenance.zip_files({"record.json": json.dumps(record, indent=1), **explanation_files(made, record)})
+            provenance.zip_files({"record.json": json.dumps(record, indent=1), **explanation_files(explained, record)})
         )
         shows = not explanation.degenerate
         updates: Updates = {
-            self.state: made,
+            self.state: explained,
             self.all: gr.Column(visible=True),
             self.map_column: gr.Column(visible=shows),
             self.grid: gr.Gallery(visible=False),
             self.scales: gr.HTML(visible=False),
-            self.summary: map_in_words(made),
-            self.guess_text: guess_in_words(made, guess),
+            self.summary: map_in_words(explained),
+            self.guess_text: guess_in_words(explained, guess),
             self.settings: map_settings_line(record),
             self.download: gr.DownloadButton(DOWNLOAD_ONE, value=str(file), visible=True),
         }
         if not shows:
             return updates
-        drawings = made.drawings()
+        drawings = explained.drawings()
         shown = {name: provenance.marked_image(enlarge_face(picture), record) for name, picture in drawings.items()}
         return updates | {
-            self.face: enlarge_face(made.aligned.crop),
+            self.face: enlarge_face(explained.aligned.crop),
             self.map: shown["map_picture"],
             self.overlay: shown["overlay"],
             self.opacity: 60,
             self.scale: map_scale_html(explanation),
-            self.sufficiency: sufficiency_table(made.sufficiency) or paragraphs(UNTESTED),
-            self.curves_column: gr.Column(visible=made.curves is not None),
-            self.curves: deletion_curves(made.curves),
+            self.sufficiency: sufficiency_table(explained.sufficiency) or paragraphs(UNTESTED),
+            self.curves_column: gr.Column(visible=explained.curves is not None),
+            self.curves: deletion_curves(explained.curves),
             self.reference_column: gr.Column(visible="reference" in drawings),
             self.reference: shown.get("reference"),
             self.difference: gr.Image(shown.get("difference"), visible="difference" in drawings),
-            self.attack: hidden_parts_in_words(made),
+            self.attack: hidden_parts_in_words(explained),
         }
 
     def show_grid(self, crop: np.ndarray, done: Done) -> Updates:
         face = enlarge_face(crop)
-        pictures = [provenance.marked_image(photo.overlay_map(face, made), made.record()) for made, _, _ in done]
+        pictures = [
+            provenance.marked_image(photo.overlay_map(face, explanation), explanation.record())
+            for explanation, _, _ in done
+        ]
         shown = list(zip(pictures, map(grid_caption, done), strict=True))
         return {
             self.all: gr.Column(visible=True),

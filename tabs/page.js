@@ -1,24 +1,24 @@
 () => {
-  // Says aloud what changes on the page, and keeps the focus where a button was blocked under it: for people who
-  // hear the page, or use it without a mouse.
-  const told = document.createElement("div");
-  told.id = "told";
-  told.setAttribute("role", "status");
-  document.body.append(told);
+  // Announces what changes on the page, and keeps the focus when the focused button is blocked: for people who hear the
+  // page, or use it without a mouse.
+  const announcer = document.createElement("div");
+  announcer.id = "announcer";
+  announcer.setAttribute("role", "status");
+  document.body.append(announcer);
   const before = new WeakMap();
   let pressed = null;
   let lost = false; // the focus, while no button beside the blocked one could take it
-  let planned = 0;
+  let timer = 0;
 
-  const say = () => {
-    const fresh = [...document.querySelectorAll(".status .md, .said")].filter((element) => {
-      if (!element.checkVisibility()) return false; // in another tab, where it stays as it was
+  const announce = () => {
+    const texts = [...document.querySelectorAll(".status .md, .announced")].flatMap((element) => {
+      if (!element.checkVisibility()) return []; // in another tab, where it has not changed
       const text = element.textContent.trim();
       const changed = before.get(element) !== text;
       before.set(element, text);
-      return changed && text;
+      return changed && text ? [text] : [];
     });
-    if (fresh.length) told.textContent = fresh.map((element) => element.textContent.trim()).join(" ");
+    if (texts.length) announcer.textContent = texts.join(" ");
   };
 
   const keepFocus = () => {
@@ -38,13 +38,13 @@
       lost = false;
     });
   }
-  const tell = () => {
-    planned = 0;
-    say();
+  const update = () => {
+    timer = 0;
+    announce();
     keepFocus();
   };
   new MutationObserver((changes) => {
-    if (changes.every((change) => told.contains(change.target))) return;
-    planned ||= setTimeout(tell, 400);
+    if (changes.every((change) => announcer.contains(change.target))) return;
+    timer ||= setTimeout(update, 400);
   }).observe(document.body, { childList: true, subtree: true, characterData: true, attributeFilter: ["disabled"] });
 };

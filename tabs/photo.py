@@ -252,17 +252,17 @@ class PhotoStep:
 
 
 def _number_faces(picture: np.ndarray, boxes: Sequence[tuple[int, int, int, int]]) -> np.ndarray:
-    """Write the number of every face at its upper left, where there are several."""
+    """Write the number of every face at its upper left, if there are several."""
     if len(boxes) < 2:
         return picture
-    drawn = Image.fromarray(picture)
-    pen = ImageDraw.Draw(drawn)
+    canvas = Image.fromarray(picture)
+    pen = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(max(11, round(max(picture.shape) * NUMBER_SIZE)))
     for number, (x0, y0, _, _) in enumerate(boxes, 1):
         _, _, right, lower = pen.textbbox((x0 + 3, y0 + 1), str(number), font=font)
         pen.rectangle((x0, y0, right + 3, lower + 3), fill=BLUE)
         pen.text((x0 + 3, y0 + 1), str(number), fill="white", font=font)
-    return np.asarray(drawn)
+    return np.asarray(canvas)
 
 
 def _shown_box(photo: np.ndarray, face: JudgedFace) -> tuple[int, int, int, int]:

@@ -247,7 +247,7 @@ def verdict_table(record: dict[str, Any]) -> str:
         for card, scores in ((registry.card(name), scores) for name, scores in record["p_fake"].items())
     ]
     caption = f"None of these detectors took part in training TR-Net. p_fake {SCALE}."
-    return html_table(("Detector", "Before", "After", "How often it is wrong"), rows, caption, scroll="wide told")
+    return html_table(("Detector", "Before", "After", "How often it is wrong"), rows, caption, scroll="wide stacked")
 
 
 def resave_table(record: dict[str, Any]) -> str:

@@ -118,21 +118,22 @@ def test_example_shows_its_whole_story_at_once(page: Page) -> None:
 
 def test_what_is_said_aloud_is_said_once_and_not_again_for_another_tab(page: Page) -> None:
     choose_example(page, 0)
-    told = page.locator("[role=status]#told")
+    announcer = page.locator("[role=status]#announcer")
     page.evaluate(
         """() => {
             window.heard = [];
-            const told = document.getElementById("told");
-            new MutationObserver(() => window.heard.push(told.textContent)).observe(told, { childList: true });
+            const announcer = document.getElementById("announcer");
+            const note = () => window.heard.push(announcer.textContent);
+            new MutationObserver(note).observe(announcer, { childList: true });
         }"""
     )
     page.get_by_role("tab", name="Trace Removal").click()
-    expect(told).to_contain_text("TR-Net")  # what it shows is new
+    expect(announcer).to_contain_text("TR-Net")  # what it shows is new
     for name in ("Counterfactual", "Trace Removal", "Explain", "Counterfactual"):
         page.get_by_role("tab", name=name).click()
         page.wait_for_timeout(2 * SETTLED)
     page.locator(EXAMPLES).nth(1).click()
-    expect(told).to_contain_text("Invented face 2")
+    expect(announcer).to_contain_text("Invented face 2")
     heard = page.evaluate("window.heard")
     assert sum("TR-Net" in one for one in heard) == 1
     assert all(one.count("The stored result for") <= 1 for one in heard)
@@ -227,7 +228,7 @@ def test_whole_story_by_keyboard(page: Page) -> None:
     expect(page.locator(".progress")).to_contain_text(WORKING)
     page.get_by_role("heading", name=RESULT).wait_for()
     # The result is said aloud, and the button that was blocked has not taken the focus with it.
-    expect(page.locator("[role=status]#told")).to_contain_text("p_fake")
+    expect(page.locator("[role=status]#announcer")).to_contain_text("p_fake")
     assert page.evaluate("document.activeElement.tagName") == "BUTTON"
     slider = page.get_by_label(re.compile("range slider for Position of the divider"))
     if slider.is_visible():  # nothing is compared where the face was called real from the start
