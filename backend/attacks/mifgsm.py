@@ -11,8 +11,6 @@ from backend.detectors.base import Detector
 from backend.progress import Job
 from backend.settings import validated
 
-PAPER = "Dong et al. 2018, arXiv 1710.06081"
-
 
 @validated
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ ARTIFACT_ERASER = MIFGSMSettings(epsilon=1.0, alpha=1 / 255, steps=8, decay=0.89
 @register_white_box(
     "mifgsm",
     title="MIFGSM",
-    paper=PAPER,
+    paper="Dong et al. 2018, arXiv 1710.06081",
     settings=MIFGSMSettings(),
     eraser=ARTIFACT_ERASER,
     eraser_title="MIFGSM, unnormalised",

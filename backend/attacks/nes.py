@@ -260,7 +260,6 @@ class _NESState:
         return f"Iteration {int(self.iterations.max())}: {done} of {len(p_fake)} faces are called real."
 
     def values(self) -> dict[str, float]:
-        """Return the values of the progress curves."""
         return {
             "p_fake": float(torch.sigmoid(self.logit).mean()),
             "log_odds": float(self.logit.mean()),

@@ -35,7 +35,6 @@ class ErrorRate:
     Args:
         kind: `real` for false alarms, or the kind of fake (swap, reconstruction, ...).
         rate: Share of pictures judged wrongly, in [0, 1].
-        count: Number of pictures.
         auc: Area under the ROC curve of this kind against the real pictures; None for `real`.
     """
 
@@ -47,7 +46,7 @@ class ErrorRate:
 
 @dataclass(frozen=True)
 class Card:
-    """What a person must know before trusting a detector."""
+    """What people need to know before they trust a detector."""
 
     name: str
     title: str

@@ -25,7 +25,6 @@ class DCTA(nn.Module):
     Args:
         input_size: Side of the pictures in pixels; a multiple of 4.
         width: Factor on the channels of the second to fourth convolution; 1.0 is the published network.
-        classes: Number of logits.
     """
 
     mean: Tensor

@@ -137,7 +137,6 @@ class F3Net(nn.Module):
     Args:
         width: Factor on the channels of Xception; 1.0 is the published network.
         input_size: Side of the faces in pixels.
-        classes: Number of logits.
         dropout: Share of the pooled features dropped before the head.
     """
 
@@ -156,7 +155,6 @@ class TwoBranchF3Net(nn.Module):
 
     Args:
         width: Factor on the channels of both; 1.0 is the published network.
-        size: Side of the faces in pixels.
         classes: Number of logits (the reimplementation has one, high for fake).
         dropout: Share of the joined features dropped before the head.
     """

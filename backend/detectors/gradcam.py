@@ -24,7 +24,6 @@ class CamMap:
     Args:
         maps: float32 (N, H, W) in [0, 1], each scaled to its own maximum; zero where `empty`.
         empty: (N,), True where nothing in the picture speaks for the class; scaling would show noise at full strength.
-        towards: The class, `fake` or `real`.
         layer: Name of the layer that was read, empty where there is none.
         missing: Why there are no maps, in words; empty where there are some.
     """
@@ -37,7 +36,6 @@ class CamMap:
 
     @property
     def note(self) -> str:
-        """Describe the first map in one sentence."""
         if self.missing:
             return self.missing
         if self.empty[0]:

@@ -22,12 +22,7 @@ POOLING_FLOOR = 1e-8
 
 
 class AttentionMaps(nn.Module):
-    """Several attention maps from one feature map, zero at the picture's border.
-
-    Args:
-        channels: Of the features.
-        maps: How many.
-    """
+    """Several attention maps from one feature map, zero at the picture's border."""
 
     mask: Tensor
 
@@ -51,7 +46,6 @@ class TextureEnhancement(nn.Module):
     """What a shallow feature map holds beyond its local mean, weighted by each attention map and densely convolved.
 
     Args:
-        channels: Of the features.
         maps: Number of attention maps; each has its own group of convolutions.
     """
 
@@ -133,7 +127,6 @@ def attention_means(features: Tensor, attention: Tensor) -> Tensor:
 
 
 def resize_attention(attention: Tensor, features: Tensor) -> Tensor:
-    """Return attention maps at the size of features."""
     if attention.shape[-2:] == features.shape[-2:]:
         return attention
     return F.interpolate(attention, features.shape[-2:], mode="bilinear", align_corners=True)
@@ -145,8 +138,6 @@ class RegionIndependence(nn.Module):
     The form is that of the released code. The centres move with real faces only, in training mode.
 
     Args:
-        maps: Number of attention maps.
-        channels: Of the features.
         alpha: How far a batch moves the centres; the authors multiply it by 0.9 after each epoch.
         margin: Distance below which two centres repel each other.
         inner_margin: Largest distance of a real face from the centres, and the smallest of a fake, negative.
@@ -215,8 +206,6 @@ class MAT(nn.Module):
     Args:
         width: Factor on the channels; 1.0 is the published network.
         depth: Factor on the number of blocks a stage of the backbone; 1.0 is the published network.
-        maps: Number of attention maps.
-        classes: Number of logits.
         dropout: Probability with which a whole attention map is dropped in training.
         global_dropout: Share of the global features dropped in training.
     """

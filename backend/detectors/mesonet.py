@@ -83,9 +83,7 @@ class Meso4(nn.Module):
 class Inception(nn.Module):
     """Four branches side by side: 1x1, and 3x3 with dilation 1, 2 and 3, each behind a 1x1.
 
-    Args:
-        inputs: Channels of the input.
-        branches: Channels of the four branches; the output has their sum.
+    The output has the sum of the branches' channels.
     """
 
     def __init__(self, inputs: int, branches: tuple[int, int, int, int]) -> None:

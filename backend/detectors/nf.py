@@ -24,12 +24,7 @@ NF_MAKERS = ("reconstruction", "edit", "sample")  # kinds of fakes that our gene
     order=110,
 )
 class NoiseFingerprints(nn.Module):
-    """One fingerprint for each maker: the mean noise residual of its fakes, at unit power. Nothing is trained.
-
-    Args:
-        sources: Names of the makers.
-        input_size: Side of the pictures in pixels.
-    """
+    """One fingerprint for each maker: the mean noise residual of its fakes, at unit power. Nothing is trained."""
 
     fingerprints: Tensor
 

@@ -81,7 +81,6 @@ class GuidedAttention(nn.Module):
     """Reconstruction-guided attention: look where the decoder reconstructed the face badly.
 
     Args:
-        channels: Of the features.
         dropout: Share of the unattended features dropped in training.
     """
 
@@ -158,7 +157,6 @@ class RECCE(nn.Module):
 
     Args:
         width: Factor on all channels; 1.0 is the published network.
-        classes: Number of logits.
         imagenet_head: Keep the encoder's ImageNet layer, which published checkpoints hold and nothing runs.
     """
 

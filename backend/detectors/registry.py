@@ -117,7 +117,6 @@ def loadable(which: DetectorSet = "shipped") -> list[str]:
 
 
 def _fetched(known: Mapping[str, weights.Entry]) -> list[str]:
-    """Return the detectors that were fetched from the Hub."""
     hub = {name: entry for name, entry in known.items() if entry.profile == "hub" and entry.path.is_file()}
     return [name for name, entry in hub.items() if find_architecture(entry.options.get("architecture", "")) is not None]
 

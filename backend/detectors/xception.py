@@ -22,7 +22,6 @@ class Xception(nn.Module):
     Args:
         width: Factor on all channels; 1.0 is the published network.
         classes: Number of logits; 0 leaves the head out.
-        inputs: Channels of the input.
         stride: Of the first convolution.
         dropout: Share of the pooled features dropped before the head, whose keys are then `last_linear.1.*`.
     """

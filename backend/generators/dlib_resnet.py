@@ -36,7 +36,7 @@ _LAYER = re.compile(rb"\x01.(con_4|affine_|fc_2)", re.DOTALL)
 
 
 class DlibAffine(nn.Module):
-    """One scale and one offset a channel."""
+    """One scale and one offset per channel."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

@@ -86,10 +86,7 @@ class Inverter:
     def synthesize(self, codes: Tensor, *, resolution: int | None = None, clamp: bool = True) -> Tensor:
         """Draw faces (N, 3, size, size) in [0, 1] from codes (N, rows, 512).
 
-        Args:
-            codes: W+ codes.
-            resolution: Stop at this size in pixels.
-            clamp: Cut values off at 0 and 1; leave them for a difference of two faces.
+        `resolution` stops at this size in pixels; `clamp` cuts values off at 0 and 1, which would spoil differences.
         """
         return _to_unit(self.generator.synthesize(codes, resolution=resolution), clamp=clamp)
 
@@ -122,7 +119,6 @@ class Inverter:
         return other
 
     def to(self, target: torch.device) -> "Inverter":
-        """Move everything to a device and return the inverter itself."""
         self.generator.to(target)
         self.encoder.to(target)
         self.latent_average = self.latent_average.to(target)
@@ -188,12 +184,7 @@ def read_e4e_inverter(
 ) -> Inverter:
     """Read an e4e checkpoint in its published layout: `state_dict` with `encoder.*` and `decoder.*`, `latent_avg`.
 
-    Args:
-        path: The file.
-        size: Size of the generator in pixels; None takes that of the file.
-        template: As in `Inverter`.
-        epsilon: As in `Inverter`.
-        name: Name for results, by default that of the file.
+    The size of the generator in pixels is by default that of the file, and so is the name; the rest as in `Inverter`.
 
     Raises:
         UserError: The file is damaged, carries code, or holds another kind of model.
@@ -357,13 +348,8 @@ def measure_row_visibility(inverter: Inverter, *, faces: int = 16, seed: int = 0
     The codes are inversions of generated faces: in a code that comes from z, the rows differ less, and those that show
     least in inversions show twice as much.
 
-    Args:
-        inverter: Draws and inverts.
-        faces: Number of generated faces for the mean.
-        seed: Of faces and signs.
-
-    Returns:
-        One number per row, to three significant digits: processors differ in the others.
+    The mean is over `faces` of them; `seed` decides faces and signs. Numbers have three significant digits: processors
+    differ in the others.
     """
     average = inverter.latent_average
     randomness = torch.Generator().manual_seed(seed)

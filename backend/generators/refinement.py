@@ -72,7 +72,6 @@ class Refined:
 
     @property
     def summary(self) -> str:
-        """Describe the gain in one sentence."""
         before, after = float(self.psnr_before.mean()), float(self.psnr_after.mean())
         average = " on average" if len(self.psnr_before) > 1 else ""
         return (
@@ -136,7 +135,6 @@ class _Refinement:
         self.drawn = self.faces
 
     def codes(self) -> Tensor:
-        """Return the current codes (N, rows, 512)."""
         return self.start + self.spread * self.offset
 
     def move(self, number: int) -> None:
@@ -222,7 +220,6 @@ class Tuned:
 
     @property
     def summary(self) -> str:
-        """Describe the gain and the time in one sentence."""
         before, after = float(self.psnr_before.mean()), float(self.psnr_after.mean())
         average = " on average" if len(self.psnr_before) > 1 else ""
         if torch.equal(self.psnr_before, self.psnr_after):
@@ -268,8 +265,6 @@ def tune(inverter: Inverter, faces: Tensor, codes: Tensor, settings: TuneSetting
 
 
 class _Tuning:
-    """State of a tuning between two steps."""
-
     def __init__(self, inverter: Inverter, faces: Tensor, codes: Tensor, settings: TuneSettings) -> None:
         self.shared, self.settings = inverter, settings
         target = inverter.latent_average.device

@@ -307,12 +307,9 @@ class StyleGAN2(nn.Module):
         return self.resume(self.prefix(codes, 0), codes, resolution=resolution, noise=noise)
 
     def prefix(self, codes: Tensor, row: int, *, dtype: torch.dtype | None = None) -> Partial:
-        """Run only the layers that read the rows before `row`; their noise is the registered one.
+        """Run only the layers that read the rows before `row`, with the registered noise.
 
-        Args:
-            codes: As in `synthesize`.
-            row: The first row that is not read.
-            dtype: Type of the feature maps, here and in `resume`; None takes that of the codes.
+        `dtype` is the type of the feature maps, here and in `resume`; by default that of the codes.
         """
         start = self.input.input.to(dtype or codes.dtype).expand(len(codes), -1, -1, -1)
         # Convolutions are faster with the channels last, and every layer keeps the order that it is given.
