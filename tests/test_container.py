@@ -64,7 +64,7 @@ def test_everything_it_copies_is_there():
     for folder, pattern in (("weights", "*.safetensors"), ("weights", "*.toml"), ("examples", "*.json")):
         files = list((ROOT / folder).glob(pattern))
         assert files and not any(ignored(file) for file in files)
-    for name in (".git/config", ".venv/bin/python", "tests/test_app.py", "runs/x", "backend/__pycache__/cli.pyc"):
+    for name in (".git/config", ".venv/bin/python", "tests/tabs/test_app.py", "runs/x", "backend/__pycache__/cli.pyc"):
         assert ignored(ROOT / name), name
 
 

@@ -19,7 +19,7 @@ from backend.trace_removal import comparison
 from backend.weights import Entry
 from tabs.models import detector_choices
 from tabs.trace_removal import attacks_table
-from tests.test_views import FACE
+from tests.detectors.test_own_crop_views import FACE
 from tests.toys import toy_detector
 
 TOY_DETECTOR = """

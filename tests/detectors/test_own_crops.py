@@ -17,7 +17,7 @@ from backend.generators import inversion
 from backend.progress import finish
 from backend.trace_removal import comparison
 from tabs.evaluate import Quiz, QuizRound
-from tests.test_views import FACE
+from tests.detectors.test_own_crop_views import FACE
 from tests.toys import toy_detector, toy_inverter
 
 SIZE = registry.EMBEDDED_SIZE

@@ -16,8 +16,8 @@ from backend.detectors.mat import (
     from_official,
 )
 from backend.errors import UserError
+from tests.detectors.test_detectors import plain_card
 from tests.published import assert_trains, cam_gradient, official_b4
-from tests.test_detectors import plain_card
 
 BATCH_NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 HEADS = (

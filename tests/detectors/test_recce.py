@@ -18,8 +18,8 @@ from backend.detectors.recce import (
 )
 from backend.detectors.xception import Xception
 from backend.errors import UserError
+from tests.detectors.test_detectors import plain_card
 from tests.published import assert_trains, cam_gradient
-from tests.test_detectors import plain_card
 
 FAKE = torch.tensor([0.0, 0.0, 1.0, 1.0])
 

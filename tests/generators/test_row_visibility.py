@@ -13,7 +13,7 @@ from backend.generators import inversion
 from backend.generators.inversion import Inverter
 from backend.progress import finish
 from backend.training import install
-from tests.test_inversion import CHANNELS, codes, small_inverter
+from tests.generators.test_inversion import CHANNELS, codes, small_inverter
 from tests.toys import DARKER, ROWS, STEP, grey, toy_detector, toy_inverter
 
 GAINS = (4.0, 1.0, 0.5, 0.002)

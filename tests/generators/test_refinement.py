@@ -10,7 +10,7 @@ from backend.errors import UserError
 from backend.generators.refinement import RefineSettings, refine
 from backend.generators.stylegan2 import StyleGAN2
 from backend.progress import finish
-from tests.test_inversion import codes, small_inverter
+from tests.generators.test_inversion import codes, small_inverter
 from tests.toys import DARKER, STEP, grey, hooks, toy_detector, toy_inverter
 
 

@@ -20,7 +20,7 @@ from backend.errors import UserError
 from backend.progress import finish
 from backend.settings import SETTINGS
 from tests import films
-from tests.test_story import FACE
+from tests.counterfactual.test_photo import FACE
 from tests.toys import DARKER, hooks, toy_detector, toy_inverter
 
 SIZE = 64

@@ -18,8 +18,8 @@ from tabs import counterfactual_video, events
 from tabs.counterfactual_video import VideoStep
 from tabs.visitors import CallLimit
 from tests import films
-from tests.test_film import clip, searched
-from tests.test_story import FACE
+from tests.counterfactual.test_photo import FACE
+from tests.counterfactual.test_video import clip, searched
 from tests.toys import toy_detector, toy_inverter
 
 SIZE = 64

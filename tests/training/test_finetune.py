@@ -19,7 +19,7 @@ from backend.training import finetune, loop, losses
 from backend.training.finetune import FinetuneLosses, FinetuneSettings, FinetuneTask
 from backend.training.losses import FaceEmbedding
 from benchmarks import filled
-from tests.test_views import FACE
+from tests.detectors.test_own_crop_views import FACE
 
 SIZE, WIDTH = 16, 0.0625
 SETTINGS = FinetuneSettings(steps=2, batch=2, rate=1e-4, l2_weight=1.0, lpips_weight=0.8, identity_weight=0.5, seed=0)

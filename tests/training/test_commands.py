@@ -15,7 +15,7 @@ from backend.errors import UserError
 from backend.generators import inversion
 from backend.generators.stylegan2 import StyleGAN2
 from backend.training import encoder, generator, install, loop
-from tests.test_inversion import small_inverter
+from tests.generators.test_inversion import small_inverter
 
 
 def folder_of_pictures(folder, count: int):

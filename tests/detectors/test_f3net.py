@@ -10,8 +10,8 @@ from backend.detectors.base import Detector
 from backend.detectors.f3net import F3Net, FADHead, LFSHead, TwoBranchF3Net, frequency_band, from_deepfakebench
 from backend.errors import UserError
 from backend.signals import dct2, dct_matrix
+from tests.detectors.test_detectors import plain_card
 from tests.published import assert_trains, cam_gradient
-from tests.test_detectors import plain_card
 
 BAND_SUMS = {
     128: (1081, 1110, 14304, 16384),

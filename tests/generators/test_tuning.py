@@ -10,7 +10,7 @@ from backend.counterfactual.search import SearchSettings, search
 from backend.errors import UserError
 from backend.generators.refinement import TuneSettings, tune
 from backend.progress import finish
-from tests.test_inversion import codes, small_inverter
+from tests.generators.test_inversion import codes, small_inverter
 from tests.toys import toy_detector
 
 QUICK = TuneSettings(steps=8, rate=3e-3)

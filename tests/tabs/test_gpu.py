@@ -18,8 +18,8 @@ from tabs import gpu
 from tabs.events import MODEL, QUICK, VERDICT
 from tabs.photo import ChosenPhoto
 from tests import films
-from tests.test_app import LONG, VERDICTS
-from tests.test_film import clip
+from tests.counterfactual.test_video import clip
+from tests.tabs.test_app import LONG, VERDICTS
 
 
 def lent(asked: list[int]) -> ModuleType:
