@@ -97,7 +97,6 @@ class LocatedFace:
 
     @property
     def facts(self) -> FaceFacts:
-        """Number, count and problem of the face, without any pixels."""
         return FaceFacts(self.number, self.count, faces.face_problem(self.face, self.photo.shape))
 
     def aligned(self, template: str, size: int) -> AlignedFace:
@@ -137,9 +136,8 @@ class DetectorView:
     side: int
 
     def to(self, device: torch.device) -> "DetectorView":
-        return replace(
-            self, **{name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        )
+        moved: Any = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **moved)
 
     def of(self, crops: Tensor) -> Tensor:
         """Return what is seen of changed crops (N, 3, C', C') in [0, 1]: (N, 3, S, S) in [0, 1], differentiable."""
@@ -229,7 +227,8 @@ def align_face(image: np.ndarray, face: Face, template: str, size: int) -> Align
     matrix = TEMPLATES[template](face.landmarks, size)
     height, width = image.shape[:2]
     whole = _whole_picture(width, size)
-    if height == width and landmark_displacement(face.landmarks, matrix, whole) <= TOLERANCE * size:
+    displacements = np.linalg.norm(_apply(matrix, face.landmarks) - _apply(whole, face.landmarks), axis=1)
+    if height == width and displacements.max() <= TOLERANCE * size:
         if width == size:
             return AlignedFace(image.copy(), whole, template, resampled=False, face=face)
         resized = Image.fromarray(image).resize((size, size), Image.Resampling.LANCZOS)
@@ -281,11 +280,6 @@ def locate_crop(seen: AlignedFace, crop: AlignedFace) -> tuple[np.ndarray, np.nd
     return matrix, _seam(matrix, shape, len(crop.crop))
 
 
-def landmark_displacement(landmarks: np.ndarray, matrix: np.ndarray, other: np.ndarray) -> float:
-    """Return the largest distance, in crop pixels, between where two matrices put the landmarks (5, 2)."""
-    return float(np.linalg.norm(_apply(matrix, landmarks) - _apply(other, landmarks), axis=1).max())
-
-
 def _embedded_matrix(landmarks: np.ndarray, size: int) -> np.ndarray:
     left, right = landmarks[:2]
     return _similarity((left + right) / 2, (right - left) / (2 * EYES_DISTANCE), (0.5, EYES_HEIGHT), size)
@@ -331,7 +325,6 @@ def _whole_picture(side: int, size: int) -> np.ndarray:
 
 
 def _apply(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Map points (N, 2)."""
     return points @ matrix[:, :2].T + matrix[:, 2]
 
 
@@ -380,7 +373,7 @@ def _warp(source: np.ndarray, matrix: np.ndarray, shape: tuple[int, int]) -> np.
     """
     step = float(abs(np.linalg.det(matrix[:, :2])) ** 0.5)  # source pixels in one of the result
     left, top, right, bottom = _bounds(matrix, shape, source.shape, margin=4 * max(step, 1))
-    matrix = _shift_target(matrix, left, top)
+    matrix = np.column_stack([matrix[:, :2], matrix[:, 2] - (left, top)])  # its results count from (left, top)
     factor = max(1, int(step + 1e-6))
     texture = _block_means(source[top:bottom, left:right], factor)
     # Averaging blocks leaves a reduction below 2; taking 2 x 2 samples a pixel takes care of the rest.
@@ -392,11 +385,6 @@ def _warp(source: np.ndarray, matrix: np.ndarray, shape: tuple[int, int]) -> np.
         sampled = F.grid_sample(texture, grid, mode="bicubic", padding_mode="reflection", align_corners=False)
         bands.append(F.avg_pool2d(sampled, samples))
     return torch.cat(bands, dim=2)[0].permute(1, 2, 0).numpy()
-
-
-def _shift_target(matrix: np.ndarray, left: int, top: int) -> np.ndarray:
-    """Return the matrix whose results are counted from (left, top)."""
-    return np.column_stack([matrix[:, :2], matrix[:, 2] - (left, top)])
 
 
 def _block_means(source: np.ndarray, factor: int) -> Tensor:

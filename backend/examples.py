@@ -43,12 +43,7 @@ FEATHER = 2.5  # of a swap, in pixels
 
 @dataclass(frozen=True)
 class Example:
-    """A picture that a visitor can start from.
-
-    Args:
-        label: What it shows and how it was made, in a few words.
-        detector: Which detector the stored result explains.
-    """
+    """A picture that a visitor can start from, and the results of one detector that are stored for it."""
 
     file: str
     label: str
@@ -76,8 +71,7 @@ class Example:
 
     def stored_faces(self) -> list[dict[str, Any]]:
         """Return the records of the faces, the largest first."""
-        stored: list[dict[str, Any]] = json.loads((self.results / "faces.json").read_text(encoding="utf-8"))
-        return stored
+        return json.loads((self.results / "faces.json").read_text(encoding="utf-8"))
 
     def bundle(self) -> CounterfactualBundle:
         return load_counterfactual(self.results, self.located()[0])
@@ -129,7 +123,6 @@ def build_examples(out: Path = FOLDER) -> list[Path]:
 
 
 def _pictures(inverter: Inverter) -> Iterator[tuple[str, str, np.ndarray]]:
-    """Yield name, label and uint8 pixels of every example."""
     import matplotlib.cbook
     import skimage.data
 

@@ -235,12 +235,7 @@ def _best_overlap(faces: Iterable[Face], last: Face) -> Face | None:
 
 
 class _FaceFrame:
-    """Coordinates along and across the line of the eyes, in eye distances from the point between them.
-
-    Args:
-        landmarks: (5, 2), x and y in crop pixels: left and right eye, nose, left and right corner of the mouth.
-        shape: Height and width of the crop.
-    """
+    """Coordinates along and across the line of the eyes, in eye distances from the point between them."""
 
     def __init__(self, landmarks: np.ndarray, shape: tuple[int, int]) -> None:
         left, right, nose, mouth_left, mouth_right = landmarks.astype(np.float64)

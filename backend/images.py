@@ -39,7 +39,7 @@ def read(source: bytes | Path | str) -> np.ndarray:
         uint8 (H, W, 3), RGB; of an animation, the first frame; what is transparent becomes white.
 
     Raises:
-        UserError: It is no picture of a known kind, is damaged, or is too large or too small.
+        UserError: It is not a picture of a known kind, is damaged, or is too large or too small.
     """
     content = source if isinstance(source, bytes) else _read_file(Path(source))
     if not content:
@@ -152,13 +152,12 @@ def _to_eight_bits(values: np.ndarray, *, sixteen: bool) -> np.ndarray:
     # In place and in single precision: half a gigabyte less for the largest picture that is taken.
     scaled = np.nan_to_num(values.astype(np.float32), copy=False, posinf=0.0, neginf=0.0)
     low, high = float(scaled.min()), float(scaled.max())
+    full = 0.0
     if sixteen:
         full = 65535.0
     elif low >= 0:
         scales = (1.0, 255.0, 65535.0) if values.dtype.kind == "f" else (255.0, 65535.0)
         full = next((scale for scale in scales if high <= scale), 0.0)
-    else:
-        full = 0.0
     if not full:
         scaled -= low
         full = max(high - low, 1e-9)

@@ -62,13 +62,9 @@ def mapped(job: Job[T], change: Callable[[Step], Step]) -> Job[T]:
 
 
 def counted(job: Job[T], total: int, start: int = 0, prefix: str = "") -> Job[T]:
-    """Pass on the steps of a job that is part of a longer one; closing this closes the job inside.
+    """Pass on the steps of a job that is part of a longer one of at most `total` steps, of which `start` are done.
 
-    Args:
-        job: The part.
-        total: How many steps the whole has at most.
-        start: How many steps of the whole lie before the part.
-        prefix: Put before every message, for example to name the part.
+    `prefix` is put before every message, for example to name the part; closing this closes the job inside.
     """
     return mapped(job, lambda step: Step(start + step.number, total, prefix + step.message, step.preview, step.values))
 

@@ -53,11 +53,7 @@ class Registry(Mapping[str, Item]):
         return decorate
 
     def find(self, name: str) -> Item:
-        """Return one item.
-
-        Raises:
-            UserError: There is none of this name.
-        """
+        """Return one item, or raise a UserError that names them all."""
         if name not in self:
             raise UserError(f"There is no {self.kind} named {name}.", f"Choose one of: {', '.join(self)}.")
         return self[name]

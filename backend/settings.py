@@ -114,21 +114,21 @@ SETTINGS = _usable()
 
 
 def parse_setting_changes(given: Sequence[str] | None) -> dict[str, Any]:
-    """Read settings that were given as NAME=VALUE; a value that is no JSON is taken as text.
+    """Read settings that were given as NAME=VALUE; a value that is not JSON is taken as text.
 
     Raises:
         UserError: One has no value.
     """
-    read: dict[str, Any] = {}
+    changes: dict[str, Any] = {}
     for text in given or []:
         name, equals, value = text.partition("=")
         if not equals:
             raise UserError(f"The setting {text} has no value.", "Write for example --set steps=50.")
         try:
-            read[name] = json.loads(value)
+            changes[name] = json.loads(value)
         except ValueError:
-            read[name] = value
-    return read
+            changes[name] = value
+    return changes
 
 
 Validated = TypeVar("Validated", bound=type)

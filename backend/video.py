@@ -57,7 +57,6 @@ class Clip:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height of the frames."""
         height, width = self.frames[0].shape[:2]
         return width, height
 
@@ -68,7 +67,7 @@ def read_video(source: bytes | Path) -> Job[Clip]:
     What the file (its content or its path) says of itself is checked before it is decoded, and again meanwhile.
 
     Raises:
-        UserError: It is no video of a known kind, is damaged, or is too large or too long.
+        UserError: It is not a video of a known kind, is damaged, or is too large or too long.
     """
     try:
         size = len(source) if isinstance(source, bytes) else source.stat().st_size
@@ -80,7 +79,7 @@ def read_video(source: bytes | Path) -> Job[Clip]:
         # As a file that is open already, it can name no other file and no address.
         try:
             container = av.open(file, options={"format_whitelist": CONTAINERS})
-        except Exception:  # noqa: BLE001 - openers raise anything on what is no video, and all of it means the same
+        except Exception:  # noqa: BLE001 - openers raise anything on what is not a video, and all of it means the same
             raise UserError("This file is not a video that can be read here.", _OTHER_FILE) from None
         with container:
             assert isinstance(container, InputContainer)
@@ -171,7 +170,6 @@ def _decoded(container: InputContainer) -> Job[Clip]:
 
 
 def _checked(container: InputContainer) -> VideoStream:
-    """Return the picture stream after what the file says of it was checked."""
     if not container.streams.video:
         raise UserError("This file has no pictures, only sound.", _OTHER_FILE)
     stream = container.streams.video[0]
@@ -213,9 +211,7 @@ def _timed(container: InputContainer, stream: VideoStream, rate: float) -> Itera
 def _upright(frame: VideoFrame, aspect: Fraction) -> tuple[np.ndarray, tuple[int, int]]:
     """Return a frame as it is to be seen, no larger than MAX_SIDE, and its width and height in the file.
 
-    Args:
-        frame: A decoded frame.
-        aspect: Width of its pixels in heights: some videos have pixels that are not square.
+    `aspect` is the width of its pixels in heights: some videos have pixels that are not square.
     """
     quarters = round(frame.rotation / 90) % 4
     pixels = np.rot90(frame.to_ndarray(format="rgb24"), quarters)  # counterclockwise, as the file means it

@@ -39,14 +39,7 @@ REGISTRIES = ("registry.toml", "hub.toml")
 @validated
 @dataclass(frozen=True)
 class HubFile:
-    """A file on the Hub.
-
-    Args:
-        repo: OWNER/NAME.
-        file: Path in the repository.
-        revision: A commit, or a branch where none is known.
-        kind: `model`, `space` or `dataset`.
-    """
+    """A file on the Hub; `revision` is a commit, or a branch where none is known."""
 
     repo: str
     file: str
@@ -137,9 +130,8 @@ def read_entries() -> dict[str, Entry]:
             "Clone the repository, and install it from there with: pip install -e .",
         )
     raw: dict[str, dict[str, Any]] = {}
-    for file in REGISTRIES:
-        path = SETTINGS.weights_dir / file
-        if file == "registry.toml" or path.exists():
+    for path in (SETTINGS.weights_dir / file for file in REGISTRIES):
+        if path.exists():
             raw |= read_toml(path)
     return {name: _read_entry(name, values) for name, values in raw.items()}
 
@@ -155,7 +147,6 @@ def _read_entry(name: str, values: Mapping[str, Any]) -> Entry:
 
 
 def find_entry(name: str) -> Entry:
-    """Return one entry of the registry, or say which exist."""
     try:
         return read_entries()[name]
     except KeyError:
@@ -321,5 +312,4 @@ def changed_models(used: Mapping[str, str]) -> list[str]:
 
 
 def package_versions() -> dict[str, str]:
-    """Return the versions of the packages that matter, by name."""
     return {"torch": torch.__version__, "timm": metadata.version("timm"), "face-forgery-explained": __version__}

@@ -107,7 +107,6 @@ def _evaluate_one(
     *,
     resume: bool,
 ) -> Answer:
-    """Run or resume a protocol, write its report, and compare it with an earlier one where there is one."""
     from backend.evaluate import report, runs
 
     show_step(Step(0, 0, f"Settings: {json.dumps(vars(protocol.config))}"))
@@ -180,8 +179,7 @@ def attack_table(
     per_family: Annotated[int | None, typer.Option(metavar="N", help="fakes of each family (default: all)")] = None,
     attacks: Annotated[str | None, typer.Option(metavar="A,B", help="which (default: one form of each)")] = None,
     white_box: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="whose gradient FGSM, MIFGSM and PGD see (default: xception)"),
+        str | None, typer.Option(metavar="NAME", help="whose gradient FGSM, MIFGSM and PGD see (default: xception)")
     ] = None,
     seed: int = 0,
     _json: JsonFlag = False,

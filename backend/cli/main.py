@@ -57,15 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     as_json = "--json" in given
     try:
         answer: Any = get_command(app).main(given, prog_name=PROGRAM, standalone_mode=False)
-    except typer.TyperException as error:
-        return _refuse(_usage_error(error), as_json=as_json)
-    except UserError as error:
-        return _refuse(error, as_json=as_json)
-    except ModuleNotFoundError as error:
-        missing = UserError(
-            f"The package {error.name} is missing.", "Install it with: pip install -r requirements-dev.txt"
-        )
-        return _refuse(missing, as_json=as_json)
+    except (typer.TyperException, UserError, ModuleNotFoundError) as error:
+        return _refuse(_as_user_error(error), as_json=as_json)
     if isinstance(answer, int):  # 0 after --help, 130 after Ctrl-C
         if answer == 130:
             print("Stopped.", file=sys.stderr)
@@ -82,8 +75,13 @@ def _refuse(error: UserError, *, as_json: bool) -> int:
     return 2
 
 
-def _usage_error(error: typer.TyperException) -> UserError:
-    """Turn wrong arguments into the same kind of error as everything else."""
+def _as_user_error(error: typer.TyperException | UserError | ModuleNotFoundError) -> UserError:
+    if isinstance(error, UserError):
+        return error
+    if isinstance(error, ModuleNotFoundError):
+        return UserError(
+            f"The package {error.name} is missing.", "Install it with: pip install -r requirements-dev.txt"
+        )
     message = " ".join(error.format_message().split()).rstrip(".")
     context = getattr(error, "ctx", None)
     return UserError(f"{message}.", f"See: {context.command_path if context else PROGRAM} --help")

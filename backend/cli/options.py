@@ -21,7 +21,6 @@ Changes = Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE"
 
 
 def show_step(step: Step) -> None:
-    """Print a step of a long job on stderr."""
     print(f"{step.number}/{step.total} {step.message}", file=sys.stderr, flush=True)
 
 

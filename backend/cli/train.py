@@ -1,10 +1,10 @@
 """The `train` commands: each reads its settings file, trains (or resumes), measures, and writes safetensors."""
 
 import functools
-import inspect
 import shlex
 import signal
 from collections.abc import Callable, Mapping, Sequence
+from inspect import Parameter, Signature
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,7 +18,7 @@ from backend.progress import finish
 Data = Annotated[Path, typer.Option(metavar="DIR", help="folder of aligned faces, or of tar packs")]
 Out = Annotated[Path, typer.Option(metavar="PATH", help="where the result goes")]
 Seed = Annotated[int, typer.Option()]
-# Of a command: its function, given a description of the photographs, trains and returns the report.
+# Given a description of the photographs, trains and returns the report.
 Training = Callable[[str], Answer]
 
 train = typer.Typer(help="Train a model that ships with the app.")
@@ -46,26 +46,19 @@ RESULT = {
     "install": Annotated[bool, typer.Option("--install", help="put the result into weights/ and the registry")],
     "_json": JsonFlag,
 }
-REQUIRED = {"name", "data", "fakes", "out"}
-DEFAULTS = {"seed": 0, "install": False, "_json": False}  # None for every other option
+REQUIRED = dict.fromkeys(("name", "data", "fakes", "out"), Parameter.empty)
+DEFAULTS = REQUIRED | {"seed": 0, "install": False, "_json": False}  # None for every other option
 
 
 def _target(**options: Any) -> Callable[[Callable[..., Training]], Callable[..., Answer]]:
-    """Return a decorator that makes a command with these options, then those in RESULT, of a function.
+    """Return a decorator that turns a function into a command with these options, and then those in RESULT.
 
-    The function is called with the changed settings and its options; recipe, minutes and steps only if they are given.
+    The function gets the changed settings and the options; recipe, minutes and steps only if they are given.
     """
-    signature = inspect.Signature(
-        [
-            inspect.Parameter(
-                name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=inspect.Parameter.empty if name in REQUIRED else DEFAULTS.get(name),
-                annotation=option,
-            )
-            for name, option in (options | RESULT).items()
-        ]
-    )
+    parameters = [
+        Parameter(name, Parameter.KEYWORD_ONLY, default=DEFAULTS.get(name), annotation=option)
+        for name, option in (options | RESULT).items()
+    ]
 
     def decorate(prepare: Callable[..., Training]) -> Callable[..., Answer]:
         @functools.wraps(prepare)
@@ -79,7 +72,7 @@ def _target(**options: Any) -> Callable[[Callable[..., Training]], Callable[...,
             typed = _typed_command(prepare.__name__, changes or (), values)
             return _train(training, values["data"], describe, typed, install=install)
 
-        command.__signature__ = signature  # type: ignore[attr-defined]
+        command.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
         return train.command()(command)
 
     return decorate
@@ -247,14 +240,15 @@ def _typed_command(target: str, changes: Sequence[str], values: Mapping[str, Any
     words = ["python -m backend train", target]
     if "name" in values:
         words.append(values["name"])
-    if values.get("initial"):
-        words += ["--initial", Path(values["initial"]).name]
-    if values.get("recipe"):
-        words += ["--recipe", values["recipe"]]
-    if values.get("minutes") is not None:
-        words += ["--minutes", f"{values['minutes']:g}"]
-    if values.get("steps") is not None:
-        words += ["--steps", str(values["steps"])]
+    texts: dict[str, Callable[[Any], str]] = {
+        "initial": lambda file: Path(file).name,
+        "recipe": str,
+        "minutes": "{:g}".format,
+        "steps": str,
+    }
+    for option, text in texts.items():
+        if values.get(option) not in {None, ""}:
+            words += [f"--{option}", text(values[option])]
     for change in changes:
         words += ["--set", shlex.quote(change)]
     return " ".join(words)

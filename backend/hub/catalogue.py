@@ -34,7 +34,6 @@ class Model:
     """One model as people see it.
 
     Args:
-        use: What it is for, a few words.
         bytes: Size of its file, 0 where it is not known.
         about: Whether that size is only roughly known.
         state: `loaded`, `here` (loaded when it is needed) or `absent`.
@@ -87,8 +86,6 @@ def _model(entry: Entry, loaded: set[str]) -> Model:
 def _named(entry: Entry) -> tuple[str, str]:
     if entry.name in EMBEDDED_USES:
         return EMBEDDED_USES[entry.name]
-    options = entry.options
-    architecture = options.get("architecture", entry.name)
-    if registry.find_architecture(architecture) is not None:
+    if registry.find_architecture(entry.options.get("architecture", entry.name)) is not None:
         return registry.card(entry.name).title, DETECTOR
-    return str(options.get("title", entry.name)), HUB_USES.get(entry.form, UNUSED)
+    return str(entry.options.get("title", entry.name)), HUB_USES.get(entry.form, UNUSED)

@@ -170,7 +170,10 @@ def _receive(facts: HfFileMetadata, part: Path, headers: dict[str, str], what: s
     if facts.size is not None and received > facts.size:
         part.unlink()
         received = 0
-    _require_room(part.parent, (facts.size or 0) - received, what)
+    needed = (facts.size or 0) - received
+    # What was fetched and what it is converted into lie side by side for a moment.
+    if shutil.disk_usage(part.parent).free < 2 * needed + SPARE * bool(needed):
+        raise disk_full_error(what, 2 * needed)
     start = received
     news: queue.SimpleQueue[int | Exception | None] = queue.SimpleQueue()
     stopped = threading.Event()
@@ -222,12 +225,6 @@ def _lasting_error(error: Exception, part: Path, what: str, otherwise: str) -> E
 def _download_step(received: int, total: int, what: str) -> Step:
     percent = min(100, 100 * received // total)
     return Step(percent, 100, f"{what}: {received / 1e6:,.1f} of {total / 1e6:,.1f} MB")
-
-
-def _require_room(folder: Path, needed: int, what: str) -> None:
-    # What was fetched and what it is converted into lie side by side for a moment.
-    if shutil.disk_usage(folder).free < 2 * needed + SPARE * bool(needed):
-        raise disk_full_error(what, 2 * needed)
 
 
 def _reporting_bar(report: Callable[[int], None], stopped: threading.Event) -> type[tqdm]:

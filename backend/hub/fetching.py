@@ -75,7 +75,9 @@ def fetch_model(name: str, local: Path | None = None) -> Job[Fetched]:
             if entry.profile == "hub":
                 _convert(entry, file, {"source_sha256": source_sha256, "origin": origin})
             else:
-                _put_file(file, entry.path)
+                with _temporary(entry.path) as half:
+                    shutil.copyfile(file, half)
+                    half.replace(entry.path)
             if local is None:
                 file.unlink(missing_ok=True)
     yield Step(TOTAL, TOTAL, f"{name} is here.")
@@ -118,7 +120,6 @@ def hub_files(entry: weights.Entry) -> list[HubFile]:
 
 
 def _downloaded(entry: weights.Entry, folder: Path) -> Job[tuple[Path, str]]:
-    """Download from the first source that has the file."""
     places = hub_files(entry)
     if not places and entry.profile == "hub":
         raise UserError(
@@ -162,20 +163,13 @@ def _hash_of(file: Path, entry: weights.Entry, *, ours: bool) -> str:
 def _convert(entry: weights.Entry, file: Path, facts: Mapping[str, str]) -> None:
     """Write the tensors of a published file and what they were made from; both or neither replace what was here."""
     tensors = forms.convert_published(file, entry.form)
-    whole = _separate(tensors)
     with _temporary(entry.path) as half, _temporary(entry.receipt_path) as note:
-        save_file(whole, half)
+        save_file(_separate(tensors), half)
         record = {**facts, "sha256": weights.file_hash(half), "bytes": half.stat().st_size}
         note.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         # Between these two lines the old file has a new receipt: it is called damaged, and never loaded.
         note.replace(entry.receipt_path)
         half.replace(entry.path)
-
-
-def _put_file(file: Path, target: Path) -> None:
-    with _temporary(target) as half:
-        shutil.copyfile(file, half)
-        half.replace(target)
 
 
 def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -16,7 +16,6 @@ from backend.weights import match_checkpoint
 
 Content = Mapping[str, Any]
 HDF5 = b"\x89HDF\r\n"
-FACENET_CLASSES = 8631  # people of VGGFace2
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ def _has_key(content: Content, key: str) -> bool:
 def _facenet() -> nn.Module:
     from facenet_pytorch import InceptionResnetV1
 
-    return InceptionResnetV1(pretrained=None, classify=True, num_classes=FACENET_CLASSES)
+    return InceptionResnetV1(pretrained=None, classify=True, num_classes=8631)  # people of VGGFace2
 
 
 def _matched(build: Callable[[], nn.Module], title: str) -> Callable[[Content], dict[str, Tensor]]:

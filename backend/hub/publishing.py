@@ -21,7 +21,6 @@ tags: [deepfake-detection, explainability]
 ---
 
 """
-LICENCE = "The model files are for non-commercial research and teaching.\n"
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ def publish_models(repo: str, *, private: bool = False) -> Job[Published]:
     additions += [
         CommitOperationAdd("registry.toml", (folder / "registry.toml").read_bytes()),
         CommitOperationAdd("README.md", (CARD_FRONT_MATTER + card).encode()),
-        CommitOperationAdd("LICENSE.md", LICENCE.encode()),
+        CommitOperationAdd("LICENSE.md", b"The model files are for non-commercial research and teaching.\n"),
     ]
     yield Step(len(entries), total, f"{len(entries)} models are uploaded to {repo}.")
     api = HfApi(endpoint=SETTINGS.hub_endpoint, library_name="face-forgery-explained")
