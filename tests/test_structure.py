@@ -78,3 +78,24 @@ def test_a_small_file_that_one_other_uses_is_a_registered_item():
         text = path.read_text(encoding="utf-8")
         if len(text.splitlines()) < 80 and len(importers[name]) <= 1 and not path.name.startswith("__"):
             assert "\nregister_" in text or "\n@register_" in text, f"{name} belongs into {importers[name]}"
+
+
+def test_entry_points_keep_their_arguments():
+    """Scripts of others call these."""
+    import inspect
+
+    from backend.counterfactual.search import search
+    from backend.detectors import registry
+    from backend.explain import explain
+    from backend.generators.arcface import ArcFace
+    from backend.generators.e4e import E4EEncoder
+    from backend.generators.stylegan2 import StyleGAN2
+
+    def arguments(function):
+        return list(inspect.signature(function).parameters)
+
+    assert arguments(StyleGAN2) == ["size", "style_dim", "mapping_layers", "channel_multiplier", "channels"]
+    assert arguments(E4EEncoder)[:3] == ["output_size", "input_size", "width"]
+    assert arguments(ArcFace) == []
+    assert arguments(registry.names) == [] and arguments(registry.build) == arguments(registry.load) == ["name"]
+    assert inspect.isgeneratorfunction(search) and inspect.isgeneratorfunction(explain)

@@ -252,6 +252,7 @@ class StyleGAN2(nn.Module):
         size: Output size in pixels, a power of two from 8.
         style_dim: Length of one code.
         mapping_layers: Depth of the mapping network from z to w.
+        channel_multiplier: Width of the layers from 64 pixels on, for the published channel table.
         channels: Resolution to channels, in place of the published table.
     """
 
@@ -260,12 +261,13 @@ class StyleGAN2(nn.Module):
         size: int,
         style_dim: int = 512,
         mapping_layers: int = 8,
+        channel_multiplier: int = 2,
         channels: Mapping[int, int] | None = None,
     ) -> None:
         super().__init__()
         if size < 8 or size & (size - 1):
             raise ValueError(f"size must be a power of two from 8, not {size}")
-        table = dict(channels or default_channels())
+        table = dict(channels or default_channels(channel_multiplier))
         self.size = size
         self.style_dim = style_dim
         self.rows = row_count(size)
