@@ -5,6 +5,7 @@ On a Ray cluster, a worker is one actor with loaded models (Moritz et al. 2018; 
 """
 
 import contextlib
+import dataclasses
 import math
 import multiprocessing
 import os
@@ -22,8 +23,7 @@ from typing import Protocol as Interface
 from backend.errors import UserError
 from backend.evaluate import store
 from backend.evaluate.dataset import Dataset
-from backend.evaluate.protocols.base import Item as OwnItem
-from backend.evaluate.protocols.base import Protocol
+from backend.evaluate.protocols.base import Item, Protocol
 from backend.evaluate.store import Outcome, without_folders
 from backend.settings import ROOT
 
@@ -42,7 +42,7 @@ class Engine(Interface):
 
     name: str
 
-    def run(self, protocol: Protocol, data: Dataset, items: Sequence[OwnItem]) -> Outcomes:
+    def run(self, protocol: Protocol, data: Dataset, items: Sequence[Item]) -> Outcomes:
         """Yield the outcome of every item, as it finishes; closing the iterator stops the workers."""
         ...
 
@@ -56,7 +56,7 @@ def count_devices() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def perform_item(protocol: Protocol, data: Dataset, item: OwnItem, worker: str) -> Outcome:
+def perform_item(protocol: Protocol, data: Dataset, item: Item, worker: str) -> Outcome:
     """Do one item; an error becomes its outcome."""
     started = time.perf_counter()
     state, text, reason = "done", "[]", ""
@@ -75,7 +75,7 @@ class InProcess:
 
     name = "local"
 
-    def run(self, protocol: Protocol, data: Dataset, items: Sequence[OwnItem]) -> Outcomes:
+    def run(self, protocol: Protocol, data: Dataset, items: Sequence[Item]) -> Outcomes:
         for item in items:
             yield perform_item(protocol, data, item, "this process")
 
@@ -91,7 +91,7 @@ class Pool(ABC):
         """Start a worker that unpickles protocol and data, and return a handle to it."""
 
     @abstractmethod
-    def send(self, worker: Any, item: OwnItem) -> None:
+    def send(self, worker: Any, item: Item) -> None:
         """Give an item to an idle worker; `wait` notices a dead one."""
 
     @abstractmethod
@@ -107,9 +107,9 @@ class Pool(ABC):
     def close(self) -> None:  # noqa: B027
         """Undo `open`."""
 
-    def run(self, protocol: Protocol, data: Dataset, items: Sequence[OwnItem]) -> Outcomes:
+    def run(self, protocol: Protocol, data: Dataset, items: Sequence[Item]) -> Outcomes:
         waiting, deaths, given_up = deque(items), Counter[str](), 0
-        busy: dict[Any, OwnItem] = {}
+        busy: dict[Any, Item] = {}
         places: dict[Any, int] = {}  # a replacement uses the same GPU
         packed = pickle.dumps((protocol, data))
         self.open()
@@ -144,7 +144,7 @@ class Pool(ABC):
                 self.stop(worker)
             self.close()
 
-    def _next(self, busy: dict[Any, OwnItem], worker: Any, waiting: deque[OwnItem]) -> None:
+    def _next(self, busy: dict[Any, Item], worker: Any, waiting: deque[Item]) -> None:
         """Give a worker the next item, or end it if none is left."""
         if not waiting:
             self.stop(worker)
@@ -172,7 +172,7 @@ class Processes(Pool):
         self._pipes[process] = here
         return process
 
-    def send(self, worker: Any, item: OwnItem) -> None:
+    def send(self, worker: Any, item: Item) -> None:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # `wait` finds the pipe ended
             self._pipes[worker].send(item)
 
@@ -285,7 +285,7 @@ class RayEngine(Pool):
         options = self._actor.options(num_cpus=1, num_gpus=self._share)
         return options.remote(paths, packed, f"actor {number}")
 
-    def send(self, worker: Any, item: OwnItem) -> None:
+    def send(self, worker: Any, item: Item) -> None:
         # Plain values, which an actor can read before it finds the project's own modules.
         self._answers[worker] = worker.perform.remote((item.key, item.sample, dict(item.options)))
 
@@ -322,11 +322,7 @@ class _RayWorker:
         self.protocol, self.data = pickle.loads(packed)  # noqa: S301 - it comes from the driver
 
     def perform(self, values: tuple[str, str, dict[str, Any]]) -> tuple[Any, ...]:
-        import dataclasses
-
-        from backend.evaluate.protocols.base import Item as OwnItem
-
-        return dataclasses.astuple(perform_item(self.protocol, self.data, OwnItem(*values), self.name))
+        return dataclasses.astuple(perform_item(self.protocol, self.data, Item(*values), self.name))
 
 
 def choose_engine(name: str, workers: int | None = None, address: str | None = None) -> Engine:

@@ -342,7 +342,7 @@ def _sources_table(clean: Verdicts) -> Table:
     body = [
         (name, source, metrics.accuracy_real(*_probabilities(real)))
         for name, frame in clean.items()
-        for source, real in frame[frame["label"] == "real"].groupby("source")
+        for source, real in frame[(frame["label"] == "real") & (frame["source"] != "")].groupby("source")
     ]
     columns = (DETECTOR, Column("source", "Source"), REAL)
     note = "What is missing to 1 are false alarms: real people accused."

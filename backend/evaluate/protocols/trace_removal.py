@@ -197,8 +197,8 @@ class TraceRemovalProtocol(Protocol):
     def items(self, data: Dataset) -> list[Item]:
         config = self.config
         shipped = detectors_registry.names()  # those that are not installed are listed in a table
-        others = [name for name in (*config.detectors, config.features) if name and name not in shipped]
-        check_detectors([*others, config.white_box])
+        others = [name for name in config.detectors if name not in shipped]
+        check_detectors([*others, config.white_box, *([config.features] if config.features else [])])
         for name in config.defences:
             if name not in registry.DEFENCES:
                 raise UserError(f"There is no defence {name}.", f"Choose among: {', '.join(registry.DEFENCES)}.")
