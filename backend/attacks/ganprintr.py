@@ -97,6 +97,8 @@ def attack(
 ) -> Job[Attacked]:
     """Pass faces (N, 3, H, W) in [0, 1] through an autoencoder, by default the trained one; the detector only judges.
 
+    `mask` as in `mask_region`.
+
     Raises:
         UserError: The model file is missing or damaged.
     """

@@ -52,7 +52,7 @@ class NoiseSettings:
 def attack(
     images: Tensor, detector: Detector, settings: NoiseSettings | None = None, mask: Tensor | None = None
 ) -> Job[Attacked]:
-    """Add noise to faces (N, 3, H, W) in [0, 1]; the detector only judges before and after."""
+    """Add noise to faces (N, 3, H, W) in [0, 1], where `mask_region` allows; the detector only judges."""
     settings = settings or NoiseSettings()
     started = time.perf_counter()
     original = images.detach().to(detector.mean.device)

@@ -246,7 +246,8 @@ class LossLog:
         import pandas as pd
 
         self.path = path
-        self.table = pd.read_csv(path, dtype=str) if path.exists() else pd.DataFrame({"step": []}, dtype=str)
+        written = path.exists() and path.stat().st_size > 0  # a run may have been stopped while it wrote
+        self.table = pd.read_csv(path, dtype=str) if written else pd.DataFrame({"step": []}, dtype=str)
         self.table = self.table[self.table["step"].astype(int) <= start]
 
     def write(self, step: int, seconds: float, losses: Mapping[str, float]) -> None:
