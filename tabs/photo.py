@@ -179,6 +179,7 @@ class PhotoStep:
 
     def _example(self, chosen: ChosenPhoto, event: gr.SelectData, request: gr.Request) -> Updates:
         example = self.examples[event.index]
+        KEPT_PHOTOS.drop(chosen.path)
         chosen.path = str(example.photo_path)
         if examples.is_stale(example):
             pixels = images.read(example.photo_path)
@@ -287,14 +288,15 @@ def chosen_face(chosen: ChosenPhoto, faces: Sequence[JudgedFace], number: int | 
     Raises:
         UserError: There is no photo, it cannot be read, or it has no such face.
     """
-    photo = open_photo(chosen.path, [face.aligned.face for face in faces])
+    photo = open_photo(chosen.path, [face.aligned.face for face in faces] or None)
     return choose_face(photo.faces, number)
 
 
 def open_photo(path: str | None, known: Sequence[Face] | None = None) -> OpenPhoto:
     """Return a photo with its faces, decoded and searched only if it is not kept.
 
-    Faces that are `known` are not searched for again.
+    Faces that are `known` are not searched for again. The photo is then not kept: another may have been chosen since,
+    and theirs must not be taken for its faces.
 
     Raises:
         UserError: There is no photo, or it cannot be read.
@@ -309,7 +311,8 @@ def open_photo(path: str | None, known: Sequence[Face] | None = None) -> OpenPho
         pixels = _convert_for_browser(pixels)
     faces = locate_all(pixels) if known is None else locate_known(pixels, known)
     photo = OpenPhoto(pixels, faces, converted, animated)
-    KEPT_PHOTOS.put(path, photo)
+    if known is None:
+        KEPT_PHOTOS.put(path, photo)
     return photo
 
 

@@ -14,20 +14,14 @@ from backend.cli.options import Answer, JsonFlag
 from backend.errors import UserError
 
 PROGRAM = "python -m backend"
+HELP = ["-h", "--help"]
 
 app = typer.Typer(
     help="Face-forgery detectors, explained.",
     add_completion=False,
     rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": HELP},
 )
-
-
-@app.callback()
-def _prepare() -> None:
-    settings.read_environment()  # says what is wrong with the environment
-    runtime.device()
-    runtime.keep_freed_memory()
 
 
 def examples(*, _json: JsonFlag = False) -> Answer:
@@ -56,6 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     as_json = "--json" in given
     try:
+        if not set(HELP) & set(given):
+            settings.read_environment()  # says what is wrong with the environment
+            runtime.device()
+            runtime.keep_freed_memory()
         answer: Any = get_command(app).main(given, prog_name=PROGRAM, standalone_mode=False)
     except (typer.TyperException, UserError, ModuleNotFoundError) as error:
         return _refuse(_as_user_error(error), as_json=as_json)
@@ -82,6 +80,6 @@ def _as_user_error(error: typer.TyperException | UserError | ModuleNotFoundError
         return UserError(
             f"The package {error.name} is missing.", "Install it with: pip install -r requirements-dev.txt"
         )
-    message = " ".join(error.format_message().split()).rstrip(".")
+    message = " ".join(error.format_message().split()).rstrip(".").replace(": Value error, ", ": ")
     context = getattr(error, "ctx", None)
     return UserError(f"{message}.", f"See: {context.command_path if context else PROGRAM} --help")

@@ -101,7 +101,7 @@ def test_one_decoding_and_one_search_answer_everything(counted, upload):
     page.choose(path)
     counterfactual, removal, explained = page.find_counterfactual(), page.remove_traces(), page.explain_verdict()
     assert page.search.result.summary in counterfactual and removal[page.removal.result.summary]
-    assert explained[page.explain.result.made].explanation.method.name == "gradcam"
+    assert explained[page.explain.result.state].explanation.explainer.name == "gradcam"
     photo = digest(pixels)
     assert counted.decoded[photo] == 1
     assert counted.searched[photo] == 1
@@ -115,9 +115,9 @@ def test_a_photo_that_is_kept_no_longer_is_decoded_but_not_searched_again(counte
     pixels, path = upload
     page = Page()
     page.choose(path)
-    first = page.explain_verdict()[page.explain.result.made]
+    first = page.explain_verdict()[page.explain.result.state]
     KEPT_PHOTOS.drop(path)
-    second = page.explain_verdict()[page.explain.result.made]
+    second = page.explain_verdict()[page.explain.result.state]
     assert (counted.decoded[digest(pixels)], counted.searched[digest(pixels)]) == (2, 1)
     assert np.array_equal(first.aligned.crop, second.aligned.crop)
 
@@ -169,7 +169,7 @@ def test_a_session_holds_no_photo(upload):
     _, path = upload
     page = Page()
     page.choose(path)
-    explained = page.explain_verdict()[page.explain.result.made]
+    explained = page.explain_verdict()[page.explain.result.state]
     assert len(pickle.dumps((page.chosen, page.judged))) < 1_000_000
     assert len(pickle.dumps(explained)) < 1_000_000
     with pytest.raises(TypeError, match="whole photo"):
