@@ -136,7 +136,7 @@ def test_retest_leaves_out_the_attacked_one(detectors):
 @pytest.mark.parametrize(("level", "words"), [(100, "calls this face real"), (175, "is uncertain about this face")])
 def test_a_face_below_the_threshold_is_named_as_its_verdict_names_it(detectors, level, words):
     story = finish(find_counterfactual(locate(photo(level)), "toy", inverter=toy_inverter(SIZE)))
-    assert story.already_real and words in story.summary and "nothing to turn" in story.summary
+    assert story.already_real and words in story.summary and "nothing to change" in story.summary
 
 
 def test_the_refinement_is_told_and_recorded(detectors):

@@ -105,7 +105,7 @@ def test_a_face_called_real_is_not_searched(composite):
     assert torch.equal(found.codes[0], found.codes_start[0])
     assert torch.equal(found.counterfactual[0], found.original[0])
     assert found.p_counterfactual[0] == found.p_original[0]
-    assert "nothing to turn" in run(grey(100)).summary
+    assert "nothing to change" in run(grey(100)).summary
 
 
 def test_a_reconstruction_that_turns_by_itself_is_said():

@@ -74,7 +74,7 @@ def test_a_step_follows_the_sum_of_the_losses_and_moves_the_encoder_alone(checkp
     from backend.training.loop import draw_faces
 
     shown = draw_faces(made.pictures, 2, 0, 0)
-    drawn, wanted = made.compared(shown)
+    drawn, wanted = made.reconstruct(shown)
     assert drawn.shape == wanted.shape == (2, 3, SIZE, SIZE)
     cosine = (embed((drawn + 1) / 2) * embed((wanted + 1) / 2)).sum(1).mean()
     loss = (drawn - wanted).square().mean() + 0.8 * l1_distance(drawn, wanted).mean() + 0.5 * (1 - cosine)
