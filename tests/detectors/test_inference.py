@@ -2,7 +2,7 @@ import torch
 from torch import nn
 
 from backend.detectors import registry
-from backend.detectors.base import Detector
+from backend.detectors.base import TWO_LOGITS, Detector
 from backend.detectors.predict import BatchedDetector, for_inference
 from tests.toys import grey, hooks, toy_detector
 
@@ -32,7 +32,7 @@ def with_statistics(detector):
 def test_a_quick_xception_says_the_same():
     card = toy_detector(size=64).card
     network = registry.build_embedded("xception", {"width": 0.125})
-    detector = with_statistics(Detector(network, card.__class__(**vars(card) | {"outputs": registry.TWO}))).train()
+    detector = with_statistics(Detector(network, card.__class__(**vars(card) | {"outputs": TWO_LOGITS}))).train()
     quick = for_inference(detector)
     assert quick is not detector and not quick.training and hooks(quick) == 0
     assert not any(isinstance(module, nn.BatchNorm2d) for module in quick.modules())

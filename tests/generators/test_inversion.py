@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from backend import settings, weights
+from backend import weights
 from backend.errors import UserError
 from backend.generators import e4e, inversion
 from backend.generators.e4e import E4EEncoder, accumulate_feedback, haar_bands
@@ -214,7 +214,7 @@ def registry_of(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     from backend import runtime
 
-    monkeypatch.setattr(weights, "SETTINGS", replace(settings.SETTINGS, weights_dir=folder))
+    monkeypatch.setattr(weights, "SETTINGS", replace(weights.SETTINGS, weights_dir=folder))
     monkeypatch.setattr(runtime, "_loaded", {})
     weights.read_entries.cache_clear()
 

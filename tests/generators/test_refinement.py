@@ -111,5 +111,5 @@ def test_impossible_settings_are_refused(settings):
 
 def test_a_search_refuses_too_many_refinements():
     for steps in (-1, 10_000):
-        with pytest.raises(UserError, match="refined"):
+        with pytest.raises(UserError, match="refine"):
             finish(search(toy_inverter(), toy_detector(), grey(200), SearchSettings(refine=steps)))

@@ -109,7 +109,7 @@ def test_a_search_with_the_tuned_copy():
 def test_impossible_settings_are_refused(settings):
     with pytest.raises(UserError):
         finish(tune(small_inverter(), torch.zeros(1, 3, 32, 32), codes(1), settings))
-    with pytest.raises(UserError, match="tuned in -1 steps"):
+    with pytest.raises(UserError, match="-1 steps cannot tune"):
         SearchSettings(tune=-1).check()
 
 

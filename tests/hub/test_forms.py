@@ -146,9 +146,9 @@ def test_every_entry_says_what_it_is(name):
     entry = weights.find_entry(name)
     assert entry.licence and entry.source and entry.form in forms.FORMS
     assert bool(entry.sha256) == bool(entry.bytes), "a pinned file has a known size"
-    assert entry.sha256 or entry.options["note"]
+    assert entry.sha256 or entry.note
     places = fetching.hub_files(entry)
-    assert places or "local file" in entry.options["note"]
+    assert places or "local file" in entry.note
     if "architecture" in entry.options:
         card = registry.card(name)
         assert card.errors == () and card.trained_on and card.known_failures

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from backend import runtime, settings, weights
+from backend import runtime, weights
 from backend.cli import main
 from backend.detectors import registry
 from backend.errors import UserError
@@ -67,7 +67,7 @@ def test_models_card_and_registry_are_uploaded_as_one_commit(hub, capsys):
     assert hub.repos == {REPO: False}
     (commit,) = hub.commits
     assert set(commit.files) == {"one.safetensors", "two.safetensors", "registry.toml", "README.md", "LICENSE.md"}
-    folder = settings.SETTINGS.weights_dir
+    folder = weights.SETTINGS.weights_dir
     for name in ("one.safetensors", "two.safetensors", "registry.toml"):
         assert commit.files[name] == (folder / name).read_bytes()
     card = commit.files["README.md"].decode()
@@ -80,7 +80,7 @@ def test_models_card_and_registry_are_uploaded_as_one_commit(hub, capsys):
 
 def test_an_app_without_its_models_fetches_them_from_there(hub, capsys):
     finish(publishing.publish_models(REPO))
-    folder = settings.SETTINGS.weights_dir
+    folder = weights.SETTINGS.weights_dir
     whole = (folder / "one.safetensors").read_bytes()
     (folder / "one.safetensors").unlink()
     (folder / "two.safetensors").write_bytes(b"damaged")
@@ -101,7 +101,7 @@ def test_the_app_fetches_what_is_missing_when_it_starts(hub, monkeypatch):
     assert fetching.fetch_missing() == []
     weights.find_entry("one").path.unlink()
     assert fetching.fetch_missing() == ["one"] and weights.find_entry("one").state() == "verified"
-    monkeypatch.setattr(fetching, "SETTINGS", replace(settings.SETTINGS, weights_repo=""))
+    monkeypatch.setattr(fetching, "SETTINGS", replace(fetching.SETTINGS, weights_repo=""))
     weights.find_entry("one").path.unlink()
     assert fetching.fetch_missing() == []
 
@@ -117,7 +117,7 @@ def test_another_file_under_the_same_name_is_refused(hub):
 
 
 def test_without_a_repository_the_app_is_to_be_installed_again(hub, monkeypatch):
-    monkeypatch.setattr(fetching, "SETTINGS", replace(settings.SETTINGS, weights_repo=""))
+    monkeypatch.setattr(fetching, "SETTINGS", replace(fetching.SETTINGS, weights_repo=""))
     with pytest.raises(UserError, match=r"ships with the app.*WEIGHTS_REPO"):
         fetch_to_cache("one")
 

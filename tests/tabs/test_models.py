@@ -67,7 +67,7 @@ def test_the_hub_profile_says_what_is_missing(panel, monkeypatch):
 
 
 def test_a_fetched_model_is_in_the_choosers_at_once(panel, tmp_path, monkeypatch):
-    panel._look()
+    panel._updates()
     (detectors,), (generators,) = panel.choosers.detectors, panel.choosers.generators
     assert NAME not in [name for _, name in detectors.choices] and generators.visible is False
 
@@ -109,7 +109,7 @@ def test_where_it_is_switched_off_nobody_fetches(panel, monkeypatch):
     monkeypatch.setattr(tabs_models, "SETTINGS", replace(SETTINGS, fetch=False))
     with pytest.raises(UserError, match="Visitors cannot fetch models here"):
         next(panel._fetch(NAME))
-    assert panel._look()[panel.asking].visible is False
+    assert panel._updates()[panel.asking].visible is False
     with gr.Blocks():
         closed = ModelsPanel(Choosers([], []))
     assert "switched it off" in closed.job.note.value and closed.asking.visible is False

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import app
-from backend import examples, images, settings
+from backend import examples, images
 from backend.alignment import AlignedFace
 from backend.detectors import predict
 from backend.detectors.predict import JudgedFace
@@ -65,7 +65,7 @@ def test_a_second_photo_is_not_dropped_while_the_first_is_judged():
 @pytest.mark.parametrize(("limit", "side"), [(20_000_000, 2200), (5_000_000, 1100), (1_500_000, 550)])
 def test_what_is_handed_back_as_png_may_come_in_again(monkeypatch, limit, side):
     noise = np.random.default_rng(0).integers(0, 256, (2400, 2400, 3), dtype=np.uint8)
-    monkeypatch.setattr(photo, "SETTINGS", replace(settings.SETTINGS, max_bytes=limit))
+    monkeypatch.setattr(photo, "SETTINGS", replace(photo.SETTINGS, max_bytes=limit))
     handed = photo._convert_for_browser(noise)
     assert handed.shape == (side, side, 3)
     assert len(images.encode_png(handed)) <= limit

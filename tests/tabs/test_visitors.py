@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import gradio as gr
 import pytest
 
-from backend import settings
 from backend.errors import UserError
 from tabs import visitors
 
@@ -17,7 +16,7 @@ def page(name: str, address: str) -> gr.Request:
 
 @pytest.fixture
 def limit(monkeypatch):
-    monkeypatch.setattr(visitors, "SETTINGS", replace(settings.SETTINGS, visitors_per_address=3))
+    monkeypatch.setattr(visitors, "SETTINGS", replace(visitors.SETTINGS, visitors_per_address=3))
     return visitors.CallLimit(2, 3600, "Removing traces")
 
 
