@@ -90,7 +90,7 @@ def trained(new_files, monkeypatch):
     network = detectors.build_embedded("bright", {})
     save_file(network.state_dict(), path)
     options = {"trained_on": "nothing", "known_failures": "everything"}
-    entry = Entry("bright", "embedded", str(path), weights.file_hash(path), 0, "MIT", "This test.", options)
+    entry = Entry("bright", "embedded", str(path), weights.file_hash(path), 0, "MIT", "This test.", options=options)
     entries = weights.read_entries() | {"bright": entry}
     monkeypatch.setattr(weights, "read_entries", lambda: entries)
     yield

@@ -273,7 +273,7 @@ def test_held_out_faces_of_both_classes_are_saved_alike(tmp_path):
     crops, sources = protocol._crops(data, data.samples)
     assert sources is None
     for picture, crop in zip(pixels, crops, strict=True):
-        saved = images.to_array(protocol._saved(images.to_tensor(crop)))
+        saved = images.to_array(protocol._as_saved(images.to_tensor(crop)))
         assert np.array_equal(saved, like_photograph(picture))
 
 

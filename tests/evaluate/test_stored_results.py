@@ -169,8 +169,8 @@ def kept(toys, tmp_path, capsys, monkeypatch):
 
 def test_the_tab_shows_findings_at_once_and_a_report_on_request(kept):
     few = "Measured on 2 fakes and 3 real pictures: too few to conclude from."
-    assert f"<dt>Other</dt><dd>There are 10 rows. <small>{few}</small></dd>" in tab.findings_html(
-        report.stored_results()
+    assert f"<dt>Other</dt><dd>There are 10 rows. <small>{few}</small></dd>" in tab.render(
+        "findings", results=report.stored_results()
     )
     shown, download = tab._show_stored("other", None)
     assert "There are 10 rows." in shown
@@ -200,8 +200,8 @@ def run_in_the_app(monkeypatch, folder, data):
 def test_a_run_in_the_app_is_the_preset_and_says_its_command(toys, tmp_path, monkeypatch):
     toy_data(tmp_path / "pictures")
     own, last = run_in_the_app(monkeypatch, tmp_path, zipped(tmp_path / "pictures", tmp_path / "a.zip"))
-    assert "10 of 10 items over 2 fakes and 3 real pictures" in last[own.found]  # 2 fakes, as the command below says
-    assert "python -m backend evaluate toy --data ZIP --out DIR --preset quick" in last[own.found]
+    assert "10 of 10 items over 2 fakes and 3 real pictures" in last[own.own_report]  # as the command below
+    assert "python -m backend evaluate toy --data ZIP --out DIR --preset quick" in last[own.own_report]
     download = last[own.download].value
     with zipfile.ZipFile(download if isinstance(download, str) else download["path"]) as pack:
         names = pack.namelist()
@@ -210,7 +210,7 @@ def test_a_run_in_the_app_is_the_preset_and_says_its_command(toys, tmp_path, mon
     # With another model, fetched in the same visit, it is another run, not one that cannot be resumed.
     monkeypatch.setattr(ToyProtocol, "measures", lambda _: {"identity": "ArcFace"})
     own, last = run_in_the_app(monkeypatch, tmp_path, str(tmp_path / "a.zip"))
-    assert "10 of 10 items" in last[own.found]
+    assert "10 of 10 items" in last[own.own_report]
 
 
 def test_a_zip_that_would_fill_the_disk_of_all_visitors_is_refused(toys, tmp_path, monkeypatch):

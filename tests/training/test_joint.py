@@ -82,7 +82,7 @@ def test_encoder_runs_with_every_loss_resume_exactly(recipe, tmp_path):
 def test_a_joint_run_without_a_discriminator_draws_some_faces_from_their_base_code_and_fits_the_mapping_to_them():
     chosen = inverting(JointSettings, "joint_regression", base_share=0.5)
     task = build(JointTask, chosen)
-    assert task.arithmetic.dtype == torch.bfloat16 and task.adversary is None
+    assert task.arithmetic.dtype == torch.bfloat16 and task.discriminator_trainer is None
     codes = torch.randn(4, 8, 512, generator=random())
     some = task.with_base_alone(codes)
     assert torch.equal(some[:2], codes[:2]) and torch.equal(some[2:], codes[2:, :1].expand(-1, 8, -1))
@@ -109,7 +109,7 @@ def test_a_linear_path_begins_with_the_principal_codes_and_all_else_with_nothing
     assert task.average(faces)[:, 1:].std() > 0  # what the encoder knew
     codes = PrincipalCodes(512, 0.25)
     codes.basis.normal_(0, 0.02, generator=random())
-    task.begin_linear(codes)
+    task.fit_linear_path(codes)
     for network in (task.encoder, task.average):
         rows = network.eval()(faces) + task.latent_average
         assert torch.equal(rows, rows[:, :1].expand_as(rows)) and torch.equal(rows[:, 0, 5:], torch.zeros(6, 507))
@@ -143,13 +143,15 @@ def test_a_discriminator_sees_random_squares():
     chosen = inverting(JointSettings, "joint_regression", adversarial_weight=0.1, judged_side=16)
     task = build(JointTask, chosen)
     faces = pictures().float()
-    seen = task.judged(faces, random())
+    seen = task.crop_for_discriminator(faces, random())
     corners = set()
     for square, face in zip(seen, faces, strict=True):
         windows = face.unfold(1, 16, 1).unfold(2, 16, 1).movedim(0, 2)  # row, column, colour, height, width
         corners.add(tuple((windows == square).flatten(2).all(2).nonzero()[0].tolist()))  # a window of its own face
     assert seen.shape == (6, 3, 16, 16) and len(corners) > 3
-    assert torch.equal(task.judged(faces[..., :8, :8], random()), faces[..., :8, :8])  # smaller than a square
+    assert torch.equal(
+        task.crop_for_discriminator(faces[..., :8, :8], random()), faces[..., :8, :8]
+    )  # smaller than a square
 
 
 class Marked(torch.nn.Module):

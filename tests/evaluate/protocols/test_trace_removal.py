@@ -249,7 +249,7 @@ def test_wrong_settings_are_sentences(measured, tmp_path):
             ({"attacks": ("fog",)}, "no attack named fog"),
             ({"defences": ("magic",)}, "no defence magic"),
             ({"defences": ("weak",)}, "No detector of these sets"),
-            ({"removers": ("nothing",)}, "no name of its own or no file"),
+            ({"removers": ("nothing",)}, "needs a file and a name"),
             ({"removers": ("fgsm=x",)}, "cannot be called fgsm"),
             ({"detectors": ("nobody",)}, "no detector named nobody"),
         ):
