@@ -10,7 +10,53 @@ import torch
 from backend import alignment, faces, images
 from tests import pictures
 
-SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
+TESTS = Path(__file__).resolve().parent
+SHARED = TESTS.parent.parent / "shared"
+# Files that take ten seconds or more; the tests of all others, unless slow or in a browser, are the quick set.
+THOROUGH = {
+    "benchmarks/test_ffhq.py",
+    "cli/test_cli.py",
+    "counterfactual/test_video.py",
+    "detectors/test_detectors.py",
+    "detectors/test_mat.py",
+    "detectors/test_recce.py",
+    "evaluate/protocols/test_faithfulness.py",
+    "evaluate/protocols/test_paired.py",
+    "evaluate/protocols/test_protocols.py",
+    "evaluate/protocols/test_trace_removal.py",
+    "evaluate/test_attack_table.py",
+    "evaluate/test_engines.py",
+    "evaluate/test_report.py",
+    "evaluate/test_runs.py",
+    "evaluate/test_stored_results.py",
+    "explain/test_explain.py",
+    "explain/test_explain_command.py",
+    "generators/test_inversion.py",
+    "generators/test_row_visibility.py",
+    "hub/test_forms.py",
+    "tabs/test_app.py",
+    "tabs/test_explain.py",
+    "tabs/test_models.py",
+    "tabs/test_one_face.py",
+    "test_container.py",
+    "test_images.py",
+    "test_settings.py",
+    "test_structure.py",
+    "trace_removal/test_discriminators.py",
+    "trace_removal/test_removal.py",
+    "training/test_detector.py",
+    "training/test_finetune.py",
+    "training/test_joint.py",
+    "training/test_shortcut_checks.py",
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the quick set."""
+    for item in items:
+        thorough = item.path.relative_to(TESTS).as_posix() in THOROUGH
+        if not thorough and not {"slow", "browser"} & {marker.name for marker in item.iter_markers()}:
+            item.add_marker(pytest.mark.quick)
 
 
 @pytest.fixture(scope="session")
