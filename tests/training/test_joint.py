@@ -84,7 +84,7 @@ def test_a_joint_run_without_a_discriminator_draws_some_faces_from_their_base_co
     task = build(JointTask, chosen)
     assert task.arithmetic.dtype == torch.bfloat16 and task.discriminator_trainer is None
     codes = torch.randn(4, 8, 512, generator=random())
-    some = task.with_base_alone(codes)
+    some = task.drop_offsets(codes)
     assert torch.equal(some[:2], codes[:2]) and torch.equal(some[2:], codes[2:, :1].expand(-1, 8, -1))
     finished, before = task.finished(), small_generator().state_dict()
     moved = {name for name, value in before.items() if not torch.equal(value, finished[f"generator.{name}"])}
