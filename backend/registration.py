@@ -61,10 +61,15 @@ class Registry(Mapping[str, Item]):
     def discover(self) -> None:
         """Import every module that registers items; those that are imported already cost nothing."""
         folders = importlib.import_module(self._package).__path__
-        for module in pkgutil.iter_modules(folders, f"{self._package}."):
-            importlib.import_module(module.name)
-        for module_name in self._others:
-            importlib.import_module(module_name)
+        modules = [module.name for module in pkgutil.iter_modules(folders, f"{self._package}.")]
+        for module in (*modules, *self._others):
+            before = set(self._items)
+            try:
+                importlib.import_module(module)
+            except BaseException:  # its next import registers its items again
+                for name in self._items.keys() - before:
+                    del self._items[name], self._orders[name]
+                raise
         self._complete = True
 
     def _all(self) -> dict[str, Item]:

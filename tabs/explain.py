@@ -20,7 +20,7 @@ from backend.explain.base import EXPLAINERS
 from backend.explain.explanation import ExplainSettings, Explanation, MapFinished
 from backend.explain.pairs import PairComparisonSettings, PairSettings, compare_pair
 from backend.explain.photo import expected_comparison_seconds, expected_seconds, explain_photo
-from backend.explain.sufficiency import sufficiency_settings
+from backend.explain.sufficiency import TestedMap, compare_with_tests, quick_test_settings, sufficiency_settings
 from backend.faces import FACE_PARTS
 from backend.progress import Running
 from tabs import explain_result as words
@@ -102,7 +102,7 @@ class PairStep:
                 updates: Updates = {self.job.progress: progress_bar(step)}
                 if isinstance(step, MapFinished) and step.explanation is not None:
                     explanation: Explanation = step.explanation
-                    caption = words.grid_caption(words.to_tested_map(step, explanation), explanation.explainer.title)
+                    caption = words.grid_caption(TestedMap.from_step(step, explanation), explanation.explainer.title)
                     overlay = photo.overlay_map(enlarge_face(real), explanation)
                     shown.append((provenance.marked_image(overlay, explanation.record()), caption))
                     updates |= {
@@ -236,12 +236,12 @@ class ExplainTab:
         del example, request
         return {}
 
-    def _about(self, detector: str, method: str, reference: Any, preset: Any, shortcut: Any, proof: Any) -> str:
+    def _about(self, detector: str, method: str, reference: Any, preset: Any, shortcut: Any, tested: Any) -> str:
         settings = ExplainSettings(method=method, reference=reference, preset=preset, shortcut=shortcut)
-        test = sufficiency_settings(0, shortcut=shortcut) if proof else None
+        test = sufficiency_settings(0, shortcut=shortcut) if tested else None
         try:
             seconds = expected_seconds(detector, settings, test)
-            all_seconds = expected_comparison_seconds(detector, settings, words.quick_test_settings(0))
+            all_seconds = expected_comparison_seconds(detector, settings, quick_test_settings(0))
         except (RuntimeError, AssertionError):  # where a GPU is lent only for seconds, there is none now
             return words.method_in_words(method, None, None)
         return words.method_in_words(method, seconds, all_seconds)
@@ -258,7 +258,7 @@ class ExplainTab:
         shortcut: Any,
         seed: float | None,
         towards: Any,
-        proof: Any,
+        tested: Any,
         guess: str,
         request: gr.Request,
     ) -> Iterator[Updates]:
@@ -272,7 +272,7 @@ class ExplainTab:
             shortcut=shortcut,
         )
         yield {**self.job.busy("Cutting out the face."), **self.result.hide()}
-        test = sufficiency_settings(int(seed or 0), shortcut=shortcut) if proof else None
+        test = sufficiency_settings(int(seed or 0), shortcut=shortcut) if tested else None
         explained = yield from self.job.watch(explain_photo(located, detector, settings, test))
         yield {**self.job.clear(), **self.result.show(explained, guess, session_folder(request))}
 
@@ -297,12 +297,12 @@ class ExplainTab:
         yield {**self.job.busy("Cutting out the face."), **self.result.hide()}
         loaded = registry.load(detector)
         crop = located.aligned(loaded.card.template, loaded.card.input_size).crop
-        done: list[words.MapWithTest] = []
-        with Running(words.compare_with_tests(images.to_tensor(crop), loaded, settings)) as running:
+        done: list[TestedMap] = []
+        with Running(compare_with_tests(images.to_tensor(crop), loaded, settings)) as running:
             for step in running:
                 updates: Updates = {self.job.progress: progress_bar(step)}
                 if isinstance(step, MapFinished) and step.explanation is not None:
-                    done.append(words.to_tested_map(step, step.explanation))
+                    done.append(TestedMap.from_step(step, step.explanation))
                     updates |= self.result.show_grid(crop, done)
                 yield updates
         folder = session_folder(request)

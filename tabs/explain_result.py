@@ -5,32 +5,22 @@ import io
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import gradio as gr
 import numpy as np
 from PIL import Image
-from torch import Tensor
 
 from backend import images, provenance
-from backend.detectors.base import Detector
 from backend.explain import photo
 from backend.explain.base import EXPLAINERS
 from backend.explain.deletion import Curves
-from backend.explain.explanation import ExplainSettings, Explanation, MapComparison, MapFinished, compare_methods
+from backend.explain.explanation import Explanation, MapComparison
 from backend.explain.pairs import PairComparison
 from backend.explain.photo import ExplainedPhoto, explanation_files
 from backend.explain.segments import places_in_words
-from backend.explain.sufficiency import (
-    LEAD,
-    Sufficiency,
-    SufficiencySettings,
-    measure_sufficiency,
-    sufficiency_settings,
-)
-from backend.progress import Job, Running, Step, within
+from backend.explain.sufficiency import LEAD, TESTED_SEGMENTS, Sufficiency, TestedMap
 from backend.trace_removal.views import join_in_words
 from tabs.components import (
     SCALE,
@@ -44,53 +34,6 @@ from tabs.components import (
     settings_line,
 )
 from tabs.events import QUICK
-
-TESTED_SEGMENTS = 3  # segments of the test that a comparison shows
-
-
-class MapWithTest(NamedTuple):
-    """One map of a comparison.
-
-    Args:
-        explanation: The map.
-        sufficiency: How far p_fake falls where it points; None for a map that was not tested.
-        random: How far p_fake falls in random places of the same size; None likewise.
-    """
-
-    explanation: Explanation
-    sufficiency: float | None
-    random: float | None
-
-
-def to_tested_map(step: Step, explanation: Explanation) -> MapWithTest:
-    """Return the map that a step of a comparison finished, with the test in the step's values."""
-    return MapWithTest(explanation, step.values.get("sufficiency"), step.values.get("random"))
-
-
-def quick_test_settings(seed: int) -> SufficiencySettings:
-    """Return the settings of the quick test of every map in a comparison; eleven full ones would take minutes."""
-    return sufficiency_settings(seed, shortcut=True, tops=(TESTED_SEGMENTS,), draws=1)
-
-
-def compare_with_tests(crop: Tensor, detector: Detector, settings: ExplainSettings) -> Job[MapComparison]:
-    """Compare all methods, and put the sufficiency of every finished map into the values of its step."""
-    test = quick_test_settings(settings.seed)
-    with Running(compare_methods(crop, detector, settings)) as running:
-        for step in running:
-            explanation = step.explanation if isinstance(step, MapFinished) else None
-            if explanation is not None and _can_be_tested(explanation):
-                testing = measure_sufficiency(crop, detector, explanation.saliency, explanation.labels, test)
-                tested = yield from within(testing, step.number, step.total)
-                values = {"sufficiency": float(tested.values[0]), "random": float(tested.random_mean[0])}
-                yield replace(step, values=values)
-            else:
-                yield step
-    return running.result
-
-
-def _can_be_tested(explanation: Explanation) -> bool:
-    return explanation.settings.towards == "fake" and explanation.explains_verdict and not explanation.degenerate
-
 
 MAP_DOUBTS = (
     "**How could this be wrong?** A map shows what changes *this detector's* answer, which need not be what is fake. "
@@ -243,7 +186,7 @@ def pair_table(comparison: PairComparison) -> str:
     )
 
 
-def grid_caption(tested: MapWithTest, title: str = "") -> str:
+def grid_caption(tested: TestedMap, title: str = "") -> str:
     """Name one map of a comparison, with its test; `title` replaces its own title."""
     title = title or tested.explanation.title
     if tested.explanation.degenerate:
@@ -251,7 +194,7 @@ def grid_caption(tested: MapWithTest, title: str = "") -> str:
     return title if tested.sufficiency is None else f"{title} · sufficiency {tested.sufficiency:.2f}"
 
 
-def grid_in_words(done: Sequence[MapWithTest]) -> str:
+def grid_in_words(done: Sequence[TestedMap]) -> str:
     """Say which map of a comparison did best in the test, and why some show nothing."""
     tested = sorted(
         ((sufficiency, explanation.title) for explanation, sufficiency, _ in done if sufficiency is not None),
@@ -343,7 +286,7 @@ def _scale(*ends: str, signed: bool = False) -> dict[str, Any]:
     return {"title": "", "bar": bar, "ends": ends}
 
 
-Done = Sequence[MapWithTest]
+Done = Sequence[TestedMap]
 OTHER = {"fake": "real", "real": "fake"}
 DOWNLOAD_ONE, DOWNLOAD_ALL = "Download the map, pictures and numbers (zip)", "Download all maps and numbers (zip)"
 
@@ -472,12 +415,13 @@ class ExplainResult:
         return [self.state, *columns, *shown, *texts, self.reference, self.difference, self.grid, self.download]
 
 
-def _redraw_overlay(made: ExplainedPhoto | None, opacity: float) -> Image.Image | None:
-    if made is None:
+def _redraw_overlay(explained: ExplainedPhoto | None, opacity: float) -> Image.Image | None:
+    if explained is None:
         return None
-    overlay = photo.overlay_map(enlarge_face(made.aligned.crop), made.explanation, opacity / 100)
+    overlay = photo.overlay_map(enlarge_face(explained.aligned.crop), explained.explanation, opacity / 100)
     return provenance.marked_image(
-        photo.outline_segments(overlay, made.explanation.labels, made.explanation.top_segments), made.record()
+        photo.outline_segments(overlay, explained.explanation.labels, explained.explanation.top_segments),
+        explained.record(),
     )
 
 

@@ -56,3 +56,14 @@ def test_no_name_is_given_twice():
     table.add("ball", 1)
     with pytest.raises(ValueError, match="two toys named ball"):
         table.add("ball", 2)
+
+
+def test_a_file_that_fails_shows_its_own_error_every_time(table, tmp_path):
+    (tmp_path / TOYS / "broken.py").write_text(
+        f"from {TOYS} import TABLE\nTABLE.add('broken', 0)\nraise ImportError('no such library')\n"
+    )
+    for _ in range(2):
+        with pytest.raises(ImportError, match="no such library"):
+            list(table)
+    (tmp_path / TOYS / "broken.py").unlink()
+    assert list(table) == ["last"]

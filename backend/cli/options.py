@@ -1,7 +1,7 @@
 """Options and output that several commands share."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,8 +24,11 @@ def show_step(step: Step) -> None:
     print(f"{step.number}/{step.total} {step.message}", file=sys.stderr, flush=True)
 
 
-def write_files(out: Path, contents: Mapping[str, bytes]) -> dict[str, str]:
-    """Write files, by name, into the folder `out`; return their paths by name without its ending.
+def write_files(out: Path, contents: Mapping[str, bytes], stale: Sequence[str] = ()) -> dict[str, str]:
+    """Write files, by name, into the folder `out`, and remove `stale` ones that an earlier command left there.
+
+    Returns:
+        The paths of the written files by name without its ending.
 
     Raises:
         UserError: The folder cannot be written to.
@@ -34,6 +37,8 @@ def write_files(out: Path, contents: Mapping[str, bytes]) -> dict[str, str]:
         out.mkdir(parents=True, exist_ok=True)
         for name, content in contents.items():
             (out / name).write_bytes(content)
+        for name in stale:
+            (out / name).unlink(missing_ok=True)
     except OSError:
         raise UserError("The results could not be written.", "Choose another folder with --out.") from None
     return {Path(name).stem: str(out / name) for name in contents}

@@ -146,9 +146,7 @@ def _video_counterfactual(path: Path, detector: str, settings: "SearchSettings",
     contents = {"frames.zip": result.zip(marked=marked), "result.json": _json_bytes(answer)}
     if result.mp4:
         contents = {"counterfactual.mp4": result.mp4} | contents
-    files = write_files(out, contents)
-    if not result.mp4:
-        (out / "counterfactual.mp4").unlink(missing_ok=True)  # of an earlier call
+    files = write_files(out, contents, stale=() if result.mp4 else ("counterfactual.mp4",))
     answer["files"] = {"video" if kind == "counterfactual" else kind: file for kind, file in files.items()}
     return answer
 

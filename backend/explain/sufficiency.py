@@ -7,8 +7,8 @@ attacked in random segments.
 
 import math
 import time
-from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any, Literal
+from dataclasses import asdict, dataclass, field, replace
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -21,8 +21,9 @@ from backend.attacks.pgd import PGDSettings
 from backend.detectors.base import THRESHOLD, Detector
 from backend.detectors.predict import BatchedDetector
 from backend.errors import UserError
+from backend.explain.explanation import ExplainSettings, Explanation, MapComparison, MapFinished, compare_methods
 from backend.explain.segments import rank_scores, segment_scores, top_mask
-from backend.progress import Job
+from backend.progress import Job, Running, Step, within
 from backend.settings import validated
 
 LEAD = 0.05  # in p_fake; a smaller lead over random places may be chance
@@ -30,6 +31,7 @@ ITERATIONS = 50  # of an attack for evaluation; explanations take 80
 # Of the white-box shortcut. PGD goes on after the verdict has flipped, so with the budget of NES any place would do.
 SHORTCUT_DELTA = 4 / 255  # of pixels in [0, 1]
 SHORTCUT_STEPS = 12  # of one grey level each: three times the way to the edge of what is allowed
+TESTED_SEGMENTS = 3  # segments that the test of a comparison attacks
 
 
 @validated
@@ -266,3 +268,47 @@ def _compared(fall: float, random: Tensor) -> str:
         return "The map does no better than chance on this face: do not trust it."
     beaten = f"The map does better than {int((random < fall).sum())} of {len(random)} random rankings"
     return f"{beaten}, but its lead is too small to count." if lead < LEAD else f"{beaten}."
+
+
+class TestedMap(NamedTuple):
+    """One map of a comparison.
+
+    Args:
+        explanation: The map.
+        sufficiency: How far p_fake falls where it points; None for a map that was not tested.
+        random: How far p_fake falls in random places of the same size; None likewise.
+    """
+
+    explanation: Explanation
+    sufficiency: float | None
+    random: float | None
+
+    @classmethod
+    def from_step(cls, step: Step, explanation: Explanation) -> "TestedMap":
+        """Return the map that a step of `compare_with_tests` finished, with the test in the step's values."""
+        return cls(explanation, step.values.get("sufficiency"), step.values.get("random"))
+
+
+def quick_test_settings(seed: int) -> SufficiencySettings:
+    """Return the settings of the quick test of every map in a comparison; eleven full ones would take minutes."""
+    return sufficiency_settings(seed, shortcut=True, tops=(TESTED_SEGMENTS,), draws=1)
+
+
+def compare_with_tests(crop: Tensor, detector: Detector, settings: ExplainSettings) -> Job[MapComparison]:
+    """Compare all methods, and put the sufficiency of every finished map into the values of its step."""
+    test = quick_test_settings(settings.seed)
+    with Running(compare_methods(crop, detector, settings)) as running:
+        for step in running:
+            explanation = step.explanation if isinstance(step, MapFinished) else None
+            if explanation is not None and _can_be_tested(explanation):
+                testing = measure_sufficiency(crop, detector, explanation.saliency, explanation.labels, test)
+                tested = yield from within(testing, step.number, step.total)
+                values = {"sufficiency": float(tested.values[0]), "random": float(tested.random_mean[0])}
+                yield replace(step, values=values)
+            else:
+                yield step
+    return running.result
+
+
+def _can_be_tested(explanation: Explanation) -> bool:
+    return explanation.settings.towards == "fake" and explanation.explains_verdict and not explanation.degenerate

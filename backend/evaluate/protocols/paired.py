@@ -390,7 +390,7 @@ class PairedProtocol(MapProtocol):
     def _cost_table(self, frame: pd.DataFrame) -> Table:
         costs = (
             Column("map_seconds", "Seconds of the map", digits=2),
-            Column("proof_seconds", "Seconds of the attacks", digits=2),
+            Column("sufficiency_seconds", "Seconds of the attacks", digits=2),
             Column("curve_seconds", "Seconds of the curves", digits=2),
             Column("images", "Pictures judged for the map", digits=0),
         )

@@ -124,7 +124,7 @@ def derived_seed(seed: int, *names: object) -> int:
 
 def sufficiency_row(test: Sufficiency) -> Row:
     """Return what a row keeps of a test: None where there were too few segments to attack."""
-    row: Row = {"p_before": test.p_before, "proof_images": test.image_count, "proof_seconds": test.seconds}
+    row: Row = {"p_before": test.p_before, "sufficiency_images": test.image_count, "sufficiency_seconds": test.seconds}
     for place, top in enumerate(test.settings.tops):
         after, random = test.p_after[place], test.random_p_after[:, place]
         attacked = not bool(after.isnan())
