@@ -47,8 +47,8 @@ class SmallEncoder(nn.Module):
 class L1(nn.Module):
     """A perceptual distance without a network."""
 
-    def forward(self, one, other):
-        return (one - other).abs().flatten(1).mean(1)
+    def forward(self, first, second):
+        return (first - second).abs().flatten(1).mean(1)
 
 
 def random(seed: int = 0) -> torch.Generator:

@@ -80,9 +80,9 @@ def parity_fill(shared_folder: Path) -> ModuleType:
 @pytest.fixture(scope="session")
 def aligned_crops() -> dict[tuple[str, str], torch.Tensor]:
     """Return the crops (1, 3, S, S) of two people by name and template."""
-    found = {}
+    crops = {}
     for name, photo in (("astronaut", pictures.astronaut()), ("hopper", pictures.hopper())):
         face = faces.find_faces(photo)[0]
         for template, size in (("embedded", 128), ("ffhq", 256)):
-            found[name, template] = images.to_tensor(alignment.align_face(photo, face, template, size).crop)
-    return found
+            crops[name, template] = images.to_tensor(alignment.align_face(photo, face, template, size).crop)
+    return crops

@@ -27,17 +27,17 @@ STEPS = instructions()
 
 def values(name: str) -> list[str]:
     """Return what follows every instruction of a name."""
-    return [rest for own, rest in STEPS if own == name]
+    return [argument for instruction, argument in STEPS if instruction == name]
 
 
-def assigned(rest: str) -> dict[str, str]:
+def assigned(argument: str) -> dict[str, str]:
     """Return the variables of one ENV or ARG."""
-    return dict(part.split("=", 1) for part in shlex.split(rest))
+    return dict(part.split("=", 1) for part in shlex.split(argument))
 
 
 def environment() -> dict[str, str]:
     """Return the variables that the image sets."""
-    return {name: value for rest in values("ENV") for name, value in assigned(rest).items()}
+    return {name: value for argument in values("ENV") for name, value in assigned(argument).items()}
 
 
 def ignored(path: Path) -> bool:

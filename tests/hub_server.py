@@ -122,9 +122,9 @@ class _Handler(BaseHTTPRequestHandler):
         if hub.token is not None and self.headers.get("Authorization") != f"Bearer {hub.token}":
             self._answer(401, {"error": "Invalid credentials"})
         elif path == "/api/repos/create":
-            asked = json.loads(body)
-            name = f"{asked.get('organization') or 'owner'}/{asked['name']}"
-            hub.repos[name] = bool(asked.get("private"))
+            request = json.loads(body)
+            name = f"{request.get('organization') or 'owner'}/{request['name']}"
+            hub.repos[name] = bool(request.get("private"))
             self._answer(200, {"url": f"{hub.url}/{name}", "name": name})
         elif path == "/api/validate-yaml":
             self._answer(200, {"errors": [], "warnings": []})
@@ -136,18 +136,18 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(200, {"files": [{**mode, "shouldIgnore": False} for mode in modes]})
         elif path.endswith("/info/lfs/objects/batch"):
             self._answer(
-                200, {"transfer": "basic", "objects": [self._upload(one) for one in json.loads(body)["objects"]]}
+                200, {"transfer": "basic", "objects": [self._upload(item) for item in json.loads(body)["objects"]]}
             )
         elif "/commit/" in path:
             self._commit(path, body)
         else:
             self._answer(404, {"error": f"nothing at {path}"})
 
-    def _upload(self, wanted: dict) -> dict:
-        known = {"oid": wanted["oid"], "size": wanted["size"]}
-        if wanted["oid"] in self.server_of.stored:
+    def _upload(self, item: dict) -> dict:
+        known = {"oid": item["oid"], "size": item["size"]}
+        if item["oid"] in self.server_of.stored:
             return known
-        return {**known, "actions": {"upload": {"href": f"{self.server_of.url}/lfs/{wanted['oid']}", "header": {}}}}
+        return {**known, "actions": {"upload": {"href": f"{self.server_of.url}/lfs/{item['oid']}", "header": {}}}}
 
     def _commit(self, path: str, body: bytes) -> None:
         hub = self.server_of
@@ -196,8 +196,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _send_file(self, hosted: Hosted, facts: dict[str, str] | None = None) -> None:
         content = hosted.content if hosted.served is None else hosted.served
         start = 0
-        if asked := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "")):
-            start = int(asked[1])
+        if match := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "")):
+            start = int(match[1])
         body = content[start:]
         self.send_response(206 if start else 200)
         for name, value in (facts or {}).items():

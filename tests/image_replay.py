@@ -94,15 +94,15 @@ class Image:
             lines = file.read_text().splitlines(keepends=True)
             file.write_text("".join(line for line in lines if not 1000 <= int(line.split(":")[2]) < 60000))
         self.inside([str(Path(sys.executable).resolve()), "-m", "venv", IMAGE])
-        (own,) = (self.root / IMAGE.lstrip("/") / "lib").glob("python*/site-packages")
+        (site_packages,) = (self.root / IMAGE.lstrip("/") / "lib").glob("python*/site-packages")
         # Before Python 3.12 a fresh environment has a setuptools of its own, which would hide the newer one.
         for old in ("setuptools", "setuptools-*", "pkg_resources", "_distutils_hack"):
-            for folder in own.glob(old):
+            for folder in site_packages.glob(old):
                 shutil.rmtree(folder)
-        (own / "distutils-precedence.pth").unlink(missing_ok=True)
-        (own / "installed.pth").write_text("\n".join(site.getsitepackages()) + "\n")
+        (site_packages / "distutils-precedence.pth").unlink(missing_ok=True)
+        (site_packages / "installed.pth").write_text("\n".join(site.getsitepackages()) + "\n")
 
-    def take(self, name: str, rest: str) -> None:
+    def take(self, name: str, argument: str) -> None:
         """Follow one instruction."""
         steps: dict[str, Callable[[str], None]] = {
             "ARG": lambda text: self.arguments.update(assigned(text)),
@@ -115,7 +115,7 @@ class Image:
             "CMD": lambda text: setattr(self, "command", json.loads(text)),
             "EXPOSE": lambda _text: None,
         }
-        steps[name](rest)
+        steps[name](argument)
 
     def inside(self, command: list[str], **variables: str) -> str:
         """Run a command in the image as its user of now, and return what it says."""
@@ -165,8 +165,8 @@ class Image:
         self.folder = folder
         (self.root / folder.lstrip("/")).mkdir(parents=True, exist_ok=True)
 
-    def _copy(self, rest: str) -> None:
-        *options, source, target = rest.split()
+    def _copy(self, argument: str) -> None:
+        *options, source, target = argument.split()
         place = self.root / self.folder.lstrip("/") / target
         if (ROOT / source).is_dir():
             shutil.copytree(ROOT / source, place, ignore=left_out, dirs_exist_ok=True)
@@ -201,8 +201,8 @@ def main() -> None:
     _loopback()
     image.begin()
     first = next(number for number, (name, _) in enumerate(STEPS) if name == "FROM")
-    for name, rest in STEPS[first + 1 :]:
-        image.take(name, rest)
+    for name, argument in STEPS[first + 1 :]:
+        image.take(name, argument)
     sys.stdout.write(json.dumps({"said": image.said, **image.start()}) + "\n")
 
 

@@ -77,13 +77,13 @@ def toys(**models):
 
 
 def evaluated(protocol, data, out, **options):
-    found = finish(runs.run_protocol(protocol, data, out, **options))
-    return found, {table.name: table.keyed() for table in found.tables}
+    evaluation = finish(runs.run_protocol(protocol, data, out, **options))
+    return evaluation, {table.name: table.keyed() for table in evaluation.tables}
 
 
-def assert_every_engine_gives_the_same_rows(made, model, tmp_path):
+def assert_every_engine_gives_the_same_rows(run, model, tmp_path):
     """Do a run again with a worker that dies, and stopped and resumed, and load its report."""
-    protocol, data, out, whole, _ = made
+    protocol, data, out, evaluation, _ = run
     with toys(first=model):
         deadly = protocol.items(protocol.select_samples(data))[1].key
         other, _ = evaluated(protocol, data, tmp_path / "pool", engine=FakePool(3, deadly, times=1))
@@ -94,13 +94,13 @@ def assert_every_engine_gives_the_same_rows(made, model, tmp_path):
         assert 0 < len(stored(tmp_path / "resumed")) < len(stored(out))
         resumed, _ = evaluated(protocol, data, tmp_path / "resumed", resume=True)
     assert stored(tmp_path / "pool") == stored(tmp_path / "resumed") == stored(out)
-    for found in (other, resumed):
-        assert [table for table in found.tables if table.name != "cost"] == [
-            table for table in whole.tables if table.name != "cost"
+    for repeated in (other, resumed):
+        assert [table for table in repeated.tables if table.name != "cost"] == [
+            table for table in evaluation.tables if table.name != "cost"
         ]
-    report.write_report(whole, out, "command")
+    report.write_report(evaluation, out, "command")
     again, _ = report.load_report(out)
-    assert again.tables == whole.tables and again.finding == whole.finding
+    assert again.tables == evaluation.tables and again.finding == evaluation.finding
 
 
 def assert_settings_are_refused(protocol, folder, further):

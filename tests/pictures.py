@@ -125,8 +125,8 @@ def deep_tiff(values: np.ndarray) -> bytes:
 def damaged(count: int, seed: int) -> list[bytes]:
     """Return damaged files: flipped bytes, cut ends, and the start of one file before the rest of another."""
     chance = random.Random(seed)
-    whole = [encode(ramp(), kind) for kind in ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "HEIF")]
-    return [_damage(chance, chance.choice(whole), chance.choice(whole)) for _ in range(count)]
+    files = [encode(ramp(), kind) for kind in ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "HEIF")]
+    return [_damage(chance, chance.choice(files), chance.choice(files)) for _ in range(count)]
 
 
 def _damage(chance: random.Random, content: bytes, other: bytes) -> bytes:

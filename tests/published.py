@@ -17,9 +17,9 @@ def official_b4(network: nn.Module) -> dict[str, Tensor]:
     state = network.state_dict()
     layers = [*ENDS, *(f"_blocks.{number}.{layer}" for number in range(B4_BLOCKS) for layer in LAYERS)]
     names = {f"{layer}.{part}": timm_name(f"{layer}.{part}") for layer in layers for part in PARTS}
-    found = {official: state[ours].clone() for official, ours in names.items() if ours in state}
-    assert len(found) == len(state)
-    return found
+    renamed = {official: state[ours].clone() for official, ours in names.items() if ours in state}
+    assert len(renamed) == len(state)
+    return renamed
 
 
 def assert_trains(network: nn.Module, size: int) -> None:
@@ -49,15 +49,15 @@ def assert_trains(network: nn.Module, size: int) -> None:
 
 def cam_gradient(network: nn.Module, layer: str, faces: Tensor) -> tuple[Tensor, Tensor]:
     """Return a layer's output and the gradient of the log-odds of fake with respect to it."""
-    kept: list[Tensor] = []
+    outputs: list[Tensor] = []
 
     def keep(_module: nn.Module, _inputs: object, output: Tensor) -> None:
         output.retain_grad()
-        kept.append(output)
+        outputs.append(output)
 
     handle = network.get_submodule(layer).register_forward_hook(keep)
     logits = network.eval()(faces)
     handle.remove()
     (logits[:, 1] - logits[:, 0]).sum().backward()
-    assert len(kept) == 1 and kept[0].grad is not None
-    return kept[0].detach(), kept[0].grad
+    assert len(outputs) == 1 and outputs[0].grad is not None
+    return outputs[0].detach(), outputs[0].grad

@@ -26,8 +26,8 @@ def app(**environment: str) -> Iterator[str]:
     """Start the app with these variables, and give its address."""
     port = free_port()
     usual = {"GRADIO_SERVER_PORT": str(port), "GRADIO_SERVER_NAME": "127.0.0.1", "DEVICE": "cpu"}
-    given = {**os.environ, **usual, **environment}
-    running = subprocess.Popen([sys.executable, "app.py"], cwd=ROOT, env=given)
+    variables = {**os.environ, **usual, **environment}
+    running = subprocess.Popen([sys.executable, "app.py"], cwd=ROOT, env=variables)
     try:
         _wait_for(f"http://127.0.0.1:{port}", running)
         yield f"http://127.0.0.1:{port}"

@@ -29,16 +29,18 @@ def test_the_image_is_slim_and_runs_as_a_user():
     assert "--uid 1000 user" in values("RUN")[0]
     # Nothing after the user is chosen needs rights that it has not.
     after = STEPS[order.index("USER") :]
-    assert not any(re.search(r"\b(apt|apt-get|pip|useradd|chown)\b", rest) for name, rest in after if name == "RUN")
+    assert not any(
+        re.search(r"\b(apt|apt-get|pip|useradd|chown)\b", argument) for name, argument in after if name == "RUN"
+    )
 
 
 def test_its_port_is_the_apps_and_its_variables_are_settings():
-    given = environment()
-    assert values("EXPOSE") == [given["GRADIO_SERVER_PORT"]] == [str(Settings().port)] == ["7860"]
-    found = read_environment(given)
-    assert (found.host, found.port, str(found.cache_dir)) == ("0.0.0.0", 7860, given["WEIGHTS_CACHE"])
-    assert given["WEIGHTS_CACHE"] in values("RUN")[0], "the cache belongs to the user"
-    assert not {"VARIANT", "HUB_WEIGHTS"} & given.keys()
+    variables = environment()
+    assert values("EXPOSE") == [variables["GRADIO_SERVER_PORT"]] == [str(Settings().port)] == ["7860"]
+    settings = read_environment(variables)
+    assert (settings.host, settings.port, str(settings.cache_dir)) == ("0.0.0.0", 7860, variables["WEIGHTS_CACHE"])
+    assert variables["WEIGHTS_CACHE"] in values("RUN")[0], "the cache belongs to the user"
+    assert not {"VARIANT", "HUB_WEIGHTS"} & variables.keys()
 
 
 def test_it_starts_the_app_and_asks_after_its_health():
@@ -84,11 +86,11 @@ def build(folder: Path, **arguments: str) -> tuple[int, list[str]]:
         tool = tools / name
         tool.write_text(f'#!/bin/sh\necho "{name} $*" >> {log}\n')
         tool.chmod(tool.stat().st_mode | stat.S_IXUSR)
-    usual = dict(rest.split("=", 1) for rest in values("ARG"))
-    given = {key: value.strip('"') for key, value in usual.items()} | arguments
+    usual = dict(argument.split("=", 1) for argument in values("ARG"))
+    variables = {key: value.strip('"') for key, value in usual.items()} | arguments
     code = 0
     for step in values("RUN"):
-        environ = {"PATH": f"{tools}:/usr/bin:/bin", **given}
+        environ = {"PATH": f"{tools}:/usr/bin:/bin", **variables}
         code = subprocess.run(["/bin/sh", "-c", step], env=environ, capture_output=True, check=False).returncode
         if code:
             break
@@ -141,8 +143,8 @@ def test_the_version_of_a_space_is_one_that_the_app_allows():
     from packaging.requirements import Requirement
 
     lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    (asked,) = [Requirement(line.partition("#")[0].strip()) for line in lines if line.startswith("gradio")]
-    assert asked.specifier.contains(front_matter()["sdk_version"])
+    (requirement,) = [Requirement(line.partition("#")[0].strip()) for line in lines if line.startswith("gradio")]
+    assert requirement.specifier.contains(front_matter()["sdk_version"])
 
 
 def test_the_documents_say_how_to_deploy():
@@ -183,14 +185,16 @@ def test_the_app_starts_in_a_clean_root_as_the_images_user_where_that_can_be():
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        given = environment() | {"HOME": str(root), "WEIGHTS_CACHE": str(root / "weights")}
-        given |= {"GRADIO_SERVER_PORT": str(port), "PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1"}
+        variables = environment() | {"HOME": str(root), "WEIGHTS_CACHE": str(root / "weights")}
+        variables |= {"GRADIO_SERVER_PORT": str(port), "PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1"}
         other = {"user": 1000, "group": 1000, "extra_groups": []} if _others_may_run() else {}
         if other:
             for path in (root, *root.rglob("*")):
                 os.chown(path, 1000, 1000)
         command = [sys.executable, *json.loads(values("CMD")[0])[1:]]
-        app = subprocess.Popen(command, cwd=here, env=given, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, **other)
+        app = subprocess.Popen(
+            command, cwd=here, env=variables, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, **other
+        )
         try:
             answer = _health(app, port)
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=60) as page:
@@ -206,8 +210,8 @@ def test_the_app_starts_in_a_clean_root_as_the_images_user_where_that_can_be():
 def _others_may_run() -> bool:
     """Say whether this process may start Python as another user; that Python may lie where only its owner looks."""
     places = {Path(sys.executable).absolute(), Path(sys.executable).resolve(), Path(os.__file__)}
-    ways = {parent for place in places for parent in (place, *place.parents) if parent.is_dir()}
-    return os.geteuid() == 0 and all(way.stat().st_mode & stat.S_IXOTH for way in ways)
+    folders = {parent for place in places for parent in (place, *place.parents) if parent.is_dir()}
+    return os.geteuid() == 0 and all(folder.stat().st_mode & stat.S_IXOTH for folder in folders)
 
 
 def _health(app: subprocess.Popen, port: int) -> dict:
@@ -242,17 +246,17 @@ def test_every_step_runs_as_written_in_an_empty_root_and_the_app_starts_as_its_u
         command = [*APART, sys.executable, str(ROOT / "tests" / "image_replay.py"), str(root)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
         assert done.returncode == 0, done.stderr
-        found = json.loads(done.stdout.splitlines()[-1])
+        report = json.loads(done.stdout.splitlines()[-1])
         home = root / "home" / "user"
         assert home.stat().st_uid == 1000 and (home / "app" / "app.py").stat().st_uid == 1000
         assert re.search(r"^user:[^:]*:1000:", (root / "etc" / "passwd").read_text(), flags=re.MULTILINE)
         assert not (home / "app" / "tests").exists() and not (home / "app" / ".git").exists()
-        installed = next(one for one in found["said"] if "Requirement already satisfied: gradio" in one)
-        assert "Collecting" not in installed and "files are here and whole" in found["said"][-1]
-        assert found["uid"] == 1000 and found["page"] and found["health"]["status"] == "ok"
+        installed = next(line for line in report["said"] if "Requirement already satisfied: gradio" in line)
+        assert "Collecting" not in installed and "files are here and whole" in report["said"][-1]
+        assert report["uid"] == 1000 and report["page"] and report["health"]["status"] == "ok"
         # The home and the folder for what is passing are all that the app can write to.
-        assert found["writable"] and all(
-            one == "/tmp" or one.startswith(("/tmp/", "/home/user")) for one in found["writable"]
+        assert report["writable"] and all(
+            folder == "/tmp" or folder.startswith(("/tmp/", "/home/user")) for folder in report["writable"]
         )
     finally:
         assert not (root / "usr").exists() or not any((root / "usr").iterdir()), "nothing of the machine is left there"

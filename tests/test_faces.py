@@ -39,32 +39,32 @@ def template_distance(landmarks: np.ndarray, template: str, size: int) -> float:
     eyes = landmarks[:2]
     if template == "embedded":
         half = alignment.EYES_DISTANCE / 2
-        wanted = np.array([[0.5 - half, alignment.EYES_HEIGHT], [0.5 + half, alignment.EYES_HEIGHT]]) * size
-        return float(np.linalg.norm(eyes - wanted, axis=1).max())
+        expected = np.array([[0.5 - half, alignment.EYES_HEIGHT], [0.5 + half, alignment.EYES_HEIGHT]]) * size
+        return float(np.linalg.norm(eyes - expected, axis=1).max())
     to_mouth = landmarks[3:].mean(axis=0) - eyes.mean(axis=0)
     return float(np.abs(eyes.mean(axis=0) + 0.1 * to_mouth - size / 2).max())
 
 
 @pytest.mark.parametrize("name", ["astronaut", "hopper"])
 def test_one_face(name: str) -> None:
-    found = faces.find_faces(getattr(pictures, name)())
-    assert len(found) == 1
-    left, right, nose, mouth_left, mouth_right = found[0].landmarks
+    detected = faces.find_faces(getattr(pictures, name)())
+    assert len(detected) == 1
+    left, right, nose, mouth_left, mouth_right = detected[0].landmarks
     assert left[0] < nose[0] < right[0]
     assert mouth_left[0] < mouth_right[0]
     assert left[1] < nose[1] < mouth_left[1]
-    assert faces.face_problem(found[0], getattr(pictures, name)().shape) is None
+    assert faces.face_problem(detected[0], getattr(pictures, name)().shape) is None
 
 
 def test_several_faces_largest_first() -> None:
-    found = faces.find_faces(pictures.two_people())
-    assert len(found) == 2
-    assert found[0].box[0] > 512 > found[1].box[2]
-    assert faces.choose_face(found) is faces.choose_face(found, 1) is found[0]
-    assert faces.choose_face(found, 2) is found[1]
+    detected = faces.find_faces(pictures.two_people())
+    assert len(detected) == 2
+    assert detected[0].box[0] > 512 > detected[1].box[2]
+    assert faces.choose_face(detected) is faces.choose_face(detected, 1) is detected[0]
+    assert faces.choose_face(detected, 2) is detected[1]
     for number in (0, 3, -1):
         with pytest.raises(UserError, match="only 2 faces"):
-            faces.choose_face(found, number)
+            faces.choose_face(detected, number)
 
 
 @pytest.mark.parametrize(
@@ -84,13 +84,15 @@ def test_finding_is_deterministic() -> None:
 
 
 def test_threads_share_the_finder() -> None:
-    found: list[list[Face]] = []
-    threads = [threading.Thread(target=lambda: found.append(faces.find_faces(pictures.astronaut()))) for _ in range(3)]
+    detected: list[list[Face]] = []
+    threads = [
+        threading.Thread(target=lambda: detected.append(faces.find_faces(pictures.astronaut()))) for _ in range(3)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert found == [[face_of("astronaut")]] * 3
+    assert detected == [[face_of("astronaut")]] * 3
 
 
 def test_coordinates_follow_a_large_photo() -> None:
@@ -101,8 +103,8 @@ def test_coordinates_follow_a_large_photo() -> None:
 def test_face_that_fills_the_picture() -> None:
     x0, y0, x1, y1 = (round(side) for side in face_of("hopper").box)
     tight = pictures.hopper()[y0:y1, x0:x1]
-    found = faces.choose_face(faces.find_faces(tight))
-    assert np.abs(found.landmarks + (x0, y0) - face_of("hopper").landmarks).max() < 12
+    face = faces.choose_face(faces.find_faces(tight))
+    assert np.abs(face.landmarks + (x0, y0) - face_of("hopper").landmarks).max() < 12
 
 
 def test_tiny_face_is_a_problem() -> None:
@@ -157,11 +159,11 @@ def test_alignment_puts_landmarks_in_place(name: str, template: str, size: int) 
     assert aligned.crop.shape == (size, size, 3)
     assert aligned.crop.dtype == np.uint8
     assert aligned.resampled
-    there = face.landmarks @ aligned.matrix[:, :2].T + aligned.matrix[:, 2]
-    assert template_distance(there, template, size) < 1e-6
+    mapped = face.landmarks @ aligned.matrix[:, :2].T + aligned.matrix[:, 2]
+    assert template_distance(mapped, template, size) < 1e-6
     # The finder itself scatters by a pixel of 128 when the picture changes.
     again = faces.choose_face(faces.find_faces(aligned.crop))
-    assert np.linalg.norm(again.landmarks[:2].mean(axis=0) - there[:2].mean(axis=0)) < 1.1 * size / 128
+    assert np.linalg.norm(again.landmarks[:2].mean(axis=0) - mapped[:2].mean(axis=0)) < 1.1 * size / 128
 
 
 @pytest.mark.parametrize("template", ["embedded", "ffhq"])
@@ -200,10 +202,10 @@ def test_matrix_is_exact() -> None:
     aligned = alignment.align_face(photo, face, "embedded", 96)
     back = np.linalg.inv(np.vstack([aligned.matrix, [0, 0, 1]]))
     v, u = np.mgrid[20:76, 20:76] + 0.5
-    wanted = np.einsum("ij,jhw->ihw", back[:2, :2], np.stack([u, v])) + back[:2, 2, None, None]
+    expected = np.einsum("ij,jhw->ihw", back[:2, :2], np.stack([u, v])) + back[:2, 2, None, None]
     seen = aligned.crop[20:76, 20:76]
-    assert np.abs(seen[..., 0] - (wanted[0] * 0.6 - 0.5)).max() < 1.5
-    assert np.abs(seen[..., 1] - (wanted[1] * 0.8 - 0.5)).max() < 1.5
+    assert np.abs(seen[..., 0] - (expected[0] * 0.6 - 0.5)).max() < 1.5
+    assert np.abs(seen[..., 1] - (expected[1] * 0.8 - 0.5)).max() < 1.5
 
 
 def test_reduction_is_antialiased() -> None:
@@ -237,8 +239,8 @@ def test_edit_lands_on_the_face_and_nowhere_else(*, floating: bool) -> None:
     result = alignment.paste_back(photo, edited / np.float32(255) if floating else edited, aligned)
     assert np.array_equal(photo, before)
     y, x = np.mgrid[0 : photo.shape[0], 0 : photo.shape[1]] + 0.5
-    there = np.stack([x, y], axis=-1) @ aligned.matrix[:, :2].T + aligned.matrix[:, 2]
-    outside = ((there <= 0) | (there >= 128)).any(axis=2)
+    crop_points = np.stack([x, y], axis=-1) @ aligned.matrix[:, :2].T + aligned.matrix[:, 2]
+    outside = ((crop_points <= 0) | (crop_points >= 128)).any(axis=2)
     assert np.array_equal(result[outside], photo[outside])
     again = alignment.align_face(result, face, "embedded", 128)
     assert np.abs(again.crop[20:108, 20:108].astype(int) - edited[20:108, 20:108]).mean() < 3

@@ -41,11 +41,11 @@ class ExactEncoder(toys.ToyEncoder):
 
 @pytest.fixture
 def inverter():
-    found = toys.toy_inverter(SIZE)
+    toy = toys.toy_inverter(SIZE)
     generator = MappingToyGenerator(SIZE)
-    found.generator, found.encoder = generator, ExactEncoder()
-    found.latent_average = torch.full((toys.ROWS, toys.CODE), 2.0)
-    return found
+    toy.generator, toy.encoder = generator, ExactEncoder()
+    toy.latent_average = torch.full((toys.ROWS, toys.CODE), 2.0)
+    return toy
 
 
 def manifest(folder):
@@ -54,9 +54,9 @@ def manifest(folder):
 
 
 def test_the_nearest_photograph_is_the_one_of_the_same_brightness():
-    found = NearestPhotograph(photographs())
+    nearest = NearestPhotograph(photographs())
     for level, expected in ((22, "20.png"), (85, "100.png"), (75, "60.png"), (255, "180.png")):
-        assert found.name(np.full((SIZE, SIZE, 3), level, np.uint8)) == expected
+        assert nearest.name(np.full((SIZE, SIZE, 3), level, np.uint8)) == expected
 
 
 def test_samples_are_paired_with_the_nearest_photograph(tmp_path, inverter):

@@ -197,8 +197,10 @@ def test_limit_on_pixels_comes_before_decoding(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_higher_limit_is_not_cut_by_the_decoder() -> None:
     code = "from PIL import Image; import backend.images; print(Image.MAX_IMAGE_PIXELS)"
-    given = {**os.environ, "MAX_UPLOAD_PIXELS": "300000000"}
-    done = subprocess.run([sys.executable, "-c", code], env=given, cwd=ROOT, capture_output=True, text=True, check=True)
+    environment = {**os.environ, "MAX_UPLOAD_PIXELS": "300000000"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "300000000"
 
 

@@ -26,8 +26,8 @@ def test_every_file_below_backend_and_tabs_is_part_of_the_package():
     packages = find_packages(str(ROOT), include=SETUPTOOLS["packages"]["find"]["include"])
     patterns = [
         f"{package.replace('.', '/')}/{pattern}"
-        for package, given in SETUPTOOLS["package-data"].items()
-        for pattern in given
+        for package, package_patterns in SETUPTOOLS["package-data"].items()
+        for pattern in package_patterns
     ]
     for path in (path for folder in ("backend", "tabs") for path in (ROOT / folder).rglob("*") if path.is_file()):
         name = path.relative_to(ROOT).as_posix()

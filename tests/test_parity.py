@@ -25,11 +25,11 @@ from tests.published import official_b4
 TOLERANCE = 1e-4  # relative to the largest absolute expected value
 
 
-def error(shared: Path, file: str, case: str, found: Tensor) -> float:
+def error(shared: Path, file: str, case: str, output: Tensor) -> float:
     """Return the largest deviation from a stored case, relative to its largest absolute value."""
     expected = np.load(shared / "parity" / file)[case]
-    assert tuple(found.shape) == expected.shape
-    return float(np.abs(found.numpy() - expected).max() / np.abs(expected).max())
+    assert tuple(output.shape) == expected.shape
+    return float(np.abs(output.numpy() - expected).max() / np.abs(expected).max())
 
 
 def filled(module: nn.Module, fill: ModuleType, seed: int, **options: Any) -> nn.Module:
@@ -49,28 +49,28 @@ def stylegan2(parity_fill: ModuleType) -> nn.Module:
 @torch.no_grad()
 def test_stylegan2_synthesis(shared_folder: Path, parity_fill: ModuleType, stylegan2: StyleGAN2) -> None:
     codes = torch.from_numpy(parity_fill.values("stylegan2_64.ws", (1, 10, 512), 1))
-    found = stylegan2.synthesize(codes)
-    assert error(shared_folder, "generators.npz", "stylegan2_64_image", found) < TOLERANCE
+    image = stylegan2.synthesize(codes)
+    assert error(shared_folder, "generators.npz", "stylegan2_64_image", image) < TOLERANCE
 
 
 @torch.no_grad()
 def test_stylegan2_mapping(shared_folder: Path, parity_fill: ModuleType, stylegan2: StyleGAN2) -> None:
-    found = stylegan2.mapping(torch.from_numpy(parity_fill.values("stylegan2_64.z", (2, 512), 1)))
-    assert error(shared_folder, "generators.npz", "stylegan2_64_w", found) < TOLERANCE
+    output = stylegan2.mapping(torch.from_numpy(parity_fill.values("stylegan2_64.z", (2, 512), 1)))
+    assert error(shared_folder, "generators.npz", "stylegan2_64_w", output) < TOLERANCE
 
 
 @torch.no_grad()
 def test_e4e(shared_folder: Path, parity_fill: ModuleType) -> None:
     faces = parity_fill.image("e4e_1024.x", 256, 256) * 2 - 1
-    found = filled(E4EEncoder(1024), parity_fill, 2)(faces)
-    assert error(shared_folder, "generators.npz", "e4e_1024_codes", found) < TOLERANCE
+    output = filled(E4EEncoder(1024), parity_fill, 2)(faces)
+    assert error(shared_folder, "generators.npz", "e4e_1024_codes", output) < TOLERANCE
 
 
 @torch.no_grad()
 def test_arcface(shared_folder: Path, parity_fill: ModuleType) -> None:
     faces = parity_fill.image("irse50.x", 112, 112) * 2 - 1
-    found = filled(ArcFace(), parity_fill, 3)(faces)
-    assert error(shared_folder, "generators.npz", "irse50_embedding", found) < TOLERANCE
+    output = filled(ArcFace(), parity_fill, 3)(faces)
+    assert error(shared_folder, "generators.npz", "irse50_embedding", output) < TOLERANCE
 
 
 @torch.no_grad()
@@ -80,8 +80,8 @@ def test_xception(shared_folder: Path, parity_fill: ModuleType) -> None:
     checkpoint["backbone.adjust_channel.0.weight"] = torch.zeros(512, 2048, 1, 1)  # as published, never run
     parity_fill.fill_(checkpoint, 21, gain=1.1)
     network.load_state_dict(from_deepfakebench(checkpoint))
-    found = network(parity_fill.image("xception.x", 256, 256, 2) * 2 - 1)
-    assert error(shared_folder, "detectors.npz", "xception_logits", found) < TOLERANCE
+    output = network(parity_fill.image("xception.x", 256, 256, 2) * 2 - 1)
+    assert error(shared_folder, "detectors.npz", "xception_logits", output) < TOLERANCE
 
 
 @pytest.mark.parametrize(
@@ -99,8 +99,8 @@ def test_deepfakebench_mesonet(
     checkpoint = {f"backbone.{key}": value.clone() for key, value in network.state_dict().items()}
     parity_fill.fill_(checkpoint, seed, gain=1.5)
     network.load_state_dict(convert(checkpoint))
-    found = network(parity_fill.image(f"{name}.x", 256, 256, 2) * 2 - 1)
-    assert error(shared_folder, "detectors.npz", f"{name}_logits", found) < TOLERANCE
+    output = network(parity_fill.image(f"{name}.x", 256, 256, 2) * 2 - 1)
+    assert error(shared_folder, "detectors.npz", f"{name}_logits", output) < TOLERANCE
 
 
 @torch.no_grad()
@@ -111,8 +111,8 @@ def test_deepfakebench_efficientnet(shared_folder: Path, parity_fill: ModuleType
         checkpoint[f"backbone.last_layer.{part}"] = checkpoint.pop(f"backbone.efficientnet._fc.{part}")
     parity_fill.fill_(checkpoint, 24, gain=1.38)
     network.load_state_dict(efficientnet.from_deepfakebench(checkpoint))
-    found = network(parity_fill.image("efficientnetb4.x", 256, 256, 2) * 2 - 1)
-    assert error(shared_folder, "detectors.npz", "efficientnetb4_logits", found) < TOLERANCE
+    output = network(parity_fill.image("efficientnetb4.x", 256, 256, 2) * 2 - 1)
+    assert error(shared_folder, "detectors.npz", "efficientnetb4_logits", output) < TOLERANCE
 
 
 @torch.no_grad()
@@ -122,5 +122,5 @@ def test_f3net(shared_folder: Path, parity_fill: ModuleType) -> None:
     checkpoint["backbone.adjust_channel.0.weight"] = torch.zeros(512, 2048, 1, 1)  # as published, never run
     parity_fill.fill_(checkpoint, 25, gain=1.1)
     network.load_state_dict(f3net.from_deepfakebench(checkpoint))
-    found = network(parity_fill.image("f3net.x", 256, 256, 2) * 2 - 1)
-    assert error(shared_folder, "detectors.npz", "f3net_logits", found) < TOLERANCE
+    output = network(parity_fill.image("f3net.x", 256, 256, 2) * 2 - 1)
+    assert error(shared_folder, "detectors.npz", "f3net_logits", output) < TOLERANCE

@@ -44,9 +44,9 @@ def test_marked_png_carries_all() -> None:
 
 def test_a_picture_saved_from_the_page_carries_all() -> None:
     picture = pictures.noise(128, 128)
-    given = provenance.marked_image(picture, RECORD)
+    marked = provenance.marked_image(picture, RECORD)
     image, gallery = gr.Image(format="png"), gr.Gallery(format="png")
-    for file in (image.postprocess(given).path, gallery.postprocess([(given, "caption")]).root[0].image.path):
+    for file in (image.postprocess(marked).path, gallery.postprocess([(marked, "caption")]).root[0].image.path):
         content = Path(file).read_bytes()
         assert np.array_equal(images.read(content), provenance.mark_picture(picture))
         assert provenance.read_record(content) == RECORD

@@ -26,7 +26,9 @@ def smooth_and_rough():
 
 def test_wiener_residual_equals_scipy_on_every_channel_of_a_batch():
     batch = smooth_and_rough()
-    expected = np.stack([[one - signal.wiener(one.astype(np.float64), 3) for one in picture] for picture in batch])
+    expected = np.stack(
+        [[channel - signal.wiener(channel.astype(np.float64), 3) for channel in picture] for picture in batch]
+    )
     np.testing.assert_allclose(signals.wiener_residual(torch.from_numpy(batch)).numpy(), expected, atol=1e-5)
 
 
@@ -57,8 +59,10 @@ def test_correlation_is_one_with_itself_and_zero_without_energy():
     fingerprint = torch.randn(3, 8, 8)
     other = torch.randn(3, 8, 8)
     other -= fingerprint * (fingerprint * other).sum() / fingerprint.square().sum()
-    found = signals.residual_correlation(fingerprint, torch.stack([fingerprint, -2 * fingerprint, other, 0 * other]))
-    torch.testing.assert_close(found, torch.tensor([1.0, -1.0, 0.0, 0.0]), atol=1e-6, rtol=0)
+    correlations = signals.residual_correlation(
+        fingerprint, torch.stack([fingerprint, -2 * fingerprint, other, 0 * other])
+    )
+    torch.testing.assert_close(correlations, torch.tensor([1.0, -1.0, 0.0, 0.0]), atol=1e-6, rtol=0)
     assert signals.residual_correlation(0 * fingerprint, fingerprint[None]).item() == 0
     silent = torch.zeros(1, 3, 8, 8, requires_grad=True)
     signals.residual_correlation(fingerprint, silent).sum().backward()
@@ -78,6 +82,6 @@ def test_gradients_are_those_of_finite_differences(name):
     functions = {
         "wiener_residual": signals.wiener_residual,
         "srm": signals.srm_residuals,
-        "correlation": lambda given: signals.residual_correlation(fingerprint, signals.wiener_residual(given)),
+        "correlation": lambda batch: signals.residual_correlation(fingerprint, signals.wiener_residual(batch)),
     }
     assert torch.autograd.gradcheck(functions[name], (images,))

@@ -33,7 +33,7 @@ def test_everything_has_a_default_and_empty_means_it():
 
 
 def test_every_variable_is_read():
-    given = {
+    variables = {
         "PROFILE": "hub",
         "DEVICE": "cuda:1",
         "GRADIO_SERVER_NAME": "0.0.0.0",
@@ -42,12 +42,12 @@ def test_every_variable_is_read():
         "MAX_UPLOAD_PIXELS": "2000",
         "QUEUE_SIZE": "3",
     }
-    found = settings.read_environment(given)
-    assert found == settings.Settings("hub", "cuda:1", "0.0.0.0", 8080, 1000, 2000, 3)
+    result = settings.read_environment(variables)
+    assert result == settings.Settings("hub", "cuda:1", "0.0.0.0", 8080, 1000, 2000, 3)
 
 
 @pytest.mark.parametrize(
-    ("given", "allowed"),
+    ("variables", "allowed"),
     [
         ({}, True),
         ({"SPACE_ID": "owner/space"}, False),
@@ -56,8 +56,8 @@ def test_every_variable_is_read():
         ({"FETCH": "auto", "SPACE_ID": "owner/space"}, False),
     ],
 )
-def test_visitors_of_a_space_fetch_nothing_unless_it_is_allowed(given, allowed):
-    assert settings.read_environment(given).fetch is allowed
+def test_visitors_of_a_space_fetch_nothing_unless_it_is_allowed(variables, allowed):
+    assert settings.read_environment(variables).fetch is allowed
 
 
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in WRONG.items() for value in values])
@@ -77,9 +77,9 @@ def test_the_command_line_refuses_it_with_2(monkeypatch, capsys):
 
 def test_a_device_that_is_not_there_is_refused(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    for name, there in (("cpu", True), ("cuda", True), ("cuda:1", True), ("cuda:2", False)):
+    for name, available in (("cpu", True), ("cuda", True), ("cuda:1", True), ("cuda:2", False)):
         monkeypatch.setattr(runtime, "SETTINGS", dataclasses.replace(settings.SETTINGS, device=name))
-        if there:
+        if available:
             assert runtime.device() == torch.device(name)
             continue
         with pytest.raises(UserError, match="cuda:2"):
@@ -139,8 +139,8 @@ def test_a_settings_class_refuses_wrong_values_in_plain_sentences(wrong, sentenc
 
 
 def test_a_settings_class_stays_a_frozen_dataclass():
-    made = ToySettings("square", 4)
-    assert dataclasses.asdict(made) == {"form": "square", "count": 4, "shares": (0.5,)}
-    assert made == ToySettings(form="square", count="4") and ToySettings.count == 3 and ToySettings.__doc__
+    toy = ToySettings("square", 4)
+    assert dataclasses.asdict(toy) == {"form": "square", "count": 4, "shares": (0.5,)}
+    assert toy == ToySettings(form="square", count="4") and ToySettings.count == 3 and ToySettings.__doc__
     with pytest.raises(dataclasses.FrozenInstanceError):
-        made.count = 5
+        toy.count = 5

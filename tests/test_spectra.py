@@ -61,9 +61,9 @@ def test_phase_keeps_its_quadrant_and_needs_no_frequency():
     for angle in (0.5, 2.5, -2.5, -0.5):
         assert float(signals.phase_spectrum(wave(5, shift=angle))[0, 0, 5]) == pytest.approx(angle, abs=1e-4)
     black = torch.zeros(1, 3, 16, 16, requires_grad=True)
-    found = signals.phase_spectrum(black)
-    found.sum().backward()
-    assert float(found.abs().max()) == 0 and float(black.grad.abs().max()) == 0
+    phases = signals.phase_spectrum(black)
+    phases.sum().backward()
+    assert float(phases.abs().max()) == 0 and float(black.grad.abs().max()) == 0
 
 
 def test_low_and_high_frequencies_add_up_to_the_picture(noise):
@@ -105,11 +105,11 @@ def test_the_spectral_discriminator_standardises_every_frequency():
     faces = torch.rand(32, 3, 128, 128, generator=torch.Generator().manual_seed(2))
     module = SpectralDiscriminator(0.125)
     module.fit(faces)
-    shown = module.inputs(faces)
-    assert shown.shape == (32, 2, 128, 128)
-    assert float(shown[:, 0].mean(0).abs().max()) < 1e-4
-    assert float((shown[:, 0].std(0) - 1).abs().max()) < 1e-3
-    assert float(shown[:, 1].std()) == pytest.approx(1, abs=0.02)
+    inputs = module.inputs(faces)
+    assert inputs.shape == (32, 2, 128, 128)
+    assert float(inputs[:, 0].mean(0).abs().max()) < 1e-4
+    assert float((inputs[:, 0].std(0) - 1).abs().max()) < 1e-3
+    assert float(inputs[:, 1].std()) == pytest.approx(1, abs=0.02)
     paper = SpectralDiscriminator(0.125, form="paper").inputs(faces)
     assert float(paper[0, 0, 0, 0]) == pytest.approx(float(signals.brightness(faces[:1]).sum()), rel=1e-4)
 
@@ -122,8 +122,8 @@ def test_what_rounding_hides_has_no_slope(noise):
     smooth = (0.5 + 0.2 * torch.cos(place[:, None] + place[None])).expand(1, 3, 128, 128).clone()
     module = SpectralDiscriminator(0.125)
     slopes = []
-    for shown in (module.inputs, lambda images: signals.log_power(images)[:, None]):
+    for transform in (module.inputs, lambda images: signals.log_power(images)[:, None]):
         images = smooth.clone().requires_grad_(True)
-        shown(images)[:, :1, 40:88, 40:88].sum().backward()
+        transform(images)[:, :1, 40:88, 40:88].sum().backward()
         slopes.append(float(images.grad.norm()))
     assert slopes[0] < slopes[1] / 20

@@ -61,12 +61,12 @@ def test_the_page_waits_for_no_package_that_only_models_need():
 
 
 def test_no_public_class_name_stands_twice_in_the_backend():
-    places = defaultdict(list)
+    modules_of = defaultdict(list)
     for name, path in MODULES.items():
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_") and name.startswith("backend"):
-                places[node.name].append(name)
-    assert {name: where for name, where in places.items() if len(where) > 1} == {}
+                modules_of[node.name].append(name)
+    assert {name: modules for name, modules in modules_of.items() if len(modules) > 1} == {}
 
 
 def test_a_small_file_that_one_other_uses_is_a_registered_item():

@@ -142,8 +142,16 @@ def test_a_new_attack_is_a_choice_of_the_command_line(new_files, capsys):
         path = new_files / "data" / label / "one.png"
         path.parent.mkdir(parents=True)
         path.write_bytes(images.encode_png(grey_photo()))
-    given = ["--data", str(new_files / "data"), "--out", str(new_files / "out"), "--set", 'attacks=["fog"]', "--json"]
-    assert main.main(["evaluate", "trace-removal", *given]) == 2
+    arguments = [
+        "--data",
+        str(new_files / "data"),
+        "--out",
+        str(new_files / "out"),
+        "--set",
+        'attacks=["fog"]',
+        "--json",
+    ]
+    assert main.main(["evaluate", "trace-removal", *arguments]) == 2
     assert json.loads(capsys.readouterr().out)["hint"].endswith("trnet_most, darken.")
 
 

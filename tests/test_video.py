@@ -68,7 +68,7 @@ def test_large_frames_are_reduced(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("limit", "value", "words"),
+    ("limit", "value", "message"),
     [
         ("MAX_SECONDS", 0.5, r"longer than 0 seconds \(2\)"),
         ("MAX_SOURCE_PIXELS", 64 * 40 - 1, "64 by 40 pixels, which is too many"),
@@ -77,13 +77,13 @@ def test_large_frames_are_reduced(monkeypatch):
         ("CODECS", set(), r"coded in a way \(h264\)"),
     ],
 )
-def test_limits_are_checked_before_anything_is_decoded(limit, value, words, monkeypatch):
+def test_limits_are_checked_before_anything_is_decoded(limit, value, message, monkeypatch):
     def never(*_arguments):
         pytest.fail("a frame was decoded")
 
     monkeypatch.setattr(video, "_timed", never)
     monkeypatch.setattr(video, limit, value)
-    with pytest.raises(UserError, match=words) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         read(films.encode(soft(12)))
     assert caught.value.hint
 
@@ -104,15 +104,15 @@ def test_too_many_bytes_are_refused_unread(tmp_path, monkeypatch):
 
 
 def damaged() -> dict[str, bytes]:
-    whole = films.encode(soft(12), kind="matroska")
+    content = films.encode(soft(12), kind="matroska")
     return {
         "empty": b"",
         "text": b"no video at all" * 100,
         "a picture": pictures.encode(pictures.ramp(), "PNG"),
         "a list of other files": b"#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:1,\n/etc/passwd\n",
         "the names of other files": b"ffconcat version 1.0\nfile /etc/passwd\n",
-        "its first half": whole[: len(whole) // 2],
-        "its first bytes": whole[:200],
+        "its first half": content[: len(content) // 2],
+        "its first bytes": content[:200],
         "one picture": films.encode(soft(1)),
         "only sound": sound(),
     }
@@ -147,9 +147,9 @@ def test_every_frame_is_marked_and_the_file_says_what_it_is():
     for frame in read(content).frames:
         assert frame[-8:, :30].min() < 90 and np.abs(frame[:60].astype(int) - 200).max() < 6
     with av.open(io.BytesIO(content)) as container:
-        said = container.metadata
-    assert said["title"] == provenance.SIGN and said["comment"] == provenance.NOTE
-    assert json.loads(said["description"]) == {"p": 0.5}
+        metadata = container.metadata
+    assert metadata["title"] == provenance.SIGN and metadata["comment"] == provenance.NOTE
+    assert json.loads(metadata["description"]) == {"p": 0.5}
     assert read(provenance.unmarked_mp4(frames, 5, {})).frames[0][-8:, :30].min() > 190
 
 
@@ -159,9 +159,9 @@ def box(x: float, y: float, side: float = 100) -> Face:
 
 def test_the_largest_face_is_followed_both_ways():
     # Another face is larger than ours at first and at the end, and never as large as ours in the middle.
-    other = [box(400, 0, 110), box(400, 0, 110), box(400, 0, 110), box(400, 0, 110)]
-    own = [box(0, 0), box(30, 0), box(50, 0, 130), box(70, 0)]
-    assert faces.track_largest_face([list(pair) for pair in zip(other, own, strict=True)]) == own
+    others = [box(400, 0, 110), box(400, 0, 110), box(400, 0, 110), box(400, 0, 110)]
+    ours = [box(0, 0), box(30, 0), box(50, 0, 130), box(70, 0)]
+    assert faces.track_largest_face([list(pair) for pair in zip(others, ours, strict=True)]) == ours
 
 
 def test_frames_without_the_face_are_empty_and_it_is_found_again():

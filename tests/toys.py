@@ -91,4 +91,4 @@ def grey(*levels: int, size: int = 8) -> Tensor:
 def hooks(module: nn.Module) -> int:
     """Count what is hooked to a module and everything below it."""
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return sum(len(getattr(one, kind)) for one in module.modules() for kind in kinds)
+    return sum(len(getattr(child, kind)) for child in module.modules() for kind in kinds)

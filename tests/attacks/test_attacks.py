@@ -90,9 +90,9 @@ def test_outside_the_mask_not_one_bit_changes(module):
     outside = half_mask()[None, None].expand_as(images) == 0
     assert torch.equal(result.images[outside], images[outside])
     assert not torch.equal(result.images, images)
-    own = torch.stack([half_mask()[None], 1 - half_mask()[None]])
-    result = finish(module.attack(images, curved(), mask=own.bool()))
-    outside = own.expand_as(images) == 0
+    masks = torch.stack([half_mask()[None], 1 - half_mask()[None]])
+    result = finish(module.attack(images, curved(), mask=masks.bool()))
+    outside = masks.expand_as(images) == 0
     assert torch.equal(result.images[outside], images[outside])
     with pytest.raises(ValueError, match="does not fit"):
         finish(module.attack(images, curved(), mask=torch.ones(4, 4)))
@@ -182,8 +182,8 @@ def test_the_standard_forms_equal_torchattacks():
         torchattacks.MIFGSM(detector.network, eps=8 / 255, alpha=2 / 255, steps=10, decay=1.0)(images, fakes),
         torchattacks.PGD(detector.network, eps=8 / 255, alpha=2 / 255, steps=40, random_start=False)(images, fakes),
     ]
-    for one, other in zip(ours, theirs, strict=True):
-        assert float((one - other).abs().max()) < 1e-6
+    for image, expected in zip(ours, theirs, strict=True):
+        assert float((image - expected).abs().max()) < 1e-6
 
 
 def test_the_forms_of_artifact_eraser():
@@ -211,19 +211,19 @@ def test_the_squared_error_stands_still_where_the_log_odds_still_move():
 def test_unnormalised_momentum_is_its_own_form():
     images, detector = faces(), curved()
     normalised = mifgsm.MIFGSMSettings(**(vars(mifgsm.ARTIFACT_ERASER) | {"variant": "standard"}))
-    one = finish(mifgsm.attack(images, detector, mifgsm.ARTIFACT_ERASER)).images
-    other = finish(mifgsm.attack(images, detector, normalised)).images
-    assert not torch.equal(one, other)
+    eraser_images = finish(mifgsm.attack(images, detector, mifgsm.ARTIFACT_ERASER)).images
+    standard_images = finish(mifgsm.attack(images, detector, normalised)).images
+    assert not torch.equal(eraser_images, standard_images)
 
 
 def test_the_random_start_comes_from_the_seed_alone():
     images, detector = faces(), curved()
     short = {"steps": 1, "alpha": LEVEL}
-    one, same, other = (
+    first, repeated, other = (
         finish(pgd.attack(images, detector, pgd.PGDSettings(seed=s, **short))).images for s in (3, 3, 4)
     )
-    assert torch.equal(one, same)
-    assert not torch.equal(one, other)
+    assert torch.equal(first, repeated)
+    assert not torch.equal(first, other)
     noises = [finish(noise.attack(images, detector, noise.NoiseSettings(seed=seed))).images for seed in (3, 3, 4)]
     assert torch.equal(noises[0], noises[1])
     assert not torch.equal(noises[0], noises[2])

@@ -14,10 +14,10 @@ def known(monkeypatch):
 
 
 def test_a_set_has_the_detectors_trained_for_it(known):
-    asked = ("meso4", "nf", "lf", "xception")
-    assert registry.installed_with_defence("none", asked) == {"xception": "xception_plain", "lf": "lf_plain"}
-    assert list(registry.installed_with_defence("shipped", asked)) == ["xception", "lf", "nf", "meso4"]
-    assert registry.installed_with_defence("weak", asked) == {}
+    names = ("meso4", "nf", "lf", "xception")
+    assert registry.installed_with_defence("none", names) == {"xception": "xception_plain", "lf": "lf_plain"}
+    assert list(registry.installed_with_defence("shipped", names)) == ["xception", "lf", "nf", "meso4"]
+    assert registry.installed_with_defence("weak", names) == {}
 
 
 def test_a_set_holds_only_what_was_asked_for(known):

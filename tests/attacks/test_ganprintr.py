@@ -35,9 +35,9 @@ def test_layers_are_those_of_the_released_code(latent, count):
 def test_any_size_comes_back_as_it_was_and_never_below_zero(size):
     torch.manual_seed(0)
     with torch.no_grad():
-        made = GANprintR(4)(torch.rand(2, 3, *size))
-    assert made.shape == (2, 3, *size)
-    assert float(made.min()) >= 0
+        output = GANprintR(4)(torch.rand(2, 3, *size))
+    assert output.shape == (2, 3, *size)
+    assert float(output.min()) >= 0
 
 
 def test_values_return_to_where_the_maxima_were():
@@ -49,15 +49,15 @@ def test_values_return_to_where_the_maxima_were():
             layer.bias.zero_()
             layer.weight[0, 0, 1, 1] = 1
         image = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-        made = network(image)
+        output = network(image)
     expected = torch.zeros(16, 16)
     for top in (0, 8):
         for left in (0, 8):
             block = image[0, 0, top : top + 8, left : left + 8]
             place = int(block.argmax())
             expected[top + place // 8, left + place % 8] = block.max()
-    assert torch.equal(made[0, 0], expected)
-    assert not made[0, 1:].any()
+    assert torch.equal(output[0, 0], expected)
+    assert not output[0, 1:].any()
 
 
 def test_a_pass_keeps_the_range_and_the_outside_of_the_mask():
@@ -108,16 +108,16 @@ def test_squares_come_from_anywhere_and_from_the_seed_alone():
 
 def test_a_resumed_run_gives_the_same_weights(tmp_path):
     pictures = wave()
-    whole = training.GanprintrTask(pictures, settings(6), pictures[:2])
-    finish(loop.train_task(whole, tmp_path / "whole", settings(6), log_every=2))
+    uninterrupted = training.GanprintrTask(pictures, settings(6), pictures[:2])
+    finish(loop.train_task(uninterrupted, tmp_path / "whole", settings(6), log_every=2))
     first = training.GanprintrTask(pictures, settings(6), pictures[:2])
     job = loop.train_task(first, tmp_path / "parts", settings(6), log_every=2)
     next(job)
     job.close()
     second = training.GanprintrTask(pictures, settings(6), pictures[:2])
     finish(loop.train_task(second, tmp_path / "parts", settings(6), log_every=2))
-    for one, other in zip(whole.average.parameters(), second.average.parameters(), strict=True):
-        assert torch.equal(one, other)
+    for expected, weight in zip(uninterrupted.average.parameters(), second.average.parameters(), strict=True):
+        assert torch.equal(expected, weight)
 
 
 def test_psnr_of_copies_is_that_of_saved_pictures():

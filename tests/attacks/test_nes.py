@@ -36,22 +36,22 @@ def never():
     ids=["never flips", "real from the start", "sixty iterations"],
 )
 def test_golden_call_counts_as_released(detector, iterations, calls):
-    asked = Asked(detector)
-    found = finish(nes.attack(grey(128), detector, dataclasses.replace(AS_RELEASED, iterations=iterations)))
-    assert found.released_calls == calls
+    recorder = Asked(detector)
+    result = finish(nes.attack(grey(128), detector, dataclasses.replace(AS_RELEASED, iterations=iterations)))
+    assert result.released_calls == calls
     # What was really asked: the same pictures in batches, and the verdict on the last iterate where there is one.
     verdict = int(calls > 1)
-    assert found.image_count == sum(asked.batches) == calls + verdict
-    assert found.call_count == len(asked.batches) < max(2, calls / 20)
-    assert found.already_real.tolist() == [calls == 1] and found.flipped.tolist() == [False]
+    assert result.image_count == sum(recorder.batches) == calls + verdict
+    assert result.call_count == len(recorder.batches) < max(2, calls / 20)
+    assert result.already_real.tolist() == [calls == 1] and result.flipped.tolist() == [False]
 
 
 def test_as_released_is_grey_and_bounds_nothing():
-    found = run(grey(6), never(), mode="as_released", iterations=60)
-    change = found.images - grey(6)
+    result = run(grey(6), never(), mode="as_released", iterations=60)
+    change = result.images - grey(6)
     assert torch.equal(change[:, 0], change[:, 1]) and torch.equal(change[:, 0], change[:, 2])
-    assert change.abs().max() > DELTA and found.images.min() < 0
-    assert "never called real" in found.summary
+    assert change.abs().max() > DELTA and result.images.min() < 0
+    assert "never called real" in result.summary
 
 
 def test_as_released_counts_in_the_units_of_the_detector():
@@ -63,11 +63,11 @@ def test_as_released_counts_in_the_units_of_the_detector():
 
 @pytest.mark.parametrize("level", [0, 3, 128, 255])
 def test_projection_keeps_the_change_and_the_range(level):
-    found = run(grey(level), never(), iterations=40, alpha=3 / 255)
-    assert (found.images - grey(level)).abs().max() <= DELTA + 1e-6
-    assert found.images.min() >= 0 and found.images.max() <= 1
+    result = run(grey(level), never(), iterations=40, alpha=3 / 255)
+    assert (result.images - grey(level)).abs().max() <= DELTA + 1e-6
+    assert result.images.min() >= 0 and result.images.max() <= 1
     if level == 128:
-        assert (found.images - grey(level)).abs().max() >= DELTA - 1e-6  # it is reached, so it is what bounds
+        assert (result.images - grey(level)).abs().max() >= DELTA - 1e-6  # it is reached, so it is what bounds
 
 
 def test_outside_the_mask_nothing_changes():
@@ -75,9 +75,9 @@ def test_outside_the_mask_nothing_changes():
     mask = torch.zeros(8, 8, dtype=torch.bool)
     mask[2:5, 3:6] = True
     for mode in ("projected", "as_released"):
-        found = run(face, never(), mask, mode=mode, iterations=3)  # odd, so no two steps cancel
-        assert torch.equal(found.images[..., ~mask], face[..., ~mask])
-        assert (found.images[..., mask] != face[..., mask]).all()
+        result = run(face, never(), mask, mode=mode, iterations=3)  # odd, so no two steps cancel
+        assert torch.equal(result.images[..., ~mask], face[..., ~mask])
+        assert (result.images[..., mask] != face[..., mask]).all()
 
 
 def test_probes_show_the_mask_only():
@@ -131,12 +131,12 @@ def test_signs_agree_with_the_gradient_of_a_linear_detector():
 def test_p_real_rises_and_a_face_stops_at_its_flip():
     curve = []
     attack = nes.attack(grey(185), toy_detector(), NESSettings())
-    found = finish(attack, lambda step: curve.append(step.values["p_fake"]) if step.values else None)
+    result = finish(attack, lambda step: curve.append(step.values["p_fake"]) if step.values else None)
     assert curve == sorted(curve, reverse=True)
-    assert found.flipped.tolist() == [True] and curve[-1] < 0.5 <= curve[-2]
-    assert found.iterations.tolist() == [len(curve) - 1] and 0 < len(curve) - 1 < 40
-    assert found.p_before.item() == curve[0] and found.p_after.item() == curve[-1]
-    assert found.released_calls == 81 * (len(curve) - 1) + 1
+    assert result.flipped.tolist() == [True] and curve[-1] < 0.5 <= curve[-2]
+    assert result.iterations.tolist() == [len(curve) - 1] and 0 < len(curve) - 1 < 40
+    assert result.p_before.item() == curve[0] and result.p_after.item() == curve[-1]
+    assert result.released_calls == 81 * (len(curve) - 1) + 1
 
 
 def test_the_margin_and_early_stop():
@@ -170,10 +170,10 @@ def test_a_saturated_detector_moves_with_the_log_odds_alone():
 
 
 def test_same_seed_same_result():
-    one, two = (run(grey(200, 210), toy_detector(), iterations=3, seed=4) for _ in range(2))
+    first, second = (run(grey(200, 210), toy_detector(), iterations=3, seed=4) for _ in range(2))
     other = run(grey(200, 210), toy_detector(), iterations=3, seed=5)
-    assert torch.equal(one.images, two.images) and not torch.equal(one.images, other.images)
-    assert not torch.equal(one.images[0] - one.images[0, 0, 0, 0], one.images[1] - one.images[1, 0, 0, 0])
+    assert torch.equal(first.images, second.images) and not torch.equal(first.images, other.images)
+    assert not torch.equal(first.images[0] - first.images[0, 0, 0, 0], first.images[1] - first.images[1, 0, 0, 0])
     detector, state = toy_detector(), torch.random.get_rng_state()
     run(grey(200), detector, iterations=1)
     assert torch.equal(torch.random.get_rng_state(), state)
@@ -194,22 +194,22 @@ def test_batches_keep_pairs_together():
 
 def test_closing_stops_within_one_batch():
     detector = never()
-    asked = Asked(detector)
+    recorder = Asked(detector)
     attack = nes.attack(grey(128), detector, NESSettings(batch=8))
     calls = []
     for _ in range(7):
         next(attack)
-        calls.append(len(asked.batches))
+        calls.append(len(recorder.batches))
     attack.close()
-    assert calls == list(range(1, 8)) and len(asked.batches) == 7
-    assert max(asked.batches) == 8
+    assert calls == list(range(1, 8)) and len(recorder.batches) == 7
+    assert max(recorder.batches) == 8
 
 
 def test_the_detector_is_left_as_it_was():
     detector = never().train()
-    found = run(grey(128), detector, iterations=1)
-    assert detector.training and hooks(detector) == 0 and all(one.requires_grad for one in detector.parameters())
-    assert not found.images.is_inference() and not found.images.requires_grad
+    result = run(grey(128), detector, iterations=1)
+    assert detector.training and hooks(detector) == 0 and all(weight.requires_grad for weight in detector.parameters())
+    assert not result.images.is_inference() and not result.images.requires_grad
 
 
 def test_the_shortcut_has_the_same_budget():
@@ -230,5 +230,5 @@ def test_wrong_settings_are_refused(wrong):
 
 def test_seconds_are_those_of_the_attack():
     started = time.perf_counter()
-    found = run(grey(128), never(), iterations=1)
-    assert 0 < found.seconds <= time.perf_counter() - started
+    result = run(grey(128), never(), iterations=1)
+    assert 0 < result.seconds <= time.perf_counter() - started

@@ -47,7 +47,7 @@ def test_all_sides_run(inverter, precision):
         loop = ffhq._loop(inverter, detector, faces, settings)
         lines = ffhq._difference(inverter, detector, faces, settings)
     assert (drawn["drawn"], full["drawn"], loop["drawn"]) == (16, 32, 32) and drawn["dtype"] == precision
-    assert all(one["step"] > 0 and one["seconds"] >= one["step"] for one in (drawn, full, loop))
+    assert all(timing["step"] > 0 and timing["seconds"] >= timing["step"] for timing in (drawn, full, loop))
     assert lines[0].startswith(f"{precision} against float32") and lines[0].endswith("signs agree")
 
 
@@ -63,8 +63,8 @@ class _Two(Brightness):
 
 def test_goals_by_hand():
     fast, slow = ({"gpu": True, "seconds": seconds, "steps": 50} for seconds in (0.9, 5.4))
-    said = ffhq._goals({"truncated": fast, "loop": slow})
-    assert said == [
+    lines = ffhq._goals({"truncated": fast, "loop": slow})
+    assert lines == [
         "goal, 2 s for 100 steps: met (1.80 s)",
         "goal, 5 times faster than the straightforward loop: met (6.0 times)",
     ]
@@ -84,6 +84,6 @@ def test_a_side_that_does_not_fit_is_said(monkeypatch, capsys):
     monkeypatch.setattr(ffhq, "_child", lambda _options, side, _batch: failed if side == "loop" else run)
     monkeypatch.setattr(ffhq.sys, "argv", ["ffhq.py", "--device", "cuda", "--batch", "8"])
     assert ffhq.main() == 0
-    said = capsys.readouterr().out
-    assert "straightforward loop, batch 8: the GPU has too little memory" in said
-    assert "a GPU, batch 8" in said and "goal, 2 s for 100 steps: met (1.00 s)" in said
+    output = capsys.readouterr().out
+    assert "straightforward loop, batch 8: the GPU has too little memory" in output
+    assert "a GPU, batch 8" in output and "goal, 2 s for 100 steps: met (1.00 s)" in output

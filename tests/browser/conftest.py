@@ -35,8 +35,8 @@ PATIENCE = 60_000  # milliseconds; a busy machine may need them
 
 def find_browser() -> str | None:
     """Return the path of an installed browser of the Chromium family."""
-    found = (shutil.which(name) for name in NAMES)
-    return next((path for path in (*found, *PLACES) if path and Path(path).exists()), None)
+    paths = (shutil.which(name) for name in NAMES)
+    return next((path for path in (*paths, *PLACES) if path and Path(path).exists()), None)
 
 
 playwright.expect.set_options(timeout=PATIENCE)

@@ -95,9 +95,9 @@ def broken_words(page: Page) -> list[str]:
 def violations(page: Page) -> list[str]:
     """Return what axe-core calls serious or critical."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-core is not installed").Axe()
-    found = axe.run(page).response["violations"]
-    serious = [one for one in found if one["impact"] in {"serious", "critical"}]
-    return [f"{one['id']}: {[node['html'][:120] for node in one['nodes']]}" for one in serious]
+    issues = axe.run(page).response["violations"]
+    serious = [issue for issue in issues if issue["impact"] in {"serious", "critical"}]
+    return [f"{issue['id']}: {[node['html'][:120] for node in issue['nodes']]}" for issue in serious]
 
 
 def test_first_step_is_all_there_is(page: Page) -> None:
@@ -135,8 +135,8 @@ def test_what_is_said_aloud_is_said_once_and_not_again_for_another_tab(page: Pag
     page.locator(EXAMPLES).nth(1).click()
     expect(announcer).to_contain_text("Invented face 2")
     heard = page.evaluate("window.heard")
-    assert sum("TR-Net" in one for one in heard) == 1
-    assert all(one.count("The stored result for") <= 1 for one in heard)
+    assert sum("TR-Net" in announcement for announcement in heard) == 1
+    assert all(announcement.count("The stored result for") <= 1 for announcement in heard)
 
 
 def test_photo_of_two_people(page: Page, tmp_path: Path) -> None:
@@ -283,5 +283,5 @@ def test_heic_photo_is_read_and_shown(page: Page, tmp_path: Path) -> None:
     (tmp_path / "phone.heic").write_bytes(pictures.encode(pictures.astronaut(), "HEIF"))
     upload(page, tmp_path / "phone.heic")
     page.locator(VERDICTS).first.wait_for()
-    shown = page.get_by_test_id("image").locator("img").first
-    expect(shown).to_have_js_property("naturalWidth", 512)
+    image = page.get_by_test_id("image").locator("img").first
+    expect(image).to_have_js_property("naturalWidth", 512)

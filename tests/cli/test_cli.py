@@ -34,9 +34,9 @@ def test_detect_answers_every_picture_in_one_object(folder):
     (face,) = hopper["faces"]
     assert len(face["box"]) == 4
     assert set(face["verdicts"]) >= {"xception", "efficientnet_b4", "mesoinception4"}
-    for one in face["verdicts"].values():
-        assert 0 <= one["p_fake"] <= 1
-        assert one["verdict"] in {"real", "fake", "uncertain"}
+    for verdict in face["verdicts"].values():
+        assert 0 <= verdict["p_fake"] <= 1
+        assert verdict["verdict"] in {"real", "fake", "uncertain"}
     assert grey["faces"] == []
     assert "No face" in grey["note"]
     assert text["error"]

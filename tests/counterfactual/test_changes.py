@@ -30,9 +30,9 @@ def test_residual_keeps_its_sign_and_does_not_wrap():
 def test_a_change_of_colour_alone_is_drawn():
     changed = even(100)
     changed[:8, :, 0], changed[:8, :, 2] = 130, 70
-    found = changes.signed_residual(even(100), changed)
-    assert np.allclose(found.values[:8], 20 / 255) and not found.values[8:].any()
-    assert found.largest == 30
+    residual = changes.signed_residual(even(100), changed)
+    assert np.allclose(residual.values[:8], 20 / 255) and not residual.values[8:].any()
+    assert residual.largest == 30
 
 
 def test_no_change_is_said_and_drawn_plain():
@@ -71,10 +71,10 @@ def test_the_changed_region_is_named():
     original = even(100, 128)
     changed = original.copy()
     changed[88:96, 56:72] = 140
-    found = changes.changed_regions(original, changed, LANDMARKS)
-    assert found[0].region == "mouth" and found[0].share == 1.0
-    assert sum(one.area for one in found) == pytest.approx(1.0)
-    assert "the mouth (100%" in changes.regions_in_words(found)
+    regions = changes.changed_regions(original, changed, LANDMARKS)
+    assert regions[0].region == "mouth" and regions[0].share == 1.0
+    assert sum(region.area for region in regions) == pytest.approx(1.0)
+    assert "the mouth (100%" in changes.regions_in_words(regions)
     assert changes.regions_in_words(changes.changed_regions(original, original, LANDMARKS)) == "No pixel changed."
 
 

@@ -46,51 +46,51 @@ def photo(level: int = 200) -> np.ndarray:
 
 def test_the_whole_way_of_a_photo(detectors):
     steps = []
-    story = finish(
+    result = finish(
         find_counterfactual(locate(photo()), "toy", SearchSettings(kappa=0.1), inverter=toy_inverter(SIZE)),
         steps.append,
     )
-    assert story.flipped and not story.already_real
-    assert (story.counterfactual == 173).all() and (story.original == 200).all()
-    assert story.residual.largest == 27
-    assert story.retest["strict"][0] > story.retest["strict"][1] > 0.5 and "toy" not in story.retest
-    assert story.p_pasted < 0.5
-    assert story.pasted.shape == photo().shape and story.pasted[0, 0, 0] == 200 and story.pasted[100, 100, 0] == 173
+    assert result.flipped and not result.already_real
+    assert (result.counterfactual == 173).all() and (result.original == 200).all()
+    assert result.residual.largest == 27
+    assert result.retest["strict"][0] > result.retest["strict"][1] > 0.5 and "toy" not in result.retest
+    assert result.p_pasted < 0.5
+    assert result.pasted.shape == photo().shape and result.pasted[0, 0, 0] == 200 and result.pasted[100, 100, 0] == 173
     assert steps[-1].number == steps[-1].total
-    assert all(one.number <= one.total for one in steps)
+    assert all(step.number <= step.total for step in steps)
     # The level 173 scores 0.39, for which the verdicts' word is uncertain.
-    assert "the detector toy is uncertain about the face, on the side of real: p_fake went" in story.summary
-    assert "Put back into the photo" in story.summary
+    assert "the detector toy is uncertain about the face, on the side of real: p_fake went" in result.summary
+    assert "Put back into the photo" in result.summary
     assert all(hooks(detector) == 0 for detector in detectors.values())
 
 
 def test_a_detector_without_a_layer_says_so_in_place_of_a_map(detectors):
     detectors["toy"].card = replace(detectors["toy"].card, cam_layer="")
-    story = finish(find_counterfactual(locate(photo()), "toy", SearchSettings(kappa=0.1), inverter=toy_inverter(SIZE)))
-    assert story.flipped and story.cams.empty.all()
-    assert "no layer whose attention could be shown" in story.record()["cam_missing"]
-    assert story.cams.note == story.record()["cam_missing"]
+    result = finish(find_counterfactual(locate(photo()), "toy", SearchSettings(kappa=0.1), inverter=toy_inverter(SIZE)))
+    assert result.flipped and result.cams.empty.all()
+    assert "no layer whose attention could be shown" in result.record()["cam_missing"]
+    assert result.cams.note == result.record()["cam_missing"]
 
 
 def test_the_record_is_plain_json_with_everything_that_was_set(detectors):
-    story = finish(
+    result = finish(
         find_counterfactual(locate(photo()), "toy", SearchSettings(seed=7, kappa=0.1), inverter=toy_inverter(SIZE))
     )
-    record = json.loads(json.dumps(story.record(), allow_nan=False))
+    record = json.loads(json.dumps(result.record(), allow_nan=False))
     assert set(record["p_fake"]) == {"original", "inversion", "counterfactual"}
     assert record["settings"]["seed"] == 7 and record["steps"] == 9 and record["level"] == "S,M,D"
     assert record["versions"]["torch"] == torch.__version__
     assert record["metrics"]["psnr"] == pytest.approx(20 * np.log10(255 / 27))
     assert set(record["retest"]["strict"]) == {"original", "counterfactual"}
-    assert record["summary"] == story.summary
+    assert record["summary"] == result.summary
 
 
 def test_a_real_face_is_left_alone(detectors):
-    story = finish(find_counterfactual(locate(photo(100)), "toy", inverter=toy_inverter(SIZE)))
-    assert story.already_real and not story.flipped
-    assert np.array_equal(story.pasted, photo(100))
-    assert story.record()["metrics"]["psnr"] is None
-    json.dumps(story.record(), allow_nan=False)
+    result = finish(find_counterfactual(locate(photo(100)), "toy", inverter=toy_inverter(SIZE)))
+    assert result.already_real and not result.flipped
+    assert np.array_equal(result.pasted, photo(100))
+    assert result.record()["metrics"]["psnr"] is None
+    json.dumps(result.record(), allow_nan=False)
 
 
 def test_a_mistake_is_a_sentence(detectors, monkeypatch):
@@ -114,17 +114,17 @@ def test_closing_the_story_closes_the_search(detectors):
 
 
 def test_a_face_that_is_lost_after_pasting_is_said(detectors, monkeypatch):
-    found = iter([[FACE], []])
-    monkeypatch.setattr(faces, "find_faces", lambda image: next(found))
-    story = finish(find_counterfactual(locate(photo()), "toy", inverter=toy_inverter(SIZE)))
-    assert story.p_pasted is None and "not found again" in story.summary
+    detections = iter([[FACE], []])
+    monkeypatch.setattr(faces, "find_faces", lambda image: next(detections))
+    result = finish(find_counterfactual(locate(photo()), "toy", inverter=toy_inverter(SIZE)))
+    assert result.p_pasted is None and "not found again" in result.summary
 
 
 def test_retest_leaves_out_the_attacked_one(detectors):
     before, after = torch.full((2, 3, 8, 8), 0.9), torch.full((2, 3, 8, 8), 0.1)
     scores = predict.retest(before, after, "toy")
     assert list(scores) == ["strict"] and scores["strict"][0].shape == (2,)
-    plain = {name: (float(one[0]), float(other[0])) for name, (one, other) in scores.items()}
+    plain = {name: (float(p_before[0]), float(p_after[0])) for name, (p_before, p_after) in scores.items()}
     assert predict.retest_in_words(plain) == "Of 1 other detector that called it fake, 1 now calls it real."
     plain = {"a": (0.9, 0.45), "b": (0.7, 0.1), "c": (0.6, 0.1)}
     assert (
@@ -133,19 +133,19 @@ def test_retest_leaves_out_the_attacked_one(detectors):
     )
 
 
-@pytest.mark.parametrize(("level", "words"), [(100, "calls this face real"), (175, "is uncertain about this face")])
-def test_a_face_below_the_threshold_is_named_as_its_verdict_names_it(detectors, level, words):
-    story = finish(find_counterfactual(locate(photo(level)), "toy", inverter=toy_inverter(SIZE)))
-    assert story.already_real and words in story.summary and "nothing to change" in story.summary
+@pytest.mark.parametrize(("level", "message"), [(100, "calls this face real"), (175, "is uncertain about this face")])
+def test_a_face_below_the_threshold_is_named_as_its_verdict_names_it(detectors, level, message):
+    result = finish(find_counterfactual(locate(photo(level)), "toy", inverter=toy_inverter(SIZE)))
+    assert result.already_real and message in result.summary and "nothing to change" in result.summary
 
 
 def test_the_refinement_is_told_and_recorded(detectors):
     steps = []
     job = find_counterfactual(locate(photo()), "toy", SearchSettings(kappa=0.1, refine=2), inverter=toy_inverter(SIZE))
-    story = finish(job, steps.append)
-    record = json.loads(json.dumps(story.record(), allow_nan=False))
+    result = finish(job, steps.append)
+    record = json.loads(json.dumps(result.record(), allow_nan=False))
     assert record["refined"]["psnr_after"] > record["refined"]["psnr_before"]
-    assert record["settings"]["refine"] == 2 and "In 2 steps, the reconstruction" in story.summary
+    assert record["settings"]["refine"] == 2 and "In 2 steps, the reconstruction" in result.summary
     assert [step.number for step in steps] == sorted(step.number for step in steps)
     assert len({step.total for step in steps}) == 1 and steps[-1].number == steps[-1].total
 
@@ -154,11 +154,11 @@ def test_the_command_line_writes_the_pictures_of_the_zip(detectors, monkeypatch,
     monkeypatch.setattr("backend.counterfactual.photo.inversion.load_embedded_inverter", lambda: toy_inverter(SIZE))
     (tmp_path / "photo.png").write_bytes(images.encode_png(photo()))
     answer = cli_photo.counterfactual(image=tmp_path / "photo.png", detector="toy", out=tmp_path / "out")
-    made = counterfactual_photo.bundle_counterfactual(
+    bundle = counterfactual_photo.bundle_counterfactual(
         finish(find_counterfactual(locate(photo()), "toy", inverter=toy_inverter(SIZE)))
     )
-    with zipfile.ZipFile(io.BytesIO(made.zip())) as packed:
-        zipped = {name.removesuffix(".png") for name in packed.namelist() if name.endswith(".png")}
-    assert set(answer["files"]) - {"result"} == zipped == set(made.pictures())
+    with zipfile.ZipFile(io.BytesIO(bundle.zip())) as archive:
+        zipped = {name.removesuffix(".png") for name in archive.namelist() if name.endswith(".png")}
+    assert set(answer["files"]) - {"result"} == zipped == set(bundle.pictures())
     assert {"crop", "counterfactual", "residual", "cam_before", "photo"} <= zipped
     assert all(Path(file).is_file() for file in answer["files"].values())

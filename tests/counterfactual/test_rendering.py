@@ -42,9 +42,9 @@ def detector(threshold: float = 0.44):
     return toy_detector(slope=60, threshold=threshold, size=READ)
 
 
-def run(inverter, faces, asked=None, **settings) -> SearchResult:
+def run(inverter, faces, target=None, **settings) -> SearchResult:
     chosen = SearchSettings(**{"levels": ("S", "M"), "steps": 60} | settings)
-    return finish(search(inverter, asked or detector(), faces, chosen))
+    return finish(search(inverter, target or detector(), faces, chosen))
 
 
 def open_rows(levels: str, rows: int) -> list[int]:
@@ -73,8 +73,8 @@ def open_rows(levels: str, rows: int) -> list[int]:
 def test_no_more_is_drawn_than_is_read_and_all_open_rows_are(size, read, levels, drawn):
     generator = SimpleNamespace(size=size, latent_average=torch.zeros(1))
     opened = open_rows(levels, row_count(size))
-    found = draft_effort(generator, read, opened, truncate=True, precision="auto")
-    assert found == RenderingEffort(drawn, torch.float32) and max(opened) < row_count(found.resolution)
+    effort = draft_effort(generator, read, opened, truncate=True, precision="auto")
+    assert effort == RenderingEffort(drawn, torch.float32) and max(opened) < row_count(effort.resolution)
     assert draft_effort(generator, read, opened, truncate=False, precision="auto").resolution == size
     half = draft_effort(generator, read, opened, truncate=True, precision="bfloat16")
     assert half == RenderingEffort(drawn, torch.bfloat16) and half.precision == "bfloat16"
@@ -84,10 +84,10 @@ def test_no_more_is_drawn_than_is_read_and_all_open_rows_are(size, read, levels,
 def test_a_gpu_draws_large_drafts_in_halves(monkeypatch, native, dtype):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
     generator = SimpleNamespace(size=1024, latent_average=SimpleNamespace(device=torch.device("cuda")))
-    wanted = {"truncate": True, "precision": "auto"}
-    assert draft_effort(generator, 256, [0, 5], **wanted) == RenderingEffort(256, dtype)
-    assert draft_effort(generator, 256, [0, 17], **wanted) == RenderingEffort(1024, dtype)
-    assert draft_effort(generator, 128, [0, 5], **wanted) == RenderingEffort(128, torch.float32)
+    options = {"truncate": True, "precision": "auto"}
+    assert draft_effort(generator, 256, [0, 5], **options) == RenderingEffort(256, dtype)
+    assert draft_effort(generator, 256, [0, 17], **options) == RenderingEffort(1024, dtype)
+    assert draft_effort(generator, 128, [0, 5], **options) == RenderingEffort(128, torch.float32)
     assert draft_effort(generator, 256, [5], truncate=True, precision="float32") == RenderingEffort(256, torch.float32)
 
 
@@ -110,28 +110,28 @@ def test_a_search_draws_small_and_hands_back_the_full_size(inverter, faces, comp
     sketch = Renderer.sketch
     monkeypatch.setattr(Renderer, "sketch", lambda *a: (drawn := sketch(*a), sizes.append(drawn[0].shape[-1]))[0])
     drawings = inverter.synthesize(inverter.invert(faces)) if composite == "reconstruction" else faces
-    asked = detector(float(drawings.mean((1, 2, 3)).min()) - 0.01)
-    found = run(inverter, faces, asked, composite=composite)
-    assert (found.resolution, found.full_size, found.precision) == (READ, SIZE, "float32")
-    assert set(sizes) == {READ} and found.counterfactual.shape == (3, 3, SIZE, SIZE)
-    assert torch.equal(found.codes[:, 6:], found.codes_start[:, 6:])
-    searched = ~found.already_real
-    assert searched.any() and (found.codes[searched][:, :6] != found.codes_start[searched][:, :6]).any()
+    target = detector(float(drawings.mean((1, 2, 3)).min()) - 0.01)
+    result = run(inverter, faces, target, composite=composite)
+    assert (result.resolution, result.full_size, result.precision) == (READ, SIZE, "float32")
+    assert set(sizes) == {READ} and result.counterfactual.shape == (3, 3, SIZE, SIZE)
+    assert torch.equal(result.codes[:, 6:], result.codes_start[:, 6:])
+    searched = ~result.already_real
+    assert searched.any() and (result.codes[searched][:, :6] != result.codes_start[searched][:, :6]).any()
     # What is handed back is the exact picture of the codes, and its score.
-    renderer = Renderer(inverter, asked, found.original, found.codes_start, [0], composite, None, FULL)
-    picture, logit = renderer.draw(found.codes.unbind(1), torch.arange(3))
-    assert torch.allclose(found.counterfactual[searched], picture[searched], atol=1.01 / 255)
-    assert torch.allclose(found.p_counterfactual[searched], torch.sigmoid(logit)[searched], atol=0.02)
+    renderer = Renderer(inverter, target, result.original, result.codes_start, [0], composite, None, FULL)
+    picture, logit = renderer.draw(result.codes.unbind(1), torch.arange(3))
+    assert torch.allclose(result.counterfactual[searched], picture[searched], atol=1.01 / 255)
+    assert torch.allclose(result.p_counterfactual[searched], torch.sigmoid(logit)[searched], atol=0.02)
     assert "The search drew at 16 of 64 pixels; the result was drawn and judged at full size in float32." in (
-        found.summary
+        result.summary
     )
 
 
 def test_every_face_that_is_done_passes_at_full_size(inverter, faces):
-    found = run(inverter, faces, kappa=0.3)
-    assert found.flipped.any()
-    done = found.flipped & (found.steps < 60)
-    assert (1 - 2 * found.p_counterfactual[done] > 0.3).all()
+    result = run(inverter, faces, kappa=0.3)
+    assert result.flipped.any()
+    done = result.flipped & (result.steps < 60)
+    assert (1 - 2 * result.p_counterfactual[done] > 0.3).all()
 
 
 def test_where_the_verdict_differs_the_search_goes_on_at_full_size(inverter, faces, monkeypatch):
@@ -140,12 +140,12 @@ def test_where_the_verdict_differs_the_search_goes_on_at_full_size(inverter, fac
     # Drafts that pass at once: none is believed, and the search is the one without drafts.
     sketch = Renderer.sketch
     monkeypatch.setattr(Renderer, "sketch", lambda *a: (sketch(*a)[0], 0 * sketch(*a)[1] - 9))
-    found = run(inverter, faces)
-    assert torch.equal(found.fell_back, ~found.already_real) and found.fell_back.any()
-    assert torch.equal(found.codes, plain.codes) and torch.equal(found.counterfactual, plain.counterfactual)
-    assert torch.equal(found.steps, plain.steps) and torch.equal(found.trajectory, plain.trajectory)
-    assert "the verdict differed at first, so the search went on at full size." in found.summary
-    alone = run(inverter, faces[found.fell_back][:1])
+    result = run(inverter, faces)
+    assert torch.equal(result.fell_back, ~result.already_real) and result.fell_back.any()
+    assert torch.equal(result.codes, plain.codes) and torch.equal(result.counterfactual, plain.counterfactual)
+    assert torch.equal(result.steps, plain.steps) and torch.equal(result.trajectory, plain.trajectory)
+    assert "the verdict differed at first, so the search went on at full size." in result.summary
+    alone = run(inverter, faces[result.fell_back][:1])
     assert "There the verdict differed at first" in alone.summary
 
 
@@ -153,10 +153,10 @@ def test_drafts_without_numbers_are_not_followed(inverter, faces, monkeypatch):
     plain = run(inverter, faces, truncate=False)
     sketch = Renderer.sketch
     monkeypatch.setattr(Renderer, "sketch", lambda *a: (sketch(*a)[0], sketch(*a)[1] * float("nan")))
-    found = run(inverter, faces)
-    assert torch.equal(found.fell_back, ~found.already_real)
+    result = run(inverter, faces)
+    assert torch.equal(result.fell_back, ~result.already_real)
     # The first step was lost with the draft.
-    assert found.codes.isfinite().all() and (found.flipped == plain.flipped).all()
+    assert result.codes.isfinite().all() and (result.flipped == plain.flipped).all()
 
 
 def test_faces_are_searched_as_if_they_were_alone(inverter, faces):
@@ -169,11 +169,11 @@ def test_faces_are_searched_as_if_they_were_alone(inverter, faces):
 
 
 def test_too_few_steps_still_end_with_the_exact_picture(inverter, faces):
-    found = run(inverter, faces, steps=1, early_stop=False)
-    assert found.counterfactual.shape == faces.shape
+    result = run(inverter, faces, steps=1, early_stop=False)
+    assert result.counterfactual.shape == faces.shape
     with torch.no_grad():
-        p_fake = detector().p_fake(found.counterfactual)
-    assert torch.allclose(found.p_counterfactual, p_fake, atol=1e-5)
+        p_fake = detector().p_fake(result.counterfactual)
+    assert torch.allclose(result.p_counterfactual, p_fake, atol=1e-5)
 
 
 def test_features_are_halves_and_pictures_are_not(inverter):
@@ -191,25 +191,25 @@ def test_features_are_halves_and_pictures_are_not(inverter):
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_a_search_in_halves_goes_the_same_way(inverter, faces, precision):
     exact = run(inverter, faces, truncate=False)
-    found = run(inverter, faces, truncate=False, precision=precision)
-    assert found.precision == precision and found.resolution == SIZE
-    assert f"The search drew in {precision}; the result" in found.summary
-    assert torch.equal(found.flipped, exact.flipped)
-    assert ((found.steps - exact.steps).abs() <= 2).all()
+    result = run(inverter, faces, truncate=False, precision=precision)
+    assert result.precision == precision and result.resolution == SIZE
+    assert f"The search drew in {precision}; the result" in result.summary
+    assert torch.equal(result.flipped, exact.flipped)
+    assert ((result.steps - exact.steps).abs() <= 2).all()
     first = run(inverter, faces, truncate=False, precision=precision, steps=1, early_stop=False)
     other = run(inverter, faces, truncate=False, steps=1, early_stop=False)
     moved = ~first.already_real
     agree = ((first.codes - first.codes_start).sign() == (other.codes - other.codes_start).sign())[moved][:, :6]
     assert agree.float().mean() > 0.9
     with torch.no_grad():  # what is handed back was judged in float32
-        assert torch.allclose(found.p_counterfactual, detector().p_fake(found.counterfactual), atol=1e-5)
+        assert torch.allclose(result.p_counterfactual, detector().p_fake(result.counterfactual), atol=1e-5)
 
 
 def test_the_slope_of_float16_is_lifted(inverter, faces):
     # A gradient this small rounds to zero in float16; lifted, it does not, and only its sign counts.
     flat = toy_detector(slope=1e-5, threshold=0.0, size=READ)
-    found = run(inverter, faces[:1], flat, precision="float16", steps=2, early_stop=False)
-    assert ((found.codes - found.codes_start)[:, :6] != 0).float().mean() > 0.9
+    result = run(inverter, faces[:1], flat, precision="float16", steps=2, early_stop=False)
+    assert ((result.codes - result.codes_start)[:, :6] != 0).float().mean() > 0.9
     assert HALF_PRECISION_SLOPE < 65504
 
 

@@ -23,14 +23,14 @@ def sigmoid(value: float) -> float:
 
 def test_values_computed_by_hand():
     # Level 200 falls by 3 a step; p_fake < 0.45 needs a mean below 0.68997, the 8-bit level 175.9: 9 steps.
-    found = run(grey(200))
-    assert found.steps.tolist() == [9] and found.flipped.tolist() == [True]
-    assert torch.equal(found.counterfactual, grey(200 - 27))
+    result = run(grey(200))
+    assert result.steps.tolist() == [9] and result.flipped.tolist() == [True]
+    assert torch.equal(result.counterfactual, grey(200 - 27))
     expected = [sigmoid(20 * ((200 - 3 * step) / 255 - 0.7)) for step in range(10)]
-    assert torch.allclose(found.trajectory[:, 0], torch.tensor(expected), atol=1e-4)
-    assert found.p_original.item() == pytest.approx(expected[0], abs=1e-4)
-    assert found.p_counterfactual.item() == pytest.approx(expected[9], abs=1e-4)
-    assert torch.allclose(found.codes - found.codes_start, torch.full((1, ROWS, 512), -9 * STEP), atol=1e-5)
+    assert torch.allclose(result.trajectory[:, 0], torch.tensor(expected), atol=1e-4)
+    assert result.p_original.item() == pytest.approx(expected[0], abs=1e-4)
+    assert result.p_counterfactual.item() == pytest.approx(expected[9], abs=1e-4)
+    assert torch.allclose(result.codes - result.codes_start, torch.full((1, ROWS, 512), -9 * STEP), atol=1e-5)
 
 
 def test_the_margin_decides_when_a_face_is_done():
@@ -47,20 +47,20 @@ def test_loss_falls_at_every_step_and_rises_against_the_sign():
 
 @pytest.mark.parametrize("level", ["S", "M", "D"])
 def test_closed_rows_stay_bit_identical(level):
-    found = run(grey(200), levels=(level,), steps=5)
+    result = run(grey(200), levels=(level,), steps=5)
     opened = counterfactual_search.level_mask((level,), ROWS)
-    assert torch.equal(found.codes[:, ~opened], found.codes_start[:, ~opened])
-    assert (found.codes[:, opened] != found.codes_start[:, opened]).all()
+    assert torch.equal(result.codes[:, ~opened], result.codes_start[:, ~opened])
+    assert (result.codes[:, opened] != result.codes_start[:, opened]).all()
 
 
 def test_a_third_of_the_rows_moves_a_third_of_the_way():
-    found = run(grey(200), levels=("M",), steps=3, kappa=0.0)
-    assert torch.equal(found.counterfactual, grey(200 - 3))
+    result = run(grey(200), levels=("M",), steps=3, kappa=0.0)
+    assert torch.equal(result.counterfactual, grey(200 - 3))
 
 
 def test_no_coordinate_moves_further_than_its_steps():
-    found = run(grey(250, 200), steps=7)
-    assert (found.codes - found.codes_start).abs().max() <= 7 * STEP + 1e-5
+    result = run(grey(250, 200), steps=7)
+    assert (result.codes - result.codes_start).abs().max() <= 7 * STEP + 1e-5
 
 
 def test_batch_equals_one_by_one_and_repeats():
@@ -76,19 +76,19 @@ def test_batch_equals_one_by_one_and_repeats():
 
 
 def test_a_face_that_is_done_stays_as_it_is():
-    found = run(grey(183, 230))
-    done, late = found.steps.tolist()
+    result = run(grey(183, 230))
+    done, late = result.steps.tolist()
     assert done < late
-    assert (found.trajectory[done:, 0] == found.trajectory[done, 0]).all()
-    assert torch.allclose(found.codes[0] - found.codes_start[0], torch.tensor(-done * STEP), atol=1e-5)
+    assert (result.trajectory[done:, 0] == result.trajectory[done, 0]).all()
+    assert torch.allclose(result.codes[0] - result.codes_start[0], torch.tensor(-done * STEP), atol=1e-5)
 
 
 def test_saturated_detector_is_followed_by_its_log_odds():
     steep = toy_detector(slope=2000)
     assert steep.p_fake(grey(200)).item() == 1.0
-    found = run(grey(200), steep)
-    assert found.used_log_odds.tolist() == [True] and found.flipped.tolist() == [True]
-    assert "log-odds" in found.summary
+    result = run(grey(200), steep)
+    assert result.used_log_odds.tolist() == [True] and result.flipped.tolist() == [True]
+    assert "log-odds" in result.summary
     assert not run(grey(200)).used_log_odds.any()
 
 
@@ -99,46 +99,46 @@ def test_both_losses_go_the_same_way(loss):
 
 @pytest.mark.parametrize("composite", ["transfer", "reconstruction"])
 def test_a_face_called_real_is_not_searched(composite):
-    found = run(grey(100, 200), composite=composite)
-    assert found.already_real.tolist() == [True, False]
-    assert found.flipped.tolist()[0] is False and found.steps[0] == 0
-    assert torch.equal(found.codes[0], found.codes_start[0])
-    assert torch.equal(found.counterfactual[0], found.original[0])
-    assert found.p_counterfactual[0] == found.p_original[0]
+    result = run(grey(100, 200), composite=composite)
+    assert result.already_real.tolist() == [True, False]
+    assert result.flipped.tolist()[0] is False and result.steps[0] == 0
+    assert torch.equal(result.codes[0], result.codes_start[0])
+    assert torch.equal(result.counterfactual[0], result.original[0])
+    assert result.p_counterfactual[0] == result.p_original[0]
     assert "nothing to change" in run(grey(100)).summary
 
 
 def test_a_reconstruction_that_turns_by_itself_is_said():
     # The toy draws every face near the middle grey, which its detector calls real.
-    found = run(grey(200), composite="reconstruction")
-    assert found.flipped_by_inversion.tolist() == [True] and found.steps.tolist() == [0]
-    assert torch.equal(found.counterfactual, found.inversion)
-    assert "before any change" in found.summary
+    result = run(grey(200), composite="reconstruction")
+    assert result.flipped_by_inversion.tolist() == [True] and result.steps.tolist() == [0]
+    assert torch.equal(result.counterfactual, result.inversion)
+    assert "before any change" in result.summary
 
 
 def test_too_few_steps_are_reported_with_the_best_picture():
-    found = run(grey(250), steps=2)
-    assert found.flipped.tolist() == [False] and found.steps.tolist() == [2]
-    assert torch.equal(found.counterfactual, grey(250 - 6))
-    assert "not enough" in found.summary
+    result = run(grey(250), steps=2)
+    assert result.flipped.tolist() == [False] and result.steps.tolist() == [2]
+    assert torch.equal(result.counterfactual, grey(250 - 6))
+    assert "not enough" in result.summary
 
 
 def test_without_early_stop_all_steps_are_made():
-    found = run(grey(200), steps=15, early_stop=False)
-    assert torch.equal(found.counterfactual, grey(200 - 45))
-    assert found.steps.tolist() == [9] and len(found.trajectory) == 16
+    result = run(grey(200), steps=15, early_stop=False)
+    assert torch.equal(result.counterfactual, grey(200 - 45))
+    assert result.steps.tolist() == [9] and len(result.trajectory) == 16
 
 
 def test_the_saved_png_is_what_was_judged():
     detector = toy_detector()
     # Steps of less than one 8-bit level: what is judged must not depend on what rounding removes.
-    found = run(grey(200), detector, epsilon=STEP / 7, steps=100, kappa=0.0)
-    png = images.encode_png(images.to_array(torch.nn.functional.interpolate(found.counterfactual, scale_factor=8)))
+    result = run(grey(200), detector, epsilon=STEP / 7, steps=100, kappa=0.0)
+    png = images.encode_png(images.to_array(torch.nn.functional.interpolate(result.counterfactual, scale_factor=8)))
     read = images.to_tensor(images.read(png))[:, :, ::8, ::8]
-    assert torch.equal(read, found.counterfactual)
+    assert torch.equal(read, result.counterfactual)
     # The order of the channels in memory differs, and with it the last bit.
-    assert detector.p_fake(read).item() == pytest.approx(found.p_counterfactual.item(), abs=1e-6)
-    assert found.p_counterfactual.item() < 0.5
+    assert detector.p_fake(read).item() == pytest.approx(result.p_counterfactual.item(), abs=1e-6)
+    assert result.p_counterfactual.item() < 0.5
 
 
 def test_closing_restores_the_models_and_leaks_nothing():
@@ -163,18 +163,18 @@ def test_closing_restores_the_models_and_leaks_nothing():
 def test_one_forward_pass_a_step():
     detector, calls = toy_detector(), []
     handle = detector.network.register_forward_hook(lambda *_: calls.append(1))
-    found = finish(search(toy_inverter(), detector, grey(200)))
+    result = finish(search(toy_inverter(), detector, grey(200)))
     handle.remove()
     # One each for the original and the inversion, one for the start, one a step.
-    assert len(calls) == 3 + int(found.steps[0])
+    assert len(calls) == 3 + int(result.steps[0])
 
 
 def test_steps_show_where_the_search_is():
     steps = []
-    found = finish(search(toy_inverter(), toy_detector(), grey(200)), steps.append)
+    result = finish(search(toy_inverter(), toy_detector(), grey(200)), steps.append)
     assert steps[0].number == 0 and steps[-1].number <= steps[-1].total
-    assert torch.equal(steps[-1].preview, found.counterfactual)
-    assert steps[-1].values["p_fake"] == pytest.approx(found.p_counterfactual.item())
+    assert torch.equal(steps[-1].preview, result.counterfactual)
+    assert steps[-1].values["p_fake"] == pytest.approx(result.p_counterfactual.item())
 
 
 @pytest.mark.parametrize(

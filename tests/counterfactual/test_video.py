@@ -51,65 +51,65 @@ def searched(*levels: int, settings: SearchSettings = SETTINGS_USED) -> VideoSea
 
 
 def test_every_frame_begins_at_the_change_of_the_one_before(detector):
-    made = finish(searched(200, 200, 203, 210, 200).run())
+    result = finish(searched(200, 200, 203, 210, 200).run())
     # A step darkens by 3, and below 176 a face passes: 200 needs 9 steps, and the others only what is left after these.
-    assert [frame.steps for frame in made.frames] == [9, 0, 1, 3, 0]
-    assert all(frame.flipped and frame.p_counterfactual < 0.5 < frame.p_original for frame in made.frames)
-    assert [int(picture[100, 100, 0]) for picture in made.pictures] == [173, 173, 173, 174, 173]
-    levels = zip(made.pictures, (200, 200, 203, 210, 200), strict=True)
+    assert [frame.steps for frame in result.frames] == [9, 0, 1, 3, 0]
+    assert all(frame.flipped and frame.p_counterfactual < 0.5 < frame.p_original for frame in result.frames)
+    assert [int(picture[100, 100, 0]) for picture in result.pictures] == [173, 173, 173, 174, 173]
+    levels = zip(result.pictures, (200, 200, 203, 210, 200), strict=True)
     assert all((picture[:20] == level).all() for picture, level in levels)
     assert round(DARKER * 255) == 3 and hooks(detector) == 0
 
 
 def test_frames_without_the_face_stay_and_are_said(detector):
-    made = finish(searched(200, 5, 200, 100).run())
-    assert [frame.skipped for frame in made.frames] == ["", NO_FACE, "", ""]
-    assert (made.pictures[1] == 5).all() and made.frames[1].p_original is None
-    assert made.frames[3].steps == 0 and not made.frames[3].flipped and (made.pictures[3] == 100).all()
-    assert "1 frame was skipped: the face that was followed is not seen." in made.summary
-    assert "put 2 of 3 frames on the side of fake; 2 of these went over" in made.summary
-    assert not made.stopped
+    result = finish(searched(200, 5, 200, 100).run())
+    assert [frame.skipped for frame in result.frames] == ["", NO_FACE, "", ""]
+    assert (result.pictures[1] == 5).all() and result.frames[1].p_original is None
+    assert result.frames[3].steps == 0 and not result.frames[3].flipped and (result.pictures[3] == 100).all()
+    assert "1 frame was skipped: the face that was followed is not seen." in result.summary
+    assert "put 2 of 3 frames on the side of fake; 2 of these went over" in result.summary
+    assert not result.stopped
 
 
 def test_the_saved_video_is_judged_as_it_is(detector):
-    made = finish(searched(200, 200).run())
-    read = finish(video.read_video(made.mp4))
+    result = finish(searched(200, 200).run())
+    read = finish(video.read_video(result.mp4))
     assert len(read.frames) == 2 and read.frames[0][-6:, :20].min() < 90  # the mark
-    for frame in made.frames:
+    for frame in result.frames:
         assert (
             frame.p_saved == pytest.approx(frame.p_counterfactual, abs=0.1) and frame.p_saved != frame.p_counterfactual
         )
-    assert "In the saved video it is" in made.summary
+    assert "In the saved video it is" in result.summary
 
 
 def test_where_nothing_changed_there_is_no_video_and_no_mark(detector):
-    made = finish(searched(100, 100).run())
-    assert made.mp4 == b"" and not made.changed and "no video was made" in made.summary
-    with zipfile.ZipFile(io.BytesIO(made.zip())) as packed:
-        assert np.array_equal(images.read(packed.read("frames/001.png")), made.pictures[0])
+    result = finish(searched(100, 100).run())
+    assert result.mp4 == b"" and not result.changed and "no video was made" in result.summary
+    with zipfile.ZipFile(io.BytesIO(result.zip())) as archive:
+        assert np.array_equal(images.read(archive.read("frames/001.png")), result.pictures[0])
 
 
 def test_the_zip_has_every_changed_frame_marked_and_the_scores(detector):
-    made = finish(searched(200, 5).run())
-    with zipfile.ZipFile(io.BytesIO(made.zip())) as packed:
-        assert set(packed.namelist()) == {"record.json", "summary.txt", "frames/001.png", "frames/002.png"}
-        record = json.loads(packed.read("record.json"))
-        first, second = (images.read(packed.read(f"frames/00{number}.png")) for number in (1, 2))
-    assert np.array_equal(second, made.pictures[1])  # as it came
-    assert record == json.loads(json.dumps(made.record(), allow_nan=False))
+    result = finish(searched(200, 5).run())
+    with zipfile.ZipFile(io.BytesIO(result.zip())) as archive:
+        assert set(archive.namelist()) == {"record.json", "summary.txt", "frames/001.png", "frames/002.png"}
+        record = json.loads(archive.read("record.json"))
+        first, second = (images.read(archive.read(f"frames/00{number}.png")) for number in (1, 2))
+    assert np.array_equal(second, result.pictures[1])  # as it came
+    assert record == json.loads(json.dumps(result.record(), allow_nan=False))
     assert record["frames"][0]["p_original"] > 0.5 and record["frames"][1]["skipped"] == NO_FACE
-    assert np.array_equal(first[:180], made.pictures[0][:180]) and not np.array_equal(first, made.pictures[0])
-    with zipfile.ZipFile(io.BytesIO(made.zip(marked=False))) as packed:
-        assert np.array_equal(images.read(packed.read("frames/001.png")), made.pictures[0])
+    assert np.array_equal(first[:180], result.pictures[0][:180]) and not np.array_equal(first, result.pictures[0])
+    with zipfile.ZipFile(io.BytesIO(result.zip(marked=False))) as archive:
+        assert np.array_equal(images.read(archive.read("frames/001.png")), result.pictures[0])
 
 
 def test_a_detector_with_a_crop_of_its_own_sees_it_in_every_frame(detector):
     detector.card = replace(detector.card, input_size=SIZE // 2, template="deepfakebench")
     steps = []
-    made = finish(searched(200, 200, 200).run(), steps.append)
+    result = finish(searched(200, 200, 200).run(), steps.append)
     assert not any("frames 2 to" in step.message for step in steps)  # each frame has its own view
-    assert [frame.flipped for frame in made.frames] == [True] * 3 and made.frames[1].steps == 0
-    assert made.frames[0].steps > 9  # around the crop, which alone changes, the view stays bright
+    assert [frame.flipped for frame in result.frames] == [True] * 3 and result.frames[1].steps == 0
+    assert result.frames[0].steps > 9  # around the crop, which alone changes, the view stays bright
 
 
 def test_other_detectors_are_asked_about_the_frames_that_were_searched(detector, monkeypatch):
@@ -121,25 +121,25 @@ def test_other_detectors_are_asked_about_the_frames_that_were_searched(detector,
     others["wide"].card = replace(others["wide"].card, template="deepfakebench")
     monkeypatch.setattr(registry, "load", lambda name: others.get(name, detector))
     monkeypatch.setattr(registry, "loadable", lambda: ["toy", *others])
-    made = finish(searched(200, 5, 180, 100).run())
-    found = {one.detector: one for one in made.retested}
+    result = finish(searched(200, 5, 180, 100).run())
+    by_detector = {retest.detector: retest for retest in result.retested}
     # Of 200, 180 and 100 of 255, 200 alone is above 0.75, and the first two are above 0.5; afterwards they are 173
     # and darker than 176 with it, which is above 0.5 still.
-    assert {name: one.frames for name, one in found.items()} == dict.fromkeys(others, 3)
-    assert (found["lax"].fake_before, found["lax"].fake_after) == (0.3333, 0.0)
-    assert (found["strict"].fake_before, found["strict"].fake_after) == (0.6667, 0.6667)
+    assert {name: retest.frames for name, retest in by_detector.items()} == dict.fromkeys(others, 3)
+    assert (by_detector["lax"].fake_before, by_detector["lax"].fake_after) == (0.3333, 0.0)
+    assert (by_detector["strict"].fake_before, by_detector["strict"].fake_after) == (0.6667, 0.6667)
     # The wider crop is the frame's own: around the generator's crop nothing changed.
-    assert found["wide"].p_before == pytest.approx(found["strict"].p_before, abs=1e-3)
-    assert found["wide"].p_after > found["strict"].p_after + 0.005
-    own = made.searched_against
-    assert (own.detector, own.fake_before, own.fake_after) == ("toy", 0.6667, 0.0)
-    assert made.summary.endswith("Of 2 other detectors that called most of the frames fake, 2 still do so.")
-    assert made.record()["retest"]["lax"]["fake_before"] == 0.3333 and set(made.record()["retest"]) == set(others)
+    assert by_detector["wide"].p_before == pytest.approx(by_detector["strict"].p_before, abs=1e-3)
+    assert by_detector["wide"].p_after > by_detector["strict"].p_after + 0.005
+    attacked = result.searched_against
+    assert (attacked.detector, attacked.fake_before, attacked.fake_after) == ("toy", 0.6667, 0.0)
+    assert result.summary.endswith("Of 2 other detectors that called most of the frames fake, 2 still do so.")
+    assert result.record()["retest"]["lax"]["fake_before"] == 0.3333 and set(result.record()["retest"]) == set(others)
 
 
 def test_where_there_is_no_other_detector_this_is_said(detector):
-    made = finish(searched(200, 200).run())
-    assert made.retested == () and made.summary.endswith("There is no other detector to ask.")
+    result = finish(searched(200, 200).run())
+    assert result.retested == () and result.summary.endswith("There is no other detector to ask.")
 
 
 def test_what_was_done_before_a_stop_is_kept(detector):
@@ -150,11 +150,11 @@ def test_what_was_done_before_a_stop_is_kept(detector):
         if "frames 7 to 9" in step.message:
             break
     job.close()
-    made = work.so_far()
-    assert made.stopped and [bool(frame.skipped) for frame in made.frames] == [False] * 6 + [True] * 3
-    assert made.frames[-1].skipped == NOT_REACHED and (made.pictures[-1] == 200).all()
-    assert len(finish(video.read_video(made.mp4)).frames) == 9
-    assert "3 frames were skipped: the search was stopped" in made.summary
+    result = work.so_far()
+    assert result.stopped and [bool(frame.skipped) for frame in result.frames] == [False] * 6 + [True] * 3
+    assert result.frames[-1].skipped == NOT_REACHED and (result.pictures[-1] == 200).all()
+    assert len(finish(video.read_video(result.mp4)).frames) == 9
+    assert "3 frames were skipped: the search was stopped" in result.summary
     assert all(weight.requires_grad for weight in detector.parameters()) and hooks(detector) == 0
 
 
@@ -167,25 +167,25 @@ def test_steps_are_counted_to_the_end(detector):
 
 
 @pytest.mark.parametrize(
-    ("levels", "found", "words"),
+    ("levels", "size", "message"),
     [((5, 5), None, "No face was found in this video"), ((200, 200), (20, 10), "The face is only 20 pixels wide")],
 )
-def test_a_video_without_a_usable_face_is_a_sentence(detector, monkeypatch, levels, found, words):
-    if found is not None:
+def test_a_video_without_a_usable_face_is_a_sentence(detector, monkeypatch, levels, size, message):
+    if size is not None:
         small = replace(FACE, box=(60.0, 50.0, 80.0, 60.0))
         monkeypatch.setattr(faces, "find_faces", lambda _image: [small])
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=message):
         finish(searched(*levels).run())
 
 
 def test_nothing_changes_where_every_frame_is_called_real(detector):
-    made = finish(searched(100, 100).run())
-    assert "on the side of fake, so nothing changed" in made.summary and not made.record()["flipped"]
+    result = finish(searched(100, 100).run())
+    assert "on the side of fake, so nothing changed" in result.summary and not result.record()["flipped"]
 
 
 def test_the_command_line_refuses_what_it_cannot_do(tmp_path, capsys):
-    for given in ([], ["photo.png", "--video", "film.mp4"]):
-        assert main.main(["counterfactual", *given, "--detector", "toy", "--out", str(tmp_path)]) == 2
+    for arguments in ([], ["photo.png", "--video", "film.mp4"]):
+        assert main.main(["counterfactual", *arguments, "--detector", "toy", "--out", str(tmp_path)]) == 2
         assert "either a picture or a video" in capsys.readouterr().err
     with pytest.raises(UserError, match="--face belongs to a picture"):
         photo.counterfactual(video=Path("x"), detector="a", out=Path("b"), face=2)
@@ -198,8 +198,8 @@ def test_a_real_face_that_moves(tmp_path, capsys):
     path.write_bytes(films.encode(films.moving_face(6, hidden=(3,))))
     name = registry.loadable()[0]
     out = tmp_path / "out"
-    given = ["counterfactual", "--video", str(path), "--detector", name, "--out", str(out), "--steps", "3", "--json"]
-    assert main.main(given) == 0
+    command = ["counterfactual", "--video", str(path), "--detector", name, "--out", str(out), "--steps", "3", "--json"]
+    assert main.main(command) == 0
     answer = json.loads(capsys.readouterr().out)
     assert (
         answer["video"] == "film.mp4"
@@ -212,7 +212,7 @@ def test_a_real_face_that_moves(tmp_path, capsys):
             assert 0 <= frame["p_counterfactual"] <= 1 and 0 <= frame["p_saved"] <= 1
             assert frame["p_counterfactual"] <= frame["p_original"] + 1e-6
     assert set(answer["retest"]) == set(registry.loadable()) - {name}
-    assert all(one["frames"] == 5 for one in answer["retest"].values())
+    assert all(retest["frames"] == 5 for retest in answer["retest"].values())
     assert {Path(file).name for file in answer["files"].values()} == {"counterfactual.mp4", "frames.zip", "result.json"}
     with av.open(answer["files"]["video"]) as container:
         assert container.streams.video[0].frames == 6

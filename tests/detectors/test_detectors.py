@@ -115,8 +115,8 @@ class Constant(nn.Module):
 def test_direction_of_every_meaning(meaning: str) -> None:
     for raw, expected in zip(OUTPUTS[meaning], (3.0, -3.0), strict=True):
         detector = Detector(Constant(torch.tensor(raw)), replace(plain_card("xception"), outputs=meaning))
-        found = detector.logit_fake(torch.rand(2, 3, 128, 128))
-        torch.testing.assert_close(found, torch.full((2,), expected), atol=3e-3, rtol=0)
+        log_odds = detector.logit_fake(torch.rand(2, 3, 128, 128))
+        torch.testing.assert_close(log_odds, torch.full((2,), expected), atol=3e-3, rtol=0)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "nf"])  # nf has no layers
@@ -198,11 +198,11 @@ def test_threshold_first_then_temperature() -> None:
 
 
 @pytest.mark.parametrize(
-    ("p_fake", "word"),
+    ("p_fake", "verdict"),
     [(0.0, "real"), (0.34, "real"), (0.4, "uncertain"), (0.6, "uncertain"), (0.66, "fake"), (1.0, "fake")],
 )
-def test_verdict_words(p_fake: float, word: str) -> None:
-    assert cards.verdict(p_fake) == word
+def test_verdict_words(p_fake: float, verdict: str) -> None:
+    assert cards.verdict(p_fake) == verdict
 
 
 @torch.no_grad()
@@ -333,8 +333,8 @@ def test_errors_are_said_in_short(weights_folder: Path) -> None:
     card = registry.card("mesoinception4")
     errors = [("real", 0.1), ("swap", 0.4), ("sample", 0.02), ("ciplab_real", 0.9)]
     measured = replace(card, errors=tuple(cards.ErrorRate(kind, rate, 50, None) for kind, rate in errors))
-    said = predict.summarise_error_rates(measured)
-    assert said == "Calls 10% to 90% of real photographs fake, by source; misses 2% to 40% of fakes, by kind."
+    summary = predict.summarise_error_rates(measured)
+    assert summary == "Calls 10% to 90% of real photographs fake, by source; misses 2% to 40% of fakes, by kind."
     assert predict.summarise_error_rates(replace(card, errors=measured.errors[:1])).endswith("photographs fake.")
     assert "not measured here" in predict.summarise_error_rates(replace(card, errors=()))
 
@@ -349,8 +349,8 @@ def test_unknown_names_are_said(weights_folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("score", "shown"),
+    ("score", "text"),
     [(0.348, "0.35"), (0.352, "0.352"), (0.3504, "0.3504"), (0.648, "0.648"), (0.124, "0.12"), (1.0, "1.00")],
 )
-def test_a_rounded_score_never_reads_as_another_verdict(score, shown):
-    assert predict.format_p_fake(score) == shown
+def test_a_rounded_score_never_reads_as_another_verdict(score, text):
+    assert predict.format_p_fake(score) == text

@@ -81,8 +81,8 @@ def test_local_statistics_of_one_window() -> None:
     for part in head.filters:
         part.learnable.zero_()
     faces = torch.rand(1, 3, 24, 20) * 2 - 1
-    found = head(faces)
-    assert found.shape == (1, 6, (24 - 10 + 8) // 2 + 1, (20 - 10 + 8) // 2 + 1)
+    statistics = head(faces)
+    assert statistics.shape == (1, 6, (24 - 10 + 8) // 2 + 1, (20 - 10 + 8) // 2 + 1)
     red, green, blue = faces[0]
     grey = (0.299 * red + 0.587 * green + 0.114 * blue + 1) * 122.5
     row, column = 4, 3  # the window begins at pixel 2 * row - 4, 2 * column - 4
@@ -91,7 +91,7 @@ def test_local_statistics_of_one_window() -> None:
     for number in range(6):
         chosen = (total >= number * 10 / 3 - 1e-9) & (total <= (number + 1) * 10 / 3 + 1e-9)
         expected = np.log10(np.abs(window[chosen]) + 1e-15).mean()
-        assert found[0, number, row, column].item() == pytest.approx(expected, abs=1e-3)
+        assert statistics[0, number, row, column].item() == pytest.approx(expected, abs=1e-3)
 
 
 def test_window_count_of_the_published_size() -> None:
@@ -100,15 +100,15 @@ def test_window_count_of_the_published_size() -> None:
 
 def test_published_keys() -> None:
     with torch.device("meta"):
-        one, both = F3Net().state_dict(), TwoBranchF3Net(classes=1).state_dict()
+        single, two_branch = F3Net().state_dict(), TwoBranchF3Net(classes=1).state_dict()
     head = {"FAD_head._DCT_all", "FAD_head._DCT_all_T"}
     head |= {f"FAD_head.filters.{number}.{part}" for number in range(4) for part in ("base", "learnable")}
-    assert {key for key in one if key.startswith("FAD_head.")} == head
-    assert one["backbone.conv1.weight"].shape == (32, 12, 3, 3)
-    assert one["backbone.last_linear.1.weight"].shape == (2, 2048)
-    assert {key.split(".")[0] for key in both} == {"FAD_head", "FAD_xcep", "LFS_head", "LFS_xcep", "fc"}
-    assert both["LFS_xcep.conv1.weight"].shape == (32, 6, 3, 3) and both["fc.weight"].shape == (1, 4096)
-    assert both["LFS_head.filters.5.ft_num"].shape == () and both["LFS_head._DCT_patch"].shape == (10, 10)
+    assert {key for key in single if key.startswith("FAD_head.")} == head
+    assert single["backbone.conv1.weight"].shape == (32, 12, 3, 3)
+    assert single["backbone.last_linear.1.weight"].shape == (2, 2048)
+    assert {key.split(".")[0] for key in two_branch} == {"FAD_head", "FAD_xcep", "LFS_head", "LFS_xcep", "fc"}
+    assert two_branch["LFS_xcep.conv1.weight"].shape == (32, 6, 3, 3) and two_branch["fc.weight"].shape == (1, 4096)
+    assert two_branch["LFS_head.filters.5.ft_num"].shape == () and two_branch["LFS_head._DCT_patch"].shape == (10, 10)
 
 
 def test_checkpoint_is_matched_strictly() -> None:

@@ -34,13 +34,13 @@ def test_the_map_is_that_of_the_package_in_both_directions(name, towards):
     detector = Detector(Convolutions(), toy_detector(size=32).card).eval()
     coarse = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(1))  # noise has no segments
     picture = functional.interpolate(coarse, size=32, mode="bilinear")
-    made = finish(explain(picture, detector, ExplainSettings(method=name, towards=towards)))
+    result = finish(explain(picture, detector, ExplainSettings(method=name, towards=towards)))
     sign = 1 if towards == "fake" else -1
     cam = PACKAGE[name](_LogOdds(detector), [detector.cam_module()])
     expected = cam(picture.clone().requires_grad_(True), targets=[lambda scores: sign * scores[0]])[0]
     cam.activations_and_grads.release()
-    assert not made.degenerate and not made.signed and made.reference is None
-    assert np.abs(made.saliency.numpy() - expected).max() < 1e-4
+    assert not result.degenerate and not result.signed and result.reference is None
+    assert np.abs(result.saliency.numpy() - expected).max() < 1e-4
 
 
 @pytest.mark.parametrize("variant", ["Grad-CAM", "Grad-CAM++"])
@@ -48,19 +48,19 @@ def test_the_map_of_a_mirrored_detector_adds_what_the_mirror_image_shows_in_its_
     once = Detector(Convolutions(), toy_detector(size=32).card).eval()
     both = Detector(once.network, dataclasses.replace(once.card, mirrored=True)).eval()
     pictures = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    found = grad_cam(both, pictures, variant=variant).maps
-    assert found.shape == (2, 32, 32)
-    assert np.allclose(grad_cam(both, pictures.flip(3), variant=variant).maps, found[:, :, ::-1], atol=1e-3)
-    assert np.abs(grad_cam(once, pictures, variant=variant).maps - found).max() > 0.05
+    maps = grad_cam(both, pictures, variant=variant).maps
+    assert maps.shape == (2, 32, 32)
+    assert np.allclose(grad_cam(both, pictures.flip(3), variant=variant).maps, maps[:, :, ::-1], atol=1e-3)
+    assert np.abs(grad_cam(once, pictures, variant=variant).maps - maps).max() > 0.05
 
 
 def test_in_grad_cam_both_halves_count_alike():
     once = Detector(Convolutions(), toy_detector(size=32).card).eval()
     both = Detector(once.network, dataclasses.replace(once.card, mirrored=True)).eval()
     pictures = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    found, seen, mirrored = raw_map(both, pictures), raw_map(once, pictures), raw_map(once, pictures.flip(3))
-    assert np.allclose(found, (seen + mirrored[:, :, ::-1]) / 2, atol=1e-6)  # each has half of the gradient
-    assert np.abs(found).max() > 1e-4
+    both_map, once_map, mirrored_map = raw_map(both, pictures), raw_map(once, pictures), raw_map(once, pictures.flip(3))
+    assert np.allclose(both_map, (once_map + mirrored_map[:, :, ::-1]) / 2, atol=1e-6)  # each has half of the gradient
+    assert np.abs(both_map).max() > 1e-4
 
 
 def raw_map(detector, pictures):
@@ -74,9 +74,9 @@ def raw_map(detector, pictures):
 @pytest.mark.parametrize("name", PACKAGE)
 def test_the_patch_is_found_and_nothing_speaks_against_it(name):
     detector = patch_detector()
-    found = finish(explain(face(), detector, ExplainSettings(method=name)))
-    assert in_patch(found.saliency) and found.explanation.images == 1 and found.explanation.calls == 1
-    outside = found.saliency.clone()
+    result = finish(explain(face(), detector, ExplainSettings(method=name)))
+    assert in_patch(result.saliency) and result.explanation.images == 1 and result.explanation.calls == 1
+    outside = result.saliency.clone()
     outside[PATCH] = 0
     assert outside.max() == 0
     against = finish(explain(face(), detector, ExplainSettings(method=name, towards="real")))
@@ -87,5 +87,5 @@ def test_the_patch_is_found_and_nothing_speaks_against_it(name):
 def test_a_detector_without_a_layer_says_so():
     detector = patch_detector()
     detector.card = dataclasses.replace(detector.card, cam_layer="")
-    found = finish(explain(face(), detector, ExplainSettings(method="gradcam")))
-    assert found.degenerate and "layer" in found.reason
+    result = finish(explain(face(), detector, ExplainSettings(method="gradcam")))
+    assert result.degenerate and "layer" in result.reason

@@ -11,12 +11,12 @@ from backend.detectors.lf import LF, LF_SOURCES, ScaledConv, ScaledLinear
 def test_the_layers_are_those_of_the_paper():
     with torch.device("meta"):
         network = LF(("real", "a", "b", "c", "d"))
-    convolutions = [tuple(one.weight.shape[:2]) for one in network.modules() if isinstance(one, ScaledConv)]
+    convolutions = [tuple(layer.weight.shape[:2]) for layer in network.modules() if isinstance(layer, ScaledConv)]
     assert convolutions == [
         (16, 3), (32, 16), (32, 32), (64, 32), (64, 64), (128, 64), (128, 128), (256, 128), (256, 256), (512, 256),
         (512, 512),
     ]  # fmt: skip
-    dense = [tuple(one.weight.shape) for one in network.modules() if isinstance(one, ScaledLinear)]
+    dense = [tuple(layer.weight.shape) for layer in network.modules() if isinstance(layer, ScaledLinear)]
     assert dense == [(512, 512 * 16), (5, 512)]
 
 
@@ -44,5 +44,7 @@ def test_weights_have_unit_variance_and_are_scaled_when_used():
 
 def test_the_most_likely_source_decides():
     raw = torch.tensor([[0.4, 0.3, 0.2, 0.1], [0.3, 0.4, 0.2, 0.1], [0.9, 0.05, 0.03, 0.02]]).log()
-    found = LOG_ODDS["logits by source, real first"](raw)  # three makers together are likelier than real in the first
-    torch.testing.assert_close(found.exp(), torch.tensor([3 / 4, 4 / 3, 1 / 18]))
+    log_odds = LOG_ODDS["logits by source, real first"](
+        raw
+    )  # three makers together are likelier than real in the first
+    torch.testing.assert_close(log_odds.exp(), torch.tensor([3 / 4, 4 / 3, 1 / 18]))

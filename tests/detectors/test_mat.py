@@ -88,9 +88,9 @@ def test_official_checkpoint_finds_its_places(published: MAT) -> None:
     assert "net._blocks.1._expand_conv.weight" not in state  # the first stage expands nothing
     expected = published.state_dict()
     for checkpoint in (state, {"state_dict": state}):
-        found = from_official(checkpoint)
-        assert found.keys() == expected.keys()
-        assert all(found[key].shape == expected[key].shape for key in expected)
+        converted = from_official(checkpoint)
+        assert converted.keys() == expected.keys()
+        assert all(converted[key].shape == expected[key].shape for key in expected)
     marked = state | {"net._blocks.31._se_reduce.bias": torch.full((112,), 7.0)}
     assert (from_official(marked)["net.blocks.6.1.se.conv_reduce.bias"] == 7).all()
 
@@ -120,8 +120,8 @@ def test_attention_pooling_by_hand() -> None:
     unit = torch.tensor([[[1.0, 0.0], [2 / 5**0.5, 1 / 5**0.5]]])
     torch.testing.assert_close(bilinear_attention_pooling(features, attention), unit)
     torch.testing.assert_close(attention_means(features, attention), torch.tensor([[[2.0, 0.0], [2.0, 1.0]]]))
-    own = torch.stack([features, features + 1], dim=1)
-    torch.testing.assert_close(attention_sums(own, attention), torch.tensor([[[4.0, 0.0], [6.0, 4.0]]]))
+    stacked = torch.stack([features, features + 1], dim=1)
+    torch.testing.assert_close(attention_sums(stacked, attention), torch.tensor([[[4.0, 0.0], [6.0, 4.0]]]))
 
 
 def test_texture_leaves_out_the_local_mean_and_the_attentions_gradient() -> None:

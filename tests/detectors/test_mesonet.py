@@ -78,8 +78,8 @@ def test_layers_are_matched_by_name(tmp_path: Path, first: int, reverse: bool) -
     for layer in (1, 2):
         for branch, offset in BRANCH_LAYERS.items():
             expected = layers[f"conv2d_{first + offset + 7 * (layer - 1)}"]["kernel"].transpose(3, 2, 0, 1)
-            found = state[f"inception{layer}.{branch}.weight"].numpy()
-            np.testing.assert_array_equal(found, expected.astype(np.float32))
+            kernel = state[f"inception{layer}.{branch}.weight"].numpy()
+            np.testing.assert_array_equal(kernel, expected.astype(np.float32))
 
 
 def test_flatten_order(tmp_path: Path) -> None:

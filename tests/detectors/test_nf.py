@@ -31,7 +31,7 @@ def test_the_fingerprint_in_a_picture_is_found():
 
 def test_raw_outputs_are_the_correlations_of_the_residual():
     network, faces = network_and_faces()
-    expected = [residual_correlation(one, wiener_residual(faces)) for one in network.fingerprints]
+    expected = [residual_correlation(fingerprint, wiener_residual(faces)) for fingerprint in network.fingerprints]
     torch.testing.assert_close(network(faces), torch.stack(expected, dim=1))
 
 

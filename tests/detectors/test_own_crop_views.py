@@ -48,8 +48,8 @@ def test_the_similarity_is_the_one_of_least_squares():
     from skimage.transform import SimilarityTransform
 
     expected = SimilarityTransform.from_estimate(LANDMARKS, alignment.DEEPFAKEBENCH_POINTS * 256)
-    found = alignment.align_face(photo(), FACE, "deepfakebench", 256).matrix
-    assert found == pytest.approx(expected.params[:2], abs=1e-6)
+    matrix = alignment.align_face(photo(), FACE, "deepfakebench", 256).matrix
+    assert matrix == pytest.approx(expected.params[:2], abs=1e-6)
 
 
 @pytest.mark.parametrize(("template", "size"), [("deepfakebench", 256), ("embedded", 224), ("ffhq", 96)])
@@ -119,18 +119,18 @@ def both(monkeypatch):
 
 
 def test_every_detector_is_asked_about_its_own_crop(both, monkeypatch):
-    asked: dict[str, torch.Tensor] = {}
+    captured: dict[str, torch.Tensor] = {}
     for name, detector in both.items():
-        detector.network.register_forward_hook(lambda _net, inputs, _out, name=name: asked.update({name: inputs[0]}))
+        detector.network.register_forward_hook(lambda _net, inputs, _out, name=name: captured.update({name: inputs[0]}))
     picture = photo()
     judged = predict.judge_faces(alignment.locate_all(picture))
-    own = images.to_tensor(alignment.align_face(picture, FACE, "deepfakebench", 256).crop)
-    assert torch.equal(asked["wide"], torch.cat([own, own]))
+    own_crop = images.to_tensor(alignment.align_face(picture, FACE, "deepfakebench", 256).crop)
+    assert torch.equal(captured["wide"], torch.cat([own_crop, own_crop]))
     # What embedded detectors are asked, and answer, is what it was without views.
     crop = images.to_tensor(judged[0].aligned.crop)
-    assert torch.equal(asked["toy"], torch.cat([crop, crop]))
+    assert torch.equal(captured["toy"], torch.cat([crop, crop]))
     assert judged[0].p_fake["toy"] == round(both["toy"].p_fake(torch.cat([crop, crop])).tolist()[0], 6)
-    assert judged[0].p_fake["wide"] == round(both["wide"].p_fake(own)[0].item(), 6)
+    assert judged[0].p_fake["wide"] == round(both["wide"].p_fake(own_crop)[0].item(), 6)
     assert predict.judge_faces(alignment.locate_all(picture), [])[0].p_fake == {}
 
 
@@ -144,22 +144,22 @@ def test_the_embedded_detectors_see_the_bare_crop():
 
 def test_a_search_turns_a_detector_through_its_own_crop(both):
     picture = np.full((400, 420, 3), 200, dtype=np.uint8)
-    found = finish(
+    result = finish(
         find_counterfactual(alignment.locate(picture), "wide", SearchSettings(kappa=0.1), inverter=toy_inverter(128))
     )
-    assert found.flipped and found.p_fake["original"] == pytest.approx(
+    assert result.flipped and result.p_fake["original"] == pytest.approx(
         both["wide"].p_fake(images.to_tensor(alignment.align_face(picture, FACE, "deepfakebench", 256).crop)).item()
     )
     # The crop is smaller than what the detector sees, so it has to be darkened by more than the 27 levels otherwise.
-    assert found.search.steps[0] > 9 and (found.counterfactual == 200 - 3 * int(found.search.steps[0])).all()
-    assert found.p_pasted == pytest.approx(found.p_fake["counterfactual"], abs=0.02)
-    assert found.cams.maps.shape == (2, 256, 256)
-    assert set(found.retest) == {"toy"}
+    assert result.search.steps[0] > 9 and (result.counterfactual == 200 - 3 * int(result.search.steps[0])).all()
+    assert result.p_pasted == pytest.approx(result.p_fake["counterfactual"], abs=0.02)
+    assert result.cams.maps.shape == (2, 256, 256)
+    assert set(result.retest) == {"toy"}
 
 
 def test_a_search_without_a_photo_shows_every_detector_the_face_itself():
     face = torch.full((1, 3, 128, 128), 200 / 255)
     inverter = toy_inverter(128)
     with runtime.MODEL_LOCK:
-        found = finish(search(inverter, wide(), face, SearchSettings(kappa=0.1)))
-    assert found.flipped.all() and found.steps.tolist() == [9]
+        result = finish(search(inverter, wide(), face, SearchSettings(kappa=0.1)))
+    assert result.flipped.all() and result.steps.tolist() == [9]

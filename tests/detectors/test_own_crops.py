@@ -26,20 +26,20 @@ INSIDE, AROUND = 200, 60  # grey levels of the face, and of what is around it
 
 
 @pytest.fixture
-def asked(monkeypatch):
+def captured(monkeypatch):
     """Put two toys in place of the models, and return the pictures that each was shown, by its name."""
-    own = toy_detector(5, 0.3, "own", OWN[1])
-    own.card = replace(own.card, template=OWN[0], title="Own")
+    own_detector = toy_detector(5, 0.3, "own", OWN[1])
+    own_detector.card = replace(own_detector.card, template=OWN[0], title="Own")
     plain = toy_detector(5, 0.3, "xception", SIZE)  # the name of the white box
-    known = {"xception": plain, "own": own}
-    shown: dict[str, list] = {name: [] for name in known}
+    known = {"xception": plain, "own": own_detector}
+    seen: dict[str, list] = {name: [] for name in known}
     for name, detector in known.items():
-        detector.network.register_forward_pre_hook(lambda _, given, name=name: shown[name].append(given[0].detach()))
+        detector.network.register_forward_pre_hook(lambda _, inputs, name=name: seen[name].append(inputs[0].detach()))
     monkeypatch.setattr(registry, "load", known.__getitem__)
     monkeypatch.setattr(registry, "loadable", lambda: list(known))
     monkeypatch.setattr(registry, "card", lambda name: known[name].card)
     monkeypatch.setattr(faces, "find_faces", lambda _image: [FACE])
-    return shown
+    return seen
 
 
 @pytest.fixture
@@ -64,51 +64,53 @@ def own_crop(photo):
     return alignment.align_face(photo, FACE, *OWN).crop
 
 
-def test_detectors_are_grouped_by_the_crop_that_they_want(asked):
+def test_detectors_are_grouped_by_the_crop_that_they_want(captured):
     assert predict.group_by_crop() == {("embedded", SIZE): ["xception"], OWN: ["own"]}
     assert predict.group_by_crop(["own"]) == {OWN: ["own"]}
 
 
-def test_a_detector_that_looks_for_itself_is_the_same_detector(asked, photo):
+def test_a_detector_that_looks_for_itself_is_the_same_detector(captured, photo):
     source = predict.embedded_crop(alignment.locate(photo))
     crop = images.to_tensor(source.aligned.crop)
-    own, view = registry.load("own"), source.view(*OWN)
-    looking = OwnCropDetector(own, view)
-    assert torch.equal(looking.p_fake(crop), own.p_fake(view.of(crop)))
-    assert looking.card is own.card and looking.network is own.network
-    attacked = finish(fgsm.attack(crop, looking, fgsm.FGSMSettings()))
+    own_detector, view = registry.load("own"), source.view(*OWN)
+    wrapped = OwnCropDetector(own_detector, view)
+    assert torch.equal(wrapped.p_fake(crop), own_detector.p_fake(view.of(crop)))
+    assert wrapped.card is own_detector.card and wrapped.network is own_detector.network
+    attacked = finish(fgsm.attack(crop, wrapped, fgsm.FGSMSettings()))
     # The gradient reaches the crop through the view: what is changed there lowers the score of the view.
     assert float(attacked.p_after) < float(attacked.p_before)
 
 
-def test_the_quiz_asks_each_about_its_own_crop(asked, photo, data):
+def test_the_quiz_asks_each_about_its_own_crop(captured, photo, data):
     quiz = Quiz.__new__(Quiz)
     quiz.score = "score"
-    shown, crops = quiz._cut(data.path("real/one.png"), list(predict.group_by_crop()))
-    assert shown.shape == (SIZE, SIZE, 3) and np.array_equal(crops["embedded", SIZE], shown)
+    crop, crops = quiz._cut(data.path("real/one.png"), list(predict.group_by_crop()))
+    assert crop.shape == (SIZE, SIZE, 3) and np.array_equal(crops["embedded", SIZE], crop)
     assert np.array_equal(crops[OWN], own_crop(photo))
-    said = quiz._judge(QuizRound([shown] * 2, [crops] * 2, [True, False], [True, True]))
-    assert "Own" in said and "Toy" in said and "You" in said
-    assert torch.equal(asked["own"][0], images.to_tensor(own_crop(photo)).expand(2, -1, -1, -1))
+    html = quiz._judge(QuizRound([crop] * 2, [crops] * 2, [True, False], [True, True]))
+    assert "Own" in html and "Toy" in html and "You" in html
+    assert torch.equal(captured["own"][0], images.to_tensor(own_crop(photo)).expand(2, -1, -1, -1))
 
 
-def test_a_detector_that_came_during_the_quiz_is_left_out(asked, photo, data):
+def test_a_detector_that_came_during_the_quiz_is_left_out(captured, photo, data):
     quiz = Quiz.__new__(Quiz)
-    shown, crops = quiz._cut(data.path("real/one.png"), [("embedded", SIZE)])
-    said = quiz._judge(QuizRound([shown] * 2, [crops] * 2, [True, False], [True, True]))
-    assert "Own" not in said and "Toy" in said and not asked["own"]
+    crop, crops = quiz._cut(data.path("real/one.png"), [("embedded", SIZE)])
+    html = quiz._judge(QuizRound([crop] * 2, [crops] * 2, [True, False], [True, True]))
+    assert "Own" not in html and "Toy" in html and not captured["own"]
 
 
-def test_attacks_side_by_side_are_judged_in_each_one_s_own_crop(asked, photo, monkeypatch):
+def test_attacks_side_by_side_are_judged_in_each_one_s_own_crop(captured, photo, monkeypatch):
     monkeypatch.setattr(comparison, "compared_attacks", lambda: ("noise", "fgsm"))
-    made = finish(comparison.compare_attacks(alignment.locate(photo)))
-    (seen,) = asked["own"][-1:]
-    assert seen.shape == (3, 3, OWN[1], OWN[1])  # the face and two attacks
-    assert torch.equal(seen[0], images.to_tensor(own_crop(photo))[0]) and not torch.equal(seen[0], seen[1])
-    assert set(made.p_fake) == {"xception", "own"}
+    result = finish(comparison.compare_attacks(alignment.locate(photo)))
+    (images_seen,) = captured["own"][-1:]
+    assert images_seen.shape == (3, 3, OWN[1], OWN[1])  # the face and two attacks
+    assert torch.equal(images_seen[0], images.to_tensor(own_crop(photo))[0]) and not torch.equal(
+        images_seen[0], images_seen[1]
+    )
+    assert set(result.p_fake) == {"xception", "own"}
 
 
-def test_evaluate_searches_and_judges_in_each_one_s_own_crop(asked, photo, data, monkeypatch):
+def test_evaluate_searches_and_judges_in_each_one_s_own_crop(captured, photo, data, monkeypatch):
     monkeypatch.setattr(inversion, "load_embedded_inverter", lambda: toy_inverter(SIZE))
     names = ("xception", "own")
     config = counterfactual.CounterfactualConfig(
@@ -117,16 +119,16 @@ def test_evaluate_searches_and_judges_in_each_one_s_own_crop(asked, photo, data,
     protocol = counterfactual.CounterfactualProtocol(config)
     items = protocol.items(data)
     assert len(items) == 2
-    for one in items:
-        rows = protocol.run_item(one, data)
+    for item in items:
+        rows = protocol.run_item(item, data)
         before = {row["judge"]: row["p_original"] for row in rows}
         assert before["own"] < before["xception"] - 0.02  # its crop holds more of what is dark
     # Around the embedded crop, which alone is changed, every picture is the photo's own.
     corner = images.to_tensor(own_crop(photo))[..., :8, :8]
-    assert all((one[..., :8, :8] == corner).all() for one in asked["own"])
+    assert all((image[..., :8, :8] == corner).all() for image in captured["own"])
 
 
-def test_trace_removal_is_evaluated_in_each_one_s_own_crop(asked, photo, data, monkeypatch):
+def test_trace_removal_is_evaluated_in_each_one_s_own_crop(captured, photo, data, monkeypatch):
     monkeypatch.setattr(
         attacks_registry, "installed_with_defence", lambda _defence, names: {name: name for name in names}
     )
@@ -134,6 +136,6 @@ def test_trace_removal_is_evaluated_in_each_one_s_own_crop(asked, photo, data, m
     protocol = trace_removal.TraceRemovalProtocol(config)
     monkeypatch.setattr(trace_removal, "shipped_references", lambda: None)
     monkeypatch.setattr(protocol.__class__, "_features", lambda _self, _picture: {})
-    for one in protocol.items(data):
-        scores = {row["detector"]: row["p_fake"] for row in protocol.run_item(one, data) if row["kind"] == "verdict"}
+    for item in protocol.items(data):
+        scores = {row["detector"]: row["p_fake"] for row in protocol.run_item(item, data) if row["kind"] == "verdict"}
         assert scores["own"] < scores["xception"] - 0.02

@@ -62,7 +62,7 @@ def test_certain_patches_neither_overflow_nor_lose_their_gradient():
     maps[0, 0] = 500.0  # every patch is fake with 500 to 1 in log-odds: 1 - p_fake is zero in float32
     maps[1, 0, 0, 0], maps[1, 1, 0, 1] = 500.0, 500.0  # one each way
     maps.requires_grad_(True)
-    found = patch_log_odds(maps)
-    assert found.tolist() == pytest.approx([500.0, 0.0], abs=1e-3)
-    found.sum().backward()
+    log_odds = patch_log_odds(maps)
+    assert log_odds.tolist() == pytest.approx([500.0, 0.0], abs=1e-3)
+    log_odds.sum().backward()
     assert maps.grad.isfinite().all() and maps.grad[0].abs().sum() > 0.5

@@ -69,7 +69,7 @@ def test_graph_reasoning_is_the_loop_over_places() -> None:
     torch.manual_seed(0)
     block = GraphReasoning(6, 5, 4, 3, 0.2).eval()
     a, b, c = torch.randn(2, 6, 2, 3), torch.randn(2, 5, 4, 6), torch.randn(2, 4, 8, 12)
-    own = block.va_embedding(a)
+    embedding = block.va_embedding(a)
     gathered = [torch.zeros(2, 3, 2, 3), torch.zeros(2, 3, 2, 3)]
     for face in range(2):
         for row in range(2):
@@ -81,11 +81,11 @@ def test_graph_reasoning_is_the_loop_over_places() -> None:
                     rows = slice(row * ratio, (row + 1) * ratio)
                     columns = slice(column * ratio, (column + 1) * ratio)
                     inside = embed(fine[face, :, rows, columns].flatten(1).T)
-                    place = own[face, :, row, column].expand(len(inside), -1)
+                    place = embedding[face, :, row, column].expand(len(inside), -1)
                     scores = torch.relu(torch.cat([place, inside], 1) @ reweight[0].weight[0])
                     summed = torch.softmax(scores, 0) @ inside
                     target[face, :, row, column] = summed * (1 - gate(a)[face, :, row, column])
-    expected = block.reproject(torch.sigmoid(torch.cat([*gathered, own], 1)))
+    expected = block.reproject(torch.sigmoid(torch.cat([*gathered, embedding], 1)))
     torch.testing.assert_close(block(a, b, c), expected, atol=1e-5, rtol=1e-4)
 
 

@@ -25,10 +25,10 @@ def packed(path, files, compression=zipfile.ZIP_DEFLATED):
     return path
 
 
-def refused(path, tmp_path, words, limits=None):
+def refused(path, tmp_path, message, limits=None):
     with pytest.raises(UserError) as caught:
         unpack_zip(path, tmp_path / "out", limits)
-    assert words in caught.value.message
+    assert message in caught.value.message
     assert caught.value.message.count(". ") == 0  # one sentence
     assert caught.value.hint
     assert not (tmp_path / "out").exists()
@@ -44,9 +44,9 @@ def test_a_plain_zip_is_unpacked_and_leftovers_are_named(tmp_path):
         "set/real/.DS_Store": b"x",
         "set/Thumbs.db": b"x",
     }
-    found = unpack_zip(packed(tmp_path / "a.zip", files), tmp_path / "out")
-    assert found.files == 3
-    assert len(found.left_out) == 3
+    unpacked = unpack_zip(packed(tmp_path / "a.zip", files), tmp_path / "out")
+    assert unpacked.files == 3
+    assert len(unpacked.left_out) == 3
     assert (tmp_path / "out/set/real/a.png").read_bytes() == PNG
     opened = dataset.open_data(tmp_path / "a.zip", tmp_path / "run")
     assert [(sample.name, sample.label, sample.pair) for sample in opened.samples] == [

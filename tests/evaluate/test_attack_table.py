@@ -69,8 +69,8 @@ def table_job(out, data=None, **changes):
     return attack_table.build_attack_table(protocol, data or faces(out / "faces"), out, "command")
 
 
-def only(rows, **wanted):
-    (row,) = [row for row in rows if all(row[name] == value for name, value in wanted.items())]
+def only(rows, **criteria):
+    (row,) = [row for row in rows if all(row[name] == value for name, value in criteria.items())]
     return row
 
 
@@ -88,11 +88,11 @@ def test_accuracies_are_those_counted_by_hand(tmp_path, detectors):
     assert only(rows, detectors="shipped", attack="fgsm", family="all")["accuracy"]["xception"] == 0.4
     for kind, levels in (("shipped", SHIPPED), ("plain", PLAIN)):
         for attack, darker in (("none", 0), ("fgsm", DARKER)):
-            for family, own in (FAKES | {"all": everything}).items():
+            for family, fake_levels in (FAKES | {"all": everything}).items():
                 row = only(rows, detectors=kind, attack=attack, family=family)
-                expected = {name: share(own, threshold, darker) for name, threshold in levels.items()}
+                expected = {name: share(fake_levels, threshold, darker) for name, threshold in levels.items()}
                 assert row["accuracy"] == pytest.approx(expected)
-                assert row["count"] == len(own)
+                assert row["count"] == len(fake_levels)
                 six = [expected[name] for name in registry.TRNET_DETECTORS if name in expected]
                 assert row["mean"] == pytest.approx(sum(six) / len(six))  # MesoNet is none of the six
         real = only(rows, detectors=kind, attack="real", family="all")
@@ -149,7 +149,7 @@ def stored_items(folder):
 def test_a_stopped_table_continues_and_equals_an_uninterrupted_one(tmp_path, detectors):
     attacks = ["noise", "fgsm"]
     data = faces(tmp_path / "faces")
-    whole = finish(table_job(tmp_path / "whole", data, attacks=attacks))
+    uninterrupted = finish(table_job(tmp_path / "whole", data, attacks=attacks))
     job = table_job(tmp_path / "stopped", data, attacks=attacks)
     for _ in range(7):
         next(job)
@@ -160,10 +160,10 @@ def test_a_stopped_table_continues_and_equals_an_uninterrupted_one(tmp_path, det
     before = stored_items(tmp_path / "stopped")
     steps = []
     continued = finish(table_job(tmp_path / "stopped", data, attacks=attacks), steps.append)
-    assert continued["rows"] == whole["rows"]
+    assert continued["rows"] == uninterrupted["rows"]
     assert steps[1].number > 3
     assert before < stored_items(tmp_path / "stopped")
-    assert finish(table_job(tmp_path / "stopped", data, attacks=attacks))["rows"] == whole["rows"]
+    assert finish(table_job(tmp_path / "stopped", data, attacks=attacks))["rows"] == uninterrupted["rows"]
 
 
 def test_a_folder_with_another_table_is_refused(tmp_path, monkeypatch, detectors):
@@ -218,21 +218,21 @@ def test_the_preset_belongs_to_one_protocol():
 
 def test_the_settings_of_tr_net_are_those_of_its_network(monkeypatch):
     monkeypatch.setattr(removal, "load_trnet", lambda: TRNet(0.125, residual=True, bound=0.1, grain=2.0))
-    said = registry.get_attack("trnet_half").final_settings()
-    assert (said.width, said.residual, said.bound, said.grain, said.strength) == (0.125, True, 0.1, 2.0, 0.5)
+    final = registry.get_attack("trnet_half").final_settings()
+    assert (final.width, final.residual, final.bound, final.grain, final.strength) == (0.125, True, 0.1, 2.0, 0.5)
     assert registry.get_attack("pgd").final_settings() is registry.get_attack("pgd").settings
 
 
 def test_every_attack_of_the_table_says_what_it_needs():
-    for name, one in registry.ATTACKS.items():
-        assert one.name == name
-        assert one.title
-        assert "arXiv" in one.paper
-        assert (one.entry is not None) == (one.needs == "trained weights")
-        assert dataclasses.is_dataclass(one.settings)
-        assert one.settings.seed == 0
+    for name, attack in registry.ATTACKS.items():
+        assert attack.name == name
+        assert attack.title
+        assert "arXiv" in attack.paper
+        assert (attack.entry is not None) == (attack.needs == "trained weights")
+        assert dataclasses.is_dataclass(attack.settings)
+        assert attack.settings.seed == 0
     assert set(registry.compared_attacks()) <= set(registry.ATTACKS)
-    assert len({one.title for one in registry.ATTACKS.values()}) == len(registry.ATTACKS)
+    assert len({attack.title for attack in registry.ATTACKS.values()}) == len(registry.ATTACKS)
 
 
 def folder_of_fakes(folder):
@@ -249,14 +249,14 @@ def test_held_out_faces_are_drawn_by_family_and_seed(tmp_path):
     real.mkdir()
     for number in range(9):
         Image.fromarray(np.full((128, 128, 3), number, np.uint8)).save(real / f"{number}.png")
-    everything = attack_table.collect_faces(real, tmp_path / "fakes", out)
-    assert [fake.family for fake in everything.fakes] == ["edit", "edit", "swap", "swap", "swap"]
-    assert len(everything.reals) == 5
-    some = attack_table.collect_faces(real, tmp_path / "fakes" / "val", out, per_family=1, seed=2)
-    assert [fake.family for fake in some.fakes] == ["edit", "swap"]
-    same = attack_table.collect_faces(real, tmp_path / "fakes", out, per_family=1, seed=2)
-    assert some == same
-    for per_family, drawn in ((0, everything), (1, some)):  # the preset draws the same faces, and keeps those drawn
+    all_faces = attack_table.collect_faces(real, tmp_path / "fakes", out)
+    assert [fake.family for fake in all_faces.fakes] == ["edit", "edit", "swap", "swap", "swap"]
+    assert len(all_faces.reals) == 5
+    selected = attack_table.collect_faces(real, tmp_path / "fakes" / "val", out, per_family=1, seed=2)
+    assert [fake.family for fake in selected.fakes] == ["edit", "swap"]
+    repeated = attack_table.collect_faces(real, tmp_path / "fakes", out, per_family=1, seed=2)
+    assert selected == repeated
+    for per_family, drawn in ((0, all_faces), (1, selected)):  # the preset draws the same faces, and keeps those drawn
         protocol = configure_protocol(TraceRemovalProtocol, ATTACK_TABLE, {"per_family": per_family, "seed": 2})
         assert protocol.select_samples(drawn) == drawn
     with pytest.raises(UserError, match="per_family cannot be -1"):
@@ -280,8 +280,8 @@ def test_held_out_faces_of_both_classes_are_saved_alike(tmp_path):
 def test_the_command_writes_the_table(tmp_path, capsys):
     folder_of_fakes(tmp_path / "fakes")
     out = tmp_path / "out"
-    given = ["--data", str(tmp_path / "fakes"), "--fakes", str(tmp_path / "fakes"), "--out", str(out)]
-    command = ["attack-table", *given, "--per-family", "1", "--attacks", "noise,fgsm", "--json"]
+    arguments = ["--data", str(tmp_path / "fakes"), "--fakes", str(tmp_path / "fakes"), "--out", str(out)]
+    command = ["attack-table", *arguments, "--per-family", "1", "--attacks", "noise,fgsm", "--json"]
     assert main.main(command) == 0
     answer = json.loads(capsys.readouterr().out)
     assert {row["attack"] for row in answer["rows"]} == {"real", "none", "noise", "fgsm"}
@@ -290,5 +290,5 @@ def test_the_command_writes_the_table(tmp_path, capsys):
     assert (out / "table.json").is_file()
     assert main.main([*command[:-5], "--attacks", "nothing", "--json"]) == 2
     assert set(json.loads(capsys.readouterr().out)) == {"error", "hint"}
-    assert main.main(["attack-table", *given, "--per-family", "0", "--json"]) == 2
+    assert main.main(["attack-table", *arguments, "--per-family", "0", "--json"]) == 2
     assert json.loads(capsys.readouterr().out)["error"] == "--per-family must be at least 1."

@@ -32,14 +32,14 @@ def test_real_and_fake_with_families_sources_and_pairs(tmp_path):
     (tmp_path / "fake/clip.mp4").write_bytes(b"x")
     write(tmp_path, "elsewhere/4.png")
     data = open_data(tmp_path, tmp_path)
-    found = data.by_name
-    assert found["fake/swap/2.jpg"] == Sample("fake/swap/2.jpg", "fake", "swap", "celeba", "real/celeba/2.png")
-    assert found["fake/swap/1.png"].pair == ""  # two real pictures have that name, so neither is its original
-    assert found["fake/ffhq/1.png"].pair == "real/ffhq/1.png"  # the whole path is equal
-    assert found["fake/edit/3.png"].pair == "real/3.png"
-    assert (found["fake/lone.png"].family, found["fake/lone.png"].pair) == ("fake", "")
-    assert (found["real/3.png"].source, found["real/ffhq/1.png"].source) == ("real", "ffhq")
-    assert {one.name: one.reason for one in data.skipped} == {
+    samples = data.by_name
+    assert samples["fake/swap/2.jpg"] == Sample("fake/swap/2.jpg", "fake", "swap", "celeba", "real/celeba/2.png")
+    assert samples["fake/swap/1.png"].pair == ""  # two real pictures have that name, so neither is its original
+    assert samples["fake/ffhq/1.png"].pair == "real/ffhq/1.png"  # the whole path is equal
+    assert samples["fake/edit/3.png"].pair == "real/3.png"
+    assert (samples["fake/lone.png"].family, samples["fake/lone.png"].pair) == ("fake", "")
+    assert (samples["real/3.png"].source, samples["real/ffhq/1.png"].source) == ("real", "ffhq")
+    assert {file.name: file.reason for file in data.skipped} == {
         "elsewhere/4.png": "It lies neither in real/ nor in fake/.",
         "fake/clip.mp4": "It is a video; extract its frames first.",
         "real/notes.txt": "Its name does not end like a picture's.",
@@ -56,12 +56,12 @@ def test_faceforensics(tmp_path):
         "manipulated_sequences/NeuralTextures/c23/frames/003_000/0001.png",
         "manipulated_sequences/DeepFakeDetection/c23/frames/01_02__walking__ABCDEFGH/0001.png",
     )
-    found = by_name(tmp_path)
-    fake = found["manipulated_sequences/Deepfakes/c23/frames/000_003/0001.png"]
+    samples = by_name(tmp_path)
+    fake = samples["manipulated_sequences/Deepfakes/c23/frames/000_003/0001.png"]
     assert (fake.label, fake.family, fake.source) == ("fake", "Deepfakes", "youtube")
     assert fake.pair == "original_sequences/youtube/c23/frames/000/0001.png"
-    assert found["manipulated_sequences/NeuralTextures/c23/frames/003_000/0001.png"].pair == ""
-    actor = found["manipulated_sequences/DeepFakeDetection/c23/frames/01_02__walking__ABCDEFGH/0001.png"]
+    assert samples["manipulated_sequences/NeuralTextures/c23/frames/003_000/0001.png"].pair == ""
+    actor = samples["manipulated_sequences/DeepFakeDetection/c23/frames/01_02__walking__ABCDEFGH/0001.png"]
     assert actor.pair == "original_sequences/actors/c23/frames/01__walking/0001.png"
 
 
@@ -71,10 +71,10 @@ def test_celeb_df_and_its_list_of_testing_videos(tmp_path):
         *("Celeb-real/id0_0000/1.png", "Celeb-real/frames/id1_0002/1.png", "YouTube-real/00170/1.png"),
         *("Celeb-synthesis/id0_id1_0000/1.png", "Celeb-synthesis/id1_id0_0002/1.png"),
     )
-    found = by_name(tmp_path)
-    assert found["Celeb-synthesis/id0_id1_0000/1.png"].pair == "Celeb-real/id0_0000/1.png"
-    assert found["Celeb-synthesis/id1_id0_0002/1.png"].pair == "Celeb-real/frames/id1_0002/1.png"
-    assert found["YouTube-real/00170/1.png"].source == "YouTube-real"
+    samples = by_name(tmp_path)
+    assert samples["Celeb-synthesis/id0_id1_0000/1.png"].pair == "Celeb-real/id0_0000/1.png"
+    assert samples["Celeb-synthesis/id1_id0_0002/1.png"].pair == "Celeb-real/frames/id1_0002/1.png"
+    assert samples["YouTube-real/00170/1.png"].source == "YouTube-real"
     listed = "1 YouTube-real/00170.mp4\n0 Celeb-synthesis/id0_id1_0000.mp4\n"
     (tmp_path / "List_of_testing_videos.txt").write_text(listed)
     data = open_data(tmp_path, tmp_path)
@@ -84,14 +84,14 @@ def test_celeb_df_and_its_list_of_testing_videos(tmp_path):
 
 def test_dfdc(tmp_path):
     write(tmp_path, "part_0/aaa/001.png", "part_0/bbb/001.png", "part_0/ccc/001.png")
-    facts = {"aaa.mp4": {"label": "FAKE", "original": "bbb.mp4"}, "bbb.mp4": {"label": "REAL"}}
-    (tmp_path / "part_0/metadata.json").write_text(json.dumps(facts))
+    metadata = {"aaa.mp4": {"label": "FAKE", "original": "bbb.mp4"}, "bbb.mp4": {"label": "REAL"}}
+    (tmp_path / "part_0/metadata.json").write_text(json.dumps(metadata))
     data = open_data(tmp_path, tmp_path)
     root = data.folder.name == "part_0"
     prefix = "" if root else "part_0/"
     assert data.by_name[f"{prefix}aaa/001.png"].pair == f"{prefix}bbb/001.png"
     assert data.by_name[f"{prefix}bbb/001.png"].label == "real"
-    assert [one.name for one in data.skipped if "metadata.json says" in one.reason] == [f"{prefix}ccc/001.png"]
+    assert [file.name for file in data.skipped if "metadata.json says" in file.reason] == [f"{prefix}ccc/001.png"]
 
 
 def test_a_folder_of_no_known_layout_is_one_sentence(tmp_path):
@@ -135,7 +135,7 @@ def test_another_picture_takes_the_place_of_one_that_cannot_be_used(tmp_path):
     chosen = data.select(1, 0, seed=0, problem=lambda name: "It is blurred." if name == first else None)
     assert len(chosen.fakes) == 1
     assert chosen.fakes[0].name != first
-    assert [(one.name, one.reason) for one in chosen.skipped] == [(first, "It is blurred.")]
+    assert [(sample.name, sample.reason) for sample in chosen.skipped] == [(first, "It is blurred.")]
     assert data.select(5, 5, seed=0, problem=lambda _: "No.").samples == ()
 
 
@@ -164,8 +164,8 @@ def test_crops_are_those_of_the_app_and_reasons_are_sentences(tmp_path):
     )  # an aligned crop is normal input
     assert not again.resampled
     np.testing.assert_array_equal(again.crop, aligned.crop)
-    for name, words in (("drawing.png", "No face"), ("text.jpg", "not a picture")):
-        with pytest.raises(UserError, match=words):
+    for name, message in (("drawing.png", "No face"), ("text.jpg", "not a picture")):
+        with pytest.raises(UserError, match=message):
             evaluate_dataset.crop_face(data, f"real/{name}")
 
 

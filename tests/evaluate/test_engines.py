@@ -30,16 +30,20 @@ def test_a_worker_that_dies_is_replaced_and_its_item_done_again(reference, tmp_p
 
 def test_an_item_that_kills_every_worker_is_given_up_alone(reference, tmp_path):
     data, _, _ = reference
-    found = evaluated(ToyProtocol(ToyConfig()), data, tmp_path, engine=FakePool(2, {"real/1.png|factor=2"}, times=99))
-    assert found.counts == {"done": 17, "skipped": 0, "failed": 1, "rows": 17}
-    assert ("real/1.png|factor=2", "Failed: Its worker died 3 times.") in found.skipped
+    evaluation = evaluated(
+        ToyProtocol(ToyConfig()), data, tmp_path, engine=FakePool(2, {"real/1.png|factor=2"}, times=99)
+    )
+    assert evaluation.counts == {"done": 17, "skipped": 0, "failed": 1, "rows": 17}
+    assert ("real/1.png|factor=2", "Failed: Its worker died 3 times.") in evaluation.skipped
 
 
 def test_two_such_items_in_a_row_do_not_end_a_run_and_three_do(reference, tmp_path):
     data, _, _ = reference
     keys = [item.key for item in ToyProtocol(ToyConfig()).items(data)]
-    found = evaluated(ToyProtocol(ToyConfig()), data, tmp_path / "two", engine=FakePool(1, set(keys[3:5]), times=99))
-    assert found.counts["failed"] == 2 and found.counts["done"] == 16
+    evaluation = evaluated(
+        ToyProtocol(ToyConfig()), data, tmp_path / "two", engine=FakePool(1, set(keys[3:5]), times=99)
+    )
+    assert evaluation.counts["failed"] == 2 and evaluation.counts["done"] == 16
     with pytest.raises(UserError, match="keep dying"):
         evaluated(ToyProtocol(ToyConfig()), data, tmp_path / "three", engine=FakePool(1, set(keys[3:6]), times=99))
 
@@ -58,10 +62,10 @@ def test_stopping_ends_all_workers(reference, tmp_path):
 def test_processes_give_the_same_rows_and_survive_a_death(reference, tmp_path):
     data, out, _ = reference
     protocol = ToyProtocol(ToyConfig(deadly="fake/swap/1.png", survived=str(tmp_path / "survived")))
-    found = evaluated(protocol, data, tmp_path / "out", engine=engines.choose_engine("local", 2))
+    evaluation = evaluated(protocol, data, tmp_path / "out", engine=engines.choose_engine("local", 2))
     assert (tmp_path / "survived").exists()  # a worker did die
     assert stored(tmp_path / "out") == stored(out)
-    assert levels(found) == EXPECTED
+    assert levels(evaluation) == EXPECTED
     assert not multiprocessing.active_children()
 
 
@@ -70,27 +74,27 @@ def test_ray_gives_the_same_rows_and_survives_a_death(reference, tmp_path):
     pytest.importorskip("ray", reason="ray is optional (requirements-ray.txt)")
     data, out, _ = reference
     protocol = ToyProtocol(ToyConfig(deadly="fake/swap/1.png", survived=str(tmp_path / "survived")))
-    found = evaluated(protocol, data, tmp_path / "out", engine=engines.choose_engine("ray", 1))
+    evaluation = evaluated(protocol, data, tmp_path / "out", engine=engines.choose_engine("ray", 1))
     assert (tmp_path / "survived").exists()
     assert stored(tmp_path / "out") == stored(out)
-    assert levels(found) == EXPECTED
-    assert found.sessions[0]["engine"] == "ray"
+    assert levels(evaluation) == EXPECTED
+    assert evaluation.sessions[0]["engine"] == "ray"
 
 
 @pytest.mark.parametrize(
     ("address", "tries", "sentence"), [(None, 2, "on this machine"), ("1.2.3.4:5", 1, "1.2.3.4:5")]
 )
 def test_a_ray_that_does_not_start_is_one_sentence(reference, tmp_path, monkeypatch, address, tries, sentence):
-    asked, ended = [], []
+    calls, shutdowns = [], []
 
     def init(**options):
-        asked.append(options)
+        calls.append(options)
         raise Exception("The current node timed out during startup.")  # noqa: TRY002 - as Ray does
 
-    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=init, shutdown=lambda: ended.append(1)))
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=init, shutdown=lambda: shutdowns.append(1)))
     with pytest.raises(UserError, match=sentence):
         evaluated(ToyProtocol(ToyConfig()), reference[0], tmp_path, engine=engines.choose_engine("ray", 1, address))
-    assert len(asked) == len(ended) == tries
+    assert len(calls) == len(shutdowns) == tries
 
 
 @pytest.mark.parametrize(

@@ -37,41 +37,41 @@ def test_attack_success_over_its_four_denominators_by_hand():
     original = [0.9, 0.9, 0.9, 0.1, 0.2, 0.5]
     inversion = [0.8, 0.3, 0.9, 0.9, 0.9, 0.9]
     attacked = [0.1, 0.1, 0.6, 0.1, 0.1, 0.1]
-    found = success.attack_success(original, inversion, attacked)
-    assert (found.everything.value, found.everything.count) == (pytest.approx(1 / 6), 6)
-    assert (found.detected.value, found.detected.count) == (pytest.approx(1 / 3), 3)
-    assert (found.after_inversion.value, found.after_inversion.count) == (pytest.approx(1 / 5), 5)
-    assert (found.both.value, found.both.count) == (pytest.approx(1 / 2), 2)
-    assert success.transfer_rate(original, inversion, attacked) == found.both
+    result = success.attack_success(original, inversion, attacked)
+    assert (result.everything.value, result.everything.count) == (pytest.approx(1 / 6), 6)
+    assert (result.detected.value, result.detected.count) == (pytest.approx(1 / 3), 3)
+    assert (result.after_inversion.value, result.after_inversion.count) == (pytest.approx(1 / 5), 5)
+    assert (result.both.value, result.both.count) == (pytest.approx(1 / 2), 2)
+    assert success.transfer_rate(original, inversion, attacked) == result.both
 
 
 def test_nothing_to_count_is_not_zero():
-    found = success.attack_success([0.1], [0.1], [0.1])
-    assert found.everything.value == 0
-    assert found.both.value is None
-    assert found.both.count == 0
+    result = success.attack_success([0.1], [0.1], [0.1])
+    assert result.everything.value == 0
+    assert result.both.value is None
+    assert result.both.count == 0
     assert mean([None, float("nan")]).value is None
 
 
 def test_wilson_interval_by_hand():
     # z = 1.959964: centre (p + z^2/2n) / (1 + z^2/n), half width z sqrt(p(1-p)/n + z^2/4n^2) / (1 + z^2/n)
-    found = proportion(8, 10)
-    assert (found.low, found.high) == (pytest.approx(0.490162, abs=1e-5), pytest.approx(0.943318, abs=1e-5))
+    interval = proportion(8, 10)
+    assert (interval.low, interval.high) == (pytest.approx(0.490162, abs=1e-5), pytest.approx(0.943318, abs=1e-5))
     none = proportion(0, 10)
     assert none.low == 0
     assert none.high == pytest.approx(0.277533, abs=1e-5)
 
 
 def test_mean_and_spread_by_hand():
-    found = mean([1.0, None, 2.0, 3.0])
-    assert (found.value, found.std, found.count) == (2.0, 1.0, 3)
+    average = mean([1.0, None, 2.0, 3.0])
+    assert (average.value, average.std, average.count) == (2.0, 1.0, 3)
     assert mean([4.0]).std is None
 
 
 def test_values_that_are_all_equal_have_no_interval_rather_than_a_point():
-    found = mean_with_interval([0.1] * 7 + [None], (0.0, 1.0))
-    assert (found.value, found.count) == (pytest.approx(0.1), 7)
-    assert found.low is found.high is None
+    average = mean_with_interval([0.1] * 7 + [None], (0.0, 1.0))
+    assert (average.value, average.count) == (pytest.approx(0.1), 7)
+    assert average.low is average.high is None
 
 
 # Two reals below and one above the fakes' lowest score.
@@ -112,31 +112,29 @@ def test_one_class_alone_has_no_ranking():
 @pytest.mark.parametrize(("recall", "alarms"), [(1.0, 2), (0.8, 1), (0.9, 2), (0.6, 0), (0.2, 0)])
 def test_false_alarms_at_recall_by_hand(recall, alarms):
     # All five fakes need a threshold of 0.4, with 0.45 and 0.7 above it; four need 0.6, with 0.7 above it.
-    found = c.false_alarms_at_recall(LABELS, SCORES, recall)
-    assert (found.value, found.count) == (alarms / 4, 4)
-    assert found.low < found.value < found.high or alarms == 0
+    rate = c.false_alarms_at_recall(LABELS, SCORES, recall)
+    assert (rate.value, rate.count) == (alarms / 4, 4)
+    assert rate.low < rate.value < rate.high or alarms == 0
 
 
 def test_recall_is_counted_exactly():
     scores = [k / 10 for k in range(1, 11)]
-    found = c.false_alarms_at_recall(
-        [1] * 10 + [0] * 10, scores + scores, 0.9
-    )  # 0.9 * 10 is 9.000000000000002 at worst
-    assert found.value == 0.9
+    rate = c.false_alarms_at_recall([1] * 10 + [0] * 10, scores + scores, 0.9)  # 0.9 * 10 is 9.000000000000002 at worst
+    assert rate.value == 0.9
 
 
 def test_calibration_by_hand():
-    labels, said = [0, 1, 1, 1], [0.05, 0.15, 0.95, 1.0]
-    assert c.brier_score(labels, said) == pytest.approx((0.05**2 + 0.85**2 + 0.05**2 + 0) / 4)
-    assert c.reliability_bins(labels, said) == [(0.05, 0.0, 1), (0.15, 1.0, 1), (0.975, 1.0, 2)]
-    assert c.calibration_error(labels, said) == pytest.approx((0.05 + 0.85 + 2 * 0.025) / 4)
+    labels, scores = [0, 1, 1, 1], [0.05, 0.15, 0.95, 1.0]
+    assert c.brier_score(labels, scores) == pytest.approx((0.05**2 + 0.85**2 + 0.05**2 + 0) / 4)
+    assert c.reliability_bins(labels, scores) == [(0.05, 0.0, 1), (0.15, 1.0, 1), (0.975, 1.0, 2)]
+    assert c.calibration_error(labels, scores) == pytest.approx((0.05 + 0.85 + 2 * 0.025) / 4)
 
 
 def test_psnr_and_ssim():
-    one = np.full((32, 32, 3), 100, np.uint8)
-    assert similarity.picture_psnr(one, one) is None
-    assert similarity.picture_psnr(one, one + 5) == pytest.approx(20 * np.log10(255 / 5))
-    assert similarity.picture_ssim(one, one) == pytest.approx(1)
+    picture = np.full((32, 32, 3), 100, np.uint8)
+    assert similarity.picture_psnr(picture, picture) is None
+    assert similarity.picture_psnr(picture, picture + 5) == pytest.approx(20 * np.log10(255 / 5))
+    assert similarity.picture_ssim(picture, picture) == pytest.approx(1)
     assert similarity.picture_ssim(pictures.noise(32, 32), pictures.noise(32, 32, seed=1)) < 0.2
 
 
@@ -156,25 +154,25 @@ def test_lpips_is_the_package_s(monkeypatch):
     network = similarity.build_lpips(random=True)
     monkeypatch.setattr(similarity, "lpips_missing", lambda: None)
     monkeypatch.setattr(similarity, "load_once", lambda *_: network)
-    one, two = torch.rand(2, 3, 64, 64), torch.rand(2, 3, 64, 64)
-    expected = network(one * 2 - 1, two * 2 - 1).flatten()  # the package's own range is [-1, 1]
-    torch.testing.assert_close(similarity.batch_lpips(one, two), expected, atol=1e-5, rtol=1e-5)
-    assert similarity.batch_lpips(one, one).abs().max() == 0
+    first, second = torch.rand(2, 3, 64, 64), torch.rand(2, 3, 64, 64)
+    expected = network(first * 2 - 1, second * 2 - 1).flatten()  # the package's own range is [-1, 1]
+    torch.testing.assert_close(similarity.batch_lpips(first, second), expected, atol=1e-5, rtol=1e-5)
+    assert similarity.batch_lpips(first, first).abs().max() == 0
 
 
 @pytest.mark.parametrize("template", ["embedded", "ffhq"])
 def test_identity_by_dlib(aligned_crops, template):
     pytest.importorskip("dlib", reason="dlib is optional (requirements-identity.txt)")
-    own = identity.best_recogniser()
-    if own is None or own.name != "dlib ResNet v1":
+    recogniser = identity.best_recogniser()
+    if recogniser is None or recogniser.name != "dlib ResNet v1":
         pytest.skip("needs dlib's files, and no better network")
-    one, other = aligned_crops["astronaut", template], aligned_crops["hopper", template]
-    same = identity.compare_identity(one, one.flip(3), template)
-    assert same.retained
-    assert same.similarity > 0.98
-    assert same.recogniser == "dlib ResNet v1"
-    assert not identity.compare_identity(one, other, template).retained
-    assert identity.compare_identity(one, one, template).similarity == pytest.approx(1)
+    astronaut, hopper = aligned_crops["astronaut", template], aligned_crops["hopper", template]
+    comparison = identity.compare_identity(astronaut, astronaut.flip(3), template)
+    assert comparison.retained
+    assert comparison.similarity > 0.98
+    assert comparison.recogniser == "dlib ResNet v1"
+    assert not identity.compare_identity(astronaut, hopper, template).retained
+    assert identity.compare_identity(astronaut, astronaut, template).similarity == pytest.approx(1)
 
 
 def test_identity_without_any_network_is_said_in_words(monkeypatch):
@@ -194,12 +192,12 @@ def test_the_face_is_cut_as_e4e_does():
 
 def test_faithfulness_by_hand():
     assert faithfulness.accuracy_at_k([True, False, None, True]).value == pytest.approx(2 / 3)
-    found = faithfulness.sufficiency_at_k([0.9, 0.8, None, 0.5], [0.1, 0.6, 0.3, None])
-    assert (found.value, found.count) == (pytest.approx(0.5), 2)
+    result = faithfulness.sufficiency_at_k([0.9, 0.8, None, 0.5], [0.1, 0.6, 0.3, None])
+    assert (result.value, result.count) == (pytest.approx(0.5), 2)
     # Two values 0.6 apart: 12.7062 standard errors of 0.3 each way, cut at 1.
-    assert (found.low, found.high) == (-1, 1)
-    found = faithfulness.sufficiency_at_k([0.52, 0.50], [0.0, 0.0])
-    assert (found.low, found.high) == (pytest.approx(0.51 - 0.127062), pytest.approx(0.51 + 0.127062))
+    assert (result.low, result.high) == (-1, 1)
+    result = faithfulness.sufficiency_at_k([0.52, 0.50], [0.0, 0.0])
+    assert (result.low, result.high) == (pytest.approx(0.51 - 0.127062), pytest.approx(0.51 + 0.127062))
     ramp = np.arange(12.0).reshape(3, 4)
     assert faithfulness.map_stability(ramp, 5 - 2 * ramp) == pytest.approx(-1)
     assert faithfulness.map_stability(ramp, ramp**2) == pytest.approx(
@@ -231,9 +229,9 @@ def test_every_metric_says_what_it_is():
 
 
 def test_kernel_distance_is_that_of_the_polynomial_kernel():
-    one, two = np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([[1.0, 1.0], [0.0, 0.0]])
-    # k(x, y) = (x . y / 2 + 1)^3: within one (0 / 2 + 1)^3 = 1, within two 1, across 1.5^3, 1, 1.5^3, 1.
-    assert likeness.kernel_distance(one, two) == pytest.approx(1 + 1 - 2 * (1.5**3 + 1) / 2)
+    first, second = np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([[1.0, 1.0], [0.0, 0.0]])
+    # k(x, y) = (x . y / 2 + 1)^3: within the first (0 / 2 + 1)^3 = 1, within the second 1, across 1.5^3, 1, 1.5^3, 1.
+    assert likeness.kernel_distance(first, second) == pytest.approx(1 + 1 - 2 * (1.5**3 + 1) / 2)
     same = np.random.default_rng(0).normal(size=(400, 8))
     drawn = likeness.kernel_distance_of_draws(same, same, 100)
     assert drawn.count == 10 and abs(drawn.value) < 3 * drawn.std

@@ -28,8 +28,8 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
     write_picture(folder / "data/fake/a<b>&c/1.png", 90)
     data = toy_data(folder / "data", white=True)
-    found = finish(runs.run_protocol(ToyProtocol(ToyConfig()), data, folder / "out"))
-    return found, report.write_report(found, folder / "out", COMMAND), folder / "out"
+    evaluation = finish(runs.run_protocol(ToyProtocol(ToyConfig()), data, folder / "out"))
+    return evaluation, report.write_report(evaluation, folder / "out", COMMAND), folder / "out"
 
 
 class Reader(HTMLParser):
@@ -71,13 +71,13 @@ def test_the_page_stands_alone(run):
 
 
 def test_the_page_says_what_a_reader_needs(run):
-    found, files, _ = run
+    evaluation, files, _ = run
     page = Path(files["html"]).read_text(encoding="utf-8")
     text = re.sub(r"<style>.*?</style>|<[^>]+>", " ", page, flags=re.DOTALL)
     assert "too few to conclude from" in text
     assert "The picture is white." in text
     assert COMMAND in text
-    assert found.about["data"]["hash"] in text
+    assert evaluation.about["data"]["hash"] in text
     assert "110.000 ± 10.000 (n = 3)" in " ".join(text.split())
     assert page.index("What cannot be concluded") < page.index("By family of fakes") < page.index("How it was made")
     assert "a&lt;b&gt;&amp;c" in page  # names of folders are a stranger's words
@@ -85,25 +85,25 @@ def test_the_page_says_what_a_reader_needs(run):
 
 
 def test_families_come_before_the_paper(run):
-    found, _, _ = run
+    evaluation, _, _ = run
     beside = Table("beside", "Beside", (Column("a", "A"),), (("x",),), beside=True)
-    text = report_article(replace(found, tables=(beside, *found.tables)), COMMAND)
+    text = report_article(replace(evaluation, tables=(beside, *evaluation.tables)), COMMAND)
     assert text.index("By family of fakes") < text.index("Beside the paper") < text.index("All results")
 
 
 def test_json_csv_and_the_loaded_report_say_the_same(run):
-    found, files, out = run
-    said = json.loads(Path(files["json"]).read_text(encoding="utf-8"))
-    assert said["summary"] == found.summary
+    evaluation, files, out = run
+    content = json.loads(Path(files["json"]).read_text(encoding="utf-8"))
+    assert content["summary"] == evaluation.summary
     loaded, command = report.load_report(out)
-    assert loaded == found
+    assert loaded == evaluation
     assert command == COMMAND
     with Path(files["csv"]["levels"]).open(newline="") as file:
         rows = {(row["family"], row["factor"]): row for row in csv.DictReader(file)}
     assert float(rows["swap", "x2"]["level"]) == 220
     assert float(rows["swap", "x2"]["level_std"]) == 20
     with Path(files["rows"]).open(newline="") as file:
-        assert len(list(csv.DictReader(file))) == found.counts["rows"]
+        assert len(list(csv.DictReader(file))) == evaluation.counts["rows"]
 
 
 def test_latex_is_plain_and_escaped(run):
@@ -146,29 +146,29 @@ def test_a_folder_without_a_report_is_one_sentence(tmp_path):
 
 def command(capsys, *arguments):
     code = main.main(["evaluate", *map(str, arguments), "--json"])
-    said = capsys.readouterr()
-    return code, json.loads(said.out), said.err
+    output = capsys.readouterr()
+    return code, json.loads(output.out), output.err
 
 
 def test_the_command_measures_resumes_and_compares(tmp_path, capsys):
-    few = ("--workers", "0", "--set", 'corruptions=["none"]', "--set", "fakes=2")
-    code, said, err = command(capsys, "detectors", "--sample", "--out", tmp_path / "one", *few)
+    options = ("--workers", "0", "--set", 'corruptions=["none"]', "--set", "fakes=2")
+    code, answer, err = command(capsys, "detectors", "--sample", "--out", tmp_path / "one", *options)
     assert code == 0
     assert "Settings:" in err
-    assert {row["table"] for row in said["rows"]} >= {"families", "sources", "detectors", "robustness", "calibration"}
-    assert said["settings"]["fakes"] == 2
-    assert said["seconds"] > 0
-    assert "too few to conclude" in " ".join(said["limits"])
+    assert {row["table"] for row in answer["rows"]} >= {"families", "sources", "detectors", "robustness", "calibration"}
+    assert answer["settings"]["fakes"] == 2
+    assert answer["seconds"] > 0
+    assert "too few to conclude" in " ".join(answer["limits"])
     for name in ("json", "html", "latex"):
-        assert Path(said["files"][name]).is_file()
-    code, again, _ = command(capsys, "detectors", "--sample", "--out", tmp_path / "one", *few)
+        assert Path(answer["files"][name]).is_file()
+    code, again, _ = command(capsys, "detectors", "--sample", "--out", tmp_path / "one", *options)
     assert code == 2
     assert "holds a run already" in again["error"]
-    code, again, _ = command(capsys, "detectors", "--sample", "--out", tmp_path / "one", *few, "--resume")
+    code, again, _ = command(capsys, "detectors", "--sample", "--out", tmp_path / "one", *options, "--resume")
     assert code == 0
-    assert again["rows"] == said["rows"]
+    assert again["rows"] == answer["rows"]
     code, again, _ = command(
-        capsys, "detectors", "--sample", "--out", tmp_path / "one", *few, "--resume", "--set", "seed=3"
+        capsys, "detectors", "--sample", "--out", tmp_path / "one", *options, "--resume", "--set", "seed=3"
     )
     assert code == 2
     assert "The setting seed was 0" in again["error"]
@@ -182,13 +182,16 @@ def test_the_command_measures_resumes_and_compares(tmp_path, capsys):
 
 
 def test_the_command_searches_counterfactuals_with_the_real_models(tmp_path, capsys):
-    few = ("--workers", "0", "--set", "fakes=1", "--set", "steps=4", "--set", 'detectors=["mesoinception4"]')
-    few += ("--set", "attacked=mesoinception4")
-    few += ("--set", 'methods=["transfer","pgd"]', "--set", "ablated=[]")
-    code, said, _ = command(capsys, "counterfactual", "--sample", "--out", tmp_path, *few)
+    options = ("--workers", "0", "--set", "fakes=1", "--set", "steps=4", "--set", 'detectors=["mesoinception4"]')
+    options += ("--set", "attacked=mesoinception4")
+    options += ("--set", 'methods=["transfer","pgd"]', "--set", "ablated=[]")
+    code, answer, _ = command(capsys, "counterfactual", "--sample", "--out", tmp_path, *options)
     assert code == 0
-    assert said["counts"]["done"] == 2
-    assert {row["method"] for row in said["rows"] if row["table"] == "success"} == {"Counterfactual (transfer)", "PGD"}
+    assert answer["counts"]["done"] == 2
+    assert {row["method"] for row in answer["rows"] if row["table"] == "success"} == {
+        "Counterfactual (transfer)",
+        "PGD",
+    }
 
 
 def test_wrong_commands_are_one_sentence(tmp_path, capsys):
@@ -200,9 +203,9 @@ def test_wrong_commands_are_one_sentence(tmp_path, capsys):
         ("detectors", "--data", tmp_path, "--out", tmp_path),
         ("detectors", "--sample", "--out", tmp_path, "--set", "steps"),
     ):
-        code, said, err = command(capsys, *arguments)
+        code, answer, err = command(capsys, *arguments)
         assert code == 2
-        assert said["error"]
+        assert answer["error"]
         assert "Traceback" not in err
     assert not (tmp_path / "long").exists()  # nothing is measured, perhaps for hours, before --compare is read
 

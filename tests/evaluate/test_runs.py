@@ -29,20 +29,20 @@ def reference(tmp_path_factory):
 
 
 def test_the_table_is_the_one_computed_by_hand(reference):
-    _, _, found = reference
-    assert levels(found) == EXPECTED
-    assert found.counts == {"done": 18, "skipped": 0, "failed": 0, "rows": 18}
-    assert found.tables[0].rows[0][2].count == 3
-    assert found.tables[0].rows[0][2].std == pytest.approx(5.0)
+    _, _, evaluation = reference
+    assert levels(evaluation) == EXPECTED
+    assert evaluation.counts == {"done": 18, "skipped": 0, "failed": 0, "rows": 18}
+    assert evaluation.tables[0].rows[0][2].count == 3
+    assert evaluation.tables[0].rows[0][2].std == pytest.approx(5.0)
 
 
 def test_a_run_says_what_it_is(reference):
-    _, _, found = reference
-    assert found.about["settings"]["factors"] == [1, 2]
-    assert found.about["data"]["fakes"] == {"drawn": 3, "swap": 3}
-    assert len(found.about["data"]["hash"]) == 64
-    assert {"python", "torch", "numpy"} <= set(found.sessions[0]["versions"])
-    assert found.sessions[0]["engine"] == "local"
+    _, _, evaluation = reference
+    assert evaluation.about["settings"]["factors"] == [1, 2]
+    assert evaluation.about["data"]["fakes"] == {"drawn": 3, "swap": 3}
+    assert len(evaluation.about["data"]["hash"]) == 64
+    assert {"python", "torch", "numpy"} <= set(evaluation.sessions[0]["versions"])
+    assert evaluation.sessions[0]["engine"] == "local"
 
 
 COMMAND_LINE = """
@@ -72,7 +72,7 @@ def finished_items(out):
 
 
 def test_kill_9_loses_no_finished_item_and_the_resumed_table_is_the_uninterrupted_one(reference, tmp_path):
-    data, whole, expected = reference
+    data, out, expected = reference
     usual = ("--data", data.folder, "--out", tmp_path, "--workers", 0, "--set", "pause=0.2")
     process = command_line(*usual)
     try:
@@ -86,20 +86,20 @@ def test_kill_9_loses_no_finished_item_and_the_resumed_table_is_the_uninterrupte
     before = finished_items(tmp_path)
     assert 4 <= len(before) < 18
     resumed = command_line(*usual, "--resume")
-    said = json.loads(resumed.communicate(timeout=240)[0])
+    answer = json.loads(resumed.communicate(timeout=240)[0])
     assert resumed.returncode == 0
     after = finished_items(tmp_path)
     assert len(after) == 18
     assert {key: after[key] for key in before} == before  # what was finished was not done again
-    assert said["rows"] == [{"table": "levels"} | record for record in expected.tables[0].records()]
-    assert stored(tmp_path) == stored(whole)
-    found, _ = report.load_report(tmp_path)
-    assert len(found.sessions) == 2
-    assert found.seconds == pytest.approx(sum(session["seconds"] for session in found.sessions))
+    assert answer["rows"] == [{"table": "levels"} | record for record in expected.tables[0].records()]
+    assert stored(tmp_path) == stored(out)
+    evaluation, _ = report.load_report(tmp_path)
+    assert len(evaluation.sessions) == 2
+    assert evaluation.seconds == pytest.approx(sum(session["seconds"] for session in evaluation.sessions))
 
 
 def test_closing_the_job_keeps_what_was_done(reference, tmp_path):
-    data, whole, _ = reference
+    data, out, _ = reference
     job = runs.run_protocol(ToyProtocol(ToyConfig()), data, tmp_path)
     steps = [next(job) for _ in range(5)]
     job.close()
@@ -107,7 +107,7 @@ def test_closing_the_job_keeps_what_was_done(reference, tmp_path):
     assert "left" in steps[-1].message
     assert len(finished_items(tmp_path)) == 4
     evaluated(ToyProtocol(ToyConfig()), data, tmp_path, resume=True)
-    assert stored(tmp_path) == stored(whole)
+    assert stored(tmp_path) == stored(out)
 
 
 def test_a_folder_with_a_run_is_not_overwritten(reference):
@@ -134,32 +134,32 @@ def test_other_pictures_refuse_to_resume(tmp_path):
 def test_other_models_measures_or_protocols_refuse_to_resume(reference, tmp_path, monkeypatch, about):
     data, _, _ = reference
     evaluated(ToyProtocol(ToyConfig()), data, tmp_path)
-    said = runs.describe_run(ToyProtocol(ToyConfig()), data)
+    description = runs.describe_run(ToyProtocol(ToyConfig()), data)
     other = "another" if about == "protocol" else {"xception": "0" * 64}
-    monkeypatch.setattr(runs, "describe_run", lambda *_: said | {about: other})
+    monkeypatch.setattr(runs, "describe_run", lambda *_: description | {about: other})
     with pytest.raises(UserError, match=r"model xception|can be measured|protocol toy"):
         evaluated(ToyProtocol(ToyConfig()), data, tmp_path, resume=True)
 
 
 def test_what_lies_in_the_picture_is_skipped_and_listed(tmp_path):
     data = toy_data(tmp_path / "data", white=True)
-    found = evaluated(ToyProtocol(ToyConfig()), data, tmp_path / "out")
-    assert found.counts["skipped"] == 2
-    assert "only 6 fakes and 4 real pictures" in found.limits[0]
-    found = evaluated(ToyProtocol(ToyConfig(reals=0)), data, tmp_path / "fakes")
-    assert "only 6 fakes: enough" in found.limits[0]  # real pictures were not asked for
-    found = evaluated(ToyProtocol(ToyConfig()), data, tmp_path / "again")
-    assert ("real/white.png|factor=1", "The picture is white.") in found.skipped
-    assert levels(found) == EXPECTED
+    evaluation = evaluated(ToyProtocol(ToyConfig()), data, tmp_path / "out")
+    assert evaluation.counts["skipped"] == 2
+    assert "only 6 fakes and 4 real pictures" in evaluation.limits[0]
+    evaluation = evaluated(ToyProtocol(ToyConfig(reals=0)), data, tmp_path / "fakes")
+    assert "only 6 fakes: enough" in evaluation.limits[0]  # real pictures were not asked for
+    evaluation = evaluated(ToyProtocol(ToyConfig()), data, tmp_path / "again")
+    assert ("real/white.png|factor=1", "The picture is white.") in evaluation.skipped
+    assert levels(evaluation) == EXPECTED
 
 
 def test_what_failed_is_listed_and_done_again_on_resuming(tmp_path, monkeypatch):
     data = toy_data(tmp_path / "data")
     protocol = ToyProtocol(ToyConfig(broken="real/1.png"))
-    found = evaluated(protocol, data, tmp_path / "out")
-    assert found.counts["failed"] == 2
-    assert ("real/1.png|factor=1", "Failed: ZeroDivisionError: broken") in found.skipped
-    assert levels(found) == EXPECTED  # by chance: the mean of 10 and 30 is 20
+    evaluation = evaluated(protocol, data, tmp_path / "out")
+    assert evaluation.counts["failed"] == 2
+    assert ("real/1.png|factor=1", "Failed: ZeroDivisionError: broken") in evaluation.skipped
+    assert levels(evaluation) == EXPECTED  # by chance: the mean of 10 and 30 is 20
     old = ToyProtocol.run_item
     monkeypatch.setattr(ToyProtocol, "run_item", lambda self, item, data: old(mended(self), item, data))
     again = evaluated(protocol, data, tmp_path / "out", resume=True)
@@ -181,9 +181,9 @@ def mended(protocol):
 
 def test_a_preset_counts_only_pictures_that_can_be_used(tmp_path):
     data = toy_data(tmp_path / "data")
-    found = evaluated(ToyProtocol(ToyConfig(fakes=4, reals=1)), data, tmp_path / "out")
-    assert found.about["data"]["fakes"] == {"drawn": 2, "swap": 2}
-    assert all(reason == "It is number 0." for _, reason in found.skipped)
+    evaluation = evaluated(ToyProtocol(ToyConfig(fakes=4, reals=1)), data, tmp_path / "out")
+    assert evaluation.about["data"]["fakes"] == {"drawn": 2, "swap": 2}
+    assert all(reason == "It is number 0." for _, reason in evaluation.skipped)
     assert not any(row["sample"].endswith("0.png") for row in stored(tmp_path / "out"))
 
 
@@ -196,27 +196,27 @@ def test_if_nothing_can_be_measured_the_first_reason_is_given(tmp_path):
 
 
 def test_two_runs_can_be_compared(reference, tmp_path):
-    data, out, found = reference
+    data, out, evaluation = reference
     (tmp_path / "two").mkdir()
     second = evaluated(ToyProtocol(ToyConfig(factors=(1, 3))), data, tmp_path / "two")
-    report.write_report(found, out, "first")
+    report.write_report(evaluation, out, "first")
     settings, table = report.compare_reports(report.load_report_of("toy", out), second)
     assert ("settings.factors", "[1, 2]", "[1, 3]") in settings.rows
     assert ("swap, x2", "level", 220.0, None, None) in table.rows
     assert ("swap, x3", "level", None, 330.0, None) in table.rows
     assert not any(row[0] == "swap, x1" for row in table.rows)
-    assert report.compare_reports(found, found) == []
+    assert report.compare_reports(evaluation, evaluation) == []
     with pytest.raises(UserError, match="That is a run of toy"):
         report.load_report_of("detectors", out)
 
 
 def test_rows_keep_arrays_and_refuse_nan():
-    kept = store.decode_rows(
+    rows = store.decode_rows(
         store.encode_rows([{"curve": np.arange(6, dtype=np.float32).reshape(2, 3), "n": np.int64(3)}])
     )
-    assert kept[0]["n"] == 3
-    np.testing.assert_array_equal(kept[0]["curve"], np.arange(6, dtype=np.float32).reshape(2, 3))
-    assert kept[0]["curve"].dtype == np.float32
+    assert rows[0]["n"] == 3
+    np.testing.assert_array_equal(rows[0]["curve"], np.arange(6, dtype=np.float32).reshape(2, 3))
+    assert rows[0]["curve"].dtype == np.float32
     with pytest.raises(ValueError, match="JSON"):
         store.encode_rows([{"psnr": float("inf")}])
 
@@ -240,10 +240,10 @@ def test_an_outcome_replaces_a_failed_one(tmp_path):
 def test_a_setting_that_came_since_does_not_end_a_run(reference, tmp_path, monkeypatch):
     protocol, data = ToyProtocol(ToyConfig()), reference[0]
     evaluated(protocol, data, tmp_path)
-    with contextlib.closing(sqlite3.connect(tmp_path / RUN_FILE)) as kept, kept:
-        (text,) = kept.execute("SELECT value FROM about WHERE key = 'settings'").fetchone()
+    with contextlib.closing(sqlite3.connect(tmp_path / RUN_FILE)) as connection, connection:
+        (text,) = connection.execute("SELECT value FROM about WHERE key = 'settings'").fetchone()
         old = json.dumps({name: value for name, value in json.loads(text).items() if name != "pause"})
-        kept.execute("UPDATE about SET value = ? WHERE key = 'settings'", (old,))
+        connection.execute("UPDATE about SET value = ? WHERE key = 'settings'", (old,))
     assert finish(runs.run_protocol(protocol, data, tmp_path, resume=True)).counts["done"]
     with pytest.raises(UserError, match=r"The setting pause was 0\.0"):
         finish(runs.run_protocol(ToyProtocol(ToyConfig(pause=0.001)), data, tmp_path, resume=True))
@@ -255,18 +255,18 @@ def test_a_setting_that_came_since_does_not_end_a_run(reference, tmp_path, monke
 
 
 def test_a_run_forgets_the_pictures_at_its_end(reference, tmp_path):
-    asked = []
+    calls = []
 
     @runtime.remembered(4)
-    def kept(name):
-        asked.append(name)
+    def load(name):
+        calls.append(name)
 
-    kept("one"), kept("one")
-    assert asked == ["one"]
+    load("one"), load("one")
+    assert calls == ["one"]
     job = runs.run_protocol(ToyProtocol(ToyConfig()), reference[0], tmp_path)
     next(job)
-    kept("one")
-    assert asked == ["one"]
+    load("one")
+    assert calls == ["one"]
     job.close()
-    kept("one")
-    assert asked == ["one", "one"]
+    load("one")
+    assert calls == ["one", "one"]

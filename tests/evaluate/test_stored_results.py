@@ -25,7 +25,7 @@ from tabs.evaluate import UNPACKING_LIMITS
 from tests.toy_protocol import ToyProtocol, toy_data
 
 LARGEST = 300_000  # bytes of one stored result
-NAMES = [one.name for one in report.stored_results()]
+NAMES = [result.name for result in report.stored_results()]
 MACHINE_PATH = re.compile(r"(?<![\w.:/])/(home|root|tmp|work|Users|mnt|var|opt|srv|data)/|[A-Z]:\\\\")
 
 
@@ -99,10 +99,10 @@ def command(capsys, *arguments):
 
 def test_one_command_makes_all_results(toys, tmp_path, capsys):
     toy_data(tmp_path / "data")
-    code, said = command(capsys, "--data", tmp_path / "data", "--out", tmp_path / "results")
+    code, answer = command(capsys, "--data", tmp_path / "data", "--out", tmp_path / "results")
     assert code == 0
-    assert said["findings"] == {"toy": said["findings"]["toy"], "other": "There are 10 rows."}
-    assert [(one.name, one.title) for one in report.stored_results(tmp_path / "results")] == [
+    assert answer["findings"] == {"toy": answer["findings"]["toy"], "other": "There are 10 rows."}
+    assert [(result.name, result.title) for result in report.stored_results(tmp_path / "results")] == [
         ("other", "Other"),
         ("toy", "Toy"),
     ]
@@ -126,12 +126,12 @@ def test_what_cannot_measure_is_named_and_the_rest_can_go_on(toys, tmp_path, cap
     toy_data(tmp_path / "data")
     out = ("--data", tmp_path / "data", "--out", tmp_path / "results")
     base.PROTOCOLS.add("empty", EmptyProtocol)
-    code, said = command(capsys, *out)
+    code, answer = command(capsys, *out)
     assert code == 2
-    assert "nothing to measure" in said["left_out"]["empty"]
-    assert set(said["findings"]) == {"toy", "other"}
-    code, said = command(capsys, *out)
-    assert (code, said["error"]) == (2, "The folder holds unfinished runs.")
+    assert "nothing to measure" in answer["left_out"]["empty"]
+    assert set(answer["findings"]) == {"toy", "other"}
+    code, answer = command(capsys, *out)
+    assert (code, answer["error"]) == (2, "The folder holds unfinished runs.")
     base.PROTOCOLS._items.pop("empty")
     monkeypatch.setattr(ToyProtocol, "run_item", None)  # nothing is done again
     assert command(capsys, *out, "--resume")[0] == 0
@@ -141,9 +141,9 @@ def test_what_cannot_measure_is_named_and_the_rest_can_go_on(toys, tmp_path, cap
 def test_wrong_commands_run_nothing(toys, tmp_path, capsys):
     toy_data(tmp_path / "data")
     for wrong in (("--compare", tmp_path), ("--set", "unknown=1")):
-        code, said = command(capsys, "--data", tmp_path / "data", "--out", tmp_path / "results", *wrong)
+        code, answer = command(capsys, "--data", tmp_path / "data", "--out", tmp_path / "results", *wrong)
         assert code == 2
-        assert said["error"]
+        assert answer["error"]
         assert not (tmp_path / "results").exists()
 
 
@@ -151,11 +151,11 @@ def test_folders_of_files_in_settings_are_not_told():
     from backend.cli.evaluate import typed_command
 
     changes = ['removers=["x=/secret/place/trnet.safetensors", "y=~/mine/y.st"]', "seed=3", "factors=[0.5]"]
-    said = typed_command("trace-removal", None, Path("/a/b/out"), "quick", changes, "ray")
-    assert "secret" not in said
-    assert "mine" not in said
-    assert "x=trnet.safetensors" in said
-    assert "seed=3 --set 'factors=[0.5]' --engine ray" in said
+    line = typed_command("trace-removal", None, Path("/a/b/out"), "quick", changes, "ray")
+    assert "secret" not in line
+    assert "mine" not in line
+    assert "x=trnet.safetensors" in line
+    assert "seed=3 --set 'factors=[0.5]' --engine ray" in line
 
 
 @pytest.fixture
@@ -172,10 +172,10 @@ def test_the_tab_shows_findings_at_once_and_a_report_on_request(kept):
     assert f"<dt>Other</dt><dd>There are 10 rows. <small>{few}</small></dd>" in tab.render(
         "findings", results=report.stored_results()
     )
-    shown, download = tab._show_stored("other", None)
-    assert "There are 10 rows." in shown
-    assert "earlier weights" not in shown
-    assert "<details>" in shown
+    html, download = tab._show_stored("other", None)
+    assert "There are 10 rows." in html
+    assert "earlier weights" not in html
+    assert "<details>" in html
     page = Path(download.value if isinstance(download.value, str) else download.value["path"])
     assert "<details>" not in page.read_text(encoding="utf-8")  # on paper nothing may be folded
     assert tab._show_stored("../other", None)[0] == ""
@@ -192,25 +192,25 @@ def run_in_the_app(monkeypatch, folder, data):
     """Run the toy protocol as a click does, and return the tab and its last update."""
     monkeypatch.setattr(tab, "session_folder", lambda _: folder)
     with gr.Blocks():
-        own = tab.EvaluateTab()
-    *_, last = own._run(data, "toy", False, None)
-    return own, last
+        evaluate_tab = tab.EvaluateTab()
+    *_, last = evaluate_tab._run(data, "toy", False, None)
+    return evaluate_tab, last
 
 
 def test_a_run_in_the_app_is_the_preset_and_says_its_command(toys, tmp_path, monkeypatch):
     toy_data(tmp_path / "pictures")
-    own, last = run_in_the_app(monkeypatch, tmp_path, zipped(tmp_path / "pictures", tmp_path / "a.zip"))
-    assert "10 of 10 items over 2 fakes and 3 real pictures" in last[own.own_report]  # as the command below
-    assert "python -m backend evaluate toy --data ZIP --out DIR --preset quick" in last[own.own_report]
-    download = last[own.download].value
+    evaluate_tab, last = run_in_the_app(monkeypatch, tmp_path, zipped(tmp_path / "pictures", tmp_path / "a.zip"))
+    assert "10 of 10 items over 2 fakes and 3 real pictures" in last[evaluate_tab.own_report]  # as the command below
+    assert "python -m backend evaluate toy --data ZIP --out DIR --preset quick" in last[evaluate_tab.own_report]
+    download = last[evaluate_tab.download].value
     with zipfile.ZipFile(download if isinstance(download, str) else download["path"]) as pack:
         names = pack.namelist()
     assert "report.html" in names
     assert not any(name.startswith("data/") for name in names)
     # With another model, fetched in the same visit, it is another run, not one that cannot be resumed.
     monkeypatch.setattr(ToyProtocol, "measures", lambda _: {"identity": "ArcFace"})
-    own, last = run_in_the_app(monkeypatch, tmp_path, str(tmp_path / "a.zip"))
-    assert "10 of 10 items" in last[own.own_report]
+    evaluate_tab, last = run_in_the_app(monkeypatch, tmp_path, str(tmp_path / "a.zip"))
+    assert "10 of 10 items" in last[evaluate_tab.own_report]
 
 
 def test_a_zip_that_would_fill_the_disk_of_all_visitors_is_refused(toys, tmp_path, monkeypatch):
@@ -223,24 +223,24 @@ def test_a_zip_that_would_fill_the_disk_of_all_visitors_is_refused(toys, tmp_pat
 
 def test_other_weights_are_noticed_and_said(kept):
     path = kept / "other" / JSON_FILE
-    said = json.loads(path.read_text())
+    content = json.loads(path.read_text())
     if not (SETTINGS.weights_dir / "registry.toml").exists():
         pytest.skip("the models are not in weights/")
     from backend import weights
 
-    own = next(name for name, one in weights.read_entries().items() if one.profile == "embedded")
-    hub = next(name for name, one in weights.read_entries().items() if one.profile == "hub")
-    said["about"]["weights"] = {own: "0" * 64, hub: "0" * 64, "gone": "0" * 64}
-    path.write_text(json.dumps(said))
-    assert report.changed_weights(report.load_report(kept / "other")[0]) == [own, "gone"]
-    assert f"Measured with earlier weights of {own}, gone;" in tab._show_stored("other", None)[0]
+    embedded = next(name for name, entry in weights.read_entries().items() if entry.profile == "embedded")
+    hub = next(name for name, entry in weights.read_entries().items() if entry.profile == "hub")
+    content["about"]["weights"] = {embedded: "0" * 64, hub: "0" * 64, "gone": "0" * 64}
+    path.write_text(json.dumps(content))
+    assert report.changed_weights(report.load_report(kept / "other")[0]) == [embedded, "gone"]
+    assert f"Measured with earlier weights of {embedded}, gone;" in tab._show_stored("other", None)[0]
 
 
 def test_examples_and_traces_were_made_by_the_models_that_ship():
     if not (SETTINGS.weights_dir / "registry.toml").exists():
         pytest.skip("the models are not in weights/")
-    shown = examples.load_examples()
-    assert shown and not [one.label for one in shown if examples.is_stale(one)]
+    loaded = examples.load_examples()
+    assert loaded and not [example.label for example in loaded if examples.is_stale(example)]
     attentive = [name for name in detectors.loadable("embedded") if detectors.card(name).cam_layer]
     assert all(references.load_references().knows(name) for name in attentive)
 

@@ -25,8 +25,8 @@ FEW = {"lime": 120, "shap": 120, "sobol": 4, "rise": 200, "gradcam": 1, "gradcam
 def few(monkeypatch):
     """Make the quick preset quicker still, for tests that look at something else than the map."""
     for name, samples in FEW.items():
-        made = dataclasses.replace(EXPLAINERS[name], samples={**EXPLAINERS[name].samples, "quick": samples})
-        monkeypatch.setitem(EXPLAINERS._items, name, made)
+        explainer = dataclasses.replace(EXPLAINERS[name], samples={**EXPLAINERS[name].samples, "quick": samples})
+        monkeypatch.setitem(EXPLAINERS._items, name, explainer)
 
 
 def ask(method="lime", picture=None, detector=None, reference_image=None, **options):
@@ -39,14 +39,14 @@ def ask(method="lime", picture=None, detector=None, reference_image=None, **opti
 @pytest.mark.parametrize("method", PERTURBING)
 def test_every_method_finds_the_patch(method, reference):
     image = untextured() if reference == "adversarial" else None
-    made = ask(method, reference=reference, reference_image=image)
-    assert not made.degenerate and in_patch(made.saliency), made.summary
-    assert made.saliency.dtype == torch.float32 and made.saliency.shape == (64, 64)
-    assert made.signed == (method in {"lime", "shap"})
+    result = ask(method, reference=reference, reference_image=image)
+    assert not result.degenerate and in_patch(result.saliency), result.summary
+    assert result.saliency.dtype == torch.float32 and result.saliency.shape == (64, 64)
+    assert result.signed == (method in {"lime", "shap"})
     patch = torch.zeros(64, 64)
     patch[PATCH] = 1
-    assert patch[made.labels == int(made.segment_scores.argmax())].mean() > 0.5
-    assert made.reference == reference and made.reference_words
+    assert patch[result.labels == int(result.segment_scores.argmax())].mean() > 0.5
+    assert result.reference == reference and result.reference_words
 
 
 @pytest.mark.parametrize("method", EXPLAINERS)
@@ -63,12 +63,12 @@ def test_the_detector_is_left_as_it_was(method, few):
 )
 def test_counts_as_released(method, calls, count):
     detector = patch_detector()
-    made = ask(method, detector=detector, reference="original", preset="as_released")
-    assert made.explanation == Inferences(count, calls) == made.inferences
+    result = ask(method, detector=detector, reference="original", preset="as_released")
+    assert result.explanation == Inferences(count, calls) == result.inferences
     # What the detector itself counted, without the verdicts on face and reference.
-    assert detector.network.images == count + made.checks.images and made.checks.images == 2
-    assert detector.network.calls == calls + made.checks.calls
-    assert not made.degenerate and in_patch(made.saliency)
+    assert detector.network.images == count + result.checks.images and result.checks.images == 2
+    assert detector.network.calls == calls + result.checks.calls
+    assert not result.degenerate and in_patch(result.saliency)
 
 
 def test_a_second_softmax_only_where_the_released_code_has_one():
@@ -83,17 +83,17 @@ def test_a_second_softmax_only_where_the_released_code_has_one():
 
 @pytest.mark.parametrize("method", PERTURBING)
 def test_a_reference_that_is_the_face_is_degenerate(method):
-    made = ask(method, reference_image=face())
-    assert made.degenerate and "the face itself" in made.reason and (made.saliency == 0).all()
-    assert made.reason in made.summary and made.explanation == Inferences()
+    result = ask(method, reference_image=face())
+    assert result.degenerate and "the face itself" in result.reason and (result.saliency == 0).all()
+    assert result.reason in result.summary and result.explanation == Inferences()
 
 
 @pytest.mark.parametrize("reference", ["original", "adversarial"])
 @pytest.mark.parametrize("method", PERTURBING)
 def test_a_face_that_is_called_real_is_degenerate(method, reference):
-    made = ask(method, untextured(), reference=reference)
-    assert made.degenerate and "calls this face real" in made.reason and (made.saliency == 0).all()
-    assert made.inferences == Inferences()
+    result = ask(method, untextured(), reference=reference)
+    assert result.degenerate and "calls this face real" in result.reason and (result.saliency == 0).all()
+    assert result.inferences == Inferences()
 
 
 @pytest.mark.parametrize("method", PERTURBING)
@@ -103,27 +103,29 @@ def test_a_constant_answer_is_degenerate(method, few):
             return 2 + 1e-7 * images.mean((2, 3))[:, :1]
 
     detector = Detector(Constant(), toy_detector(size=64).card).eval()
-    made = ask(method, detector=detector, reference_image=untextured())
-    assert made.degenerate and "stays at 0.88" in made.reason
-    assert (made.saliency == 0).all() and (photo.relative_map(made) == 0).all()
+    result = ask(method, detector=detector, reference_image=untextured())
+    assert result.degenerate and "stays at 0.88" in result.reason
+    assert (result.saliency == 0).all() and (photo.relative_map(result) == 0).all()
 
 
 def test_the_verdict_real_can_be_explained_with_the_usual_fill(few):
-    made = ask("rise", untextured(), towards="real", reference="original")
-    assert "real" in made.summary  # the neutral colour is called real too
+    result = ask("rise", untextured(), towards="real", reference="original")
+    assert "real" in result.summary  # the neutral colour is called real too
     refused = ask("rise", untextured(), towards="real")
     assert refused.degenerate and "called fake" in refused.reason
 
 
 @pytest.mark.parametrize("method", PERTURBING)
 def test_the_batch_does_not_matter_and_the_seed_does(method, few):
-    one, other = (ask(method, reference_image=untextured(), batch=batch) for batch in (11, 64))
-    assert (one.saliency - other.saliency).abs().max() < 1e-5 * one.saliency.abs().max() + 1e-6
-    assert one.explanation.calls > other.explanation.calls
-    again = ask(method, reference_image=untextured(), batch=11)
-    assert torch.equal(one.saliency, again.saliency)
+    small_batch, large_batch = (ask(method, reference_image=untextured(), batch=batch) for batch in (11, 64))
+    assert (small_batch.saliency - large_batch.saliency).abs().max() < 1e-5 * small_batch.saliency.abs().max() + 1e-6
+    assert small_batch.explanation.calls > large_batch.explanation.calls
+    repeated = ask(method, reference_image=untextured(), batch=11)
+    assert torch.equal(small_batch.saliency, repeated.saliency)
     if method in {"lime", "rise"}:
-        assert not torch.equal(one.saliency, ask(method, reference_image=untextured(), batch=11, seed=1).saliency)
+        assert not torch.equal(
+            small_batch.saliency, ask(method, reference_image=untextured(), batch=11, seed=1).saliency
+        )
 
 
 @pytest.mark.parametrize("method", (*PERTURBING, "xrai"))
@@ -132,13 +134,13 @@ def test_stopping_takes_one_batch(method, few):
     job = explain(
         face(), detector, ExplainSettings(method=method, reference="original", batch=16 if method != "xrai" else 2)
     )
-    asked = []
+    counts = []
     for _ in range(3):
         step = next(job)
-        asked.append(detector.network.images)
+        counts.append(detector.network.images)
     job.close()
-    assert detector.network.images == asked[-1] and step.number < step.total
-    assert max(asked[1] - asked[0], asked[2] - asked[1]) <= 16
+    assert detector.network.images == counts[-1] and step.number < step.total
+    assert max(counts[1] - counts[0], counts[2] - counts[1]) <= 16
     assert detector.training and hooks(detector) == 0 and threading.active_count() == threads
 
 
@@ -147,24 +149,28 @@ def test_the_attack_is_made_counted_and_stopped():
     settings = ExplainSettings(method="rise", attack=NESSettings(probes=20, iterations=40), segments=4)
     picture = grey(181)
     steps = []
-    made = finish(explain(picture, detector, settings), steps.append)
-    assert made.reference_flipped and made.p_reference < 0.5 < made.p_fake
-    assert made.attack.images > 10 and "NES" in made.summary and made.inferences == made.attack + made.explanation
-    assert (made.reference_image - picture).abs().max() <= 16 / 255 + 1e-6
+    result = finish(explain(picture, detector, settings), steps.append)
+    assert result.reference_flipped and result.p_reference < 0.5 < result.p_fake
+    assert (
+        result.attack.images > 10
+        and "NES" in result.summary
+        and result.inferences == result.attack + result.explanation
+    )
+    assert (result.reference_image - picture).abs().max() <= 16 / 255 + 1e-6
     numbers = [step.number for step in steps]
     assert numbers == sorted(numbers) and numbers[-1] == steps[-1].total
-    given = finish(explain(picture, detector, settings, made.reference_image))
-    assert torch.equal(given.saliency, made.saliency) and given.attack == Inferences()
+    reused = finish(explain(picture, detector, settings, result.reference_image))
+    assert torch.equal(reused.saliency, result.saliency) and reused.attack == Inferences()
 
 
 def test_a_reference_that_never_flipped_is_flagged(few):
-    made = ask(attack=NESSettings(probes=2, iterations=1))
-    assert made.reference_flipped is False and "trust this map less" in made.summary
+    result = ask(attack=NESSettings(probes=2, iterations=1))
+    assert result.reference_flipped is False and "trust this map less" in result.summary
 
 
 def test_the_shortcut_is_labelled(few):
-    made = ask(shortcut=True)
-    assert made.reference_flipped and "White-box shortcut" in made.summary and in_patch(made.saliency)
+    result = ask(shortcut=True)
+    assert result.reference_flipped and "White-box shortcut" in result.summary and in_patch(result.saliency)
 
 
 def test_fifty_explanations_leave_nothing_behind(few):
@@ -172,7 +178,7 @@ def test_fifty_explanations_leave_nothing_behind(few):
 
     def tensors():
         gc.collect()
-        return sum(isinstance(one, torch.Tensor) for one in gc.get_objects())
+        return sum(isinstance(item, torch.Tensor) for item in gc.get_objects())
 
     for number in range(51):
         ask(PERTURBING[number % 4], picture, detector, image)
@@ -186,16 +192,22 @@ def test_compare_all_attacks_once_and_gives_eleven_maps(few):
     steps = []
     settings = ExplainSettings(attack=NESSettings(probes=4, iterations=3), segments=30)
     compared = finish(compare_methods(face_, detector, settings), steps.append)
-    assert [(one.settings.method, one.reference) for one in compared.done] == [
+    assert [(result.settings.method, result.reference) for result in compared.done] == [
         *((name, reference) for name in PERTURBING for reference in ("original", "adversarial")),
         *((name, None) for name in ("gradcam", "gradcampp", "xrai")),
     ]
     finished = [step.explanation for step in steps if isinstance(step, MapFinished)]
     assert finished == list(compared.done)
-    assert all(one.attack == Inferences() for one in compared.done)
-    images = {id(one.reference_image): one.reference_image for one in compared.done if one.reference == "adversarial"}
+    assert all(result.attack == Inferences() for result in compared.done)
+    images = {
+        id(result.reference_image): result.reference_image
+        for result in compared.done
+        if result.reference == "adversarial"
+    }
     assert all(torch.equal(image, compared.attacked.images) for image in images.values())
-    assert compared.inferences.images == compared.attack.images + sum(one.explanation.images for one in compared.done)
+    assert compared.inferences.images == compared.attack.images + sum(
+        result.explanation.images for result in compared.done
+    )
     numbers = [step.number for step in steps]
     assert numbers == sorted(numbers) and numbers[-1] == steps[-1].total
     assert "maps show something" in compared.summary and hooks(detector) == 0
@@ -204,21 +216,21 @@ def test_compare_all_attacks_once_and_gives_eleven_maps(few):
 def test_compare_all_of_a_real_face_makes_no_attack(few):
     compared = finish(compare_methods(untextured(), patch_detector()))
     assert compared.attacked is None and len(compared.done) == 11
-    assert all(one.degenerate for one in compared.done if one.reference)
+    assert all(result.degenerate for result in compared.done if result.reference)
 
 
 def test_pictures_have_one_scale_and_say_it():
-    made = ask(reference="original")
-    values = photo.relative_map(made)
+    result = ask(reference="original")
+    values = photo.relative_map(result)
     assert np.abs(values).max() == 1 and values.dtype == np.float32
     crop = np.full((128, 128, 3), 128, np.uint8)
-    assert photo.overlay_map(crop, made).shape == (128, 128, 3)
-    assert (photo.overlay_map(crop, made, opacity=0) == crop).all()
-    best = int(made.segment_scores.argmax())
-    outlined = photo.outline_segments(crop, made.labels, [best])
+    assert photo.overlay_map(crop, result).shape == (128, 128, 3)
+    assert (photo.overlay_map(crop, result, opacity=0) == crop).all()
+    best = int(result.segment_scores.argmax())
+    outlined = photo.outline_segments(crop, result.labels, [best])
     changed = (outlined != crop).any(2)
     assert 0 < changed.mean() < 0.2 and (outlined[changed] != 128).any()
-    assert "Purple speaks for fake" in photo.scale_words(made)
+    assert "Purple speaks for fake" in photo.scale_words(result)
     unsigned = ask("sobol", reference="original")
     assert photo.relative_map(unsigned).min() == 0 and photo.relative_map(unsigned).max() == 1
     assert photo.draw_scale(signed=True).shape == (16, 256, 3)
@@ -230,19 +242,19 @@ def test_pictures_have_one_scale_and_say_it():
     little = photo.reference_difference(face(), ask(reference_image=face() - 0.3 / 255))
     assert little.largest == pytest.approx(0.3, abs=1e-3) and little.gain == 500
     assert "0.3 of 255" in little.caption and (little.picture != 247).any()
-    assert photo.reference_difference(face(), made) is None
+    assert photo.reference_difference(face(), result) is None
 
 
 def test_bfloat16_is_used_where_it_says_the_same_and_the_result_says_so(monkeypatch, few):
     monkeypatch.setattr(base, "fast_bfloat16", lambda _device: True)
     seen = []
     detector = patch_detector(slope=300.0, threshold=0.0)
-    detector.network.features.register_forward_hook(lambda _, __, made: seen.append(made.dtype))
-    made = ask(detector=detector, attack=NESSettings(probes=2, iterations=1))
-    assert made.precision.dtype == "bfloat16" and made.precision.deviation <= 1e-2
-    assert "stay within" in made.precision.reason and made.record()["precision"]["dtype"] == "bfloat16"
+    detector.network.features.register_forward_hook(lambda _, __, output: seen.append(output.dtype))
+    result = ask(detector=detector, attack=NESSettings(probes=2, iterations=1))
+    assert result.precision.dtype == "bfloat16" and result.precision.deviation <= 1e-2
+    assert "stay within" in result.precision.reason and result.record()["precision"]["dtype"] == "bfloat16"
     # The attack asks first, and always in float32.
-    attacked = made.attack.calls
+    attacked = result.attack.calls
     assert set(seen[: 1 + attacked]) == {torch.float32} and torch.bfloat16 in seen[1 + attacked :]
     exact = ask(detector=detector, attack=NESSettings(probes=2, iterations=1), preset="as_released")
     assert exact.precision.dtype == "float32"
@@ -252,9 +264,9 @@ def test_bfloat16_is_refused_where_the_answer_moves(monkeypatch, few):
     monkeypatch.setattr(base, "fast_bfloat16", lambda _device: True)
     contrast = float(patch_detector(slope=1.0, threshold=0.0).logit_fake(face()).detach()[0])
     steep = patch_detector(slope=3e5, threshold=contrast - 1e-6)  # eight bits of the contrast are too few for it
-    made = ask(detector=steep, reference="original")
-    assert made.precision.dtype == "float32" and made.precision.deviation == 0
-    assert "would be off by up to" in made.precision.reason
+    result = ask(detector=steep, reference="original")
+    assert result.precision.dtype == "float32" and result.precision.deviation == 0
+    assert "would be off by up to" in result.precision.reason
 
 
 def test_a_fallen_short_of_memory_halves_the_batch(monkeypatch):

@@ -13,8 +13,8 @@ FAKE = ROOT / "examples" / "generated_1.png"
 
 def run(capsys, *arguments):
     code = main.main(["explain", *map(str, arguments), "--json"])
-    said = capsys.readouterr()
-    return code, json.loads(said.out), said.err
+    output = capsys.readouterr()
+    return code, json.loads(output.out), output.err
 
 
 def test_a_map_is_written_with_its_pictures_and_numbers(capsys, tmp_path):
@@ -31,8 +31,8 @@ def test_a_map_is_written_with_its_pictures_and_numbers(capsys, tmp_path):
     assert set(answer["inferences"]) >= {"images", "calls", "attack", "explanation"}
     assert answer["inferences"]["images"] == sum(answer["inferences"][of]["images"] for of in ("attack", "explanation"))
     assert answer["inferences"]["attack"]["images"] > 0 and answer["seconds"] > 0
-    assert len(answer["regions"]) == 3 and all(one["parts"] for one in answer["regions"])
-    assert [one["k"] for one in answer["proof"]["sufficiency"]] == [1, 2, 3] and answer["proof"]["attack"] == "PGD"
+    assert len(answer["regions"]) == 3 and all(region["parts"] for region in answer["regions"])
+    assert [entry["k"] for entry in answer["proof"]["sufficiency"]] == [1, 2, 3] and answer["proof"]["attack"] == "PGD"
     assert len(answer["curves"]["deletion"]) == len(answer["curves"]["insertion"]) == 51
     assert answer["precision"]["dtype"] in {"float32", "bfloat16"} and answer["precision"]["reason"]
     assert "White-box shortcut" in answer["summary"] and "They lie here" in answer["summary"]
@@ -48,5 +48,5 @@ def test_no_choice_of_reference_is_no_reference(capsys, tmp_path):
 
 @pytest.mark.parametrize("wrong", [("--method", "none"), ("--method", "lime", "--face", "9")])
 def test_a_mistake_is_one_sentence_and_exit_code_2(capsys, tmp_path, wrong):
-    code, answer, said = run(capsys, FAKE, "--detector", "efficientnet_b4", *wrong, "--out", tmp_path)
-    assert code == 2 and answer["error"] and answer["hint"] and len(said.strip().splitlines()) == 1
+    code, answer, stderr = run(capsys, FAKE, "--detector", "efficientnet_b4", *wrong, "--out", tmp_path)
+    assert code == 2 and answer["error"] and answer["hint"] and len(stderr.strip().splitlines()) == 1

@@ -23,8 +23,8 @@ SETTINGS = PairComparisonSettings(pair=PairSettings(segments=50, sufficiency=PRO
 @pytest.fixture(autouse=True)
 def few(monkeypatch):
     for name, samples in FEW.items():
-        made = dataclasses.replace(EXPLAINERS[name], samples={**EXPLAINERS[name].samples, "quick": samples})
-        monkeypatch.setitem(EXPLAINERS._items, name, made)
+        explainer = dataclasses.replace(EXPLAINERS[name], samples={**EXPLAINERS[name].samples, "quick": samples})
+        monkeypatch.setitem(EXPLAINERS._items, name, explainer)
 
 
 def detector():
@@ -34,43 +34,43 @@ def detector():
 
 def test_every_method_finds_what_makes_the_photo_real_and_turns_the_fake_there():
     known, steps = detector(), []
-    found = finish(compare_pair(face(), untextured(), known, SETTINGS), steps.append)
-    assert found.both_right and [made.settings.method for made, _ in found.done] == list(EXPLAINERS)
-    random = found.random_mean
-    for made, pair in found.done:
-        assert not made.degenerate and in_patch(made.saliency), made.summary
-        assert made.settings.towards == "real" and made.reference in {"original", None}
+    result = finish(compare_pair(face(), untextured(), known, SETTINGS), steps.append)
+    assert result.both_right and [explanation.settings.method for explanation, _ in result.done] == list(EXPLAINERS)
+    random = result.random_mean
+    for explanation, pair in result.done:
+        assert not explanation.degenerate and in_patch(explanation.saliency), explanation.summary
+        assert explanation.settings.towards == "real" and explanation.reference in {"original", None}
         # Most of the patch lies in one segment, which carries the fake over the threshold.
-        assert pair.sufficiency.values[0] > 0.3 > random[0], made.title
-    tested = torch.cat([pair.sufficiency.random_values for _, pair in found.done])
+        assert pair.sufficiency.values[0] > 0.3 > random[0], explanation.title
+    tested = torch.cat([pair.sufficiency.random_values for _, pair in result.done])
     assert torch.allclose(random, tested.mean(0)) and len(tested) == 2 * len(EXPLAINERS)
     finished = [step for step in steps if isinstance(step, MapFinished)]
-    assert [step.explanation for step in finished] == [made for made, _ in found.done]
+    assert [step.explanation for step in finished] == [explanation for explanation, _ in result.done]
     assert all(
         step.values["sufficiency"] == float(pair.sufficiency.values[-1])
-        for step, (_, pair) in zip(finished, found.done, strict=True)
+        for step, (_, pair) in zip(finished, result.done, strict=True)
     )
     numbers = [step.number for step in steps]
     assert numbers == sorted(numbers) and numbers[-1] == steps[-1].total
-    assert "falls most for" in found.summary and "Random places" in found.summary and hooks(known) == 0
+    assert "falls most for" in result.summary and "Random places" in result.summary and hooks(known) == 0
 
 
 @pytest.mark.parametrize(("real", "fake"), [(untextured(), untextured()), (face(), face())])
 def test_a_pair_with_a_wrong_verdict_is_not_explained(real, fake):
     known = detector()
-    found = finish(compare_pair(real, fake, known))
-    assert not found.both_right and found.done == () and found.random_mean.isnan().all()
-    assert "another detector or another pair" in found.summary and known.network.images == 2
+    result = finish(compare_pair(real, fake, known))
+    assert not result.both_right and result.done == () and result.random_mean.isnan().all()
+    assert "another detector or another pair" in result.summary and known.network.images == 2
 
 
 def test_maps_that_show_nothing_are_kept_and_not_tested():
     chosen = dataclasses.replace(SETTINGS, methods=("gradcam", "lime"))
     known = detector()
     known.card = dataclasses.replace(known.card, cam_layer="")
-    found = finish(compare_pair(face(), untextured(), known, chosen))
-    (cam, untested), (_, tested) = found.done
+    result = finish(compare_pair(face(), untextured(), known, chosen))
+    (cam, untested), (_, tested) = result.done
     assert cam.degenerate and untested is None and tested is not None
-    assert "falls most for LIME" in found.summary
+    assert "falls most for LIME" in result.summary
 
 
 def test_stopping_takes_one_batch_and_sizes_must_fit():
@@ -78,8 +78,8 @@ def test_stopping_takes_one_batch_and_sizes_must_fit():
     job = compare_pair(face(), untextured(), known, SETTINGS)
     for _ in range(5):
         next(job)
-    asked = known.network.images
+    image_count = known.network.images
     job.close()
-    assert known.network.images == asked and known.training and hooks(known) == 0
+    assert known.network.images == image_count and known.training and hooks(known) == 0
     with pytest.raises(UserError, match="differ in size"):
         next(compare_pair(face(), face(32), known))

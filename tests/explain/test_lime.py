@@ -20,27 +20,27 @@ def kernel(distances):
 @pytest.mark.parametrize("keep", [None, 10])
 def test_the_fit_is_that_of_the_package(keep):
     random = np.random.RandomState(3)
-    shown = random.randint(0, 2, (200, 40))
-    shown[0] = 1
+    samples = random.randint(0, 2, (200, 40))
+    samples[0] = 1
     answers = random.rand(200)
-    distances = lime.distances(shown)
+    distances = lime.distances(samples)
     _, weights, _, _ = LimeBase(kernel).explain_instance_with_data(
-        shown, answers[:, None], distances, 0, keep or 100000, feature_selection="highest_weights"
+        samples, answers[:, None], distances, 0, keep or 100000, feature_selection="highest_weights"
     )
     expected = np.zeros(40)
     for segment, weight in weights:
         expected[segment] = weight
-    assert np.abs(lime.fit_weights(shown, answers, keep) - expected).max() < 1e-9
-    assert (lime.fit_weights(shown, answers, keep) != 0).sum() == (keep or 40)
+    assert np.abs(lime.fit_weights(samples, answers, keep) - expected).max() < 1e-9
+    assert (lime.fit_weights(samples, answers, keep) != 0).sum() == (keep or 40)
 
 
 def test_distances_are_the_packages():
     from sklearn.metrics import pairwise_distances
 
-    shown = lime.draw_samples(50, 12, seed=1)
-    shown[7] = 0
-    expected = pairwise_distances(shown, shown[:1], metric="cosine").ravel()
-    assert np.abs(lime.distances(shown) - expected).max() < 1e-12
+    samples = lime.draw_samples(50, 12, seed=1)
+    samples[7] = 0
+    expected = pairwise_distances(samples, samples[:1], metric="cosine").ravel()
+    assert np.abs(lime.distances(samples) - expected).max() < 1e-12
 
 
 @pytest.mark.parametrize("adversarial", [False, True])
@@ -55,7 +55,7 @@ def test_the_whole_map_is_that_of_the_package(adversarial):
             p_fake = detector.p_fake(torch.from_numpy(pictures).permute(0, 3, 1, 2).float()).double().numpy()
         return np.stack([1 - p_fake, p_fake], axis=1)
 
-    found = LimeImageExplainer(random_state=5).explain_instance(
+    explanation = LimeImageExplainer(random_state=5).explain_instance(
         picture[0].permute(1, 2, 0).double().numpy(),
         classify,
         labels=(1,),
@@ -65,7 +65,7 @@ def test_the_whole_map_is_that_of_the_package(adversarial):
         segmentation_fn=lambda _: labels.numpy(),
         random_seed=0,
     )
-    weights = dict(found.local_exp[1])
+    weights = dict(explanation.local_exp[1])
     expected = torch.tensor([weights[segment] for segment in range(len(weights))])[labels]
     assert (raw.saliency - expected).abs().max() < 1e-5
     assert raw.answers[0] == pytest.approx(float(detector.p_fake(picture).detach()[0]), abs=1e-6)

@@ -35,10 +35,10 @@ def test_the_map_is_the_sum_of_masks_weighted_with_the_answers(as_released):
 
 def test_masks_are_those_of_the_reference_program():
     cells, offsets = rise.draw_masks(5, (48, 64), seed=1)
-    made = rise.enlarge_masks(cells, offsets, (48, 64))
-    assert made.shape == (5, 48, 64)
+    masks = rise.enlarge_masks(cells, offsets, (48, 64))
+    assert masks.shape == (5, 48, 64)
     assert offsets[:, 0].max() < 7 and offsets[:, 1].max() < 10  # less than one cell
-    for cell, (row, column), mask in zip(cells, offsets.tolist(), made, strict=True):
+    for cell, (row, column), mask in zip(cells, offsets.tolist(), masks, strict=True):
         large = F.interpolate(cell[None, None], size=(8 * 7, 8 * 10), mode="bilinear", align_corners=False)[0, 0]
         assert torch.equal(mask, large[row : row + 48, column : column + 64])
 

@@ -105,12 +105,12 @@ def test_segments_are_named_after_the_parts_they_hold():
     labels = torch.zeros(128, 128, dtype=torch.long)
     labels[torch.from_numpy(masks["eyes"])] = 1
     labels[torch.from_numpy(masks["mouth"] | masks["chin"])] = 2
-    found = segment_parts(labels, LANDMARKS)
-    assert found[0][0] == "background" and found[1] == ("eyes",)
-    assert found[2] == ("chin", "mouth")  # the chin is larger
-    assert places_in_words([1, 2], found) == "eyes; chin and mouth"
+    parts = segment_parts(labels, LANDMARKS)
+    assert parts[0][0] == "background" and parts[1] == ("eyes",)
+    assert parts[2] == ("chin", "mouth")  # the chin is larger
+    assert places_in_words([1, 2], parts) == "eyes; chin and mouth"
 
 
 def test_a_segment_of_many_parts_has_the_largest():
-    found = segment_parts(torch.zeros(128, 128, dtype=torch.long), LANDMARKS)
-    assert found == [("background",)]
+    parts = segment_parts(torch.zeros(128, 128, dtype=torch.long), LANDMARKS)
+    assert parts == [("background",)]

@@ -63,9 +63,9 @@ def test_the_map_is_that_of_the_package(as_released):
     explainer = ours._import_explainer()(model, package_masker(reference[0].permute(1, 2, 0).numpy()))
     outside = np.random.get_state()
     np.random.seed(0)
-    found = explainer(picture.permute(0, 2, 3, 1).numpy(), max_evals=400, batch_size=50, silent=True)
+    explanation = explainer(picture.permute(0, 2, 3, 1).numpy(), max_evals=400, batch_size=50, silent=True)
     np.random.set_state(outside)
-    values = torch.from_numpy(found.values[0])
+    values = torch.from_numpy(explanation.values[0])
     scaled = (values - values.min()) / (values.max() - values.min())
     expected = scaled.mean(2) if as_released else values.sum(2)
     assert (raw.saliency - expected).abs().max() < 1e-5

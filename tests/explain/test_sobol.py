@@ -24,10 +24,10 @@ def test_golden_numbers():
 def test_every_mixed_mask_takes_one_column_of_b():
     a, b, mixed = torch.from_numpy(sobol.sobol_design(4)).split([4, 4, 256])
     for cell in (0, 17, 63):
-        one = mixed.reshape(64, 4, 64)[cell]
-        assert torch.equal(one[:, cell], b[:, cell])
+        rows = mixed.reshape(64, 4, 64)[cell]
+        assert torch.equal(rows[:, cell], b[:, cell])
         others = torch.arange(64) != cell
-        assert torch.equal(one[:, others], a[:, others])
+        assert torch.equal(rows[:, others], a[:, others])
 
 
 def test_no_variance_gives_zeros_and_not_nan():

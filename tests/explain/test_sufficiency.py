@@ -48,7 +48,7 @@ def sigmoid(value):
 
 def after(*segments):
     """Return p_fake once the values of these segments have fallen by STEPS * ALPHA."""
-    return sigmoid(BEFORE - 3 * PIECE * STEPS * ALPHA * sum(SLOPES[one] for one in segments))
+    return sigmoid(BEFORE - 3 * PIECE * STEPS * ALPHA * sum(SLOPES[segment] for segment in segments))
 
 
 def proof(saliency=SALIENCY, **settings):
@@ -57,39 +57,39 @@ def proof(saliency=SALIENCY, **settings):
 
 
 def test_sufficiency_computed_by_hand():
-    found = proof()
+    result = proof()
     expected = torch.tensor([after(3), after(3, 1), after(3, 1, 2)])
-    assert found.predicted == "fake" and found.p_before == pytest.approx(sigmoid(BEFORE), abs=1e-5)
-    assert found.order.tolist() == [3, 1, 2, 0]
-    assert torch.allclose(found.p_after, expected, atol=2e-4)
-    assert torch.allclose(found.values, sigmoid(BEFORE) - expected, atol=2e-4)
-    assert found.called_fake.tolist() == (expected >= 0.5).tolist() == [True, False, False]
-    assert found.iterations.tolist() == [STEPS] * 3
-    assert found.masks.flatten(1).sum(1).tolist() == [PIECE, 2 * PIECE, 3 * PIECE]
-    assert "Sufficiency@3" in found.summary and "higher is better" in found.summary
-    assert found.attack == "PGD" and "White-box" in found.summary
+    assert result.predicted == "fake" and result.p_before == pytest.approx(sigmoid(BEFORE), abs=1e-5)
+    assert result.order.tolist() == [3, 1, 2, 0]
+    assert torch.allclose(result.p_after, expected, atol=2e-4)
+    assert torch.allclose(result.values, sigmoid(BEFORE) - expected, atol=2e-4)
+    assert result.called_fake.tolist() == (expected >= 0.5).tolist() == [True, False, False]
+    assert result.iterations.tolist() == [STEPS] * 3
+    assert result.masks.flatten(1).sum(1).tolist() == [PIECE, 2 * PIECE, 3 * PIECE]
+    assert "Sufficiency@3" in result.summary and "higher is better" in result.summary
+    assert result.attack == "PGD" and "White-box" in result.summary
 
 
 def test_nes_reaches_the_same_sufficiency_without_the_gradient():
-    found = proof(attack=SURE, tops=(1,))
-    assert found.p_after[0] == pytest.approx(after(3), abs=2e-4)
-    assert found.attack == "NES" and "White-box" not in found.summary
+    result = proof(attack=SURE, tops=(1,))
+    assert result.p_after[0] == pytest.approx(after(3), abs=2e-4)
+    assert result.attack == "NES" and "White-box" not in result.summary
 
 
 def test_only_the_segments_change_and_every_attack_starts_from_the_face():
-    found = proof(attack=NESSettings(iterations=3))
-    changed = (found.images != FACE).any(1)
-    assert not (changed & ~found.masks).any() and (changed & found.masks).flatten(1).any(1).all()
+    result = proof(attack=NESSettings(iterations=3))
+    changed = (result.images != FACE).any(1)
+    assert not (changed & ~result.masks).any() and (changed & result.masks).flatten(1).any(1).all()
 
 
 def test_all_attacks_share_their_batches():
     toy = detector()
-    asked = Asked(toy)
+    recorder = Asked(toy)
     settings = SufficiencySettings(attack=NESSettings(probes=5, iterations=1, batch=120), draws=3)
-    found = finish(measure_sufficiency(FACE, toy, SALIENCY, quarters(), settings))
+    result = finish(measure_sufficiency(FACE, toy, SALIENCY, quarters(), settings))
     # The verdict, then twelve attacks: a test, 10 probes each, and a test.
-    assert asked.batches == [1, 12, 120, 12]
-    assert (found.image_count, found.call_count) == (145, 4)
+    assert recorder.batches == [1, 12, 120, 12]
+    assert (result.image_count, result.call_count) == (145, 4)
 
 
 def test_a_better_map_has_a_higher_sufficiency():
@@ -106,20 +106,20 @@ def test_random_segments_have_the_same_size():
     assert torch.equal(drawn, random_masks(quarters(), masks, 20, seed=1))
     assert not torch.equal(drawn, random_masks(quarters(), masks, 20, seed=2))
     assert (drawn[:, 0] <= drawn[:, 1]).all()  # one ranking a draw
-    first = {int(quarters()[one].unique()) for one in drawn[:, 0]}  # 9 pixels: part of one segment
+    first = {int(quarters()[mask].unique()) for mask in drawn[:, 0]}  # 9 pixels: part of one segment
     assert first == {0, 1, 2, 3}
 
 
 def test_random_sufficiency_is_that_of_the_random_segments():
-    found = proof(draws=6)
-    assert found.random_values.shape == (6, 3)
-    for mask, fall in zip(found.random_masks[:, 0], found.random_values[:, 0], strict=True):
+    result = proof(draws=6)
+    assert result.random_values.shape == (6, 3)
+    for mask, fall in zip(result.random_masks[:, 0], result.random_values[:, 0], strict=True):
         (segment,) = quarters()[mask].unique().tolist()
         assert float(fall) == pytest.approx(sigmoid(BEFORE) - after(segment), abs=2e-4)
-    assert torch.allclose(found.random_mean, found.random_values.mean(0))
-    assert "random segments" in found.summary and found.random_mean[2] < found.values[2]
-    beaten = int((found.random_values[:, 2] < found.values[2]).sum())
-    assert beaten > 0 and f"better than {beaten} of 6 random rankings" in found.summary
+    assert torch.allclose(result.random_mean, result.random_values.mean(0))
+    assert "random segments" in result.summary and result.random_mean[2] < result.values[2]
+    beaten = int((result.random_values[:, 2] < result.values[2]).sum())
+    assert beaten > 0 and f"better than {beaten} of 6 random rankings" in result.summary
 
 
 def test_a_map_no_better_than_chance_is_called_so():
@@ -129,7 +129,7 @@ def test_a_map_no_better_than_chance_is_called_so():
 def test_a_neighbour_is_the_last_picture_whose_score_has_hardly_moved():
     toy, attack = detector(), NESSettings(iterations=20)
     near = finish(find_neighbour(FACE, toy, SALIENCY, quarters(), attack))
-    before, after = (float(toy.p_fake(one)) for one in (FACE, near))
+    before, after = (float(toy.p_fake(face)) for face in (FACE, near))
     assert before - NEIGHBOUR_FALL <= after < before
     lowest = int(rank_scores(segment_scores(SALIENCY, quarters()))[-1])
     changed = (near != FACE).any(1)[0]
@@ -143,32 +143,32 @@ def test_a_neighbour_is_the_last_picture_whose_score_has_hardly_moved():
 
 
 def test_a_small_lead_counts_for_nothing():
-    found = proof(tops=(1,), draws=2)
-    fall = float(found.values)
-    for lead, said in (
+    result = proof(tops=(1,), draws=2)
+    fall = float(result.values)
+    for lead, sentence in (
         (LEAD + 0.01, "supports the map"),
         (LEAD - 0.01, "is too close to tell whether the map is right"),
         (-0.01, "does not support the map"),
     ):
-        one = replace(found, random_values=torch.full((2, 1), fall - lead))
-        assert one.lead == pytest.approx(lead, abs=1e-6) and support_in_words(one.lead) == said
-        assert ("too small to count" in one.summary) == (0 < lead < LEAD)
+        variant = replace(result, random_values=torch.full((2, 1), fall - lead))
+        assert variant.lead == pytest.approx(lead, abs=1e-6) and support_in_words(variant.lead) == sentence
+        assert ("too small to count" in variant.summary) == (0 < lead < LEAD)
     assert proof(tops=(1,), draws=0).lead is None
 
 
 def test_a_face_that_is_called_real_is_not_attacked():
     toy = detector(constant=-1.0)
-    asked = Asked(toy)
-    found = finish(measure_sufficiency(FACE, toy, SALIENCY, quarters()))
-    assert asked.batches == [1] and found.already_real
-    assert (found.values == 0).all() and torch.equal(found.images, FACE.repeat(3, 1, 1, 1))
-    assert "not called fake" in found.summary
+    recorder = Asked(toy)
+    result = finish(measure_sufficiency(FACE, toy, SALIENCY, quarters()))
+    assert recorder.batches == [1] and result.already_real
+    assert (result.values == 0).all() and torch.equal(result.images, FACE.repeat(3, 1, 1, 1))
+    assert "not called fake" in result.summary
 
 
 def test_too_few_positive_segments_have_no_result():
     saliency = torch.tensor([-0.1, 0.3, -0.2, 0.4])[quarters()]
-    found = proof(saliency, positive_only=True, draws=2)
-    assert found.values.isnan().all() and found.random_values.isnan().all() and not found.masks.any()
+    result = proof(saliency, positive_only=True, draws=2)
+    assert result.values.isnan().all() and result.random_values.isnan().all() and not result.masks.any()
     enough = proof(saliency, positive_only=True, draws=2, tops=(1, 2))
     assert enough.values.isfinite().all() and "Sufficiency@2" in enough.summary
     none = proof(-SALIENCY, positive_only=True)
@@ -184,8 +184,8 @@ def test_an_even_map_is_called_arbitrary():
 def test_same_seed_same_proof_and_nothing_is_left_behind():
     toy = detector().train()
     settings = SufficiencySettings(attack=NESSettings(iterations=2), draws=2, seed=3)
-    one, two = (finish(measure_sufficiency(FACE, toy, SALIENCY, quarters(), settings)) for _ in range(2))
-    assert torch.equal(one.p_after, two.p_after) and torch.equal(one.random_p_after, two.random_p_after)
+    first, second = (finish(measure_sufficiency(FACE, toy, SALIENCY, quarters(), settings)) for _ in range(2))
+    assert torch.equal(first.p_after, second.p_after) and torch.equal(first.random_p_after, second.random_p_after)
     assert toy.training and hooks(toy) == 0
 
 
@@ -200,24 +200,24 @@ def test_wrong_settings_are_refused():
 @pytest.mark.parametrize("by_segment", [True, False])
 def test_curves_computed_by_hand(by_segment):
     settings = CurveSettings(fill="black", steps=4, by_segment=by_segment)
-    found = finish(deletion_curves(FACE, detector(), SALIENCY, quarters(), settings))
-    assert torch.allclose(found.fractions, torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0]))
-    worth = [3 * PIECE * SLOPES[one] * 128 / 255 for one in (3, 1, 2, 0)]
+    curves = finish(deletion_curves(FACE, detector(), SALIENCY, quarters(), settings))
+    assert torch.allclose(curves.fractions, torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0]))
+    worth = [3 * PIECE * SLOPES[segment] * 128 / 255 for segment in (3, 1, 2, 0)]
     removed = torch.tensor([sigmoid(BEFORE - sum(worth[:count])) for count in range(5)])
     put_in = torch.tensor([sigmoid(BEFORE - sum(worth[count:])) for count in range(5)])
-    assert found.predicted == "fake"
-    assert torch.allclose(found.deletion, removed, atol=1e-4)
-    assert torch.allclose(found.insertion, put_in, atol=1e-4)
-    assert found.deletion_auc == pytest.approx(float((removed[1:] + removed[:-1]).sum() / 8), abs=1e-4)
-    assert found.insertion_auc == pytest.approx(float((put_in[1:] + put_in[:-1]).sum() / 8), abs=1e-4)
-    assert found.image_count == 10 and found.call_count == 2
-    assert WHY_MISLEADING in found.summary and "lower would be better" in found.summary
+    assert curves.predicted == "fake"
+    assert torch.allclose(curves.deletion, removed, atol=1e-4)
+    assert torch.allclose(curves.insertion, put_in, atol=1e-4)
+    assert curves.deletion_auc == pytest.approx(float((removed[1:] + removed[:-1]).sum() / 8), abs=1e-4)
+    assert curves.insertion_auc == pytest.approx(float((put_in[1:] + put_in[:-1]).sum() / 8), abs=1e-4)
+    assert curves.image_count == 10 and curves.call_count == 2
+    assert WHY_MISLEADING in curves.summary and "lower would be better" in curves.summary
 
 
 def test_curves_of_a_real_face_follow_the_probability_of_real():
-    found = finish(deletion_curves(FACE, detector(constant=-3.0), SALIENCY))
-    assert found.predicted == "real" and found.deletion[0] == found.insertion[-1] > 0.9
-    assert len(found.fractions) == 51
+    curves = finish(deletion_curves(FACE, detector(constant=-3.0), SALIENCY))
+    assert curves.predicted == "real" and curves.deletion[0] == curves.insertion[-1] > 0.9
+    assert len(curves.fractions) == 51
 
 
 def test_fills():
@@ -248,19 +248,19 @@ def pair(**settings):
 def test_a_pair_attacks_the_fake_where_the_map_of_the_real_photo_points(source):
     from backend.explain.segments import slic_segments
 
-    found, real, fake = pair(segments_of=source)
-    assert torch.equal(found.labels, slic_segments((real if source == "real" else fake)[0], 16))
-    assert found.p_real_photo < 0.5 and found.sufficiency.predicted == "fake" and found.both_right
-    assert found.sufficiency.masks[0, :, 16:].sum() > 0.9 * found.sufficiency.masks[0].sum()
-    assert (found.sufficiency.values > 0).all()
-    assert "On the fake" in found.summary and "no right verdict" not in found.summary
+    result, real, fake = pair(segments_of=source)
+    assert torch.equal(result.labels, slic_segments((real if source == "real" else fake)[0], 16))
+    assert result.p_real_photo < 0.5 and result.sufficiency.predicted == "fake" and result.both_right
+    assert result.sufficiency.masks[0, :, 16:].sum() > 0.9 * result.sufficiency.masks[0].sum()
+    assert (result.sufficiency.values > 0).all()
+    assert "On the fake" in result.summary and "no right verdict" not in result.summary
 
 
 def test_a_pair_with_a_wrong_verdict_says_so():
     real = fake = torch.full((1, 3, 32, 32), 0.9)
     toy = weighted_detector(torch.full((32, 32), 0.01), constant=-5.0)
     chosen = PairSettings(segments=8, sufficiency=SufficiencySettings(attack=EXACT, draws=0))
-    found = finish(measure_pair_sufficiency(real, fake, toy, torch.ones(32, 32), chosen))
-    assert not found.both_right and "no right verdict" in found.summary
+    result = finish(measure_pair_sufficiency(real, fake, toy, torch.ones(32, 32), chosen))
+    assert not result.both_right and "no right verdict" in result.summary
     with pytest.raises(UserError, match="differ in size"):
         finish(measure_pair_sufficiency(real, fake[..., :16], toy, torch.ones(32, 32), chosen))

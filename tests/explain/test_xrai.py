@@ -59,5 +59,5 @@ def test_without_regions_or_slope_there_is_no_map(picture):
             return torch.full((len(images), 1), 3.0)
 
     detector = Detector(Constant(), toy_detector().card).eval()
-    found = finish(explain(picture, detector, ExplainSettings(method="xrai")))
-    assert found.degenerate and found.reason and (found.saliency == 0).all()
+    result = finish(explain(picture, detector, ExplainSettings(method="xrai")))
+    assert result.degenerate and result.reason and (result.saliency == 0).all()

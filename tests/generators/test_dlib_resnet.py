@@ -26,39 +26,41 @@ def vector(network: DlibResNet, chip: np.ndarray) -> np.ndarray:
 
 def test_a_chip_has_the_vector_that_dlib_gives_it(network):
     dlib = pytest.importorskip("dlib", reason="dlib is optional (requirements-identity.txt)")
-    own = dlib.face_recognition_model_v1(str(dlib_resnet.dlib_resnet_path()))
+    model = dlib.face_recognition_model_v1(str(dlib_resnet.dlib_resnet_path()))
     noise = np.random.default_rng(0).integers(0, 256, (150, 150, 3), dtype=np.uint8)
     photo = np.ascontiguousarray(pictures.astronaut()[20:170, 150:300])
     for chip in (noise, photo):
-        expected, found = np.array(own.compute_face_descriptor(chip)), vector(network, chip)
-        assert 1 - identity.cosine_similarity(expected, found) < 1e-9
-        assert np.abs(expected - found).max() < 1e-5
+        expected, actual = np.array(model.compute_face_descriptor(chip)), vector(network, chip)
+        assert 1 - identity.cosine_similarity(expected, actual) < 1e-9
+        assert np.abs(expected - actual).max() < 1e-5
 
 
 @pytest.mark.parametrize("template", ["embedded", "ffhq"])
 def test_the_fixed_place_of_the_chip_is_near_the_one_that_dlib_finds(network, aligned_crops, template):
     pytest.importorskip("dlib", reason="dlib is optional (requirements-identity.txt)")
-    own = identity.best_recogniser()
-    if own is None or own.name != "dlib ResNet v1":
+    recogniser = identity.best_recogniser()
+    if recogniser is None or recogniser.name != "dlib ResNet v1":
         pytest.skip("needs dlib's files, and no better network")
     for name in ("astronaut", "hopper"):
         crop = aligned_crops[name, template]
         fixed = network(dlib_resnet.cut_dlib_chips(crop, template))[0].double().numpy()
-        assert np.linalg.norm(own.embed(crop, template) - fixed) < 0.4  # of one person: below 0.6
+        assert np.linalg.norm(recogniser.embed(crop, template) - fixed) < 0.4  # of one person: below 0.6
 
 
 def test_the_loss_is_small_within_a_person_large_between_two_and_has_a_gradient(network, aligned_crops, monkeypatch):
     monkeypatch.setattr(weights, "read_entries", dict)
-    found = losses.find_face_embedding("embedded")
-    assert found is not None and found.name == "dlib ResNet v1"
-    one, other = (aligned_crops[name, "embedded"] * 2 - 1 for name in ("astronaut", "hopper"))
-    assert found.distance(one, one).item() == pytest.approx(0, abs=1e-6)
-    assert found.distance(one, one.flip(3)) < 0.18 < found.distance(one, other)  # dlib's rule: 0.6 squared, halved
-    drawn = other.clone().requires_grad_()
-    before = found.distance(drawn, one)
+    embedding = losses.find_face_embedding("embedded")
+    assert embedding is not None and embedding.name == "dlib ResNet v1"
+    astronaut, hopper = (aligned_crops[name, "embedded"] * 2 - 1 for name in ("astronaut", "hopper"))
+    assert embedding.distance(astronaut, astronaut).item() == pytest.approx(0, abs=1e-6)
+    assert (
+        embedding.distance(astronaut, astronaut.flip(3)) < 0.18 < embedding.distance(astronaut, hopper)
+    )  # dlib's rule: 0.6 squared, halved
+    drawn = hopper.clone().requires_grad_()
+    before = embedding.distance(drawn, astronaut)
     before.backward()
     step = 0.5 / 255 * drawn.grad.sign()
-    assert found.distance(drawn.detach() - step, one) < before
+    assert embedding.distance(drawn.detach() - step, astronaut) < before
     outside = drawn.grad[..., :20, :]  # above the chip nothing counts
     assert outside.abs().max() == 0 < drawn.grad.abs().max()
 

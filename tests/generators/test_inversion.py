@@ -39,11 +39,11 @@ def test_what_drawings_lack_is_summed_over_all_looks_but_the_last():
     faces = torch.tensor([0.5, -0.5]).view(1, 1, 1, 2).expand(1, 3, 2, 2)
     drawn = torch.full((1, 3, 4, 4), 0.25)
     drawn[..., 2:] = -3  # outside the range, where nobody sees it
-    shown = []
-    found = accumulate_feedback(shown.append, lambda _codes: drawn, faces, [0.6, 0.5])
+    captured = []
+    feedback = accumulate_feedback(captured.append, lambda _codes: drawn, faces, [0.6, 0.5])
     once = torch.tensor([0.25, 0.5]).view(1, 1, 1, 2).expand(1, 3, 2, 2)
-    assert torch.equal(shown[0], torch.zeros_like(faces)) and torch.allclose(shown[1], 0.6 * once)
-    assert torch.allclose(found, 1.1 * once) and len(shown) == 2
+    assert torch.equal(captured[0], torch.zeros_like(faces)) and torch.allclose(captured[1], 0.6 * once)
+    assert torch.allclose(feedback, 1.1 * once) and len(captured) == 2
     assert torch.equal(accumulate_feedback(None, None, faces, []), torch.zeros_like(faces))
 
 
@@ -66,9 +66,9 @@ def test_bands_are_means_of_squares_and_three_differences():
     picture = torch.tensor([[1.0, 2.0], [3.0, 6.0]]).view(1, 1, 2, 2)
     assert haar_bands(picture).flatten().tolist() == [3.0, -4.0, -6.0, 2.0]
     faces = torch.rand(2, 3, 8, 6, generator=torch.Generator().manual_seed(0))
-    found = haar_bands(faces)
-    assert found.shape == (2, 12, 4, 3)
-    assert torch.allclose(found[:, :3], torch.nn.functional.avg_pool2d(faces, 2))
+    bands = haar_bands(faces)
+    assert bands.shape == (2, 12, 4, 3)
+    assert torch.allclose(bands[:, :3], torch.nn.functional.avg_pool2d(faces, 2))
     ramp = torch.arange(6.0).expand(1, 1, 6, 6)
     assert (haar_bands(ramp)[:, 1:] == torch.tensor([-2.0, 0.0, 0.0])[None, :, None, None]).all()
 
@@ -80,7 +80,7 @@ def test_a_grown_encoder_gives_the_same_codes_and_reads_finer_detail_once_it_has
     large.load_state_dict(grow_encoder(small.state_dict(), large))
     small.eval(), large.eval()
     faces, lacking = (torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(k)) - 0.5 for k in (0, 1))
-    halved = [torch.nn.functional.avg_pool2d(one, 2) for one in (faces, lacking)]
+    halved = [torch.nn.functional.avg_pool2d(images, 2) for images in (faces, lacking)]
     assert torch.allclose(large(faces, lacking), small(sum(halved)), atol=1e-5)
     assert torch.allclose(large(faces), small(halved[0]), atol=1e-5)
     assert torch.allclose(large.base(faces), small.base(halved[0]), atol=1e-5)
@@ -191,11 +191,11 @@ def test_the_embedded_entries_are_loaded_once(tmp_path, monkeypatch):
         "encoder": "input_size = 32\nwidth = 0.0625",
     }
     lines = []
-    for name, own in options.items():
+    for name, entry_options in options.items():
         path = tmp_path / f"{name}.safetensors"
         lines.append(
             f'[{name}]\nprofile = "embedded"\nfile = "{path.name}"\nsha256 = "{weights.file_hash(path)}"\n'
-            f'bytes = {path.stat().st_size}\nlicence = ""\nsource = ""\n{own}\n'
+            f'bytes = {path.stat().st_size}\nlicence = ""\nsource = ""\n{entry_options}\n'
         )
     (tmp_path / "registry.toml").write_text("\n".join(lines), encoding="utf-8")
     registry_of(tmp_path, monkeypatch)
@@ -246,22 +246,22 @@ def official(size: int) -> dict[str, object]:
 def test_the_ffhq_pair_is_loaded_from_its_published_layout_and_inverts(tmp_path):
     path = tmp_path / "e4e_ffhq_encode.pt"
     content = official(1024)
-    kept = {
+    expected = {
         key: content["state_dict"][key].clone()
         for key in ("decoder.convs.15.conv.weight", "encoder.input_layer.0.weight")
     }
     torch.save(content, path)
     inverter = inversion.read_e4e_inverter(path)
     assert (inverter.size, inverter.rows, inverter.template) == (1024, 18, "ffhq")
-    assert torch.equal(inverter.generator.convs[15].conv.weight.cpu(), kept["decoder.convs.15.conv.weight"])
-    assert torch.equal(inverter.encoder.input_layer[0].weight.cpu(), kept["encoder.input_layer.0.weight"])
+    assert torch.equal(inverter.generator.convs[15].conv.weight.cpu(), expected["decoder.convs.15.conv.weight"])
+    assert torch.equal(inverter.encoder.input_layer[0].weight.cpu(), expected["encoder.input_layer.0.weight"])
     assert not any(weight.requires_grad for module in inverter.modules() for weight in module.parameters())
     face = torch.rand(1, 3, 300, 300, generator=torch.Generator().manual_seed(0)).to(inverter.latent_average.device)
-    found = inverter.invert(face)
+    inverted = inverter.invert(face)
     with torch.no_grad():
-        drawn = inverter.synthesize(found, resolution=256)  # all 1024 would take another gigabyte
-    assert found.shape == (1, 18, 512) and drawn.shape == (1, 3, 256, 256)
-    assert found.isfinite().all() and drawn.isfinite().all()
+        drawn = inverter.synthesize(inverted, resolution=256)  # all 1024 would take another gigabyte
+    assert inverted.shape == (1, 18, 512) and drawn.shape == (1, 3, 256, 256)
+    assert inverted.isfinite().all() and drawn.isfinite().all()
 
 
 def test_one_average_row_serves_all(tmp_path):

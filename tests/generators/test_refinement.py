@@ -22,17 +22,17 @@ def faces(inverter, count: int = 2) -> torch.Tensor:
 
 def test_a_refined_drawing_is_closer_and_never_worse():
     inverter = small_inverter()
-    wanted = faces(inverter)
+    targets = faces(inverter)
     # A generator with random weights is steeper than a trained one, so its steps are shorter.
-    found = finish(refine(inverter, wanted, codes(2), RefineSettings(steps=40, rate=0.03)))
-    assert (found.psnr_after > found.psnr_before + 0.5).all()
+    result = finish(refine(inverter, targets, codes(2), RefineSettings(steps=40, rate=0.03)))
+    assert (result.psnr_after > result.psnr_before + 0.5).all()
     with torch.no_grad():
-        drawn = inverter.synthesize(found.codes)
-    psnr = -10 * torch.log10((drawn - wanted).square().flatten(1).mean(1))
-    assert torch.allclose(psnr, found.psnr_after, atol=1e-3)
-    assert "40 steps" in found.summary and "dB" in found.summary
-    wild = finish(refine(inverter, wanted, codes(2), RefineSettings(steps=2, rate=1000.0)))
-    assert torch.equal(wild.psnr_after, wild.psnr_before) and torch.equal(wild.codes, codes(2))
+        drawn = inverter.synthesize(result.codes)
+    psnr = -10 * torch.log10((drawn - targets).square().flatten(1).mean(1))
+    assert torch.allclose(psnr, result.psnr_after, atol=1e-3)
+    assert "40 steps" in result.summary and "dB" in result.summary
+    diverged = finish(refine(inverter, targets, codes(2), RefineSettings(steps=2, rate=1000.0)))
+    assert torch.equal(diverged.psnr_after, diverged.psnr_before) and torch.equal(diverged.codes, codes(2))
 
 
 def test_the_first_step_computed_by_hand():
@@ -40,20 +40,20 @@ def test_the_first_step_computed_by_hand():
     inverter = toy_inverter()
     start = torch.linspace(-1, 1, 12 * 512).view(1, 12, 512)
     spread = float(start.std())
-    found = finish(refine(inverter, grey(200), start, RefineSettings(steps=1, rate=0.01, pull=0.0)))
-    assert torch.allclose(found.codes - start, torch.full_like(start, 0.01 * spread), atol=1e-4)
+    result = finish(refine(inverter, grey(200), start, RefineSettings(steps=1, rate=0.01, pull=0.0)))
+    assert torch.allclose(result.codes - start, torch.full_like(start, 0.01 * spread), atol=1e-4)
     brightness = 0.5 + 0.01 * spread * DARKER / STEP
-    assert found.psnr_before.item() == pytest.approx(-20 * math.log10(200 / 255 - 0.5), abs=1e-3)
-    assert found.psnr_after.item() == pytest.approx(-20 * math.log10(200 / 255 - brightness), abs=1e-3)
+    assert result.psnr_before.item() == pytest.approx(-20 * math.log10(200 / 255 - 0.5), abs=1e-3)
+    assert result.psnr_after.item() == pytest.approx(-20 * math.log10(200 / 255 - brightness), abs=1e-3)
 
 
 def test_faces_are_refined_as_if_they_were_alone_and_the_same_again():
     inverter = small_inverter()
-    wanted, settings = faces(inverter, 3), RefineSettings(steps=5)
-    together = finish(refine(inverter, wanted, codes(3), settings))
-    again = finish(refine(inverter, wanted, codes(3), settings))
+    targets, settings = faces(inverter, 3), RefineSettings(steps=5)
+    together = finish(refine(inverter, targets, codes(3), settings))
+    again = finish(refine(inverter, targets, codes(3), settings))
     assert torch.equal(together.codes, again.codes)
-    alone = finish(refine(inverter, wanted[1:2], codes(3)[1:2], settings))
+    alone = finish(refine(inverter, targets[1:2], codes(3)[1:2], settings))
     assert torch.allclose(together.codes[1], alone.codes[0], atol=1e-4)
 
 
@@ -82,11 +82,11 @@ def test_a_search_from_refined_codes_changes_the_photo_by_its_steps_alone():
     # `transfer` adds what the search changes and not what the refinement did: the hand-computed search stays.
     steps = []
     settings = SearchSettings(kappa=0.1, refine=4)
-    found = finish(search(toy_inverter(), toy_detector(), grey(200), settings), steps.append)
-    assert found.refined is not None and found.refined.psnr_after > found.refined.psnr_before
-    assert torch.equal(found.codes_start, found.refined.codes)
-    assert found.flipped.tolist() == [True] and found.steps.tolist() == [9]
-    assert torch.equal(found.counterfactual, grey(200 - 27))
+    result = finish(search(toy_inverter(), toy_detector(), grey(200), settings), steps.append)
+    assert result.refined is not None and result.refined.psnr_after > result.refined.psnr_before
+    assert torch.equal(result.codes_start, result.refined.codes)
+    assert result.flipped.tolist() == [True] and result.steps.tolist() == [9]
+    assert torch.equal(result.counterfactual, grey(200 - 27))
     numbers = [step.number for step in steps]
     assert numbers == sorted(numbers) and {step.total for step in steps} == {settings.steps + 5}
     plain = finish(search(toy_inverter(), toy_detector(), grey(200), SearchSettings(kappa=0.1)))
@@ -97,10 +97,10 @@ def test_a_real_generator_is_searched_from_refined_codes():
     inverter = small_inverter()
     assert isinstance(inverter.generator, StyleGAN2)
     detector = toy_detector(slope=200, threshold=0.3, size=32)
-    wanted = faces(inverter)
-    found = finish(search(inverter, detector, wanted, SearchSettings(steps=30, refine=3)))
-    assert (found.p_counterfactual < found.p_original).all()
-    assert (found.counterfactual - found.original).abs().max() > 0
+    targets = faces(inverter)
+    result = finish(search(inverter, detector, targets, SearchSettings(steps=30, refine=3)))
+    assert (result.p_counterfactual < result.p_original).all()
+    assert (result.counterfactual - result.original).abs().max() > 0
 
 
 @pytest.mark.parametrize("settings", [RefineSettings(steps=0), RefineSettings(rate=0.0), RefineSettings(pull=-1.0)])

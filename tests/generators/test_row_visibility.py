@@ -46,9 +46,9 @@ def test_visibility_of_a_linear_generator_is_its_gains():
 
 def test_it_repeats_and_depends_on_the_seed():
     inverter = small_inverter()
-    found = inversion.measure_row_visibility(inverter)
-    assert found == inversion.measure_row_visibility(inverter) and len(found) == inverter.rows
-    assert inversion.measure_row_visibility(inverter, seed=1) != found
+    visibility = inversion.measure_row_visibility(inverter)
+    assert visibility == inversion.measure_row_visibility(inverter) and len(visibility) == inverter.rows
+    assert inversion.measure_row_visibility(inverter, seed=1) != visibility
 
 
 def test_the_shipped_numbers_are_those_of_the_shipped_networks():
@@ -69,34 +69,34 @@ def run(visible, **chosen):
 
 def test_steps_are_shorter_in_rows_that_show_more():
     # The root of the mean square of six ones and six sevens is 5.
-    found = run([1.0] * 6 + [7.0] * 6, steps=2)
+    result = run([1.0] * 6 + [7.0] * 6, steps=2)
     expected = torch.tensor([5 * STEP] * 6 + [5 / 7 * STEP] * 6)
-    assert torch.allclose(found.lengths, expected)
-    moved = found.codes - found.codes_start
+    assert torch.allclose(result.lengths, expected)
+    moved = result.codes - result.codes_start
     assert torch.allclose(moved, (-2 * expected)[None, :, None].expand_as(moved), atol=1e-5)
     darker = 2 * DARKER * (5 + 5 / 7) / 2  # the toy's rows weigh alike whatever was said of them
-    assert found.counterfactual.mean().item() == pytest.approx(200 / 255 - darker, abs=0.5 / 255)
+    assert result.counterfactual.mean().item() == pytest.approx(200 / 255 - darker, abs=0.5 / 255)
 
 
 def test_closed_rows_do_not_count():
-    found = run([1.0] * 4 + [2.0] * 4 + [50.0] * 4, levels=("S", "M"), steps=1)
+    result = run([1.0] * 4 + [2.0] * 4 + [50.0] * 4, levels=("S", "M"), steps=1)
     root = (2.5) ** 0.5
-    assert torch.allclose(found.lengths, torch.tensor([root * STEP] * 4 + [root / 2 * STEP] * 4))
+    assert torch.allclose(result.lengths, torch.tensor([root * STEP] * 4 + [root / 2 * STEP] * 4))
 
 
 @pytest.mark.parametrize("visible", [[1.0] * 6 + [7.0] * 6, [], [0.0] * ROWS])
 def test_equal_steps_are_the_paper_s(visible):
-    found = run(visible, lengths="equal" if any(visible) else "visible", steps=3)
-    assert torch.equal(found.lengths, torch.full((ROWS,), STEP))
-    moved = found.codes - found.codes_start
+    result = run(visible, lengths="equal" if any(visible) else "visible", steps=3)
+    assert torch.equal(result.lengths, torch.full((ROWS,), STEP))
+    moved = result.codes - result.codes_start
     assert torch.allclose(moved, torch.full_like(moved, -3 * STEP), atol=1e-5)
-    assert ("was not measured" in found.summary) == (visible == [])
+    assert ("was not measured" in result.summary) == (visible == [])
     assert "was not measured" not in run([], lengths="equal").summary
 
 
 def test_steps_against_the_slope_differ_between_rows_too():
-    found = run([1.0] * 6 + [7.0] * 6, steps=1, epsilon=-STEP, early_stop=False)
-    moved = found.codes - found.codes_start
+    result = run([1.0] * 6 + [7.0] * 6, steps=1, epsilon=-STEP, early_stop=False)
+    moved = result.codes - result.codes_start
     assert torch.allclose(moved[0, :, 0], torch.tensor([5 * STEP] * 6 + [5 / 7 * STEP] * 6), atol=1e-5)
 
 
@@ -106,20 +106,20 @@ def test_an_unknown_way_of_steps_is_refused():
 
 
 def test_a_row_that_shows_nothing_does_not_run_away():
-    found = run([0.0] + [1.0] * 11, steps=1)
-    assert found.lengths[0].item() == pytest.approx(LONGEST_STEP * STEP)
-    assert found.codes.isfinite().all()
+    result = run([0.0] + [1.0] * 11, steps=1)
+    assert result.lengths[0].item() == pytest.approx(LONGEST_STEP * STEP)
+    assert result.codes.isfinite().all()
 
 
 def test_a_search_in_a_tuned_generator_keeps_them():
     inverter = small_inverter()
     inverter.visibility = [1.0] * 4 + [2.0] * 4
     with torch.no_grad():
-        wanted = (0.5 * inverter.synthesize(codes(1)) + 0.5 * inverter.synthesize(codes(1, seed=2))).clamp(0.1, 0.9)
-    asked = SearchSettings(tune=8, steps=1)
-    found = finish(search(inverter, toy_detector(threshold=0.0, size=32), wanted, asked))
-    assert found.tuned is not None and found.tuned.inverter is not inverter
-    assert found.lengths[0].item() == pytest.approx(2 * found.lengths[-1].item())
+        target = (0.5 * inverter.synthesize(codes(1)) + 0.5 * inverter.synthesize(codes(1, seed=2))).clamp(0.1, 0.9)
+    search_settings = SearchSettings(tune=8, steps=1)
+    result = finish(search(inverter, toy_detector(threshold=0.0, size=32), target, search_settings))
+    assert result.tuned is not None and result.tuned.inverter is not inverter
+    assert result.lengths[0].item() == pytest.approx(2 * result.lengths[-1].item())
 
 
 def test_faces_turn_sooner_and_stay_closer_than_with_equal_steps():

@@ -34,43 +34,43 @@ def face(inverter, seed: int = 2) -> torch.Tensor:
 
 def test_a_copy_draws_the_face_more_closely_and_the_shared_weights_stay_as_they_are():
     inverter = small_inverter()
-    wanted = face(inverter)
+    target = face(inverter)
     before = copy.deepcopy(inverter.generator.state_dict())
     flags = [weight.requires_grad for weight in inverter.generator.parameters()]
-    found = finish(tune(inverter, wanted, codes(1), QUICK))
-    assert float(found.psnr_after) > float(found.psnr_before) + 0.3
-    assert found.inverter is not inverter and found.inverter.generator is not inverter.generator
-    assert found.inverter.encoder is inverter.encoder and found.inverter.name == inverter.name
+    result = finish(tune(inverter, target, codes(1), QUICK))
+    assert float(result.psnr_after) > float(result.psnr_before) + 0.3
+    assert result.inverter is not inverter and result.inverter.generator is not inverter.generator
+    assert result.inverter.encoder is inverter.encoder and result.inverter.name == inverter.name
     for name, value in inverter.generator.state_dict().items():
         assert torch.equal(value, before[name]), name
     assert [weight.requires_grad for weight in inverter.generator.parameters()] == flags
     assert all(weight.grad is None for weight in inverter.generator.parameters())
-    tuned = found.inverter.generator
+    tuned = result.inverter.generator
     assert not any(weight.requires_grad or weight.grad is not None for weight in tuned.parameters())
     assert not torch.equal(tuned.conv1.conv.weight, inverter.generator.conv1.conv.weight)
     assert torch.equal(tuned.style[1].weight, inverter.generator.style[1].weight)  # the mapping is not used
     # What the copy draws is what was measured, and the shared one draws what it drew.
     with torch.no_grad():
-        drawn = found.inverter.synthesize(codes(1))
-    assert -10 * torch.log10((drawn - wanted).square().mean()) == pytest.approx(float(found.psnr_after), abs=1e-3)
-    assert found.perceptual == "1 - SSIM" and "8 steps" in found.summary and "dB PSNR" in found.summary
+        drawn = result.inverter.synthesize(codes(1))
+    assert -10 * torch.log10((drawn - target).square().mean()) == pytest.approx(float(result.psnr_after), abs=1e-3)
+    assert result.perceptual == "1 - SSIM" and "8 steps" in result.summary and "dB PSNR" in result.summary
 
 
 def test_it_repeats_and_the_locality_holds_other_drawings():
     inverter = small_inverter()
-    wanted = face(inverter)
+    target = face(inverter)
     moved = []
     for locality in (0.0, 0.0, 30.0):
-        found = finish(tune(inverter, wanted, codes(1), TuneSettings(8, 3e-3, locality=locality)))
-        moved.append(torch.cat([weight.flatten() for weight in found.inverter.generator.parameters()]))
+        result = finish(tune(inverter, target, codes(1), TuneSettings(8, 3e-3, locality=locality)))
+        moved.append(torch.cat([weight.flatten() for weight in result.inverter.generator.parameters()]))
     assert torch.equal(moved[0], moved[1]) and not torch.equal(moved[0], moved[2])
 
 
 def test_without_a_gain_the_shared_generator_is_handed_back():
     inverter = small_inverter()
-    found = finish(tune(inverter, face(inverter), codes(1), TuneSettings(steps=1, rate=1e3)))
-    assert found.inverter is inverter and torch.equal(found.psnr_after, found.psnr_before)
-    assert "gained nothing" in found.summary
+    result = finish(tune(inverter, face(inverter), codes(1), TuneSettings(steps=1, rate=1e3)))
+    assert result.inverter is inverter and torch.equal(result.psnr_after, result.psnr_before)
+    assert "gained nothing" in result.summary
 
 
 def test_it_stops_within_a_step_and_restores_the_switch_for_gradients():
@@ -91,12 +91,12 @@ def test_a_search_with_the_tuned_copy():
     steps = []
     detector = toy_detector(slope=100, threshold=0.2, size=32)
     settings = SearchSettings(steps=4, refine=2, tune=3, composite="reconstruction", early_stop=False)
-    found = finish(search(inverter, detector, face(inverter), settings), steps.append)
-    assert found.tuned is not None and found.tuned.psnr_after >= found.tuned.psnr_before
-    assert found.refined.psnr_after == pytest.approx(float(found.tuned.psnr_before), abs=1e-3)
+    result = finish(search(inverter, detector, face(inverter), settings), steps.append)
+    assert result.tuned is not None and result.tuned.psnr_after >= result.tuned.psnr_before
+    assert result.refined.psnr_after == pytest.approx(float(result.tuned.psnr_before), abs=1e-3)
     with torch.no_grad():
-        drawn = found.tuned.inverter.synthesize(found.codes_start)
-    assert (found.inversion - drawn).abs().max() <= 0.5 / 255 + 1e-6
+        drawn = result.tuned.inverter.synthesize(result.codes_start)
+    assert (result.inversion - drawn).abs().max() <= 0.5 / 255 + 1e-6
     assert [step.number for step in steps] == [*range(1, 6), 5, *range(6, 11)]
     assert {step.total for step in steps} == {settings.total} == {10}
     assert all(torch.equal(value, before[name]) for name, value in inverter.generator.state_dict().items())
@@ -114,14 +114,14 @@ def test_impossible_settings_are_refused(settings):
 
 
 def test_the_distances_are_zero_for_equal_pictures_and_have_a_slope(monkeypatch):
-    one = torch.rand(2, 3, 48, 48, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    found = similarity.best_perceptual_distance()
-    other = (one * 0.5).requires_grad_()
-    distance = found.distance(one, other)
+    picture = torch.rand(2, 3, 48, 48, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    perceptual = similarity.best_perceptual_distance()
+    darker = (picture * 0.5).requires_grad_()
+    distance = perceptual.distance(picture, darker)
     assert distance.shape == (2,) and (distance > 0.01).all()
     distance.sum().backward()
-    assert other.grad.abs().sum() > 0
-    assert found.distance(one, one).abs().max() < 1e-5
+    assert darker.grad.abs().sum() > 0
+    assert perceptual.distance(picture, picture).abs().max() < 1e-5
     # Where LPIPS can be had, it is taken.
     monkeypatch.setattr(runtime, "_loaded", {})
     monkeypatch.setattr(similarity, "lpips_missing", lambda: None)

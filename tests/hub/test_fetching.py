@@ -109,9 +109,9 @@ def test_a_model_is_fetched_checked_converted_and_judges(place):
     expected = {
         key.removeprefix("backbone."): value for key, value in torch.load(_saved(place), weights_only=True).items()
     }
-    found = load_file(path)
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[key], expected[key]) for key in found)
+    tensors = load_file(path)
+    assert tensors.keys() == expected.keys()
+    assert all(torch.equal(tensors[key], expected[key]) for key in tensors)
     entry = weights.find_entry("meso4_here")
     assert entry.state() == "verified"
     assert entry.receipt()["source_sha256"] == entry.sha256
@@ -142,7 +142,7 @@ def test_a_download_cut_three_times_completes(place, linked):
     fetch_to_cache("meso4_here")
     ranges = place.hub.ranges()
     assert len(ranges) == 4 and ranges[0] == ""
-    starts = [int(one.removeprefix("bytes=").removesuffix("-")) for one in ranges[1:]]
+    starts = [int(header.removeprefix("bytes=").removesuffix("-")) for header in ranges[1:]]
     assert starts == sorted(starts) and starts[0] >= len(place.content) // 2 - BLOCK
     assert weights.find_entry("meso4_here").state() == "verified"
 
@@ -177,7 +177,7 @@ def test_a_connection_that_stays_away_is_said_and_keeps_what_came(place):
 
 
 @pytest.mark.parametrize(
-    ("status", "code", "words"),
+    ("status", "code", "message"),
     [
         (401, "", "asks for a login"),
         (401, "GatedRepo", "is gated"),
@@ -189,11 +189,11 @@ def test_a_connection_that_stays_away_is_said_and_keeps_what_came(place):
         (503, "", "answered with error 503"),
     ],
 )
-def test_every_refusal_is_a_sentence(place, status, code, words):
+def test_every_refusal_is_a_sentence(place, status, code, message):
     hosted = place.hub.files["owner/meso", "folder/meso4.pth"]
     hosted.status, hosted.code = status, code
     place.entry()
-    with pytest.raises(UserError, match=words) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         fetch_to_cache("meso4_here")
     assert "\n" not in str(caught.value) and caught.value.hint
     assert place.left() == [] and weights.find_entry("meso4_here").state() == "absent"
@@ -239,9 +239,9 @@ def test_a_full_disk_is_a_sentence_before_and_during(place, monkeypatch):
         with pytest.raises(UserError, match="no room on the disk"):
             fetch_to_cache("meso4_here")
     assert not [name for name in place.left() if name.startswith((".", "meso4_here"))]
-    asked = len(place.hub.ranges())
+    request_count = len(place.hub.ranges())
     fetch_to_cache("meso4_here")
-    assert len(place.hub.ranges()) == asked  # what had come whole is not fetched again
+    assert len(place.hub.ranges()) == request_count  # what had come whole is not fetched again
     assert weights.find_entry("meso4_here").state() == "verified"
 
 
@@ -276,11 +276,11 @@ def test_a_conversion_that_dies_leaves_what_was_there(place, monkeypatch):
 def test_a_damaged_file_is_never_loaded(place, damage):
     place.entry()
     path = fetch_to_cache("meso4_here")
-    whole = path.read_bytes()
+    content = path.read_bytes()
     if damage == "cut":
-        path.write_bytes(whole[:-100])
+        path.write_bytes(content[:-100])
     elif damage == "changed":
-        path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     else:
         weights.find_entry("meso4_here").receipt_path.unlink()
     with pytest.raises(UserError, match=r"is damaged.*weights fetch meso4_here"):
@@ -324,8 +324,8 @@ def test_two_fetches_at_once_are_refused(place):
 def test_the_command_fetches_lists_and_verifies(place, capsys):
     def run(*arguments: str) -> tuple[int, dict, str]:
         code = main.main(["weights", *arguments, "--json"])
-        said = capsys.readouterr()
-        return code, json.loads(said.out), said.err
+        output = capsys.readouterr()
+        return code, json.loads(output.out), output.err
 
     place.entry()
     place.entry("absent")
@@ -338,12 +338,12 @@ def test_the_command_fetches_lists_and_verifies(place, capsys):
     assert code == 0 and [(row["name"], row["verified"]) for row in answer["entries"]] == [("meso4_here", True)]
     path = weights.find_entry("meso4_here").path
     path.write_bytes(path.read_bytes()[:-1])
-    code, answer, said = run("verify")
-    assert code == 2 and "meso4_here" in answer["error"] and answer["hint"] in said
+    code, answer, errors = run("verify")
+    assert code == 2 and "meso4_here" in answer["error"] and answer["hint"] in errors
     code, answer, _ = run("fetch")  # what is damaged, and nothing that nobody asked for
     assert code == 0 and [row["name"] for row in answer["entries"]] == ["meso4_here"]
-    code, answer, said = run("fetch", "absent", "--from", str(place.cache / "nothing.pth"))
-    assert code == 2 and set(answer) == {"error", "hint"} and "Traceback" not in said
+    code, answer, errors = run("fetch", "absent", "--from", str(place.cache / "nothing.pth"))
+    assert code == 2 and set(answer) == {"error", "hint"} and "Traceback" not in errors
 
 
 def _saved(place: Place) -> Path:

@@ -56,12 +56,12 @@ def to_transformers(state: dict[str, Tensor]) -> dict[str, Tensor]:
         for theirs, ours in vit.LAYERS.items()
         for part in ("weight", "bias")
     }
-    found = {names[key]: value for key, value in state.items() if "attn.qkv" not in key}
+    renamed = {names[key]: value for key, value in state.items() if "attn.qkv" not in key}
     for key in (key for key in state if "attn.qkv" in key):
         _, number, *_, part = key.split(".")
         for name, value in zip(("query", "key", "value"), state[key].chunk(3), strict=True):
-            found[f"vit.encoder.layer.{number}.attention.attention.{name}.{part}"] = value
-    return found
+            renamed[f"vit.encoder.layer.{number}.attention.attention.{name}.{part}"] = value
+    return renamed
 
 
 def layouts() -> dict[str, dict]:
@@ -70,28 +70,28 @@ def layouts() -> dict[str, dict]:
         name: on_meta(registry.PUBLISHED[name].published) for name in registry.PUBLISHED if name.endswith("bench")
     }
     b4 = official_b4_meta()
-    found: dict[str, dict] = {
+    contents: dict[str, dict] = {
         name: prefixed("model." if name.startswith("recce") else "" if name.startswith("f3net") else "backbone.", state)
         for name, state in deepfakebench.items()
         if not name.startswith("efficientnet")
     }
-    found["efficientnet_b4_deepfakebench"] = b4
+    contents["efficientnet_b4_deepfakebench"] = b4
     unused = {"backbone.adjust_channel.0.weight": torch.empty(1, device="meta")}  # as published, never run
-    found["xception_deepfakebench"] |= unused
-    found["f3net_deepfakebench"] |= unused
-    found["efficientnet_b0_torchvision"] = on_meta(efficientnet.build_torchvision_b0)
-    found["vit_s_commfor"] = on_meta(vit.CommFor)
-    found["vit_b_transformers"] = to_transformers(on_meta(vit.build_vit_b))
-    found["meso4"] = on_meta(registry.ARCHITECTURES["meso4"].published)
-    found["mesoinception4"] = on_meta(registry.ARCHITECTURES["mesoinception4"].published)
-    found["arcface"] = on_meta(ArcFace)
-    found["facenet"] = on_meta(forms._facenet)
+    contents["xception_deepfakebench"] |= unused
+    contents["f3net_deepfakebench"] |= unused
+    contents["efficientnet_b0_torchvision"] = on_meta(efficientnet.build_torchvision_b0)
+    contents["vit_s_commfor"] = on_meta(vit.CommFor)
+    contents["vit_b_transformers"] = to_transformers(on_meta(vit.build_vit_b))
+    contents["meso4"] = on_meta(registry.ARCHITECTURES["meso4"].published)
+    contents["mesoinception4"] = on_meta(registry.ARCHITECTURES["mesoinception4"].published)
+    contents["arcface"] = on_meta(ArcFace)
+    contents["facenet"] = on_meta(forms._facenet)
     states = prefixed("encoder.", on_meta(lambda: E4EEncoder(1024))) | prefixed(
         "decoder.", on_meta(lambda: StyleGAN2(1024))
     )
-    found["e4e"] = {"state_dict": states, "latent_avg": torch.zeros(18, 512), "opts": {"device": "cuda:0"}}
-    found["stylegan2"] = {"g_ema": on_meta(lambda: StyleGAN2(1024)), "latent_avg": torch.zeros(512)}
-    return found
+    contents["e4e"] = {"state_dict": states, "latent_avg": torch.zeros(18, 512), "opts": {"device": "cuda:0"}}
+    contents["stylegan2"] = {"g_ema": on_meta(lambda: StyleGAN2(1024)), "latent_avg": torch.zeros(512)}
+    return contents
 
 
 def official_b4_meta() -> dict[str, Tensor]:
@@ -129,7 +129,7 @@ def test_every_key_is_matched(name):
     start = key.rpartition(".")[0]
     for wrong in (
         {**level, f"{start}.extra": torch.zeros(1)},
-        {one: value for one, value in level.items() if one != key},
+        {other: value for other, value in level.items() if other != key},
         {**level, key: torch.zeros(1, 2, 3, 4, 5)},
     ):
         changed = wrong if level is content else {**content, **_replaced(content, level, wrong)}
@@ -298,5 +298,5 @@ def test_tensors_that_share_memory_are_written_apart(tmp_path):
     base = torch.arange(6.0)
     apart = fetching._separate({"a": base[:3], "b": base[3:], "c": base, "d": base.view(2, 3).T})
     save_file(apart, tmp_path / "a.safetensors")
-    found = load_file(tmp_path / "a.safetensors")
-    assert torch.equal(found["b"], torch.tensor([3.0, 4, 5])) and torch.equal(found["d"], base.view(2, 3).T)
+    tensors = load_file(tmp_path / "a.safetensors")
+    assert torch.equal(tensors["b"], torch.tensor([3.0, 4, 5])) and torch.equal(tensors["d"], base.view(2, 3).T)

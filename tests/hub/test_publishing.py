@@ -73,20 +73,20 @@ def test_models_card_and_registry_are_uploaded_as_one_commit(hub, capsys):
     card = commit.files["README.md"].decode()
     assert card.startswith("---\nlicense: other\n") and "What they were trained on." in card
     # A second time, nothing that is there already is sent again.
-    sent = len([one for one in hub.asked if one[0] == "PUT"])
+    sent = len([request for request in hub.asked if request[0] == "PUT"])
     finish(publishing.publish_models(REPO))
-    assert len([one for one in hub.asked if one[0] == "PUT"]) == sent == 2
+    assert len([request for request in hub.asked if request[0] == "PUT"]) == sent == 2
 
 
 def test_an_app_without_its_models_fetches_them_from_there(hub, capsys):
     finish(publishing.publish_models(REPO))
     folder = weights.SETTINGS.weights_dir
-    whole = (folder / "one.safetensors").read_bytes()
+    content = (folder / "one.safetensors").read_bytes()
     (folder / "one.safetensors").unlink()
     (folder / "two.safetensors").write_bytes(b"damaged")
     assert main.main(["weights", "fetch", "--json"]) == 0
     assert {row["name"] for row in json.loads(capsys.readouterr().out)["entries"]} == {"one", "two"}
-    assert (folder / "one.safetensors").read_bytes() == whole
+    assert (folder / "one.safetensors").read_bytes() == content
     assert weights.find_entry("two").state() == "verified"
     assert {path.name for path in folder.iterdir()} == {
         "MODELCARD.md",

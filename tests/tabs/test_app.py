@@ -47,9 +47,9 @@ def demo() -> gr.Blocks:
 
 
 def test_pictures_leave_without_loss(demo: gr.Blocks) -> None:
-    shown = [block for block in demo.blocks.values() if isinstance(block, PICTURES)]
-    assert shown
-    assert {block.format for block in shown} == {"png"}
+    images = [block for block in demo.blocks.values() if isinstance(block, PICTURES)]
+    assert images
+    assert {block.format for block in images} == {"png"}
 
 
 def test_nothing_can_be_shared_or_filmed(demo: gr.Blocks) -> None:
@@ -128,9 +128,9 @@ def test_detect_endpoint_answers_with_json(demo: gr.Blocks, tmp_path: Path) -> N
         client = client_library.Client(address, verbose=False)
         answer = client.predict(client_library.handle_file(photo), api_name="/detect")
         assert len(answer["faces"]) == 1
-        for said in answer["faces"][0]["verdicts"].values():
-            assert 0 <= said["p_fake"] <= 1
-            assert said["verdict"] in {"real", "fake", "uncertain"}
+        for verdict in answer["faces"][0]["verdicts"].values():
+            assert 0 <= verdict["p_fake"] <= 1
+            assert verdict["verdict"] in {"real", "fake", "uncertain"}
         with pytest.raises(Exception, match="This file is not a picture"):
             client.predict(client_library.handle_file(text), api_name="/detect")
     finally:
@@ -140,14 +140,14 @@ def test_detect_endpoint_answers_with_json(demo: gr.Blocks, tmp_path: Path) -> N
 @pytest.mark.parametrize("closer", [True, False])
 def test_a_closer_reconstruction_is_asked_for(closer: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "photo.png").write_bytes(pictures.encode(pictures.astronaut(), "PNG"))
-    asked = []
+    captured = []
 
-    def no_story(located, detector, settings, **_):
-        asked.append(settings)
+    def no_search(located, detector, settings, **_):
+        captured.append(settings)
         yield Step(0, 1, "The face was inverted.")
         raise UserError("Enough.")
 
-    monkeypatch.setattr(counterfactual_photo, "find_counterfactual", no_story)
+    monkeypatch.setattr(counterfactual_photo, "find_counterfactual", no_search)
     with gr.Blocks():
         tab = CounterfactualTab(PhotoStep())
     path = str(tmp_path / "photo.png")
@@ -168,22 +168,22 @@ def test_a_closer_reconstruction_is_asked_for(closer: bool, tmp_path: Path, monk
     ]
     with pytest.raises(UserError, match="Enough"):
         list(tab._search(*arguments, None))
-    assert asked[0].refine == (RefineSettings.steps if closer else 0)
-    assert (asked[0].lengths, asked[0].composite, asked[0].kappa) == ("equal", "transfer", 0.3)
+    assert captured[0].refine == (RefineSettings.steps if closer else 0)
+    assert (captured[0].lengths, captured[0].composite, captured[0].kappa) == ("equal", "transfer", 0.3)
 
 
 def test_as_many_faces_are_marked_as_can_be_picked() -> None:
     landmarks = np.array([[85, 90], [115, 90], [100, 108], [88, 122], [112, 122]], dtype=np.float64)
     face = faces.Face((60.0, 50.0, 140.0, 160.0), 0.99, landmarks)
     crop = AlignedFace(np.zeros((128, 128, 3), np.uint8), np.eye(2, 3), "embedded", resampled=True, face=face)
-    found = [JudgedFace(number, crop, None, {}) for number in range(1, MAX_LISTED + 3)]
+    judged = [JudgedFace(number, crop, None, {}) for number in range(1, MAX_LISTED + 3)]
     with gr.Blocks():
         step = PhotoStep()
-    updates = step.show_faces(np.zeros((200, 220, 3), np.uint8), found)
+    updates = step.show_faces(np.zeros((200, 220, 3), np.uint8), judged)
     assert len(updates[step.which].choices) == MAX_LISTED
     assert len(updates[step.faces_picture].value["annotations"]) == MAX_LISTED
     assert "14 faces were found" in updates[step.summary] and "another of the 12 largest" in updates[step.summary]
-    assert "another below" in step.show_faces(np.zeros((200, 220, 3), np.uint8), found[:3])[step.summary]
+    assert "another below" in step.show_faces(np.zeros((200, 220, 3), np.uint8), judged[:3])[step.summary]
 
 
 def test_downloads_are_private_and_go_with_visitor_and_process() -> None:
@@ -198,28 +198,28 @@ def test_downloads_are_private_and_go_with_visitor_and_process() -> None:
         "root = one.parent; mode = oct(root.stat().st_mode & 0o777); "
         "print(mode, root == two.parent, one.exists(), two.exists(), root)"
     )
-    said = []
+    outputs = []
     for _ in range(2):
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-        said.append(done.stdout.split())
-    assert said[0][:4] == ["0o700", "True", "False", "True"]
-    assert said[0][4] != said[1][4]
-    assert not any(Path(one[4]).exists() for one in said)
+        outputs.append(done.stdout.split())
+    assert outputs[0][:4] == ["0o700", "True", "False", "True"]
+    assert outputs[0][4] != outputs[1][4]
+    assert not any(Path(output[4]).exists() for output in outputs)
 
 
 def test_files_go_an_hour_after_the_last_event_though_the_page_is_open(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(visitors, "_downloads", lambda: tmp_path)
-    one, two = (visitors.session_folder(SimpleNamespace(session_hash=name)) for name in ("one", "two"))
-    (one / "runs").mkdir()
-    (two / "runs").mkdir()
-    for folder in (one, two):
+    first, second = (visitors.session_folder(SimpleNamespace(session_hash=name)) for name in ("one", "two"))
+    (first / "runs").mkdir()
+    (second / "runs").mkdir()
+    for folder in (first, second):
         os.utime(folder, (0, time.time() - visitors.KEPT_SECONDS - 1))
     visitors.session_folder(SimpleNamespace(session_hash="one"))  # something happens on this page
     visitors.sweep_folders(tmp_path)
-    assert (one / "runs").exists()
-    assert not two.exists()
+    assert (first / "runs").exists()
+    assert not second.exists()
 
 
 def test_the_first_visitors_import_the_packages_one_after_the_other() -> None:
@@ -246,22 +246,22 @@ def test_a_verdict_does_not_wait_for_the_search_of_another_visitor(
     slow = toy_detector()
     slow.network.register_forward_pre_hook(lambda *_: time.sleep(0.1))
 
-    def slow_story(*_):
+    def slow_search(*_):
         for step in search(toy_inverter(), slow, grey(250), SearchSettings(steps=5000, early_stop=False)):
             if ended.is_set():
                 break
             yield step
         return SimpleNamespace(record=dict)
 
-    monkeypatch.setattr(counterfactual_photo, "find_counterfactual", slow_story)
+    monkeypatch.setattr(counterfactual_photo, "find_counterfactual", slow_search)
     _, address, _ = demo.launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1", server_port=None)
     try:
-        searching, asking = (client_library.Client(address, verbose=False) for _ in range(2))
-        job = searching.submit(client_library.handle_file(photo), "xception", api_name="/counterfactual")
+        search_client, verdict_client = (client_library.Client(address, verbose=False) for _ in range(2))
+        job = search_client.submit(client_library.handle_file(photo), "xception", api_name="/counterfactual")
         deadline = time.monotonic() + 60
         while job.status().code.name != "PROCESSING" and time.monotonic() < deadline:
             time.sleep(0.05)
-        answer = asking.predict(client_library.handle_file(photo), api_name="/detect")
+        answer = verdict_client.predict(client_library.handle_file(photo), api_name="/detect")
         assert answer["faces"][0]["verdicts"]
         assert not job.done()
         ended.set()

@@ -33,7 +33,7 @@ pytestmark = pytest.mark.skipif(
 def step(monkeypatch) -> VideoStep:
     """Return the part, with toys in place of the models."""
     with gr.Blocks():
-        made = VideoStep()
+        video_step = VideoStep()
     known = toy_detector(size=SIZE)
     monkeypatch.setattr(registry, "load", lambda _name: known)
     monkeypatch.setattr(registry, "card", lambda name: replace(known.card, title=name.title()))
@@ -42,14 +42,14 @@ def step(monkeypatch) -> VideoStep:
     monkeypatch.setattr(inversion, "load_embedded_inverter", lambda: toy_inverter(SIZE))
     monkeypatch.setattr(counterfactual_video, "LIMIT", CallLimit(100, 60, "Searching a video"))
     monkeypatch.setattr(counterfactual_video, "FRAME_SECONDS", 0.0)
-    return made
+    return video_step
 
 
 @pytest.fixture
 def path(tmp_path) -> Path:
-    found = tmp_path / "film.mp4"
-    found.write_bytes(films.encode([frame[:200, :220] for frame in clip(*[200] * 8).frames]))
-    return found
+    film = tmp_path / "film.mp4"
+    film.write_bytes(films.encode([frame[:200, :220] for frame in clip(*[200] * 8).frames]))
+    return film
 
 
 def run(step: VideoStep, path: Path) -> Iterator[dict]:
@@ -58,15 +58,15 @@ def run(step: VideoStep, path: Path) -> Iterator[dict]:
 
 def test_the_result_is_a_marked_video_its_scores_and_its_frames(step, path):
     *before, last = run(step, path)
-    said = [updates[step.job.progress] for updates in before if step.job.progress in updates]
-    assert any("Finding the face in frame 8 of 8" in one for one in said)
-    assert any("frames 2 to 6" in one and "<svg" in one for one in said), "the curve grows while it runs"
+    progress = [updates[step.job.progress] for updates in before if step.job.progress in updates]
+    assert any("Finding the face in frame 8 of 8" in text for text in progress)
+    assert any("frames 2 to 6" in text and "<svg" in text for text in progress), "the curve grows while it runs"
     assert any(step.face in updates and updates[step.face] is not None for updates in before)
     assert last[step.search_button].interactive and not last[step.stop].interactive and last[step.result].visible
     assert "8 of 8 frames on the side of fake; 8 of these went over" in last[step.summary]
     assert Path(last[step.video_out].value["path"]).read_bytes()[4:8] == b"ftyp"
-    with zipfile.ZipFile(io.BytesIO(Path(last[step.download]).read_bytes())) as packed:
-        assert len(packed.namelist()) == 10
+    with zipfile.ZipFile(io.BytesIO(Path(last[step.download]).read_bytes())) as archive:
+        assert len(archive.namelist()) == 10
     assert last[step.scores].count("<circle") == 16 and last[step.table].count('scope="row"') == 8
     assert "Toy (searched against)</th><td>100%</td><td>0%</td>" in last[step.others]
     assert "Other</th><td>100%</td><td>0%</td>" in last[step.others] and "the 8 searched frames" in last[step.others]
@@ -99,13 +99,13 @@ def test_a_stop_before_anything_is_found_says_so(step, path):
 
 
 @pytest.mark.parametrize(
-    ("content", "words"),
+    ("content", "message"),
     [(b"no video", "This file is not a video"), (films.encode([clip(5).frames[0]] * 3), "No face was found in this")],
 )
-def test_what_cannot_be_searched_is_said_in_its_place(step, tmp_path, content, words):
+def test_what_cannot_be_searched_is_said_in_its_place(step, tmp_path, content, message):
     (tmp_path / "film.mp4").write_bytes(content)
     last = list(run(step, tmp_path / "film.mp4"))[-1]
-    assert words in last[step.refusal] and 'role="alert"' in last[step.refusal]
+    assert message in last[step.refusal] and 'role="alert"' in last[step.refusal]
     assert last[step.search_button].interactive and last[step.live].visible is False
 
 

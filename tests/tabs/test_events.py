@@ -66,10 +66,10 @@ def test_the_reason_of_an_error_stays_on_the_page_and_the_bar_goes():
     with gr.Blocks() as blocks:
         button, note, bar = gr.Button(), gr.Markdown(), gr.HTML()
         run_in_turn(button, fails, [], [note, bar], starts=[button], note=note, progress=bar)
-    begun = next(one.fn for one in blocks.fns.values() if one.name == "fails")
-    updates = begun()
+    handler = next(dependency.fn for dependency in blocks.fns.values() if dependency.name == "fails")
+    updates = handler()
     assert [next(updates), next(updates)] == [{note: ""}, {bar: "half"}]
-    said = next(updates)
-    assert said[bar] == "" and "It is too small. Take a larger one." in said[note]
+    last = next(updates)
+    assert last[bar] == "" and "It is too small. Take a larger one." in last[note]
     with pytest.raises(gr.Error, match="too small"):
         next(updates)

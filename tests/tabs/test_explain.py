@@ -43,8 +43,8 @@ pytestmark = pytest.mark.skipif(
 def known(monkeypatch):
     """Put a toy in place of every model, and a finder that always finds the same face."""
     for name, samples in FEW.items():
-        made = dataclasses.replace(EXPLAINERS[name], samples={**EXPLAINERS[name].samples, "quick": samples})
-        monkeypatch.setitem(EXPLAINERS._items, name, made)
+        explainer = dataclasses.replace(EXPLAINERS[name], samples={**EXPLAINERS[name].samples, "quick": samples})
+        monkeypatch.setitem(EXPLAINERS._items, name, explainer)
     detector = patch_detector()
     monkeypatch.setattr(registry, "load", lambda _name: detector)
     monkeypatch.setattr(registry, "loadable", lambda: ["patch"])
@@ -74,32 +74,32 @@ def chosen(path):
 
 
 def ask(tab, path, method="lime", guess="", proof=True, **options):
-    given = OPTIONS | options
-    return tab._explain(*chosen(path), 1, "patch", method, *given.values(), proof, guess, REQUEST)
+    values = OPTIONS | options
+    return tab._explain(*chosen(path), 1, "patch", method, *values.values(), proof, guess, REQUEST)
 
 
 def unzipped(update):
-    with zipfile.ZipFile(update.value["path"] if isinstance(update.value, dict) else update.value) as packed:
-        return {name: packed.read(name) for name in packed.namelist()}
+    with zipfile.ZipFile(update.value["path"] if isinstance(update.value, dict) else update.value) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
 
 
 def test_one_map_with_everything_that_belongs_to_it(tab, tmp_path):
     *before, last = ask(tab, saved(tmp_path, face()), guess="nose")
     assert before[0][tab.job.stop].interactive and not last[tab.job.stop].interactive
-    shown = tab.result
-    assert last[shown.map_column].visible and not last[shown.grid].visible
-    assert "these places speak most for “fake”: 1 " in last[shown.summary]
-    assert "The test below is too close to tell" in last[shown.summary]
-    assert "You guessed: nose" in last[shown.guess_text]
-    assert "for fake: " in last[shown.scale] and "for real: -" in last[shown.scale]
-    assert "Random places" in last[shown.sufficiency] and "Sufficiency@3" in last[shown.sufficiency]
-    assert last[shown.curves_column].visible
-    assert "Deletion: area" in last[shown.curves] and "never saw in training" in last[shown.curves]
-    assert last[shown.curves].count("<polyline") == 2
-    assert last[shown.reference_column].visible and last[shown.difference].visible
-    assert "Changes x" in last[shown.attack] and "White-box shortcut" in last[shown.attack]
-    assert "float32 (" in last[shown.settings] or "bfloat16 (" in last[shown.settings]
-    files = unzipped(last[shown.download])
+    result = tab.result
+    assert last[result.map_column].visible and not last[result.grid].visible
+    assert "these places speak most for “fake”: 1 " in last[result.summary]
+    assert "The test below is too close to tell" in last[result.summary]
+    assert "You guessed: nose" in last[result.guess_text]
+    assert "for fake: " in last[result.scale] and "for real: -" in last[result.scale]
+    assert "Random places" in last[result.sufficiency] and "Sufficiency@3" in last[result.sufficiency]
+    assert last[result.curves_column].visible
+    assert "Deletion: area" in last[result.curves] and "never saw in training" in last[result.curves]
+    assert last[result.curves].count("<polyline") == 2
+    assert last[result.reference_column].visible and last[result.difference].visible
+    assert "Changes x" in last[result.attack] and "White-box shortcut" in last[result.attack]
+    assert "float32 (" in last[result.settings] or "bfloat16 (" in last[result.settings]
+    files = unzipped(last[result.download])
     assert set(files) == {
         *("record.json", "map.npy", "crop.png", "map_picture.png", "overlay.png", "reference.png", "difference.png")
     }
@@ -111,18 +111,18 @@ def test_one_map_with_everything_that_belongs_to_it(tab, tmp_path):
 
 def test_a_fill_is_shown_too_and_the_test_can_be_left_out(tab, tmp_path):
     *_, last = ask(tab, saved(tmp_path, face()), "sobol", proof=False, reference="original")
-    shown = tab.result
-    assert last[shown.reference_column].visible and not last[shown.difference].visible
-    assert "Hidden parts showed the blurred face" in last[shown.attack]
-    assert "This map was not tested" in last[shown.sufficiency] and not last[shown.curves_column].visible
-    assert "least: " in last[shown.scale]
+    result = tab.result
+    assert last[result.reference_column].visible and not last[result.difference].visible
+    assert "Hidden parts showed the blurred face" in last[result.attack]
+    assert "This map was not tested" in last[result.sufficiency] and not last[result.curves_column].visible
+    assert "least: " in last[result.scale]
 
 
 def test_the_verdict_real_is_explained_with_the_usual_fill(tab, tmp_path, known):
     known.network.slope = -known.network.slope  # now the chessboard speaks for real
     *_, last = ask(tab, saved(tmp_path, face()), "rise", towards="real")
-    made = last[tab.result.state].explanation
-    assert made.reference == "original" and made.settings.towards == "real" and not made.degenerate
+    explanation = last[tab.result.state].explanation
+    assert explanation.reference == "original" and explanation.settings.towards == "real" and not explanation.degenerate
     *_, refused = ask(tab, saved(tmp_path, face()), "rise")
     assert not refused[tab.result.map_column].visible
     assert "calls this face real" in refused[tab.result.summary] and "More options" in refused[tab.result.summary]
@@ -156,8 +156,8 @@ def compared(tab, path, **options):
 def test_all_maps_stand_in_one_grid_with_their_test(tab, tmp_path):
     steps = list(compared(tab, saved(tmp_path, face())))
     grids = shown_in(steps, tab.result.grid)
-    assert [len(one) for one in grids] == list(range(1, 12))
-    captions = [one["caption"] for one in grids[-1]]
+    assert [len(grid) for grid in grids] == list(range(1, 12))
+    captions = [entry["caption"] for entry in grids[-1]]
     assert captions[0].startswith("LIME, original reference · sufficiency 0.")
     assert captions[-1].startswith("XRAI · sufficiency 0.")
     assert shown_in(steps, tab.result.scales)[-1].count("data:image/png") == 2
@@ -165,7 +165,7 @@ def test_all_maps_stand_in_one_grid_with_their_test(tab, tmp_path):
     assert "11 maps were tested" in last[tab.result.summary] and "random places" in last[tab.result.summary]
     assert "detector patch" in last[tab.result.settings] and "pictures in" in last[tab.result.settings]
     records = json.loads(unzipped(last[tab.result.download])["record.json"])
-    assert len(records) == 11 and all(one["sufficiency"] >= one["random"] - 0.05 for one in records)
+    assert len(records) == 11 and all(record["sufficiency"] >= record["random"] - 0.05 for record in records)
 
 
 def test_maps_of_a_verdict_that_was_not_given_have_no_sufficiency(tab, tmp_path):
@@ -186,14 +186,14 @@ def test_a_stop_takes_one_batch(tab, tmp_path, known, what, monkeypatch):
     if what == "pair":
         known.network.slope = -known.network.slope
     job = jobs[what]()
-    asked = []
+    counts = []
     for _ in range(5):
         next(job)
-        asked.append(known.network.images)
+        counts.append(known.network.images)
     job.close()
-    assert known.network.images == asked[-1] > asked[0]  # nothing is asked after the stop
+    assert known.network.images == counts[-1] > counts[0]  # nothing is asked after the stop
     # And no step before it asks about more than one batch, and the face and what stands in for it once or twice.
-    assert max(np.diff(asked)) <= default_batch(torch.device("cpu")) + 4
+    assert max(np.diff(counts)) <= default_batch(torch.device("cpu")) + 4
     assert known.training and threading.active_count() == threads
 
 
@@ -206,20 +206,20 @@ def test_a_pair_shows_the_fall_for_every_method(tab, tmp_path, known):
         assert f">{method.title}<" in last[tab.pair.answer]
     assert "Random places" in last[tab.pair.answer] and "Top 3" in last[tab.pair.answer]
     assert "How could this be wrong?" in last[tab.pair.answer]
-    assert [len(one) for one in shown_in(before, tab.pair.maps)] == list(range(1, 8))
+    assert [len(maps) for maps in shown_in(before, tab.pair.maps)] == list(range(1, 8))
     *_, wrong = tab.pair._test(photos[1], *chosen(photos[0]), 1, "patch", 0)
     assert "another detector or another pair" in wrong[tab.pair.answer]
 
 
 def test_seconds_come_from_a_measurement(tab, monkeypatch):
     monkeypatch.setattr(photo, "seconds_a_picture", lambda _name: 0.01)
-    said = tab._about("patch", "lime", "original", "full", True, False)
-    assert "LIME" in said and "About 20 seconds" in said  # 2000 pictures
+    text = tab._about("patch", "lime", "original", "full", True, False)
+    assert "LIME" in text and "About 20 seconds" in text  # 2000 pictures
     settings = ExplainSettings("sobol", "original")
     plain = photo.expected_seconds("patch", settings)
-    proof = sufficiency_settings(0, shortcut=True)
+    sufficiency = sufficiency_settings(0, shortcut=True)
     # Twelve attacks of twelve steps, a backward pass counted as two forward ones, and two curves of 51 pictures.
-    assert photo.expected_seconds("patch", settings, proof) - plain == pytest.approx(0.01 * (12 * 12 * 3 + 102))
+    assert photo.expected_seconds("patch", settings, sufficiency) - plain == pytest.approx(0.01 * (12 * 12 * 3 + 102))
     slow = sufficiency_settings(0, shortcut=False)
     assert photo.expected_seconds("patch", settings, slow) - plain == pytest.approx(0.01 * (12 * 50 * 81 + 102))
 
@@ -248,10 +248,10 @@ def test_segments_are_numbered_in_their_order():
     plain = photo.outline_segments(crop, torch.from_numpy(labels), [])
     assert (plain == crop).all()
     numbered = photo.outline_segments(crop, torch.from_numpy(labels), [1, 0])
-    one, two = numbered[90:110, 140:160], numbered[90:110, 40:60]
-    assert (one != 128).any() and (two != 128).any() and not np.array_equal(one, two)
+    first, second = numbered[90:110, 140:160], numbered[90:110, 40:60]
+    assert (first != 128).any() and (second != 128).any() and not np.array_equal(first, second)
     again = photo.outline_segments(crop, torch.from_numpy(labels), [0, 1])
-    assert np.array_equal(again[90:110, 40:60], one)
+    assert np.array_equal(again[90:110, 40:60], first)
 
 
 def test_words_of_times():

@@ -22,17 +22,17 @@ from tests.counterfactual.test_video import clip
 from tests.tabs.test_app import LONG, VERDICTS
 
 
-def lent(asked: list[int]) -> ModuleType:
+def lent(durations: list[int]) -> ModuleType:
     """Return a package `spaces` that pickles what goes in and out, as the real one does between processes."""
     import inspect
 
     def lend(task: Any, *, duration: Any) -> Any:
         def once(*values: Any) -> Any:
-            asked.append(duration(*values))
+            durations.append(duration(*values))
             return pickle.loads(pickle.dumps(task(*pickle.loads(pickle.dumps(values)))))
 
         def stream(*values: Any) -> Iterator[Any]:
-            asked.append(duration(*values))
+            durations.append(duration(*values))
             for value in task(*pickle.loads(pickle.dumps(values))):
                 yield pickle.loads(pickle.dumps(value))
 
@@ -75,8 +75,8 @@ def test_nothing_happens_where_no_gpu_is_lent(demo, monkeypatch):
 
 
 def test_handlers_work_across_the_border(demo, monkeypatch):
-    asked: list[int] = []
-    monkeypatch.setitem(sys.modules, "spaces", lent(asked))
+    durations: list[int] = []
+    monkeypatch.setitem(sys.modules, "spaces", lent(durations))
     quick = list(demo.fns.values())[2].fn
     gpu.ask_for_gpu(demo)
     job, verdict, untouched = demo.fns.values()
@@ -87,7 +87,7 @@ def test_handlers_work_across_the_border(demo, monkeypatch):
     assert set(second) == {text, button}
     assert second[button].constructor_args["interactive"] is False
     assert verdict.fn(3.0) == "verdict 3.0"
-    assert asked == [40, gpu.VERDICT_SECONDS]
+    assert durations == [40, gpu.VERDICT_SECONDS]
     # The library reads from the signature that a request is wanted.
     from gradio.helpers import special_args
 
@@ -122,17 +122,17 @@ def test_an_answer_about_an_earlier_photo_is_dropped_here(monkeypatch):
     package = lent([])
     with gr.Blocks() as blocks:
         text, button, chosen = gr.Textbox(), gr.Button(), gr.State(ChosenPhoto())
-        button.click(lambda one: {text: str(one.path)}, chosen, [text], **VERDICT)
-    own, other = ChosenPhoto("a"), ChosenPhoto("a")
+        button.click(lambda photo: {text: str(photo.path)}, chosen, [text], **VERDICT)
+    unchanged, replaced = ChosenPhoto("a"), ChosenPhoto("a")
     lend = package.GPU
 
     def slow(task: Any, *, duration: Any) -> Any:
         once = lend(task, duration=duration)
 
-        def run(one: ChosenPhoto) -> Any:
-            answer = once(one)
-            if one is other:
-                one.path = "b"  # while the other process was at it, with a copy
+        def run(photo: ChosenPhoto) -> Any:
+            answer = once(photo)
+            if photo is replaced:
+                photo.path = "b"  # while the other process was at it, with a copy
             return answer
 
         return run
@@ -141,24 +141,24 @@ def test_an_answer_about_an_earlier_photo_is_dropped_here(monkeypatch):
     monkeypatch.setitem(sys.modules, "spaces", package)
     gpu.ask_for_gpu(blocks)
     (event,) = blocks.fns.values()
-    assert event.fn(own) == {text: "a"}
-    assert event.fn(other) == {text: gr.skip()}
+    assert event.fn(unchanged) == {text: "a"}
+    assert event.fn(replaced) == {text: gr.skip()}
 
 
 @pytest.fixture(scope="module")
 def asked() -> dict[str, tuple[Any, Any]]:
     """Return what the app asks `spaces` for: by handler, its event and the function that says for how long."""
-    given: list[Any] = []
+    durations: list[Any] = []
     package = lent([])
-    package.GPU = lambda task, *, duration: given.append(duration) or task
+    package.GPU = lambda task, *, duration: durations.append(duration) or task
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "spaces", package)
         demo = app.build()
     events = [
         event for event in demo.fns.values() if event.fn is not None and event.concurrency_id in {"model", "verdict"}
     ]
-    assert len(events) == len(given)
-    return {event.fn.__name__: (event, duration) for event, duration in zip(events, given, strict=True)}
+    assert len(events) == len(durations)
+    return {event.fn.__name__: (event, duration) for event, duration in zip(events, durations, strict=True)}
 
 
 def first_request(event: Any, **values: Any) -> list[Any]:

@@ -130,11 +130,13 @@ def test_the_hub_profile_starts_without_a_network_and_fetches_once_there_is_one(
 
         def call(name: str, *values: object) -> list:
             """Call what the page calls and no listing of the programs' endpoints names; return all it answers."""
-            place = next(one["id"] for one in client.config["dependencies"] if one["api_name"] == name)
+            place = next(
+                dependency["id"] for dependency in client.config["dependencies"] if dependency["api_name"] == name
+            )
             client.endpoints[place].is_valid = True
             job = client.submit(*values, fn_index=place)
             job.result(timeout=120)
-            return [json.dumps(one, ensure_ascii=False) for one in job.outputs()]
+            return [json.dumps(output, ensure_ascii=False) for output in job.outputs()]
 
         def detectors() -> set[str]:
             answer = client.predict(client_library.handle_file(photo), api_name="/detect")
@@ -148,15 +150,15 @@ def test_the_hub_profile_starts_without_a_network_and_fetches_once_there_is_one(
         hub = HubServer(port)
         try:
             running.host_a_detector(hub, tmp_path)
-            said = call("_fetch", NAME)
+            texts = call("_fetch", NAME)
         finally:
             hub.close()
-        assert "Fetched" in said[-1] and "its hash was not known beforehand" in said[-1].lower()
-        assert any("MB" in one for one in said[:-1])
+        assert "Fetched" in texts[-1] and "its hash was not known beforehand" in texts[-1].lower()
+        assert any("MB" in text for text in texts[:-1])
         assert detectors() == embedded | {NAME}
         # The chooser of the programs' endpoint took it in too: the search begins, or says that the face is real.
-        found = client.predict(
+        result = client.predict(
             client_library.handle_file(photo), NAME, ["D"], 5, "transfer", api_name="/counterfactual"
         )
-        assert found["detector"] == NAME
+        assert result["detector"] == NAME
     assert Path(tmp_path / "cache" / f"{NAME}.safetensors").is_file()

@@ -131,17 +131,17 @@ def test_photos_are_kept_within_a_limit_and_no_longer_than_their_files(tmp_path,
     for path in paths:
         path.write_bytes(b"x")
     first, second, third = map(str, paths)
-    kept = KeptPhotos(2 * 40 * 40 * 3)
+    photos = KeptPhotos(2 * 40 * 40 * 3)
     for level, path in enumerate((first, second)):
-        kept.put(path, open_blank(level))
-    assert kept.get(first).pixels[0, 0, 0] == 0
-    kept.put(third, open_blank(2))  # the second was used least recently
-    assert kept.get(second) is None and kept.get(first) and kept.get(third)
+        photos.put(path, open_blank(level))
+    assert photos.get(first).pixels[0, 0, 0] == 0
+    photos.put(third, open_blank(2))  # the second was used least recently
+    assert photos.get(second) is None and photos.get(first) and photos.get(third)
     paths[0].write_bytes(b"another")
     paths[2].unlink()
-    assert kept.get(first) is None and kept.get(third) is None
-    kept.sweep()
-    assert not kept._photos
+    assert photos.get(first) is None and photos.get(third) is None
+    photos.sweep()
+    assert not photos._photos
     single = KeptPhotos(1)
     for path in (first, second):
         single.put(path, open_blank(3))

@@ -23,8 +23,8 @@ RGB = tuple(bytes.fromhex(BLUE[1:]))
 
 def judged(number: int, box: tuple[int, int, int, int]) -> JudgedFace:
     crop = np.zeros((8, 8, 3), np.uint8)
-    found = AlignedFace(crop, np.eye(2, 3), "embedded", resampled=False, face=Face(box, 1.0, np.zeros((5, 2))))
-    return JudgedFace(number, found, None, {})
+    aligned = AlignedFace(crop, np.eye(2, 3), "embedded", resampled=False, face=Face(box, 1.0, np.zeros((5, 2))))
+    return JudgedFace(number, aligned, None, {})
 
 
 @pytest.fixture

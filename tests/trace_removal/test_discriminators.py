@@ -25,14 +25,14 @@ def faces(count: int, size: int = 32, seed: int = 0) -> torch.Tensor:
 
 def test_discriminators_have_the_published_size():
     three = Backbone(3)
-    assert sum(one.numel() for one in three.parameters()) == 11_028_097
-    assert sum(one.numel() for one in Backbone(1).parameters()) == 11_024_001
+    assert sum(weight.numel() for weight in three.parameters()) == 11_028_097
+    assert sum(weight.numel() for weight in Backbone(1).parameters()) == 11_024_001
     with torch.no_grad():
         features = three.features(faces(1, 128))
     assert features.shape == (1, 512, 4, 4) and three.logit(features).shape == (1,)
     strides = [layer for layer in three.modules() if isinstance(layer, nn.Conv2d)]
-    assert [one.bias is not None for one in strides] == [True, False, False, False, False, True]
-    assert sum(isinstance(one, nn.GroupNorm) for one in three.modules()) == 4
+    assert [layer.bias is not None for layer in strides] == [True, False, False, False, False, True]
+    assert sum(isinstance(layer, nn.GroupNorm) for layer in three.modules()) == 4
 
 
 def test_the_fingerprint_discriminator_names_sources():
@@ -91,21 +91,21 @@ def test_the_power_spectrum_term_moves_the_generator(kind):
 
 def test_following_the_power_spectrum_term_makes_spectra_alike():
     real, fake = faces(4, seed=3), torch.nn.functional.avg_pool2d(faces(4, seed=4), 3, 1, 1)
-    made = fake.clone().requires_grad_(True)
-    optimizer = torch.optim.Adam([made], 2e-2)
-    start = float(discriminators.profile_loss("log", real, made))
+    generated = fake.clone().requires_grad_(True)
+    optimizer = torch.optim.Adam([generated], 2e-2)
+    start = float(discriminators.profile_loss("log", real, generated))
     for _ in range(15):
         optimizer.zero_grad()
-        discriminators.profile_loss("log", real, made).backward()
+        discriminators.profile_loss("log", real, generated).backward()
         optimizer.step()
-    assert float(discriminators.profile_loss("log", real, made)) < 0.2 * start
+    assert float(discriminators.profile_loss("log", real, generated)) < 0.2 * start
 
 
 def test_ssim_agrees_with_scikit_image():
-    one, other = faces(1, 48), (faces(1, 48) + 0.2 * faces(1, 48, 5)).clamp(0, 1)
+    first, second = faces(1, 48), (faces(1, 48) + 0.2 * faces(1, 48, 5)).clamp(0, 1)
     expected, full = structural_similarity(
-        one[0].permute(1, 2, 0).numpy(),
-        other[0].permute(1, 2, 0).numpy(),
+        first[0].permute(1, 2, 0).numpy(),
+        second[0].permute(1, 2, 0).numpy(),
         channel_axis=2,
         data_range=1,
         gaussian_weights=True,
@@ -113,10 +113,10 @@ def test_ssim_agrees_with_scikit_image():
         use_sample_covariance=False,
         full=True,
     )
-    assert float(similarity.batch_ssim(one, other)[0]) == pytest.approx(float(full[5:-5, 5:-5].mean()), abs=1e-5)
-    assert float(similarity.batch_ssim(one, one)[0]) == pytest.approx(1)
+    assert float(similarity.batch_ssim(first, second)[0]) == pytest.approx(float(full[5:-5, 5:-5].mean()), abs=1e-5)
+    assert float(similarity.batch_ssim(first, first)[0]) == pytest.approx(1)
     assert expected < 0.999
-    assert float(discriminators.ssim_similarity(one, one)) == pytest.approx(0, abs=1e-5)
+    assert float(discriminators.ssim_similarity(first, first)) == pytest.approx(0, abs=1e-5)
 
 
 def test_the_perceptual_term_compares_low_frequencies():
@@ -158,17 +158,17 @@ def examples(count: int = 6) -> data.Pairs:
 
 @pytest.mark.parametrize(("ahead", "stopped"), [(0, 2), (2, 1), (2, 3)])
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, ahead, stopped):
-    own = settings(pretraining_steps=ahead, pretraining_batch=3)
-    whole = TRNetTask(examples(), own, examples())
-    finish(loop.train_task(whole, tmp_path / "whole", own, log_every=1))
-    job = loop.train_task(TRNetTask(examples(), own, examples()), tmp_path / "parts", own, log_every=1)
+    chosen = settings(pretraining_steps=ahead, pretraining_batch=3)
+    uninterrupted = TRNetTask(examples(), chosen, examples())
+    finish(loop.train_task(uninterrupted, tmp_path / "whole", chosen, log_every=1))
+    job = loop.train_task(TRNetTask(examples(), chosen, examples()), tmp_path / "parts", chosen, log_every=1)
     for _ in range(stopped):
         next(job)
     job.close()
-    resumed = TRNetTask(examples(), own, examples())
-    run = finish(loop.train_task(resumed, tmp_path / "parts", own, log_every=1))
+    resumed = TRNetTask(examples(), chosen, examples())
+    run = finish(loop.train_task(resumed, tmp_path / "parts", chosen, log_every=1))
     assert run.steps == 5 + ahead
-    for name, module in whole.modules.items():
+    for name, module in uninterrupted.modules.items():
         for key, value in module.state_dict().items():
             assert torch.equal(value, resumed.modules[name].state_dict()[key]), (name, key)
     expected = {"psnr", "profile", "similarity", "floors", "source", "source_real"}
@@ -180,10 +180,10 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, ahead, stopped):
 def test_a_run_with_other_networks_is_not_resumed_and_keeps_its_settings(tmp_path):
     strided = settings(spatial_form="strided", steps=1)
     finish(loop.train_task(TRNetTask(examples(), strided, examples()), tmp_path, strided))
-    kept = (tmp_path / "settings.json").read_text()
+    content = (tmp_path / "settings.json").read_text()
     with pytest.raises(UserError, match="different architecture"):
         finish(loop.train_task(TRNetTask(examples(), settings(), examples()), tmp_path, settings()))
-    assert (tmp_path / "settings.json").read_text() == kept
+    assert (tmp_path / "settings.json").read_text() == content
 
 
 def test_a_run_can_start_from_the_weights_of_another(tmp_path, monkeypatch):
@@ -194,8 +194,8 @@ def test_a_run_can_start_from_the_weights_of_another(tmp_path, monkeypatch):
         file.parent.mkdir()
     trnet.train_trnet(tmp_path, [], first, print, steps=2, **small)
     report = trnet.train_trnet(tmp_path, [], second, print, steps=1, lr_generator=0.0, initial=str(first), **small)
-    known, found = load_file(first), load_file(second)
-    assert all(torch.equal(value, found[key]) for key, value in known.items() if "running" not in key)
+    first_weights, second_weights = load_file(first), load_file(second)
+    assert all(torch.equal(value, second_weights[key]) for key, value in first_weights.items() if "running" not in key)
     assert report["options"]["trnet"]["settings"]["initial"].startswith("a.safetensors, sha256 ")
     third = tmp_path / "third" / "c.safetensors"
     third.parent.mkdir()
@@ -203,8 +203,8 @@ def test_a_run_can_start_from_the_weights_of_another(tmp_path, monkeypatch):
     measured = trnet.train_trnet(tmp_path, [], third, print, steps=0, initial=str(first), **small)
     assert measured["run"]["steps"] == 0
     assert "curves" not in measured and "curves" in report
-    again = load_file(third)
-    assert all(torch.equal(value, again[key]) for key, value in known.items() if "running" not in key)
+    third_weights = load_file(third)
+    assert all(torch.equal(value, third_weights[key]) for key, value in first_weights.items() if "running" not in key)
     with pytest.raises(UserError, match="another network"):
         trnet.train_trnet(tmp_path, [], second, print, steps=0, initial="installed", **small)
 
@@ -239,17 +239,17 @@ def test_every_form_of_training_takes_a_step():
     watched = {"network": task.network.conv_final, "spatial": task.discriminators["spatial"].backbone.last}
     for number, changes in enumerate(({"network"}, {"network", "spatial"}, {"network"})):
         before = {name: module.weight.detach().clone() for name, module in watched.items()}
-        found = task.step(number)
-        assert ("identity" in found) == (number == 0) and ("g_spatial" in found) == (number > 0)
-        assert ("d_spatial" in found) == ("spatial" in changes)
+        losses = task.step(number)
+        assert ("identity" in losses) == (number == 0) and ("g_spatial" in losses) == (number > 0)
+        assert ("d_spatial" in losses) == ("spatial" in changes)
         for name, module in watched.items():
             assert torch.equal(before[name], module.weight) == (name not in changes)
     code = settings(
         adversarial="lsgan", profile="code", penalty=1.0, spectral_form="code", statistics="fixed",
         degraded_share=0.0, rounded=False, discriminator_every=1,
     )  # fmt: skip
-    found = TRNetTask(examples(), code, examples()).step(0)
-    assert found["penalty"] > 0 and math.isfinite(found["penalty"])
+    losses = TRNetTask(examples(), code, examples()).step(0)
+    assert losses["penalty"] > 0 and math.isfinite(losses["penalty"])
     finished = task.finished()
     assert not finished.training and task.preview().shape == (1, 3, 384, 128 * 6)
 
@@ -266,8 +266,8 @@ def test_discriminators_first_learn_alone():
     }
     for number in range(2):
         before = {name: module.weight.detach().clone() for name, module in watched.items()}
-        found = task.step(number)
-        assert set(found) == {"source", "original_spatial", "original_spectral", "original_fingerprint"}
+        losses = task.step(number)
+        assert set(losses) == {"source", "original_spatial", "original_spectral", "original_fingerprint"}
         for name, module in watched.items():
             assert torch.equal(before[name], module.weight) == (name == "network")
     rates = []
@@ -281,12 +281,12 @@ def test_discriminators_first_learn_alone():
 
 def test_discriminators_see_what_was_saved_and_gradients_pass():
     task = TRNetTask(examples(), settings(degraded_share=0.0), examples())
-    made = faces(2, 128).requires_grad_(True)
-    (shown,) = task._degrade([made], 0)
-    expected = images.like_photographs((made.detach() * 255).round().byte()).float() / 255
-    torch.testing.assert_close(shown.detach(), expected)
-    shown.sum().backward()
-    assert torch.equal(made.grad, torch.ones_like(made))
+    generated = faces(2, 128).requires_grad_(True)
+    (degraded,) = task._degrade([generated], 0)
+    expected = images.like_photographs((generated.detach() * 255).round().byte()).float() / 255
+    torch.testing.assert_close(degraded.detach(), expected)
+    degraded.sum().backward()
+    assert torch.equal(generated.grad, torch.ones_like(generated))
 
 
 def test_the_rates_fall_over_a_share_of_the_steps_that_are_not_ahead():
@@ -317,14 +317,14 @@ def test_in_bfloat16_noise_maps_and_spectra_stay_exact():
     for bfloat16 in (False, True):
         task = TRNetTask(examples(), settings(bfloat16=bfloat16), examples())
         for name, module in task.discriminators.items():
-            first = next(one for one in module.modules() if isinstance(one, nn.Conv2d))
+            first = next(layer for layer in module.modules() if isinstance(layer, nn.Conv2d))
             first.register_forward_hook(
-                lambda _, given, made, key=(name, bfloat16): seen.update({key: (given[0].detach(), made.dtype)})
+                lambda _, inputs, output, key=(name, bfloat16): seen.update({key: (inputs[0].detach(), output.dtype)})
             )
         task._judge(faces(2, 128))
     for name in ("spatial", "spectral", "fingerprint"):
-        (exact, plain), (given, rounded) = seen[name, False], seen[name, True]
-        assert torch.equal(exact, given) and (plain, rounded) == (torch.float32, torch.bfloat16)
+        (exact, plain), (repeated, rounded) = seen[name, False], seen[name, True]
+        assert torch.equal(exact, repeated) and (plain, rounded) == (torch.float32, torch.bfloat16)
 
 
 @pytest.mark.parametrize(
@@ -337,7 +337,7 @@ def test_the_weight_of_a_loss_reaches_the_one_who_learns(watched, name):
     for weight in (0.0, 4.0):
         task = TRNetTask(examples(), settings(degraded_share=0.0, **{name: weight}), examples())
         task.step(0)
-        learned.append(torch.cat([one.detach().flatten() for one in task.modules[watched].parameters()]))
+        learned.append(torch.cat([tensor.detach().flatten() for tensor in task.modules[watched].parameters()]))
     assert not torch.allclose(*learned, atol=1e-6)
 
 
@@ -347,19 +347,19 @@ def test_the_generator_is_told_to_pass_for_a_photograph():
     with torch.no_grad():
         named.weight.zero_()
         named.bias.copy_(torch.tensor([2.0, 0.0, 0.0]))  # photographs are source 0
-    found = task.step(1)
-    assert found["source_real"] == pytest.approx(math.log(math.exp(2) + 2) - 2, abs=1e-5)
+    losses = task.step(1)
+    assert losses["source_real"] == pytest.approx(math.log(math.exp(2) + 2) - 2, abs=1e-5)
 
 
 def test_the_finer_spatial_discriminator_sees_what_tells_a_pixel_from_its_neighbours():
     fine = SpatialDiscriminator(0.125, form="residual")
-    given = []
-    fine.backbone.stem[0].register_forward_hook(lambda _, inputs, __: given.append(inputs[0]))
+    captured = []
+    fine.backbone.stem[0].register_forward_hook(lambda _, inputs, __: captured.append(inputs[0]))
     picture = torch.full((1, 3, 32, 32), 0.25)
     picture[..., 16, 16] += 0.09
     assert fine(picture).shape == (1,) and fine.backbone.features(picture).shape == (1, 64, 2, 2)
-    torch.testing.assert_close(given[0][:, :3], picture)
-    detail = given[0][0, 3]
+    torch.testing.assert_close(captured[0][:, :3], picture)
+    detail = captured[0][0, 3]
     assert float(detail[16, 16]) == pytest.approx(10 * (0.09 - 0.01), abs=1e-5)  # of which the mean of nine has a ninth
     assert float(detail[15, 17]) == pytest.approx(-10 * 0.01, abs=1e-5)
     assert float(detail[0, 0]) == pytest.approx(0, abs=1e-5)  # edges do not count as detail
@@ -374,10 +374,10 @@ def test_the_published_recipes_take_a_step(recipe):
     small = replace(published, width=0.0625, discriminator_width=0.0625, batch=2, steps=4, perceptual="alex")
     task = TRNetTask(examples(), small, examples())
     before = task.network.conv_final.weight.detach().clone()
-    found = task.step(0)
+    losses = task.step(0)
     assert not torch.equal(before, task.network.conv_final.weight)
-    assert all(math.isfinite(value) for value in found.values()) and found["profile"] > 0
-    assert ("penalty" in found) == (recipe == "code")
+    assert all(math.isfinite(value) for value in losses.values()) and losses["profile"] > 0
+    assert ("penalty" in losses) == (recipe == "code")
     with pytest.raises(UserError, match="Recipes: embedded, paper, code"):
         trnet.read_trnet_settings("secret")
 
@@ -393,18 +393,18 @@ def test_pairs_join_fakes_and_photographs_and_end_alike(tmp_path):
         "file,kind,target,source,seed\nswap/a.png,swap,x.jpg,,0\nswap/b.png,swap,unknown.jpg,,1\n"
     )
     photographs = face_packs.Photographs(["real/x.jpg"], torch.from_numpy(pixels[:1]).permute(0, 3, 1, 2))
-    found = data.load_pairs(photographs, [tmp_path])
-    assert len(found) == 1 and found.kinds == ("swap",) and found.sources.tolist() == [1]
-    assert torch.equal(found.fake[0], torch.from_numpy(pixels[1]).permute(2, 0, 1))
-    drawn = data.draw_pairs(found, 4, seed=0, step=3, jpeg_share=0.0)
-    same = data.draw_pairs(found, 4, seed=0, step=3, jpeg_share=0.0)
+    pairs = data.load_pairs(photographs, [tmp_path])
+    assert len(pairs) == 1 and pairs.kinds == ("swap",) and pairs.sources.tolist() == [1]
+    assert torch.equal(pairs.fake[0], torch.from_numpy(pixels[1]).permute(2, 0, 1))
+    drawn = data.draw_pairs(pairs, 4, seed=0, step=3, jpeg_share=0.0)
+    same = data.draw_pairs(pairs, 4, seed=0, step=3, jpeg_share=0.0)
     assert torch.equal(drawn.fake, same.fake)
-    plain, mirrored = found.fake[0].float() / 255, found.fake[0].flip(2).float() / 255
+    plain, mirrored = pairs.fake[0].float() / 255, pairs.fake[0].flip(2).float() / 255
     for real, fake in zip(drawn.real, drawn.fake, strict=True):
         is_mirrored = torch.equal(fake, mirrored)
         assert is_mirrored or torch.equal(fake, plain)
-        assert torch.equal(real, (found.real[0].flip(2) if is_mirrored else found.real[0]).float() / 255)
-    saved = data.draw_pairs(found, 4, seed=0, step=3, jpeg_share=1.0)
+        assert torch.equal(real, (pairs.real[0].flip(2) if is_mirrored else pairs.real[0]).float() / 255)
+    saved = data.draw_pairs(pairs, 4, seed=0, step=3, jpeg_share=1.0)
     assert float((saved.fake - drawn.fake).abs().mean()) > 0.01
     assert SpatialDiscriminator(0.0625)(saved.fake).shape == (4,)
 
@@ -417,8 +417,8 @@ def test_a_sample_is_paired_with_the_photograph_that_is_most_like_it(tmp_path):
     (tmp_path / "sample").mkdir()
     Image.fromarray(np.full((128, 128, 3), 100, dtype=np.uint8)).save(tmp_path / "sample" / "s.png")
     (tmp_path / "manifest.csv").write_text("file,kind,target,source,seed\nsample/s.png,sample,,,0\n")
-    found = data.load_pairs(face_packs.Photographs(["a.jpg", "b.jpg", "c.jpg"], real), [tmp_path])
-    assert len(found) == 1 and int(found.real[0, 0, 0, 0]) == 120
+    pairs = data.load_pairs(face_packs.Photographs(["a.jpg", "b.jpg", "c.jpg"], real), [tmp_path])
+    assert len(pairs) == 1 and int(pairs.real[0, 0, 0, 0]) == 120
 
 
 def test_disturbances_are_alike_for_all_batches_and_pass_gradients():
@@ -426,12 +426,12 @@ def test_disturbances_are_alike_for_all_batches_and_pass_gradients():
 
     kinds = set()
     for seed in range(12):
-        one = faces(2).requires_grad_(True)
-        first, second = degrade_batches([one, faces(2)], torch.Generator().manual_seed(seed))
-        assert torch.equal(first.detach(), second) and first.shape == one.shape
+        batch = faces(2).requires_grad_(True)
+        first, second = degrade_batches([batch, faces(2)], torch.Generator().manual_seed(seed))
+        assert torch.equal(first.detach(), second) and first.shape == batch.shape
         assert not torch.equal(second, faces(2))
         first.sum().backward()
-        assert float(one.grad.abs().max()) > 0
+        assert float(batch.grad.abs().max()) > 0
         kinds.add(float((second - faces(2)).std()))
     assert len(kinds) >= 10  # another kind or strength for nearly every seed
 
@@ -439,8 +439,8 @@ def test_disturbances_are_alike_for_all_batches_and_pass_gradients():
 def test_eight_bits_are_what_a_file_holds_and_pass_gradients():
     from backend.training.degradation import round_batch
 
-    given = torch.tensor([[[[-0.2, 0.1, 0.5, 1.3]]]]).expand(1, 3, 1, 4).clone().requires_grad_(True)
-    made = round_batch(given)
-    assert torch.allclose(made[0, 0, 0] * 255, torch.tensor([0.0, 26.0, 128.0, 255.0]), atol=1e-4)
-    made.sum().backward()
-    assert torch.equal(given.grad, torch.ones_like(given))
+    values = torch.tensor([[[[-0.2, 0.1, 0.5, 1.3]]]]).expand(1, 3, 1, 4).clone().requires_grad_(True)
+    rounded = round_batch(values)
+    assert torch.allclose(rounded[0, 0, 0] * 255, torch.tensor([0.0, 26.0, 128.0, 255.0]), atol=1e-4)
+    rounded.sum().backward()
+    assert torch.equal(values.grad, torch.ones_like(values))

@@ -28,7 +28,7 @@ def shift(amount: float) -> TRNet:
 
 
 def test_the_published_size_and_names(published):
-    assert sum(one.numel() for one in published.parameters()) == 1_800_687
+    assert sum(weight.numel() for weight in published.parameters()) == 1_800_687
     names = {name.rsplit(".", 1)[0] for name, _ in published.named_parameters()}
     expected = {f"down_blocks.{i}.{layer}" for i in range(4) for layer in ("conv1", "conv2", "norm1", "norm2")}
     ups = ("conv0", "conv1", "conv2", "norm0", "norm1", "norm2")
@@ -42,15 +42,15 @@ def test_the_published_size_and_names(published):
 def test_the_stages_have_the_published_shapes(published):
     shapes = {}
     hooks = [
-        block.register_forward_hook(lambda _, __, made, name=name: shapes.update({name: tuple(made.shape[1:])}))
+        block.register_forward_hook(lambda _, __, output, name=name: shapes.update({name: tuple(output.shape[1:])}))
         for name, block in published.named_modules()
         if name.count(".") == 1 and "blocks" in name
     ]
     with torch.no_grad():
-        made = published.eval()(torch.rand(1, 3, 128, 128))
+        output = published.eval()(torch.rand(1, 3, 128, 128))
     for hook in hooks:
         hook.remove()
-    assert made.shape == (1, 3, 128, 128) and float(made.abs().max()) < 1
+    assert output.shape == (1, 3, 128, 128) and float(output.abs().max()) < 1
     assert [shapes[f"down_blocks.{i}"] for i in range(4)] == [
         (32, 128, 128), (64, 64, 64), (128, 32, 32), (256, 16, 16)
     ]  # fmt: skip
@@ -63,8 +63,8 @@ def test_any_size_goes_through(residual):
     with torch.no_grad():
         assert network(torch.rand(1, 3, 130, 101)).shape == (1, 3, 128, 96)  # skips are cropped, as published
     for size in ((130, 101), (64, 64), (9, 33)):
-        made = network.remove(torch.rand(2, 3, *size))
-        assert made.shape == (2, 3, *size) and float(made.min()) >= 0 and float(made.max()) <= 1
+        output = network.remove(torch.rand(2, 3, *size))
+        assert output.shape == (2, 3, *size) and float(output.min()) >= 0 and float(output.max()) <= 1
 
 
 def test_values_below_zero_are_clamped_before_they_are_saved():
@@ -80,9 +80,9 @@ def test_strength_scales_the_change_and_one_is_the_network_itself():
     assert torch.allclose(network.remove(faces, 0.5) - faces, torch.tensor(0.05), atol=1e-6)
     assert torch.allclose(network.remove(faces, 1.75) - faces, torch.tensor(0.175), atol=1e-6)
     assert float(network.remove(torch.ones(1, 3, 16, 16), 2.0).max()) == 1
-    detector, made = toy_detector(size=16), shift(-0.1)
+    detector, darkening = toy_detector(size=16), shift(-0.1)
     job = removal.attack_with_trnet(
-        torch.full((1, 3, 16, 16), 0.6), detector, removal.TRNetSettings(strength=1.5), network=made
+        torch.full((1, 3, 16, 16), 0.6), detector, removal.TRNetSettings(strength=1.5), network=darkening
     )
     attacked = finish(job)
     assert attacked.settings.strength == 1.5 and attacked.settings.residual
@@ -100,14 +100,14 @@ def test_grain_is_seen_and_not_added_and_depends_on_the_picture_alone():
     drawing, plain = TRNet(0.125, grain=6.0).eval(), TRNet(0.125).eval()
     plain.load_state_dict(drawing.state_dict())
     seen = []
-    hook = drawing.down_blocks[0].register_forward_pre_hook(lambda _, given: seen.append(given[0]))
-    made = drawing.remove(faces)
+    hook = drawing.down_blocks[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    output = drawing.remove(faces)
     hook.remove()
     noise = (seen[0] - faces) * 255
     assert float(noise.std()) == pytest.approx(6, rel=0.05) and abs(float(noise.mean())) < 0.2
     assert abs(float(torch.corrcoef(noise.flatten(1))[0, 1])) < 0.1  # no pattern that pictures share
-    assert torch.allclose(drawing.remove(faces[1:2]), made[1:2], atol=1e-6)  # alone as among others
-    assert not torch.allclose(made, plain.remove(faces))
+    assert torch.allclose(drawing.remove(faces[1:2]), output[1:2], atol=1e-6)  # alone as among others
+    assert not torch.allclose(output, plain.remove(faces))
 
 
 def test_the_change_is_small_on_even_skin_and_large_where_pixels_differ():

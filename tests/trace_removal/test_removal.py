@@ -67,66 +67,66 @@ def photo(level: int = 200) -> np.ndarray:
 
 def test_the_whole_way_of_a_photo(detectors):
     steps = []
-    found = finish(removal.remove_traces(locate(photo()), network=shift(-0.2)), steps.append)
-    assert (found.original == 200).all() and (found.removed == 149).all()
-    assert found.metrics["psnr"] == pytest.approx(20 * np.log10(255 / 51))
-    assert found.p_fake["toy"][0] > 0.5 > found.p_fake["toy"][1]
-    assert found.turned == ["toy"] and found.p_fake["strict"][1] > 0.5 > found.p_fake["blind"][0]
-    assert set(found.p_pasted) == set(detectors) and found.p_pasted["toy"] < 0.5
-    assert found.settings.residual and found.difference.largest == 51
-    assert "that called it fake, " in found.summary, found.summary
-    assert "seen none of the 3 detectors" in found.summary and "adds to the picture" in found.summary
+    result = finish(removal.remove_traces(locate(photo()), network=shift(-0.2)), steps.append)
+    assert (result.original == 200).all() and (result.removed == 149).all()
+    assert result.metrics["psnr"] == pytest.approx(20 * np.log10(255 / 51))
+    assert result.p_fake["toy"][0] > 0.5 > result.p_fake["toy"][1]
+    assert result.turned == ["toy"] and result.p_fake["strict"][1] > 0.5 > result.p_fake["blind"][0]
+    assert set(result.p_pasted) == set(detectors) and result.p_pasted["toy"] < 0.5
+    assert result.settings.residual and result.difference.largest == 51
+    assert "that called it fake, " in result.summary, result.summary
+    assert "seen none of the 3 detectors" in result.summary and "adds to the picture" in result.summary
     assert steps[-1].number == steps[-1].total
-    words = [base.verdict(after) for before, after in found.p_fake.values() if base.verdict(before) == "fake"]
-    assert f"Of {len(words)} detector" in found.summary and f"{words.count('real')} now call" in found.summary
-    assert f"and {words.count('uncertain')} " in found.summary
+    words = [base.verdict(after) for before, after in result.p_fake.values() if base.verdict(before) == "fake"]
+    assert f"Of {len(words)} detector" in result.summary and f"{words.count('real')} now call" in result.summary
+    assert f"and {words.count('uncertain')} " in result.summary
     assert all(hooks(detector) == 0 for detector in detectors.values())
-    json.dumps(found.record(), allow_nan=False)
+    json.dumps(result.record(), allow_nan=False)
 
 
 def test_pixels_outside_the_face_stay_as_they_were(detectors):
     randomness = np.random.default_rng(0)
     original = randomness.integers(0, 256, (400, 440, 3), dtype=np.uint8)
-    found = finish(removal.remove_traces(locate(original), network=shift(-0.3)))
+    result = finish(removal.remove_traces(locate(original), network=shift(-0.3)))
     corners = np.array([[0, 0], [SIZE, 0], [0, SIZE], [SIZE, SIZE]], dtype=np.float64)
-    inverse = np.linalg.inv(found.aligned.matrix[:, :2])
-    outline = (corners - found.aligned.matrix[:, 2]) @ inverse.T
+    inverse = np.linalg.inv(result.aligned.matrix[:, :2])
+    outline = (corners - result.aligned.matrix[:, 2]) @ inverse.T
     (left, top), (right, bottom) = np.floor(outline.min(0)).astype(int), np.ceil(outline.max(0)).astype(int)
     outside = np.ones(original.shape[:2], dtype=bool)
     outside[max(0, top) : bottom, max(0, left) : right] = False
     assert outside.any()
-    assert np.array_equal(found.pasted[outside], original[outside])
+    assert np.array_equal(result.pasted[outside], original[outside])
     middle = (top + bottom) // 2, (left + right) // 2
-    assert found.pasted[middle].tolist() != original[middle].tolist()
+    assert result.pasted[middle].tolist() != original[middle].tolist()
 
 
 def test_a_stronger_removal_says_that_it_is_one(detectors):
-    found = finish(removal.remove_traces(locate(photo()), strength=1.5, network=shift(-0.2)))
-    assert (found.removed == 124).all() and found.settings.strength == 1.5  # 200 - 1.5 * 51 = 123.5
-    assert "1.5 times what TR-Net was trained to make" in found.summary
+    result = finish(removal.remove_traces(locate(photo()), strength=1.5, network=shift(-0.2)))
+    assert (result.removed == 124).all() and result.settings.strength == 1.5  # 200 - 1.5 * 51 = 123.5
+    assert "1.5 times what TR-Net was trained to make" in result.summary
     with pytest.raises(UserError, match="strength"):
         finish(removal.remove_traces(locate(photo()), strength=3.0, network=shift(-0.2)))
 
 
 def test_a_network_that_changes_nothing_says_so(detectors):
-    found = finish(removal.remove_traces(locate(photo()), network=TRNet(0.125, residual=True).eval()))
-    assert found.metrics["psnr"] is None and np.array_equal(found.pasted, photo())
-    assert "left the face as it was" in found.summary
+    result = finish(removal.remove_traces(locate(photo()), network=TRNet(0.125, residual=True).eval()))
+    assert result.metrics["psnr"] is None and np.array_equal(result.pasted, photo())
+    assert "left the face as it was" in result.summary
 
 
 def test_saving_again_is_asked_of_both_pictures(detectors):
     original = np.full((SIZE, SIZE, 3), 200, dtype=np.uint8)
     removed = np.full((SIZE, SIZE, 3), 150, dtype=np.uint8)
-    found = removal.judge_resaves(original, removed)
-    assert [one.name for one in found] == ["jpeg_90", "jpeg_75", "webp_80", "half_size"]
-    for one in found:
-        before, after = one.p_fake["toy"]
+    resaves = removal.judge_resaves(original, removed)
+    assert [resave.name for resave in resaves] == ["jpeg_90", "jpeg_75", "webp_80", "half_size"]
+    for resave in resaves:
+        before, after = resave.p_fake["toy"]
         assert before > 0.5 > after
     before = {"toy": (0.9, 0.1), "strict": (0.9, 0.8), "blind": (0.2, 0.1)}
-    told = removal.resaves_in_words(before, found)
-    assert "the one detector" in told and "0 after JPEG 90" in told and "0 after half size and back" in told
-    assert "no verdict" in removal.resaves_in_words({"toy": (0.9, 0.9)}, found)
-    assert "No detector called the face fake" in removal.resaves_in_words({"toy": (0.1, 0.1)}, found)
+    summary = removal.resaves_in_words(before, resaves)
+    assert "the one detector" in summary and "0 after JPEG 90" in summary and "0 after half size and back" in summary
+    assert "no verdict" in removal.resaves_in_words({"toy": (0.9, 0.9)}, resaves)
+    assert "No detector called the face fake" in removal.resaves_in_words({"toy": (0.1, 0.1)}, resaves)
 
 
 def test_a_detector_with_a_crop_of_its_own_sees_that_saved_again(detectors, monkeypatch):
@@ -136,10 +136,12 @@ def test_a_detector_with_a_crop_of_its_own_sees_that_saved_again(detectors, monk
     picture = np.full((300, 320, 3), 200, dtype=np.uint8)
     source = LocatedFace(picture, FACE).cropped(predict.EMBEDDED_TEMPLATE, SIZE)
     removed = np.full((SIZE, SIZE, 3), 150, dtype=np.uint8)
-    for one in removal.judge_resaves(source.aligned.crop, removed, ["toy", "wide"], source):
-        assert list(one.p_fake) == ["toy", "wide"]
-        assert one.p_fake["wide"][0] == pytest.approx(one.p_fake["toy"][0], abs=0.02)
-        assert one.p_fake["wide"][1] > one.p_fake["toy"][1] + 0.02  # around the crop the photo is as bright as before
+    for resave in removal.judge_resaves(source.aligned.crop, removed, ["toy", "wide"], source):
+        assert list(resave.p_fake) == ["toy", "wide"]
+        assert resave.p_fake["wide"][0] == pytest.approx(resave.p_fake["toy"][0], abs=0.02)
+        assert (
+            resave.p_fake["wide"][1] > resave.p_fake["toy"][1] + 0.02
+        )  # around the crop the photo is as bright as before
 
 
 def test_saving_again_really_changes_the_pixels():
@@ -147,8 +149,8 @@ def test_saving_again_really_changes_the_pixels():
 
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     changed = {name: np.asarray(save(Image.fromarray(pixels))) for name, (_, save) in removal.RESAVE_KINDS.items()}
-    errors = {name: float(np.abs(one.astype(int) - pixels).mean()) for name, one in changed.items()}
-    assert all(one.shape == pixels.shape for one in changed.values())
+    errors = {name: float(np.abs(saved.astype(int) - pixels).mean()) for name, saved in changed.items()}
+    assert all(saved.shape == pixels.shape for saved in changed.values())
     assert 0 < errors["jpeg_90"] < errors["jpeg_75"] < errors["half_size"]
 
 
@@ -165,38 +167,41 @@ def test_references_survive_a_file(known, tmp_path):
 
 
 def test_a_summary_says_what_still_holds(detectors):
-    kept = finish(removal.remove_traces(locate(photo()), network=shift(-0.004)))
-    said = [name for name, (before, _) in kept.p_fake.items() if verdict(before) == "fake"]
-    assert not kept.turned and len(said) == 2
-    assert "All 2 detectors that called it fake still do" in kept.summary, kept.summary
-    assert kept.summary.index("still do") < kept.summary.index("PSNR")
+    result = finish(removal.remove_traces(locate(photo()), network=shift(-0.004)))
+    names = [name for name, (before, _) in result.p_fake.items() if verdict(before) == "fake"]
+    assert not result.turned and len(names) == 2
+    assert "All 2 detectors that called it fake still do" in result.summary, result.summary
+    assert result.summary.index("still do") < result.summary.index("PSNR")
 
 
 def test_a_match_that_photographs_reach_too_is_none(known):
     kind = known.kinds[0]
     mean, deviation = known.correlation[kind][references.REAL]
-    for reached, said in ((mean + 3 * deviation, f"{views.group_title(kind)} best"), (mean, "no fingerprint clearly")):
-        assert said in views._noise_sentence({"Before": dict.fromkeys(known.kinds, reached)}, known)
+    for reached, sentence in (
+        (mean + 3 * deviation, f"{views.group_title(kind)} best"),
+        (mean, "no fingerprint clearly"),
+    ):
+        assert sentence in views._noise_sentence({"Before": dict.fromkeys(known.kinds, reached)}, known)
 
 
 def test_references_hold_the_attention_of_a_detector(detectors):
     bright = torch.zeros(4, 3, SIZE, SIZE, dtype=torch.uint8)
     bright[:, :, :, : SIZE // 2] = 255  # the toy's map is its brightness
-    found = references.mean_attention("toy", bright)
-    assert found.shape == (32, 32)
-    assert float(found[:, :14].min()) > 0.9 and float(found[:, 18:].max()) < 0.1
+    attention = references.mean_attention("toy", bright)
+    assert attention.shape == (32, 32)
+    assert float(attention[:, :14].min()) > 0.9 and float(attention[:, 18:].max()) < 0.1
 
 
 def test_every_view_is_a_picture_with_a_sentence(known):
     before = np.random.default_rng(1).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
     for pictures in ({"Before": before, "After": before // 2}, {"This face": before}):
         drawn = draw_views(pictures, known, "toy")
-        assert [one.name for one in drawn] == ["spectrum", "power", "noise", "attention"]
-        for one in drawn:
-            assert one.picture.dtype == np.uint8 and one.picture.shape[1] == round(
+        assert [view.name for view in drawn] == ["spectrum", "power", "noise", "attention"]
+        for view in drawn:
+            assert view.picture.dtype == np.uint8 and view.picture.shape[1] == round(
                 views.FIGURE_WIDTH * views.FIGURE_DPI
             )
-            assert one.picture.std() > 5 and one.sentence.endswith(".")
+            assert view.picture.std() > 5 and view.sentence.endswith(".")
     half = draw_views({"Before": before, "After": before // 2}, known, "toy")[0].sentence
     assert "after: 6.0 dB less" in half or "after: 6.1 dB less" in half  # half the values, a quarter of the power
 
@@ -212,31 +217,31 @@ def test_views_measure_what_they_say(known):
     mean, deviation = np.zeros(4), np.ones(4)
     assert views.count_outside_band(np.array([0.5, 2.0, -3.0, 1.0]), mean, deviation) == 2
     assert views.high_frequency_mean(np.full((64, 64), -3.0)) == pytest.approx(-3)
-    own = torch.randint(90, 160, (6, 3, SIZE, SIZE), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    assert set(views.fingerprint_correlations(own[0].permute(1, 2, 0).numpy(), known)) == {"swap"}
+    pictures = torch.randint(90, 160, (6, 3, SIZE, SIZE), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    assert set(views.fingerprint_correlations(pictures[0].permute(1, 2, 0).numpy(), known)) == {"swap"}
 
 
 def test_a_bundle_is_saved_loaded_and_packed(known, tmp_path):
     located = locate(photo())
-    made = finish(removal.run_removal(located, detector="toy", network=shift(-0.2), known=known))
-    assert [one["name"] for one in made.record["views"]] == ["spectrum", "power", "noise", "attention"]
-    assert made.record["views_note"] is None and set(made.record["resaves"]) == set(removal.RESAVE_KINDS)
-    made.save(tmp_path)
-    read = removal.load_removal(tmp_path, located)
-    assert read.record == json.loads(json.dumps(made.record))
-    for name, picture in made.pictures().items():
-        stored = read.pictures()[name]
-        if name in made.views:  # diagrams keep 256 colours
+    bundle = finish(removal.run_removal(located, detector="toy", network=shift(-0.2), known=known))
+    assert [view["name"] for view in bundle.record["views"]] == ["spectrum", "power", "noise", "attention"]
+    assert bundle.record["views_note"] is None and set(bundle.record["resaves"]) == set(removal.RESAVE_KINDS)
+    bundle.save(tmp_path)
+    loaded = removal.load_removal(tmp_path, located)
+    assert loaded.record == json.loads(json.dumps(bundle.record))
+    for name, picture in bundle.pictures().items():
+        stored = loaded.pictures()[name]
+        if name in bundle.views:  # diagrams keep 256 colours
             assert np.abs(stored.astype(int) - picture).mean() < 1.5
         else:
             assert np.array_equal(stored, picture)
-    packed = zipfile.ZipFile(io.BytesIO(made.zip()))
+    archive = zipfile.ZipFile(io.BytesIO(bundle.zip()))
     names = {"crop", "removed", "difference", "photo", "spectrum", "power", "noise", "attention"}
-    assert set(packed.namelist()) == {f"{name}.png" for name in names} | {"record.json", "summary.txt"}
-    text = packed.read("summary.txt").decode()
-    assert text.startswith(made.record["summary"]) and text.count(" before, ") == 3
-    assert provenance.read_record(packed.read("removed.png"))["turned"] == ["toy"]
-    assert provenance.read_record(packed.read("crop.png")) is None
+    assert set(archive.namelist()) == {f"{name}.png" for name in names} | {"record.json", "summary.txt"}
+    text = archive.read("summary.txt").decode()
+    assert text.startswith(bundle.record["summary"]) and text.count(" before, ") == 3
+    assert provenance.read_record(archive.read("removed.png"))["turned"] == ["toy"]
+    assert provenance.read_record(archive.read("crop.png")) is None
 
 
 def test_the_command_writes_marked_pictures(known, tmp_path, monkeypatch):
@@ -267,8 +272,8 @@ def test_without_weights_the_command_says_how_to_train(monkeypatch):
 def test_a_trained_network_is_measured_by_kind(tmp_path):
     values = torch.full((4, 3, SIZE, SIZE), 100, dtype=torch.uint8)
     held_out = data.Pairs(values, values + 20, torch.tensor([1, 1, 2, 2]), ("edit", "swap"))
-    found = trnet.measure_removals(shift(-0.2), held_out)
-    assert set(found) == {"edit", "swap"} and found["edit"]["count"] == 2
-    assert found["swap"]["psnr"] == pytest.approx(20 * np.log10(255 / 51), abs=0.01)
+    metrics = trnet.measure_removals(shift(-0.2), held_out)
+    assert set(metrics) == {"edit", "swap"} and metrics["edit"]["count"] == 2
+    assert metrics["swap"]["psnr"] == pytest.approx(20 * np.log10(255 / 51), abs=0.01)
     (tmp_path / "losses.csv").write_text("step,seconds,a,b\n1,0.1,2.0,\n2,0.2,1.0,3.0\n")
     assert loop.draw_curves(tmp_path / "losses.csv", tmp_path / "curves.png").stat().st_size > 1000

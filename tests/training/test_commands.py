@@ -47,13 +47,13 @@ def test_names_are_those_of_what_is_read(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("options", "message"),
     [(("--packs", "real-*"), "no pack named real-*.tar"), (("--redrawn", "1.5"), "--redrawn must be between")],
 )
-def test_fakes_that_cannot_be_made_are_refused_in_one_sentence(tmp_path, capsys, given, said):
+def test_fakes_that_cannot_be_made_are_refused_in_one_sentence(tmp_path, capsys, options, message):
     data = folder_of_pictures(tmp_path / "mine", 3)
-    assert main.main(["train", "fakes", "--data", str(data), "--out", str(tmp_path / "out"), *given, "--json"]) == 2
-    assert said in json.loads(capsys.readouterr().out)["error"]
+    assert main.main(["train", "fakes", "--data", str(data), "--out", str(tmp_path / "out"), *options, "--json"]) == 2
+    assert message in json.loads(capsys.readouterr().out)["error"]
     assert not (tmp_path / "out").exists()
 
 
@@ -68,9 +68,9 @@ def test_a_run_starts_from_half_precision_weights(tmp_path):
     weights.save_half(path, state | {"latent_average": torch.zeros(6, 512)})
     label = loop.load_initial(str(path), "generator", (network, average), "generator.")
     assert label == f"generator.safetensors, sha256 {weights.file_hash(path)}"
-    for one in (network, average):
-        for mine, given in zip(one.state_dict().values(), trained.state_dict().values(), strict=True):
-            assert mine.dtype == torch.float32 and torch.equal(mine, given.half().float())
+    for module in (network, average):
+        for weight, expected in zip(module.state_dict().values(), trained.state_dict().values(), strict=True):
+            assert weight.dtype == torch.float32 and torch.equal(weight, expected.half().float())
     with pytest.raises(UserError, match="another network"):
         loop.load_initial(str(path), "generator", (StyleGAN2(16, mapping_layers=2),), "generator.")
     with pytest.raises(UserError, match="no file"):
@@ -131,9 +131,9 @@ def test_the_step_of_a_search_is_stated_in_one_place():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_samples_and_reconstructions_are_the_same_on_a_gpu():
-    here, there = small_inverter(), small_inverter().to(torch.device("cuda"))
+    on_cpu, on_gpu = small_inverter(), small_inverter().to(torch.device("cuda"))
     pictures = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8)
-    ours, theirs = (encoder.reconstruct_pictures(one, pictures, batch=2) for one in (here, there))
+    ours, theirs = (encoder.reconstruct_pictures(inverter, pictures, batch=2) for inverter in (on_cpu, on_gpu))
     assert (ours.int() - theirs.int()).abs().max() <= 1
-    ours, theirs = (fakes.draw_samples(one, 3, seed=1, truncation=0.7).cpu() for one in (here, there))
+    ours, theirs = (fakes.draw_samples(inverter, 3, seed=1, truncation=0.7).cpu() for inverter in (on_cpu, on_gpu))
     assert torch.allclose(ours, theirs, atol=1e-3)

@@ -14,8 +14,8 @@ def picture(size=128):
     return np.clip(waves + np.random.default_rng(0).normal(0, 5, (size, size, 3)), 0, 255).astype(np.uint8)
 
 
-def psnr(one, other):
-    return 10 * np.log10(255**2 / np.square(one.astype(float) - other).mean())
+def psnr(first, second):
+    return 10 * np.log10(255**2 / np.square(first.astype(float) - second).mean())
 
 
 def test_noise_of_the_paper_has_the_psnr_of_its_table():
@@ -50,7 +50,7 @@ def test_steps_come_in_the_order_of_the_paper_and_half_of_the_time(monkeypatch):
     calls = []
 
     def record(name):
-        return lambda given, *_: (calls.append(name), given)[1]
+        return lambda image, *_: (calls.append(name), image)[1]
 
     for name in ("blur_picture", "crop_picture", "compress_picture", "add_noise"):
         monkeypatch.setattr(degradation, name, record(name))
@@ -67,7 +67,7 @@ def test_steps_come_in_the_order_of_the_paper_and_half_of_the_time(monkeypatch):
 def test_drawn_strengths_stay_in_their_ranges(monkeypatch):
     seen = {"blur_picture": set(), "crop_picture": set(), "compress_picture": set(), "add_noise": set()}
     for name, values in seen.items():
-        monkeypatch.setattr(degradation, name, lambda given, value, *_, values=values: (values.add(value), given)[1])
+        monkeypatch.setattr(degradation, name, lambda image, value, *_, values=values: (values.add(value), image)[1])
     for seed in range(400):
         degradation.weak_defence(picture(8), np.random.default_rng(seed))
     assert seen["blur_picture"] == {3, 5, 7, 9}
@@ -79,15 +79,15 @@ def test_drawn_strengths_stay_in_their_ranges(monkeypatch):
 @pytest.mark.parametrize("name", ["none", "weak", "shipped"])
 def test_every_defence_gives_the_same_picture_for_the_same_seed(name):
     defence = degradation.defence_named(name)
-    one, same = (defence(picture(), np.random.default_rng(7)) for _ in range(2))
-    assert np.array_equal(one, same)
-    assert one.shape == (128, 128, 3) and one.dtype == np.uint8
-    assert np.array_equal(one, like_photograph(picture())) == (name == "none")
+    first, second = (defence(picture(), np.random.default_rng(7)) for _ in range(2))
+    assert np.array_equal(first, second)
+    assert first.shape == (128, 128, 3) and first.dtype == np.uint8
+    assert np.array_equal(first, like_photograph(picture())) == (name == "none")
 
 
 def test_what_was_saved_like_the_photographs_hardly_changes_when_it_is_saved_again():
-    def change(one):
-        return np.abs(one.astype(int) - like_photograph(one)).mean()
+    def change(image):
+        return np.abs(image.astype(int) - like_photograph(image)).mean()
 
     photograph = np.asarray(as_jpeg(Image.fromarray(picture()), 90))  # as the packs of photographs hold them
     assert np.array_equal(like_photograph(picture()), photograph)

@@ -29,7 +29,7 @@ def examples(kinds, size=16, origins=None):
     return data.LabelledPictures(pictures, np.array(kinds), None if origins is None else np.array(origins))
 
 
-def drawn_from(given, **changes):
+def drawn_from(labelled, **changes):
     settings = {
         "size": 8,
         "shares": {"swap": 0.5, "edit": 0.5},
@@ -38,30 +38,30 @@ def drawn_from(given, **changes):
         "adversarial_share": 0.5,
         "seed": 3,
     }
-    return data.LabelledBatches(given, **(settings | changes))
+    return data.LabelledBatches(labelled, **(settings | changes))
 
 
 def test_a_batch_holds_each_fake_beside_its_photograph_with_the_same_history():
     # Each fake equals its photograph here, so after one history they must still be equal.
-    given = examples(["real", "real", "real", "edit", "swap"], origins=[-1, -1, -1, 2, 0])
-    given.pictures[3], given.pictures[4] = given.pictures[2], given.pictures[0]
-    source = drawn_from(given, defence=degradation.defence_named("shipped"))
+    labelled = examples(["real", "real", "real", "edit", "swap"], origins=[-1, -1, -1, 2, 0])
+    labelled.pictures[3], labelled.pictures[4] = labelled.pictures[2], labelled.pictures[0]
+    source = drawn_from(labelled, defence=degradation.defence_named("shipped"))
     changed = False
     for number in range(6):
         batch = source.draw(number)
         assert batch.labels.tolist() == [0.0] * 4 + [1.0] * 4
         assert batch.kinds[:4] == ["real"] * 4 and set(batch.kinds[4:]) <= {"swap", "edit"}
         assert torch.equal(batch.images[:4], batch.images[4:])
-        kept = [given.pictures[index].float() / 255 for index in (0, 2)]
-        changed |= not any(torch.equal(image, one) for image in batch.images for one in kept)
+        originals = [labelled.pictures[index].float() / 255 for index in (0, 2)]
+        changed |= not any(torch.equal(image, original) for image in batch.images for original in originals)
         assert torch.equal(batch.images, source.draw(number).images)
     assert changed
 
 
 def test_framing_and_colours_vary_alike_for_a_fake_and_its_photograph():
-    given = examples(["real", "real", "edit", "swap"], origins=[-1, -1, 1, 0])
-    given.pictures[2], given.pictures[3] = given.pictures[1], given.pictures[0]
-    source = drawn_from(given, variation=Variation(shift=3, colours=0.2))
+    labelled = examples(["real", "real", "edit", "swap"], origins=[-1, -1, 1, 0])
+    labelled.pictures[2], labelled.pictures[3] = labelled.pictures[1], labelled.pictures[0]
+    source = drawn_from(labelled, variation=Variation(shift=3, colours=0.2))
     batch = source.draw(0)
     assert torch.equal(batch.images[:4], batch.images[4:])
     assert len({image.numpy().tobytes() for image in batch.images[:4]}) == 4
@@ -87,25 +87,27 @@ def test_a_varied_picture_is_displaced_by_whole_pixels_or_in_other_colours():
 
 
 def test_an_undefended_detector_learns_pictures_without_variation():
-    given = examples(["real", "edit"], origins=[-1, 0])
+    labelled = examples(["real", "edit"], origins=[-1, 0])
     undefended = detector.read_detector_settings("xception", defence="none", batch=4)
-    assert undefended.shift and detector.build_batches(given, undefended).variation == UNVARIED
+    assert undefended.shift and detector.build_batches(labelled, undefended).variation == UNVARIED
     shipped = detector.read_detector_settings("xception", batch=4)
-    assert detector.build_batches(given, shipped).variation == Variation(shipped.shift, shipped.colours)
+    assert detector.build_batches(labelled, shipped).variation == Variation(shipped.shift, shipped.colours)
 
 
 def test_a_fake_by_others_stands_beside_photographs_of_its_own_source():
-    given = examples(["real", "swap", "real", "real", "edit"])
-    given = replace(given, sources=np.array(["celeba", "theirs", "theirs_real", "ffhq", "other"]))
+    labelled = examples(["real", "swap", "real", "real", "edit"])
+    labelled = replace(labelled, sources=np.array(["celeba", "theirs", "theirs_real", "ffhq", "other"]))
     drawn = [
-        drawn_from(given, compared_with={"theirs": ["theirs_real"], "other": ["nowhere"]}).draw(n) for n in range(60)
+        drawn_from(labelled, compared_with={"theirs": ["theirs_real"], "other": ["nowhere"]}).draw(n) for n in range(60)
     ]
     beside = {"swap": set(), "edit": set()}
-    photographs = {index: given.pictures[index].float() / 255 for index in (0, 2, 3)}
+    photographs = {index: labelled.pictures[index].float() / 255 for index in (0, 2, 3)}
     for batch in drawn:
         for place, kind in enumerate(batch.kinds[4:]):
             images = (batch.images[place], batch.images[place].flip(-1))
-            beside[kind] |= {i for i, one in photographs.items() if any(torch.equal(one, image) for image in images)}
+            beside[kind] |= {
+                i for i, photograph in photographs.items() if any(torch.equal(photograph, image) for image in images)
+            }
     assert beside == {"swap": {2}, "edit": {0, 2, 3}}  # any photograph where none of its source are there
 
 
@@ -115,25 +117,25 @@ def test_sources_are_folders_or_beginnings_of_names():
 
 
 def test_attacked_fakes_take_half_of_the_places():
-    given = examples(["real", "swap", "edit", "attacked"])
-    kinds = [kind for number in range(100) for kind in drawn_from(given).draw(number).kinds[4:]]
+    labelled = examples(["real", "swap", "edit", "attacked"])
+    kinds = [kind for number in range(100) for kind in drawn_from(labelled).draw(number).kinds[4:]]
     assert 0.42 < kinds.count("attacked") / len(kinds) < 0.58
     without = examples(["real", "swap", "edit"])
     assert "attacked" not in drawn_from(without).draw(0).kinds
 
 
 def test_the_strong_defence_attacks_training_fakes_in_memory():
-    given = examples(["real", "swap", "real", "edit", "swap"], size=32, origins=[-1, 0, -1, 2, 0])
-    made = finish(data.add_attacked(given, "noise", seed=4))
-    assert made.kinds.tolist() == [*given.kinds.tolist(), "attacked", "attacked", "attacked"]
-    assert made.origins.tolist() == [*given.origins.tolist(), 0, 2, 0]  # each keeps its photograph
-    assert torch.equal(made.pictures[:5], given.pictures)
-    change = (made.pictures[5:].float() - given.pictures[[1, 3, 4]].float()).abs().mean((1, 2, 3))
+    labelled = examples(["real", "swap", "real", "edit", "swap"], size=32, origins=[-1, 0, -1, 2, 0])
+    attacked = finish(data.add_attacked(labelled, "noise", seed=4))
+    assert attacked.kinds.tolist() == [*labelled.kinds.tolist(), "attacked", "attacked", "attacked"]
+    assert attacked.origins.tolist() == [*labelled.origins.tolist(), 0, 2, 0]  # each keeps its photograph
+    assert torch.equal(attacked.pictures[:5], labelled.pictures)
+    change = (attacked.pictures[5:].float() - labelled.pictures[[1, 3, 4]].float()).abs().mean((1, 2, 3))
     assert (change > 1).all() and (change < 25).all()
-    again = finish(data.add_attacked(given, "noise", seed=4, limit=2))
+    again = finish(data.add_attacked(labelled, "noise", seed=4, limit=2))
     assert again.kinds.tolist().count("attacked") == 2
     with pytest.raises(UserError, match="no attack named fog"):
-        finish(data.add_attacked(given, "fog", seed=0))
+        finish(data.add_attacked(labelled, "fog", seed=0))
     with pytest.raises(UserError, match="no fakes to attack"):
         finish(data.add_attacked(examples(["real"]), "noise", seed=0))
 
@@ -199,8 +201,8 @@ def test_further_losses_are_added_and_the_classification_is_flooded():
 
 
 def test_dct_a_is_standardised_by_its_training_pictures():
-    given = examples(["real"] * 6 + ["swap"] * 6, size=32)
-    source = drawn_from(given, size=32)
+    labelled = examples(["real"] * 6 + ["swap"] * 6, size=32)
+    source = drawn_from(labelled, size=32)
     network = DCTA(input_size=32)
     detector.prepare_network(network, source)
     seen = torch.cat([source.draw(number).images for number in range(detector.FITTED_BATCHES)])
@@ -210,23 +212,23 @@ def test_dct_a_is_standardised_by_its_training_pictures():
 
 
 def test_fingerprints_are_mean_residuals_whatever_the_run_was_stopped_at(tmp_path):
-    given = examples(["real"] * 3 + ["swap"] * 5 + ["edit"] * 2)
+    labelled = examples(["real"] * 3 + ["swap"] * 5 + ["edit"] * 2)
     settings = replace(detector.read_detector_settings("nf", defence="none"), batch=2)
 
     def task():
-        return detector.FingerprintTask(NoiseFingerprints(("swap", "edit"), 16), given, settings)
+        return detector.FingerprintTask(NoiseFingerprints(("swap", "edit"), 16), labelled, settings)
 
-    whole, first, second = task(), task(), task()
-    assert whole.total == 4
-    finish(loop.train_task(whole, tmp_path / "whole", settings, log_every=1))
+    uninterrupted, first, second = task(), task(), task()
+    assert uninterrupted.total == 4
+    finish(loop.train_task(uninterrupted, tmp_path / "whole", settings, log_every=1))
     job = loop.train_task(first, tmp_path / "parts", settings, log_every=1)
     next(job), next(job)
     job.close()
     finish(loop.train_task(second, tmp_path / "parts", settings, log_every=1))
     for place, kind in enumerate(("swap", "edit")):
-        mean = wiener_residual(like_photographs(given.of_kind(kind)).float() / 255).mean(0)
-        for one in (whole, second):
-            torch.testing.assert_close(one.finished().fingerprints[place], mean / mean.square().mean().sqrt())
+        mean = wiener_residual(like_photographs(labelled.of_kind(kind)).float() / 255).mean(0)
+        for trained in (uninterrupted, second):
+            torch.testing.assert_close(trained.finished().fingerprints[place], mean / mean.square().mean().sqrt())
     with pytest.raises(UserError, match="no fakes of the kind swap"):
         detector.FingerprintTask(NoiseFingerprints(("swap",), 16), examples(["real", "edit"]), settings)
 
@@ -242,8 +244,8 @@ def test_a_threshold_can_balance_both_accuracies():
     ("architecture", "bfloat16"), [("patch_cnn", False), ("patch_cnn", True), ("dct_a", False), ("lf", False)]
 )
 def test_training_lowers_the_loss_on_fakes_that_can_be_told_apart(architecture, bfloat16):
-    given = examples(["real"] * 8 + ["swap"] * 8, size=32, origins=[-1] * 8 + list(range(8)))
-    given.pictures[8:] = given.pictures[:8] // 2 + 100
+    labelled = examples(["real"] * 8 + ["swap"] * 8, size=32, origins=[-1] * 8 + list(range(8)))
+    labelled.pictures[8:] = labelled.pictures[:8] // 2 + 100
     changes = {"batch": 8, "warmup": 1, "steps": 16, "partial_share": 0.0, "bfloat16": bfloat16}
     settings = replace(detector.read_detector_settings(architecture, defence="none"), **changes)
     torch.manual_seed(0)
@@ -253,8 +255,8 @@ def test_training_lowers_the_loss_on_fakes_that_can_be_told_apart(architecture, 
         else registry.build_embedded(architecture, {"input_size": 32})
     )
     card = detector.untrained_card(architecture)
-    detector.prepare_network(network, detector.build_batches(given, settings))
-    task = detector.build_detector_task(architecture, network, card, given, settings)
+    detector.prepare_network(network, detector.build_batches(labelled, settings))
+    task = detector.build_detector_task(architecture, network, card, labelled, settings)
     computed = set()
     first = next(layer for layer in network.modules() if isinstance(layer, nn.Conv2d | nn.Linear))
     first.register_forward_hook(lambda _layer, _inputs, output: computed.add(output.dtype))
@@ -306,14 +308,14 @@ def test_the_command_trains_from_given_weights_and_names_the_plain_set(data_fold
     out = data_folder / "out" / "meso4.safetensors"
     command = ["train", "detector", "meso4", "--data", str(data_folder / "data"), "--out", str(out), "--json"]
     command += ["--fakes", str(data_folder / "fakes"), "--steps", "2", "--defence", "none"]
-    given = ["--set", "mirrored=true", "--set", "lr=1e-3"]
-    assert main.main([*command, "--initial", str(start), *given]) == 0
+    overrides = ["--set", "mirrored=true", "--set", "lr=1e-3"]
+    assert main.main([*command, "--initial", str(start), *overrides]) == 0
     report = json.loads(capsys.readouterr().out)
     options = report["options"]["meso4_plain"]
     assert options["architecture"] == "meso4" and options["defence"] == "none" and options["mirrored"] is True
-    made, _, photographs = options["source"].partition(", on ")
+    recorded, _, photographs = options["source"].partition(", on ")
     expected = "python -m backend train detector meso4 --steps 2 --defence none --initial start.safetensors"
-    assert made == f"{expected} --set lr=0.001 --set mirrored=true" and photographs
+    assert recorded == f"{expected} --set lr=0.001 --set mirrored=true" and photographs
     assert report["run"]["settings"]["initial"].startswith("start.safetensors, sha256 ")
     assert {rate["kind"] for rate in options["errors"]} == {"real", "swap"}
     trained, before = weights.read_checkpoint(out), weights.read_checkpoint(start)
@@ -322,8 +324,8 @@ def test_the_command_trains_from_given_weights_and_names_the_plain_set(data_fold
     split = data.read_labelled(data_folder / "data", [data_folder / "fakes"], 128)
     for mirrored in (True, False):  # calibrated as it will judge
         card = replace(detector.untrained_card("meso4"), mirrored=mirrored)
-        found = calibration.calibrate_detector(network, card, split.calibrating, "meso4", "none")
-        assert (found["threshold"] == pytest.approx(options["threshold"], rel=1e-4)) is mirrored
+        calibrated = calibration.calibrate_detector(network, card, split.calibrating, "meso4", "none")
+        assert (calibrated["threshold"] == pytest.approx(options["threshold"], rel=1e-4)) is mirrored
     moved = (trained["conv1.weight"].float() - before["conv1.weight"].float()).abs().max()
     assert 0 < moved < 0.05
 
@@ -357,15 +359,20 @@ def test_probabilities_are_calibrated_on_saved_fakes(defence):
     smooth = randomness.integers(60, 200, (40, 3, 4, 4), dtype=np.uint8).repeat(8, 2).repeat(8, 3)
     fine = smooth.astype(int) + randomness.integers(-3, 4, smooth.shape)  # which saving takes away for the most part
     pictures = torch.from_numpy(np.concatenate([smooth, fine.clip(0, 255).astype(np.uint8)]))
-    given = data.LabelledPictures(like_photographs(pictures), np.repeat(["real", "edit"], 40))
-    unsaved = data.LabelledPictures(torch.cat([given.pictures[:40], pictures[40:]]), given.kinds)
+    saved_pictures = data.LabelledPictures(like_photographs(pictures), np.repeat(["real", "edit"], 40))
+    unsaved = data.LabelledPictures(torch.cat([saved_pictures.pictures[:40], pictures[40:]]), saved_pictures.kinds)
     card = detector.untrained_card("meso4")
     card = replace(card, outputs="one logit, fake high")
-    saved, found = (calibration.calibrate_detector(Grain(), card, one, "meso4", defence) for one in (given, unsaved))
-    assert found["threshold"] == saved["threshold"]  # photographs alone decide it
+    saved_calibration, unsaved_calibration = (
+        calibration.calibrate_detector(Grain(), card, labelled, "meso4", defence)
+        for labelled in (saved_pictures, unsaved)
+    )
+    assert unsaved_calibration["threshold"] == saved_calibration["threshold"]  # photographs alone decide it
     scores = calibration.measure_log_odds(base.Detector(Grain(), card).eval(), like_photographs(unsaved.pictures))
     fake = unsaved.kinds != "real"
-    expected = calibration.choose_temperature(scores - found["threshold"], fake)
-    assert found["temperature"] == pytest.approx(expected, rel=1e-3)
+    expected = calibration.choose_temperature(scores - unsaved_calibration["threshold"], fake)
+    assert unsaved_calibration["temperature"] == pytest.approx(expected, rel=1e-3)
     raw = calibration.measure_log_odds(base.Detector(Grain(), card).eval(), unsaved.pictures)
-    assert calibration.choose_temperature(raw - found["threshold"], fake) != pytest.approx(expected, rel=0.1)
+    assert calibration.choose_temperature(raw - unsaved_calibration["threshold"], fake) != pytest.approx(
+        expected, rel=0.1
+    )

@@ -34,8 +34,8 @@ def checkpoint(tmp_path, monkeypatch):
     return file
 
 
-def l1_distance(one, other):
-    return (one - other).abs().flatten(1).mean(1)
+def l1_distance(first, second):
+    return (first - second).abs().flatten(1).mean(1)
 
 
 def embed(pictures):
@@ -53,9 +53,9 @@ def task(inverter: Inverter, **changes) -> FinetuneTask:
 
 
 def test_the_settings_are_those_of_the_paper():
-    found = loop.read_settings(FinetuneSettings, "finetune")
-    assert (found.l2_weight, found.lpips_weight, found.identity_weight) == (1.0, 0.8, 0.5)
-    assert (found.rate, found.batch, found.steps) == (1e-4, 8, 80_000)
+    settings = loop.read_settings(FinetuneSettings, "finetune")
+    assert (settings.l2_weight, settings.lpips_weight, settings.identity_weight) == (1.0, 0.8, 0.5)
+    assert (settings.rate, settings.batch, settings.steps) == (1e-4, 8, 80_000)
 
 
 def test_the_size_of_a_published_generator_is_read_from_its_file(checkpoint):
@@ -67,23 +67,23 @@ def test_the_size_of_a_published_generator_is_read_from_its_file(checkpoint):
 
 def test_a_step_follows_the_sum_of_the_losses_and_moves_the_encoder_alone(checkpoint):
     inverter = inversion.read_e4e_inverter(checkpoint)
-    made = task(inverter)
+    training = task(inverter)
     decoder = {name: value.clone() for name, value in inverter.generator.state_dict().items()}
-    statistics = {name: value.clone() for name, value in made.encoder.named_buffers()}
-    weights_before = {name: value.detach().clone() for name, value in made.encoder.named_parameters()}
+    statistics = {name: value.clone() for name, value in training.encoder.named_buffers()}
+    weights_before = {name: value.detach().clone() for name, value in training.encoder.named_parameters()}
     from backend.training.loop import draw_faces
 
-    shown = draw_faces(made.pictures, 2, 0, 0)
-    drawn, wanted = made.reconstruct(shown)
-    assert drawn.shape == wanted.shape == (2, 3, SIZE, SIZE)
-    cosine = (embed((drawn + 1) / 2) * embed((wanted + 1) / 2)).sum(1).mean()
-    loss = (drawn - wanted).square().mean() + 0.8 * l1_distance(drawn, wanted).mean() + 0.5 * (1 - cosine)
-    expected = torch.autograd.grad(loss, list(made.encoder.parameters()), allow_unused=True)
-    values = made.step(0)
+    batch = draw_faces(training.pictures, 2, 0, 0)
+    drawn, target = training.reconstruct(batch)
+    assert drawn.shape == target.shape == (2, 3, SIZE, SIZE)
+    cosine = (embed((drawn + 1) / 2) * embed((target + 1) / 2)).sum(1).mean()
+    loss = (drawn - target).square().mean() + 0.8 * l1_distance(drawn, target).mean() + 0.5 * (1 - cosine)
+    expected = torch.autograd.grad(loss, list(training.encoder.parameters()), allow_unused=True)
+    values = training.step(0)
     assert set(values) == {"l2", "lpips", "identity"}
     assert values["identity"] == pytest.approx(1 - float(cosine.detach()), abs=1e-5)
     moved = 0
-    for (name, weight), slope in zip(made.encoder.named_parameters(), expected, strict=True):
+    for (name, weight), slope in zip(training.encoder.named_parameters(), expected, strict=True):
         change = weight.detach() - weights_before[name]
         if slope is None:  # nothing that is drawn depends on it
             assert not change.any(), name
@@ -94,15 +94,15 @@ def test_a_step_follows_the_sum_of_the_losses_and_moves_the_encoder_alone(checkp
         assert torch.allclose(change[steep], -1e-4 * slope.sign()[steep], atol=2e-6), name
     assert moved > 1000
     assert all(torch.equal(value, decoder[name]) for name, value in inverter.generator.state_dict().items())
-    assert all(torch.equal(value, statistics[name]) for name, value in made.encoder.named_buffers())
+    assert all(torch.equal(value, statistics[name]) for name, value in training.encoder.named_buffers())
 
 
 def test_steps_bring_the_drawings_closer(checkpoint):
-    made = task(inversion.read_e4e_inverter(checkpoint), rate=1e-3)
-    first = made.step(0)["l2"]
+    training = task(inversion.read_e4e_inverter(checkpoint), rate=1e-3)
+    first = training.step(0)["l2"]
     for number in range(1, 12):
-        last = made.step(number)["l2"]
-    assert last < first and made.preview().shape == (1, 3, 2 * SIZE, 2 * SIZE)
+        last = training.step(number)["l2"]
+    assert last < first and training.preview().shape == (1, 3, 2 * SIZE, 2 * SIZE)
 
 
 def test_what_cannot_be_had_is_said(monkeypatch):
@@ -110,9 +110,9 @@ def test_what_cannot_be_had_is_said(monkeypatch):
     monkeypatch.setattr(dlib_resnet, "dlib_resnet_path", lambda: None)
     monkeypatch.setattr(similarity, "lpips_missing", lambda: "absent")
     monkeypatch.setattr(similarity, "best_perceptual_distance", lambda: PerceptualDistance("1 - SSIM", l1_distance))
-    found = finetune.find_losses("ffhq")
-    assert found.embedding is None and found.perceptual.name == "1 - SSIM"
-    assert [sentence.split(" is ")[0] for sentence in found.left_out] == ["LPIPS", "The identity loss"]
+    result = finetune.find_losses("ffhq")
+    assert result.embedding is None and result.perceptual.name == "1 - SSIM"
+    assert [sentence.split(" is ")[0] for sentence in result.left_out] == ["LPIPS", "The identity loss"]
     monkeypatch.setattr(similarity, "lpips_missing", lambda: None)
     monkeypatch.setattr(losses, "find_face_embedding", lambda template: FaceEmbedding("colours", embed))
     assert finetune.find_losses("ffhq").left_out == ("ArcFace is replaced by colours: it was not fetched.",)

@@ -64,14 +64,14 @@ def test_the_losses_at_even_chances():
 
 
 def test_augmentation_at_probability_0_changes_nothing_and_at_1_everything():
-    shown = torch.rand(8, 3, SIZE, SIZE, generator=random()) * 2 - 1
-    assert torch.allclose(augment_pictures(shown, 0.0, random(1)), shown, atol=1e-4)
-    changed = augment_pictures(shown, torch.tensor(1.0), random(1))
-    assert changed.shape == shown.shape and (changed - shown).abs().flatten(1).mean(1).min() > 0.05
-    assert torch.equal(changed, augment_pictures(shown, 1.0, random(1)))
-    shown.requires_grad_()
-    augment_pictures(shown, 0.5, random(2)).square().sum().backward()
-    assert shown.grad.abs().flatten(1).sum(1).min() > 0
+    batch = torch.rand(8, 3, SIZE, SIZE, generator=random()) * 2 - 1
+    assert torch.allclose(augment_pictures(batch, 0.0, random(1)), batch, atol=1e-4)
+    changed = augment_pictures(batch, torch.tensor(1.0), random(1))
+    assert changed.shape == batch.shape and (changed - batch).abs().flatten(1).mean(1).min() > 0.05
+    assert torch.equal(changed, augment_pictures(batch, 1.0, random(1)))
+    batch.requires_grad_()
+    augment_pictures(batch, 0.5, random(2)).square().sum().backward()
+    assert batch.grad.abs().flatten(1).sum(1).min() > 0
 
 
 def test_augmentation_is_made_as_often_as_asked():
@@ -119,20 +119,20 @@ def test_the_discriminator_sees_the_spread_of_a_batch():
 @pytest.mark.parametrize("recipe", ["generator_continued", "generator_adversarial"])
 def test_an_adversarial_run_resumes_exactly(recipe, tmp_path):
     chosen = settings(recipe, path_every=2)
-    whole, first, second = (task_of(recipe, path_every=2) for _ in range(3))
-    finish(loop.train_task(whole, tmp_path / "whole", chosen, log_every=1))
+    uninterrupted, first, second = (task_of(recipe, path_every=2) for _ in range(3))
+    finish(loop.train_task(uninterrupted, tmp_path / "whole", chosen, log_every=1))
     job = loop.train_task(first, tmp_path / "parts", chosen, log_every=1)
     for _ in range(3):
         next(job)
     job.close()
     run = finish(loop.train_task(second, tmp_path / "parts", chosen, log_every=1))
     assert run.steps == 6 and {"generator_loss", "discriminator", "augmentation"} <= set(run.losses)
-    for name, module in whole.modules.items():
+    for name, module in uninterrupted.modules.items():
         other = second.modules[name].state_dict()
         assert all(torch.equal(value, other[key]) for key, value in module.state_dict().items()), name
-    assert whole.path_mean.value > 0
-    assert not torch.equal(whole.generator.conv1.conv.weight, first.generator.conv1.conv.weight)
-    mapped = whole.generator.style[1].weight, first.generator.style[1].weight
+    assert uninterrupted.path_mean.value > 0
+    assert not torch.equal(uninterrupted.generator.conv1.conv.weight, first.generator.conv1.conv.weight)
+    mapped = uninterrupted.generator.style[1].weight, first.generator.style[1].weight
     assert torch.equal(*mapped) == (recipe == "generator_continued")  # its mapping network stays
 
 
@@ -171,9 +171,9 @@ def test_recipes_are_checked(tmp_path):
         AdversarialTask(pictures(), settings("generator_continued"), pictures(2))
     assert isinstance(generator.read_generator_settings("adversarial"), AdversarialSettings)
     options = weights.find_entry("generator").options
-    found = generator.read_generator_settings("continued", "installed", seed=3)
-    assert found.mapping_layers == options["mapping_layers"] and found.channels == options["channels"]
-    assert found.seed == 3
+    result = generator.read_generator_settings("continued", "installed", seed=3)
+    assert result.mapping_layers == options["mapping_layers"] and result.channels == options["channels"]
+    assert result.seed == 3
 
 
 def test_the_latent_discriminator_pulls_codes_towards_the_mapping_network():

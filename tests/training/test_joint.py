@@ -53,9 +53,9 @@ def test_encoder_runs_with_every_loss_resume_exactly(recipe, tmp_path):
         file = "joint_regression" if squares else recipe
         small = {"discriminator_width": 0.02, "r1_every": 2, "generator_rate": 1e-3}
         chosen = inverting(JointSettings, file, **small, **squares)
-    whole, first, second = (build(kind, chosen) for _ in range(3))
-    assert kind is EncoderTask or whole.count_without_offsets(4) == (0 if recipe == "joint" else 1)
-    finish(loop.train_task(whole, tmp_path / "whole", chosen, log_every=1))
+    uninterrupted, first, second = (build(kind, chosen) for _ in range(3))
+    assert kind is EncoderTask or uninterrupted.count_without_offsets(4) == (0 if recipe == "joint" else 1)
+    finish(loop.train_task(uninterrupted, tmp_path / "whole", chosen, log_every=1))
     job = loop.train_task(first, tmp_path / "parts", chosen, log_every=1)
     next(job)
     next(job)
@@ -65,18 +65,20 @@ def test_encoder_runs_with_every_loss_resume_exactly(recipe, tmp_path):
     if kind is JointTask:
         added = {"joint": {"generator_loss"}, "joint_regression": {"ssim"}, "squares": {"ssim", "generator_loss"}}
         assert {"ssim", "generator_loss"} & set(run.losses) == added[recipe]
-    for name, module in whole.modules.items():
+    for name, module in uninterrupted.modules.items():
         other = second.modules[name].state_dict()
         assert all(torch.equal(value, other[key]) for key, value in module.state_dict().items()), name
-    before, after = small_generator().state_dict(), whole.generator.state_dict()
+    before, after = small_generator().state_dict(), uninterrupted.generator.state_dict()
     moved = {name.split(".")[0] for name, value in before.items() if not torch.equal(value, after[name])}
     expected = {"input", "conv1", "to_rgb1", "convs", "to_rgbs"} if kind is JointTask else set()
     assert moved == expected  # the mapping network stays
     if recipe in {"joint", "squares"}:  # unless it is fitted where no samples were judged
-        fitted = whole.finished()
-        kept = all(torch.equal(value, fitted[f"generator.{key}"]) for key, value in after.items() if "style" in key)
-        assert kept == (recipe == "joint")
-    assert whole.preview().shape == (1, 3, 3 * SIZE, 2 * SIZE)
+        fitted = uninterrupted.finished()
+        unchanged = all(
+            torch.equal(value, fitted[f"generator.{key}"]) for key, value in after.items() if "style" in key
+        )
+        assert unchanged == (recipe == "joint")
+    assert uninterrupted.preview().shape == (1, 3, 3 * SIZE, 2 * SIZE)
 
 
 def test_a_joint_run_without_a_discriminator_draws_some_faces_from_their_base_code_and_fits_the_mapping_to_them():
@@ -84,8 +86,8 @@ def test_a_joint_run_without_a_discriminator_draws_some_faces_from_their_base_co
     task = build(JointTask, chosen)
     assert task.arithmetic.dtype == torch.bfloat16 and task.discriminator_trainer is None
     codes = torch.randn(4, 8, 512, generator=random())
-    some = task.drop_offsets(codes)
-    assert torch.equal(some[:2], codes[:2]) and torch.equal(some[2:], codes[2:, :1].expand(-1, 8, -1))
+    mixed_codes = task.drop_offsets(codes)
+    assert torch.equal(mixed_codes[:2], codes[:2]) and torch.equal(mixed_codes[2:], codes[2:, :1].expand(-1, 8, -1))
     finished, before = task.finished(), small_generator().state_dict()
     moved = {name for name, value in before.items() if not torch.equal(value, finished[f"generator.{name}"])}
     assert moved == {"style.1.weight", "style.1.bias"}  # no step was trained
@@ -130,10 +132,14 @@ def test_the_encoder_learns_from_its_last_look_but_where_it_looks_once():
         assert not torch.allclose(read, before, atol=1e-4)
     assert torch.allclose(codes[:3], read, atol=1e-5)
     parameters = [weight for weight in task.encoder.parameters() if weight.requires_grad]
-    found, last = (
-        torch.autograd.grad(given.sum(), parameters) for given in (codes[:3], task.encoder(faces[:3], lacking.detach()))
+    gradients, expected_gradients = (
+        torch.autograd.grad(encoded.sum(), parameters)
+        for encoded in (codes[:3], task.encoder(faces[:3], lacking.detach()))
     )
-    assert all(torch.allclose(one, other, rtol=1e-3, atol=1e-4) for one, other in zip(found, last, strict=True))
+    assert all(
+        torch.allclose(gradient, expected, rtol=1e-3, atol=1e-4)
+        for gradient, expected in zip(gradients, expected_gradients, strict=True)
+    )
     assert torch.allclose(task.encode(faces, once=4), once, atol=1e-6)
     inverter = Inverter(task.generator, task.average, task.latent_average[None], "small", "embedded", 0.01, [0.5, 0.3])
     assert torch.allclose(task.average_codes(faces, task.generator), inverter.invert(faces / 2 + 0.5), atol=1e-5)
@@ -161,9 +167,9 @@ class Marked(torch.nn.Module):
         super().__init__()
         self.shown = []
 
-    def forward(self, one, other):
-        self.shown.append((one.detach(), other.detach()))
-        return (one - other).abs().mean((1, 2, 3))
+    def forward(self, first, second):
+        self.shown.append((first.detach(), second.detach()))
+        return (first - second).abs().mean((1, 2, 3))
 
 
 def test_every_loss_weighs_what_the_settings_say(monkeypatch):
@@ -184,12 +190,12 @@ def test_every_loss_weighs_what_the_settings_say(monkeypatch):
     drawn, losses, loss = task.inversion(task.encode(faces), faces, SIZE, random())
     faces = sharpen_pictures(faces, 0.5).clamp(-1, 1)
     assert losses["l1"].item() == pytest.approx((drawn - faces).abs().mean().item(), rel=1e-5)
-    [(one, other)] = network.shown
-    assert one.shape == other.shape == (2, 3, SIZE, SIZE)
-    whole = [index for index, face in enumerate(faces[:2]) if torch.equal(face, other[0])]
-    assert len(whole) == 1 and torch.equal(one[0], drawn[whole[0]])
-    assert not any(torch.equal(face, other[1]) for face in faces)  # a part
-    assert losses["perceptual"].item() == pytest.approx((one - other).abs().mean().item(), rel=1e-2)
+    [(compared, reference)] = network.shown
+    assert compared.shape == reference.shape == (2, 3, SIZE, SIZE)
+    whole_faces = [index for index, face in enumerate(faces[:2]) if torch.equal(face, reference[0])]
+    assert len(whole_faces) == 1 and torch.equal(compared[0], drawn[whole_faces[0]])
+    assert not any(torch.equal(face, reference[1]) for face in faces)  # a part
+    assert losses["perceptual"].item() == pytest.approx((compared - reference).abs().mean().item(), rel=1e-2)
     assert losses["ssim"].item() == pytest.approx(
         1 - batch_ssim((drawn + 1) / 2, (faces + 1) / 2).mean().item(), abs=1e-5
     )

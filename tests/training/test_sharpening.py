@@ -10,9 +10,9 @@ from backend.training.losses import sharpen_pictures
 @pytest.mark.parametrize("amount", [0.35, 1.0])
 def test_it_adds_the_difference_to_a_gaussian_blur(amount):
     pictures = torch.rand(2, 3, 12, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    found = sharpen_pictures(pictures, amount)
+    sharpened = sharpen_pictures(pictures, amount)
     blurred = ndimage.gaussian_filter(pictures.numpy(), (0, 0, 1.2, 1.2), radius=(0, 0, 3, 3), mode="mirror")
-    assert torch.allclose(found, pictures + amount * (pictures - torch.from_numpy(blurred)), atol=1e-12)
+    assert torch.allclose(sharpened, pictures + amount * (pictures - torch.from_numpy(blurred)), atol=1e-12)
 
 
 def test_nothing_is_added_to_flat_colour_or_with_an_amount_of_nothing():

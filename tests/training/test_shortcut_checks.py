@@ -45,8 +45,10 @@ def some(items):
 def originals(shared_folder):
     """Return the bytes of validation photographs by name."""
     with tarfile.open(shared_folder / "faces" / "real-val.tar") as pack:
-        members = some(sorted((one for one in pack if one.name.endswith(".jpg")), key=lambda one: one.name))
-        return {one.name.removeprefix("./"): pack.extractfile(one).read() for one in members}
+        members = some(
+            sorted((member for member in pack if member.name.endswith(".jpg")), key=lambda member: member.name)
+        )
+        return {member.name.removeprefix("./"): pack.extractfile(member).read() for member in members}
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +64,7 @@ def sets(shared_folder, originals, photographs, tmp_path_factory):
     inverter = inversion.load_embedded_inverter().to(torch.device("cpu"))
     finish(fakes.build_fakes(photographs, folder, inverter, fakes.FakesSettings(COUNT, seed=5, kinds=("swap",))))
     swaps, targets = face_packs.load_photographs(folder, registry.EMBEDDED_SIZE), fakes.read_origins(folder)
-    own = photographs.subset([photographs.names.index(targets[name]) for name in swaps.names])
+    own_photographs = photographs.subset([photographs.names.index(targets[name]) for name in swaps.names])
     drawn = encoder.reconstruct_pictures(inverter, photographs.pictures)
     rendered = [
         save_like(picture.permute(1, 2, 0).numpy(), content)
@@ -78,7 +80,7 @@ def sets(shared_folder, originals, photographs, tmp_path_factory):
         ]
         ciplab[kind] = like_photographs(wild.pictures[measuring])  # the faintest traces need all there are
     return {
-        "swap": (like_photographs(swaps.pictures), like_photographs(own.pictures)),
+        "swap": (like_photographs(swaps.pictures), like_photographs(own_photographs.pictures)),
         "reconstruction": (torch.from_numpy(np.stack(rendered)).permute(0, 3, 1, 2), photographs.pictures),
         "ciplab_photoshop": (ciplab["ciplab_photoshop"], ciplab["ciplab_real"]),
     }
@@ -89,11 +91,11 @@ def sets(shared_folder, originals, photographs, tmp_path_factory):
 @pytest.mark.parametrize("kind", ["swap", "reconstruction", "ciplab_photoshop"])
 def test_like_for_like_a_detector_is_as_good_as_its_card_says(name, kind, sets):
     claimed = next(rate for rate in registry.card(name).errors if rate.kind == kind)
-    found = calibration.compare_like_for_like(for_inference(registry.load(name)), *sets[kind])
+    separation = calibration.compare_like_for_like(for_inference(registry.load(name)), *sets[kind])
     allowed = calibration.separation_of(claimed.auc, *(len(pictures) for pictures in sets[kind]))
-    assert found.auc >= claimed.auc - 4 * max(allowed.standard_error, 0.02)
+    assert separation.auc >= claimed.auc - 4 * max(allowed.standard_error, 0.02)
     if claimed.auc >= CLAIM:
-        assert found.low > CHANCE
+        assert separation.low > CHANCE
 
 
 @pytest.mark.slow
@@ -102,14 +104,14 @@ def test_saving_blurring_and_resizing_photographs_raises_no_alarm(name, photogra
     stored = weights.find_entry(name).options.get("false_alarms")
     if stored is None:
         pytest.skip(f"{name} was trained before this was measured on all photographs")
-    found = calibration.measure_false_alarms(for_inference(registry.load(name)), photographs.pictures)
+    alarms = calibration.measure_false_alarms(for_inference(registry.load(name)), photographs.pictures)
     before = stored[calibration.UNCHANGED]
     assert before == next(rate.rate for rate in registry.card(name).errors if rate.kind == data.REAL) or before < 0.06
     for change in calibration.SHORTCUT_CHANGES:
         assert stored[change] <= before + calibration.MAX_ADDED_ALARMS
         # The share among sixty of as many as the entry says, within three standard errors.
         spread = np.sqrt(max(stored[change] * (1 - stored[change]), 0.02) / COUNT)
-        assert found[change] <= stored[change] + 3 * spread
+        assert alarms[change] <= stored[change] + 3 * spread
 
 
 def test_a_threshold_rises_until_changes_add_few_false_alarms():
@@ -135,19 +137,19 @@ def test_fakes_by_others_are_compared_with_photographs_of_their_own_source():
     pictures = torch.stack([torch.full((3, 8, 8), level, dtype=torch.uint8) for _, _, level in rows])
     kinds, sources = (np.array(column) for column in list(zip(*rows, strict=True))[:2])
     examples = data.LabelledPictures(pictures, kinds, sources=sources)
-    found = calibration.compare_same_source(Brightness(), examples)
-    assert set(found) == {"stylegan_140k"}
-    told = found["stylegan_140k"]
-    assert (told["auc"], told["photographs"]) == (0.5, 1)
-    assert told["low"] < 0.5 < told["high"]
+    result = calibration.compare_same_source(Brightness(), examples)
+    assert set(result) == {"stylegan_140k"}
+    comparison = result["stylegan_140k"]
+    assert (comparison["auc"], comparison["photographs"]) == (0.5, 1)
+    assert comparison["low"] < 0.5 < comparison["high"]
 
 
 def test_an_auc_has_the_standard_error_of_hanley_and_mcneil():
     # Equation 1 by hand: Q1 = .8/1.2 = 2/3, Q2 = 1.28/1.8; ten of each.
     expected = np.sqrt((0.16 + 9 * (2 / 3 - 0.64) + 9 * (1.28 / 1.8 - 0.64)) / 100)
-    found = calibration.separation_of(0.8, 10, 10)
-    assert found.standard_error == pytest.approx(expected)
-    assert found.low == pytest.approx(0.8 - 1.96 * expected)
+    separation = calibration.separation_of(0.8, 10, 10)
+    assert separation.standard_error == pytest.approx(expected)
+    assert separation.low == pytest.approx(0.8 - 1.96 * expected)
     assert calibration.separation_of(1.0, 10, 10).standard_error == 0
 
 

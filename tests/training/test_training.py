@@ -46,8 +46,8 @@ class Toy:
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
-    whole = Toy(30)
-    finish(loop.train_task(whole, tmp_path / "whole", ToySettings(), log_every=5))
+    uninterrupted = Toy(30)
+    finish(loop.train_task(uninterrupted, tmp_path / "whole", ToySettings(), log_every=5))
     first = Toy(30)
     job = loop.train_task(first, tmp_path / "parts", ToySettings(), log_every=5)
     for _ in range(3):
@@ -56,7 +56,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
     second = Toy(30)
     run = finish(loop.train_task(second, tmp_path / "parts", ToySettings(), log_every=5))
     assert run.steps == 30
-    assert torch.equal(whole.net.weight, second.net.weight)
+    assert torch.equal(uninterrupted.net.weight, second.net.weight)
     assert not torch.equal(first.net.weight, second.net.weight)
     with (tmp_path / "parts" / "losses.csv").open() as file:
         assert [row["step"] for row in csv.DictReader(file)] == ["5", "10", "15", "20", "25", "30"]
@@ -87,7 +87,7 @@ def test_settings_files_are_read_and_unknown_ones_refused():
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"steps": "abc"}, "steps cannot be 'abc'"),
         ({"pretraining_steps": 1500.5}, "pretraining_steps cannot be 1500.5"),
@@ -96,8 +96,8 @@ def test_settings_files_are_read_and_unknown_ones_refused():
         ({"spatial_form": "fine"}, "spatial_form cannot be 'fine'"),
     ],
 )
-def test_settings_of_another_kind_are_refused(changes, said):
-    with pytest.raises(UserError, match=said):
+def test_settings_of_another_kind_are_refused(changes, message):
+    with pytest.raises(UserError, match=message):
         loop.read_settings(TRNetTrainingSettings, "trnet", **changes)
     assert loop.read_settings(TRNetTrainingSettings, "trnet", bound=1, spatial_form="strided").bound == 1
 
@@ -168,13 +168,13 @@ def test_poisson_blending_reproduces_a_harmonic_ramp():
 
 def test_the_same_seed_gives_the_same_history_and_another_a_different_one():
     picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    one, same, other = (
+    first, repeated, other = (
         degradation.degrade_picture(picture, np.random.default_rng(seed), degradation.Degradation())
         for seed in (5, 5, 8)
     )
-    assert np.array_equal(one, same)
-    assert one.shape == picture.shape
-    assert not np.array_equal(one, other)
+    assert np.array_equal(first, repeated)
+    assert first.shape == picture.shape
+    assert not np.array_equal(first, other)
 
 
 def test_swaps_are_reproducible_and_continue_where_they_stopped(tmp_path):

@@ -40,7 +40,7 @@ def first():
 
 def fallen(before, *segments):
     """Return p_fake after the values of some quarters fell by LEVELS."""
-    return sigmoid(before - 3 * PIECE * LEVELS / 255 * sum(WEIGHTS[one] for one in segments))
+    return sigmoid(before - 3 * PIECE * LEVELS / 255 * sum(WEIGHTS[segment] for segment in segments))
 
 
 def faithful_data(folder):
@@ -65,13 +65,13 @@ def explained(tmp_path_factory):
 @pytest.mark.parametrize("name", ["LIME", "SHAP", "SOBOL", "RISE"])
 def test_sufficiency_and_accuracy_with_the_adversarial_reference_by_hand(explained, name):
     *_, tables = explained
-    found = tables["faithfulness"]["first", name, "adversarial"]
+    row = tables["faithfulness"]["first", name, "adversarial"]
     for top, segments in ((1, (3,)), (2, (3, 0)), (3, (3, 0, 1))):
-        pairs = [(sigmoid(one), fallen(one, *segments)) for one in (BEFORE, DARKER)]
+        pairs = [(sigmoid(log_odds), fallen(log_odds, *segments)) for log_odds in (BEFORE, DARKER)]
         expected = np.mean([before - after for before, after in pairs])
-        assert found[f"sufficiency_{top}"] == pytest.approx(expected, abs=1e-4)
-        assert found[f"sufficiency_{top}_n"] == 2
-        assert found[f"accuracy_{top}"] == np.mean([after >= 0.5 for _, after in pairs])
+        assert row[f"sufficiency_{top}"] == pytest.approx(expected, abs=1e-4)
+        assert row[f"sufficiency_{top}_n"] == 2
+        assert row[f"accuracy_{top}"] == np.mean([after >= 0.5 for _, after in pairs])
     assert tables["families"]["face swaps", "first", name, "adversarial"]["sufficiency_1_n"] == 1
 
 
@@ -91,9 +91,9 @@ def test_random_segments_are_of_the_same_size_and_averaged_over_maps(explained):
     _, _, out, _, tables = explained
     row = next(row for row in stored(out) if row["method"] == "lime" and row["reference"] == "adversarial")
     before = BEFORE if row["sample"].endswith("0.png") else DARKER
-    possible = [fallen(before, one) for one in range(4)]
-    pairs = [(one + two) / 2 for one in possible for two in possible]  # two draws
-    assert min(abs(row["random_p_after_1"] - one) for one in pairs) < 1e-4
+    possible = [fallen(before, segment) for segment in range(4)]
+    means = [(draw + other) / 2 for draw in possible for other in possible]  # two draws
+    assert min(abs(row["random_p_after_1"] - mean) for mean in means) < 1e-4
     chance = tables["faithfulness"]["first", sufficiency.RANDOM_SEGMENTS, "none"]
     by_sample = {}
     for row in stored(out):
@@ -101,16 +101,16 @@ def test_random_segments_are_of_the_same_size_and_averaged_over_maps(explained):
             by_sample.setdefault(row["sample"], []).append(row["p_before"] - row["random_p_after_2"])
     assert chance["sufficiency_2"] == pytest.approx(np.mean([np.mean(values) for values in by_sample.values()]))
     assert chance["sufficiency_2_n"] == 2
-    own = [row for row in stored(out) if row["method"] == "rise" and row["reference"] == "original"]
-    expected = np.mean([row["random_p_after_1"] - row["p_after_1"] for row in own])
+    rise_rows = [row for row in stored(out) if row["method"] == "rise" and row["reference"] == "original"]
+    expected = np.mean([row["random_p_after_1"] - row["p_after_1"] for row in rise_rows])
     assert tables["over_random"]["first", "RISE", "original"]["over_random_1"] == pytest.approx(expected)
 
 
 def test_a_fake_that_is_called_real_is_skipped_and_another_takes_its_place(explained, tmp_path):
-    protocol, data, _, found, _ = explained
-    assert found.counts == {"done": 8, "skipped": 4, "failed": 0, "rows": 16}
-    skipped = {name for name, reason in found.skipped if reason.startswith("First calls this fake real")}
-    assert skipped == {f"fake/drawn/3.png|detector=first|method={one}" for one in FAITHFUL["methods"]}
+    protocol, data, _, evaluation, _ = explained
+    assert evaluation.counts == {"done": 8, "skipped": 4, "failed": 0, "rows": 16}
+    skipped = {name for name, reason in evaluation.skipped if reason.startswith("First calls this fake real")}
+    assert skipped == {f"fake/drawn/3.png|detector=first|method={method}" for method in FAITHFUL["methods"]}
     with toys(first=first()):
         chosen = configure_protocol(type(protocol), "quick", FAITHFUL | {"fakes": 2}).select_samples(data)
     assert {sample.name for sample in chosen.samples} == {"fake/swap/0.png", "fake/drawn/1.png"}
@@ -118,23 +118,26 @@ def test_a_fake_that_is_called_real_is_skipped_and_another_takes_its_place(expla
 
 def test_cost_counts_the_attack_with_every_map_that_needs_it(explained):
     _, _, out, _, tables = explained
-    adversarial, original = (tables["cost"]["first", "RISE", one] for one in ("adversarial", "original"))
-    own = [row for row in stored(out) if row["method"] == "rise" and row["reference"] == "adversarial"]
+    adversarial, original = (tables["cost"]["first", "RISE", reference] for reference in ("adversarial", "original"))
+    rise_rows = [row for row in stored(out) if row["method"] == "rise" and row["reference"] == "adversarial"]
     assert original["images"] == 1000
-    assert adversarial["images"] == pytest.approx(1000 + np.mean([row["attack_images"] for row in own]))
-    assert all(row["attack_images"] > 0 and row["flipped"] for row in own)
+    assert adversarial["images"] == pytest.approx(1000 + np.mean([row["attack_images"] for row in rise_rows]))
+    assert all(row["attack_images"] > 0 and row["flipped"] for row in rise_rows)
 
 
 def test_what_faithfulness_reports_in_words(explained):
-    _, _, _, found, tables = explained
-    assert "RISE -0.000" in found.finding or "RISE +0.000" in found.finding
-    assert any("PGD, which sees the gradient: no value moved by more" in sentence for sentence in found.limits)
-    assert {plot.name for plot in found.plots} == {"sufficiency_first"}
-    printed = {table.name: table for table in found.published}
-    lime = printed["published_accuracy"].keyed()["Deepfakes", "LIME", "adversarial"]
+    _, _, _, evaluation, tables = explained
+    assert "RISE -0.000" in evaluation.finding or "RISE +0.000" in evaluation.finding
+    assert any("PGD, which sees the gradient: no value moved by more" in sentence for sentence in evaluation.limits)
+    assert {plot.name for plot in evaluation.plots} == {"sufficiency_first"}
+    paper_tables = {table.name: table for table in evaluation.published}
+    lime = paper_tables["published_accuracy"].keyed()["Deepfakes", "LIME", "adversarial"]
     assert (lime["accuracy_0"], lime["accuracy_1"], lime["accuracy_3"]) == (0.978, 0.673, 0.205)
-    assert all("differs from ours because" in printed[f"published_{one}"].note for one in ("accuracy", "sufficiency"))
-    note = next(table.note for table in found.tables if table.name == "beside")
+    assert all(
+        "differs from ours because" in paper_tables[f"published_{measure}"].note
+        for measure in ("accuracy", "sufficiency")
+    )
+    note = next(table.note for table in evaluation.tables if table.name == "beside")
     assert "SHAP: Deepfakes; SOBOL: Deepfakes; RISE: Deepfakes, NeuralTextures)" in note
     beside = tables["beside"]["LIME", "adversarial"]
     assert beside["paper_1"] == pytest.approx(np.mean([0.673, 0.784, 0.790, 0.411]))
@@ -162,9 +165,9 @@ def test_accuracy_beside_the_paper_counts_a_picture_once():
         for sample, scores in (("a", (0.9, 0.8)), ("b", (0.9, 0.1)), ("c", (0.2, 0.1)))
         for detector, p_after in zip(("xception", "meso4"), scores, strict=True)
     ]
-    (found,) = faithfulness.picture_accuracies(pd.DataFrame(rows), [1])
-    assert (found.value, found.count) == (0.5, 3)  # 1, 1/2 and 0, and not three of six
-    assert found.low == 0 and found.high == 1
+    (accuracy,) = faithfulness.picture_accuracies(pd.DataFrame(rows), [1])
+    assert (accuracy.value, accuracy.count) == (0.5, 3)  # 1, 1/2 and 0, and not three of six
+    assert accuracy.low == 0 and accuracy.high == 1
 
 
 def test_stability_compares_the_map_with_that_of_a_face_that_differs_a_little(tmp_path):

@@ -66,21 +66,21 @@ def carried(tmp_path_factory):
 
 def risen(*segments):
     """Return p_fake of the fake after the values of some quarters rose by LEVELS."""
-    return sigmoid(FAKE_BEFORE + 3 * PIECE * LEVELS / 255 * sum(REAL_WEIGHTS[one] for one in segments))
+    return sigmoid(FAKE_BEFORE + 3 * PIECE * LEVELS / 255 * sum(REAL_WEIGHTS[segment] for segment in segments))
 
 
 def test_the_fake_is_attacked_where_the_map_of_the_real_photo_points_by_hand(carried):
     *_, tables = carried
-    found = tables["paired"]["first", "1 x (32 pixels)", "RISE"]
+    row = tables["paired"]["first", "1 x (32 pixels)", "RISE"]
     for top, segments in ((1, (1,)), (2, (1, 3)), (3, (1, 3, 0))):
-        assert found[f"sufficiency_{top}"] == pytest.approx(sigmoid(FAKE_BEFORE) - risen(*segments), abs=1e-4)
-        assert found[f"accuracy_{top}"] == (risen(*segments) >= 0.5)
-        assert found[f"sufficiency_{top}_n"] == 2
+        assert row[f"sufficiency_{top}"] == pytest.approx(sigmoid(FAKE_BEFORE) - risen(*segments), abs=1e-4)
+        assert row[f"accuracy_{top}"] == (risen(*segments) >= 0.5)
+        assert row[f"sufficiency_{top}_n"] == 2
     assert tables["families"]["face swaps", "first", "1 x (32 pixels)", "RISE"]["accuracy_1_n"] == 1
     # At half the size 64 pixels of four times the weight are attacked; enlarging smears a little over the edges.
     half = tables["paired"]["first", "0.5 x (16 pixels)", "RISE"]["sufficiency_1"]
-    assert half == pytest.approx(found["sufficiency_1"], rel=0.1)
-    assert half != pytest.approx(found["sufficiency_1"], rel=1e-4)
+    assert half == pytest.approx(row["sufficiency_1"], rel=0.1)
+    assert half != pytest.approx(row["sufficiency_1"], rel=1e-4)
 
 
 def test_maps_that_show_nothing_are_left_out(carried):
@@ -97,15 +97,15 @@ def test_curves_by_hand(carried):
     expected = (sigmoid(-REAL_BEFORE) + sigmoid(-black)) / 2
     for method in ("RISE", sufficiency.RANDOM_SEGMENTS):
         for curve in ("deletion", "insertion"):
-            found = tables["curves"]["first", "1 x (32 pixels)", method][curve]
-            assert found == pytest.approx(expected, abs=1e-4)
+            area = tables["curves"]["first", "1 x (32 pixels)", method][curve]
+            assert area == pytest.approx(expected, abs=1e-4)
 
 
 def test_pairs_that_are_judged_wrongly_are_skipped_or_replaced(carried, tmp_path):
-    protocol, data, _, found, _ = carried
-    assert found.counts == {"done": 4, "skipped": 2, "failed": 0, "rows": 16}
-    assert {reason for _, reason in found.skipped} == {"First calls the fake real."}
-    assert found.about["data"]["fakes"] == {"drawn": 2, "swap": 1}  # `alone` has no photo
+    protocol, data, _, evaluation, _ = carried
+    assert evaluation.counts == {"done": 4, "skipped": 2, "failed": 0, "rows": 16}
+    assert {reason for _, reason in evaluation.skipped} == {"First calls the fake real."}
+    assert evaluation.about["data"]["fakes"] == {"drawn": 2, "swap": 1}  # `alone` has no photo
     with toys(first=of_pairs()):
         chosen = configure_protocol(type(protocol), "quick", PAIRED | {"fakes": 2}).select_samples(data)
         assert [sample.name for sample in chosen.samples] == ["fake/drawn/1.png", "fake/swap/1.png", "real/1.png"]
@@ -115,11 +115,11 @@ def test_pairs_that_are_judged_wrongly_are_skipped_or_replaced(carried, tmp_path
 
 
 def test_what_paired_reports_in_words(carried):
-    _, _, _, found, _ = carried
-    assert "3 segments that RISE ranks highest" in found.finding
-    assert any("only as a summary" in sentence for sentence in found.limits)
-    assert {plot.name for plot in found.plots} == {"sufficiency_first", "deletion"}
-    assert found.published == ()
+    _, _, _, evaluation, _ = carried
+    assert "3 segments that RISE ranks highest" in evaluation.finding
+    assert any("only as a summary" in sentence for sentence in evaluation.limits)
+    assert {plot.name for plot in evaluation.plots} == {"sufficiency_first", "deletion"}
+    assert evaluation.published == ()
 
 
 def test_agreement_of_curves_and_test_by_hand():
@@ -127,21 +127,21 @@ def test_agreement_of_curves_and_test_by_hand():
         paired.PairedProtocol, "quick", {"methods": ["sobol", "rise", "lime"], "resolutions": [1]}
     )
     name = protocol.config.detectors[0]
-    said = {"detector": name, "resolution": 1.0, "side": 8, "family": "swap", "degenerate": False, "images": 1}
+    common = {"detector": name, "resolution": 1.0, "side": 8, "family": "swap", "degenerate": False, "images": 1}
     measured = {"sobol": (0.2, 0.1, 0.3), "rise": (0.4, 0.2, 0.2), "lime": (0.6, 0.3, 0.1)}  # p_after, two areas
-    made = []
+    rows = []
     for sample in ("a", "b"):
-        for one, (after, deletion, insertion) in measured.items():
-            row = said | {
+        for method, (after, deletion, insertion) in measured.items():
+            row = common | {
                 "sample": sample,
-                "method": one,
+                "method": method,
                 "p_before": 0.9,
                 "deletion": deletion,
                 "insertion": insertion,
             }
             row |= {f"{key}_{top}": after for top in (1, 2, 3) for key in ("p_after", "random_p_after")}
-            made.append(row | {f"random_called_fake_{top}": 1.0 for top in (1, 2, 3)})
-    (line,) = next(table for table in protocol.tables(made) if table.name == "agreement").records()
+            rows.append(row | {f"random_called_fake_{top}": 1.0 for top in (1, 2, 3)})
+    (line,) = next(table for table in protocol.tables(rows) if table.name == "agreement").records()
     assert line["deletion"] == pytest.approx(1) and line["insertion"] == pytest.approx(1)
     assert line["deletion_n"] == 2
 

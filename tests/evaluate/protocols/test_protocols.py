@@ -53,8 +53,8 @@ def greys(folder, **levels):
 
 
 def evaluated(protocol, config, data, out):
-    found = finish(runs.run_protocol(protocol(config), data, out))
-    return found, {table.name: table.keyed() for table in found.tables}
+    evaluation = finish(runs.run_protocol(protocol(config), data, out))
+    return evaluation, {table.name: table.keyed() for table in evaluation.tables}
 
 
 @pytest.fixture(scope="module")
@@ -82,42 +82,42 @@ def test_detectors_by_family_by_hand(measured):
 
 
 def test_detectors_by_source_and_over_all_by_hand(measured):
-    found, tables = measured
+    evaluation, tables = measured
     assert tables["sources"]["first", "a"]["accuracy_real"] == 1
     assert tables["sources"]["first", "b"]["accuracy_real"] == 0
-    everything = tables["detectors"]["first",]
-    assert everything["accuracy_real"] == pytest.approx(2 / 3)
-    assert everything["accuracy_fake"] == pytest.approx(2 / 3)
-    assert everything["auc"] == pytest.approx(8 / 9)
-    assert everything["false_alarms_1"] == pytest.approx(1 / 3)  # 170 must be caught, and 190 is with it
-    assert everything["false_alarms_0.5"] == 0  # two of three are 250 and 230
+    overall = tables["detectors"]["first",]
+    assert overall["accuracy_real"] == pytest.approx(2 / 3)
+    assert overall["accuracy_fake"] == pytest.approx(2 / 3)
+    assert overall["auc"] == pytest.approx(8 / 9)
+    assert overall["false_alarms_1"] == pytest.approx(1 / 3)  # 170 must be caught, and 190 is with it
+    assert overall["false_alarms_0.5"] == 0  # two of three are 250 and 230
     log_odds = np.array([20 * (level / 255 - 0.7) for level in (80, 150, 190, 230, 170, 250)])
     p_fake = 1 / (1 + np.exp(-log_odds))
-    assert everything["brier"] == pytest.approx(((p_fake - [0, 0, 0, 1, 1, 1]) ** 2).mean(), abs=1e-6)
-    assert found.tables[0].by_family
+    assert overall["brier"] == pytest.approx(((p_fake - [0, 0, 0, 1, 1, 1]) ** 2).mean(), abs=1e-6)
+    assert evaluation.tables[0].by_family
 
 
 def test_the_finding_names_the_best_detector_and_the_hardest_family(measured):
-    found, _ = measured
+    evaluation, _ = measured
     # `first` finds two of three fakes and `second` all, and both accuse 190; of `swap` they find three of four.
-    said = (
+    finding = (
         "Of 2 detectors first separates these pictures best (AUC 0.89): it finds 67% of the 3 fakes and wrongly calls "
         "33% of the 3 real faces fake (95 % interval 6% to 79%"
     )
-    said += "); the hardest family is face swaps, of which all detectors find 75% on average."
-    assert found.finding == said
+    finding += "); the hardest family is face swaps, of which all detectors find 75% on average."
+    assert evaluation.finding == finding
 
 
 def test_grey_faces_survive_resizing_but_not_unchanged_noise(measured):
-    found, tables = measured
+    evaluation, tables = measured
     robust = tables["robustness"]
     clean, resized, noisy = (robust["first", text] for text in ("none", "resize 0.5", "noise 5"))
     assert {**clean, "corruption": ""} == {**resized, "corruption": ""}
     assert noisy["auc"] == pytest.approx(8 / 9)  # the mean of 1024 pixels hardly moves
     assert {"roc", "roc_swap", "roc_drawn", "calibration", "robustness_resize", "robustness_noise"} == {
-        plot.name for plot in found.plots
+        plot.name for plot in evaluation.plots
     }
-    assert "first 0.89" in found.plots[0].alt
+    assert "first 0.89" in evaluation.plots[0].alt
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +145,7 @@ TRANSFER, RECONSTRUCTION = counterfactual.EDIT_TITLES["transfer"], counterfactua
 
 
 def test_success_over_four_denominators_by_hand(searched):
-    found, tables = searched
+    evaluation, tables = searched
     # A step darkens by 3 levels. `first` (178.5) catches 190 and 180, which become 178 and 177.
     transfer = tables["success"]["first", TRANSFER]
     assert [transfer[f"asr_{name}"] for name in ("all", "detected", "after_inversion", "both")] == [0.5, 1, 1, 1]
@@ -156,26 +156,31 @@ def test_success_over_four_denominators_by_hand(searched):
     assert (inverted["asr_all"], inverted["asr_detected"], inverted["asr_both"]) == (0, 0, None)
     # Artifact-Eraser's FGSM makes 8 steps of one level: 190 stays at 182, 180 becomes 172.
     assert tables["success"]["first", "FGSM"]["asr_both"] == 0.5
-    assert found.about["data"]["reals"] == {}
+    assert evaluation.about["data"]["reals"] == {}
 
 
 def test_transfer_by_hand(searched):
-    found, tables = searched
+    evaluation, tables = searched
     # 178 and 177 are still fake to `second`; 151, 150 and 152 are real to `first`, which had caught two of them.
     assert tables["transfer"][TRANSFER, "first"]["judge_second"] == 0
     assert tables["transfer"][TRANSFER, "first"]["judge_second_n"] == 3
     assert tables["transfer"][TRANSFER, "second"]["judge_first"] == 1
     assert tables["transfer"][TRANSFER, "second"]["judge_first_n"] == 2
     assert tables["transfer"]["FGSM", "second"]["judge_first"] == 0.5
-    assert "first: 1.00, 0.00" in next(plot.alt for plot in found.plots if plot.name == "transfer_transfer")
+    assert "first: 1.00, 0.00" in next(plot.alt for plot in evaluation.plots if plot.name == "transfer_transfer")
 
 
 def test_the_finding_and_the_paper_s_means_by_hand(searched):
-    found, _ = searched
+    evaluation, _ = searched
     # FGSM turns one of the two that `first` caught (180), and none of the three of `second`.
-    said = f"{TRANSFER} 100% and 50%; FGSM 25% and 25%."
-    assert found.finding == f"Verdicts of fake that an edit turns, on the attacked detector and on the others: {said}"
-    beside = {row["method"]: row for row in next(one for one in found.tables if one.name == "beside").records()}
+    rates = f"{TRANSFER} 100% and 50%; FGSM 25% and 25%."
+    assert (
+        evaluation.finding
+        == f"Verdicts of fake that an edit turns, on the attacked detector and on the others: {rates}"
+    )
+    beside = {
+        row["method"]: row for row in next(table for table in evaluation.tables if table.name == "beside").records()
+    }
     assert (beside[TRANSFER]["own"], beside[TRANSFER]["others"]) == (1, 0.5)
     assert beside[TRANSFER]["paper_own"] == pytest.approx(np.mean([0.989, 0.992, 0.906, 0.988]))
     fgsm = [17.2, 30.3, 12.3, 4.36, 7.15, 26.5, 18.0, 21.4, 32.9, 9.74, 26.0, 26.7]
@@ -183,15 +188,15 @@ def test_the_finding_and_the_paper_s_means_by_hand(searched):
 
 
 def test_quality_by_hand(searched):
-    found, tables = searched
+    evaluation, tables = searched
     quality = tables["quality"]["first", TRANSFER]
     assert quality["psnr"] == pytest.approx(np.mean([20 * np.log10(255 / 12), 20 * np.log10(255 / 3)]))
     assert (quality["psnr_n"], quality["tv"], quality["esnle_before"]) == (2, 0, pytest.approx(0, abs=1e-6))
     assert quality["identity"] is None
     assert quality["identity_retained"] is None
-    note = next(table.note for table in found.tables if table.name == "quality")
+    note = next(table.note for table in evaluation.tables if table.name == "quality")
     assert "Identity was not measured" in note
-    assert any("Identity was not measured" in sentence for sentence in found.limits)
+    assert any("Identity was not measured" in sentence for sentence in evaluation.limits)
 
 
 def test_levels_steps_and_codes_by_hand(searched):
@@ -209,16 +214,16 @@ def test_levels_steps_and_codes_by_hand(searched):
 
 
 def test_success_by_family_comes_first(searched):
-    found, tables = searched
-    assert found.tables[0].name == "families"
+    evaluation, tables = searched
+    assert evaluation.tables[0].name == "families"
     assert tables["families"]["drawn", "second", TRANSFER]["asr_both"] == 1
     assert tables["families"]["drawn", "second", TRANSFER]["asr_both_n"] == 1
     assert tables["families"]["drawn", "first", TRANSFER]["asr_both"] is None
 
 
 def test_the_paper_s_numbers_stand_beside(searched):
-    found, _ = searched
-    (table,) = found.published
+    evaluation, _ = searched
+    (table,) = evaluation.published
     assert table.keyed()["Counterfactual", "EfficientNet-B4"]["judge_RECCE"] == pytest.approx(0.54)
     assert "differs from ours because" in table.note
 
@@ -348,11 +353,11 @@ def test_a_new_file_is_seen_on_the_command_line_and_in_the_tab(two_new_files, tm
     data = greys(tmp_path / "data", real=[11, 22], fake=[33, 44])
     arguments = ["evaluate", "bright", "--data", str(data.folder), "--out", str(tmp_path / "out")]
     assert main.main([*arguments, "--workers", "0", "--json"]) == 0
-    said = json.loads(capsys.readouterr().out)
-    assert {row["sample"]: row["level"] for row in said["rows"]}["fake/44.png"] == 88
-    found, _ = report.load_report(tmp_path / "out")
-    assert found.tables[0].columns[1].heading == "Level \u2191"
-    assert "How bright it is." in report.report_article(found, "")
+    answer = json.loads(capsys.readouterr().out)
+    assert {row["sample"]: row["level"] for row in answer["rows"]}["fake/44.png"] == 88
+    evaluation, _ = report.load_report(tmp_path / "out")
+    assert evaluation.tables[0].columns[1].heading == "Level \u2191"
+    assert "How bright it is." in report.report_article(evaluation, "")
     assert main.main(["evaluate", "nothing", *arguments[2:], "--json"]) == 2
     assert json.loads(capsys.readouterr().out)["hint"].endswith("paired, bright.")
     from tabs import evaluate

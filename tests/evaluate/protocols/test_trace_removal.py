@@ -87,9 +87,9 @@ def measured(tmp_path_factory):
         neighbours=3,
     )
     with toys():
-        found = finish(runs.run_protocol(TraceRemovalProtocol(config), data, folder / "out"))
-        report.write_report(found, folder / "out", "command")
-    return found, {table.name: table for table in found.tables}, folder
+        evaluation = finish(runs.run_protocol(TraceRemovalProtocol(config), data, folder / "out"))
+        report.write_report(evaluation, folder / "out", "command")
+    return evaluation, {table.name: table for table in evaluation.tables}, folder
 
 
 def keyed(measured, name):
@@ -98,9 +98,9 @@ def keyed(measured, name):
 
 def test_accuracy_by_detector_by_hand(measured):
     rows = keyed(measured, "attacks")
-    own = rows[OWN, "Xception"]  # above 178.5: 190 and 180 of three; after FGSM 182 alone
-    assert (own["accuracy_real"], own["accuracy_fake"], own["after_fgsm"]) == (1, pytest.approx(2 / 3), 1 / 3)
-    assert own["after_copy"] == own["accuracy_fake"]
+    row = rows[OWN, "Xception"]  # above 178.5: 190 and 180 of three; after FGSM 182 alone
+    assert (row["accuracy_real"], row["accuracy_fake"], row["after_fgsm"]) == (1, pytest.approx(2 / 3), 1 / 3)
+    assert row["after_copy"] == row["accuracy_fake"]
     assert rows[OWN, "Patch-CNN"]["accuracy_real"] == pytest.approx(2 / 3)  # it accuses 177
     assert rows[OWN, "Meso-4"]["after_fgsm"] == 1
     assert rows["no defence", "Xception"]["accuracy_fake"] == pytest.approx(1 / 3)
@@ -116,14 +116,14 @@ def test_faces_are_saved_before_an_attack_and_before_a_detector_looks(tmp_path, 
     config = TraceRemovalConfig(detectors=("xception",), defences=("shipped",), attacks=("fgsm",), saved=saved)
     protocol, data = TraceRemovalProtocol(config), open_data(tmp_path / "data", tmp_path)
     with toys():
-        rows = [row for one in protocol.items(data) for row in protocol.run_item(one, data) if row["label"] == "fake"]
-    shown = {row["attack"]: row["p_fake"] for row in rows if row["kind"] == "verdict"}
+        rows = [row for item in protocol.items(data) for row in protocol.run_item(item, data) if row["label"] == "fake"]
+    scores = {row["attack"]: row["p_fake"] for row in rows if row["kind"] == "verdict"}
     darker = 4 if saved else 0
     for attack, level in (("none", 190 - 2 * darker), ("fgsm", 182 - 2 * darker)):
-        assert shown[attack] == pytest.approx(1 / (1 + np.exp(-100 * (level - TOYS["xception"]) / 255)), abs=1e-4)
+        assert scores[attack] == pytest.approx(1 / (1 + np.exp(-100 * (level - TOYS["xception"]) / 255)), abs=1e-4)
     psnr = [row["psnr"] for row in rows if row["kind"] == "picture" and row["attack"] == "fgsm"]
     assert psnr == pytest.approx([20 * np.log10(255 / 8)], abs=1e-3)
-    assert any("JPEG 90" in one for one in protocol.limits(data)) == saved
+    assert any("JPEG 90" in sentence for sentence in protocol.limits(data)) == saved
 
 
 def test_mean_of_the_six_leaves_out_other_detectors(measured):
@@ -158,11 +158,15 @@ def test_traces_by_hand(measured):
     for name, levels in (("real pictures", REAL), ("fakes", (190, 180, 170)), ("FGSM", (182, 172, 162))):
         even = [np.full((SIZE, SIZE), float(level)) for level in levels]
         with np.errstate(divide="ignore", invalid="ignore"):  # scipy divides by a variance of zero
-            noise = [one - wiener(one, 3) for one in even]
-        assert rows[name,]["residual"] == pytest.approx(np.mean([np.sqrt((one**2).mean()) for one in noise]), rel=1e-4)
+            noise = [picture - wiener(picture, 3) for picture in even]
+        assert rows[name,]["residual"] == pytest.approx(
+            np.mean([np.sqrt((residual**2).mean()) for residual in noise]), rel=1e-4
+        )
     # Beyond the border lie zeros, so the residual is positive there and the all-even fingerprint finds it.
-    one = noise[0]
-    assert rows["FGSM",]["correlation"] == pytest.approx(one.sum() / np.sqrt(SIZE**2 * (one**2).sum()), rel=1e-4)
+    residual = noise[0]
+    assert rows["FGSM",]["correlation"] == pytest.approx(
+        residual.sum() / np.sqrt(SIZE**2 * (residual**2).sum()), rel=1e-4
+    )
     # The spectrum is -80 dB but for frequency 0, whose value is the sum of the pixels.
     peak = np.mean([20 * np.log10(level / 255 * SIZE**2) for level in REAL])
     expected = (10 * (SIZE**2 - 1) + abs(peak + 70)) / SIZE**2
@@ -198,19 +202,19 @@ def test_the_paper_s_numbers_stand_beside(measured):
 
 
 def test_the_finding_and_what_is_missing_are_said(measured):
-    found, tables, _ = measured
-    assert found.finding.startswith(
+    evaluation, tables, _ = measured
+    assert evaluation.finding.startswith(
         "2 of the six detectors of TR-Net's paper, trained with the app's own defence, find"
     )
-    assert "67% of the untouched fakes" in found.finding
-    assert "FGSM leaves least, 33% at a PSNR of 30.1 dB" in found.finding
+    assert "67% of the untouched fakes" in evaluation.finding
+    assert "FGSM leaves least, 33% at a PSNR of 30.1 dB" in evaluation.finding
     missing = tables["missing"].keyed()
     assert all("python -m backend train detector NAME" in key[2] for key in missing)
     assert any(key[0] == "the weak defence" and "--defence weak" in key[2] for key in missing)
     assert {"accuracy", "families", "cost", "power", "spectra", "features_detector"} == {
-        one.name for one in found.plots
+        plot.name for plot in evaluation.plots
     }
-    assert "FGSM 0.33" in found.plots[0].alt
+    assert "FGSM 0.33" in evaluation.plots[0].alt
 
 
 def test_other_strengths_are_told_apart_from_other_attacks():
@@ -221,24 +225,24 @@ def test_other_strengths_are_told_apart_from_other_attacks():
         ("trnet", 34.0, (0.9, 0.1)),
         ("trnet_most", 29.5, (0.1, 0.1)),
     ):
-        said = {"label": "fake", "family": "swap", "sample": "a", "attack": attack}
-        rows.append(said | {"kind": "picture", "psnr": psnr})
+        common = {"label": "fake", "family": "swap", "sample": "a", "attack": attack}
+        rows.append(common | {"kind": "picture", "psnr": psnr})
         for name, score in zip(("xception", "patch_cnn"), scores, strict=True):
-            rows.append(said | {"kind": "verdict", "defence": "shipped", "detector": name, "p_fake": score})
+            rows.append(common | {"kind": "verdict", "defence": "shipped", "detector": name, "p_fake": score})
     with toys():
-        told = TraceRemovalProtocol(TraceRemovalConfig(detectors=("xception", "patch_cnn"))).finding(rows)
-    assert "50% after TR-Net at a PSNR of 34.0 dB; of the other attacks GANprintR leaves least, 50%" in told
-    assert told.endswith("TR-Net, twice its change, leaves 0% at a PSNR of 29.5 dB.")
-    left = trace_removal.without_strengths(pd.DataFrame(rows))
-    assert set(left["attack"]) == {"none", "ganprintr", "trnet"}
+        finding = TraceRemovalProtocol(TraceRemovalConfig(detectors=("xception", "patch_cnn"))).finding(rows)
+    assert "50% after TR-Net at a PSNR of 34.0 dB; of the other attacks GANprintR leaves least, 50%" in finding
+    assert finding.endswith("TR-Net, twice its change, leaves 0% at a PSNR of 29.5 dB.")
+    remaining = trace_removal.without_strengths(pd.DataFrame(rows))
+    assert set(remaining["attack"]) == {"none", "ganprintr", "trnet"}
 
 
 def test_a_report_names_files_without_their_folders_and_says_their_hash(measured):
-    found, _, folder = measured
-    assert found.about["settings"]["removers"] == ["copy=trnet.safetensors"]
-    assert found.about["weights"]["TR-Net copy"] == weights.file_hash(folder / "copy" / "trnet.safetensors")
+    evaluation, _, folder = measured
+    assert evaluation.about["settings"]["removers"] == ["copy=trnet.safetensors"]
+    assert evaluation.about["weights"]["TR-Net copy"] == weights.file_hash(folder / "copy" / "trnet.safetensors")
     assert str(folder) not in (folder / "out" / report.JSON_FILE).read_text()
-    assert any("shows those of the detector xception" in sentence for sentence in found.limits)
+    assert any("shows those of the detector xception" in sentence for sentence in evaluation.limits)
 
 
 def test_wrong_settings_are_sentences(measured, tmp_path):
@@ -273,10 +277,10 @@ def rows_of(folder):
         store.close()
 
 
-def same(one, two):
-    return len(one) == len(two) and all(
+def same(first, second):
+    return len(first) == len(second) and all(
         a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
-        for a, b in zip(one, two, strict=True)
+        for a, b in zip(first, second, strict=True)
     )
 
 
@@ -295,19 +299,19 @@ def test_every_engine_and_a_resumed_run_give_equal_rows(tmp_path):
     protocol = TraceRemovalProtocol(config)
     engines.prepare_worker(0)  # one thread, as the workers have
     finish(runs.run_protocol(protocol, data, tmp_path / "whole"))
-    whole = rows_of(tmp_path / "whole")
-    assert {row["attack"] for row in whole} == {"none", *config.attacks}
+    expected = rows_of(tmp_path / "whole")
+    assert {row["attack"] for row in expected} == {"none", *config.attacks}
     job = runs.run_protocol(protocol, data, tmp_path / "resumed")
     for _ in range(4):
         next(job)
     job.close()
     finish(runs.run_protocol(protocol, data, tmp_path / "resumed", resume=True))
-    assert same(rows_of(tmp_path / "resumed"), whole)
+    assert same(rows_of(tmp_path / "resumed"), expected)
     finish(runs.run_protocol(protocol, data, tmp_path / "processes", engine=engines.choose_engine("local", 1)))
-    assert same(rows_of(tmp_path / "processes"), whole)
+    assert same(rows_of(tmp_path / "processes"), expected)
     pytest.importorskip("ray", reason="ray is optional (requirements-ray.txt)")
     finish(runs.run_protocol(protocol, data, tmp_path / "ray", engine=engines.choose_engine("ray", 1)))
-    assert same(rows_of(tmp_path / "ray"), whole)
+    assert same(rows_of(tmp_path / "ray"), expected)
 
 
 def test_the_entry_of_tr_net_is_an_attack():
