@@ -58,7 +58,7 @@ class HubServer:
         self.stored: dict[str, bytes] = {}
         self.commits: list[Commit] = []
         self.repos: dict[str, bool] = {}
-        self.asked: list[tuple[str, str, dict[str, str]]] = []
+        self.requests: list[tuple[str, str, dict[str, str]]] = []
         self.token: str | None = None
         self.upload_status = 200
         hub = self
@@ -83,7 +83,7 @@ class HubServer:
 
     def ranges(self) -> list[str]:
         """Return the ranges that were asked of the storage, empty where a whole file was."""
-        return [headers.get("range", "") for method, path, headers in self.asked if method == "GET"]
+        return [headers.get("range", "") for method, path, headers in self.requests if method == "GET"]
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -238,4 +238,4 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _note(self) -> None:
         headers = {name.lower(): value for name, value in self.headers.items()}
-        self.server_of.asked.append((self.command, self.path, headers))
+        self.server_of.requests.append((self.command, self.path, headers))

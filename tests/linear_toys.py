@@ -26,7 +26,7 @@ def weighted_detector(weights: Tensor, constant: float = 0.0, std: float = 1.0) 
     return Detector(Weighted(weights, constant), card)
 
 
-class Asked:
+class BatchRecorder:
     """Counts what a detector's network is asked, batch by batch."""
 
     def __init__(self, detector: Detector) -> None:

@@ -15,7 +15,7 @@ from backend.attacks.nes import (
 )
 from backend.errors import UserError
 from backend.progress import finish
-from tests.linear_toys import Asked, weighted_detector
+from tests.linear_toys import BatchRecorder, weighted_detector
 from tests.toys import grey, hooks, toy_detector
 
 ALPHA, DELTA = 1 / 255, 16 / 255
@@ -36,7 +36,7 @@ def never():
     ids=["never flips", "real from the start", "sixty iterations"],
 )
 def test_golden_call_counts_as_released(detector, iterations, calls):
-    recorder = Asked(detector)
+    recorder = BatchRecorder(detector)
     result = finish(nes.attack(grey(128), detector, dataclasses.replace(AS_RELEASED, iterations=iterations)))
     assert result.released_calls == calls
     # What was really asked: the same pictures in batches, and the verdict on the last iterate where there is one.
@@ -194,7 +194,7 @@ def test_batches_keep_pairs_together():
 
 def test_closing_stops_within_one_batch():
     detector = never()
-    recorder = Asked(detector)
+    recorder = BatchRecorder(detector)
     attack = nes.attack(grey(128), detector, NESSettings(batch=8))
     calls = []
     for _ in range(7):

@@ -46,12 +46,12 @@ def clip(*levels: int) -> video.Clip:
     return video.Clip(frames, times, 5.0, 30.0, (220, 200), len(levels) / 5)
 
 
-def searched(*levels: int, settings: SearchSettings = SETTINGS_USED) -> VideoSearch:
+def video_search(*levels: int, settings: SearchSettings = SETTINGS_USED) -> VideoSearch:
     return VideoSearch(clip(*levels), "toy", settings, inverter=toy_inverter(SIZE))
 
 
 def test_every_frame_begins_at_the_change_of_the_one_before(detector):
-    result = finish(searched(200, 200, 203, 210, 200).run())
+    result = finish(video_search(200, 200, 203, 210, 200).run())
     # A step darkens by 3, and below 176 a face passes: 200 needs 9 steps, and the others only what is left after these.
     assert [frame.steps for frame in result.frames] == [9, 0, 1, 3, 0]
     assert all(frame.flipped and frame.p_counterfactual < 0.5 < frame.p_original for frame in result.frames)
@@ -62,7 +62,7 @@ def test_every_frame_begins_at_the_change_of_the_one_before(detector):
 
 
 def test_frames_without_the_face_stay_and_are_said(detector):
-    result = finish(searched(200, 5, 200, 100).run())
+    result = finish(video_search(200, 5, 200, 100).run())
     assert [frame.skipped for frame in result.frames] == ["", NO_FACE, "", ""]
     assert (result.pictures[1] == 5).all() and result.frames[1].p_original is None
     assert result.frames[3].steps == 0 and not result.frames[3].flipped and (result.pictures[3] == 100).all()
@@ -72,7 +72,7 @@ def test_frames_without_the_face_stay_and_are_said(detector):
 
 
 def test_the_saved_video_is_judged_as_it_is(detector):
-    result = finish(searched(200, 200).run())
+    result = finish(video_search(200, 200).run())
     read = finish(video.read_video(result.mp4))
     assert len(read.frames) == 2 and read.frames[0][-6:, :20].min() < 90  # the mark
     for frame in result.frames:
@@ -83,14 +83,14 @@ def test_the_saved_video_is_judged_as_it_is(detector):
 
 
 def test_where_nothing_changed_there_is_no_video_and_no_mark(detector):
-    result = finish(searched(100, 100).run())
+    result = finish(video_search(100, 100).run())
     assert result.mp4 == b"" and not result.changed and "no video was made" in result.summary
     with zipfile.ZipFile(io.BytesIO(result.zip())) as archive:
         assert np.array_equal(images.read(archive.read("frames/001.png")), result.pictures[0])
 
 
 def test_the_zip_has_every_changed_frame_marked_and_the_scores(detector):
-    result = finish(searched(200, 5).run())
+    result = finish(video_search(200, 5).run())
     with zipfile.ZipFile(io.BytesIO(result.zip())) as archive:
         assert set(archive.namelist()) == {"record.json", "summary.txt", "frames/001.png", "frames/002.png"}
         record = json.loads(archive.read("record.json"))
@@ -106,7 +106,7 @@ def test_the_zip_has_every_changed_frame_marked_and_the_scores(detector):
 def test_a_detector_with_a_crop_of_its_own_sees_it_in_every_frame(detector):
     detector.card = replace(detector.card, input_size=SIZE // 2, template="deepfakebench")
     steps = []
-    result = finish(searched(200, 200, 200).run(), steps.append)
+    result = finish(video_search(200, 200, 200).run(), steps.append)
     assert not any("frames 2 to" in step.message for step in steps)  # each frame has its own view
     assert [frame.flipped for frame in result.frames] == [True] * 3 and result.frames[1].steps == 0
     assert result.frames[0].steps > 9  # around the crop, which alone changes, the view stays bright
@@ -121,7 +121,7 @@ def test_other_detectors_are_asked_about_the_frames_that_were_searched(detector,
     others["wide"].card = replace(others["wide"].card, template="deepfakebench")
     monkeypatch.setattr(registry, "load", lambda name: others.get(name, detector))
     monkeypatch.setattr(registry, "loadable", lambda: ["toy", *others])
-    result = finish(searched(200, 5, 180, 100).run())
+    result = finish(video_search(200, 5, 180, 100).run())
     by_detector = {retest.detector: retest for retest in result.retested}
     # Of 200, 180 and 100 of 255, 200 alone is above 0.75, and the first two are above 0.5; afterwards they are 173
     # and darker than 176 with it, which is above 0.5 still.
@@ -138,12 +138,12 @@ def test_other_detectors_are_asked_about_the_frames_that_were_searched(detector,
 
 
 def test_where_there_is_no_other_detector_this_is_said(detector):
-    result = finish(searched(200, 200).run())
+    result = finish(video_search(200, 200).run())
     assert result.retested == () and result.summary.endswith("There is no other detector to ask.")
 
 
 def test_what_was_done_before_a_stop_is_kept(detector):
-    work = searched(*[200] * 9)
+    work = video_search(*[200] * 9)
     job = work.run()
     assert work.so_far() is None
     for step in job:
@@ -160,7 +160,7 @@ def test_what_was_done_before_a_stop_is_kept(detector):
 
 def test_steps_are_counted_to_the_end(detector):
     steps = []
-    finish(searched(*[200] * 7).run(), steps.append)
+    finish(video_search(*[200] * 7).run(), steps.append)
     numbers = [step.number for step in steps]
     assert numbers == sorted(numbers) and numbers[-1] == steps[-1].total
     assert any(step.preview is not None for step in steps)
@@ -175,11 +175,11 @@ def test_a_video_without_a_usable_face_is_a_sentence(detector, monkeypatch, leve
         small = replace(FACE, box=(60.0, 50.0, 80.0, 60.0))
         monkeypatch.setattr(faces, "find_faces", lambda _image: [small])
     with pytest.raises(UserError, match=message):
-        finish(searched(*levels).run())
+        finish(video_search(*levels).run())
 
 
 def test_nothing_changes_where_every_frame_is_called_real(detector):
-    result = finish(searched(100, 100).run())
+    result = finish(video_search(100, 100).run())
     assert "on the side of fake, so nothing changed" in result.summary and not result.record()["flipped"]
 
 

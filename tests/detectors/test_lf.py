@@ -44,7 +44,6 @@ def test_weights_have_unit_variance_and_are_scaled_when_used():
 
 def test_the_most_likely_source_decides():
     raw = torch.tensor([[0.4, 0.3, 0.2, 0.1], [0.3, 0.4, 0.2, 0.1], [0.9, 0.05, 0.03, 0.02]]).log()
-    log_odds = LOG_ODDS["logits by source, real first"](
-        raw
-    )  # three makers together are likelier than real in the first
+    # Three makers together are likelier than real in the first.
+    log_odds = LOG_ODDS["logits by source, real first"](raw)
     torch.testing.assert_close(log_odds.exp(), torch.tensor([3 / 4, 4 / 3, 1 / 18]))

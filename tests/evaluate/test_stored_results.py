@@ -159,7 +159,7 @@ def test_folders_of_files_in_settings_are_not_told():
 
 
 @pytest.fixture
-def kept(toys, tmp_path, capsys, monkeypatch):
+def results_folder(toys, tmp_path, capsys, monkeypatch):
     toy_data(tmp_path / "data")
     command(capsys, "--data", tmp_path / "data", "--out", tmp_path / "results")
     monkeypatch.setattr(report, "RESULTS_FOLDER", tmp_path / "results")
@@ -167,7 +167,7 @@ def kept(toys, tmp_path, capsys, monkeypatch):
     return tmp_path / "results"
 
 
-def test_the_tab_shows_findings_at_once_and_a_report_on_request(kept):
+def test_the_tab_shows_findings_at_once_and_a_report_on_request(results_folder):
     few = "Measured on 2 fakes and 3 real pictures: too few to conclude from."
     assert f"<dt>Other</dt><dd>There are 10 rows. <small>{few}</small></dd>" in tab.render(
         "findings", results=report.stored_results()
@@ -221,8 +221,8 @@ def test_a_zip_that_would_fill_the_disk_of_all_visitors_is_refused(toys, tmp_pat
         run_in_the_app(monkeypatch, tmp_path, str(tmp_path / "a.zip"))
 
 
-def test_other_weights_are_noticed_and_said(kept):
-    path = kept / "other" / JSON_FILE
+def test_other_weights_are_noticed_and_said(results_folder):
+    path = results_folder / "other" / JSON_FILE
     content = json.loads(path.read_text())
     if not (SETTINGS.weights_dir / "registry.toml").exists():
         pytest.skip("the models are not in weights/")
@@ -232,7 +232,7 @@ def test_other_weights_are_noticed_and_said(kept):
     hub = next(name for name, entry in weights.read_entries().items() if entry.profile == "hub")
     content["about"]["weights"] = {embedded: "0" * 64, hub: "0" * 64, "gone": "0" * 64}
     path.write_text(json.dumps(content))
-    assert report.changed_weights(report.load_report(kept / "other")[0]) == [embedded, "gone"]
+    assert report.changed_weights(report.load_report(results_folder / "other")[0]) == [embedded, "gone"]
     assert f"Measured with earlier weights of {embedded}, gone;" in tab._show_stored("other", None)[0]
 
 
@@ -245,10 +245,10 @@ def test_examples_and_traces_were_made_by_the_models_that_ship():
     assert all(references.load_references().knows(name) for name in attentive)
 
 
-def test_a_damaged_result_is_one_sentence(kept):
-    shutil.rmtree(kept / "toy" / "plots")
+def test_a_damaged_result_is_one_sentence(results_folder):
+    shutil.rmtree(results_folder / "toy" / "plots")
     with pytest.raises(UserError, match="no finished report in toy"):
-        report.load_report(kept / "toy")
+        report.load_report(results_folder / "toy")
 
 
 def test_results_are_not_ignored_by_the_repository():

@@ -22,7 +22,7 @@ FEW = {"lime": 120, "shap": 120, "sobol": 4, "rise": 200, "gradcam": 1, "gradcam
 
 
 @pytest.fixture
-def few(monkeypatch):
+def few_samples(monkeypatch):
     """Make the quick preset quicker still, for tests that look at something else than the map."""
     for name, samples in FEW.items():
         explainer = dataclasses.replace(EXPLAINERS[name], samples={**EXPLAINERS[name].samples, "quick": samples})
@@ -50,7 +50,7 @@ def test_every_method_finds_the_patch(method, reference):
 
 
 @pytest.mark.parametrize("method", EXPLAINERS)
-def test_the_detector_is_left_as_it_was(method, few):
+def test_the_detector_is_left_as_it_was(method, few_samples):
     detector = patch_detector().train()
     ask(method, detector=detector, reference="original")
     assert detector.training and hooks(detector) == 0
@@ -97,7 +97,7 @@ def test_a_face_that_is_called_real_is_degenerate(method, reference):
 
 
 @pytest.mark.parametrize("method", PERTURBING)
-def test_a_constant_answer_is_degenerate(method, few):
+def test_a_constant_answer_is_degenerate(method, few_samples):
     class Constant(nn.Module):
         def forward(self, images):  # rounding is all that varies
             return 2 + 1e-7 * images.mean((2, 3))[:, :1]
@@ -108,7 +108,7 @@ def test_a_constant_answer_is_degenerate(method, few):
     assert (result.saliency == 0).all() and (photo.relative_map(result) == 0).all()
 
 
-def test_the_verdict_real_can_be_explained_with_the_usual_fill(few):
+def test_the_verdict_real_can_be_explained_with_the_usual_fill(few_samples):
     result = ask("rise", untextured(), towards="real", reference="original")
     assert "real" in result.summary  # the neutral colour is called real too
     refused = ask("rise", untextured(), towards="real")
@@ -116,7 +116,7 @@ def test_the_verdict_real_can_be_explained_with_the_usual_fill(few):
 
 
 @pytest.mark.parametrize("method", PERTURBING)
-def test_the_batch_does_not_matter_and_the_seed_does(method, few):
+def test_the_batch_does_not_matter_and_the_seed_does(method, few_samples):
     small_batch, large_batch = (ask(method, reference_image=untextured(), batch=batch) for batch in (11, 64))
     assert (small_batch.saliency - large_batch.saliency).abs().max() < 1e-5 * small_batch.saliency.abs().max() + 1e-6
     assert small_batch.explanation.calls > large_batch.explanation.calls
@@ -129,7 +129,7 @@ def test_the_batch_does_not_matter_and_the_seed_does(method, few):
 
 
 @pytest.mark.parametrize("method", (*PERTURBING, "xrai"))
-def test_stopping_takes_one_batch(method, few):
+def test_stopping_takes_one_batch(method, few_samples):
     detector, threads = patch_detector().train(), threading.active_count()
     job = explain(
         face(), detector, ExplainSettings(method=method, reference="original", batch=16 if method != "xrai" else 2)
@@ -163,17 +163,17 @@ def test_the_attack_is_made_counted_and_stopped():
     assert torch.equal(reused.saliency, result.saliency) and reused.attack == Inferences()
 
 
-def test_a_reference_that_never_flipped_is_flagged(few):
+def test_a_reference_that_never_flipped_is_flagged(few_samples):
     result = ask(attack=NESSettings(probes=2, iterations=1))
     assert result.reference_flipped is False and "trust this map less" in result.summary
 
 
-def test_the_shortcut_is_labelled(few):
+def test_the_shortcut_is_labelled(few_samples):
     result = ask(shortcut=True)
     assert result.reference_flipped and "White-box shortcut" in result.summary and in_patch(result.saliency)
 
 
-def test_fifty_explanations_leave_nothing_behind(few):
+def test_fifty_explanations_leave_nothing_behind(few_samples):
     detector, picture, image = patch_detector(), face(), untextured()
 
     def tensors():
@@ -187,7 +187,7 @@ def test_fifty_explanations_leave_nothing_behind(few):
     assert tensors() == before
 
 
-def test_compare_all_attacks_once_and_gives_eleven_maps(few):
+def test_compare_all_attacks_once_and_gives_eleven_maps(few_samples):
     detector, face_ = patch_detector(), face()
     steps = []
     settings = ExplainSettings(attack=NESSettings(probes=4, iterations=3), segments=30)
@@ -213,7 +213,7 @@ def test_compare_all_attacks_once_and_gives_eleven_maps(few):
     assert "maps show something" in compared.summary and hooks(detector) == 0
 
 
-def test_compare_all_of_a_real_face_makes_no_attack(few):
+def test_compare_all_of_a_real_face_makes_no_attack(few_samples):
     compared = finish(compare_methods(untextured(), patch_detector()))
     assert compared.attacked is None and len(compared.done) == 11
     assert all(result.degenerate for result in compared.done if result.reference)
@@ -245,7 +245,7 @@ def test_pictures_have_one_scale_and_say_it():
     assert photo.reference_difference(face(), result) is None
 
 
-def test_bfloat16_is_used_where_it_says_the_same_and_the_result_says_so(monkeypatch, few):
+def test_bfloat16_is_used_where_it_says_the_same_and_the_result_says_so(monkeypatch, few_samples):
     monkeypatch.setattr(base, "fast_bfloat16", lambda _device: True)
     seen = []
     detector = patch_detector(slope=300.0, threshold=0.0)
@@ -260,7 +260,7 @@ def test_bfloat16_is_used_where_it_says_the_same_and_the_result_says_so(monkeypa
     assert exact.precision.dtype == "float32"
 
 
-def test_bfloat16_is_refused_where_the_answer_moves(monkeypatch, few):
+def test_bfloat16_is_refused_where_the_answer_moves(monkeypatch, few_samples):
     monkeypatch.setattr(base, "fast_bfloat16", lambda _device: True)
     contrast = float(patch_detector(slope=1.0, threshold=0.0).logit_fake(face()).detach()[0])
     steep = patch_detector(slope=3e5, threshold=contrast - 1e-6)  # eight bits of the contrast are too few for it

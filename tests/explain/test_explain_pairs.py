@@ -21,7 +21,7 @@ SETTINGS = PairComparisonSettings(pair=PairSettings(segments=50, sufficiency=PRO
 
 
 @pytest.fixture(autouse=True)
-def few(monkeypatch):
+def few_samples(monkeypatch):
     for name, samples in FEW.items():
         explainer = dataclasses.replace(EXPLAINERS[name], samples={**EXPLAINERS[name].samples, "quick": samples})
         monkeypatch.setitem(EXPLAINERS._items, name, explainer)

@@ -15,7 +15,7 @@ from backend.explain.segments import rank_scores, segment_scores
 from backend.explain.sufficiency import LEAD, SufficiencySettings, measure_sufficiency, random_masks
 from backend.progress import finish
 from tabs.explain_result import support_in_words
-from tests.linear_toys import Asked, weighted_detector
+from tests.linear_toys import BatchRecorder, weighted_detector
 from tests.toys import grey, hooks
 
 SIZE, PIECE = 8, 16  # four square segments of 16 pixels
@@ -51,13 +51,13 @@ def after(*segments):
     return sigmoid(BEFORE - 3 * PIECE * STEPS * ALPHA * sum(SLOPES[segment] for segment in segments))
 
 
-def proof(saliency=SALIENCY, **settings):
+def measure(saliency=SALIENCY, **settings):
     settings = {"attack": EXACT, "draws": 0} | settings
     return finish(measure_sufficiency(FACE, detector(), saliency, quarters(), SufficiencySettings(**settings)))
 
 
 def test_sufficiency_computed_by_hand():
-    result = proof()
+    result = measure()
     expected = torch.tensor([after(3), after(3, 1), after(3, 1, 2)])
     assert result.predicted == "fake" and result.p_before == pytest.approx(sigmoid(BEFORE), abs=1e-5)
     assert result.order.tolist() == [3, 1, 2, 0]
@@ -71,20 +71,20 @@ def test_sufficiency_computed_by_hand():
 
 
 def test_nes_reaches_the_same_sufficiency_without_the_gradient():
-    result = proof(attack=SURE, tops=(1,))
+    result = measure(attack=SURE, tops=(1,))
     assert result.p_after[0] == pytest.approx(after(3), abs=2e-4)
     assert result.attack == "NES" and "White-box" not in result.summary
 
 
 def test_only_the_segments_change_and_every_attack_starts_from_the_face():
-    result = proof(attack=NESSettings(iterations=3))
+    result = measure(attack=NESSettings(iterations=3))
     changed = (result.images != FACE).any(1)
     assert not (changed & ~result.masks).any() and (changed & result.masks).flatten(1).any(1).all()
 
 
 def test_all_attacks_share_their_batches():
     toy = detector()
-    recorder = Asked(toy)
+    recorder = BatchRecorder(toy)
     settings = SufficiencySettings(attack=NESSettings(probes=5, iterations=1, batch=120), draws=3)
     result = finish(measure_sufficiency(FACE, toy, SALIENCY, quarters(), settings))
     # The verdict, then twelve attacks: a test, 10 probes each, and a test.
@@ -93,7 +93,7 @@ def test_all_attacks_share_their_batches():
 
 
 def test_a_better_map_has_a_higher_sufficiency():
-    good, bad = proof(torch.tensor(SLOPES)[quarters()]), proof(-torch.tensor(SLOPES)[quarters()])
+    good, bad = measure(torch.tensor(SLOPES)[quarters()]), measure(-torch.tensor(SLOPES)[quarters()])
     assert (good.values > bad.values).all() and bad.values[0] == pytest.approx(0, abs=1e-6)
 
 
@@ -111,7 +111,7 @@ def test_random_segments_have_the_same_size():
 
 
 def test_random_sufficiency_is_that_of_the_random_segments():
-    result = proof(draws=6)
+    result = measure(draws=6)
     assert result.random_values.shape == (6, 3)
     for mask, fall in zip(result.random_masks[:, 0], result.random_values[:, 0], strict=True):
         (segment,) = quarters()[mask].unique().tolist()
@@ -123,7 +123,7 @@ def test_random_sufficiency_is_that_of_the_random_segments():
 
 
 def test_a_map_no_better_than_chance_is_called_so():
-    assert "no better than chance" in proof(-SALIENCY, tops=(1,), draws=6).summary
+    assert "no better than chance" in measure(-SALIENCY, tops=(1,), draws=6).summary
 
 
 def test_a_neighbour_is_the_last_picture_whose_score_has_hardly_moved():
@@ -143,7 +143,7 @@ def test_a_neighbour_is_the_last_picture_whose_score_has_hardly_moved():
 
 
 def test_a_small_lead_counts_for_nothing():
-    result = proof(tops=(1,), draws=2)
+    result = measure(tops=(1,), draws=2)
     fall = float(result.values)
     for lead, sentence in (
         (LEAD + 0.01, "supports the map"),
@@ -153,12 +153,12 @@ def test_a_small_lead_counts_for_nothing():
         variant = replace(result, random_values=torch.full((2, 1), fall - lead))
         assert variant.lead == pytest.approx(lead, abs=1e-6) and support_in_words(variant.lead) == sentence
         assert ("too small to count" in variant.summary) == (0 < lead < LEAD)
-    assert proof(tops=(1,), draws=0).lead is None
+    assert measure(tops=(1,), draws=0).lead is None
 
 
 def test_a_face_that_is_called_real_is_not_attacked():
     toy = detector(constant=-1.0)
-    recorder = Asked(toy)
+    recorder = BatchRecorder(toy)
     result = finish(measure_sufficiency(FACE, toy, SALIENCY, quarters()))
     assert recorder.batches == [1] and result.already_real
     assert (result.values == 0).all() and torch.equal(result.images, FACE.repeat(3, 1, 1, 1))
@@ -167,18 +167,18 @@ def test_a_face_that_is_called_real_is_not_attacked():
 
 def test_too_few_positive_segments_have_no_result():
     saliency = torch.tensor([-0.1, 0.3, -0.2, 0.4])[quarters()]
-    result = proof(saliency, positive_only=True, draws=2)
+    result = measure(saliency, positive_only=True, draws=2)
     assert result.values.isnan().all() and result.random_values.isnan().all() and not result.masks.any()
-    enough = proof(saliency, positive_only=True, draws=2, tops=(1, 2))
+    enough = measure(saliency, positive_only=True, draws=2, tops=(1, 2))
     assert enough.values.isfinite().all() and "Sufficiency@2" in enough.summary
-    none = proof(-SALIENCY, positive_only=True)
+    none = measure(-SALIENCY, positive_only=True)
     assert none.values.isnan().all() and "Too few segments" in none.summary
-    assert proof(tops=(4, 5)).values.isnan().tolist() == [False, True]
+    assert measure(tops=(4, 5)).values.isnan().tolist() == [False, True]
 
 
 def test_an_even_map_is_called_arbitrary():
-    assert proof(torch.ones(SIZE, SIZE)).arbitrary and not proof().arbitrary
-    assert "order means nothing" in proof(torch.ones(SIZE, SIZE)).summary
+    assert measure(torch.ones(SIZE, SIZE)).arbitrary and not measure().arbitrary
+    assert "order means nothing" in measure(torch.ones(SIZE, SIZE)).summary
 
 
 def test_same_seed_same_proof_and_nothing_is_left_behind():
@@ -192,7 +192,7 @@ def test_same_seed_same_proof_and_nothing_is_left_behind():
 def test_wrong_settings_are_refused():
     for wrong in ({"tops": ()}, {"tops": (0,)}, {"draws": -1}):
         with pytest.raises(UserError):
-            proof(**wrong)
+            measure(**wrong)
     with pytest.raises(ValueError, match="one face"):
         finish(measure_sufficiency(FACE.repeat(2, 1, 1, 1), detector(), SALIENCY, quarters()))
 
@@ -234,7 +234,7 @@ def test_fills():
 
 
 def pair(**settings):
-    """Return the proof of a pair in which the right half of the fake was brightened."""
+    """Return the result of a pair in which the right half of the fake was brightened."""
     real, fake = torch.full((1, 3, 32, 32), 0.2), torch.full((1, 3, 32, 32), 0.2)
     fake[..., 16:] = 0.8
     weights = torch.zeros(32, 32)

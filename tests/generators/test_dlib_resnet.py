@@ -53,9 +53,8 @@ def test_the_loss_is_small_within_a_person_large_between_two_and_has_a_gradient(
     assert embedding is not None and embedding.name == "dlib ResNet v1"
     astronaut, hopper = (aligned_crops[name, "embedded"] * 2 - 1 for name in ("astronaut", "hopper"))
     assert embedding.distance(astronaut, astronaut).item() == pytest.approx(0, abs=1e-6)
-    assert (
-        embedding.distance(astronaut, astronaut.flip(3)) < 0.18 < embedding.distance(astronaut, hopper)
-    )  # dlib's rule: 0.6 squared, halved
+    # dlib's rule: 0.6 squared, halved.
+    assert embedding.distance(astronaut, astronaut.flip(3)) < 0.18 < embedding.distance(astronaut, hopper)
     drawn = hopper.clone().requires_grad_()
     before = embedding.distance(drawn, astronaut)
     before.backward()

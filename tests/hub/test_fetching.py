@@ -63,7 +63,7 @@ class Place:
             file.write(ENTRY.format(name=name, **facts))
         weights.read_entries.cache_clear()
 
-    def left(self) -> list[str]:
+    def cached_names(self) -> list[str]:
         """Return what lies in the cache, without locks."""
         return sorted(path.name for path in self.cache.rglob("*") if path.is_file() and path.suffix != ".lock")
 
@@ -103,7 +103,7 @@ def test_a_model_is_fetched_checked_converted_and_judges(place):
     assert registry.loadable() == []
     steps = []
     path = fetch_to_cache("meso4_here", steps.append)
-    assert place.left() == ["meso4_here.json", "meso4_here.safetensors"]
+    assert place.cached_names() == ["meso4_here.json", "meso4_here.safetensors"]
     assert [step.number for step in steps] == sorted(step.number for step in steps)
     assert steps[-1].number == steps[-1].total and "MB" in steps[0].message
     expected = {
@@ -130,7 +130,7 @@ def test_the_login_reaches_the_hub_and_not_its_storage(place, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     place.entry()
     fetch_to_cache("meso4_here")
-    logins = {path.split("/")[1]: headers.get("authorization") for _, path, headers in place.hub.asked}
+    logins = {path.split("/")[1]: headers.get("authorization") for _, path, headers in place.hub.requests}
     assert logins == {"owner": "Bearer hf_secret", "storage": None}
 
 
@@ -153,7 +153,7 @@ def test_a_stopped_download_goes_on_where_it_stopped(place):
         step = next(job)
         while step.number < 30:
             step = next(job)
-    (part,) = place.left()
+    (part,) = place.cached_names()
     assert part.endswith(".part") and registry.loadable() == []
     size = next(place.cache.rglob("*.part")).stat().st_size
     if size < len(place.content):  # the thread may have had time for the rest
@@ -196,7 +196,7 @@ def test_every_refusal_is_a_sentence(place, status, code, message):
     with pytest.raises(UserError, match=message) as caught:
         fetch_to_cache("meso4_here")
     assert "\n" not in str(caught.value) and caught.value.hint
-    assert place.left() == [] and weights.find_entry("meso4_here").state() == "absent"
+    assert place.cached_names() == [] and weights.find_entry("meso4_here").state() == "absent"
 
 
 def test_offline_is_a_sentence(place, monkeypatch):
@@ -217,14 +217,14 @@ def test_a_wrong_hash_is_refused_and_deleted(place, pinned):
     place.entry(pinned=pinned)
     with pytest.raises(UserError, match="its hash is another one"):
         fetch_to_cache("meso4_here")
-    assert place.left() == []
+    assert place.cached_names() == []
 
 
 def test_a_file_that_is_not_the_pinned_one_is_refused_whatever_the_hub_says(place):
     place.entry(sha256="0" * 64)
     with pytest.raises(UserError, match="its hash is another one"):
         fetch_to_cache("meso4_here")
-    assert place.left() == []
+    assert place.cached_names() == []
 
 
 def test_a_full_disk_is_a_sentence_before_and_during(place, monkeypatch):
@@ -238,7 +238,7 @@ def test_a_full_disk_is_a_sentence_before_and_during(place, monkeypatch):
         patch.setattr(fetching, "save_file", _no_space)
         with pytest.raises(UserError, match="no room on the disk"):
             fetch_to_cache("meso4_here")
-    assert not [name for name in place.left() if name.startswith((".", "meso4_here"))]
+    assert not [name for name in place.cached_names() if name.startswith((".", "meso4_here"))]
     request_count = len(place.hub.ranges())
     fetch_to_cache("meso4_here")
     assert len(place.hub.ranges()) == request_count  # what had come whole is not fetched again
@@ -269,7 +269,7 @@ def test_a_conversion_that_dies_leaves_what_was_there(place, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         fetch_to_cache("meso4_here")
     assert path.read_bytes() == before and weights.find_entry("meso4_here").state() == "verified"
-    assert place.left() == ["meso4.pth", "meso4_here.json", "meso4_here.safetensors"]
+    assert place.cached_names() == ["meso4.pth", "meso4_here.json", "meso4_here.safetensors"]
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed", "no receipt"])

@@ -73,9 +73,9 @@ def test_models_card_and_registry_are_uploaded_as_one_commit(hub, capsys):
     card = commit.files["README.md"].decode()
     assert card.startswith("---\nlicense: other\n") and "What they were trained on." in card
     # A second time, nothing that is there already is sent again.
-    sent = len([request for request in hub.asked if request[0] == "PUT"])
+    sent = len([request for request in hub.requests if request[0] == "PUT"])
     finish(publishing.publish_models(REPO))
-    assert len([request for request in hub.asked if request[0] == "PUT"]) == sent == 2
+    assert len([request for request in hub.requests if request[0] == "PUT"]) == sent == 2
 
 
 def test_an_app_without_its_models_fetches_them_from_there(hub, capsys):

@@ -19,7 +19,7 @@ from tabs.counterfactual_video import VideoStep
 from tabs.visitors import CallLimit
 from tests import films
 from tests.counterfactual.test_photo import FACE
-from tests.counterfactual.test_video import clip, searched
+from tests.counterfactual.test_video import clip, video_search
 from tests.toys import toy_detector, toy_inverter
 
 SIZE = 64
@@ -119,7 +119,7 @@ def test_no_video_and_too_many_are_sentences(step, path, monkeypatch):
 
 
 def test_the_picture_of_the_scores_has_gaps_and_a_name(step):
-    work = searched(200, 200, 5, 200)
+    work = video_search(200, 200, 5, 200)
     assert counterfactual_video.frame_curve(work.frames()) == ""
     for _ in work.run():
         pass

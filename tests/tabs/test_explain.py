@@ -40,7 +40,7 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture
-def known(monkeypatch):
+def toy_model(monkeypatch):
     """Put a toy in place of every model, and a finder that always finds the same face."""
     for name, samples in FEW.items():
         explainer = dataclasses.replace(EXPLAINERS[name], samples={**EXPLAINERS[name].samples, "quick": samples})
@@ -56,35 +56,35 @@ def known(monkeypatch):
 
 
 @pytest.fixture
-def tab(known):
+def tab(toy_model):
     with gr.Blocks():
         return ExplainTab(PhotoStep())
 
 
-def saved(folder, picture, name="photo.png"):
+def save_photo(folder, picture, name="photo.png"):
     """Write a face (1, 3, S, S) as a photo and return its path."""
     path = folder / name
     path.write_bytes(images.encode_png(images.to_array(picture)))
     return str(path)
 
 
-def chosen(path):
+def choose_photo(path):
     """Return the photo as a visitor chose it, and its faces as they were found in step 2."""
     return ChosenPhoto(path), predict.judge_faces(open_photo(path).faces, [])
 
 
 def ask(tab, path, method="lime", guess="", proof=True, **options):
     values = OPTIONS | options
-    return tab._explain(*chosen(path), 1, "patch", method, *values.values(), proof, guess, REQUEST)
+    return tab._explain(*choose_photo(path), 1, "patch", method, *values.values(), proof, guess, REQUEST)
 
 
-def unzipped(update):
+def read_zip(update):
     with zipfile.ZipFile(update.value["path"] if isinstance(update.value, dict) else update.value) as archive:
         return {name: archive.read(name) for name in archive.namelist()}
 
 
 def test_one_map_with_everything_that_belongs_to_it(tab, tmp_path):
-    *before, last = ask(tab, saved(tmp_path, face()), guess="nose")
+    *before, last = ask(tab, save_photo(tmp_path, face()), guess="nose")
     assert before[0][tab.job.stop].interactive and not last[tab.job.stop].interactive
     result = tab.result
     assert last[result.map_column].visible and not last[result.grid].visible
@@ -99,7 +99,7 @@ def test_one_map_with_everything_that_belongs_to_it(tab, tmp_path):
     assert last[result.reference_column].visible and last[result.difference].visible
     assert "Changes x" in last[result.attack] and "White-box shortcut" in last[result.attack]
     assert "float32 (" in last[result.settings] or "bfloat16 (" in last[result.settings]
-    files = unzipped(last[result.download])
+    files = read_zip(last[result.download])
     assert set(files) == {
         *("record.json", "map.npy", "crop.png", "map_picture.png", "overlay.png", "reference.png", "difference.png")
     }
@@ -110,7 +110,7 @@ def test_one_map_with_everything_that_belongs_to_it(tab, tmp_path):
 
 
 def test_a_fill_is_shown_too_and_the_test_can_be_left_out(tab, tmp_path):
-    *_, last = ask(tab, saved(tmp_path, face()), "sobol", proof=False, reference="original")
+    *_, last = ask(tab, save_photo(tmp_path, face()), "sobol", proof=False, reference="original")
     result = tab.result
     assert last[result.reference_column].visible and not last[result.difference].visible
     assert "Hidden parts showed the blurred face" in last[result.attack]
@@ -118,96 +118,98 @@ def test_a_fill_is_shown_too_and_the_test_can_be_left_out(tab, tmp_path):
     assert "least: " in last[result.scale]
 
 
-def test_the_verdict_real_is_explained_with_the_usual_fill(tab, tmp_path, known):
-    known.network.slope = -known.network.slope  # now the chessboard speaks for real
-    *_, last = ask(tab, saved(tmp_path, face()), "rise", towards="real")
+def test_the_verdict_real_is_explained_with_the_usual_fill(tab, tmp_path, toy_model):
+    toy_model.network.slope = -toy_model.network.slope  # now the chessboard speaks for real
+    *_, last = ask(tab, save_photo(tmp_path, face()), "rise", towards="real")
     explanation = last[tab.result.state].explanation
     assert explanation.reference == "original" and explanation.settings.towards == "real" and not explanation.degenerate
-    *_, refused = ask(tab, saved(tmp_path, face()), "rise")
+    *_, refused = ask(tab, save_photo(tmp_path, face()), "rise")
     assert not refused[tab.result.map_column].visible
     assert "calls this face real" in refused[tab.result.summary] and "More options" in refused[tab.result.summary]
 
 
-def test_a_map_of_the_other_verdict_is_not_tested(tab, tmp_path, known):
-    class Both(type(known.network)):
+def test_a_map_of_the_other_verdict_is_not_tested(tab, tmp_path, toy_model):
+    class Both(type(toy_model.network)):
         """Also has a second place that speaks for real."""
 
         def forward(self, pictures):
             return super().forward(pictures) - self.features(pictures[:, :1] * self.corner).mean((2, 3))
 
-    known.network.__class__ = Both
-    corner = known.network.patch.flip(2, 3)
-    known.network.register_buffer("corner", corner)
-    *_, last = ask(tab, saved(tmp_path, face()), "gradcam", towards="real")
+    toy_model.network.__class__ = Both
+    corner = toy_model.network.patch.flip(2, 3)
+    toy_model.network.register_buffer("corner", corner)
+    *_, last = ask(tab, save_photo(tmp_path, face()), "gradcam", towards="real")
     assert last[tab.result.state].sufficiency is None and last[tab.result.state].curves is None
     if last[tab.result.map_column].visible:
         assert "another verdict" in last[tab.result.sufficiency]
 
 
-def shown_in(steps, component):
+def updates_of(steps, component):
     """Return what a component held at every step that showed it."""
     return [step[component].value for step in steps if component in step and step[component].visible]
 
 
-def compared(tab, path, **options):
-    return tab._compare(*chosen(path), 1, "patch", *(OPTIONS | options).values(), REQUEST)
+def compare_all(tab, path, **options):
+    return tab._compare(*choose_photo(path), 1, "patch", *(OPTIONS | options).values(), REQUEST)
 
 
 def test_all_maps_stand_in_one_grid_with_their_test(tab, tmp_path):
-    steps = list(compared(tab, saved(tmp_path, face())))
-    grids = shown_in(steps, tab.result.grid)
+    steps = list(compare_all(tab, save_photo(tmp_path, face())))
+    grids = updates_of(steps, tab.result.grid)
     assert [len(grid) for grid in grids] == list(range(1, 12))
     captions = [entry["caption"] for entry in grids[-1]]
     assert captions[0].startswith("LIME, original reference · sufficiency 0.")
     assert captions[-1].startswith("XRAI · sufficiency 0.")
-    assert shown_in(steps, tab.result.scales)[-1].count("data:image/png") == 2
+    assert updates_of(steps, tab.result.scales)[-1].count("data:image/png") == 2
     last = steps[-1]
     assert "11 maps were tested" in last[tab.result.summary] and "random places" in last[tab.result.summary]
     assert "detector patch" in last[tab.result.settings] and "pictures in" in last[tab.result.settings]
-    records = json.loads(unzipped(last[tab.result.download])["record.json"])
+    records = json.loads(read_zip(last[tab.result.download])["record.json"])
     assert len(records) == 11 and all(record["sufficiency"] >= record["random"] - 0.05 for record in records)
 
 
 def test_maps_of_a_verdict_that_was_not_given_have_no_sufficiency(tab, tmp_path):
-    *_, last = compared(tab, saved(tmp_path, untextured()))
+    *_, last = compare_all(tab, save_photo(tmp_path, untextured()))
     assert "none was tested" in last[tab.result.summary] and "calls this face real" in last[tab.result.summary]
 
 
 @pytest.mark.parametrize("what", ["explain", "compare", "pair"])
-def test_a_stop_takes_one_batch(tab, tmp_path, known, what, monkeypatch):
+def test_a_stop_takes_one_batch(tab, tmp_path, toy_model, what, monkeypatch):
     monkeypatch.setattr(base, "fast_bfloat16", lambda _device: False)  # to see whether it will do, more is asked
-    path, threads = saved(tmp_path, face()), threading.active_count()
-    known.train()
+    path, threads = save_photo(tmp_path, face()), threading.active_count()
+    toy_model.train()
     jobs = {
         "explain": lambda: ask(tab, path, "shap", reference="original"),
-        "compare": lambda: compared(tab, path),
-        "pair": lambda: tab.pair._test(path, *chosen(saved(tmp_path, untextured(), "fake.png")), 1, "patch", 0),
+        "compare": lambda: compare_all(tab, path),
+        "pair": lambda: tab.pair._test(
+            path, *choose_photo(save_photo(tmp_path, untextured(), "fake.png")), 1, "patch", 0
+        ),
     }
     if what == "pair":
-        known.network.slope = -known.network.slope
+        toy_model.network.slope = -toy_model.network.slope
     job = jobs[what]()
     counts = []
     for _ in range(5):
         next(job)
-        counts.append(known.network.images)
+        counts.append(toy_model.network.images)
     job.close()
-    assert known.network.images == counts[-1] > counts[0]  # nothing is asked after the stop
+    assert toy_model.network.images == counts[-1] > counts[0]  # nothing is asked after the stop
     # And no step before it asks about more than one batch, and the face and what stands in for it once or twice.
     assert max(np.diff(counts)) <= default_batch(torch.device("cpu")) + 4
-    assert known.training and threading.active_count() == threads
+    assert toy_model.training and threading.active_count() == threads
 
 
-def test_a_pair_shows_the_fall_for_every_method(tab, tmp_path, known):
-    known.network.slope = -known.network.slope
-    photos = saved(tmp_path, face()), saved(tmp_path, untextured(), "fake.png")
-    *before, last = tab.pair._test(photos[0], *chosen(photos[1]), 1, "patch", 0)
+def test_a_pair_shows_the_fall_for_every_method(tab, tmp_path, toy_model):
+    toy_model.network.slope = -toy_model.network.slope
+    photos = save_photo(tmp_path, face()), save_photo(tmp_path, untextured(), "fake.png")
+    *before, last = tab.pair._test(photos[0], *choose_photo(photos[1]), 1, "patch", 0)
     assert before[0][tab.pair.job.stop].interactive and not last[tab.pair.job.stop].interactive
     for method in EXPLAINERS.values():
         assert f">{method.title}<" in last[tab.pair.answer]
     assert "Random places" in last[tab.pair.answer] and "Top 3" in last[tab.pair.answer]
     assert "How could this be wrong?" in last[tab.pair.answer]
-    assert [len(maps) for maps in shown_in(before, tab.pair.maps)] == list(range(1, 8))
-    *_, wrong = tab.pair._test(photos[1], *chosen(photos[0]), 1, "patch", 0)
+    assert [len(maps) for maps in updates_of(before, tab.pair.maps)] == list(range(1, 8))
+    *_, wrong = tab.pair._test(photos[1], *choose_photo(photos[0]), 1, "patch", 0)
     assert "another detector or another pair" in wrong[tab.pair.answer]
 
 
@@ -224,10 +226,10 @@ def test_seconds_come_from_a_measurement(tab, monkeypatch):
     assert photo.expected_seconds("patch", settings, slow) - plain == pytest.approx(0.01 * (12 * 50 * 81 + 102))
 
 
-def test_a_slower_detector_takes_longer(known):
+def test_a_slower_detector_takes_longer(toy_model):
     photo.seconds_a_picture.cache_clear()
     quick = photo.seconds_a_picture("patch")
-    known.network.register_forward_hook(lambda *_: time.sleep(0.2))
+    toy_model.network.register_forward_hook(lambda *_: time.sleep(0.2))
     photo.seconds_a_picture.cache_clear()
     assert photo.seconds_a_picture("patch") >= 0.2 / photo.PROBE_PICTURES
     assert photo.seconds_a_picture("patch") > quick > 0
@@ -277,7 +279,7 @@ def brightness(tmp_path, monkeypatch):
 
 def test_a_new_explainer_is_one_new_file(brightness, tab, capsys, tmp_path):
     assert tab.method.choices[-1] == ("Brightness", "brightness") and len(tab.method.choices) == len(FEW) + 1
-    path = saved(tmp_path, face())
+    path = save_photo(tmp_path, face())
     *_, last = ask(tab, path, "brightness")
     assert "By Brightness" in last[tab.result.summary]
     code = main.main(

@@ -22,7 +22,7 @@ from tests.counterfactual.test_video import clip
 from tests.tabs.test_app import LONG, VERDICTS
 
 
-def lent(durations: list[int]) -> ModuleType:
+def spaces_package(durations: list[int]) -> ModuleType:
     """Return a package `spaces` that pickles what goes in and out, as the real one does between processes."""
     import inspect
 
@@ -76,7 +76,7 @@ def test_nothing_happens_where_no_gpu_is_lent(demo, monkeypatch):
 
 def test_handlers_work_across_the_border(demo, monkeypatch):
     durations: list[int] = []
-    monkeypatch.setitem(sys.modules, "spaces", lent(durations))
+    monkeypatch.setitem(sys.modules, "spaces", spaces_package(durations))
     quick = list(demo.fns.values())[2].fn
     gpu.ask_for_gpu(demo)
     job, verdict, untouched = demo.fns.values()
@@ -119,7 +119,7 @@ def test_a_pair_is_asked_by_all_methods():
 
 
 def test_an_answer_about_an_earlier_photo_is_dropped_here(monkeypatch):
-    package = lent([])
+    package = spaces_package([])
     with gr.Blocks() as blocks:
         text, button, chosen = gr.Textbox(), gr.Button(), gr.State(ChosenPhoto())
         button.click(lambda photo: {text: str(photo.path)}, chosen, [text], **VERDICT)
@@ -146,10 +146,10 @@ def test_an_answer_about_an_earlier_photo_is_dropped_here(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def asked() -> dict[str, tuple[Any, Any]]:
+def requested() -> dict[str, tuple[Any, Any]]:
     """Return what the app asks `spaces` for: by handler, its event and the function that says for how long."""
     durations: list[Any] = []
-    package = lent([])
+    package = spaces_package([])
     package.GPU = lambda task, *, duration: durations.append(duration) or task
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "spaces", package)
@@ -175,17 +175,17 @@ needs_models = pytest.mark.skipif(
 
 
 @needs_models
-def test_every_long_action_and_every_verdict_asks_and_nothing_else(asked):
-    assert set(asked) == LONG | VERDICTS
-    for name, (event, duration) in asked.items():
+def test_every_long_action_and_every_verdict_asks_and_nothing_else(requested):
+    assert set(requested) == LONG | VERDICTS
+    for name, (event, duration) in requested.items():
         needed = duration(*first_request(event))
         assert (needed == gpu.VERDICT_SECONDS) if name in VERDICTS else (30 <= needed <= gpu.MOST_SECONDS), name
 
 
 @needs_models
-def test_what_is_asked_for_decides_how_long(asked, tmp_path):
+def test_what_is_asked_for_decides_how_long(requested, tmp_path):
     def needed(name: str, **values: Any) -> int:
-        event, duration = asked[name]
+        event, duration = requested[name]
         return duration(*first_request(event, **values))
 
     search = needed("_search", steps=100, closer=False)

@@ -29,7 +29,7 @@ def digest(array: np.ndarray) -> str:
 
 
 @pytest.fixture
-def counted(monkeypatch):
+def work_counts(monkeypatch):
     """Count decodings, face searches and alignments by the pixels of the picture."""
     counts = SimpleNamespace(decoded=Counter(), searched=Counter(), aligned=Counter())
     decode, find, align = images._decode, faces.find_faces, alignment.align_face
@@ -95,7 +95,7 @@ needs_models = pytest.mark.skipif(
 
 
 @needs_models
-def test_one_decoding_and_one_search_answer_everything(counted, upload):
+def test_one_decoding_and_one_search_answer_everything(work_counts, upload):
     pixels, path = upload
     page = Page()
     page.choose(path)
@@ -103,22 +103,22 @@ def test_one_decoding_and_one_search_answer_everything(counted, upload):
     assert page.search.result.summary in counterfactual and removal[page.removal.result.summary]
     assert explained[page.explain.result.state].explanation.explainer.name == "gradcam"
     photo = digest(pixels)
-    assert counted.decoded[photo] == 1
-    assert counted.searched[photo] == 1
-    assert {count for (picture, *_), count in counted.aligned.items() if picture == photo} == {1}
+    assert work_counts.decoded[photo] == 1
+    assert work_counts.searched[photo] == 1
+    assert {count for (picture, *_), count in work_counts.aligned.items() if picture == photo} == {1}
     # Each picture with a changed face is searched once, as anyone would who is given only that.
-    assert len(counted.searched) <= 3 and set(counted.searched.values()) == {1}
+    assert len(work_counts.searched) <= 3 and set(work_counts.searched.values()) == {1}
 
 
 @needs_models
-def test_a_photo_that_is_kept_no_longer_is_decoded_but_not_searched_again(counted, upload):
+def test_a_photo_that_is_kept_no_longer_is_decoded_but_not_searched_again(work_counts, upload):
     pixels, path = upload
     page = Page()
     page.choose(path)
     first = page.explain_verdict()[page.explain.result.state]
     KEPT_PHOTOS.drop(path)
     second = page.explain_verdict()[page.explain.result.state]
-    assert (counted.decoded[digest(pixels)], counted.searched[digest(pixels)]) == (2, 1)
+    assert (work_counts.decoded[digest(pixels)], work_counts.searched[digest(pixels)]) == (2, 1)
     assert np.array_equal(first.aligned.crop, second.aligned.crop)
 
 

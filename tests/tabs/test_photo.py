@@ -21,7 +21,7 @@ from tests import pictures
 RGB = tuple(bytes.fromhex(BLUE[1:]))
 
 
-def judged(number: int, box: tuple[int, int, int, int]) -> JudgedFace:
+def judged_face(number: int, box: tuple[int, int, int, int]) -> JudgedFace:
     crop = np.zeros((8, 8, 3), np.uint8)
     aligned = AlignedFace(crop, np.eye(2, 3), "embedded", resampled=False, face=Face(box, 1.0, np.zeros((5, 2))))
     return JudgedFace(number, aligned, None, {})
@@ -34,23 +34,23 @@ def step(monkeypatch):
         return PhotoStep()
 
 
-def written(folder: Path, name: str, content: bytes) -> str:
+def write_file(folder: Path, name: str, content: bytes) -> str:
     (folder / name).write_bytes(content)
     return str(folder / name)
 
 
 def test_a_verdict_on_an_earlier_photo_is_not_shown(step, tmp_path, monkeypatch):
-    first, second = (written(tmp_path, f"{name}.png", pictures.encode(pictures.ramp(), "PNG")) for name in "ab")
+    first, second = (write_file(tmp_path, f"{name}.png", pictures.encode(pictures.ramp(), "PNG")) for name in "ab")
     chosen = ChosenPhoto()
     step._choose(chosen, first)
 
     def slow(_):
         step._choose(chosen, second)  # while the detectors are asked about the first
-        return [judged(1, (4, 4, 30, 30))]
+        return [judged_face(1, (4, 4, 30, 30))]
 
     monkeypatch.setattr(predict, "judge_faces", slow)
     assert set(step._look(chosen)) == {step.faces}
-    monkeypatch.setattr(predict, "judge_faces", lambda *_: [judged(1, (4, 4, 30, 30))])
+    monkeypatch.setattr(predict, "judge_faces", lambda *_: [judged_face(1, (4, 4, 30, 30))])
     assert len(step._look(chosen)[step.faces]) == 1
 
 
@@ -96,6 +96,6 @@ def test_several_faces_carry_their_numbers():
 
 @pytest.mark.parametrize(("kind", "moves"), [("GIF", True), ("WEBP", True), ("TIFF", False)])
 def test_of_an_animation_it_is_said_that_only_the_first_frame_was_judged(step, tmp_path, monkeypatch, kind, moves):
-    monkeypatch.setattr(predict, "judge_faces", lambda *_: [judged(1, (4, 4, 30, 30))])
-    path = written(tmp_path, f"picture.{kind.lower()}", pictures.animation(kind))
+    monkeypatch.setattr(predict, "judge_faces", lambda *_: [judged_face(1, (4, 4, 30, 30))])
+    path = write_file(tmp_path, f"picture.{kind.lower()}", pictures.animation(kind))
     assert step._look(ChosenPhoto(path))[step.moving].visible == moves and step.moving.value == MOVING

@@ -139,9 +139,8 @@ def test_a_detector_with_a_crop_of_its_own_sees_that_saved_again(detectors, monk
     for resave in removal.judge_resaves(source.aligned.crop, removed, ["toy", "wide"], source):
         assert list(resave.p_fake) == ["toy", "wide"]
         assert resave.p_fake["wide"][0] == pytest.approx(resave.p_fake["toy"][0], abs=0.02)
-        assert (
-            resave.p_fake["wide"][1] > resave.p_fake["toy"][1] + 0.02
-        )  # around the crop the photo is as bright as before
+        # Around the crop the photo is as bright as before.
+        assert resave.p_fake["wide"][1] > resave.p_fake["toy"][1] + 0.02
 
 
 def test_saving_again_really_changes_the_pixels():

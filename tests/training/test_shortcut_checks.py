@@ -37,7 +37,7 @@ def save_like(picture: np.ndarray, original: bytes) -> np.ndarray:
         return np.array(saved.convert("RGB"))
 
 
-def some(items):
+def evenly_spaced(items):
     return items[:: max(1, len(items) // COUNT)][:COUNT]
 
 
@@ -45,7 +45,7 @@ def some(items):
 def originals(shared_folder):
     """Return the bytes of validation photographs by name."""
     with tarfile.open(shared_folder / "faces" / "real-val.tar") as pack:
-        members = some(
+        members = evenly_spaced(
             sorted((member for member in pack if member.name.endswith(".jpg")), key=lambda member: member.name)
         )
         return {member.name.removeprefix("./"): pack.extractfile(member).read() for member in members}

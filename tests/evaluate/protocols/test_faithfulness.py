@@ -38,7 +38,7 @@ def first():
     return detector(WEIGHTS, BEFORE, "first")
 
 
-def fallen(before, *segments):
+def p_after_fall(before, *segments):
     """Return p_fake after the values of some quarters fell by LEVELS."""
     return sigmoid(before - 3 * PIECE * LEVELS / 255 * sum(WEIGHTS[segment] for segment in segments))
 
@@ -54,7 +54,7 @@ DARKER = BEFORE - 3 * PIECE / 255 * sum(WEIGHTS)  # the log-odds of the second
 
 
 @pytest.fixture(scope="module")
-def explained(tmp_path_factory):
+def faithfulness_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("faithfulness")
     protocol = configure_protocol(faithfulness.FaithfulnessProtocol, "quick", FAITHFUL)
     with toys(first=first()):
@@ -63,11 +63,11 @@ def explained(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", ["LIME", "SHAP", "SOBOL", "RISE"])
-def test_sufficiency_and_accuracy_with_the_adversarial_reference_by_hand(explained, name):
-    *_, tables = explained
+def test_sufficiency_and_accuracy_with_the_adversarial_reference_by_hand(faithfulness_run, name):
+    *_, tables = faithfulness_run
     row = tables["faithfulness"]["first", name, "adversarial"]
     for top, segments in ((1, (3,)), (2, (3, 0)), (3, (3, 0, 1))):
-        pairs = [(sigmoid(log_odds), fallen(log_odds, *segments)) for log_odds in (BEFORE, DARKER)]
+        pairs = [(sigmoid(log_odds), p_after_fall(log_odds, *segments)) for log_odds in (BEFORE, DARKER)]
         expected = np.mean([before - after for before, after in pairs])
         assert row[f"sufficiency_{top}"] == pytest.approx(expected, abs=1e-4)
         assert row[f"sufficiency_{top}_n"] == 2
@@ -75,8 +75,8 @@ def test_sufficiency_and_accuracy_with_the_adversarial_reference_by_hand(explain
     assert tables["families"]["face swaps", "first", name, "adversarial"]["sufficiency_1_n"] == 1
 
 
-def test_fills_that_change_nothing_make_no_map(explained):
-    *_, tables = explained
+def test_fills_that_change_nothing_make_no_map(faithfulness_run):
+    *_, tables = faithfulness_run
     # The mean colour of a quarter is the quarter, and a blur keeps the brightness that the detector sums up.
     for name in ("LIME", "SHAP", "SOBOL"):
         assert tables["references"]["first", name, "original"]["empty"] == 1
@@ -87,11 +87,11 @@ def test_fills_that_change_nothing_make_no_map(explained):
     assert tables["gain"]["first", "RISE"]["gain_3"] == pytest.approx(0, abs=1e-6)
 
 
-def test_random_segments_are_of_the_same_size_and_averaged_over_maps(explained):
-    _, _, out, _, tables = explained
+def test_random_segments_are_of_the_same_size_and_averaged_over_maps(faithfulness_run):
+    _, _, out, _, tables = faithfulness_run
     row = next(row for row in stored(out) if row["method"] == "lime" and row["reference"] == "adversarial")
     before = BEFORE if row["sample"].endswith("0.png") else DARKER
-    possible = [fallen(before, segment) for segment in range(4)]
+    possible = [p_after_fall(before, segment) for segment in range(4)]
     means = [(draw + other) / 2 for draw in possible for other in possible]  # two draws
     assert min(abs(row["random_p_after_1"] - mean) for mean in means) < 1e-4
     chance = tables["faithfulness"]["first", sufficiency.RANDOM_SEGMENTS, "none"]
@@ -106,8 +106,8 @@ def test_random_segments_are_of_the_same_size_and_averaged_over_maps(explained):
     assert tables["over_random"]["first", "RISE", "original"]["over_random_1"] == pytest.approx(expected)
 
 
-def test_a_fake_that_is_called_real_is_skipped_and_another_takes_its_place(explained, tmp_path):
-    protocol, data, _, evaluation, _ = explained
+def test_a_fake_that_is_called_real_is_skipped_and_another_takes_its_place(faithfulness_run, tmp_path):
+    protocol, data, _, evaluation, _ = faithfulness_run
     assert evaluation.counts == {"done": 8, "skipped": 4, "failed": 0, "rows": 16}
     skipped = {name for name, reason in evaluation.skipped if reason.startswith("First calls this fake real")}
     assert skipped == {f"fake/drawn/3.png|detector=first|method={method}" for method in FAITHFUL["methods"]}
@@ -116,8 +116,8 @@ def test_a_fake_that_is_called_real_is_skipped_and_another_takes_its_place(expla
     assert {sample.name for sample in chosen.samples} == {"fake/swap/0.png", "fake/drawn/1.png"}
 
 
-def test_cost_counts_the_attack_with_every_map_that_needs_it(explained):
-    _, _, out, _, tables = explained
+def test_cost_counts_the_attack_with_every_map_that_needs_it(faithfulness_run):
+    _, _, out, _, tables = faithfulness_run
     adversarial, original = (tables["cost"]["first", "RISE", reference] for reference in ("adversarial", "original"))
     rise_rows = [row for row in stored(out) if row["method"] == "rise" and row["reference"] == "adversarial"]
     assert original["images"] == 1000
@@ -125,8 +125,8 @@ def test_cost_counts_the_attack_with_every_map_that_needs_it(explained):
     assert all(row["attack_images"] > 0 and row["flipped"] for row in rise_rows)
 
 
-def test_what_faithfulness_reports_in_words(explained):
-    _, _, _, evaluation, tables = explained
+def test_what_faithfulness_reports_in_words(faithfulness_run):
+    _, _, _, evaluation, tables = faithfulness_run
     assert "RISE -0.000" in evaluation.finding or "RISE +0.000" in evaluation.finding
     assert any("PGD, which sees the gradient: no value moved by more" in sentence for sentence in evaluation.limits)
     assert {plot.name for plot in evaluation.plots} == {"sufficiency_first"}
@@ -190,11 +190,11 @@ def test_nes_finds_the_same_order_by_answers_alone(tmp_path):
     for row in stored(tmp_path / "out"):
         assert row["flipped"] and row["p_reference"] < 0.4
         before = BEFORE if row["sample"].endswith("0.png") else DARKER
-        assert row["p_after_1"] == pytest.approx(fallen(before, 3), abs=1e-4)
+        assert row["p_after_1"] == pytest.approx(p_after_fall(before, 3), abs=1e-4)
 
 
-def test_every_engine_and_a_resumed_run_give_the_same_rows(explained, tmp_path):
-    assert_every_engine_gives_the_same_rows(explained, first(), tmp_path)
+def test_every_engine_and_a_resumed_run_give_the_same_rows(faithfulness_run, tmp_path):
+    assert_every_engine_gives_the_same_rows(faithfulness_run, first(), tmp_path)
 
 
 def test_settings_that_test_nothing_are_refused(tmp_path):

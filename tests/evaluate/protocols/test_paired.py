@@ -56,7 +56,7 @@ def paired_data(folder):
 
 
 @pytest.fixture(scope="module")
-def carried(tmp_path_factory):
+def paired_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("paired")
     protocol = configure_protocol(paired.PairedProtocol, "quick", PAIRED)
     with toys(first=of_pairs()):
@@ -64,17 +64,17 @@ def carried(tmp_path_factory):
         return protocol, data, folder / "out", *evaluated(protocol, data, folder / "out")
 
 
-def risen(*segments):
+def p_after_rise(*segments):
     """Return p_fake of the fake after the values of some quarters rose by LEVELS."""
     return sigmoid(FAKE_BEFORE + 3 * PIECE * LEVELS / 255 * sum(REAL_WEIGHTS[segment] for segment in segments))
 
 
-def test_the_fake_is_attacked_where_the_map_of_the_real_photo_points_by_hand(carried):
-    *_, tables = carried
+def test_the_fake_is_attacked_where_the_map_of_the_real_photo_points_by_hand(paired_run):
+    *_, tables = paired_run
     row = tables["paired"]["first", "1 x (32 pixels)", "RISE"]
     for top, segments in ((1, (1,)), (2, (1, 3)), (3, (1, 3, 0))):
-        assert row[f"sufficiency_{top}"] == pytest.approx(sigmoid(FAKE_BEFORE) - risen(*segments), abs=1e-4)
-        assert row[f"accuracy_{top}"] == (risen(*segments) >= 0.5)
+        assert row[f"sufficiency_{top}"] == pytest.approx(sigmoid(FAKE_BEFORE) - p_after_rise(*segments), abs=1e-4)
+        assert row[f"accuracy_{top}"] == (p_after_rise(*segments) >= 0.5)
         assert row[f"sufficiency_{top}_n"] == 2
     assert tables["families"]["face swaps", "first", "1 x (32 pixels)", "RISE"]["accuracy_1_n"] == 1
     # At half the size 64 pixels of four times the weight are attacked; enlarging smears a little over the edges.
@@ -83,15 +83,15 @@ def test_the_fake_is_attacked_where_the_map_of_the_real_photo_points_by_hand(car
     assert half != pytest.approx(row["sufficiency_1"], rel=1e-4)
 
 
-def test_maps_that_show_nothing_are_left_out(carried):
-    _, _, out, _, tables = carried
+def test_maps_that_show_nothing_are_left_out(paired_run):
+    _, _, out, _, tables = paired_run
     assert tables["paired"]["first", "1 x (32 pixels)", "LIME"]["accuracy_1"] is None
     reasons = {row["method"]: row["reason"] for row in stored(out)}
     assert "face itself" in reasons["lime"] and "no layer" in reasons["gradcam"]
 
 
-def test_curves_by_hand(carried):
-    *_, tables = carried
+def test_curves_by_hand(paired_run):
+    *_, tables = paired_run
     # In one step everything is removed, so every map has the mean of both ends.
     black = REAL_BEFORE - PIECE * (VALUES + 3 * BRIGHTER / 255) * sum(REAL_WEIGHTS)
     expected = (sigmoid(-REAL_BEFORE) + sigmoid(-black)) / 2
@@ -101,8 +101,8 @@ def test_curves_by_hand(carried):
             assert area == pytest.approx(expected, abs=1e-4)
 
 
-def test_pairs_that_are_judged_wrongly_are_skipped_or_replaced(carried, tmp_path):
-    protocol, data, _, evaluation, _ = carried
+def test_pairs_that_are_judged_wrongly_are_skipped_or_replaced(paired_run, tmp_path):
+    protocol, data, _, evaluation, _ = paired_run
     assert evaluation.counts == {"done": 4, "skipped": 2, "failed": 0, "rows": 16}
     assert {reason for _, reason in evaluation.skipped} == {"First calls the fake real."}
     assert evaluation.about["data"]["fakes"] == {"drawn": 2, "swap": 1}  # `alone` has no photo
@@ -114,8 +114,8 @@ def test_pairs_that_are_judged_wrongly_are_skipped_or_replaced(carried, tmp_path
             evaluated(protocol, open_data(tmp_path, tmp_path), tmp_path / "out")
 
 
-def test_what_paired_reports_in_words(carried):
-    _, _, _, evaluation, _ = carried
+def test_what_paired_reports_in_words(paired_run):
+    _, _, _, evaluation, _ = paired_run
     assert "3 segments that RISE ranks highest" in evaluation.finding
     assert any("only as a summary" in sentence for sentence in evaluation.limits)
     assert {plot.name for plot in evaluation.plots} == {"sufficiency_first", "deletion"}
@@ -146,8 +146,8 @@ def test_agreement_of_curves_and_test_by_hand():
     assert line["deletion_n"] == 2
 
 
-def test_every_engine_and_a_resumed_run_give_the_same_rows(carried, tmp_path):
-    assert_every_engine_gives_the_same_rows(carried, of_pairs(), tmp_path)
+def test_every_engine_and_a_resumed_run_give_the_same_rows(paired_run, tmp_path):
+    assert_every_engine_gives_the_same_rows(paired_run, of_pairs(), tmp_path)
 
 
 def test_settings_that_test_nothing_are_refused(tmp_path):

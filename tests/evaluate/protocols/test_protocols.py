@@ -58,7 +58,7 @@ def evaluated(protocol, config, data, out):
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory):
+def detectors_run(tmp_path_factory):
     """Return the detectors protocol over reals of 80, 150 and 190, and fakes of 230, 170 and 250."""
     tmp_path = tmp_path_factory.mktemp("detectors")
     data = greys(tmp_path / "data", real_a=[80, 150], real_b=[190], fake_swap=[230, 170], fake_drawn=[250])
@@ -69,8 +69,8 @@ def measured(tmp_path_factory):
         return evaluated(detectors.DetectorsProtocol, config, data, tmp_path / "out")
 
 
-def test_detectors_by_family_by_hand(measured):
-    _, tables = measured
+def test_detectors_by_family_by_hand(detectors_run):
+    _, tables = detectors_run
     # `first` has its threshold at 178.5: it misses 170 and accuses 190.
     swap, drawn = tables["families"]["first", "face swaps"], tables["families"]["first", "drawn"]
     assert (swap["accuracy_fake"], swap["accuracy_fake_n"]) == (0.5, 2)
@@ -81,8 +81,8 @@ def test_detectors_by_family_by_hand(measured):
     assert tables["families"]["second", "face swaps"]["accuracy_fake"] == 1  # its threshold is 153
 
 
-def test_detectors_by_source_and_over_all_by_hand(measured):
-    evaluation, tables = measured
+def test_detectors_by_source_and_over_all_by_hand(detectors_run):
+    evaluation, tables = detectors_run
     assert tables["sources"]["first", "a"]["accuracy_real"] == 1
     assert tables["sources"]["first", "b"]["accuracy_real"] == 0
     overall = tables["detectors"]["first",]
@@ -97,8 +97,8 @@ def test_detectors_by_source_and_over_all_by_hand(measured):
     assert evaluation.tables[0].by_family
 
 
-def test_the_finding_names_the_best_detector_and_the_hardest_family(measured):
-    evaluation, _ = measured
+def test_the_finding_names_the_best_detector_and_the_hardest_family(detectors_run):
+    evaluation, _ = detectors_run
     # `first` finds two of three fakes and `second` all, and both accuse 190; of `swap` they find three of four.
     finding = (
         "Of 2 detectors first separates these pictures best (AUC 0.89): it finds 67% of the 3 fakes and wrongly calls "
@@ -108,8 +108,8 @@ def test_the_finding_names_the_best_detector_and_the_hardest_family(measured):
     assert evaluation.finding == finding
 
 
-def test_grey_faces_survive_resizing_but_not_unchanged_noise(measured):
-    evaluation, tables = measured
+def test_grey_faces_survive_resizing_but_not_unchanged_noise(detectors_run):
+    evaluation, tables = detectors_run
     robust = tables["robustness"]
     clean, resized, noisy = (robust["first", text] for text in ("none", "resize 0.5", "noise 5"))
     assert {**clean, "corruption": ""} == {**resized, "corruption": ""}
@@ -121,7 +121,7 @@ def test_grey_faces_survive_resizing_but_not_unchanged_noise(measured):
 
 
 @pytest.fixture(scope="module")
-def searched(tmp_path_factory):
+def counterfactual_run(tmp_path_factory):
     """Return the counterfactual protocol over fakes of 190, 180, 170 and 150 and a real picture that it leaves out."""
     tmp_path = tmp_path_factory.mktemp("counterfactual")
     data = greys(tmp_path / "data", real=[20], fake_swap=[190, 180], fake_drawn=[170, 150])
@@ -144,8 +144,8 @@ def searched(tmp_path_factory):
 TRANSFER, RECONSTRUCTION = counterfactual.EDIT_TITLES["transfer"], counterfactual.EDIT_TITLES["reconstruction"]
 
 
-def test_success_over_four_denominators_by_hand(searched):
-    evaluation, tables = searched
+def test_success_over_four_denominators_by_hand(counterfactual_run):
+    evaluation, tables = counterfactual_run
     # A step darkens by 3 levels. `first` (178.5) catches 190 and 180, which become 178 and 177.
     transfer = tables["success"]["first", TRANSFER]
     assert [transfer[f"asr_{name}"] for name in ("all", "detected", "after_inversion", "both")] == [0.5, 1, 1, 1]
@@ -159,8 +159,8 @@ def test_success_over_four_denominators_by_hand(searched):
     assert evaluation.about["data"]["reals"] == {}
 
 
-def test_transfer_by_hand(searched):
-    evaluation, tables = searched
+def test_transfer_by_hand(counterfactual_run):
+    evaluation, tables = counterfactual_run
     # 178 and 177 are still fake to `second`; 151, 150 and 152 are real to `first`, which had caught two of them.
     assert tables["transfer"][TRANSFER, "first"]["judge_second"] == 0
     assert tables["transfer"][TRANSFER, "first"]["judge_second_n"] == 3
@@ -170,8 +170,8 @@ def test_transfer_by_hand(searched):
     assert "first: 1.00, 0.00" in next(plot.alt for plot in evaluation.plots if plot.name == "transfer_transfer")
 
 
-def test_the_finding_and_the_paper_s_means_by_hand(searched):
-    evaluation, _ = searched
+def test_the_finding_and_the_paper_s_means_by_hand(counterfactual_run):
+    evaluation, _ = counterfactual_run
     # FGSM turns one of the two that `first` caught (180), and none of the three of `second`.
     rates = f"{TRANSFER} 100% and 50%; FGSM 25% and 25%."
     assert (
@@ -187,8 +187,8 @@ def test_the_finding_and_the_paper_s_means_by_hand(searched):
     assert beside["FGSM"]["paper_others"] == pytest.approx(np.mean(fgsm) / 100)
 
 
-def test_quality_by_hand(searched):
-    evaluation, tables = searched
+def test_quality_by_hand(counterfactual_run):
+    evaluation, tables = counterfactual_run
     quality = tables["quality"]["first", TRANSFER]
     assert quality["psnr"] == pytest.approx(np.mean([20 * np.log10(255 / 12), 20 * np.log10(255 / 3)]))
     assert (quality["psnr_n"], quality["tv"], quality["esnle_before"]) == (2, 0, pytest.approx(0, abs=1e-6))
@@ -199,8 +199,8 @@ def test_quality_by_hand(searched):
     assert any("Identity was not measured" in sentence for sentence in evaluation.limits)
 
 
-def test_levels_steps_and_codes_by_hand(searched):
-    _, tables = searched
+def test_levels_steps_and_codes_by_hand(counterfactual_run):
+    _, tables = counterfactual_run
     # A level of 4 of 12 rows darkens by 1 level a step: 190 needs 12 steps and 180 needs 2; all rows, 4 and 1.
     assert {key[1]: row["steps"] for key, row in tables["levels"].items()} == {"S": 7, "D": 7, "S,M,D": 2.5}
     # With steps of twice the length 190 needs 2 and 180 needs 1.
@@ -213,16 +213,16 @@ def test_levels_steps_and_codes_by_hand(searched):
     assert [changes[f"change_{level}"] for level in "SMD"] == [pytest.approx(0.25, abs=1e-6)] * 3
 
 
-def test_success_by_family_comes_first(searched):
-    evaluation, tables = searched
+def test_success_by_family_comes_first(counterfactual_run):
+    evaluation, tables = counterfactual_run
     assert evaluation.tables[0].name == "families"
     assert tables["families"]["drawn", "second", TRANSFER]["asr_both"] == 1
     assert tables["families"]["drawn", "second", TRANSFER]["asr_both_n"] == 1
     assert tables["families"]["drawn", "first", TRANSFER]["asr_both"] is None
 
 
-def test_the_paper_s_numbers_stand_beside(searched):
-    evaluation, _ = searched
+def test_the_paper_s_numbers_stand_beside(counterfactual_run):
+    evaluation, _ = counterfactual_run
     (table,) = evaluation.published
     assert table.keyed()["Counterfactual", "EfficientNet-B4"]["judge_RECCE"] == pytest.approx(0.54)
     assert "differs from ours because" in table.note

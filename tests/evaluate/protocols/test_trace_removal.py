@@ -72,7 +72,7 @@ def write_remover(folder):
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory):
+def traces_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("traces")
     for level in REAL:
         write_picture(folder / f"data/real/{level}.png", level)
@@ -92,12 +92,12 @@ def measured(tmp_path_factory):
     return evaluation, {table.name: table for table in evaluation.tables}, folder
 
 
-def keyed(measured, name):
-    return measured[1][name].keyed()
+def keyed(traces_run, name):
+    return traces_run[1][name].keyed()
 
 
-def test_accuracy_by_detector_by_hand(measured):
-    rows = keyed(measured, "attacks")
+def test_accuracy_by_detector_by_hand(traces_run):
+    rows = keyed(traces_run, "attacks")
     row = rows[OWN, "Xception"]  # above 178.5: 190 and 180 of three; after FGSM 182 alone
     assert (row["accuracy_real"], row["accuracy_fake"], row["after_fgsm"]) == (1, pytest.approx(2 / 3), 1 / 3)
     assert row["after_copy"] == row["accuracy_fake"]
@@ -126,23 +126,23 @@ def test_faces_are_saved_before_an_attack_and_before_a_detector_looks(tmp_path, 
     assert any("JPEG 90" in sentence for sentence in protocol.limits(data)) == saved
 
 
-def test_mean_of_the_six_leaves_out_other_detectors(measured):
-    rows = keyed(measured, "attacks")
+def test_mean_of_the_six_leaves_out_other_detectors(traces_run):
+    rows = keyed(traces_run, "attacks")
     six = rows[OWN, "mean of the six"]  # Xception and Patch-CNN; MesoNet is none of them
     assert six["accuracy_fake"] == pytest.approx((2 / 3 + 2 / 3) / 2)
     assert six["after_fgsm"] == pytest.approx(1 / 3)
-    families, by_detector = keyed(measured, "families"), keyed(measured, "families_detectors")
+    families, by_detector = keyed(traces_run, "families"), keyed(traces_run, "families_detectors")
     assert (families["face swaps", "FGSM"]["mean_shipped"], families["face swaps", "FGSM"]["mean_none"]) == (0.5, 0)
     assert families["drawn", "no attack"]["mean_shipped"] == 0
     assert by_detector["face swaps", OWN, "FGSM"]["xception"] == 0.5
     assert by_detector["face swaps", "no defence", "FGSM"]["meso4"] is None
     assert by_detector["drawn", OWN, "no attack"]["meso4"] == 1
     assert by_detector["face swaps", OWN, "FGSM"]["count"] == 2
-    assert measured[0].tables[0].by_family
+    assert traces_run[0].tables[0].by_family
 
 
-def test_quality_by_hand(measured):
-    rows = keyed(measured, "quality")
+def test_quality_by_hand(traces_run):
+    rows = keyed(traces_run, "quality")
     assert rows["all", "FGSM"]["psnr"] == pytest.approx(20 * np.log10(255 / 8))
     assert rows["all", "FGSM"]["unchanged"] == 0
     assert rows["all", "TR-Net copy"]["psnr"] is None
@@ -150,8 +150,8 @@ def test_quality_by_hand(measured):
     assert rows["face swaps", "TR-Net copy"]["unchanged"] == 2
 
 
-def test_traces_by_hand(measured):
-    rows = keyed(measured, "traces")
+def test_traces_by_hand(traces_run):
+    rows = keyed(traces_run, "traces")
     # An even picture has no power but at frequency 0: the floor of 1e-8 stands there, -80 dB.
     for name in ("real pictures", "fakes", "FGSM"):
         assert rows[name,]["power"] == pytest.approx(5, abs=1e-3)
@@ -173,27 +173,27 @@ def test_traces_by_hand(measured):
     assert rows["real pictures",]["spectrum"] == pytest.approx(expected, rel=2e-3)
 
 
-def test_neighbours_in_feature_space_by_hand(measured):
-    rows = keyed(measured, "features")
+def test_neighbours_in_feature_space_by_hand(traces_run):
+    rows = keyed(traces_run, "features")
     # The toys' features are the grey level. Of 20, 100, 177 and the other fakes, the three nearest to 190 are
     # 180, 177, 170; to 180: 177, 190 and 170; to 170: 177, 180 and 190: one real among three each time.
     for name in ("fakes", "TR-Net copy"):
         assert rows["Xception", name]["real_neighbours"] == pytest.approx(1 / 3)
     assert ("Xception", "FGSM") not in rows
-    assert "it would be 0.60" in measured[1]["features"].note  # three real ones among five others
+    assert "it would be 0.60" in traces_run[1]["features"].note  # three real ones among five others
     shares = traces.real_neighbours(*(np.array([[x] for x in xs]) for xs in ([5], [4, 9], [5, 6])), np.array([0]), 2)
     assert shares.tolist() == [0.5]
     assert np.isnan(traces.real_neighbours(np.ones((1, 1)), np.empty((0, 1)), np.ones((1, 1)), np.array([0]), 2)).all()
 
 
-def test_the_paper_s_numbers_stand_beside(measured):
-    first = measured[1]["beside"].records()[0]
+def test_the_paper_s_numbers_stand_beside(traces_run):
+    first = traces_run[1]["beside"].records()[0]
     assert (first["attack"], first["paper_none"], first["paper_weak"]) == ("no attack", 0.9089, "not printed")
     assert (first["ours_none"], first["ours_none_std"]) == (pytest.approx(1 / 3), pytest.approx(3**-0.5))
-    likeness = measured[1]["beside_quality"].keyed()["FGSM",]
+    likeness = traces_run[1]["beside_quality"].keyed()["FGSM",]
     assert (likeness["paper_psnr"], likeness["psnr"]) == (30.13, pytest.approx(20 * np.log10(255 / 8)))
-    assert "differs from ours because" in measured[1]["beside"].note
-    undefended, defended = measured[0].published
+    assert "differs from ours because" in traces_run[1]["beside"].note
+    undefended, defended = traces_run[0].published
     for number, name in enumerate(("noise", "fgsm", "pgd", "ganprintr", "trnet"), 3):
         printed = np.mean([row[number] for row in undefended.rows])
         assert printed == pytest.approx(published.TRACE_REMOVAL_MEANS["none"][name], abs=1e-4)
@@ -201,8 +201,8 @@ def test_the_paper_s_numbers_stand_beside(measured):
     assert np.mean([row[3] for row in defended.rows]) == pytest.approx(0.5974, abs=1e-4)
 
 
-def test_the_finding_and_what_is_missing_are_said(measured):
-    evaluation, tables, _ = measured
+def test_the_finding_and_what_is_missing_are_said(traces_run):
+    evaluation, tables, _ = traces_run
     assert evaluation.finding.startswith(
         "2 of the six detectors of TR-Net's paper, trained with the app's own defence, find"
     )
@@ -237,16 +237,16 @@ def test_other_strengths_are_told_apart_from_other_attacks():
     assert set(remaining["attack"]) == {"none", "ganprintr", "trnet"}
 
 
-def test_a_report_names_files_without_their_folders_and_says_their_hash(measured):
-    evaluation, _, folder = measured
+def test_a_report_names_files_without_their_folders_and_says_their_hash(traces_run):
+    evaluation, _, folder = traces_run
     assert evaluation.about["settings"]["removers"] == ["copy=trnet.safetensors"]
     assert evaluation.about["weights"]["TR-Net copy"] == weights.file_hash(folder / "copy" / "trnet.safetensors")
     assert str(folder) not in (folder / "out" / report.JSON_FILE).read_text()
     assert any("shows those of the detector xception" in sentence for sentence in evaluation.limits)
 
 
-def test_wrong_settings_are_sentences(measured, tmp_path):
-    data = open_data(measured[2] / "data", tmp_path)
+def test_wrong_settings_are_sentences(traces_run, tmp_path):
+    data = open_data(traces_run[2] / "data", tmp_path)
     usual = TraceRemovalConfig(detectors=("xception",), attacks=("fgsm",))
     with toys():
         for wrong, sentence in (
