@@ -43,7 +43,7 @@ def test_its_port_is_the_apps_and_its_variables_are_settings():
     assert not {"VARIANT", "HUB_WEIGHTS"} & variables.keys()
 
 
-def test_it_starts_the_app_and_asks_after_its_health():
+def test_the_image_starts_the_app_and_checks_its_health():
     assert json.loads(values("CMD")[0]) == ["python", "app.py"]
     (check,) = values("HEALTHCHECK")
     command = json.loads(check.partition("CMD ")[2])
@@ -177,7 +177,7 @@ def test_health_answers_beside_the_page():
 
 
 @pytest.mark.slow
-def test_the_app_starts_in_a_clean_root_as_the_images_user_where_that_can_be():
+def test_the_app_starts_in_a_clean_root_as_the_images_user_where_that_is_possible():
     root = Path(tempfile.mkdtemp(prefix="container-"))
     try:
         here = root / "app"
@@ -237,7 +237,7 @@ APART = ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mo
 
 @pytest.mark.slow
 def test_every_step_runs_as_written_in_an_empty_root_and_the_app_starts_as_its_user():
-    """What is stood in for, the base image and the download of packages, `image_replay` says."""
+    """`image_replay` says what stands in for the base image and for the download of packages."""
     if not _a_root_of_its_own_is_possible():
         pytest.skip("this process may not mount, so there is no root of its own to build the image in")
     root = Path(tempfile.mkdtemp(prefix="image-"))

@@ -218,7 +218,7 @@ def forged_size(side: int) -> bytes:
     return bytes(content)
 
 
-def test_full_memory_is_said_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_memory_is_reported_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_: object) -> None:
         raise MemoryError
 

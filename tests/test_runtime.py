@@ -1,4 +1,4 @@
-"""Where visitors' files lie, and that they go."""
+"""Where visitors' files lie, and that they are removed."""
 
 import os
 import subprocess

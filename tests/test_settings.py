@@ -1,4 +1,4 @@
-"""What the environment may set, and how a mistake in it is said."""
+"""What the environment may set, and how a mistake in it is reported."""
 
 import dataclasses
 import json
@@ -27,7 +27,7 @@ WRONG = {
 }
 
 
-def test_everything_has_a_default_and_empty_means_it():
+def test_every_variable_has_a_default_which_an_empty_value_selects():
     assert settings.read_environment({}) == settings.Settings()
     assert settings.read_environment(dict.fromkeys(WRONG, "")) == settings.Settings()
 
@@ -61,13 +61,13 @@ def test_visitors_of_a_space_fetch_nothing_unless_it_is_allowed(variables, allow
 
 
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in WRONG.items() for value in values])
-def test_a_wrong_value_is_one_sentence_that_names_the_variable(name, value):
+def test_a_wrong_value_gives_one_sentence_that_names_the_variable(name, value):
     with pytest.raises(UserError, match=name) as caught:
         settings.read_environment({name: value})
     assert caught.value.hint.startswith("Set it to")
 
 
-def test_the_command_line_refuses_it_with_2(monkeypatch, capsys):
+def test_the_command_line_refuses_a_wrong_value_with_exit_code_2(monkeypatch, capsys):
     monkeypatch.setenv("QUEUE_SIZE", "long")
     assert main.main(["weights", "list", "--json"]) == 2
     printed = capsys.readouterr()
@@ -75,7 +75,7 @@ def test_the_command_line_refuses_it_with_2(monkeypatch, capsys):
     assert len(printed.err.strip().splitlines()) == 1
 
 
-def test_a_device_that_is_not_there_is_refused(monkeypatch, capsys):
+def test_a_missing_device_is_refused(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     for name, available in (("cpu", True), ("cuda", True), ("cuda:1", True), ("cuda:2", False)):
         monkeypatch.setattr(runtime, "SETTINGS", dataclasses.replace(settings.SETTINGS, device=name))
@@ -89,7 +89,7 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(("name", "value"), [("GRADIO_SERVER_PORT", "80x"), ("DEVICE", "cuda:99")])
-def test_the_app_refuses_it_before_it_starts(name, value):
+def test_the_app_refuses_a_wrong_value_before_it_starts(name, value):
     done = subprocess.run(
         [sys.executable, "app.py"],
         cwd=settings.ROOT,

@@ -39,7 +39,7 @@ def test_an_odd_side_loses_a_pixel():
 
 
 @pytest.mark.parametrize(("kind", "codec"), [("mp4", "libx264"), ("webm", "libvpx-vp9"), ("avi", "mjpeg")])
-def test_the_usual_kinds_are_read(kind, codec):
+def test_the_usual_formats_are_read(kind, codec):
     clip = read(films.encode(soft(4), kind=kind, codec=codec))
     assert len(clip.frames) == 4 and clip.size == (64, 40)
 
@@ -130,13 +130,13 @@ def sound() -> bytes:
 
 
 @pytest.mark.parametrize("what", damaged())
-def test_what_is_no_video_is_one_sentence(what):
+def test_a_file_that_is_no_video_gives_one_sentence(what):
     with pytest.raises(UserError) as caught:
         read(damaged()[what])
     assert caught.value.hint and "\n" not in str(caught.value)
 
 
-def test_a_missing_file_is_a_sentence(tmp_path):
+def test_a_missing_file_gives_one_sentence(tmp_path):
     with pytest.raises(UserError, match="could not be opened"):
         finish(video.read_video(tmp_path / "none.mp4"))
 

@@ -43,7 +43,7 @@ def uninterrupted(folder):
 
 
 class FakePool(engines.Pool):
-    """Workers without processes, of which one dies at given items, all together as often as told."""
+    """Workers without processes, one of which dies at given items, `times` times in all."""
 
     name = "fake"
 

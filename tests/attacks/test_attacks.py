@@ -208,7 +208,7 @@ def test_the_squared_error_stands_still_where_the_log_odds_still_move():
     assert torch.equal((moved.images * 255).round(), torch.full_like(images, 192))
 
 
-def test_unnormalised_momentum_is_its_own_form():
+def test_unnormalised_momentum_gives_other_images():
     images, detector = faces(), curved()
     normalised = mifgsm.MIFGSMSettings(**(vars(mifgsm.ARTIFACT_ERASER) | {"variant": "standard"}))
     eraser_images = finish(mifgsm.attack(images, detector, mifgsm.ARTIFACT_ERASER)).images
@@ -252,7 +252,7 @@ def test_pgd_flips_a_face_and_says_so():
 
 
 @ALL
-def test_models_are_as_before_after_the_end_a_stop_and_an_error(module):
+def test_models_are_restored_after_the_end_a_stop_and_an_error(module):
     detector = curved().train()
     flags = [weight.requires_grad for weight in detector.parameters()]
     count = hooks(detector)
@@ -275,7 +275,7 @@ def test_models_are_as_before_after_the_end_a_stop_and_an_error(module):
 
 
 @WHITE_BOX
-def test_settings_out_of_range_are_one_sentence(module):
+def test_settings_out_of_range_give_one_sentence(module):
     kind = next(value for name, value in vars(module).items() if name.endswith("Settings"))
     for wrong in ({"epsilon": 8.0}, {"epsilon": -0.1}, {"epsilon": float("nan")}, {"steps": 0}, {"variant": "other"}):
         with pytest.raises(UserError):

@@ -72,7 +72,7 @@ def test_goals_by_hand():
     assert ffhq._goals({"truncated": fast | {"gpu": False}}) == []
 
 
-def test_a_side_that_does_not_fit_is_said(monkeypatch, capsys):
+def test_a_side_that_does_not_fit_is_reported(monkeypatch, capsys):
     def full(_options):
         raise torch.OutOfMemoryError
 

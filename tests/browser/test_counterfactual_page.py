@@ -100,14 +100,14 @@ def violations(page: Page) -> list[str]:
     return [f"{issue['id']}: {[node['html'][:120] for node in issue['nodes']]}" for issue in serious]
 
 
-def test_first_step_is_all_there_is(page: Page) -> None:
+def test_only_the_first_step_is_shown_at_first(page: Page) -> None:
     expect(page.get_by_role("heading", name="1 Choose a photo")).to_be_visible()
     expect(page.get_by_role("heading", name="2 What the detectors say")).to_have_count(0)
     expect(page.get_by_text("Use a photo of yourself or of someone who has agreed")).to_be_visible()
     assert violations(page) == []
 
 
-def test_example_shows_its_whole_story_at_once(page: Page) -> None:
+def test_example_shows_all_its_results_at_once(page: Page) -> None:
     fake_example(page)
     for heading in ("2 What the detectors say", "From the photo to the counterfactual", "Where it changed"):
         expect(page.get_by_role("heading", name=heading)).to_be_visible()
@@ -116,7 +116,7 @@ def test_example_shows_its_whole_story_at_once(page: Page) -> None:
     assert violations(page) == []
 
 
-def test_what_is_said_aloud_is_said_once_and_not_again_for_another_tab(page: Page) -> None:
+def test_announcements_are_made_once_and_not_repeated_for_another_tab(page: Page) -> None:
     choose_example(page, 0)
     announcer = page.locator("[role=status]#announcer")
     page.evaluate(
@@ -178,7 +178,7 @@ def test_stop_leaves_what_was_there(page: Page) -> None:
     expect(page.get_by_role("heading", name=RESULT)).to_have_count(0)
 
 
-def test_who_has_to_wait_is_told_so_and_may_leave_the_queue(page: Page, phone: Page) -> None:
+def test_a_waiting_visitor_is_told_so_and_may_leave_the_queue(page: Page, phone: Page) -> None:
     fake_example(phone)
     search_for_long(page)
     page.locator("svg.curve").wait_for()
@@ -211,7 +211,7 @@ def tab_to(page: Page, target: Locator, key: str = "Tab") -> None:
     pytest.fail("the keyboard does not reach it")
 
 
-def test_whole_story_by_keyboard(page: Page) -> None:
+def test_a_search_by_keyboard_alone(page: Page) -> None:
     tab_to(page, page.locator(EXAMPLES).first)
     page.keyboard.press("Enter")
     page.get_by_role("heading", name=RESULT).wait_for()

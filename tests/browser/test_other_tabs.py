@@ -79,7 +79,7 @@ def test_quiz_sets_a_score_beside_the_detectors(page: Page) -> None:
     expect(page.get_by_role("rowheader", name="You", exact=True)).to_be_visible()
 
 
-def test_what_a_run_found_goes_with_its_pictures(page: Page) -> None:
+def test_results_of_a_run_disappear_with_its_pictures(page: Page) -> None:
     open_tab(page, "Evaluate")
     open_tab(page, "Your own pictures")
     sample = page.get_by_label("Use the bundled sample set instead")

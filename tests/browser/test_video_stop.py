@@ -1,4 +1,4 @@
-"""A visitor stops the search of a video: what was found by then is shown."""
+"""A visitor stops the search of a video: the frames done by then are shown."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.browser
 LONG = 300_000  # milliseconds
 
 
-def test_a_stopped_video_shows_what_was_found(page: Page, tmp_path: Path) -> None:
+def test_a_stopped_video_shows_the_frames_done_so_far(page: Page, tmp_path: Path) -> None:
     (tmp_path / "film.mp4").write_bytes(films.encode(films.moving_face(14)))
     page.get_by_role("button", name=VIDEO).click()
     page.locator("input[type=file][accept*=video]").set_input_files(tmp_path / "film.mp4")

@@ -27,7 +27,7 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def test_detect_answers_every_picture_in_one_object(folder):
+def test_detect_reports_every_picture_in_one_object(folder):
     done = run("detect", "--json", *(str(folder / name) for name in ("hopper.jpg", "grey.png", "text.jpg")))
     assert done.returncode == 0
     hopper, grey, text = json.loads(done.stdout)["results"]
@@ -50,7 +50,7 @@ def test_detect_exits_with_2_only_if_nothing_could_be_read(folder):
     assert "Traceback" not in done.stderr
 
 
-def test_an_unknown_detector_is_one_sentence(folder):
+def test_an_unknown_detector_gives_one_sentence(folder):
     done = run("detect", "--json", str(folder / "hopper.jpg"), "--detector", "nobody")
     assert done.returncode == 2
     assert json.loads(done.stdout)["hint"].startswith("Choose one of")
@@ -94,7 +94,7 @@ def test_counterfactual_of_a_generated_face(tmp_path):
     assert again["p_fake"] == answer["p_fake"]
 
 
-def test_counterfactual_of_a_wrong_file_is_one_sentence(folder, tmp_path):
+def test_counterfactual_of_a_wrong_file_gives_one_sentence(folder, tmp_path):
     done = run("counterfactual", str(folder / "text.jpg"), "--detector", "xception", "--out", str(tmp_path), "--json")
     assert done.returncode == 2
     assert set(json.loads(done.stdout)) == {"error", "hint"}

@@ -35,7 +35,7 @@ def test_a_change_of_colour_alone_is_drawn():
     assert residual.largest == 30
 
 
-def test_no_change_is_said_and_drawn_plain():
+def test_no_change_is_reported_and_drawn_plain():
     none = changes.signed_residual(even(9), even(9))
     assert none.caption == "No pixel changed."
     assert (none.picture == none.picture[0, 0]).all()

@@ -44,7 +44,7 @@ def photo(level: int = 200) -> np.ndarray:
     return np.full((200, 220, 3), level, dtype=np.uint8)
 
 
-def test_the_whole_way_of_a_photo(detectors):
+def test_a_photo_from_start_to_end(detectors):
     steps = []
     result = finish(
         find_counterfactual(locate(photo()), "toy", SearchSettings(kappa=0.1), inverter=toy_inverter(SIZE)),
@@ -93,7 +93,7 @@ def test_a_real_face_is_left_alone(detectors):
     json.dumps(result.record(), allow_nan=False)
 
 
-def test_a_mistake_is_a_sentence(detectors, monkeypatch):
+def test_a_mistake_gives_one_sentence(detectors, monkeypatch):
     with pytest.raises(UserError, match="no detector named"):
         finish(find_counterfactual(locate(photo()), "nobody", inverter=toy_inverter(SIZE)))
     with pytest.raises(UserError, match="number 2"):
@@ -103,7 +103,7 @@ def test_a_mistake_is_a_sentence(detectors, monkeypatch):
         finish(find_counterfactual(locate(photo()), "toy", inverter=toy_inverter(SIZE)))
 
 
-def test_closing_the_story_closes_the_search(detectors):
+def test_closing_the_job_restores_the_detector(detectors):
     detector = detectors["toy"]
     detector.train()
     job = find_counterfactual(locate(photo()), "toy", inverter=toy_inverter(SIZE))
@@ -113,14 +113,14 @@ def test_closing_the_story_closes_the_search(detectors):
     assert detector.training and all(weight.requires_grad for weight in detector.parameters())
 
 
-def test_a_face_that_is_lost_after_pasting_is_said(detectors, monkeypatch):
+def test_a_face_lost_after_pasting_is_reported(detectors, monkeypatch):
     detections = iter([[FACE], []])
     monkeypatch.setattr(faces, "find_faces", lambda image: next(detections))
     result = finish(find_counterfactual(locate(photo()), "toy", inverter=toy_inverter(SIZE)))
     assert result.p_pasted is None and "not found again" in result.summary
 
 
-def test_retest_leaves_out_the_attacked_one(detectors):
+def test_retest_leaves_out_the_attacked_detector(detectors):
     before, after = torch.full((2, 3, 8, 8), 0.9), torch.full((2, 3, 8, 8), 0.1)
     scores = predict.retest(before, after, "toy")
     assert list(scores) == ["strict"] and scores["strict"][0].shape == (2,)
@@ -134,12 +134,12 @@ def test_retest_leaves_out_the_attacked_one(detectors):
 
 
 @pytest.mark.parametrize(("level", "message"), [(100, "calls this face real"), (175, "is uncertain about this face")])
-def test_a_face_below_the_threshold_is_named_as_its_verdict_names_it(detectors, level, message):
+def test_a_face_below_the_threshold_is_described_by_its_verdict(detectors, level, message):
     result = finish(find_counterfactual(locate(photo(level)), "toy", inverter=toy_inverter(SIZE)))
     assert result.already_real and message in result.summary and "nothing to change" in result.summary
 
 
-def test_the_refinement_is_told_and_recorded(detectors):
+def test_the_refinement_is_reported_and_recorded(detectors):
     steps = []
     job = find_counterfactual(locate(photo()), "toy", SearchSettings(kappa=0.1, refine=2), inverter=toy_inverter(SIZE))
     result = finish(job, steps.append)

@@ -1,4 +1,4 @@
-"""Drafts: searches that draw no more than the detector reads, and in halves, and what is made of their results."""
+"""Drafts: searches that draw no more than the detector reads, or in half precision, and their results."""
 
 from types import SimpleNamespace
 
@@ -70,7 +70,7 @@ def open_rows(levels: str, rows: int) -> list[int]:
         (128, 224, "M", 128),
     ],
 )
-def test_no_more_is_drawn_than_is_read_and_all_open_rows_are(size, read, levels, drawn):
+def test_drafts_are_no_larger_than_needed_and_use_every_open_row(size, read, levels, drawn):
     generator = SimpleNamespace(size=size, latent_average=torch.zeros(1))
     opened = open_rows(levels, row_count(size))
     effort = draft_effort(generator, read, opened, truncate=True, precision="auto")
@@ -81,7 +81,7 @@ def test_no_more_is_drawn_than_is_read_and_all_open_rows_are(size, read, levels,
 
 
 @pytest.mark.parametrize(("native", "dtype"), [(True, torch.bfloat16), (False, torch.float16)])
-def test_a_gpu_draws_large_drafts_in_halves(monkeypatch, native, dtype):
+def test_a_gpu_draws_large_drafts_in_half_precision(monkeypatch, native, dtype):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
     generator = SimpleNamespace(size=1024, latent_average=SimpleNamespace(device=torch.device("cuda")))
     options = {"truncate": True, "precision": "auto"}
@@ -176,7 +176,7 @@ def test_too_few_steps_still_end_with_the_exact_picture(inverter, faces):
     assert torch.allclose(result.p_counterfactual, p_fake, atol=1e-5)
 
 
-def test_features_are_halves_and_pictures_are_not(inverter):
+def test_features_are_in_half_precision_and_pictures_are_not(inverter):
     codes = torch.randn(2, ROWS, 512, generator=torch.Generator().manual_seed(3))
     partial = inverter.begin(codes, 3, dtype=torch.bfloat16)
     assert partial.features.dtype == torch.bfloat16 and partial.picture.dtype == torch.float32
@@ -189,7 +189,7 @@ def test_features_are_halves_and_pictures_are_not(inverter):
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_a_search_in_halves_goes_the_same_way(inverter, faces, precision):
+def test_a_search_in_half_precision_goes_the_same_way(inverter, faces, precision):
     exact = run(inverter, faces, truncate=False)
     result = run(inverter, faces, truncate=False, precision=precision)
     assert result.precision == precision and result.resolution == SIZE

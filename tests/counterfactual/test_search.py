@@ -108,7 +108,7 @@ def test_a_face_called_real_is_not_searched(composite):
     assert "nothing to change" in run(grey(100)).summary
 
 
-def test_a_reconstruction_that_turns_by_itself_is_said():
+def test_a_reconstruction_that_turns_by_itself_is_reported():
     # The toy draws every face near the middle grey, which its detector calls real.
     result = run(grey(200), composite="reconstruction")
     assert result.flipped_by_inversion.tolist() == [True] and result.steps.tolist() == [0]

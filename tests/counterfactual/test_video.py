@@ -61,7 +61,7 @@ def test_every_frame_begins_at_the_change_of_the_one_before(detector):
     assert round(DARKER * 255) == 3 and hooks(detector) == 0
 
 
-def test_frames_without_the_face_stay_and_are_said(detector):
+def test_frames_without_the_face_stay_unchanged_and_are_reported(detector):
     result = finish(video_search(200, 5, 200, 100).run())
     assert [frame.skipped for frame in result.frames] == ["", NO_FACE, "", ""]
     assert (result.pictures[1] == 5).all() and result.frames[1].p_original is None
@@ -137,7 +137,7 @@ def test_other_detectors_are_asked_about_the_frames_that_were_searched(detector,
     assert result.record()["retest"]["lax"]["fake_before"] == 0.3333 and set(result.record()["retest"]) == set(others)
 
 
-def test_where_there_is_no_other_detector_this_is_said(detector):
+def test_the_summary_says_that_there_is_no_other_detector(detector):
     result = finish(video_search(200, 200).run())
     assert result.retested == () and result.summary.endswith("There is no other detector to ask.")
 
@@ -170,7 +170,7 @@ def test_steps_are_counted_to_the_end(detector):
     ("levels", "size", "message"),
     [((5, 5), None, "No face was found in this video"), ((200, 200), (20, 10), "The face is only 20 pixels wide")],
 )
-def test_a_video_without_a_usable_face_is_a_sentence(detector, monkeypatch, levels, size, message):
+def test_a_video_without_a_usable_face_gives_one_sentence(detector, monkeypatch, levels, size, message):
     if size is not None:
         small = replace(FACE, box=(60.0, 50.0, 80.0, 60.0))
         monkeypatch.setattr(faces, "find_faces", lambda _image: [small])
@@ -193,7 +193,7 @@ def test_the_command_line_refuses_what_it_cannot_do(tmp_path, capsys):
 
 @needs_models
 def test_a_real_face_that_moves(tmp_path, capsys):
-    """The whole way with the models that ship: six frames, one of them without the face, and three steps."""
+    """From start to end with the models that ship: six frames, one of them without the face, and three steps."""
     path = tmp_path / "film.mp4"
     path.write_bytes(films.encode(films.moving_face(6, hidden=(3,))))
     name = registry.loadable()[0]

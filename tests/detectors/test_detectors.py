@@ -112,7 +112,7 @@ class Constant(nn.Module):
 
 
 @pytest.mark.parametrize("meaning", LOG_ODDS)
-def test_direction_of_every_meaning(meaning: str) -> None:
+def test_direction_of_every_kind_of_output(meaning: str) -> None:
     for raw, expected in zip(OUTPUTS[meaning], (3.0, -3.0), strict=True):
         detector = Detector(Constant(torch.tensor(raw)), replace(plain_card("xception"), outputs=meaning))
         log_odds = detector.logit_fake(torch.rand(2, 3, 128, 128))
@@ -167,7 +167,7 @@ def test_a_detector_without_layers_says_so() -> None:
 
 
 @torch.no_grad()
-def test_a_mirrored_detector_says_the_mean_of_a_picture_and_its_mirror_image() -> None:
+def test_a_mirrored_detector_gives_the_mean_of_a_picture_and_its_mirror_image() -> None:
     once = embedded("xception")
     once.network.last_linear.weight.mul_(1000)  # untrained, it says nearly the same of everything
     both = Detector(once.network, replace(once.card, mirrored=True), temperature=2.0, threshold=0.5).eval()
@@ -328,7 +328,7 @@ def test_card_is_complete(weights_folder: Path) -> None:
     assert [(miss.kind, miss.auc) for miss in card.misses()] == [("swap", 0.8)]
 
 
-def test_errors_are_said_in_short(weights_folder: Path) -> None:
+def test_error_rates_are_summarised_in_one_sentence(weights_folder: Path) -> None:
     write_entry(weights_folder, "mesoinception4")
     card = registry.card("mesoinception4")
     errors = [("real", 0.1), ("swap", 0.4), ("sample", 0.02), ("ciplab_real", 0.9)]
@@ -339,7 +339,7 @@ def test_errors_are_said_in_short(weights_folder: Path) -> None:
     assert "not measured here" in predict.summarise_error_rates(replace(card, errors=()))
 
 
-def test_unknown_names_are_said(weights_folder: Path) -> None:
+def test_unknown_names_are_reported(weights_folder: Path) -> None:
     write_entry(weights_folder, "xception")
     for call in (registry.build, registry.load, registry.card):
         with pytest.raises(UserError, match="no detector named nonsense"):

@@ -29,7 +29,7 @@ def with_statistics(detector):
     return detector
 
 
-def test_a_quick_xception_says_the_same():
+def test_a_quick_xception_gives_the_same_log_odds():
     card = toy_detector(size=64).card
     network = registry.build_embedded("xception", {"width": 0.125})
     detector = with_statistics(Detector(network, card.__class__(**vars(card) | {"outputs": TWO_LOGITS}))).train()

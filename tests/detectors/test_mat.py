@@ -82,7 +82,7 @@ def test_taps_of_the_published_size(published: MAT, size: int, taps: tuple[int, 
     ]
 
 
-def test_official_checkpoint_finds_its_places(published: MAT) -> None:
+def test_every_key_of_the_official_checkpoint_is_matched(published: MAT) -> None:
     state = official_state(published)
     assert {"net._conv_stem.weight", "net._blocks.2._expand_conv.weight", "net._fc.bias"} <= state.keys()
     assert "net._blocks.1._expand_conv.weight" not in state  # the first stage expands nothing

@@ -90,7 +90,7 @@ def test_flatten_order(tmp_path: Path) -> None:
     np.testing.assert_allclose(weight @ features.transpose(2, 0, 1).reshape(-1), expected, rtol=1e-4)
 
 
-def test_what_is_not_mesonet_is_refused(tmp_path: Path) -> None:
+def test_files_without_a_mesonet_are_refused(tmp_path: Path) -> None:
     h5py = pytest.importorskip("h5py")
     with pytest.raises(UserError, match="missing"):
         convert_h5(tmp_path / "absent.h5")
@@ -103,7 +103,7 @@ def test_what_is_not_mesonet_is_refused(tmp_path: Path) -> None:
         convert_h5(tmp_path / "other.h5")
 
 
-def test_missing_h5py_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_h5py_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "h5py", None)
     with pytest.raises(UserError, match="h5py"):
         convert_h5(tmp_path / "weights.h5")

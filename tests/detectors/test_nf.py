@@ -1,4 +1,4 @@
-"""NF: a picture that carries a maker's fingerprint is known by it."""
+"""NF: a picture that carries a maker's fingerprint is recognised by it."""
 
 import torch
 

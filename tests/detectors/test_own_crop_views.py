@@ -118,7 +118,7 @@ def both(monkeypatch):
     return known
 
 
-def test_every_detector_is_asked_about_its_own_crop(both, monkeypatch):
+def test_every_detector_judges_its_own_crop(both, monkeypatch):
     captured: dict[str, torch.Tensor] = {}
     for name, detector in both.items():
         detector.network.register_forward_hook(lambda _net, inputs, _out, name=name: captured.update({name: inputs[0]}))

@@ -1,4 +1,4 @@
-"""Wherever detectors are asked, one that was trained on another crop sees that crop of the photo."""
+"""Wherever detectors judge, one that was trained on another crop sees that crop of the photo."""
 
 from dataclasses import replace
 
@@ -64,7 +64,7 @@ def own_crop(photo):
     return alignment.align_face(photo, FACE, *OWN).crop
 
 
-def test_detectors_are_grouped_by_the_crop_that_they_want(captured):
+def test_detectors_are_grouped_by_the_crop_that_they_need(captured):
     assert predict.group_by_crop() == {("embedded", SIZE): ["xception"], OWN: ["own"]}
     assert predict.group_by_crop(["own"]) == {OWN: ["own"]}
 
@@ -81,7 +81,7 @@ def test_a_detector_that_looks_for_itself_is_the_same_detector(captured, photo):
     assert float(attacked.p_after) < float(attacked.p_before)
 
 
-def test_the_quiz_asks_each_about_its_own_crop(captured, photo, data):
+def test_the_quiz_shows_each_detector_its_own_crop(captured, photo, data):
     quiz = Quiz.__new__(Quiz)
     quiz.score = "score"
     crop, crops = quiz._cut(data.path("real/one.png"), list(predict.group_by_crop()))
@@ -92,14 +92,14 @@ def test_the_quiz_asks_each_about_its_own_crop(captured, photo, data):
     assert torch.equal(captured["own"][0], images.to_tensor(own_crop(photo)).expand(2, -1, -1, -1))
 
 
-def test_a_detector_that_came_during_the_quiz_is_left_out(captured, photo, data):
+def test_a_detector_added_during_the_quiz_is_left_out(captured, photo, data):
     quiz = Quiz.__new__(Quiz)
     crop, crops = quiz._cut(data.path("real/one.png"), [("embedded", SIZE)])
     html = quiz._judge(QuizRound([crop] * 2, [crops] * 2, [True, False], [True, True]))
     assert "Own" not in html and "Toy" in html and not captured["own"]
 
 
-def test_attacks_side_by_side_are_judged_in_each_one_s_own_crop(captured, photo, monkeypatch):
+def test_compared_attacks_are_judged_in_each_detector_s_own_crop(captured, photo, monkeypatch):
     monkeypatch.setattr(comparison, "compared_attacks", lambda: ("noise", "fgsm"))
     result = finish(comparison.compare_attacks(alignment.locate(photo)))
     (images_seen,) = captured["own"][-1:]
@@ -110,7 +110,7 @@ def test_attacks_side_by_side_are_judged_in_each_one_s_own_crop(captured, photo,
     assert set(result.p_fake) == {"xception", "own"}
 
 
-def test_evaluate_searches_and_judges_in_each_one_s_own_crop(captured, photo, data, monkeypatch):
+def test_evaluate_searches_and_judges_in_each_detector_s_own_crop(captured, photo, data, monkeypatch):
     monkeypatch.setattr(inversion, "load_embedded_inverter", lambda: toy_inverter(SIZE))
     names = ("xception", "own")
     config = counterfactual.CounterfactualConfig(
@@ -128,7 +128,7 @@ def test_evaluate_searches_and_judges_in_each_one_s_own_crop(captured, photo, da
     assert all((image[..., :8, :8] == corner).all() for image in captured["own"])
 
 
-def test_trace_removal_is_evaluated_in_each_one_s_own_crop(captured, photo, data, monkeypatch):
+def test_trace_removal_is_evaluated_in_each_detector_s_own_crop(captured, photo, data, monkeypatch):
     monkeypatch.setattr(
         attacks_registry, "installed_with_defence", lambda _defence, names: {name: name for name in names}
     )

@@ -179,7 +179,7 @@ def test_a_name_that_is_a_file_and_a_folder_is_refused(tmp_path):
 
 
 def test_another_zip_is_never_taken_for_the_one_before(tmp_path):
-    """A zip that was mended, or another one, must not be measured by what was unpacked first."""
+    """A repaired zip, or another one, must not be measured by the files that were unpacked first."""
     write_zip(tmp_path / "a.zip", {"set/real/a.png": PNG})
     dataset.open_data(tmp_path / "a.zip", tmp_path / "run")
     write_zip(tmp_path / "a.zip", {"set/real/b.png": PNG})
@@ -199,12 +199,12 @@ def test_a_locked_zip_is_refused(tmp_path):
     assert_refused(path, tmp_path, "password")
 
 
-def test_unusual_packing_is_refused(tmp_path):
+def test_unusual_compression_is_refused(tmp_path):
     assert_refused(write_zip(tmp_path / "a.zip", {"real/a.png": PNG}, zipfile.ZIP_LZMA), tmp_path, "unusual")
 
 
 @pytest.mark.parametrize("content", [b"", b"no zip", PNG, b"PK\x05\x06" + bytes(4)])
-def test_what_is_no_zip_is_refused(tmp_path, content):
+def test_a_file_that_is_no_zip_is_refused(tmp_path, content):
     (tmp_path / "a.zip").write_bytes(content)
     assert_refused(tmp_path / "a.zip", tmp_path, "not a zip file")
 
@@ -218,7 +218,7 @@ def test_a_damaged_zip_is_refused(tmp_path):
     assert_refused(Path(tmp_path / "absent.zip"), tmp_path, "could not be opened")
 
 
-def test_a_zip_without_pictures_is_one_sentence(tmp_path):
+def test_a_zip_without_pictures_gives_one_sentence(tmp_path):
     write_zip(tmp_path / "a.zip", {"notes.txt": b"x"})
     with pytest.raises(UserError, match=r"a\.zip holds neither real/ and fake/"):
         dataset.open_data(tmp_path / "a.zip", tmp_path / "run")

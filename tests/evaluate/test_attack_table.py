@@ -124,7 +124,7 @@ def test_detectors_see_saved_faces_and_likeness_is_that_of_the_attack(tmp_path, 
     assert "JPEG 90" in table["settings"]["saved"]
 
 
-def test_both_files_say_the_same(tmp_path, detectors):
+def test_both_files_agree(tmp_path, detectors):
     table = finish(table_job(tmp_path))
     stored = json.loads((tmp_path / "table.json").read_text())
     assert stored["rows"][0]["accuracy"] == table["rows"][0]["accuracy"]

@@ -94,7 +94,7 @@ def test_dfdc(tmp_path):
     assert [file.name for file in data.skipped if "metadata.json says" in file.reason] == [f"{prefix}ccc/001.png"]
 
 
-def test_a_folder_of_no_known_layout_is_one_sentence(tmp_path):
+def test_a_folder_of_no_known_layout_gives_one_sentence(tmp_path):
     write(tmp_path, "cats/1.png", "dogs/1.png")
     with pytest.raises(UserError, match="neither real/ and fake/"):
         open_data(tmp_path, tmp_path)

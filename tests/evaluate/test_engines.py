@@ -1,4 +1,4 @@
-"""Engines: whoever does the work gives the same rows, and a worker that dies ends no run."""
+"""Engines: every engine gives the same rows, and the death of a worker does not end a run."""
 
 import multiprocessing
 import sys
@@ -84,7 +84,7 @@ def test_ray_gives_the_same_rows_and_survives_a_death(reference, tmp_path):
 @pytest.mark.parametrize(
     ("address", "tries", "sentence"), [(None, 2, "on this machine"), ("1.2.3.4:5", 1, "1.2.3.4:5")]
 )
-def test_a_ray_that_does_not_start_is_one_sentence(reference, tmp_path, monkeypatch, address, tries, sentence):
+def test_a_ray_that_does_not_start_gives_one_sentence(reference, tmp_path, monkeypatch, address, tries, sentence):
     calls, shutdowns = [], []
 
     def init(**options):
@@ -105,7 +105,7 @@ def test_every_worker_finds_room_on_one_gpu(gpus, workers, share):
     assert share == 0 or int(1 / share + 1e-9) * gpus >= workers
 
 
-def test_an_engine_that_does_not_exist_is_one_sentence():
+def test_an_engine_that_does_not_exist_gives_one_sentence():
     with pytest.raises(UserError, match="no engine cloud"):
         engines.choose_engine("cloud")
     with pytest.raises(UserError, match="-1 workers"):

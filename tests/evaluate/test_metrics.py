@@ -175,7 +175,7 @@ def test_identity_by_dlib(aligned_crops, template):
     assert identity.compare_identity(astronaut, astronaut, template).similarity == pytest.approx(1)
 
 
-def test_identity_without_any_network_is_said_in_words(monkeypatch):
+def test_identity_without_any_network_is_reported_in_words(monkeypatch):
     monkeypatch.setattr(identity, "best_recogniser", lambda: None)
     assert "neither ArcFace nor FaceNet" in identity.identity_missing()
     assert METRICS["identity"].missing() and METRICS["identity_retained"].missing()

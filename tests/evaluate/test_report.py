@@ -91,7 +91,7 @@ def test_families_come_before_the_paper(run):
     assert text.index("By family of fakes") < text.index("Beside the paper") < text.index("All results")
 
 
-def test_json_csv_and_the_loaded_report_say_the_same(run):
+def test_json_csv_and_the_loaded_report_agree(run):
     evaluation, files, out = run
     content = json.loads(Path(files["json"]).read_text(encoding="utf-8"))
     assert content["summary"] == evaluation.summary
@@ -131,12 +131,12 @@ def test_a_name_with_dollars_is_no_formula():
     assert drawn.svg.startswith(b"<?xml")
 
 
-def test_plots_are_put_in_words_with_what_was_not_measured():
+def test_plots_are_described_in_words_with_what_was_not_measured():
     two = [Series("one", (), [0.5, float("nan")]), Series("two", (), [0, 1])]
     assert plots.values_in_words(two, ["a", "b"]) == "one: a 0.50, b not measured; two: a 0.00, b 1.00."
 
 
-def test_a_folder_without_a_report_is_one_sentence(tmp_path):
+def test_a_folder_without_a_report_gives_one_sentence(tmp_path):
     with pytest.raises(UserError, match="no finished report"):
         report.load_report(tmp_path)
     (tmp_path / report.JSON_FILE).write_text("{}")
@@ -194,7 +194,7 @@ def test_the_command_searches_counterfactuals_with_the_real_models(tmp_path, cap
     }
 
 
-def test_wrong_commands_are_one_sentence(tmp_path, capsys):
+def test_wrong_commands_give_one_sentence(tmp_path, capsys):
     for arguments in (
         ("detectors", "--sample", "--out", tmp_path / "long", "--compare", tmp_path / "absent"),
         ("nothing", "--sample", "--out", tmp_path),
@@ -210,7 +210,7 @@ def test_wrong_commands_are_one_sentence(tmp_path, capsys):
     assert not (tmp_path / "long").exists()  # nothing is measured, perhaps for hours, before --compare is read
 
 
-def test_names_for_people():
+def test_titles_of_detectors_and_families():
     from backend.evaluate.protocols import base
 
     assert base.detector_title("meso4") == "Meso-4"

@@ -36,7 +36,7 @@ def test_the_table_is_the_one_computed_by_hand(reference):
     assert evaluation.tables[0].rows[0][2].std == pytest.approx(5.0)
 
 
-def test_a_run_says_what_it_is(reference):
+def test_a_run_describes_itself(reference):
     _, _, evaluation = reference
     assert evaluation.about["settings"]["factors"] == [1, 2]
     assert evaluation.about["data"]["fakes"] == {"drawn": 3, "swap": 3}
@@ -141,7 +141,7 @@ def test_other_models_measures_or_protocols_refuse_to_resume(reference, tmp_path
         evaluated(ToyProtocol(ToyConfig()), data, tmp_path, resume=True)
 
 
-def test_what_lies_in_the_picture_is_skipped_and_listed(tmp_path):
+def test_pictures_that_cannot_be_used_are_skipped_and_listed(tmp_path):
     data = toy_data(tmp_path / "data", white=True)
     evaluation = evaluated(ToyProtocol(ToyConfig()), data, tmp_path / "out")
     assert evaluation.counts["skipped"] == 2
@@ -166,7 +166,7 @@ def test_what_failed_is_listed_and_done_again_on_resuming(tmp_path, monkeypatch)
     assert again.counts == {"done": 18, "skipped": 0, "failed": 0, "rows": 18}
 
 
-def test_an_error_that_names_a_file_tells_no_folder(tmp_path, monkeypatch):
+def test_an_error_that_names_a_file_reveals_no_folder(tmp_path, monkeypatch):
     data = toy_data(tmp_path / "data")
     monkeypatch.setattr(ToyProtocol, "run_item", lambda *_: (tmp_path / "secret" / "absent.png").read_bytes())
     with pytest.raises(UserError, match="FileNotFoundError") as caught:
@@ -237,7 +237,7 @@ def test_an_outcome_replaces_a_failed_one(tmp_path):
     store.close()
 
 
-def test_a_setting_that_came_since_does_not_end_a_run(reference, tmp_path, monkeypatch):
+def test_a_setting_added_later_does_not_end_a_run(reference, tmp_path, monkeypatch):
     protocol, data = ToyProtocol(ToyConfig()), reference[0]
     evaluated(protocol, data, tmp_path)
     with contextlib.closing(sqlite3.connect(tmp_path / RUN_FILE)) as connection, connection:

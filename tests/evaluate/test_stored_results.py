@@ -33,12 +33,12 @@ MACHINE_PATH = re.compile(r"(?<![\w.:/])/(home|root|tmp|work|Users|mnt|var|opt|s
 class TestShipped:
     """What lies in results/."""
 
-    def test_every_protocol_has_one(self):
+    def test_every_protocol_has_a_stored_result(self):
         assert set(NAMES) == set(base.PROTOCOLS), f"Make them again with: {report.STORED_COMMAND}"
         assert not (report.RESULTS_FOLDER / evaluate.UNFINISHED_RUNS).exists()
 
     @pytest.mark.parametrize("name", NAMES)
-    def test_it_was_made_with_the_weights_that_ship(self, name):
+    def test_a_stored_result_was_made_with_the_weights_that_ship(self, name):
         evaluation, _ = report.load_report(report.RESULTS_FOLDER / name)
         others = report.changed_weights(evaluation)
         assert not others, (
@@ -47,7 +47,7 @@ class TestShipped:
         )
 
     @pytest.mark.parametrize("name", NAMES)
-    def test_it_is_small_whole_and_speaks_of_no_machine(self, name):
+    def test_a_stored_result_is_small_complete_and_names_no_machine(self, name):
         folder = report.RESULTS_FOLDER / name
         check(folder)
         evaluation, command = report.load_report(folder)
@@ -147,7 +147,7 @@ def test_wrong_commands_run_nothing(toys, tmp_path, capsys):
         assert not (tmp_path / "results").exists()
 
 
-def test_folders_of_files_in_settings_are_not_told():
+def test_folders_of_files_in_settings_are_not_revealed():
     from backend.cli.evaluate import typed_command
 
     changes = ['removers=["x=/secret/place/trnet.safetensors", "y=~/mine/y.st"]', "seed=3", "factors=[0.5]"]
@@ -221,7 +221,7 @@ def test_a_zip_that_would_fill_the_disk_of_all_visitors_is_refused(toys, tmp_pat
         run_in_the_app(monkeypatch, tmp_path, str(tmp_path / "a.zip"))
 
 
-def test_other_weights_are_noticed_and_said(results_folder):
+def test_other_weights_are_noticed_and_reported(results_folder):
     path = results_folder / "other" / JSON_FILE
     content = json.loads(path.read_text())
     if not (SETTINGS.weights_dir / "registry.toml").exists():
@@ -245,7 +245,7 @@ def test_examples_and_traces_were_made_by_the_models_that_ship():
     assert all(references.load_references().knows(name) for name in attentive)
 
 
-def test_a_damaged_result_is_one_sentence(results_folder):
+def test_a_damaged_result_gives_one_sentence(results_folder):
     shutil.rmtree(results_folder / "toy" / "plots")
     with pytest.raises(UserError, match="no finished report in toy"):
         report.load_report(results_folder / "toy")

@@ -23,7 +23,7 @@ FEW = {"lime": 120, "shap": 120, "sobol": 4, "rise": 200, "gradcam": 1, "gradcam
 
 @pytest.fixture
 def few_samples(monkeypatch):
-    """Make the quick preset quicker still, for tests that look at something else than the map."""
+    """Make the quick preset quicker still, for tests of something other than the map."""
     for name, samples in FEW.items():
         explainer = dataclasses.replace(EXPLAINERS[name], samples={**EXPLAINERS[name].samples, "quick": samples})
         monkeypatch.setitem(EXPLAINERS._items, name, explainer)
@@ -245,7 +245,7 @@ def test_pictures_have_one_scale_and_say_it():
     assert photo.reference_difference(face(), result) is None
 
 
-def test_bfloat16_is_used_where_it_says_the_same_and_the_result_says_so(monkeypatch, few_samples):
+def test_bfloat16_is_used_where_it_agrees_and_the_result_says_so(monkeypatch, few_samples):
     monkeypatch.setattr(base, "fast_bfloat16", lambda _device: True)
     seen = []
     detector = patch_detector(slope=300.0, threshold=0.0)
@@ -288,7 +288,7 @@ def test_a_fallen_short_of_memory_halves_the_batch(monkeypatch):
     "wrong",
     [{"method": "none"}, {"reference": "none"}, {"preset": "none"}, {"batch": 0}, {"segments": 1}, {"towards": "x"}],
 )
-def test_wrong_settings_are_one_sentence(wrong):
+def test_wrong_settings_give_one_sentence(wrong):
     with pytest.raises(UserError) as error:
         ask(**wrong)
     assert error.value.message and error.value.hint

@@ -40,13 +40,13 @@ def test_a_map_is_written_with_its_pictures_and_numbers(capsys, tmp_path):
     assert "pictures" in progress
 
 
-def test_no_choice_of_reference_is_no_reference(capsys, tmp_path):
+def test_a_method_without_a_choice_of_reference_reports_none(capsys, tmp_path):
     _, answer, _ = run(capsys, FAKE, "--detector", "efficientnet_b4", "--method", "gradcam", "--out", tmp_path)
     assert answer["reference"] is None and answer["inferences"]["images"] == 1
     assert set(answer["files"]) == {"map", "map_picture", "crop", "overlay", "result"}
 
 
 @pytest.mark.parametrize("wrong", [("--method", "none"), ("--method", "lime", "--face", "9")])
-def test_a_mistake_is_one_sentence_and_exit_code_2(capsys, tmp_path, wrong):
+def test_a_mistake_gives_one_sentence_and_exit_code_2(capsys, tmp_path, wrong):
     code, answer, stderr = run(capsys, FAKE, "--detector", "efficientnet_b4", *wrong, "--out", tmp_path)
     assert code == 2 and answer["error"] and answer["hint"] and len(stderr.strip().splitlines()) == 1

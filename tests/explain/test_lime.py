@@ -44,7 +44,7 @@ def test_distances_are_the_packages():
 
 
 @pytest.mark.parametrize("adversarial", [False, True])
-def test_the_whole_map_is_that_of_the_package(adversarial):
+def test_the_map_is_that_of_the_package(adversarial):
     picture, detector = face(), patch_detector()
     labels = slic_segments(picture[0], 50)
     reference = untextured() if adversarial else segment_means(picture, labels)

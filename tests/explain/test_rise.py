@@ -43,7 +43,7 @@ def test_masks_are_those_of_the_reference_program():
         assert torch.equal(mask, large[row : row + 48, column : column + 64])
 
 
-def test_how_much_is_shown():
+def test_masks_show_half_of_the_face_or_more_as_released():
     cells, offsets = rise.draw_masks(4000, (224, 224), seed=0, as_released=True)
     assert float(cells.mean()) == pytest.approx(0.5398, abs=0.003)  # the normal distribution at 0.1, and not 0.1
     assert float(rise.enlarge_masks(cells[:400], offsets[:400], (224, 224)).mean()) == pytest.approx(0.5398, abs=0.01)

@@ -181,7 +181,7 @@ def test_an_even_map_is_called_arbitrary():
     assert "order means nothing" in measure(torch.ones(SIZE, SIZE)).summary
 
 
-def test_same_seed_same_proof_and_nothing_is_left_behind():
+def test_the_same_seed_gives_the_same_result_and_leaves_no_hooks():
     toy = detector().train()
     settings = SufficiencySettings(attack=NESSettings(iterations=2), draws=2, seed=3)
     first, second = (finish(measure_sufficiency(FACE, toy, SALIENCY, quarters(), settings)) for _ in range(2))

@@ -100,7 +100,7 @@ def test_steps_against_the_slope_differ_between_rows_too():
     assert torch.allclose(moved[0, :, 0], torch.tensor([5 * STEP] * 6 + [5 / 7 * STEP] * 6), atol=1e-5)
 
 
-def test_an_unknown_way_of_steps_is_refused():
+def test_an_unknown_kind_of_step_length_is_refused():
     with pytest.raises(UserError, match="longer"):
         run([], lengths="longer")
 
@@ -111,7 +111,7 @@ def test_a_row_that_shows_nothing_does_not_run_away():
     assert result.codes.isfinite().all()
 
 
-def test_a_search_in_a_tuned_generator_keeps_them():
+def test_a_search_in_a_tuned_generator_keeps_the_step_lengths():
     inverter = small_inverter()
     inverter.visibility = [1.0] * 4 + [2.0] * 4
     with torch.no_grad():

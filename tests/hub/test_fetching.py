@@ -163,7 +163,7 @@ def test_a_stopped_download_goes_on_where_it_stopped(place):
     assert weights.find_entry("meso4_here").state() == "verified"
 
 
-def test_a_connection_that_stays_away_is_said_and_keeps_what_came(place):
+def test_a_lost_connection_is_reported_and_keeps_what_was_fetched(place):
     hosted = place.hub.files["owner/meso", "folder/meso4.pth"]
     hosted.cuts = 10**6
     place.entry()
@@ -189,7 +189,7 @@ def test_a_connection_that_stays_away_is_said_and_keeps_what_came(place):
         (503, "", "answered with error 503"),
     ],
 )
-def test_every_refusal_is_a_sentence(place, status, code, message):
+def test_every_refusal_gives_one_sentence(place, status, code, message):
     hosted = place.hub.files["owner/meso", "folder/meso4.pth"]
     hosted.status, hosted.code = status, code
     place.entry()
@@ -199,7 +199,7 @@ def test_every_refusal_is_a_sentence(place, status, code, message):
     assert place.cached_names() == [] and weights.find_entry("meso4_here").state() == "absent"
 
 
-def test_offline_is_a_sentence(place, monkeypatch):
+def test_being_offline_gives_one_sentence(place, monkeypatch):
     place.entry()
     place.hub.close()
     with pytest.raises(UserError, match="Hub was not reached") as caught:
@@ -227,7 +227,7 @@ def test_a_file_that_is_not_the_pinned_one_is_refused_whatever_the_hub_says(plac
     assert place.cached_names() == []
 
 
-def test_a_full_disk_is_a_sentence_before_and_during(place, monkeypatch):
+def test_a_full_disk_gives_one_sentence_before_and_during_a_download(place, monkeypatch):
     place.entry()
     usage = shutil.disk_usage(place.registry)
     with monkeypatch.context() as patch:
@@ -249,7 +249,7 @@ def _no_space(*_arguments) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_a_folder_that_cannot_be_written_is_a_sentence(place, monkeypatch):
+def test_a_folder_that_cannot_be_written_gives_one_sentence(place, monkeypatch):
     place.entry()
     place.cache.write_text("a file in its place")
     with pytest.raises(UserError):
@@ -289,7 +289,7 @@ def test_a_damaged_file_is_never_loaded(place, damage):
     registry.load("meso4_here")
 
 
-def test_another_place_is_tried(place):
+def test_a_mirror_is_tried(place):
     place.hub.files["owner/meso", "folder/meso4.pth"].status = 404
     place.hub.add("another/copy", "m.pth", place.content, linked=False)
     place.entry(more='mirrors = [{ repo = "nobody/here", file = "x" }, { repo = "another/copy", file = "m.pth" }]')

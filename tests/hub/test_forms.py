@@ -142,7 +142,7 @@ def _replaced(content: dict, level: dict, wrong: dict) -> dict:
 
 
 @pytest.mark.parametrize("name", HUB)
-def test_every_entry_says_what_it_is(name):
+def test_every_entry_describes_itself(name):
     entry = weights.find_entry(name)
     assert entry.licence and entry.source and entry.form in forms.FORMS
     assert bool(entry.sha256) == bool(entry.bytes), "a pinned file has a known size"
@@ -176,7 +176,7 @@ def test_the_detectors_of_the_hub_have_their_names():
     }
 
 
-def test_a_file_at_hand_replaces_a_download(cache, tmp_path):
+def test_a_local_file_replaces_a_download(cache, tmp_path):
     network = registry.build_embedded("meso4_ffpp", weights.find_entry("meso4_ffpp").options)
     file = tmp_path / "meso4_best.pth"
     torch.save(prefixed("backbone.", network.state_dict()), file)

@@ -130,7 +130,7 @@ def test_a_damaged_model_is_not_published(hub):
 
 
 @pytest.mark.parametrize("token", [None, "hf_wrong"])
-def test_a_refused_login_is_a_sentence(hub, monkeypatch, token):
+def test_a_refused_login_gives_one_sentence(hub, monkeypatch, token):
     monkeypatch.delenv("HF_TOKEN")
     if token:
         monkeypatch.setenv("HF_TOKEN", token)
@@ -138,21 +138,21 @@ def test_a_refused_login_is_a_sentence(hub, monkeypatch, token):
         finish(publishing.publish_models(REPO))
 
 
-def test_an_upload_that_breaks_off_is_a_sentence(hub):
+def test_an_interrupted_upload_gives_one_sentence(hub):
     hub.upload_status = 400
     with pytest.raises(UserError, match=r"broke off|answered with error"):
         finish(publishing.publish_models(REPO))
     assert hub.commits == []
 
 
-def test_no_network_is_a_sentence(hub):
+def test_a_missing_network_gives_one_sentence(hub):
     hub.close()
     with pytest.raises(UserError, match="was not reached"):
         finish(publishing.publish_models(REPO))
 
 
 @pytest.mark.parametrize("repo", ["models", "a/b/c", "../x/y", "https://huggingface.co/a/b"])
-def test_what_is_no_repository_is_refused(hub, repo):
+def test_a_name_that_is_no_repository_is_refused(hub, repo):
     with pytest.raises(UserError, match="is not a repository"):
         finish(publishing.publish_models(repo))
 

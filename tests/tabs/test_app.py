@@ -1,4 +1,4 @@
-"""The app's structure, its endpoints and how it says errors."""
+"""The app's structure, its endpoints and how it shows errors."""
 
 import os
 import re
@@ -46,7 +46,7 @@ def demo() -> gr.Blocks:
     return app.build()
 
 
-def test_pictures_leave_without_loss(demo: gr.Blocks) -> None:
+def test_pictures_are_shown_without_loss(demo: gr.Blocks) -> None:
     images = [block for block in demo.blocks.values() if isinstance(block, PICTURES)]
     assert images
     assert {block.format for block in images} == {"png"}
@@ -74,7 +74,7 @@ def test_only_documented_endpoints_are_public(demo: gr.Blocks) -> None:
     assert public == PUBLIC
 
 
-def test_user_error_is_said_word_for_word() -> None:
+def test_user_error_is_shown_word_for_word() -> None:
     def handler() -> None:
         raise UserError("The picture is damaged.", "Use another copy of it.")
 
@@ -99,7 +99,7 @@ def test_unknown_error_shows_a_code_and_no_detail(caplog: pytest.LogCaptureFixtu
     assert code.group() in caplog.text
 
 
-def test_a_visit_s_own_photo_box_hands_over_the_file_as_it_is(tmp_path: Path) -> None:
+def test_the_photo_input_of_a_visit_passes_the_file_on_unchanged(tmp_path: Path) -> None:
     (tmp_path / "text.jpg").write_bytes(b"this is no picture")
     uploaded = ImageData(path=str(tmp_path / "text.jpg"), orig_name="text.jpg")
     with gr.Blocks():
@@ -111,7 +111,7 @@ def test_a_visit_s_own_photo_box_hands_over_the_file_as_it_is(tmp_path: Path) ->
     assert not Path(components.__file__).with_suffix(".pyi").exists()
 
 
-def test_no_photo_is_a_sentence() -> None:
+def test_a_missing_photo_gives_one_sentence() -> None:
     with pytest.raises(UserError, match="There is no photo yet"):
         photo.read_photo(None)
 
@@ -138,7 +138,9 @@ def test_detect_endpoint_answers_with_json(demo: gr.Blocks, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("closer", [True, False])
-def test_a_closer_reconstruction_is_asked_for(closer: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_closer_reconstruction_can_be_requested(
+    closer: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "photo.png").write_bytes(pictures.encode(pictures.astronaut(), "PNG"))
     captured = []
 
@@ -186,7 +188,7 @@ def test_as_many_faces_are_marked_as_can_be_picked() -> None:
     assert "another below" in step.show_faces(np.zeros((200, 220, 3), np.uint8), judged[:3])[step.summary]
 
 
-def test_downloads_are_private_and_go_with_visitor_and_process() -> None:
+def test_downloads_are_private_and_removed_with_their_visitor_and_process() -> None:
     code = (
         "from types import SimpleNamespace as R; from tabs import visitors; "
         "one, two = (visitors.session_folder(R(session_hash=name)) for name in ('../a1', 'b2')); "
@@ -207,7 +209,7 @@ def test_downloads_are_private_and_go_with_visitor_and_process() -> None:
     assert not any(Path(output[4]).exists() for output in outputs)
 
 
-def test_files_go_an_hour_after_the_last_event_though_the_page_is_open(
+def test_files_are_removed_an_hour_after_the_last_event_even_if_the_page_is_open(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(visitors, "_downloads", lambda: tmp_path)

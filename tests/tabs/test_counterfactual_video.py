@@ -102,14 +102,14 @@ def test_a_stop_before_anything_is_found_says_so(step, path):
     ("content", "message"),
     [(b"no video", "This file is not a video"), (films.encode([clip(5).frames[0]] * 3), "No face was found in this")],
 )
-def test_what_cannot_be_searched_is_said_in_its_place(step, tmp_path, content, message):
+def test_a_video_that_cannot_be_searched_gets_a_message_on_the_page(step, tmp_path, content, message):
     (tmp_path / "film.mp4").write_bytes(content)
     last = list(run(step, tmp_path / "film.mp4"))[-1]
     assert message in last[step.refusal] and 'role="alert"' in last[step.refusal]
     assert last[step.search_button].interactive and last[step.live].visible is False
 
 
-def test_no_video_and_too_many_are_sentences(step, path, monkeypatch):
+def test_a_missing_video_and_too_many_searches_give_one_sentence(step, path, monkeypatch):
     with pytest.raises(gr.Error, match="no video yet"):
         list(events.with_shown_errors(step._search_video)(None, "toy", 40, REQUEST))
     monkeypatch.setattr(counterfactual_video, "LIMIT", CallLimit(1, 3600, "Searching a video"))
@@ -118,7 +118,7 @@ def test_no_video_and_too_many_are_sentences(step, path, monkeypatch):
         list(events.with_shown_errors(step._search_video)(str(path), "toy", 40, REQUEST))
 
 
-def test_the_picture_of_the_scores_has_gaps_and_a_name(step):
+def test_the_plot_of_the_scores_has_gaps_and_a_name(step):
     work = video_search(200, 200, 5, 200)
     assert counterfactual_video.frame_curve(work.frames()) == ""
     for _ in work.run():

@@ -145,7 +145,7 @@ def test_a_map_of_the_other_verdict_is_not_tested(tab, tmp_path, toy_model):
 
 
 def updates_of(steps, component):
-    """Return what a component held at every step that showed it."""
+    """Return the value of a component at every step that updated it."""
     return [step[component].value for step in steps if component in step and step[component].visible]
 
 
@@ -256,7 +256,7 @@ def test_segments_are_numbered_in_their_order():
     assert np.array_equal(again[90:110, 40:60], first)
 
 
-def test_words_of_times():
+def test_expected_times_are_put_in_words():
     assert explain_result.method_in_words("rise", 1.2, 61.4).endswith(
         "About 1 second on this machine; a comparison of all methods takes about 61 seconds."
     )

@@ -1,4 +1,4 @@
-"""A GPU that is lent for seconds: what crosses the border of the process, and for how long it is asked."""
+"""A GPU that is lent for seconds: what passes between the processes, and how long a time is requested."""
 
 import inspect
 import pickle
@@ -74,7 +74,7 @@ def test_nothing_happens_where_no_gpu_is_lent(demo, monkeypatch):
     assert [event.fn for event in demo.fns.values()] == before
 
 
-def test_handlers_work_across_the_border(demo, monkeypatch):
+def test_handlers_work_across_processes(demo, monkeypatch):
     durations: list[int] = []
     monkeypatch.setitem(sys.modules, "spaces", spaces_package(durations))
     quick = list(demo.fns.values())[2].fn
@@ -112,13 +112,13 @@ def test_all_methods_take_longer_than_one():
     assert gpu.needed_seconds(SimpleNamespace(fn=handler, concurrency_id="model"), 0, "quick") == 60
 
 
-def test_a_pair_is_asked_by_all_methods():
+def test_a_pair_takes_the_time_of_all_methods():
     def handler(real_path: Any, chosen: Any) -> None: ...
 
     assert gpu.needed_seconds(SimpleNamespace(fn=handler, concurrency_id="model"), "real", "fake") == 60
 
 
-def test_an_answer_about_an_earlier_photo_is_dropped_here(monkeypatch):
+def test_a_verdict_about_an_earlier_photo_is_dropped(monkeypatch):
     package = spaces_package([])
     with gr.Blocks() as blocks:
         text, button, chosen = gr.Textbox(), gr.Button(), gr.State(ChosenPhoto())
@@ -147,7 +147,7 @@ def test_an_answer_about_an_earlier_photo_is_dropped_here(monkeypatch):
 
 @pytest.fixture(scope="module")
 def requested() -> dict[str, tuple[Any, Any]]:
-    """Return what the app asks `spaces` for: by handler, its event and the function that says for how long."""
+    """Return the app's requests to `spaces` by handler: the event, and the function that gives the seconds."""
     durations: list[Any] = []
     package = spaces_package([])
     package.GPU = lambda task, *, duration: durations.append(duration) or task
@@ -162,7 +162,7 @@ def requested() -> dict[str, tuple[Any, Any]]:
 
 
 def first_request(event: Any, **values: Any) -> list[Any]:
-    """Return what a page sends as it was opened, but for the values that are named."""
+    """Return what a freshly opened page sends, except for the named values."""
     names = list(inspect.signature(event.fn).parameters)
     usual = [getattr(block, "value", None) for block in event.inputs]
     sent = [values.get(name, value) for name, value in zip(names, usual, strict=False)]
@@ -175,7 +175,7 @@ needs_models = pytest.mark.skipif(
 
 
 @needs_models
-def test_every_long_action_and_every_verdict_asks_and_nothing_else(requested):
+def test_every_long_action_and_every_verdict_requests_a_gpu_and_nothing_else_does(requested):
     assert set(requested) == LONG | VERDICTS
     for name, (event, duration) in requested.items():
         needed = duration(*first_request(event))
@@ -183,7 +183,7 @@ def test_every_long_action_and_every_verdict_asks_and_nothing_else(requested):
 
 
 @needs_models
-def test_what_is_asked_for_decides_how_long(requested, tmp_path):
+def test_the_requested_time_depends_on_the_settings(requested, tmp_path):
     def needed(name: str, **values: Any) -> int:
         event, duration = requested[name]
         return duration(*first_request(event, **values))

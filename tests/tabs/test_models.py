@@ -129,7 +129,7 @@ def test_the_hub_profile_starts_without_a_network_and_fetches_once_there_is_one(
         client = client_library.Client(address, verbose=False)
 
         def call(name: str, *values: object) -> list:
-            """Call what the page calls and no listing of the programs' endpoints names; return all it answers."""
+            """Call an endpoint that the page uses and no listing names, and return all its outputs."""
             place = next(
                 dependency["id"] for dependency in client.config["dependencies"] if dependency["api_name"] == name
             )

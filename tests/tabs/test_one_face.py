@@ -1,4 +1,4 @@
-"""A photo is decoded, searched for faces and cut out once, whatever is asked about it in the app."""
+"""A photo is decoded, searched for faces and cut out once, whatever the app is asked about it."""
 
 import hashlib
 import pickle

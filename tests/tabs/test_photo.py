@@ -63,7 +63,7 @@ def test_a_second_photo_is_not_dropped_while_the_first_is_judged():
 
 
 @pytest.mark.parametrize(("limit", "side"), [(20_000_000, 2200), (5_000_000, 1100), (1_500_000, 550)])
-def test_what_is_handed_back_as_png_may_come_in_again(monkeypatch, limit, side):
+def test_a_photo_handed_back_as_png_can_be_uploaded_again(monkeypatch, limit, side):
     noise = np.random.default_rng(0).integers(0, 256, (2400, 2400, 3), dtype=np.uint8)
     monkeypatch.setattr(photo, "SETTINGS", replace(photo.SETTINGS, max_bytes=limit))
     handed = photo._convert_for_browser(noise)
@@ -95,7 +95,7 @@ def test_several_faces_carry_their_numbers():
 
 
 @pytest.mark.parametrize(("kind", "moves"), [("GIF", True), ("WEBP", True), ("TIFF", False)])
-def test_of_an_animation_it_is_said_that_only_the_first_frame_was_judged(step, tmp_path, monkeypatch, kind, moves):
+def test_the_page_says_that_only_the_first_frame_of_an_animation_was_judged(step, tmp_path, monkeypatch, kind, moves):
     monkeypatch.setattr(predict, "judge_faces", lambda *_: [judged_face(1, (4, 4, 30, 30))])
     path = write_file(tmp_path, f"picture.{kind.lower()}", pictures.animation(kind))
     assert step._look(ChosenPhoto(path))[step.moving].visible == moves and step.moving.value == MOVING

@@ -1,4 +1,4 @@
-"""What one visitor, and one address, may ask for in a time."""
+"""How much one visitor, and one address, may request in a given time."""
 
 from dataclasses import replace
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""The whole way of a removal: face, network, photo, verdicts, re-saves, views, bundle and command line."""
+"""A removal from start to end: face, network, photo, verdicts, re-saves, views, bundle and command line."""
 
 import dataclasses
 import io
@@ -65,7 +65,7 @@ def photo(level: int = 200) -> np.ndarray:
     return np.full((400, 440, 3), level, dtype=np.uint8)
 
 
-def test_the_whole_way_of_a_photo(detectors):
+def test_a_photo_from_start_to_end(detectors):
     steps = []
     result = finish(removal.remove_traces(locate(photo()), network=shift(-0.2)), steps.append)
     assert (result.original == 200).all() and (result.removed == 149).all()
@@ -114,7 +114,7 @@ def test_a_network_that_changes_nothing_says_so(detectors):
     assert "left the face as it was" in result.summary
 
 
-def test_saving_again_is_asked_of_both_pictures(detectors):
+def test_both_pictures_are_judged_after_saving_again(detectors):
     original = np.full((SIZE, SIZE, 3), 200, dtype=np.uint8)
     removed = np.full((SIZE, SIZE, 3), 150, dtype=np.uint8)
     resaves = removal.judge_resaves(original, removed)
@@ -129,7 +129,7 @@ def test_saving_again_is_asked_of_both_pictures(detectors):
     assert "No detector called the face fake" in removal.resaves_in_words({"toy": (0.1, 0.1)}, resaves)
 
 
-def test_a_detector_with_a_crop_of_its_own_sees_that_saved_again(detectors, monkeypatch):
+def test_a_detector_with_its_own_crop_sees_that_crop_saved_again(detectors, monkeypatch):
     wide = toy_detector(threshold=0.7, name="wide", size=2 * SIZE)
     wide.card = dataclasses.replace(wide.card, template="deepfakebench")
     monkeypatch.setitem(detectors, "wide", wide)
@@ -173,7 +173,7 @@ def test_a_summary_says_what_still_holds(detectors):
     assert result.summary.index("still do") < result.summary.index("PSNR")
 
 
-def test_a_match_that_photographs_reach_too_is_none(known):
+def test_a_match_that_photographs_reach_too_does_not_count(known):
     kind = known.kinds[0]
     mean, deviation = known.correlation[kind][references.REAL]
     for reached, sentence in (

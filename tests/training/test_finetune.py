@@ -105,7 +105,7 @@ def test_steps_bring_the_drawings_closer(checkpoint):
     assert last < first and training.preview().shape == (1, 3, 2 * SIZE, 2 * SIZE)
 
 
-def test_what_cannot_be_had_is_said(monkeypatch):
+def test_missing_losses_are_reported(monkeypatch):
     monkeypatch.setattr(weights, "read_entries", dict)
     monkeypatch.setattr(dlib_resnet, "dlib_resnet_path", lambda: None)
     monkeypatch.setattr(similarity, "lpips_missing", lambda: "absent")
@@ -145,7 +145,7 @@ def test_the_command_writes_a_checkpoint_that_can_be_loaded(checkpoint, tmp_path
     assert not torch.equal(tuned.encoder.styles[0].linear.weight, before.encoder.styles[0].linear.weight)
 
 
-def test_mistakes_are_sentences(checkpoint, tmp_path, monkeypatch, capsys):
+def test_mistakes_give_one_sentence(checkpoint, tmp_path, monkeypatch, capsys):
     base = ["--data", str(tmp_path), "--out", str(tmp_path / "out")]
     assert main.main(["train", "generator", "--from", str(checkpoint), *base]) == 2
     assert "No such option: --from" in capsys.readouterr().err

@@ -239,7 +239,7 @@ def test_presets_are_frozen_and_spell_everything_out(name, preset):
         protocol.config.seed = 1
 
 
-def test_settings_can_be_changed_and_wrong_ones_are_sentences():
+def test_settings_can_be_changed_and_wrong_ones_are_refused():
     kind = PROTOCOLS.find("counterfactual")
     changed = configure_protocol(
         kind, "quick", {"steps": 5, "factors": [1, 2.5], "methods": "pgd", "fakes": None, "kappa": 0}
@@ -261,7 +261,7 @@ def test_settings_can_be_changed_and_wrong_ones_are_sentences():
         PROTOCOLS.find("nothing")
 
 
-def test_detectors_that_cannot_be_asked_are_refused_at_once(tmp_path):
+def test_detectors_that_cannot_be_used_are_refused_at_once(tmp_path):
     data = greys(tmp_path, fake=[1])
     for name in ("detectors", "counterfactual"):
         with pytest.raises(UserError, match="no detector named nobody"):

@@ -201,7 +201,7 @@ def test_the_paper_s_numbers_stand_beside(traces_run):
     assert np.mean([row[3] for row in defended.rows]) == pytest.approx(0.5974, abs=1e-4)
 
 
-def test_the_finding_and_what_is_missing_are_said(traces_run):
+def test_the_finding_and_what_is_missing_are_reported(traces_run):
     evaluation, tables, _ = traces_run
     assert evaluation.finding.startswith(
         "2 of the six detectors of TR-Net's paper, trained with the app's own defence, find"
@@ -237,7 +237,7 @@ def test_other_strengths_are_told_apart_from_other_attacks():
     assert set(remaining["attack"]) == {"none", "ganprintr", "trnet"}
 
 
-def test_a_report_names_files_without_their_folders_and_says_their_hash(traces_run):
+def test_a_report_names_files_without_their_folders_and_gives_their_hash(traces_run):
     evaluation, _, folder = traces_run
     assert evaluation.about["settings"]["removers"] == ["copy=trnet.safetensors"]
     assert evaluation.about["weights"]["TR-Net copy"] == weights.file_hash(folder / "copy" / "trnet.safetensors")
@@ -245,7 +245,7 @@ def test_a_report_names_files_without_their_folders_and_says_their_hash(traces_r
     assert any("shows those of the detector xception" in sentence for sentence in evaluation.limits)
 
 
-def test_wrong_settings_are_sentences(traces_run, tmp_path):
+def test_wrong_settings_are_refused(traces_run, tmp_path):
     data = open_data(traces_run[2] / "data", tmp_path)
     usual = TraceRemovalConfig(detectors=("xception",), attacks=("fgsm",))
     with toys():
