@@ -19,7 +19,7 @@ def instructions() -> list[tuple[str, str]]:
     text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
     text = re.sub(r"^\s*#.*\n", "", text, flags=re.MULTILINE)
     lines = re.sub(r"\\\n", " ", text).splitlines()
-    return [(name, rest.strip()) for name, _, rest in (line.partition(" ") for line in lines if line.strip())]
+    return [(name, argument.strip()) for name, _, argument in (line.partition(" ") for line in lines if line.strip())]
 
 
 STEPS = instructions()

@@ -180,27 +180,27 @@ class _Handler(BaseHTTPRequestHandler):
         if hosted.status != 200:
             self._answer(hosted.status, None, code=hosted.code)
             return
-        facts = {
+        headers = {
             "X-Repo-Commit": COMMIT,
             "X-Linked-Etag": f'"{hosted.etag}"',
             "X-Linked-Size": str(len(hosted.content)),
         }
         if hosted.linked:
             place = f"{self.server_of.storage}/storage/{match[2].replace('/', '--')}/{match[4]}"
-            self._answer(302, None, headers={**facts, "Location": place})
+            self._answer(302, None, headers={**headers, "Location": place})
         elif send:
-            self._send_file(hosted, facts)
+            self._send_file(hosted, headers)
         else:
-            self._answer(200, None, headers=facts, length=len(hosted.content))
+            self._answer(200, None, headers=headers, length=len(hosted.content))
 
-    def _send_file(self, hosted: Hosted, facts: dict[str, str] | None = None) -> None:
+    def _send_file(self, hosted: Hosted, headers: dict[str, str] | None = None) -> None:
         content = hosted.content if hosted.served is None else hosted.served
         start = 0
         if match := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "")):
             start = int(match[1])
         body = content[start:]
         self.send_response(206 if start else 200)
-        for name, value in (facts or {}).items():
+        for name, value in (headers or {}).items():
             self.send_header(name, value)
         if start:
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")

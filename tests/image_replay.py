@@ -130,11 +130,11 @@ class Image:
             app = subprocess.Popen(self.command, stdout=log, stderr=log, **self._place({}))
         try:
             self._wait(app)
-            seen = json.loads(self.inside(["python", "-c", ASK]).splitlines()[-1])
+            state = json.loads(self.inside(["python", "-c", ASK]).splitlines()[-1])
             status = Path(f"/proc/{app.pid}/status").read_text().splitlines()
-            (seen["uid"],) = {int(value) for line in status if line.startswith("Uid:") for value in line.split()[1:]}
+            (state["uid"],) = {int(value) for line in status if line.startswith("Uid:") for value in line.split()[1:]}
             writable = "find / -xdev -type d -writable -not -path '/proc*' -not -path '/dev*' 2>/dev/null || true"
-            return seen | {"writable": self.inside(["/bin/sh", "-c", writable]).splitlines()}
+            return state | {"writable": self.inside(["/bin/sh", "-c", writable]).splitlines()}
         finally:
             app.terminate()
             app.wait(60)

@@ -63,8 +63,8 @@ def face(size: int = SIZE, *, textured: bool = True) -> Tensor:
     picture[:, 0, PATCH[0], PATCH[1]] += TINT  # makes the patch one segment, and leaves its grey as it is
     picture[:, 2, PATCH[0], PATCH[1]] -= TINT
     if textured:
-        board = ((torch.arange(size)[:, None] + torch.arange(size)) % 2).float() - 0.5
-        picture[..., PATCH[0], PATCH[1]] += CONTRAST * board[PATCH]
+        chessboard = ((torch.arange(size)[:, None] + torch.arange(size)) % 2).float() - 0.5
+        picture[..., PATCH[0], PATCH[1]] += CONTRAST * chessboard[PATCH]
     return picture
 
 

@@ -130,15 +130,15 @@ def damaged(count: int, seed: int) -> list[bytes]:
 
 
 def _damage(chance: random.Random, content: bytes, other: bytes) -> bytes:
-    way = chance.randrange(3)
-    if way == 0:
+    kind = chance.randrange(3)
+    if kind == 0:
         changed = bytearray(content)
         for _ in range(chance.randint(1, 20)):
             # Half of the flips hit the header, where they do most harm.
             end = len(changed) if chance.random() < 0.5 else min(len(changed), 64)
             changed[chance.randrange(end)] = chance.randrange(256)
         return bytes(changed)
-    if way == 1:
+    if kind == 1:
         return content[: chance.randrange(len(content))]
     start = chance.randint(4, 64)
     return content[:start] + other[start:]

@@ -127,11 +127,11 @@ def front_matter() -> dict[str, str]:
 
 
 def test_the_readme_describes_a_space_and_still_begins_with_two_commands():
-    facts = front_matter()
-    assert facts["sdk"] == "gradio" and (ROOT / facts["app_file"]).is_file()
-    assert re.fullmatch(r"6\.\d+\.\d+", facts["sdk_version"])
-    assert facts["python_version"] in {"3.10", "3.12"}
-    assert len(facts["short_description"]) <= 60
+    metadata = front_matter()
+    assert metadata["sdk"] == "gradio" and (ROOT / metadata["app_file"]).is_file()
+    assert re.fullmatch(r"6\.\d+\.\d+", metadata["sdk_version"])
+    assert metadata["python_version"] in {"3.10", "3.12"}
+    assert len(metadata["short_description"]) <= 60
     text = (ROOT / "README.md").read_text(encoding="utf-8").split("---\n", 2)[2]
     first, second = re.findall(r"```sh\n(.+?)\n```", text, flags=re.DOTALL)[:2]
     assert first.endswith("python app.py") and "\n" not in first
@@ -180,8 +180,8 @@ def test_health_answers_beside_the_page():
 def test_the_app_starts_in_a_clean_root_as_the_images_user_where_that_is_possible():
     root = Path(tempfile.mkdtemp(prefix="container-"))
     try:
-        here = root / "app"
-        shutil.copytree(ROOT, here, ignore=left_out)
+        app_folder = root / "app"
+        shutil.copytree(ROOT, app_folder, ignore=left_out)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -193,7 +193,7 @@ def test_the_app_starts_in_a_clean_root_as_the_images_user_where_that_is_possibl
                 os.chown(path, 1000, 1000)
         command = [sys.executable, *json.loads(values("CMD")[0])[1:]]
         app = subprocess.Popen(
-            command, cwd=here, env=variables, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, **other
+            command, cwd=app_folder, env=variables, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, **other
         )
         try:
             answer = _health(app, port)

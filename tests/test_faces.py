@@ -203,9 +203,9 @@ def test_matrix_is_exact() -> None:
     back = np.linalg.inv(np.vstack([aligned.matrix, [0, 0, 1]]))
     v, u = np.mgrid[20:76, 20:76] + 0.5
     expected = np.einsum("ij,jhw->ihw", back[:2, :2], np.stack([u, v])) + back[:2, 2, None, None]
-    seen = aligned.crop[20:76, 20:76]
-    assert np.abs(seen[..., 0] - (expected[0] * 0.6 - 0.5)).max() < 1.5
-    assert np.abs(seen[..., 1] - (expected[1] * 0.8 - 0.5)).max() < 1.5
+    inner_crop = aligned.crop[20:76, 20:76]
+    assert np.abs(inner_crop[..., 0] - (expected[0] * 0.6 - 0.5)).max() < 1.5
+    assert np.abs(inner_crop[..., 1] - (expected[1] * 0.8 - 0.5)).max() < 1.5
 
 
 def test_reduction_is_antialiased() -> None:

@@ -107,16 +107,16 @@ def test_the_generator_redraws_some_swaps_and_leaves_the_others_as_they_were(tmp
     settings = fakes.FakesSettings(per_kind=12, kinds=("swap",))
     finish(fakes.build_fakes(faces(), tmp_path / "half", inverter, settings))
     finish(fakes.build_fakes(faces(), tmp_path / "none", None, replace(settings, redrawn=0)))
-    half, none = ({row["file"]: row for row in manifest(tmp_path / name)} for name in ("half", "none"))
-    assert half.keys() == none.keys() and len(half) > 8
-    assert {row["drawn"] for row in none.values()} == {fakes.NOTHING_DRAWN}
-    redrawn = [name for name, row in half.items() if row["drawn"] == fakes.FACE_DRAWN]
-    assert 0.2 < len(redrawn) / len(half) < 0.8
-    for name, row in half.items():
+    half_redrawn, none_redrawn = ({row["file"]: row for row in manifest(tmp_path / name)} for name in ("half", "none"))
+    assert half_redrawn.keys() == none_redrawn.keys() and len(half_redrawn) > 8
+    assert {row["drawn"] for row in none_redrawn.values()} == {fakes.NOTHING_DRAWN}
+    redrawn = [name for name, row in half_redrawn.items() if row["drawn"] == fakes.FACE_DRAWN]
+    assert 0.2 < len(redrawn) / len(half_redrawn) < 0.8
+    for name, row in half_redrawn.items():
         same = (tmp_path / "half" / name).read_bytes() == (tmp_path / "none" / name).read_bytes()
         assert same == (name not in redrawn)
         assert (row["family"], row["target"], row["source"]) == tuple(
-            none[name][column] for column in ("family", "target", "source")
+            none_redrawn[name][column] for column in ("family", "target", "source")
         )
     with pytest.raises(UserError, match="another share of redrawn"):
         finish(fakes.build_fakes(faces(), tmp_path / "half", inverter, replace(settings, redrawn=1)))
@@ -132,11 +132,11 @@ def test_a_stopped_run_continues_to_the_same_bytes(tmp_path, inverter):
     job.close()
     assert 50 <= len(manifest(tmp_path / "parts")) < 60  # what is done is in the manifest when a run is stopped
     finish(fakes.build_fakes(photographs(), tmp_path / "parts", inverter, settings))
-    whole, parts = (
+    uninterrupted, continued = (
         {path.name: path.read_bytes() for path in (tmp_path / name).rglob("*.*")} for name in ("whole", "parts")
     )
-    assert len(whole) == 61
-    assert whole == parts
+    assert len(uninterrupted) == 61
+    assert uninterrupted == continued
 
 
 def test_another_seed_in_the_same_folder_is_refused(tmp_path, inverter):

@@ -14,9 +14,9 @@ from backend import runtime
 def test_a_private_folder_goes_with_its_process_or_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    gone = subprocess.Popen([sys.executable, "-c", "pass"])
-    gone.wait()
-    killed = tmp_path / f"{runtime.FOLDER_PREFIX}{gone.pid}-x"  # its process is no more
+    process = subprocess.Popen([sys.executable, "-c", "pass"])
+    process.wait()
+    killed = tmp_path / f"{runtime.FOLDER_PREFIX}{process.pid}-x"  # its process is no more
     before = tmp_path / f"{runtime.FOLDER_PREFIX}{os.getpid()}-x"  # our number, of a process before us
     other = tmp_path / f"{runtime.FOLDER_PREFIX}{os.getppid()}-x"  # its process runs
     strange = tmp_path / f"{runtime.FOLDER_PREFIX}notes-x"

@@ -70,9 +70,9 @@ def test_a_wrong_value_gives_one_sentence_that_names_the_variable(name, value):
 def test_the_command_line_refuses_a_wrong_value_with_exit_code_2(monkeypatch, capsys):
     monkeypatch.setenv("QUEUE_SIZE", "long")
     assert main.main(["weights", "list", "--json"]) == 2
-    printed = capsys.readouterr()
-    assert json.loads(printed.out)["error"] == "QUEUE_SIZE cannot be 'long'."
-    assert len(printed.err.strip().splitlines()) == 1
+    output = capsys.readouterr()
+    assert json.loads(output.out)["error"] == "QUEUE_SIZE cannot be 'long'."
+    assert len(output.err.strip().splitlines()) == 1
 
 
 def test_a_missing_device_is_refused(monkeypatch, capsys):

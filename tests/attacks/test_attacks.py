@@ -202,10 +202,10 @@ def test_the_forms_of_artifact_eraser():
 def test_the_squared_error_stands_still_where_the_log_odds_still_move():
     certain = toy_detector(slope=1e4, threshold=0.0)
     images = grey(200)
-    still = finish(fgsm.attack(images, certain, fgsm.ARTIFACT_ERASER))
-    assert torch.equal(still.images, images)
-    moved = finish(fgsm.attack(images, certain))
-    assert torch.equal((moved.images * 255).round(), torch.full_like(images, 192))
+    unchanged = finish(fgsm.attack(images, certain, fgsm.ARTIFACT_ERASER))
+    assert torch.equal(unchanged.images, images)
+    changed = finish(fgsm.attack(images, certain))
+    assert torch.equal((changed.images * 255).round(), torch.full_like(images, 192))
 
 
 def test_unnormalised_momentum_gives_other_images():

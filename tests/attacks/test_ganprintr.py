@@ -25,9 +25,9 @@ def wave(count: int = 4, size: int = 32) -> torch.Tensor:
 @pytest.mark.parametrize(("latent", "count"), [(1, 188_804), (32, 260_259)])
 def test_layers_are_those_of_the_released_code(latent, count):
     network = GANprintR(latent)
-    ways = [3, 32, 64, 128, latent]
-    down = sum(9 * a * b + b for a, b in itertools.pairwise(ways))
-    up = sum(9 * a * b + b for a, b in itertools.pairwise(ways[::-1]))
+    channels = [3, 32, 64, 128, latent]
+    down = sum(9 * a * b + b for a, b in itertools.pairwise(channels))
+    up = sum(9 * a * b + b for a, b in itertools.pairwise(channels[::-1]))
     assert sum(weight.numel() for weight in network.parameters()) == down + up == count
 
 

@@ -81,12 +81,12 @@ def test_outside_the_mask_nothing_changes():
 
 
 def test_probes_show_the_mask_only():
-    face, mask, seen = grey(128), torch.zeros(8, 8), []
+    face, mask, captured = grey(128), torch.zeros(8, 8), []
     mask[:2] = 1
     detector = never()
-    detector.network.register_forward_pre_hook(lambda _, images: seen.append(images[0].clone()))
+    detector.network.register_forward_pre_hook(lambda _, images: captured.append(images[0].clone()))
     run(face, detector, mask, iterations=1)
-    probes = torch.cat([pictures for pictures in seen if len(pictures) > 1])
+    probes = torch.cat([pictures for pictures in captured if len(pictures) > 1])
     assert len(probes) == 80
     assert torch.equal(probes[:, :, 2:], face[:, :, 2:].expand(80, -1, -1, -1))
     assert (probes[:, :, :2] != face[:, :, :2]).float().mean() > 0.95
@@ -100,11 +100,11 @@ def test_each_face_has_its_own_mask():
 
 
 def test_probes_are_antithetic():
-    seen = []
+    captured = []
     detector = never()
-    detector.network.register_forward_pre_hook(lambda _, images: seen.append(images[0].clone()))
+    detector.network.register_forward_pre_hook(lambda _, images: captured.append(images[0].clone()))
     run(grey(128), detector, iterations=1, probes=4, sigma=0.01)
-    plus, minus = seen[1].chunk(2)
+    plus, minus = captured[1].chunk(2)
     assert torch.allclose((plus + minus) / 2, grey(128).expand(4, -1, -1, -1), atol=1e-6)
     assert (plus - minus).std() == pytest.approx(0.02, rel=0.1)
 
@@ -164,8 +164,8 @@ def test_a_saturated_detector_moves_with_the_log_odds_alone():
     stuck = run(grey(255), detector, iterations=3, objective="probability")
     assert torch.equal(stuck.images, grey(255)) and stuck.used_log_odds.tolist() == [False]
     for objective in ("log_odds", "auto"):
-        moved = run(grey(255), detector, iterations=3, objective=objective)
-        assert moved.images.mean() < 1 - 0.2 / 255 and moved.used_log_odds.tolist() == [True]
+        result = run(grey(255), detector, iterations=3, objective=objective)
+        assert result.images.mean() < 1 - 0.2 / 255 and result.used_log_odds.tolist() == [True]
     assert not run(grey(200), toy_detector(), iterations=1).used_log_odds.any()
 
 

@@ -36,17 +36,17 @@ def test_a_change_of_colour_alone_is_drawn():
 
 
 def test_no_change_is_reported_and_drawn_plain():
-    none = changes.signed_residual(even(9), even(9))
-    assert none.caption == "No pixel changed."
-    assert (none.picture == none.picture[0, 0]).all()
+    residual = changes.signed_residual(even(9), even(9))
+    assert residual.caption == "No pixel changed."
+    assert (residual.picture == residual.picture[0, 0]).all()
 
 
 def test_latent_change_by_row_and_level():
     start = torch.zeros(2, 12, 512)
-    moved = start.clone()
-    moved[0, 4:8] = -0.5
-    moved[1, 0] = 1.0
-    change = changes.measure_latent_change(start, moved)
+    codes = start.clone()
+    codes[0, 4:8] = -0.5
+    codes[1, 0] = 1.0
+    change = changes.measure_latent_change(start, codes)
     assert change.rows[0].tolist() == [0] * 4 + [0.5] * 4 + [0] * 4
     assert {level: values.tolist() for level, values in change.levels.items()} == {
         "S": [0, 0.25],

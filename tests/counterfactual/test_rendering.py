@@ -198,8 +198,8 @@ def test_a_search_in_half_precision_goes_the_same_way(inverter, faces, precision
     assert ((result.steps - exact.steps).abs() <= 2).all()
     first = run(inverter, faces, truncate=False, precision=precision, steps=1, early_stop=False)
     other = run(inverter, faces, truncate=False, steps=1, early_stop=False)
-    moved = ~first.already_real
-    agree = ((first.codes - first.codes_start).sign() == (other.codes - other.codes_start).sign())[moved][:, :6]
+    searched = ~first.already_real
+    agree = ((first.codes - first.codes_start).sign() == (other.codes - other.codes_start).sign())[searched][:, :6]
     assert agree.float().mean() > 0.9
     with torch.no_grad():  # what is handed back was judged in float32
         assert torch.allclose(result.p_counterfactual, detector().p_fake(result.counterfactual), atol=1e-5)

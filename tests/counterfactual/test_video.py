@@ -143,14 +143,14 @@ def test_the_summary_says_that_there_is_no_other_detector(detector):
 
 
 def test_what_was_done_before_a_stop_is_kept(detector):
-    work = video_search(*[200] * 9)
-    job = work.run()
-    assert work.so_far() is None
+    video_job = video_search(*[200] * 9)
+    job = video_job.run()
+    assert video_job.so_far() is None
     for step in job:
         if "frames 7 to 9" in step.message:
             break
     job.close()
-    result = work.so_far()
+    result = video_job.so_far()
     assert result.stopped and [bool(frame.skipped) for frame in result.frames] == [False] * 6 + [True] * 3
     assert result.frames[-1].skipped == NOT_REACHED and (result.pictures[-1] == 200).all()
     assert len(finish(video.read_video(result.mp4)).frames) == 9

@@ -36,15 +36,15 @@ def test_the_standardisation_is_stored_and_used():
     assert network.state_dict()["mean"].shape == network.state_dict()["std"].shape == (3, 128, 128)
     spectrum = network.log_spectrum(FACE[None])
     network.mean.copy_(spectrum[0])
-    seen = []
-    network.conv1.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
+    captured = []
+    network.conv1.register_forward_hook(lambda _, inputs, __: captured.append(inputs[0]))
     with torch.no_grad():
         network(FACE[None])
         network.mean.copy_(spectrum[0] - 3)
         network.std.fill_(2.0)
         network(FACE[None])
-    assert seen[0].abs().max() == 0
-    torch.testing.assert_close(seen[1], torch.full_like(spectrum, 1.5))
+    assert captured[0].abs().max() == 0
+    torch.testing.assert_close(captured[1], torch.full_like(spectrum, 1.5))
 
 
 def test_an_even_picture_is_finite_and_so_is_its_gradient():

@@ -73,10 +73,10 @@ errors = [{{kind = "real", rate = 0.1, count = 20}}, {{kind = "swap", rate = 0.3
 
 def plain_card(name: str) -> Card:
     """Return a card of an embedded detector without a registry of weights."""
-    facts = registry.ARCHITECTURES[name]
-    mean, std = (facts.mean,) * 3, (facts.std,) * 3
-    texts = {"title": facts.title, "paper": facts.paper, "weights": name, "trained_on": "", "licence": ""}
-    meaning = {"outputs": facts.outputs, "cam_layer": facts.cam_layer, "errors": (), "known_failures": ""}
+    architecture = registry.ARCHITECTURES[name]
+    mean, std = (architecture.mean,) * 3, (architecture.std,) * 3
+    texts = {"title": architecture.title, "paper": architecture.paper, "weights": name, "trained_on": "", "licence": ""}
+    meaning = {"outputs": architecture.outputs, "cam_layer": architecture.cam_layer, "errors": (), "known_failures": ""}
     return Card(name=name, input_size=registry.EMBEDDED_SIZE, mean=mean, std=std, **texts, **meaning)
 
 
@@ -190,10 +190,10 @@ def test_probability_is_the_sigmoid_of_the_logit() -> None:
 
 @torch.no_grad()
 def test_threshold_first_then_temperature() -> None:
-    facts = replace(plain_card("xception"), outputs="one logit, fake high")
-    detector = Detector(Constant(torch.tensor([[3.0]])), facts, temperature=2.0, threshold=1.0)
+    card = replace(plain_card("xception"), outputs="one logit, fake high")
+    detector = Detector(Constant(torch.tensor([[3.0]])), card, temperature=2.0, threshold=1.0)
     assert detector.logit_fake(torch.rand(1, 3, 128, 128)).item() == pytest.approx(1.0)
-    at_threshold = Detector(Constant(torch.tensor([[1.0]])), facts, temperature=2.0, threshold=1.0)
+    at_threshold = Detector(Constant(torch.tensor([[1.0]])), card, temperature=2.0, threshold=1.0)
     assert at_threshold.p_fake(torch.rand(1, 3, 128, 128)).item() == pytest.approx(0.5)
 
 

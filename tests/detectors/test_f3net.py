@@ -52,11 +52,11 @@ def test_golden_band_sums(size: int) -> None:
 
 
 def test_bands_include_both_ends_and_overlap_by_one_diagonal() -> None:
-    low, middle, high, whole = (part.base for part in FADHead(16).filters)
-    assert (whole == 1).all()
+    low, middle, high, every_band = (part.base for part in FADHead(16).filters)
+    assert (every_band == 1).all()
     assert low[2, 3] == 1 and middle[2, 3] == 1 and low[3, 3] == 0  # 16 // 2.82 is 5
     assert middle[4, 4] == 1 and high[4, 4] == 1 and middle[4, 5] == 0
-    assert (low + middle + high - whole).sum() == 6 + 9  # the diagonals i + j = 5 and i + j = 8
+    assert (low + middle + high - every_band).sum() == 6 + 9  # the diagonals i + j = 5 and i + j = 8
     assert frequency_band(3, 1.5, 2.5).tolist() == [[0, 0, 1], [0, 1, 0], [1, 0, 0]]
 
 
@@ -66,8 +66,8 @@ def test_the_parts_add_up_to_the_face() -> None:
     for part in head.filters:
         part.learnable.zero_()
     faces = torch.rand(2, 3, 32, 32) * 2 - 1
-    low, middle, high, whole = head(faces).chunk(4, dim=1)
-    torch.testing.assert_close(whole, faces, atol=1e-5, rtol=0)
+    low, middle, high, every_band = head(faces).chunk(4, dim=1)
+    torch.testing.assert_close(every_band, faces, atol=1e-5, rtol=0)
     diagonals = sum(frequency_band(32, total, total) for total in (32 // 2.82, 32 // 2))
     twice = head._DCT_all_T @ (dct2(faces) * diagonals) @ head._DCT_all
     torch.testing.assert_close(low + middle + high - twice, faces, atol=1e-5, rtol=0)

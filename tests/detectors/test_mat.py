@@ -189,11 +189,11 @@ def test_a_dropped_map_is_missing_everywhere(slim: MAT) -> None:
     slim.eval()
     slim.dropout.p = 1.0
     slim.dropout.train()
-    seen: list[Tensor] = []
-    handle = slim.projection_local[0].register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0]))
+    captured: list[Tensor] = []
+    handle = slim.projection_local[0].register_forward_hook(lambda _module, inputs, _output: captured.append(inputs[0]))
     slim(faces)
     handle.remove()
-    assert (seen[0] == 0).all()
+    assert (captured[0] == 0).all()
 
 
 def test_it_trains(slim: MAT) -> None:

@@ -57,9 +57,9 @@ def test_a_view_is_the_photos_own_crop_until_something_changes(template, size):
     picture = photo()
     source = alignment.LocatedFace(picture, FACE).cropped("embedded", 128)
     view = source.view(template, size)
-    seen = view.of(images.to_tensor(source.aligned.crop))
+    view_crop = view.of(images.to_tensor(source.aligned.crop))
     expected = images.to_tensor(alignment.align_face(picture, FACE, template, size).crop)
-    assert torch.equal(seen, expected)
+    assert torch.equal(view_crop, expected)
     assert source.view("embedded", 128) is None
 
 
@@ -73,13 +73,13 @@ def test_a_change_is_seen_as_in_the_photo_with_the_face_put_back(side, template,
     smooth = torch.from_numpy(change).permute(2, 0, 1)[None].float()
     smooth = alignment.resize_square(alignment.resize_square(smooth, 16), side)[0].permute(1, 2, 0).numpy()
     edited = np.clip(source.aligned.crop + smooth, 0, 255).round().astype(np.uint8)
-    seen = images.to_array(source.view(template, size).of(images.to_tensor(edited)))
+    view_crop = images.to_array(source.view(template, size).of(images.to_tensor(edited)))
     pasted = alignment.paste_back(picture, edited, source.aligned)
     expected = alignment.align_face(pasted, FACE, template, size).crop
     before = alignment.align_face(picture, FACE, template, size).crop
     assert np.abs(expected.astype(int) - before).max() > 30
-    assert np.abs(seen.astype(int) - expected).max() <= 5
-    assert np.abs(seen.astype(int) - expected).mean() < 0.5
+    assert np.abs(view_crop.astype(int) - expected).max() <= 5
+    assert np.abs(view_crop.astype(int) - expected).mean() < 0.5
 
 
 def test_a_small_drawing_of_the_crop_is_seen_alike():

@@ -82,13 +82,13 @@ def test_accuracies_are_those_counted_by_hand(tmp_path, detectors):
     steps = []
     table = finish(table_job(tmp_path), steps.append)
     rows = table["rows"]
-    everything = [*FAKES["swap"], *FAKES["sample"]]
+    all_levels = [*FAKES["swap"], *FAKES["sample"]]
     # By hand, shipped Xception: 190, 185, 180, 195 of five are above 178.5; after FGSM 182 and 187.
     assert only(rows, detectors="shipped", attack="none", family="all")["accuracy"]["xception"] == 0.8
     assert only(rows, detectors="shipped", attack="fgsm", family="all")["accuracy"]["xception"] == 0.4
     for kind, levels in (("shipped", SHIPPED), ("plain", PLAIN)):
         for attack, darker in (("none", 0), ("fgsm", DARKER)):
-            for family, fake_levels in (FAKES | {"all": everything}).items():
+            for family, fake_levels in (FAKES | {"all": all_levels}).items():
                 row = only(rows, detectors=kind, attack=attack, family=family)
                 expected = {name: share(fake_levels, threshold, darker) for name, threshold in levels.items()}
                 assert row["accuracy"] == pytest.approx(expected)

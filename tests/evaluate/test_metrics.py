@@ -57,9 +57,9 @@ def test_wilson_interval_by_hand():
     # z = 1.959964: centre (p + z^2/2n) / (1 + z^2/n), half width z sqrt(p(1-p)/n + z^2/4n^2) / (1 + z^2/n)
     interval = proportion(8, 10)
     assert (interval.low, interval.high) == (pytest.approx(0.490162, abs=1e-5), pytest.approx(0.943318, abs=1e-5))
-    none = proportion(0, 10)
-    assert none.low == 0
-    assert none.high == pytest.approx(0.277533, abs=1e-5)
+    none_of_ten = proportion(0, 10)
+    assert none_of_ten.low == 0
+    assert none_of_ten.high == pytest.approx(0.277533, abs=1e-5)
 
 
 def test_mean_and_spread_by_hand():

@@ -168,8 +168,8 @@ def results_folder(toys, tmp_path, capsys, monkeypatch):
 
 
 def test_the_tab_shows_findings_at_once_and_a_report_on_request(results_folder):
-    few = "Measured on 2 fakes and 3 real pictures: too few to conclude from."
-    assert f"<dt>Other</dt><dd>There are 10 rows. <small>{few}</small></dd>" in tab.render(
+    caution = "Measured on 2 fakes and 3 real pictures: too few to conclude from."
+    assert f"<dt>Other</dt><dd>There are 10 rows. <small>{caution}</small></dd>" in tab.render(
         "findings", results=report.stored_results()
     )
     html, download = tab._show_stored("other", None)

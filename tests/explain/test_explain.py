@@ -234,8 +234,8 @@ def test_pictures_have_one_scale_and_say_it():
     unsigned = ask("sobol", reference="original")
     assert photo.relative_map(unsigned).min() == 0 and photo.relative_map(unsigned).max() == 1
     assert photo.draw_scale(signed=True).shape == (16, 256, 3)
-    nothing = ask(reference_image=face())
-    assert (photo.overlay_map(crop, nothing) == crop).all() and "no map" in photo.scale_words(nothing)
+    empty = ask(reference_image=face())
+    assert (photo.overlay_map(crop, empty) == crop).all() and "no map" in photo.scale_words(empty)
     difference = photo.reference_difference(face(), ask(reference_image=untextured()))
     assert difference.gain > 1 and str(difference.gain) in difference.caption
     # An attack may change less than a step of 8 bits, and this is shown too.
@@ -247,15 +247,15 @@ def test_pictures_have_one_scale_and_say_it():
 
 def test_bfloat16_is_used_where_it_agrees_and_the_result_says_so(monkeypatch, few_samples):
     monkeypatch.setattr(base, "fast_bfloat16", lambda _device: True)
-    seen = []
+    dtypes = []
     detector = patch_detector(slope=300.0, threshold=0.0)
-    detector.network.features.register_forward_hook(lambda _, __, output: seen.append(output.dtype))
+    detector.network.features.register_forward_hook(lambda _, __, output: dtypes.append(output.dtype))
     result = ask(detector=detector, attack=NESSettings(probes=2, iterations=1))
     assert result.precision.dtype == "bfloat16" and result.precision.deviation <= 1e-2
     assert "stay within" in result.precision.reason and result.record()["precision"]["dtype"] == "bfloat16"
     # The attack asks first, and always in float32.
     attacked = result.attack.calls
-    assert set(seen[: 1 + attacked]) == {torch.float32} and torch.bfloat16 in seen[1 + attacked :]
+    assert set(dtypes[: 1 + attacked]) == {torch.float32} and torch.bfloat16 in dtypes[1 + attacked :]
     exact = ask(detector=detector, attack=NESSettings(probes=2, iterations=1), preset="as_released")
     assert exact.precision.dtype == "float32"
 

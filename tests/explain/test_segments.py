@@ -75,13 +75,13 @@ def test_the_top_is_a_union():
 
 
 def test_parts_divide_the_regions():
-    parts, whole = faces.part_masks(LANDMARKS, (128, 128)), faces.region_masks(LANDMARKS, (128, 128))
-    assert tuple(parts) == faces.FACE_PARTS and tuple(whole) == faces.FACE_REGIONS
+    parts, regions = faces.part_masks(LANDMARKS, (128, 128)), faces.region_masks(LANDMARKS, (128, 128))
+    assert tuple(parts) == faces.FACE_PARTS and tuple(regions) == faces.FACE_REGIONS
     assert (sum(mask.astype(int) for mask in parts.values()) == 1).all()
     for name in ("eyes", "nose", "mouth"):
-        assert np.array_equal(parts[name], whole[name])
-    assert np.array_equal(parts["forehead"] | parts["cheeks"] | parts["chin"], whole["skin"])
-    assert np.array_equal(parts["hairline"] | parts["background"], whole["surround"])
+        assert np.array_equal(parts[name], regions[name])
+    assert np.array_equal(parts["forehead"] | parts["cheeks"] | parts["chin"], regions["skin"])
+    assert np.array_equal(parts["hairline"] | parts["background"], regions["surround"])
 
 
 @pytest.mark.parametrize(

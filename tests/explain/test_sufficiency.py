@@ -171,8 +171,8 @@ def test_too_few_positive_segments_have_no_result():
     assert result.values.isnan().all() and result.random_values.isnan().all() and not result.masks.any()
     enough = measure(saliency, positive_only=True, draws=2, tops=(1, 2))
     assert enough.values.isfinite().all() and "Sufficiency@2" in enough.summary
-    none = measure(-SALIENCY, positive_only=True)
-    assert none.values.isnan().all() and "Too few segments" in none.summary
+    without_positive = measure(-SALIENCY, positive_only=True)
+    assert without_positive.values.isnan().all() and "Too few segments" in without_positive.summary
     assert measure(tops=(4, 5)).values.isnan().tolist() == [False, True]
 
 

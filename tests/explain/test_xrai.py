@@ -42,14 +42,14 @@ def test_attributions_add_up_to_the_difference_of_the_log_odds(monkeypatch):
     # Brightness is linear, so that integrated gradients are exact with any number of steps.
     picture = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     detector = toy_detector(size=16)
-    seen = []
-    monkeypatch.setattr(xrai, "_grow", lambda picture, attribution: seen.append(attribution) or torch.zeros(16, 16))
+    captured = []
+    monkeypatch.setattr(xrai, "_grow", lambda picture, attribution: captured.append(attribution) or torch.zeros(16, 16))
     ask(picture, detector)
     low, high = (
         detector.logit_fake(torch.full_like(picture, float(value))) for value in (picture.min(), picture.max())
     )
     difference = detector.logit_fake(picture) - (low + high) / 2
-    assert float(seen[0].sum()) == pytest.approx(float(difference), abs=1e-4)
+    assert float(captured[0].sum()) == pytest.approx(float(difference), abs=1e-4)
 
 
 @pytest.mark.parametrize("picture", [grey(200), torch.rand(1, 3, 8, 8)])

@@ -116,10 +116,10 @@ def test_the_linear_path_adds_to_every_row_what_a_matrix_says_of_a_small_picture
 def test_the_linear_path_finds_a_linear_code_exactly():
     randomness = torch.Generator().manual_seed(0)
     faces = torch.rand(1500, 3, 64, 64, generator=randomness) * 2 - 1
-    seen = e4e.shrink_picture(faces)
-    codes = seen @ torch.randn(e4e.LINEAR_INPUTS, 6, generator=randomness) + 3
+    shrunk = e4e.shrink_picture(faces)
+    codes = shrunk @ torch.randn(e4e.LINEAR_INPUTS, 6, generator=randomness) + 3
     path = e4e.LinearPath(4)
-    path.fit(seen, codes)
+    path.fit(shrunk, codes)
     assert torch.allclose(path(faces), codes[:, :4], atol=0.02)
     red = torch.zeros(1, 3, 64, 64)
     red[:, 0] = 1.0

@@ -59,11 +59,11 @@ def test_faces_are_refined_as_if_they_were_alone_and_the_same_again():
 
 def test_the_pull_keeps_codes_near_their_start():
     inverter = small_inverter()
-    moved = [
+    distances = [
         (finish(refine(inverter, faces(inverter), codes(2), RefineSettings(20, pull=pull))).codes - codes(2)).norm()
         for pull in (0.0, 10.0)
     ]
-    assert moved[1] < moved[0]
+    assert distances[1] < distances[0]
 
 
 def test_closing_restores_the_generator_and_the_switch_for_gradients():

@@ -72,8 +72,8 @@ def test_steps_are_shorter_in_rows_that_show_more():
     result = run([1.0] * 6 + [7.0] * 6, steps=2)
     expected = torch.tensor([5 * STEP] * 6 + [5 / 7 * STEP] * 6)
     assert torch.allclose(result.lengths, expected)
-    moved = result.codes - result.codes_start
-    assert torch.allclose(moved, (-2 * expected)[None, :, None].expand_as(moved), atol=1e-5)
+    change = result.codes - result.codes_start
+    assert torch.allclose(change, (-2 * expected)[None, :, None].expand_as(change), atol=1e-5)
     darker = 2 * DARKER * (5 + 5 / 7) / 2  # the toy's rows weigh alike whatever was said of them
     assert result.counterfactual.mean().item() == pytest.approx(200 / 255 - darker, abs=0.5 / 255)
 
@@ -88,16 +88,16 @@ def test_closed_rows_do_not_count():
 def test_equal_steps_are_the_paper_s(visible):
     result = run(visible, lengths="equal" if any(visible) else "visible", steps=3)
     assert torch.equal(result.lengths, torch.full((ROWS,), STEP))
-    moved = result.codes - result.codes_start
-    assert torch.allclose(moved, torch.full_like(moved, -3 * STEP), atol=1e-5)
+    change = result.codes - result.codes_start
+    assert torch.allclose(change, torch.full_like(change, -3 * STEP), atol=1e-5)
     assert ("was not measured" in result.summary) == (visible == [])
     assert "was not measured" not in run([], lengths="equal").summary
 
 
 def test_steps_against_the_slope_differ_between_rows_too():
     result = run([1.0] * 6 + [7.0] * 6, steps=1, epsilon=-STEP, early_stop=False)
-    moved = result.codes - result.codes_start
-    assert torch.allclose(moved[0, :, 0], torch.tensor([5 * STEP] * 6 + [5 / 7 * STEP] * 6), atol=1e-5)
+    change = result.codes - result.codes_start
+    assert torch.allclose(change[0, :, 0], torch.tensor([5 * STEP] * 6 + [5 / 7 * STEP] * 6), atol=1e-5)
 
 
 def test_an_unknown_kind_of_step_length_is_refused():

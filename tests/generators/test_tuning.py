@@ -59,11 +59,11 @@ def test_a_copy_draws_the_face_more_closely_and_the_shared_weights_stay_as_they_
 def test_it_repeats_and_the_locality_holds_other_drawings():
     inverter = small_inverter()
     target = face(inverter)
-    moved = []
+    tuned_weights = []
     for locality in (0.0, 0.0, 30.0):
         result = finish(tune(inverter, target, codes(1), TuneSettings(8, 3e-3, locality=locality)))
-        moved.append(torch.cat([weight.flatten() for weight in result.inverter.generator.parameters()]))
-    assert torch.equal(moved[0], moved[1]) and not torch.equal(moved[0], moved[2])
+        tuned_weights.append(torch.cat([weight.flatten() for weight in result.inverter.generator.parameters()]))
+    assert torch.equal(tuned_weights[0], tuned_weights[1]) and not torch.equal(tuned_weights[0], tuned_weights[2])
 
 
 def test_without_a_gain_the_shared_generator_is_handed_back():

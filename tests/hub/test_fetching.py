@@ -57,10 +57,10 @@ class Place:
 
     def entry(self, name: str = "meso4_here", *, pinned: bool = True, sha256: str = "", more: str = "") -> None:
         """Add an entry to the registry."""
-        known = sha256 or (weights.hashlib.sha256(self.content).hexdigest() if pinned else "")
-        facts = {"revision": "c" * 40, "sha256": known, "size": len(self.content), "more": more}
+        digest = sha256 or (weights.hashlib.sha256(self.content).hexdigest() if pinned else "")
+        fields = {"revision": "c" * 40, "sha256": digest, "size": len(self.content), "more": more}
         with (self.registry / "hub.toml").open("a", encoding="utf-8") as file:
-            file.write(ENTRY.format(name=name, **facts))
+            file.write(ENTRY.format(name=name, **fields))
         weights.read_entries.cache_clear()
 
     def cached_names(self) -> list[str]:

@@ -119,10 +119,10 @@ def test_a_missing_video_and_too_many_searches_give_one_sentence(step, path, mon
 
 
 def test_the_plot_of_the_scores_has_gaps_and_a_name(step):
-    work = video_search(200, 200, 5, 200)
-    assert counterfactual_video.frame_curve(work.frames()) == ""
-    for _ in work.run():
+    video_job = video_search(200, 200, 5, 200)
+    assert counterfactual_video.frame_curve(video_job.frames()) == ""
+    for _ in video_job.run():
         pass
-    drawn = counterfactual_video.frame_curve(work.frames())
+    drawn = counterfactual_video.frame_curve(video_job.frames())
     assert drawn.count("<polyline") == 4 and drawn.count("<circle") == 6
     assert 'aria-label="Scores of 3 of 4 frames (0 = real, 1 = fake): before, from' in drawn

@@ -46,16 +46,16 @@ def test_an_error_in_the_loop_and_one_in_the_job_both_close_it():
 
 
 def test_a_part_is_counted_in_the_whole_or_keeps_the_number_of_its_step():
-    seen: list[Step] = []
-    assert finish(counted(counting([]), 10, 4, "A: "), seen.append) == "done"
-    assert [(step.number, step.total, step.message) for step in seen] == [
+    steps: list[Step] = []
+    assert finish(counted(counting([]), 10, 4, "A: "), steps.append) == "done"
+    assert [(step.number, step.total, step.message) for step in steps] == [
         (5, 10, "A: part 0"),
         (6, 10, "A: part 1"),
         (7, 10, "A: part 2"),
     ]
-    seen.clear()
-    assert finish(within(counting([]), 4, 10, "B: "), seen.append) == "done"
-    assert [(step.number, step.message) for step in seen] == [(4, "B: part 0"), (4, "B: part 1"), (4, "B: part 2")]
+    steps.clear()
+    assert finish(within(counting([]), 4, 10, "B: "), steps.append) == "done"
+    assert [(step.number, step.message) for step in steps] == [(4, "B: part 0"), (4, "B: part 1"), (4, "B: part 2")]
 
 
 def test_the_reason_of_an_error_stays_on_the_page_and_the_bar_goes():

@@ -89,20 +89,20 @@ def test_a_fetched_model_is_in_the_choosers_at_once(panel, tmp_path, monkeypatch
 
 
 def test_a_stop_ends_the_download(panel, monkeypatch):
-    ended = []
+    closed = []
 
     def endless(_name):
         try:
             while True:
                 yield Step(1, 2, "some of it")
         finally:
-            ended.append(True)
+            closed.append(True)
 
     monkeypatch.setattr(fetching, "fetch_model", endless)
     job = panel._fetch(NAME)
     next(job), next(job)
     job.close()
-    assert ended == [True]
+    assert closed == [True]
 
 
 def test_where_it_is_switched_off_nobody_fetches(panel, monkeypatch):

@@ -66,9 +66,9 @@ def test_a_second_photo_is_not_dropped_while_the_first_is_judged():
 def test_a_photo_handed_back_as_png_can_be_uploaded_again(monkeypatch, limit, side):
     noise = np.random.default_rng(0).integers(0, 256, (2400, 2400, 3), dtype=np.uint8)
     monkeypatch.setattr(photo, "SETTINGS", replace(photo.SETTINGS, max_bytes=limit))
-    handed = photo._convert_for_browser(noise)
-    assert handed.shape == (side, side, 3)
-    assert len(images.encode_png(handed)) <= limit
+    returned = photo._convert_for_browser(noise)
+    assert returned.shape == (side, side, 3)
+    assert len(images.encode_png(returned)) <= limit
 
 
 def test_an_example_is_the_photo_chosen_last(step, tmp_path, monkeypatch):

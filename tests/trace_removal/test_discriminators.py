@@ -120,17 +120,17 @@ def test_ssim_agrees_with_scikit_image():
 
 
 def test_the_perceptual_term_compares_low_frequencies():
-    seen = []
+    captured = []
 
     def network(a, b):
-        seen.extend([a, b])
+        captured.extend([a, b])
         return (a - b).abs().mean((1, 2, 3), keepdim=True)
 
     even = torch.full((2, 3, 64, 64), 0.25)
     checks = (torch.arange(64)[:, None] + torch.arange(64)) % 2
     fine = even + 0.1 * (checks - 0.5)  # the highest frequency there is
     assert float(discriminators.perceptual_similarity(network, even, fine)) < 1e-3
-    assert float(seen[1].mean()) == pytest.approx(-0.5, abs=1e-5)
+    assert float(captured[1].mean()) == pytest.approx(-0.5, abs=1e-5)
     assert float(discriminators.perceptual_similarity(network, even, even + 0.1)) == pytest.approx(0.2, abs=1e-4)
 
 
@@ -226,9 +226,9 @@ def test_what_is_kept_can_be_halfway_to_where_the_run_started(tmp_path, monkeypa
     small |= {"initial": str(files["start"]), "seed": 3, "average_decay": 0.0}
     for name, share in (("whole", 1.0), ("half", 0.5)):
         trnet.train_trnet(tmp_path, [], files[name], print, mixing_share=share, **small)
-    start, whole, half = (load_file(file)["down_blocks.0.conv1.weight"].float() for file in files.values())
-    assert float((whole - start).abs().max()) > 1e-3
-    torch.testing.assert_close(half, (start + whole) / 2, atol=1e-3, rtol=0)
+    start, end, halfway = (load_file(file)["down_blocks.0.conv1.weight"].float() for file in files.values())
+    assert float((end - start).abs().max()) > 1e-3
+    torch.testing.assert_close(halfway, (start + end) / 2, atol=1e-3, rtol=0)
     with pytest.raises(UserError, match="starts from"):
         trnet.train_trnet(tmp_path, [], files["half"], print, mixing_share=0.5, **small | {"initial": None})
 
@@ -250,8 +250,8 @@ def test_every_form_of_training_takes_a_step():
     )  # fmt: skip
     losses = TRNetTask(examples(), code, examples()).step(0)
     assert losses["penalty"] > 0 and math.isfinite(losses["penalty"])
-    finished = task.finished()
-    assert not finished.training and task.preview().shape == (1, 3, 384, 128 * 6)
+    network = task.finished()
+    assert not network.training and task.preview().shape == (1, 3, 384, 128 * 6)
 
 
 def test_discriminators_first_learn_alone():
@@ -313,17 +313,19 @@ def test_no_disturbance_is_drawn_twice(monkeypatch):
 
 
 def test_in_bfloat16_noise_maps_and_spectra_stay_exact():
-    seen = {}
+    captured = {}
     for bfloat16 in (False, True):
         task = TRNetTask(examples(), settings(bfloat16=bfloat16), examples())
         for name, module in task.discriminators.items():
             first = next(layer for layer in module.modules() if isinstance(layer, nn.Conv2d))
             first.register_forward_hook(
-                lambda _, inputs, output, key=(name, bfloat16): seen.update({key: (inputs[0].detach(), output.dtype)})
+                lambda _, inputs, output, key=(name, bfloat16): captured.update(
+                    {key: (inputs[0].detach(), output.dtype)}
+                )
             )
         task._judge(faces(2, 128))
     for name in ("spatial", "spectral", "fingerprint"):
-        (exact, plain), (repeated, rounded) = seen[name, False], seen[name, True]
+        (exact, plain), (repeated, rounded) = captured[name, False], captured[name, True]
         assert torch.equal(exact, repeated) and (plain, rounded) == (torch.float32, torch.bfloat16)
 
 

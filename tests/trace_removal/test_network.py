@@ -99,11 +99,11 @@ def test_grain_is_seen_and_not_added_and_depends_on_the_picture_alone():
     assert torch.equal(fresh.remove(faces), faces)  # the residual form still starts as the identity
     drawing, plain = TRNet(0.125, grain=6.0).eval(), TRNet(0.125).eval()
     plain.load_state_dict(drawing.state_dict())
-    seen = []
-    hook = drawing.down_blocks[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    captured = []
+    hook = drawing.down_blocks[0].register_forward_pre_hook(lambda _, inputs: captured.append(inputs[0]))
     output = drawing.remove(faces)
     hook.remove()
-    noise = (seen[0] - faces) * 255
+    noise = (captured[0] - faces) * 255
     assert float(noise.std()) == pytest.approx(6, rel=0.05) and abs(float(noise.mean())) < 0.2
     assert abs(float(torch.corrcoef(noise.flatten(1))[0, 1])) < 0.1  # no pattern that pictures share
     assert torch.allclose(drawing.remove(faces[1:2]), output[1:2], atol=1e-6)  # alone as among others
@@ -113,14 +113,14 @@ def test_grain_is_seen_and_not_added_and_depends_on_the_picture_alone():
 def test_the_change_is_small_on_even_skin_and_large_where_pixels_differ():
     even = torch.full((1, 3, 32, 32), 0.4)
     # A checkerboard of 8 grey levels either way has a standard deviation of 8, and one of 80 more than counts.
-    board = ((torch.arange(32)[:, None] + torch.arange(32)) % 2 * 2 - 1).expand(1, 3, 32, 32)
-    for picture, expected in ((even, 0.5), (even + 8 / 255 * board, 1.0), (even + 80 / 255 * board, 1.6)):
+    checkerboard = ((torch.arange(32)[:, None] + torch.arange(32)) % 2 * 2 - 1).expand(1, 3, 32, 32)
+    for picture, expected in ((even, 0.5), (even + 8 / 255 * checkerboard, 1.0), (even + 80 / 255 * checkerboard, 1.6)):
         assert torch.allclose(contrast_gain(picture), torch.tensor(expected), atol=0.02)
         network = TRNet(0.125, residual=True, bound=0.1, by_contrast=True).eval()
         with torch.no_grad():
             network.conv_final.bias.fill_(20.0)  # tanh is 1
         assert torch.allclose(network(picture) - picture, torch.tensor(0.1 * expected), atol=0.003)
-    half = torch.cat([even[..., :16], (even + 80 / 255 * board)[..., 16:]], dim=3)
+    half = torch.cat([even[..., :16], (even + 80 / 255 * checkerboard)[..., 16:]], dim=3)
     gain = contrast_gain(half)
     assert float(gain[..., :8].max()) < 0.52 and float(gain[..., 24:].min()) > 1.58
 

@@ -79,20 +79,20 @@ def test_a_run_starts_from_half_precision_weights(tmp_path):
 
 def test_the_installed_generator_and_encoder_can_be_trained_on(tmp_path, monkeypatch):
     data = folder_of_pictures(tmp_path / "mine", 30)
-    begun = []
+    tasks = []
 
     def no_training(task, folder, settings, **_pace):
-        begun.append((task, settings))
+        tasks.append((task, settings))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(loop, "train_task", no_training)
-    for what in ("generator", "encoder"):
+    for part in ("generator", "encoder"):
         with pytest.raises(KeyboardInterrupt):
-            train = generator.train_generator if what == "generator" else encoder.train_encoder
+            train = generator.train_generator if part == "generator" else encoder.train_encoder
             looks = weights.find_entry("encoder").options.get("feedback", [])
-            extra = {} if what == "generator" else {"codes": None, "feedback": looks}
+            extra = {} if part == "generator" else {"codes": None, "feedback": looks}
             train(data, tmp_path / "out", print, initial="installed", **extra)
-    (first, settings), (second, others) = begun
+    (first, settings), (second, others) = tasks
     assert settings.initial.startswith("generator.safetensors") and others.initial.startswith("encoder.safetensors")
     stored = weights.load_entry("generator")
     assert torch.equal(first.generator.conv1.conv.weight, stored["generator.conv1.conv.weight"])

@@ -65,15 +65,15 @@ def test_steps_come_in_the_order_of_the_paper_and_half_of_the_time(monkeypatch):
 
 
 def test_drawn_strengths_stay_in_their_ranges(monkeypatch):
-    seen = {"blur_picture": set(), "crop_picture": set(), "compress_picture": set(), "add_noise": set()}
-    for name, values in seen.items():
+    strengths = {"blur_picture": set(), "crop_picture": set(), "compress_picture": set(), "add_noise": set()}
+    for name, values in strengths.items():
         monkeypatch.setattr(degradation, name, lambda image, value, *_, values=values: (values.add(value), image)[1])
     for seed in range(400):
         degradation.weak_defence(picture(8), np.random.default_rng(seed))
-    assert seen["blur_picture"] == {3, 5, 7, 9}
-    assert 5 <= min(seen["crop_picture"]) < 6 and 19 < max(seen["crop_picture"]) <= 20
-    assert 10 <= min(seen["compress_picture"]) < 15 and 70 < max(seen["compress_picture"]) <= 74
-    assert 5 <= min(seen["add_noise"]) < 6 and 19 < max(seen["add_noise"]) <= 20
+    assert strengths["blur_picture"] == {3, 5, 7, 9}
+    assert 5 <= min(strengths["crop_picture"]) < 6 and 19 < max(strengths["crop_picture"]) <= 20
+    assert 10 <= min(strengths["compress_picture"]) < 15 and 70 < max(strengths["compress_picture"]) <= 74
+    assert 5 <= min(strengths["add_noise"]) < 6 and 19 < max(strengths["add_noise"]) <= 20
 
 
 @pytest.mark.parametrize("name", ["none", "weak", "shipped"])

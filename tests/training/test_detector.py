@@ -70,12 +70,14 @@ def test_framing_and_colours_vary_alike_for_a_fake_and_its_photograph():
 def test_a_varied_picture_is_displaced_by_whole_pixels_or_in_other_colours():
     picture = np.random.default_rng(0).integers(60, 190, (16, 16, 3), dtype=np.uint8)
     assert vary_picture(picture, np.random.default_rng(1), UNVARIED) is picture
-    moved = vary_picture(picture, np.random.default_rng(1), Variation(shift=3))
+    shifted = vary_picture(picture, np.random.default_rng(1), Variation(shift=3))
     places = [
         (y, x)
         for y in range(7)
         for x in range(7)
-        if np.array_equal(moved[3:13, 3:13], np.pad(picture, ((3, 3), (3, 3), (0, 0)))[y + 3 : y + 13, x + 3 : x + 13])
+        if np.array_equal(
+            shifted[3:13, 3:13], np.pad(picture, ((3, 3), (3, 3), (0, 0)))[y + 3 : y + 13, x + 3 : x + 13]
+        )
     ]
     assert len(places) == 1
     coloured = vary_picture(picture, np.random.default_rng(1), Variation(colours=0.1)).astype(float)
@@ -205,8 +207,8 @@ def test_dct_a_is_standardised_by_its_training_pictures():
     source = drawn_from(labelled, size=32)
     network = DCTA(input_size=32)
     detector.prepare_network(network, source)
-    seen = torch.cat([source.draw(number).images for number in range(detector.FITTED_BATCHES)])
-    spectra = (network.log_spectrum(seen * 255) - network.mean) / network.std
+    training_images = torch.cat([source.draw(number).images for number in range(detector.FITTED_BATCHES)])
+    spectra = (network.log_spectrum(training_images * 255) - network.mean) / network.std
     assert spectra.mean(0).abs().max() < 1e-3
     torch.testing.assert_close(spectra.std(0, correction=0), torch.ones(3, 32, 32), atol=1e-3, rtol=0)
 
@@ -326,8 +328,8 @@ def test_the_command_trains_from_given_weights_and_names_the_plain_set(data_fold
         card = replace(detector.untrained_card("meso4"), mirrored=mirrored)
         calibrated = calibration.calibrate_detector(network, card, split.calibrating, "meso4", "none")
         assert (calibrated["threshold"] == pytest.approx(options["threshold"], rel=1e-4)) is mirrored
-    moved = (trained["conv1.weight"].float() - before["conv1.weight"].float()).abs().max()
-    assert 0 < moved < 0.05
+    largest_change = (trained["conv1.weight"].float() - before["conv1.weight"].float()).abs().max()
+    assert 0 < largest_change < 0.05
 
     weights.save_half(start, registry.build_embedded("patch_cnn", {}).state_dict())
     assert main.main([*command, "--initial", str(start)]) == 2

@@ -82,17 +82,17 @@ def test_a_step_follows_the_sum_of_the_losses_and_moves_the_encoder_alone(checkp
     values = training.step(0)
     assert set(values) == {"l2", "lpips", "identity"}
     assert values["identity"] == pytest.approx(1 - float(cosine.detach()), abs=1e-5)
-    moved = 0
+    moved_count = 0
     for (name, weight), slope in zip(training.encoder.named_parameters(), expected, strict=True):
         change = weight.detach() - weights_before[name]
         if slope is None:  # nothing that is drawn depends on it
             assert not change.any(), name
             continue
         steep = slope.abs() > 1e-5
-        moved += int(steep.sum())
+        moved_count += int(steep.sum())
         # Adam's first step is its rate against the sign.
         assert torch.allclose(change[steep], -1e-4 * slope.sign()[steep], atol=2e-6), name
-    assert moved > 1000
+    assert moved_count > 1000
     assert all(torch.equal(value, decoder[name]) for name, value in inverter.generator.state_dict().items())
     assert all(torch.equal(value, statistics[name]) for name, value in training.encoder.named_buffers())
 
@@ -133,9 +133,9 @@ def test_the_command_writes_a_checkpoint_that_can_be_loaded(checkpoint, tmp_path
     out = tmp_path / "out"
     command = ["train", "encoder", "--from", str(checkpoint), "--data", str(data), "--out", str(out), "--steps", "1"]
     assert main.main([*command, "--json"]) == 0
-    printed = capsys.readouterr()
-    report = json.loads(printed.out)
-    assert report["left_out"] == ["No ID."] and "No ID." in printed.err and "No ID." in report["summary"]
+    output = capsys.readouterr()
+    report = json.loads(output.out)
+    assert report["left_out"] == ["No ID."] and "No ID." in output.err and "No ID." in report["summary"]
     assert report["metrics"]["faces"] == 3  # the black picture has no face
     assert report["metrics"]["held_out"] >= 1 and report["run"]["settings"]["lpips_weight"] == 0.8
     tuned, before = inversion.read_e4e_inverter(out / "e4e_finetuned.pt"), inversion.read_e4e_inverter(checkpoint)

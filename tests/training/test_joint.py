@@ -69,9 +69,9 @@ def test_encoder_runs_with_every_loss_resume_exactly(recipe, tmp_path):
         other = second.modules[name].state_dict()
         assert all(torch.equal(value, other[key]) for key, value in module.state_dict().items()), name
     before, after = small_generator().state_dict(), uninterrupted.generator.state_dict()
-    moved = {name.split(".")[0] for name, value in before.items() if not torch.equal(value, after[name])}
+    changed = {name.split(".")[0] for name, value in before.items() if not torch.equal(value, after[name])}
     expected = {"input", "conv1", "to_rgb1", "convs", "to_rgbs"} if kind is JointTask else set()
-    assert moved == expected  # the mapping network stays
+    assert changed == expected  # the mapping network stays
     if recipe in {"joint", "squares"}:  # unless it is fitted where no samples were judged
         fitted = uninterrupted.finished()
         unchanged = all(
@@ -88,9 +88,9 @@ def test_a_joint_run_without_a_discriminator_draws_some_faces_from_their_base_co
     codes = torch.randn(4, 8, 512, generator=random())
     mixed_codes = task.drop_offsets(codes)
     assert torch.equal(mixed_codes[:2], codes[:2]) and torch.equal(mixed_codes[2:], codes[2:, :1].expand(-1, 8, -1))
-    finished, before = task.finished(), small_generator().state_dict()
-    moved = {name for name, value in before.items() if not torch.equal(value, finished[f"generator.{name}"])}
-    assert moved == {"style.1.weight", "style.1.bias"}  # no step was trained
+    state, before = task.finished(), small_generator().state_dict()
+    changed = {name for name, value in before.items() if not torch.equal(value, state[f"generator.{name}"])}
+    assert changed == {"style.1.weight", "style.1.bias"}  # no step was trained
     base = task.average.base(pictures().float() / 127.5 - 1).mean(0)
     z = torch.randn(256, 512, generator=random())
     drawn = task.generator_average.mapping(z).mean(0)
@@ -99,10 +99,8 @@ def test_a_joint_run_without_a_discriminator_draws_some_faces_from_their_base_co
 
 def test_a_joint_run_with_a_discriminator_leaves_the_mapping_as_it_is():
     task = build(JointTask, inverting(JointSettings, "joint", discriminator_width=0.02))
-    finished = task.finished()
-    assert all(
-        torch.equal(value, finished[f"generator.{name}"]) for name, value in small_generator().state_dict().items()
-    )
+    state = task.finished()
+    assert all(torch.equal(value, state[f"generator.{name}"]) for name, value in small_generator().state_dict().items())
 
 
 def test_a_linear_path_begins_with_the_principal_codes_and_all_else_with_nothing():
@@ -149,12 +147,12 @@ def test_a_discriminator_sees_random_squares():
     chosen = inverting(JointSettings, "joint_regression", adversarial_weight=0.1, judged_side=16)
     task = build(JointTask, chosen)
     faces = pictures().float()
-    seen = task.crop_for_discriminator(faces, random())
+    squares = task.crop_for_discriminator(faces, random())
     corners = set()
-    for square, face in zip(seen, faces, strict=True):
+    for square, face in zip(squares, faces, strict=True):
         windows = face.unfold(1, 16, 1).unfold(2, 16, 1).movedim(0, 2)  # row, column, colour, height, width
         corners.add(tuple((windows == square).flatten(2).all(2).nonzero()[0].tolist()))  # a window of its own face
-    assert seen.shape == (6, 3, 16, 16) and len(corners) > 3
+    assert squares.shape == (6, 3, 16, 16) and len(corners) > 3
     assert torch.equal(
         task.crop_for_discriminator(faces[..., :8, :8], random()), faces[..., :8, :8]
     )  # smaller than a square

@@ -90,11 +90,11 @@ def sets(shared_folder, originals, photographs, tmp_path_factory):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("kind", ["swap", "reconstruction", "ciplab_photoshop"])
 def test_like_for_like_a_detector_is_as_good_as_its_card_says(name, kind, sets):
-    claimed = next(rate for rate in registry.card(name).errors if rate.kind == kind)
+    card_rate = next(rate for rate in registry.card(name).errors if rate.kind == kind)
     separation = calibration.compare_like_for_like(for_inference(registry.load(name)), *sets[kind])
-    allowed = calibration.separation_of(claimed.auc, *(len(pictures) for pictures in sets[kind]))
-    assert separation.auc >= claimed.auc - 4 * max(allowed.standard_error, 0.02)
-    if claimed.auc >= CLAIM:
+    allowed = calibration.separation_of(card_rate.auc, *(len(pictures) for pictures in sets[kind]))
+    assert separation.auc >= card_rate.auc - 4 * max(allowed.standard_error, 0.02)
+    if card_rate.auc >= CLAIM:
         assert separation.low > CHANCE
 
 

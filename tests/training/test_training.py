@@ -71,10 +71,10 @@ def test_a_run_of_another_kind_is_not_resumed(tmp_path):
 
 
 def test_every_epoch_shows_each_picture_once():
-    seen = torch.cat([face_packs.draw_indices(10, 4, seed=3, step=step) for step in range(5)])
-    assert sorted(seen[:10].tolist()) == list(range(10))
-    assert sorted(seen[10:].tolist()) == list(range(10))
-    assert seen[:10].tolist() != seen[10:].tolist()
+    indices = torch.cat([face_packs.draw_indices(10, 4, seed=3, step=step) for step in range(5)])
+    assert sorted(indices[:10].tolist()) == list(range(10))
+    assert sorted(indices[10:].tolist()) == list(range(10))
+    assert indices[:10].tolist() != indices[10:].tolist()
     assert torch.equal(face_packs.draw_indices(10, 4, seed=3, step=2), face_packs.draw_indices(10, 4, seed=3, step=2))
 
 
@@ -110,9 +110,9 @@ def test_settings_keep_their_old_names():
 
 def faces_and_points():
     size = 128
-    left = np.ascontiguousarray(pictures.hopper()[30:430, 60:460])
-    step = left.shape[0] // size
-    target = left[::step, ::step][:size, :size]
+    photo = np.ascontiguousarray(pictures.hopper()[30:430, 60:460])
+    step = photo.shape[0] // size
+    target = photo[::step, ::step][:size, :size]
     points = np.array([[47.0, 54], [81, 54], [64, 74], [51, 92], [77, 92]])
     return target, points
 

@@ -195,8 +195,8 @@ def test_the_paper_s_numbers_stand_beside(traces_run):
     assert "differs from ours because" in traces_run[1]["beside"].note
     undefended, defended = traces_run[0].published
     for number, name in enumerate(("noise", "fgsm", "pgd", "ganprintr", "trnet"), 3):
-        printed = np.mean([row[number] for row in undefended.rows])
-        assert printed == pytest.approx(published.TRACE_REMOVAL_MEANS["none"][name], abs=1e-4)
+        paper_mean = np.mean([row[number] for row in undefended.rows])
+        assert paper_mean == pytest.approx(published.TRACE_REMOVAL_MEANS["none"][name], abs=1e-4)
     assert np.mean([row[1] for row in defended.rows]) == pytest.approx(0.4318, abs=1e-4)
     assert np.mean([row[3] for row in defended.rows]) == pytest.approx(0.5974, abs=1e-4)
 
