@@ -1,5 +1,10 @@
 """Fixtures that several tests share."""
 
+import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # two processes share the cores; read when torch is imported
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import importlib.util
 from pathlib import Path
 from types import ModuleType
@@ -52,11 +57,13 @@ THOROUGH = {
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the quick set."""
+    """Mark the quick set, and keep the tests of a file, and all browser tests, in one process."""
     for item in items:
-        thorough = item.path.relative_to(TESTS).as_posix() in THOROUGH
-        if not thorough and not {"slow", "browser"} & {marker.name for marker in item.iter_markers()}:
+        name = item.path.relative_to(TESTS).as_posix()
+        markers = {marker.name for marker in item.iter_markers()}
+        if name not in THOROUGH and not {"slow", "browser"} & markers:
             item.add_marker(pytest.mark.quick)
+        item.add_marker(pytest.mark.xdist_group("browser" if "browser" in markers else name))
 
 
 @pytest.fixture(scope="session")
