@@ -3,6 +3,8 @@
 import atexit
 import ctypes
 import functools
+import heapq
+import itertools
 import os
 import platform
 import shutil
@@ -10,6 +12,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,7 +26,58 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 FOLDER_PREFIX = "face-forgery-"
-MODEL_LOCK = threading.RLock()
+VERDICT, JOB, LONG_JOB = range(3)  # who may use the models first
+_priority = ContextVar("priority", default=JOB)
+
+
+@contextmanager
+def priority(level: int) -> Iterator[None]:
+    """Use the models before all who wait with a higher `level`: VERDICT, JOB or LONG_JOB."""
+    token = _priority.set(level)
+    try:
+        yield
+    finally:
+        _priority.reset(token)
+
+
+class TurnLock:
+    """A reentrant lock whose waiting threads take turns, by priority and then in the order in which they came.
+
+    A plain lock is mostly won by the thread that has just released it, so that a job of many steps would keep the
+    models until its end.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._waiting: list[tuple[int, int]] = []  # a heap
+        self._arrivals = itertools.count()
+        self._owner: int | None = None
+        self._depth = 0
+
+    def __enter__(self) -> None:
+        thread = threading.get_ident()
+        with self._changed:
+            if self._owner != thread:
+                turn = (_priority.get(), next(self._arrivals))
+                heapq.heappush(self._waiting, turn)
+                try:
+                    self._changed.wait_for(lambda: self._owner is None and self._waiting[0] == turn)
+                finally:
+                    self._waiting.remove(turn)
+                    heapq.heapify(self._waiting)
+                    self._changed.notify_all()
+                self._owner = thread
+            self._depth += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._changed:
+            self._depth -= 1
+            if self._depth == 0:
+                self._owner = None
+                self._changed.notify_all()
+
+
+MODEL_LOCK = TurnLock()
 
 _lock = threading.RLock()
 _loaded: dict[str, object] = {}
@@ -64,12 +118,27 @@ def device_in_words() -> str:
     return f"a graphics card ({facts.name}, {facts.total_memory / 2**30:.0f} GiB)"
 
 
+def fast_bfloat16(target: torch.device) -> bool:
+    """Return whether a device has instructions of its own for bfloat16; without them it is many times slower."""
+    if target.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if target.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):
+        capabilities = torch.cpu.get_capabilities()
+        return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+    return False
+
+
 def load_once(key: str, build: Callable[[], T]) -> T:
     """Return the process's one copy of a model, built at the first call."""
     with _lock:
         if key not in _loaded:
             _loaded[key] = build()
         return _loaded[key]  # type: ignore[return-value]
+
+
+def is_loaded_once(model: object) -> bool:
+    """Return whether a model is one that `load_once` keeps."""
+    return any(model is kept for kept in _loaded.copy().values())
 
 
 def loaded_names() -> list[str]:

@@ -44,8 +44,8 @@ def seconds(name: str, batch: int, rounds: int) -> tuple[float, float]:
     origins = np.array([-1] * (batch // 2) + list(range(batch - batch // 2)))
     training_set = data.LabelledPictures(torch.from_numpy(pictures), kinds, origins)
     tasks = []
-    for bfloat16 in (False, True):
-        settings = replace(detector.read_detector_settings(name, bfloat16=bfloat16), batch=batch, partial_share=0.0)
+    for precision in ("float32", "bfloat16"):
+        settings = replace(detector.read_detector_settings(name, precision=precision), batch=batch, partial_share=0.0)
         network, card = registry.build_embedded(name, {}), detector.untrained_card(name)
         task = detector.build_detector_task(name, network, card, training_set, settings)
         first = task.batches.draw(0)  # type: ignore[attr-defined]

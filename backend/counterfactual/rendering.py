@@ -18,6 +18,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from backend import runtime
 from backend.alignment import DetectorView, resize_square
 from backend.detectors.base import Detector
 from backend.generators.inversion import Inverter
@@ -90,9 +91,7 @@ def draft_effort(
     target = inverter.latent_average.device
     if target.type != "cuda" or resolution < HALVES_FROM:
         return RenderingEffort(resolution, torch.float32)
-    # Older cards only emulate bfloat16, which is slow.
-    has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    return RenderingEffort(resolution, torch.bfloat16 if has_bfloat16 else torch.half)
+    return RenderingEffort(resolution, torch.bfloat16 if runtime.fast_bfloat16(target) else torch.half)
 
 
 def half_precision(target: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:

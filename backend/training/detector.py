@@ -37,7 +37,7 @@ from backend.training.augmentation import UNVARIED, Variation
 from backend.training.calibration import calibrate_detector
 from backend.training.data import LabelledBatch, LabelledBatches, LabelledPictures, add_attacked, stack_images
 from backend.training.degradation import Defence, DefenceName, Degradation
-from backend.training.loop import OnStep, TrainingTask
+from backend.training.loop import Arithmetic, OnStep, PrecisionSetting, TrainingTask
 
 FITTED_BATCHES = 64  # whose pictures standardise DCT-A's spectra
 LEAST_DEVIATION = 1e-3
@@ -120,7 +120,7 @@ class DetectorSettings:
     adversarial: str = ""  # attack on the fakes that are added, for the strong defence
     adversarial_share: float = 0.5  # how often an attacked fake replaces a fake
     initial: str = ""  # what the weights start from; random if empty
-    bfloat16: StrictBool = False  # in the forward pass; weights and losses are float32
+    precision: PrecisionSetting = "auto"  # of the forward pass; weights and losses are float32
     mirrored: StrictBool = False  # whether the trained detector judges a picture together with its mirror image
     architectures: dict[str, dict[str, Any]] = field(default_factory=dict)  # settings by architecture
 
@@ -167,7 +167,8 @@ class DetectorTask(TrainingTask):
     ) -> None:
         torch.manual_seed(settings.seed)
         self.card, self.settings, self.objective = card, settings, objective
-        self.device = runtime.device()
+        self.arithmetic = Arithmetic.for_device(runtime.device(), precision=settings.precision)
+        self.device, self.computes_in = self.arithmetic.device, self.arithmetic.in_words()
         self.batches = build_batches(examples, settings)
         layout = torch.channels_last
         self.network = network.to(self.device, memory_format=layout).train()  # type: ignore[call-overload]
@@ -189,7 +190,7 @@ class DetectorTask(TrainingTask):
         batch = self.batches.draw(number)
         batch = replace(batch, images=batch.images.to(self.device), labels=batch.labels.to(self.device))
         inputs = ((batch.images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.bfloat16):
+        with self.arithmetic.autocast():
             log_odds, terms = self.objective(self.network, inputs, batch, self.card)
         loss = torch.stack(list(terms.values())).sum()
         loop.update_weights(self.optimizer, loss, settings.lr * self._rate(number))

@@ -48,6 +48,7 @@ from backend.training.generator import PrincipalCodes, fit_mapping
 from backend.training.loop import (
     Arithmetic,
     OnStep,
+    PrecisionSetting,
     Schedule,
     Stage,
     TrainingTask,
@@ -123,7 +124,7 @@ class EncoderSettings:
     latent_weight: float
     latent_rate: float
     average_decay: float
-    bfloat16: StrictBool
+    precision: PrecisionSetting
     seed: int
     initial: str = ""  # weights that the run started from, if any
 
@@ -150,7 +151,8 @@ class EncoderTask(TrainingTask):
         size: int,
     ) -> None:
         self.settings = settings
-        self.arithmetic = Arithmetic.for_device(runtime.device(), compiled=False, bfloat16=settings.bfloat16)
+        self.arithmetic = Arithmetic.for_device(runtime.device(), precision=settings.precision)
+        self.computes_in = self.arithmetic.in_words()
         device = self.arithmetic.device
         self.pictures, self.held_out = pictures.to(device), held_out.to(device)
         self.latent_average = latent_average.to(device)

@@ -269,6 +269,7 @@ class AdversarialTask(TrainingTask):
         """
         self.settings, self.arithmetic = settings, Arithmetic.for_device(runtime.device(), compiled=settings.compiled)
         self.checkpoint_every = settings.checkpoint_every
+        self.computes_in = self.arithmetic.in_words()
         device = self.arithmetic.device
         torch.manual_seed(settings.seed)
         table = {int(size): width for size, width in settings.channels.items()}

@@ -10,14 +10,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
 import torch
+from pydantic import BeforeValidator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backend import face_packs, images, weights
+from backend import face_packs, images, runtime, weights
 from backend.errors import UserError
 from backend.face_packs import Photographs
 from backend.progress import Job, Running, Step, finish
@@ -41,7 +42,13 @@ OLD_NAMES = {
     "batch_ahead": "pretraining_batch",
     "lr_ahead": "pretraining_lr",
     "kept_share": "mixing_share",
+    "bfloat16": "precision",
 }
+# `auto` is bfloat16 where the device computes it itself, and float32 elsewhere. Settings once said true or false.
+PrecisionSetting = Annotated[
+    Literal["auto", "float32", "bfloat16"],
+    BeforeValidator(lambda value: {True: "auto", False: "float32"}[value] if isinstance(value, bool) else value),
+]
 Report = dict[str, Any]
 OnStep = Callable[[Step], None]
 S = TypeVar("S")
@@ -83,6 +90,7 @@ class Schedule:
 
 class TrainingTask:
     total: int  # steps of the whole run
+    computes_in: str = "float32"  # of its networks, and why
     modules: dict[str, nn.Module]  # saved in checkpoints
     optimizers: dict[str, torch.optim.Optimizer]
 
@@ -207,7 +215,7 @@ def train_task(
 ) -> Job[TrainingRun]:
     """Train a task to its last step, or for some minutes, resuming from `folder` if it holds a checkpoint."""
     folder.mkdir(parents=True, exist_ok=True)
-    values: dict[str, Any] = asdict(settings)  # type: ignore[call-overload]
+    values: dict[str, Any] = asdict(settings) | {"computed_in": task.computes_in}  # type: ignore[call-overload]
     start = load_checkpoint(task, folder)
     (folder / "settings.json").write_text(json.dumps(values, indent=1), encoding="utf-8")
     log = LossLog(folder / "losses.csv", start)
@@ -215,6 +223,7 @@ def train_task(
     window: dict[str, list[float | Tensor]] = {}
     means: dict[str, float] = {}
     done = start
+    yield Step(start, task.total, f"The networks compute in {task.computes_in}.")
     try:
         for number in range(start, task.total):
             for name, value in task.step(number).items():
@@ -360,14 +369,19 @@ class Arithmetic:
     compiled: bool  # of networks that are not differentiated twice
 
     @classmethod
-    def for_device(cls, device: torch.device, *, compiled: bool, bfloat16: bool = False) -> "Arithmetic":
-        """Return bfloat16 where CUDA supports it or where it is asked for, float32 elsewhere.
+    def for_device(
+        cls, device: torch.device, *, compiled: bool = False, precision: PrecisionSetting = "auto"
+    ) -> "Arithmetic":
+        """Return how a device computes with these settings; only CUDA gains from compiling."""
+        half = precision == "bfloat16" or (precision == "auto" and runtime.fast_bfloat16(device))
+        return cls(device, torch.bfloat16 if half else torch.float32, compiled and device.type == "cuda")
 
-        Only CUDA gains from compiling.
-        """
-        cuda = device.type == "cuda"
-        half = bfloat16 or (cuda and torch.cuda.is_bf16_supported())
-        return cls(device, torch.bfloat16 if half else torch.float32, compiled and cuda)
+    def in_words(self) -> str:
+        """Say what networks compute in, and why."""
+        if self.dtype == torch.float32:
+            slow = not runtime.fast_bfloat16(self.device)
+            return "float32: this device does not compute bfloat16 itself" if slow else "float32"
+        return "bfloat16" if runtime.fast_bfloat16(self.device) else "bfloat16, which is slow on this device"
 
     def compile(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return torch.compile(function) if self.compiled else function

@@ -39,7 +39,7 @@ from backend.trace_removal.removal import TRNET_ENTRY
 from backend.training import loop
 from backend.training.data import REAL_SOURCE, PairBatch, Pairs, draw_pairs, load_pairs
 from backend.training.degradation import compress_batch, degrade_batches, round_batch
-from backend.training.loop import OnStep, update_weights
+from backend.training.loop import Arithmetic, OnStep, PrecisionSetting, update_weights
 
 SPECTRA_FITTED_ON = 256  # real pictures whose spectra standardise the spectral discriminator
 RECALIBRATED_ON = 40  # batches from which the averaged weights get their own batch statistics
@@ -101,7 +101,7 @@ class TRNetTrainingSettings:
     mixing_share: float
     jpeg_share: float
     seed: int
-    bfloat16: StrictBool
+    precision: PrecisionSetting
     initial: str = ""  # weights that the run started from, if any
 
 
@@ -110,7 +110,8 @@ class TRNetTask(loop.TrainingTask):
         """Prepare a run on pairs; `held_out` is only shown."""
         self.data, self.settings, self.held_out = data, settings, held_out
         torch.manual_seed(settings.seed)
-        self.device = runtime.device()
+        self.arithmetic = Arithmetic.for_device(runtime.device(), precision=settings.precision)
+        self.device, self.computes_in = self.arithmetic.device, self.arithmetic.in_words()
         self.network = TRNet(**{name: getattr(settings, name) for name in NETWORK_OPTIONS})
         self.average = copy.deepcopy(self.network).eval().requires_grad_(False).to(self.device)
         width, norm = settings.discriminator_width, settings.norm
@@ -260,7 +261,7 @@ class TRNetTask(loop.TrainingTask):
         shown = {"fingerprint": pictures if for_source is None else for_source}
         # In float32, because rounded filters would not sum to zero and their maps would show the brightness.
         inputs = {name: module.inputs(shown.get(name, pictures)) for name, module in self.discriminators.items()}
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.bfloat16):
+        with self.arithmetic.autocast():
             logits, source_logits = {}, torch.empty(0)
             for name, module in self.discriminators.items():
                 if isinstance(module, FingerprintDiscriminator):

@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import nn
 
+from backend import runtime
 from backend.attacks.nes import NESSettings
 from backend.detectors.base import Detector
 from backend.errors import UserError
-from backend.explain import base, photo
+from backend.explain import photo
 from backend.explain.base import EXPLAINERS, Inferences, MaskedFace
 from backend.explain.explanation import ExplainSettings, MapFinished, compare_methods, explain
 from backend.progress import finish
@@ -246,7 +247,7 @@ def test_pictures_have_one_scale_and_say_it():
 
 
 def test_bfloat16_is_used_where_it_agrees_and_the_result_says_so(monkeypatch, few_samples):
-    monkeypatch.setattr(base, "fast_bfloat16", lambda _device: True)
+    monkeypatch.setattr(runtime, "fast_bfloat16", lambda _device: True)
     dtypes = []
     detector = patch_detector(slope=300.0, threshold=0.0)
     detector.network.features.register_forward_hook(lambda _, __, output: dtypes.append(output.dtype))
@@ -261,7 +262,7 @@ def test_bfloat16_is_used_where_it_agrees_and_the_result_says_so(monkeypatch, fe
 
 
 def test_bfloat16_is_refused_where_the_answer_moves(monkeypatch, few_samples):
-    monkeypatch.setattr(base, "fast_bfloat16", lambda _device: True)
+    monkeypatch.setattr(runtime, "fast_bfloat16", lambda _device: True)
     contrast = float(patch_detector(slope=1.0, threshold=0.0).logit_fake(face()).detach()[0])
     steep = patch_detector(slope=3e5, threshold=contrast - 1e-6)  # eight bits of the contrast are too few for it
     result = ask(detector=steep, reference="original")

@@ -314,18 +314,18 @@ def test_no_disturbance_is_drawn_twice(monkeypatch):
 
 def test_in_bfloat16_noise_maps_and_spectra_stay_exact():
     captured = {}
-    for bfloat16 in (False, True):
-        task = TRNetTask(examples(), settings(bfloat16=bfloat16), examples())
+    for precision in ("float32", "bfloat16"):
+        task = TRNetTask(examples(), settings(precision=precision), examples())
         for name, module in task.discriminators.items():
             first = next(layer for layer in module.modules() if isinstance(layer, nn.Conv2d))
             first.register_forward_hook(
-                lambda _, inputs, output, key=(name, bfloat16): captured.update(
+                lambda _, inputs, output, key=(name, precision): captured.update(
                     {key: (inputs[0].detach(), output.dtype)}
                 )
             )
         task._judge(faces(2, 128))
     for name in ("spatial", "spectral", "fingerprint"):
-        (exact, plain), (repeated, rounded) = captured[name, False], captured[name, True]
+        (exact, plain), (repeated, rounded) = captured[name, "float32"], captured[name, "bfloat16"]
         assert torch.equal(exact, repeated) and (plain, rounded) == (torch.float32, torch.bfloat16)
 
 

@@ -243,12 +243,13 @@ def test_a_threshold_can_balance_both_accuracies():
 
 
 @pytest.mark.parametrize(
-    ("architecture", "bfloat16"), [("patch_cnn", False), ("patch_cnn", True), ("dct_a", False), ("lf", False)]
+    ("architecture", "precision"),
+    [("patch_cnn", "float32"), ("patch_cnn", "bfloat16"), ("dct_a", "float32"), ("lf", "float32")],
 )
-def test_training_lowers_the_loss_on_fakes_that_can_be_told_apart(architecture, bfloat16):
+def test_training_lowers_the_loss_on_fakes_that_can_be_told_apart(architecture, precision):
     labelled = examples(["real"] * 8 + ["swap"] * 8, size=32, origins=[-1] * 8 + list(range(8)))
     labelled.pictures[8:] = labelled.pictures[:8] // 2 + 100
-    changes = {"batch": 8, "warmup": 1, "steps": 16, "partial_share": 0.0, "bfloat16": bfloat16}
+    changes = {"batch": 8, "warmup": 1, "steps": 16, "partial_share": 0.0, "precision": precision}
     settings = replace(detector.read_detector_settings(architecture, defence="none"), **changes)
     torch.manual_seed(0)
     network = (
@@ -263,7 +264,7 @@ def test_training_lowers_the_loss_on_fakes_that_can_be_told_apart(architecture, 
     first = next(layer for layer in network.modules() if isinstance(layer, nn.Conv2d | nn.Linear))
     first.register_forward_hook(lambda _layer, _inputs, output: computed.add(output.dtype))
     losses = [task.step(number)["loss"] for number in range(16)]
-    assert computed <= {torch.bfloat16 if bfloat16 else torch.float32}
+    assert computed <= {torch.bfloat16 if precision == "bfloat16" else torch.float32}
     assert {weight.dtype for weight in task.finished().state_dict().values()} <= {torch.float32, torch.int64}
     assert np.mean(losses[-3:]) < 0.85 * losses[0]
 

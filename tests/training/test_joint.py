@@ -84,7 +84,7 @@ def test_encoder_runs_with_every_loss_resume_exactly(recipe, tmp_path):
 def test_a_joint_run_without_a_discriminator_draws_some_faces_from_their_base_code_and_fits_the_mapping_to_them():
     chosen = inverting(JointSettings, "joint_regression", base_share=0.5)
     task = build(JointTask, chosen)
-    assert task.arithmetic.dtype == torch.bfloat16 and task.discriminator_trainer is None
+    assert task.discriminator_trainer is None
     codes = torch.randn(4, 8, 512, generator=random())
     mixed_codes = task.drop_offsets(codes)
     assert torch.equal(mixed_codes[:2], codes[:2]) and torch.equal(mixed_codes[2:], codes[2:, :1].expand(-1, 8, -1))
@@ -117,9 +117,11 @@ def test_a_linear_path_begins_with_the_principal_codes_and_all_else_with_nothing
 
 
 def test_the_encoder_learns_from_its_last_look_but_where_it_looks_once():
-    task = build(JointTask, inverting(JointSettings, "joint_regression", feedback=[0.5, 0.3], bfloat16=False))
+    task = build(JointTask, inverting(JointSettings, "joint_regression", feedback=[0.5, 0.3], precision="float32"))
     faces = pictures(4).float() / 127.5 - 1
-    once = build(JointTask, inverting(JointSettings, "joint_regression", feedback=[], bfloat16=False)).encode(faces)
+    once = build(JointTask, inverting(JointSettings, "joint_regression", feedback=[], precision="float32")).encode(
+        faces
+    )
     codes = task.encode(faces, once=1)
     assert codes.requires_grad and torch.allclose(codes[3:], once[3:], atol=1e-6)
     lacking, read = torch.zeros_like(faces[:3]), once[:3]

@@ -14,7 +14,7 @@ from PIL import Image, JpegImagePlugin
 
 from backend import face_packs, fakes, weights
 from backend.detectors import registry
-from backend.detectors.predict import for_inference
+from backend.detectors.inference import for_inference
 from backend.generators import inversion
 from backend.images import like_photographs
 from backend.progress import finish

@@ -22,7 +22,7 @@ class ToySettings:
     seed: int = 0
 
 
-class Toy:
+class Toy(loop.TrainingTask):
     """A linear fit whose data depends on the step alone."""
 
     def __init__(self, total: int) -> None:
