@@ -13,7 +13,7 @@ from backend.counterfactual.search import SearchSettings
 from backend.detectors import predict
 from backend.progress import finish
 from backend.settings import SETTINGS
-from tabs.events import MODEL, VERDICT, with_shown_errors
+from tabs.events import JOB, VERDICT, with_shown_errors
 from tabs.photo import read_photo
 
 MAX_STEPS = 300  # of one call
@@ -36,13 +36,15 @@ def add_endpoints(
 ) -> None:
     """Add the endpoints; their inputs are the tab's components."""
     answer = gr.JSON(visible=False)
-    gr.Button(visible=False).click(with_shown_errors(detect), photo, answer, api_name="detect", **VERDICT)
+    gr.Button(visible=False).click(
+        with_shown_errors(detect, runtime.VERDICT), photo, answer, api_name="detect", **VERDICT
+    )
     gr.Button(visible=False).click(
         with_shown_errors(counterfactual),
         [photo, detector, level, steps, composite],
         answer,
         api_name="counterfactual",
-        **MODEL,
+        **JOB,
     )
 
 

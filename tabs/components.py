@@ -186,16 +186,22 @@ class JobControls:
         self.stopped, self.keeps_progress = stopped, keeps_progress
         self.buttons = [*starts, *([] if stop is None else [stop])]
 
-    def wire(self, jobs: Jobs, outputs: list[Any]) -> list[Dependency]:
-        """Let every button start its job, a generator of updates, and return the jobs' events."""
-        stop = self.stop if self.stopped else None
+    def wire(self, jobs: Jobs, outputs: list[Any], minutes: Sequence[gr.Button] = ()) -> list[Dependency]:
+        """Let every button start its job, a generator of updates, and return the jobs' events.
+
+        Args:
+            jobs: By button, a job and its inputs.
+            outputs: What the jobs may update.
+            minutes: Buttons whose jobs take minutes.
+        """
+        parts: dict[str, Any] = {"starts": self.starts, "note": self.note, "progress": self.progress}
+        parts["stop"] = self.stop if self.stopped else None
         runs = [
-            run_in_turn(button, *job, outputs, starts=self.starts, note=self.note, progress=self.progress, stop=stop)
-            for button, job in jobs.items()
+            run_in_turn(button, *job, outputs, **parts, takes_minutes=button in minutes) for button, job in jobs.items()
         ]
         for run in runs:
             after_job(run, self.idle, self.buttons)
-        if stop is not None:
+        if parts["stop"] is not None:
             self.wire_stop(runs)
         return runs
 

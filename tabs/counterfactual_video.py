@@ -98,7 +98,9 @@ class VideoStep:
 
     def wire(self) -> None:
         inputs, outputs = [self.video, self.detector, self.steps], self._outputs()
-        runs: list[Any] = self.job.wire({self.search_button: (self._search_video, inputs)}, outputs)
+        runs: list[Any] = self.job.wire(
+            {self.search_button: (self._search_video, inputs)}, outputs, minutes=[self.search_button]
+        )
         # The search ends by itself and is not cancelled, so that what it has found is shown.
         self.stop.click(self._ask_to_stop, None, [self.stop, self.job.note], **QUICK)
         # A new video can be chosen only after this one is cleared.

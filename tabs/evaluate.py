@@ -12,7 +12,7 @@ import gradio as gr
 import numpy as np
 import torch
 
-from backend import images, provenance
+from backend import images, provenance, runtime
 from backend.alignment import locate
 from backend.detectors import predict
 from backend.detectors import registry as detectors_registry
@@ -24,7 +24,7 @@ from backend.evaluate.dataset import Dataset, open_data
 from backend.progress import Running
 from backend.weights import file_hash
 from tabs.components import JobControls, Updates, html_table, paragraphs, progress_bar, render, result_picture
-from tabs.events import MODEL, PRIVATE, QUICK, VERDICT, with_shown_errors
+from tabs.events import JOB, PRIVATE, QUICK, VERDICT, with_shown_errors
 from tabs.visitors import session_folder
 
 if TYPE_CHECKING:
@@ -123,12 +123,10 @@ class Quiz:
     def wire(self, data: Any) -> None:
         """Wire the buttons; `data` holds the visitor's zip file."""
         outputs = [self.round, self.question, self.count, self.face, self.score]
-        self.start.click(
-            with_shown_errors(self._begin), data, outputs, show_progress_on=[self.start], **MODEL, **PRIVATE
-        )
+        self.start.click(with_shown_errors(self._begin), data, outputs, show_progress_on=[self.start], **JOB, **PRIVATE)
         for button, answer in ((self.real_button, self._answer_real), (self.fake_button, self._answer_fake)):
             button.click(with_shown_errors(answer), self.round, outputs, **QUICK).then(
-                with_shown_errors(self._judge), self.round, self.score, **VERDICT, **PRIVATE
+                with_shown_errors(self._judge, runtime.VERDICT), self.round, self.score, **VERDICT, **PRIVATE
             )
 
     def _begin(self, path: str | None, request: gr.Request) -> Updates:
@@ -269,7 +267,7 @@ class EvaluateTab:
         self.own_tab.select(with_shown_errors(_list_protocols), None, self.protocol, **QUICK)
         inputs = [self.data, self.protocol, self.use_sample]
         outputs = [*self.job.outputs(), self.own_report, self.download]
-        runs: list[Any] = self.job.wire({self.start: (self._run, inputs)}, outputs)
+        runs: list[Any] = self.job.wire({self.start: (self._run, inputs)}, outputs, minutes=[self.start])
         # Other pictures take the report away.
         changes = [self.data.upload, self.data.clear, self.use_sample.input]
         gr.on(changes, self._clear, None, outputs, cancels=runs, **QUICK)

@@ -1,11 +1,12 @@
-"""How handlers run: packages are imported first, long jobs take turns, and errors become sentences."""
+"""How handlers run: packages are imported first, jobs take turns, verdicts come first, and errors become sentences."""
 
 import functools
 import inspect
 import logging
 import secrets
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from html import escape
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -13,9 +14,9 @@ import gradio as gr
 import numpy as np
 from gradio.events import Dependency
 
-from backend import images
+from backend import images, runtime
 from backend.alignment import locate_all
-from backend.detectors import predict
+from backend.detectors import inference, predict, registry
 from backend.errors import UserError
 from backend.generators import inversion
 
@@ -23,10 +24,12 @@ P = ParamSpec("P")
 R = TypeVar("R")
 logger = logging.getLogger("app")
 
-# Long jobs wait for each other, and verdicts for each other. No verdict waits for a long job: between the steps of a
-# job the models are free. Events that run no model never wait.
-MODEL: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
+# Verdicts, jobs of seconds and jobs of minutes each wait for their own kind only. Whoever needs the models between two
+# steps of another gets them in this order. Events that run no model never wait.
 VERDICT: dict[str, Any] = {"concurrency_id": "verdict", "concurrency_limit": 1}
+JOB: dict[str, Any] = {"concurrency_id": "job", "concurrency_limit": 1}
+LONG_JOB: dict[str, Any] = {"concurrency_id": "long job", "concurrency_limit": 1}
+USES_MODELS = tuple(kind["concurrency_id"] for kind in (VERDICT, JOB, LONG_JOB))
 FETCH: dict[str, Any] = {"concurrency_id": "fetch", "concurrency_limit": 1}  # it runs no model, and takes minutes
 PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 QUICK: dict[str, Any] = {"queue": False, "show_progress": "hidden", **PRIVATE}
@@ -34,15 +37,28 @@ _importing = threading.Lock()
 WAITS = "Waiting for others who use this page …"
 
 
-def with_shown_errors(function: Callable[P, R]) -> Callable[P, R]:
-    """Wrap a handler or a generator of updates so that the visitor sees every error as one sentence."""
+def with_shown_errors(function: Callable[P, R], priority: int = runtime.JOB) -> Callable[P, R]:
+    """Wrap a handler or a generator of updates so that the visitor sees every error as one sentence.
+
+    Args:
+        function: The handler.
+        priority: Whether it may use the models before others: VERDICT, JOB or LONG_JOB of `runtime`.
+    """
     if inspect.isgeneratorfunction(function):
 
         @functools.wraps(function)
         def stream(*args: P.args, **kwargs: P.kwargs) -> Iterator[Any]:
             try:
                 import_packages()
-                yield from function(*args, **kwargs)
+                # Every step may run in another thread, to which only values set within the step belong.
+                with closing(cast("Generator[Any, None, None]", function(*args, **kwargs))) as updates:
+                    while True:
+                        with runtime.priority(priority):
+                            try:
+                                update = next(updates)
+                            except StopIteration:
+                                return
+                        yield update
             except Exception as error:
                 raise to_shown_error(error) from error
 
@@ -52,7 +68,8 @@ def with_shown_errors(function: Callable[P, R]) -> Callable[P, R]:
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             import_packages()
-            return function(*args, **kwargs)
+            with runtime.priority(priority):
+                return function(*args, **kwargs)
         except Exception as error:
             raise to_shown_error(error) from error
 
@@ -69,8 +86,9 @@ def run_in_turn(
     note: Any,
     progress: Any = None,
     stop: gr.Button | None = None,
+    takes_minutes: bool = False,
 ) -> Dependency:
-    """Run a long job, a generator of updates, when its turn comes after a click, and return its event.
+    """Run a job, a generator of updates, when its turn comes after a click, and return its event.
 
     Args:
         button: Starts the job.
@@ -81,8 +99,9 @@ def run_in_turn(
         note: Says that the job waits, and keeps the sentence of an error; empty when the job begins.
         progress: Shows the job's progress; an error clears it.
         stop: Button to enable, which can end the job while it waits too.
+        takes_minutes: Whether shorter jobs should not wait for this one.
     """
-    handler = with_shown_errors(function)
+    handler = with_shown_errors(function, runtime.LONG_JOB if takes_minutes else runtime.JOB)
 
     def wait() -> dict[Any, Any]:
         blocked = dict.fromkeys(starts, gr.Button(interactive=False))
@@ -99,7 +118,7 @@ def run_in_turn(
 
     updated = [*starts, *([] if stop is None else [stop]), note]
     run = button.click(wait, None, updated, **QUICK).then(
-        start, inputs, outputs, show_progress="hidden", **MODEL, **PRIVATE
+        start, inputs, outputs, show_progress="hidden", **(LONG_JOB if takes_minutes else JOB), **PRIVATE
     )
     run.failure(lambda text: "" if text == WAITS else text, note, note, **QUICK)  # the queue refused it
     return run
@@ -137,12 +156,14 @@ def import_packages() -> None:
 
 
 def warm_up() -> None:
-    """Load every model and run it once, so that the first visitor does not wait."""
+    """Load every model and run it once, then compile the detectors, so that the first visitor does not wait."""
     try:
         import_packages()
         blank = np.full((256, 256, 3), 128, np.uint8)
         predict.judge_faces(locate_all(blank))
         predict.predict_p_fake(images.to_tensor(blank))
         inversion.load_embedded_inverter()
+        for name in registry.loadable():
+            inference.compile_detector(registry.load(name))
     except Exception:
         logger.exception("The models could not be loaded in advance")

@@ -59,7 +59,7 @@ class PairStep:
     def wire(self, step: PhotoStep, detector: Any, seed: Any) -> list[Dependency]:
         """Wire the buttons and return the long events."""
         inputs = [self.photo, step.chosen, step.faces, step.which, detector, seed]
-        running: list[Any] = self.job.wire({self.start: (self._test, inputs)}, self.outputs())
+        running: list[Any] = self.job.wire({self.start: (self._test, inputs)}, self.outputs(), minutes=[self.start])
         # Another real photo takes the earlier one's result away.
         gr.on([self.photo.upload, self.photo.clear], self.hide, None, self.outputs(), cancels=running, **QUICK)
         return running
@@ -202,7 +202,7 @@ class ExplainTab:
             self.compare_button: (self._compare, [*face, self.detector, *options]),
         }
         self.running = [
-            *self.job.wire(jobs, self._job_outputs()),
+            *self.job.wire(jobs, self._job_outputs(), minutes=[self.compare_button]),
             *self.pair.wire(self.photo_step, self.detector, self.seed),
         ]
         choices: list[Any] = [self.detector, self.method, self.reference, self.preset, self.use_gradients]

@@ -20,7 +20,7 @@ from gradio.blocks import Block, BlockFunction
 
 from backend.detectors import predict, registry
 from backend.generators.refinement import RefineSettings
-from tabs.events import MODEL, VERDICT
+from tabs.events import USES_MODELS, VERDICT
 from tabs.photo import ChosenPhoto
 from tabs.visitors import session_folder
 
@@ -56,7 +56,7 @@ def ask_for_gpu(demo: gr.Blocks) -> None:
     spaces = importlib.import_module("spaces")
     session_folder(None)  # made before the processes fork, so that all of them share it
     for event in demo.fns.values():
-        if event.fn is not None and event.concurrency_id in {MODEL["concurrency_id"], VERDICT["concurrency_id"]}:
+        if event.fn is not None and event.concurrency_id in USES_MODELS:
             event.fn = _run_on_gpu(event, spaces.GPU)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from gradio.events import Dependency
 from PIL import Image, ImageDraw, ImageFont
 
-from backend import examples, images
+from backend import examples, images, runtime
 from backend.alignment import LocatedFace, locate_all, locate_known
 from backend.detectors import predict, registry
 from backend.detectors.base import THRESHOLD, UNCERTAIN_MARGIN, verdict
@@ -134,10 +134,10 @@ class PhotoStep:
         below = [component for tab in tabs for component in tab.outputs()]
         outputs = [self.photo, self.faces, *self.outputs(), *below]
         self.gallery.select(with_shown_errors(self._example), self.chosen, outputs, **quick).success(
-            with_shown_errors(self._look_where_needed), [self.chosen, self.faces], outputs, **judging
+            with_shown_errors(self._look_where_needed, runtime.VERDICT), [self.chosen, self.faces], outputs, **judging
         )
         self.photo.upload(self._choose, [self.chosen, self.photo], outputs, **quick).success(
-            with_shown_errors(self._look), self.chosen, outputs, **judging
+            with_shown_errors(self._look, runtime.VERDICT), self.chosen, outputs, **judging
         )
         self.photo.clear(self._forget, self.chosen, outputs, **quick)
         outputs = [*self.outputs(), *below]

@@ -34,7 +34,8 @@ from tests.toys import grey, toy_detector, toy_inverter
 
 PICTURES = (gr.Image, gr.ImageSlider, gr.AnnotatedImage, gr.Gallery)
 PUBLIC = {"detect", "counterfactual"}
-LONG = {"_search", "_remove", "_compare", "_explain", "_test", "_run", "_begin", "_search_video", "counterfactual"}
+JOBS = {"_search", "_remove", "_compare", "_explain", "_begin", "counterfactual"}
+LONG_JOBS = {"_compare", "_test", "_run", "_search_video"}
 VERDICTS = {"_look", "_look_where_needed", "_judge", "detect"}
 needs_models = pytest.mark.skipif(
     not (SETTINGS.weights_dir / "registry.toml").exists(), reason="the models are not in weights/"
@@ -59,11 +60,11 @@ def test_nothing_can_be_shared_or_filmed(demo: gr.Blocks) -> None:
             assert "webcam" not in (getattr(block, "sources", None) or [])
 
 
-def test_jobs_run_one_at_a_time_and_verdicts_beside_them(demo: gr.Blocks) -> None:
-    kinds = ("model", "verdict", "fetch")
+def test_jobs_of_each_kind_run_one_at_a_time(demo: gr.Blocks) -> None:
+    kinds = ("verdict", "job", "long job", "fetch")
     waiting = [event for event in demo.fns.values() if event.concurrency_id in kinds]
     by_kind = {kind: {event.name for event in waiting if event.concurrency_id == kind} for kind in kinds}
-    assert by_kind == {"model": LONG, "verdict": VERDICTS, "fetch": {"_fetch"}}
+    assert by_kind == {"verdict": VERDICTS, "job": JOBS, "long job": LONG_JOBS, "fetch": {"_fetch"}}
     assert {event.concurrency_limit for event in waiting} == {1}
     others = [event for event in demo.fns.values() if event not in waiting and event.outputs]
     assert not [event.name for event in others if event.queue]

@@ -15,11 +15,11 @@ import pytest
 import torch
 
 import backend.explain
-from backend import faces, images
+from backend import faces, images, runtime
 from backend.cli import main
 from backend.detectors import predict, registry
-from backend.detectors.predict import default_batch
-from backend.explain import base, photo
+from backend.detectors.inference import default_batch
+from backend.explain import photo
 from backend.explain.base import EXPLAINERS
 from backend.explain.explanation import ExplainSettings
 from backend.explain.sufficiency import sufficiency_settings
@@ -175,7 +175,7 @@ def test_maps_of_a_verdict_that_was_not_given_have_no_sufficiency(tab, tmp_path)
 
 @pytest.mark.parametrize("what", ["explain", "compare", "pair"])
 def test_a_stop_takes_one_batch(tab, tmp_path, toy_model, what, monkeypatch):
-    monkeypatch.setattr(base, "fast_bfloat16", lambda _device: False)  # to see whether it will do, more is asked
+    monkeypatch.setattr(runtime, "fast_bfloat16", lambda _device: False)  # to see whether it will do, more is asked
     path, threads = save_photo(tmp_path, face()), threading.active_count()
     toy_model.train()
     jobs = {

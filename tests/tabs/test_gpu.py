@@ -15,11 +15,11 @@ from backend.detectors import registry
 from backend.generators.refinement import RefineSettings
 from backend.settings import SETTINGS
 from tabs import gpu
-from tabs.events import MODEL, QUICK, VERDICT
+from tabs.events import JOB, QUICK, USES_MODELS, VERDICT
 from tabs.photo import ChosenPhoto
 from tests import films
 from tests.counterfactual.test_video import clip
-from tests.tabs.test_app import LONG, VERDICTS
+from tests.tabs.test_app import JOBS, LONG_JOBS, VERDICTS
 
 
 def spaces_package(durations: list[int]) -> ModuleType:
@@ -57,7 +57,7 @@ def demo() -> gr.Blocks:
         def verdict(steps: float) -> str:
             return f"verdict {steps}"
 
-        button.click(job, steps, [text, button], **MODEL)
+        button.click(job, steps, [text, button], **JOB)
         button.click(verdict, steps, text, **VERDICT)
         button.click(lambda: "quick", None, text, **QUICK)
     return blocks
@@ -102,20 +102,20 @@ def test_handlers_work_across_processes(demo, monkeypatch):
 def test_the_time_comes_from_the_request_and_has_an_end(values, expected):
     def handler(steps: Any, preset: Any, method: Any) -> None: ...
 
-    event = SimpleNamespace(fn=handler, concurrency_id="model")
+    event = SimpleNamespace(fn=handler, concurrency_id="job")
     assert gpu.needed_seconds(event, *values, "gradcam") == expected
 
 
 def test_all_methods_take_longer_than_one():
     def handler(steps: Any, preset: Any) -> None: ...
 
-    assert gpu.needed_seconds(SimpleNamespace(fn=handler, concurrency_id="model"), 0, "quick") == 60
+    assert gpu.needed_seconds(SimpleNamespace(fn=handler, concurrency_id="job"), 0, "quick") == 60
 
 
 def test_a_pair_takes_the_time_of_all_methods():
     def handler(real_path: Any, chosen: Any) -> None: ...
 
-    assert gpu.needed_seconds(SimpleNamespace(fn=handler, concurrency_id="model"), "real", "fake") == 60
+    assert gpu.needed_seconds(SimpleNamespace(fn=handler, concurrency_id="job"), "real", "fake") == 60
 
 
 def test_a_verdict_about_an_earlier_photo_is_dropped(monkeypatch):
@@ -154,9 +154,7 @@ def requested() -> dict[str, tuple[Any, Any]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "spaces", package)
         demo = app.build()
-    events = [
-        event for event in demo.fns.values() if event.fn is not None and event.concurrency_id in {"model", "verdict"}
-    ]
+    events = [event for event in demo.fns.values() if event.fn is not None and event.concurrency_id in USES_MODELS]
     assert len(events) == len(durations)
     return {event.fn.__name__: (event, duration) for event, duration in zip(events, durations, strict=True)}
 
@@ -176,7 +174,7 @@ needs_models = pytest.mark.skipif(
 
 @needs_models
 def test_every_long_action_and_every_verdict_requests_a_gpu_and_nothing_else_does(requested):
-    assert set(requested) == LONG | VERDICTS
+    assert set(requested) == JOBS | LONG_JOBS | VERDICTS
     for name, (event, duration) in requested.items():
         needed = duration(*first_request(event))
         assert (needed == gpu.VERDICT_SECONDS) if name in VERDICTS else (30 <= needed <= gpu.MOST_SECONDS), name
