@@ -80,6 +80,8 @@ class Settings:
     max_video_bytes: Annotated[Count, Field(title="MAX_VIDEO_BYTES")] = 60_000_000
     # Whether visitors may fetch models; auto says no in a Space of the Hub.
     fetch: Annotated[bool, Field(title="FETCH", strict=True, description="one of: auto, on, off")] = True
+    # What answers on a CPU where no gradient is needed: OpenVINO where it is installed, or always PyTorch.
+    engine: Annotated[Literal["auto", "torch"], Field(title="ENGINE", description="one of: auto, torch")] = "auto"
 
 
 def read_environment(environment: Mapping[str, str] = os.environ) -> Settings:

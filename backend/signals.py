@@ -226,7 +226,7 @@ def _dct_rows(size: int) -> Tensor:
 
 def dct2(images: Tensor) -> Tensor:
     """Return the orthonormal DCT-II along both axes of (..., H, W); coefficient [0, 0] is the mean times sqrt(HW)."""
-    height, width = images.shape[-2:]
+    height, width = map(int, images.shape[-2:])  # plain numbers, also while a network is traced
     rows, columns = dct_matrix(height).to(images), dct_matrix(width).to(images)
     return rows @ images.contiguous() @ columns.T
 

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from backend import __version__
+from backend import __version__, engine
 from backend.errors import UserError
 from backend.settings import SETTINGS, validated
 
@@ -312,4 +312,6 @@ def changed_models(used: Mapping[str, str]) -> list[str]:
 
 
 def package_versions() -> dict[str, str]:
-    return {"torch": torch.__version__, "timm": metadata.version("timm"), "face-forgery-explained": __version__}
+    """Return the versions that decide a result, with OpenVINO's where it may answer."""
+    versions = {"torch": torch.__version__, "timm": metadata.version("timm"), "face-forgery-explained": __version__}
+    return versions | ({"openvino": metadata.version("openvino")} if engine.is_available() else {})

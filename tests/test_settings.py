@@ -44,6 +44,7 @@ def test_every_variable_is_read():
     }
     result = settings.read_environment(variables)
     assert result == settings.Settings("hub", "cuda:1", "0.0.0.0", 8080, 1000, 2000, 3)
+    assert settings.read_environment({"ENGINE": "torch"}).engine == "torch"
 
 
 @pytest.mark.parametrize(

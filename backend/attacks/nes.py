@@ -17,7 +17,7 @@ from torch import Tensor
 from backend.attacks.base import Attacked, attack_in_words, mask_region
 from backend.attacks.pgd import PGDSettings
 from backend.detectors.base import THRESHOLD, Detector
-from backend.detectors.predict import BatchedDetector
+from backend.detectors.inference import BatchedDetector
 from backend.errors import UserError
 from backend.progress import Job, Step
 

@@ -21,6 +21,7 @@ from backend.alignment import DetectorView
 from backend.counterfactual.rendering import Composite, Precision, Renderer, as_saved, draft_effort
 from backend.detectors import predict
 from backend.detectors.base import THRESHOLD, UNCERTAIN_MARGIN, Detector
+from backend.detectors.inference import for_inference
 from backend.errors import UserError
 from backend.generators.inversion import Inverter
 from backend.generators.refinement import MOST_REFINE_STEPS, Refined, RefineSettings, Tuned, TuneSettings, refine, tune
@@ -286,6 +287,7 @@ def search(
     settings.check()
     started = time.perf_counter()
     total, done = settings.total, settings.refine + settings.tune
+    detector = for_inference(detector)
     with frozen(*inverter.modules(), detector):
         with MODEL_LOCK:
             faces = as_saved(faces.detach().to(inverter.latent_average.device))

@@ -125,12 +125,16 @@ class Detector(nn.Module):
         self.register_buffer("mean", torch.tensor(card.mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(card.std).view(1, 3, 1, 1))
 
+    def resize(self, images: Tensor) -> Tensor:
+        """Resize pictures (N, 3, H, W) to the side that the network takes."""
+        size = self.card.input_size
+        if images.shape[-2:] == (size, size):
+            return images
+        return F.interpolate(images, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
+
     def prepare(self, images: Tensor) -> Tensor:
         """Resize and normalise pictures (N, 3, H, W) in [0, 1] to what the network takes."""
-        size = self.card.input_size
-        if images.shape[-2:] != (size, size):
-            images = F.interpolate(images, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
-        return (images - self.mean) / self.std
+        return (self.resize(images) - self.mean) / self.std
 
     def logit_fake(self, images: Tensor) -> Tensor:
         """Return calibrated, differentiable log-odds of fake (N,) for pictures (N, 3, H, W) in [0, 1]."""
@@ -139,7 +143,7 @@ class Detector(nn.Module):
             prepared = torch.cat([prepared, prepared.flip(3)])
         raw = LOG_ODDS[self.card.outputs](self.network(prepared))
         if self.card.mirrored:
-            raw = torch.stack(raw.chunk(2)).mean(0)
+            raw = raw.reshape(2, -1).mean(0)
         return (raw - self.threshold) / self.temperature
 
     def p_fake(self, images: Tensor) -> Tensor:

@@ -258,7 +258,7 @@ class MAT(nn.Module):
         texture, attended, final = self._taps(faces)
         attention = self.attentions(attended)
         # One draw a map and face: a dropped map is missing from the local and from the global features.
-        kept = self.dropout(attention.new_ones(len(faces), attention.shape[1], 1))
+        kept = self.dropout(torch.ones_like(attention[:, :, 0, :1]))
         textures, means = self.texture_enhance(texture, attention)
         local = bilinear_attention_pooling(textures, attention) * kept
         local = F.hardswish(self.projection_local(local.flatten(1)))

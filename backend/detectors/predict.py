@@ -1,32 +1,21 @@
-"""Ask detectors about faces: crops, verdicts and their words, fast inference in batches, and a suggested detector.
+"""Ask detectors about faces: crops, verdicts and their words, the re-test, and a suggested detector."""
 
-For many pictures, batch norm is folded into the convolution before it, and tensors are laid out channels last on a
-CPU, where a small Xception then takes three quarters of the time. Answers change only by float32 rounding.
-"""
-
-import copy
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch import Tensor
 
 from backend import images, runtime
 from backend.alignment import AlignedFace, CroppedPhoto, DetectorView, LocatedFace
-from backend.detectors import registry
+from backend.detectors import inference, registry
 from backend.detectors.base import FAKE_KINDS, THRESHOLD, Card, Detector, ErrorRate, Verdict, verdict
-from backend.runtime import MODEL_LOCK, device, frozen
 
 RetestScores = dict[str, tuple[Tensor, Tensor]]
 VERDICT_WORDS = {"real": "Probably real", "fake": "Probably fake", "uncertain": "Uncertain"}
 EMBEDDED_TEMPLATE = "embedded"
 FACES_AT_ONCE = 16  # faces of a crowd that are judged together; other requests get their turn in between
-FOLDING_TOLERANCE = 1e-3  # of log-odds, absolute and relative, up to which a fast copy agrees
 
 
 @dataclass(frozen=True)
@@ -91,14 +80,23 @@ def predict_p_fake(
         sources: Photos of the crops: one for all, or one for each. A detector that needs another crop then sees its
             own, cut from the photo, with the changes of ours; without photos, every detector sees ours.
     """
-    scores = {}
-    crops = crops.to(runtime.device())
-    with runtime.MODEL_LOCK:
-        for name in detectors if detectors is not None else registry.loadable():
-            detector = registry.load(name)
-            views = cut_for_detector(detector.card, crops, sources)
-            scores[name] = [round(value, 6) for value in detector.p_fake(views).tolist()]
-    return scores
+    logit = _ask_once(crops.to(runtime.device()), detectors, sources)
+    return {name: [round(value, 6) for value in answer.sigmoid().tolist()] for name, answer in logit.items()}
+
+
+def _ask_once(
+    crops: Tensor, detectors: Iterable[str] | None, sources: CroppedPhoto | Sequence[CroppedPhoto] | None
+) -> dict[str, Tensor]:
+    """Return the log-odds of fake (N,) of detectors that may see different views of the same crops."""
+    questions, views = {}, {}
+    for name in detectors if detectors is not None else registry.loadable():
+        detector = registry.load(name)
+        card = detector.card
+        view = (card.template, card.input_size)
+        if view not in views:
+            views[view] = cut_for_detector(card, crops, sources)
+        questions[name] = detector, views[view]
+    return inference.ask_once(questions)
 
 
 def cut_for_detector(
@@ -187,140 +185,6 @@ class OwnCropDetector(Detector):
         return super().logit_fake(self.view.of(images))
 
 
-# Fast copies with the state of the weights they were made from; None where the copy does not agree.
-_quick_copies: WeakKeyDictionary[Detector, tuple[tuple[tuple[int, int], ...], Detector | None]] = WeakKeyDictionary()
-
-
-class BatchedDetector:
-    """Asks a detector about many pictures in batches, and counts pictures and batches.
-
-    Args:
-        detector: It is not changed.
-        batch: Largest number of pictures in a batch; None takes what is fast on the device.
-    """
-
-    def __init__(self, detector: Detector, batch: int | None = None) -> None:
-        self.detector = for_inference(detector)
-        self.device = detector.mean.device
-        self.batch = batch or default_batch(self.device) // (2 if detector.card.mirrored else 1)
-        self.images = self.calls = 0
-
-    def logit_fake(self, images: Tensor) -> Tensor:
-        """Return log-odds of fake (N,) for one batch of pictures (N, 3, H, W) in [0, 1], in float32.
-
-        TF32, which CUDA uses by default, is off: it keeps ten bits, too few for differences of 0.001.
-        """
-        self.images += len(images)
-        self.calls += 1
-        if self.device.type == "cpu":
-            images = images.contiguous(memory_format=torch.channels_last)
-        with MODEL_LOCK, frozen(self.detector), _full_precision(self.device), torch.inference_mode():
-            logit = self.detector.logit_fake(images)
-        return logit.clone()  # outside inference mode, so that it is an ordinary tensor
-
-    def logit_fake_of_all(self, images: Tensor) -> Tensor:
-        """Return log-odds of fake (N,) for any number of pictures, in batches."""
-        return torch.cat([self.logit_fake(part) for part in images.split(self.batch)])
-
-
-def default_batch(device: torch.device) -> int:
-    """Return the number of pictures in a batch; more is no faster on a CPU, and a stop would wait longer."""
-    return 40 if device.type == "cpu" else 320
-
-
-def for_inference(detector: Detector) -> Detector:
-    """Return a fast copy of a detector, or the detector itself where there is no batch norm to fold.
-
-    The copy is kept as long as the detector lives and its weights do not change.
-    """
-    if not any(isinstance(module, nn.BatchNorm2d) for module in detector.modules()):
-        return detector
-    state = _weights_state(detector)
-    with MODEL_LOCK:
-        known = _quick_copies.get(detector)
-        if known is None or known[0] != state:
-            known = _quick_copies[detector] = state, _quick_copy(detector)
-    return known[1] or detector
-
-
-def _weights_state(detector: Detector) -> tuple[tuple[int, int], ...]:
-    """Return a value that changes whenever a weight of the detector does, without any arithmetic."""
-    tensors = [*detector.parameters(), *detector.buffers()]
-    return tuple((tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in tensors)  # noqa: SLF001 - counts writes in place
-
-
-@torch.no_grad()
-def _quick_copy(detector: Detector) -> Detector | None:
-    """Copy a detector and fold its batch norms; return None where the copy would not agree with it."""
-    size = detector.card.input_size
-    sample = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0)).to(detector.mean.device)
-    with frozen(detector):
-        quick = copy.deepcopy(detector)
-        for convolution, norm in _foldable(quick, sample):
-            _fold(quick, convolution, norm)
-        if sample.device.type == "cpu":
-            quick = quick.to(memory_format=torch.channels_last)
-        expected, folded = detector.logit_fake(sample), quick.logit_fake(sample)
-    # They differ where a convolution's output is also used elsewhere, which no hook detects.
-    return quick if torch.allclose(expected, folded, rtol=FOLDING_TOLERANCE, atol=FOLDING_TOLERANCE) else None
-
-
-def _foldable(detector: Detector, sample: Tensor) -> list[tuple[str, str]]:
-    """Return the names of convolutions and of the batch norms that take their output, where each runs only once."""
-    outputs: dict[int, tuple[str, Tensor]] = {}  # the tensors are kept, so that no id is used twice
-    pairs: list[tuple[str, str]] = []
-    runs: Counter[str] = Counter()
-    hooks = []
-
-    def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            runs[name] += 1
-            if isinstance(module, nn.Conv2d):
-                outputs[id(output)] = (name, output)
-            elif id(inputs[0]) in outputs:
-                pairs.append((outputs[id(inputs[0])][0], name))
-
-        return hook
-
-    for name, module in detector.named_modules():
-        if isinstance(module, nn.Conv2d | nn.BatchNorm2d):
-            hooks.append(module.register_forward_hook(watch(name)))
-    try:
-        detector.logit_fake(sample)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return [pair for pair in pairs if all(runs[name] == 1 for name in pair)]
-
-
-def _fold(detector: Detector, convolution: str, norm: str) -> None:
-    """Fold a batch norm into the convolution before it; its activation and dropout, if any (timm), take its place."""
-    before, old = detector.get_submodule(convolution), detector.get_submodule(norm)
-    assert isinstance(before, nn.Conv2d)
-    assert isinstance(old, nn.BatchNorm2d)
-    if old.running_mean is None:  # it uses the batch's own statistics, which no convolution holds
-        return
-    rest = [getattr(old, name) for name in ("drop", "act") if hasattr(old, name)]
-    _replace_module(detector, convolution, fuse_conv_bn_eval(before, old))
-    _replace_module(detector, norm, nn.Sequential(*rest) if rest else nn.Identity())
-
-
-def _replace_module(root: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, attribute = name.rpartition(".")
-    setattr(root.get_submodule(parent), attribute, module)
-
-
-@contextmanager
-def _full_precision(device: torch.device) -> Iterator[None]:
-    """Switch TF32 off on CUDA, and restore it afterwards."""
-    allowed = torch.backends.cudnn.allow_tf32
-    try:
-        torch.backends.cudnn.allow_tf32 = allowed and device.type != "cuda"
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = allowed
-
-
 def suggest_detector(p_fake: Mapping[str, float]) -> str | None:
     """Return the first detector that calls the face fake, else the one nearest to it, else the most reliable one.
 
@@ -360,17 +224,11 @@ def retest(
     Returns:
         By name, p_fake (N,) of `original` and of `counterfactual`.
     """
-    both = torch.cat([original, counterfactual]).to(device())
+    both = torch.cat([original, counterfactual]).to(runtime.device())
     twice = [*sources, *sources] if isinstance(sources, Sequence) else sources
-    scores: RetestScores = {}
-    for name in detectors if detectors is not None else registry.loadable():
-        if name == attacked:
-            continue
-        detector = registry.load(name)
-        with MODEL_LOCK, frozen(detector), torch.no_grad():
-            p_fake = detector.p_fake(cut_for_detector(detector.card, both, twice)).cpu()
-        scores[name] = (p_fake[: len(original)], p_fake[len(original) :])
-    return scores
+    chosen = [name for name in (detectors if detectors is not None else registry.loadable()) if name != attacked]
+    scores = {name: logit.sigmoid().cpu() for name, logit in _ask_once(both, chosen, twice).items()}
+    return {name: (p_fake[: len(original)], p_fake[len(original) :]) for name, p_fake in scores.items()}
 
 
 def retest_in_words(scores: Mapping[str, tuple[float, float]]) -> str:

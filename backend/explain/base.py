@@ -12,8 +12,9 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from backend import runtime
 from backend.detectors.base import Detector
-from backend.detectors.predict import BatchedDetector
+from backend.detectors.inference import BatchedDetector
 from backend.progress import Job, Step
 from backend.registration import LAST, Registry
 from backend.runtime import MODEL_LOCK, frozen
@@ -89,10 +90,11 @@ class MaskedFace:
         self.device = self.judge.device
         self.face = face.detach().to(self.device, torch.float32)
         self.reference = reference.detach().to(self.device, torch.float32)
-        # Colours last, as convolutions read them fastest.
-        self._face, self._reference = (
-            picture.permute(0, 2, 3, 1).contiguous() for picture in (self.face, self.reference)
-        )
+        self._face, self._reference = self.face.contiguous(), self.reference.contiguous()
+        if self.judge.colours_last:
+            self._face, self._reference = (
+                picture.permute(0, 2, 3, 1).contiguous() for picture in (self.face, self.reference)
+            )
         self._given_batch = batch is not None
         self.precision = Precision("float32", 0.0, "float32 was requested.")
         self.checks = Inferences()
@@ -125,11 +127,13 @@ class MaskedFace:
         masks = masks.to(self.device)
         if masks.ndim == 3:
             masks = masks[..., None]
+        if not self.judge.colours_last:
+            masks = masks.permute(0, 3, 1, 2)
         if masks.dtype == torch.bool:
             mixed = torch.where(masks, self._face, self._reference)
         else:
-            mixed = masks * self._face + (1 - masks) * self._reference
-        return mixed.permute(0, 3, 1, 2)
+            mixed = torch.lerp(self._reference, self._face, masks)
+        return mixed.permute(0, 3, 1, 2) if self.judge.colours_last else mixed
 
     def ask(self, masks: Tensor) -> Tensor:
         """Return the answers (B,), float32 on the CPU, to masks as `mixtures` takes them, and count them.
@@ -198,7 +202,7 @@ class MaskedFace:
 
     def _measure_bfloat16(self) -> Precision:
         """Compare both number formats on the face, the reference and mixtures of both."""
-        if not fast_bfloat16(self.device):
+        if not runtime.fast_bfloat16(self.device):
             return Precision("float32", 0.0, "This processor does not compute bfloat16 fast.")
         height, width = self.size
         shares = torch.linspace(0, 1, BFLOAT16_TRIALS, device=self.device)
@@ -209,16 +213,6 @@ class MaskedFace:
         if deviation <= BFLOAT16_TOLERANCE:
             return Precision("bfloat16", deviation, f"In bfloat16 the answers stay within {deviation:.1e} of float32.")
         return Precision("float32", 0.0, f"In bfloat16 the answers would be off by up to {deviation:.1e}.")
-
-
-def fast_bfloat16(device: torch.device) -> bool:
-    """Say whether a processor has its own instructions for bfloat16; without them it is slower than float32."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):
-        capabilities = torch.cpu.get_capabilities()
-        return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
-    return False
 
 
 @dataclass(frozen=True, eq=False)

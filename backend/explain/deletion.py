@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from backend.detectors.base import THRESHOLD, Detector
-from backend.detectors.predict import BatchedDetector
+from backend.detectors.inference import BatchedDetector
 from backend.explain.segments import rank_scores, segment_scores
 from backend.progress import Job, Step
 from backend.settings import validated

@@ -13,7 +13,7 @@ from backend.attacks.base import Attacked, judge_attack
 from backend.attacks.nes import NESSettings
 from backend.attacks.pgd import PGDSettings
 from backend.detectors.base import THRESHOLD, Detector
-from backend.detectors.predict import BatchedDetector
+from backend.detectors.inference import BatchedDetector
 from backend.explain.base import (
     EXPLAINERS,
     Explainer,

@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from backend.detectors.base import THRESHOLD, Detector
-from backend.detectors.predict import BatchedDetector
+from backend.detectors.inference import BatchedDetector
 from backend.errors import UserError
 from backend.explain.base import EXPLAINERS, Preset
 from backend.explain.explanation import PROGRESS, ExplainSettings, Explanation, MapFinished, explain, stage_job

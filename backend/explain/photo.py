@@ -21,7 +21,7 @@ from backend.alignment import LocatedFace
 from backend.attacks.nes import NESSettings
 from backend.counterfactual.changes import RESIDUAL_GAINS, Residual, amplify_difference
 from backend.detectors import registry as detectors_registry
-from backend.detectors.predict import BatchedDetector
+from backend.detectors.inference import BatchedDetector
 from backend.explain.base import EXPLAINERS, stretched
 from backend.explain.deletion import Curves, CurveSettings, deletion_curves
 from backend.explain.explanation import ExplainSettings, Explanation, attack_passes, explain, map_variants

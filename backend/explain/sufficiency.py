@@ -19,7 +19,7 @@ from backend.attacks.base import Attacked
 from backend.attacks.nes import NESSettings
 from backend.attacks.pgd import PGDSettings
 from backend.detectors.base import THRESHOLD, Detector
-from backend.detectors.predict import BatchedDetector
+from backend.detectors.inference import BatchedDetector
 from backend.errors import UserError
 from backend.explain.explanation import ExplainSettings, Explanation, MapComparison, MapFinished, compare_methods
 from backend.explain.segments import rank_scores, segment_scores, top_mask

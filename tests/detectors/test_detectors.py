@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from backend import runtime, weights
 from backend.detectors import base as cards
-from backend.detectors import predict, registry
+from backend.detectors import inference, predict, registry
 from backend.detectors.base import LOG_ODDS, Card, Detector
 from backend.detectors.xception import Xception, from_deepfakebench
 from backend.errors import UserError
@@ -176,7 +176,7 @@ def test_a_mirrored_detector_gives_the_mean_of_a_picture_and_its_mirror_image() 
     torch.testing.assert_close(both.logit_fake(faces), (mean - 0.5) / 2, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(both.logit_fake(faces.flip(3)), both.logit_fake(faces), atol=1e-4, rtol=1e-4)
     assert (both.logit_fake(faces) - (once.logit_fake(faces) - 0.5) / 2).abs().max() > 1e-2
-    quick = predict.for_inference(both)
+    quick = inference.for_inference(both)
     assert quick is not both and quick.card.mirrored  # batch norms are folded as for any other
     torch.testing.assert_close(quick.logit_fake(faces), both.logit_fake(faces), atol=1e-3, rtol=1e-3)
 

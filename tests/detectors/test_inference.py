@@ -1,9 +1,14 @@
+from dataclasses import replace
+
+import pytest
 import torch
 from torch import nn
 
-from backend.detectors import registry
+from backend import engine
+from backend.detectors import inference, registry
 from backend.detectors.base import TWO_LOGITS, Detector
-from backend.detectors.predict import BatchedDetector, for_inference
+from backend.detectors.inference import BatchedDetector, ask_once, compile_detector, compiled_copy, for_inference
+from backend.settings import SETTINGS
 from tests.toys import grey, hooks, toy_detector
 
 
@@ -73,3 +78,58 @@ def test_a_judge_counts_and_gives_ordinary_tensors():
     assert torch.allclose(logit, detector.logit_fake(grey(10, 20, 200, 30, 40)).detach(), atol=1e-5)
     assert not logit.is_inference() and detector.training
     assert BatchedDetector(detector).batch == 40
+
+
+@pytest.fixture
+def shipped(tmp_path, monkeypatch):
+    """The process's copy of a detector that ships, with an empty cache and nothing compiled."""
+    pytest.importorskip("openvino")
+    monkeypatch.setattr(engine, "SETTINGS", replace(SETTINGS, cache_dir=tmp_path, engine="auto"))
+    detector = registry.load("meso4")
+    inference._copies.pop(detector, None)
+    yield detector
+    inference._copies.pop(detector, None)
+
+
+def test_a_shipped_detector_is_compiled_before_its_first_full_batch(shipped):
+    judge = BatchedDetector(shipped)
+    pictures = torch.rand(20, 3, 128, 128, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        expected = shipped.logit_fake(pictures)
+    judge.logit_fake(pictures[:1])
+    assert compiled_copy(shipped) is None
+    assert torch.allclose(judge.logit_fake_of_all(pictures), expected, atol=1e-3)
+    assert compiled_copy(shipped) is not None and (judge.images, judge.calls) == (21, 2)
+    # Pictures of another size are resized first, and a single one is then answered by the compiled copy, too.
+    large = torch.rand(1, 3, 200, 200, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        assert torch.allclose(judge.logit_fake(large), shipped.logit_fake(large), atol=1e-3)
+    assert not compiled_copy(shipped)(pictures).requires_grad
+    assert judge.detector.logit_fake(pictures.requires_grad_()).requires_grad  # gradients stay with PyTorch
+
+
+def test_several_detectors_are_asked_at_once(shipped):
+    assert compile_detector(shipped) is not None
+    others = {name: registry.load(name) for name in ("meso4", "mesoinception4")}
+    pictures = torch.rand(3, 3, 128, 128, generator=torch.Generator().manual_seed(4))
+    answers = ask_once({name: (detector, pictures) for name, detector in others.items()})
+    assert list(answers) == list(others)
+    for name, detector in others.items():
+        with torch.no_grad():
+            assert torch.allclose(answers[name], detector.logit_fake(pictures), atol=1e-3)
+
+
+def test_only_the_copies_of_the_process_are_compiled(monkeypatch):
+    monkeypatch.setattr(engine, "compile_network", lambda *_: pytest.fail("a toy was compiled"))
+    assert compile_detector(toy_detector()) is None
+
+
+def test_a_detector_that_is_asked_often_is_compiled(shipped, monkeypatch):
+    monkeypatch.setattr(inference, "ASKED_OFTEN", 3)
+    inference._asked.pop(shipped, None)
+    picture = torch.rand(1, 3, 128, 128)
+    ready = []
+    for _ in range(4):
+        ask_once({"meso4": (shipped, picture)})
+        ready.append(compiled_copy(shipped) is not None)
+    assert ready == [False, False, True, True]

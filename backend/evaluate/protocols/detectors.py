@@ -9,9 +9,11 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
+from torch import Tensor
 
 from backend import images, runtime
 from backend.detectors import registry
+from backend.detectors.inference import ask_once
 from backend.errors import UserError
 from backend.evaluate import plots, published
 from backend.evaluate.dataset import Dataset, crop_face
@@ -167,14 +169,20 @@ class DetectorsProtocol(Protocol):
         kind, strength = parse_corruption(item.options["corruption"])
         facts: Row = {"sample": sample.name, "label": sample.label, "family": sample.family, "source": sample.source}
         facts |= {"corruption": kind, "strength": strength}
-        rows = []
+        faces: dict[tuple[str, int], Tensor] = {}
+        questions = {}
         for name in self.config.detectors:
             detector = registry.load(name)
-            aligned = crop_face(data, sample.name, size=detector.card.input_size, template=detector.card.template)
-            face = corrupt_picture(aligned.crop, kind, strength, self.config.seed, sample.name)
-            with runtime.MODEL_LOCK, torch.no_grad():
-                log_odds = float(detector.logit_fake(images.to_tensor(face).to(runtime.device()))[0])
-                p_fake = float(torch.sigmoid(torch.tensor(log_odds)))
+            view = (detector.card.template, detector.card.input_size)
+            if view not in faces:
+                aligned = crop_face(data, sample.name, size=view[1], template=view[0])
+                face = corrupt_picture(aligned.crop, kind, strength, self.config.seed, sample.name)
+                faces[view] = images.to_tensor(face).to(runtime.device())
+            questions[name] = detector, faces[view]
+        rows = []
+        for name, answer in ask_once(questions).items():
+            log_odds = float(answer[0])
+            p_fake = float(torch.sigmoid(torch.tensor(log_odds)))
             rows.append(facts | {"detector": name, "log_odds": log_odds, "p_fake": p_fake})
         return rows
 

@@ -1,0 +1,168 @@
+"""The inference engine of a CPU: networks that OpenVINO compiles, each checked against PyTorch before its first use.
+
+A compiled network answers without gradients, in float32. CUDA and MPS stay with PyTorch, and so does everything where
+OpenVINO is not installed, where a network cannot be converted, or where the two disagree; the log says so.
+"""
+
+import hashlib
+import importlib.util
+import logging
+import shutil
+import tempfile
+import threading
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from backend import runtime
+from backend.settings import SETTINGS
+
+FORMAT = "1"  # of the cached files; a change of this module that changes them counts it up
+PIECE = 5  # pictures that a thread reads at once: their feature maps stay in its cache
+FOLDER = "openvino"  # in the cache of fetched weights
+CHECKED_BATCHES = (1, 2 * PIECE + 1)  # pictures
+
+logger = logging.getLogger(__name__)
+
+
+class CompiledNetwork:
+    """A network that OpenVINO compiled for pictures (N, 3, H, W), N from 1; it returns what the network returns.
+
+    It may be called from one thread at a time (`runtime.MODEL_LOCK`).
+    """
+
+    def __init__(self, compiled: Any) -> None:
+        import openvino
+
+        self._queue = openvino.AsyncInferQueue(compiled)  # as many requests at once as there are streams
+        self._queue.set_callback(self._keep)
+        self._pictures: list[np.ndarray] = []
+        self._answers: dict[int, Tensor] = {}
+
+    def __call__(self, images: Tensor) -> Tensor:
+        self.start(images)
+        return self.wait()
+
+    def start(self, images: Tensor) -> None:
+        """Begin to answer; `wait` returns the answers."""
+        self._answers = {}
+        self._pictures = [part.numpy() for part in images.detach().to(torch.float32).contiguous().split(PIECE)]
+        for number, part in enumerate(self._pictures):  # they live until they are read
+            self._queue.start_async({0: part}, userdata=number, share_inputs=True)
+
+    def wait(self) -> Tensor:
+        self._queue.wait_all()
+        self._pictures = []
+        return torch.cat([self._answers[number] for number in sorted(self._answers)])
+
+    def _keep(self, request: Any, number: int) -> None:
+        self._answers[number] = torch.from_numpy(request.get_output_tensor(0).data.copy())
+
+
+def is_available() -> bool:
+    """Return whether networks can be compiled here: on a CPU, with OpenVINO, unless the settings say otherwise."""
+    if SETTINGS.engine != "auto" or importlib.util.find_spec("openvino") is None:
+        return False
+    return runtime.device().type == "cpu"
+
+
+@torch.no_grad()
+def compile_network(
+    network: nn.Module, size: tuple[int, int], name: str, facts: Sequence[object] = (), tolerance: float = 1e-3
+) -> CompiledNetwork | None:
+    """Compile a network, or read it from the cache; return None where PyTorch is to be used.
+
+    Args:
+        network: On the CPU, in evaluation mode. It takes pictures (N, 3, H, W) in [0, 1] and returns one tensor.
+        size: Height and width of the pictures.
+        name: What the log calls it.
+        facts: Whatever else decides its answers besides its class, weights and buffers, such as a threshold.
+        tolerance: Largest difference of an answer, absolute and relative.
+    """
+    if not is_available():
+        return None
+    try:
+        compiled = _compile(network, size, name, facts)
+        for count in CHECKED_BATCHES:
+            images = torch.rand(count, 3, *size, generator=torch.Generator().manual_seed(count))
+            expected, answers = network(images), compiled(images)
+            if not torch.allclose(expected, answers, rtol=tolerance, atol=tolerance):
+                difference = float((expected - answers).abs().max())
+                logger.warning("%s stays with PyTorch: OpenVINO's answers differ by %.2g", name, difference)
+                return None
+    except Exception:
+        logger.warning("%s stays with PyTorch: OpenVINO cannot run it", name, exc_info=True)
+        return None
+    return compiled
+
+
+def _compile(network: nn.Module, size: tuple[int, int], name: str, facts: Sequence[object]) -> CompiledNetwork:
+    import openvino
+
+    core = _core()
+    path = SETTINGS.cache_dir / FOLDER / _fingerprint(network, size, facts) / "network.xml"
+    if path.is_file():
+        model = core.read_model(path)
+    else:
+        example = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0))
+        with warnings.catch_warnings():  # sizes and branches become constants, as the check confirms
+            warnings.simplefilter("ignore")
+            model = openvino.convert_model(network, example_input=example, input=[-1, 3, *size])
+        _keep(model, path, name)
+    threads = torch.get_num_threads()
+    options = {
+        "PERFORMANCE_HINT": "THROUGHPUT",
+        "INFERENCE_NUM_THREADS": threads,
+        "INFERENCE_PRECISION_HINT": "f32",
+        "ENABLE_CPU_PINNING": False,  # two processes would be bound to the same core
+    }
+    return CompiledNetwork(core.compile_model(model, "CPU", options))
+
+
+def _fingerprint(network: nn.Module, size: tuple[int, int], facts: Sequence[object]) -> str:
+    """Return a hash of everything that decides the answers of a network."""
+    import openvino
+
+    digest = hashlib.sha256()
+    for fact in (FORMAT, openvino.__version__, torch.__version__, size, network, *facts):
+        digest.update(f"{fact}\n".encode())
+    for key, tensor in network.state_dict().items():
+        digest.update(key.encode())
+        digest.update(tensor.detach().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def _keep(model: Any, path: Path, name: str) -> None:
+    """Write a converted network to the cache as a whole or not at all; processes may do so at the same time."""
+    import openvino
+
+    try:
+        path.parent.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(dir=path.parent.parent))
+        try:
+            openvino.save_model(model, work / path.name, compress_to_fp16=False)
+            work.rename(path.parent)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+    except OSError as error:
+        if not path.is_file():  # another process may have been first
+            logger.info("%s was compiled but not kept: %s", name, error)
+
+
+_core_lock = threading.Lock()
+_cores: list[Any] = []
+
+
+def _core() -> Any:
+    """Return the process's one runtime of OpenVINO."""
+    import openvino
+
+    with _core_lock:
+        if not _cores:
+            _cores.append(openvino.Core())
+        return _cores[0]
