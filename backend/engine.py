@@ -25,7 +25,7 @@ from backend.settings import SETTINGS
 FORMAT = "1"  # of the cached files; a change of this module that changes them counts it up
 PIECE = 5  # pictures that a thread reads at once: their feature maps stay in its cache
 FOLDER = "openvino"  # in the cache of fetched weights
-CHECKED_BATCHES = (1, 2 * PIECE + 1)  # pictures
+CHECKED_BATCHES = (1, PIECE + 1)  # pictures
 
 logger = logging.getLogger(__name__)
 

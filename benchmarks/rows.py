@@ -378,17 +378,18 @@ def evaluation(size: Size) -> Turn:
 
 
 def ray_workers(workers: int) -> Callable[[Size], Turn]:
-    """Evaluate on Ray actors of one thread each; a turn returns the seconds of an item once all models are loaded."""
+    """Evaluate on Ray actors of one thread each; a turn returns the seconds of an item once all is loaded and compiled."""
 
     def prepare(size: Size) -> Turn:
         from backend import samples
+        from backend.detectors.inference import ASKED_OFTEN
         from backend.evaluate import engines, runs
         from backend.evaluate.dataset import open_data
         from backend.evaluate.protocols.detectors import DetectorsConfig, DetectorsProtocol
 
         folder = Path(tempfile.mkdtemp(prefix="benchmark-"))
         data = open_data(samples.draw_sample_set(folder / "sample"), folder)
-        count = -(-(100 if size == "quick" else 600) // len(data.samples))
+        count = -(-(300 if size == "quick" else 600) // len(data.samples))
         strengths = tuple(f"noise {1 + number / 100:g}" for number in range(count))
         config = DetectorsConfig(detectors=("xception", "efficientnet_b4", "recce"), corruptions=("none", *strengths))
         number = iter(range(1_000_000))
@@ -397,7 +398,7 @@ def ray_workers(workers: int) -> Callable[[Size], Turn]:
             engine = engines.choose_engine("ray", workers)
             job = runs.run_protocol(DetectorsProtocol(config), data, folder / f"run-{next(number)}", engine=engine)
             times = [time.perf_counter() for step in job if step.number > 0]
-            settled = times[4 * workers :]
+            settled = times[(ASKED_OFTEN + 4) * workers :]
             return np.array([(settled[-1] - settled[0]) / (len(settled) - 1)])
 
         return turn
