@@ -378,7 +378,7 @@ def evaluation(size: Size) -> Turn:
 
 
 def ray_workers(workers: int) -> Callable[[Size], Turn]:
-    """Evaluate on Ray actors of one thread each; a turn returns the seconds of an item once all is loaded and compiled."""
+    """Evaluate on Ray actors of one thread each; a turn returns the seconds of an item once all is compiled."""
 
     def prepare(size: Size) -> Turn:
         from backend import samples
