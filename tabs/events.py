@@ -4,9 +4,12 @@ import functools
 import inspect
 import logging
 import secrets
+import statistics
 import threading
+import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from html import escape
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -35,6 +38,43 @@ PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 QUICK: dict[str, Any] = {"queue": False, "show_progress": "hidden", **PRIVATE}
 _importing = threading.Lock()
 WAITS = "Waiting for others who use this page …"
+
+
+class Turns:
+    """The durations of the jobs of one queue, so that those who wait learn how long."""
+
+    def __init__(self) -> None:
+        self._durations: dict[str, deque[float]] = {}  # of the last jobs, by name
+        self._running: tuple[str, float] | None = None
+
+    @contextmanager
+    def taken_by(self, name: str) -> Iterator[None]:
+        """Count a job from its start to its end; one at a time."""
+        started = time.monotonic()
+        self._running = name, started
+        try:
+            yield
+        finally:
+            self._running = None
+            self._durations.setdefault(name, deque(maxlen=5)).append(time.monotonic() - started)
+
+    def wait_in_words(self) -> str:
+        """Say that others come first, and for about how long, where jobs like the running one were timed before."""
+        running = self._running
+        durations = self._durations.get(running[0]) if running is not None else None
+        if running is None or not durations:
+            return WAITS
+        seconds = max(1.0, statistics.median(durations) - (time.monotonic() - running[1]))
+        return f"{WAITS} The job before yours takes about {duration_in_words(seconds)} more."
+
+
+def duration_in_words(seconds: float) -> str:
+    if seconds >= 120:
+        return f"{round(seconds / 60)} minutes"
+    return "1 second" if seconds < 1.5 else f"{round(seconds)} seconds"
+
+
+TURNS = {str(kind["concurrency_id"]): Turns() for kind in (JOB, LONG_JOB)}
 
 
 def with_shown_errors(function: Callable[P, R], priority: int = runtime.JOB) -> Callable[P, R]:
@@ -102,25 +142,28 @@ def run_in_turn(
         takes_minutes: Whether shorter jobs should not wait for this one.
     """
     handler = with_shown_errors(function, runtime.LONG_JOB if takes_minutes else runtime.JOB)
+    queue = LONG_JOB if takes_minutes else JOB
+    turns = TURNS[queue["concurrency_id"]]
 
     def wait() -> dict[Any, Any]:
         blocked = dict.fromkeys(starts, gr.Button(interactive=False))
-        return blocked | ({} if stop is None else {stop: gr.Button(interactive=True)}) | {note: WAITS}
+        return blocked | ({} if stop is None else {stop: gr.Button(interactive=True)}) | {note: turns.wait_in_words()}
 
     @functools.wraps(handler)
     def start(*args: Any, **kwargs: Any) -> Iterator[Any]:
         yield {note: ""}
         try:
-            yield from handler(*args, **kwargs)
+            with turns.taken_by(handler.__name__):
+                yield from handler(*args, **kwargs)
         except gr.Error as error:
             yield ({} if progress is None else {progress: ""}) | {note: f"<p>{error.message}</p>"}
             raise
 
     updated = [*starts, *([] if stop is None else [stop]), note]
     run = button.click(wait, None, updated, **QUICK).then(
-        start, inputs, outputs, show_progress="hidden", **(LONG_JOB if takes_minutes else JOB), **PRIVATE
+        start, inputs, outputs, show_progress="hidden", **queue, **PRIVATE
     )
-    run.failure(lambda text: "" if text == WAITS else text, note, note, **QUICK)  # the queue refused it
+    run.failure(lambda text: "" if text.startswith(WAITS) else text, note, note, **QUICK)  # the queue refused it
     return run
 
 

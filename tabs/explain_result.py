@@ -33,7 +33,7 @@ from tabs.components import (
     result_picture,
     settings_line,
 )
-from tabs.events import QUICK
+from tabs.events import QUICK, duration_in_words
 
 MAP_DOUBTS = (
     "**How could this be wrong?** A map shows what changes *this detector's* answer, which need not be what is fake. "
@@ -66,15 +66,8 @@ def method_in_words(method: str, seconds: float | None, every: float | None) -> 
     about = f"**{explainer.title}.** {explainer.about}"
     if seconds is None or every is None:
         return about
-    return (
-        f"{about} About {_seconds(seconds)} on this machine; a comparison of all methods takes about {_seconds(every)}."
-    )
-
-
-def _seconds(seconds: float) -> str:
-    if seconds >= 120:
-        return f"{round(seconds / 60)} minutes"
-    return "1 second" if seconds < 1.5 else f"{round(seconds)} seconds"
+    alone, together = duration_in_words(seconds), duration_in_words(every)
+    return f"{about} About {alone} on this machine; a comparison of all methods takes about {together}."
 
 
 def map_in_words(explained: ExplainedPhoto) -> str:

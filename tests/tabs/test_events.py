@@ -5,7 +5,7 @@ import pytest
 
 from backend.errors import UserError
 from backend.progress import Running, Step, counted, finish, within
-from tabs.events import run_in_turn
+from tabs.events import WAITS, Turns, duration_in_words, run_in_turn
 
 
 def counting(closed: list[bool], fail: bool = False):
@@ -73,3 +73,28 @@ def test_the_reason_of_an_error_stays_on_the_page_and_the_bar_goes():
     assert last[bar] == "" and "It is too small. Take a larger one." in last[note]
     with pytest.raises(gr.Error, match="too small"):
         next(updates)
+
+
+def test_those_who_wait_learn_how_long_once_a_job_like_the_running_one_was_timed(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    turns = Turns()
+    assert turns.wait_in_words() == WAITS  # nobody is ahead yet
+    with turns.taken_by("search"):
+        now[0] += 40
+        assert turns.wait_in_words() == WAITS  # nothing like it was timed
+    with turns.taken_by("search"):
+        now[0] += 10
+        assert turns.wait_in_words() == f"{WAITS} The job before yours takes about 30 seconds more."
+        now[0] += 60  # it takes longer than the one before
+        assert turns.wait_in_words().endswith("about 1 second more.")
+    with pytest.raises(KeyError), turns.taken_by("video"):
+        raise KeyError
+    assert turns.wait_in_words() == WAITS
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.2, "1 second"), (2, "2 seconds"), (119, "119 seconds"), (150, "2 minutes")]
+)
+def test_durations_read_like_speech(seconds, text):
+    assert duration_in_words(seconds) == text
