@@ -366,7 +366,7 @@ def evaluation(size: Size) -> Turn:
 
     folder = Path(tempfile.mkdtemp(prefix="benchmark-"))
     data = open_data(samples.draw_sample_set(folder / "sample"), folder)
-    strengths = range(3 if size == "quick" else 12)  # so many items that the warm-up compiles the networks
+    strengths = range(3 if size == "quick" else 5)  # so many items that the warm-up compiles the networks
     corruptions = ["none", *(f"noise {1 + strength / 10:g}" for strength in strengths)]
     protocol = configure_protocol(DetectorsProtocol, "quick", {"corruptions": corruptions})
     number = iter(range(1_000_000))
