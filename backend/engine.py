@@ -98,6 +98,8 @@ def compile_network(
     except Exception:
         logger.warning("%s stays with PyTorch: OpenVINO cannot run it", name, exc_info=True)
         return None
+    finally:
+        runtime.release_freed_memory()
     return compiled
 
 

@@ -148,12 +148,21 @@ def loaded_names() -> list[str]:
 
 def keep_freed_memory() -> None:
     """Tell the C library to reuse large blocks; without it, page faults are half the time of a CPU step."""
-    if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc":
-        return
-    libc = ctypes.CDLL("libc.so.6")
-    trim_threshold, mmap_threshold = -1, -3
-    libc.mallopt(mmap_threshold, 1 << 30)
-    libc.mallopt(trim_threshold, 2**31 - 1)
+    if (libc := _glibc()) is not None:
+        trim_threshold, mmap_threshold = -1, -3
+        libc.mallopt(mmap_threshold, 1 << 30)
+        libc.mallopt(trim_threshold, 2**31 - 1)
+
+
+def release_freed_memory() -> None:
+    """Give freed memory back to the system, after work that needed much more than usual."""
+    if (libc := _glibc()) is not None:
+        libc.malloc_trim(0)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    known = platform.system() == "Linux" and platform.libc_ver()[0] == "glibc"
+    return ctypes.CDLL("libc.so.6") if known else None
 
 
 @contextmanager
