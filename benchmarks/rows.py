@@ -42,6 +42,7 @@ class Row:
         tolerance: Largest difference of the results, of the largest value; None where they are not compared.
         at_most: For works that should cost at most so many times the peer; replaces `at_least`.
         timed: Whether a turn returns its own seconds as its result.
+        takes_minutes: Whether it is left out where little time is to be spent.
     """
 
     work: str
@@ -55,6 +56,7 @@ class Row:
     tolerance: float | None = None
     at_most: float | None = None
     timed: bool = False
+    takes_minutes: bool = False
 
 
 def example() -> tuple[Any, Any]:
@@ -81,7 +83,7 @@ def lime_ours(size: Size) -> Turn:
 
     face, _ = example()
     labels = slic_segments(face[0])
-    return lambda: finish(lime(question(500 if size == "quick" else 2000, segment_means, labels))).saliency.numpy()
+    return lambda: finish(lime(question(200 if size == "quick" else 2000, segment_means, labels))).saliency.numpy()
 
 
 def lime_package(size: Size) -> Turn:
@@ -108,7 +110,7 @@ def lime_package(size: Size) -> Turn:
                 classify,
                 labels=(1,),
                 top_labels=None,
-                num_samples=500 if size == "quick" else 2000,
+                num_samples=200 if size == "quick" else 2000,
                 batch_size=10,
                 segmentation_fn=lambda _: labels,
                 random_seed=0,
@@ -128,7 +130,7 @@ def shap_ours(size: Size) -> Turn:
 
     labels = torch.zeros(128, 128)
     return lambda: finish(
-        shap(question(500 if size == "quick" else 2000, lambda face, _: blurred_face(face), labels))
+        shap(question(200 if size == "quick" else 2000, lambda face, _: blurred_face(face), labels))
     ).saliency.numpy()
 
 
@@ -148,7 +150,7 @@ def shap_package(size: Size) -> Turn:
     def model(pictures: np.ndarray) -> np.ndarray:
         return detector.p_fake(torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous().float()).numpy()
 
-    def turn(samples: int = 500 if size == "quick" else 2000) -> np.ndarray:
+    def turn(samples: int = 200 if size == "quick" else 2000) -> np.ndarray:
         np.random.seed(0)  # noqa: NPY002 - the package breaks ties with it
         values = Explainer(model, Image(hidden))(picture[None], max_evals=samples, batch_size=BATCH, silent=True).values
         return values[0].sum(2)
@@ -167,7 +169,7 @@ def rise_ours(size: Size) -> Turn:
     _, detector = example()
     labels = torch.zeros(128, 128)
     return lambda: finish(
-        rise(question(400 if size == "quick" else 4000, lambda face, _: neutral_colour(face, detector), labels))
+        rise(question(60 if size == "quick" else 4000, lambda face, _: neutral_colour(face, detector), labels))
     ).saliency.numpy()
 
 
@@ -180,7 +182,7 @@ def rise_loop(size: Size) -> Turn:
 
     face, detector = example()
     reference = neutral_colour(face, detector)
-    cells, offsets = draw_masks(400 if size == "quick" else 4000, (128, 128), 0)
+    cells, offsets = draw_masks(60 if size == "quick" else 4000, (128, 128), 0)
 
     @torch.no_grad()
     def turn() -> np.ndarray:
@@ -204,7 +206,7 @@ def sobol_ours(size: Size) -> Turn:
     from backend.progress import finish
 
     labels = torch.zeros(128, 128)
-    points = 8 if size == "quick" else 32
+    points = 2 if size == "quick" else 32
     return lambda: finish(sobol(question(points, lambda face, _: blurred_face(face), labels))).saliency.numpy()
 
 
@@ -217,7 +219,7 @@ def sobol_loop(size: Size) -> Turn:
     from backend.explain.sobol import GRID, sobol_design, total_effects
 
     face, detector = example()
-    reference, points = blurred_face(face), 8 if size == "quick" else 32
+    reference, points = blurred_face(face), 2 if size == "quick" else 32
 
     @torch.no_grad()
     def turn() -> np.ndarray:
@@ -238,7 +240,7 @@ def sobol_loop(size: Size) -> Turn:
 def nes_settings(size: Size) -> Any:
     from backend.attacks.nes import AS_RELEASED
 
-    return replace(AS_RELEASED, iterations=8 if size == "quick" else 80, early_stop=False)
+    return replace(AS_RELEASED, iterations=1 if size == "quick" else 80, early_stop=False)
 
 
 def nes_ours(size: Size) -> Turn:
@@ -351,7 +353,7 @@ def _search_case(size: Size) -> tuple[Any, ...]:
     from benchmarks.counterfactual import drawn_faces
 
     inverter = inversion.load_embedded_inverter()
-    settings = SearchSettings(steps=10 if size == "quick" else 60, early_stop=False, lengths="equal")
+    settings = SearchSettings(steps=5 if size == "quick" else 60, early_stop=False, lengths="equal")
     return inverter, registry.load(DETECTOR), drawn_faces(inverter, 1), settings
 
 
@@ -366,7 +368,8 @@ def evaluation(size: Size) -> Turn:
 
     folder = Path(tempfile.mkdtemp(prefix="benchmark-"))
     data = open_data(samples.draw_sample_set(folder / "sample"), folder)
-    strengths = range(3 if size == "quick" else 5)  # so many items that the warm-up compiles the networks
+    del size
+    strengths = range(5)  # so many items that the warm-up compiles the networks
     corruptions = ["none", *(f"noise {1 + strength / 10:g}" for strength in strengths)]
     protocol = configure_protocol(DetectorsProtocol, "quick", {"corruptions": corruptions})
     number = iter(range(1_000_000))
@@ -382,6 +385,7 @@ def ray_workers(workers: int) -> Callable[[Size], Turn]:
     """Evaluate on Ray actors of one thread each; a turn returns the seconds of an item once all is compiled."""
 
     def prepare(size: Size) -> Turn:
+        del size
         from backend import samples
         from backend.detectors.inference import ASKED_OFTEN
         from backend.evaluate import engines, runs
@@ -390,7 +394,7 @@ def ray_workers(workers: int) -> Callable[[Size], Turn]:
 
         folder = Path(tempfile.mkdtemp(prefix="benchmark-"))
         data = open_data(samples.draw_sample_set(folder / "sample"), folder)
-        count = -(-(300 if size == "quick" else 600) // len(data.samples))
+        count = -(-600 // len(data.samples))
         strengths = tuple(f"noise {1 + number / 100:g}" for number in range(count))
         config = DetectorsConfig(detectors=("xception", "efficientnet_b4", "recce"), corruptions=("none", *strengths))
         number = iter(range(1_000_000))
@@ -541,7 +545,9 @@ ROWS: dict[str, Row] = {
         tolerance=1e-3,
     ),
     "search": Row("Counterfactual, 60 steps, all levels", "a straightforward loop", 4, 6, search_ours, search_loop),
-    "evaluate": Row("evaluate detectors", "the same with ENGINE=torch", 2, 3, evaluation, evaluation),
+    "evaluate": Row(
+        "evaluate detectors", "the same with ENGINE=torch", 2, 3, evaluation, evaluation, takes_minutes=True
+    ),
     "ray": Row(
         "evaluate detectors on 2 Ray workers",
         "1 worker",
@@ -551,6 +557,7 @@ ROWS: dict[str, Row] = {
         ray_workers(1),
         peer_environment={},
         timed=True,
+        takes_minutes=True,
     ),
     "page": Row(
         "The page answers after a start",
@@ -562,6 +569,7 @@ ROWS: dict[str, Row] = {
         peer_environment={},
         at_most=1.3,
         timed=True,
+        takes_minutes=True,
     ),
     "upload": Row(
         "First verdict on an upload, models loaded", "the same with ENGINE=torch", None, None, upload, upload

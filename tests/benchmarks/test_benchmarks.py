@@ -30,6 +30,7 @@ def test_the_page_names_every_row_and_says_what_was_not_measured():
     measured = {name: Measured([1.0], [2.0], 100, None) for name in ROWS}
     text = table(measured, Namespace(quick=True, threads=2, runs=1))
     assert all(row.work in text and row.peer in text for row in ROWS.values())
+    assert "| not measured |" in table({}, Namespace(quick=True, threads=2, runs=1)).split(ROWS["ray"].work)[1]
     assert "not measured" in text and "`python -m benchmarks --quick`" in text and "openvino" in text.lower()
 
 
