@@ -157,8 +157,8 @@ def _peak_memory() -> float:
 
 def _good(row: Row, figures: Measured) -> bool:
     _, median, _ = figures.ratios()
-    if row.tolerance is not None and (figures.difference is None or figures.difference > row.tolerance):
-        return False
+    if row.tolerance is not None and not (figures.difference is not None and figures.difference <= row.tolerance):
+        return False  # and where a result is not a number
     if row.at_most is not None:
         return 1 / median <= row.at_most
     return row.at_least is None or median >= row.at_least

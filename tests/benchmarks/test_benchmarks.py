@@ -23,6 +23,7 @@ def test_a_row_is_good_where_it_is_fast_enough_and_both_sides_agree():
     assert _good(ROWS["lime"], Measured([1], [asked], 0, 1e-4))
     assert not _good(ROWS["lime"], Measured([1], [asked - 0.1], 0, 1e-4))
     assert not _good(ROWS["lime"], Measured([1], [asked], 0, 1e-2))
+    assert not _good(ROWS["lime"], Measured([1], [asked], 0, float("nan")))
     assert _good(ROWS["busy"], Measured([3], [1], 0, None)) and not _good(ROWS["busy"], Measured([3.1], [1], 0, None))
 
 
