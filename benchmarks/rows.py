@@ -543,6 +543,15 @@ ROWS: dict[str, Row] = {
         comparison,
         takes_minutes=True,
     ),
+    "verdicts": Row(
+        "All detectors about one face, warm",
+        "ENGINE=torch, one detector after the other",
+        2,
+        3,
+        verdicts_ours,
+        verdicts_loop,
+        tolerance=1e-3,
+    ),
     "search": Row("Counterfactual, 60 steps, all levels", "a straightforward loop", 4, 6, search_ours, search_loop),
     "evaluate": Row(
         "evaluate detectors", "the same with ENGINE=torch", 2, 3, evaluation, evaluation, takes_minutes=True
