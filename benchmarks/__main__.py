@@ -178,7 +178,7 @@ def table(measured: Mapping[str, Measured], options: argparse.Namespace) -> str:
     """Return the page with all rows."""
     import torch
 
-    from backend import engine, weights
+    from backend import engine, runtime, weights
 
     versions = weights.package_versions() | {"python": platform.python_version()}
     compiled = "with OpenVINO" if engine.is_available() else "without OpenVINO"
@@ -189,7 +189,7 @@ def table(measured: Mapping[str, Measured], options: argparse.Namespace) -> str:
         "",
         f"Measured with `{command}` on {day}: {_processor()}, {options.threads} threads,",
         f"{platform.system()} {platform.machine()}, {compiled}; {', '.join(f'{k} {v}' for k, v in versions.items())}.",
-        f"This processor computes bfloat16 itself: {'yes' if _fast_bfloat16(torch) else 'no'}.",
+        f"This processor computes bfloat16 itself: {'yes' if runtime.fast_bfloat16(torch.device('cpu')) else 'no'}.",
         "",
         "A ratio says how many times less time our side needs than its peer: the median of several runs, and from",
         f"the least to the largest of {options.runs}. Both sides took turns in the same run, each in a process of its",
@@ -222,12 +222,6 @@ def table(measured: Mapping[str, Measured], options: argparse.Namespace) -> str:
     return "\n".join([*lines, ""])
 
 
-def _fast_bfloat16(torch: Any) -> bool:
-    from backend import runtime
-
-    return runtime.fast_bfloat16(torch.device("cpu"))
-
-
 def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
@@ -242,7 +236,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"some of {', '.join(ROWS)}; all by default")
     parser.add_argument("--quick", action="store_true", help="less work in each turn")
     parser.add_argument("--runs", type=int, default=5, help="turns of each side")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument(
         "--out", type=Path, help="where the table is written; by default docs/PERFORMANCE.md for all rows"
     )

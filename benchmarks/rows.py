@@ -7,7 +7,6 @@ function that does the work once and returns its result as an array, so that bot
 import os
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import urllib.request
@@ -186,8 +185,8 @@ def rise_loop(size: Size) -> Turn:
 
     @torch.no_grad()
     def turn() -> np.ndarray:
-        weighted, shown, answers = torch.zeros(2, 128, 128, dtype=torch.float64).unbind(), None, []
-        weighted, shown = weighted
+        weighted, shown = torch.zeros(2, 128, 128, dtype=torch.float64)
+        answers = []
         for cell, offset in zip(cells, offsets, strict=True):
             mask = enlarge_masks(cell[None], offset[None], (128, 128))[0]
             answers.append(detector.p_fake(mask * face + (1 - mask) * reference)[0])
@@ -357,17 +356,23 @@ def _search_case(size: Size) -> tuple[Any, ...]:
     return inverter, registry.load(DETECTOR), drawn_faces(inverter, 1), settings
 
 
+def sample_set() -> tuple[Any, Path]:
+    """Return the bundled sample set, and a folder for runs that goes with this process."""
+    from backend import runtime, samples
+    from backend.evaluate.dataset import open_data
+
+    folder = runtime.private_folder()
+    return open_data(samples.draw_sample_set(folder / "sample"), folder), folder
+
+
 def evaluation(size: Size) -> Turn:
     """`evaluate detectors` with all detectors in one process."""
-    from backend import samples
     from backend.evaluate import runs
-    from backend.evaluate.dataset import open_data
     from backend.evaluate.protocols.base import configure_protocol
     from backend.evaluate.protocols.detectors import DetectorsProtocol
     from backend.progress import finish
 
-    folder = Path(tempfile.mkdtemp(prefix="benchmark-"))
-    data = open_data(samples.draw_sample_set(folder / "sample"), folder)
+    data, folder = sample_set()
     del size
     strengths = range(5)  # so many items that the warm-up compiles the networks
     corruptions = ["none", *(f"noise {1 + strength / 10:g}" for strength in strengths)]
@@ -386,14 +391,11 @@ def ray_workers(workers: int) -> Callable[[Size], Turn]:
 
     def prepare(size: Size) -> Turn:
         del size
-        from backend import samples
         from backend.detectors.inference import ASKED_OFTEN
         from backend.evaluate import engines, runs
-        from backend.evaluate.dataset import open_data
         from backend.evaluate.protocols.detectors import DetectorsConfig, DetectorsProtocol
 
-        folder = Path(tempfile.mkdtemp(prefix="benchmark-"))
-        data = open_data(samples.draw_sample_set(folder / "sample"), folder)
+        data, folder = sample_set()
         count = -(-600 // len(data.samples))
         strengths = tuple(f"noise {1 + number / 100:g}" for number in range(count))
         config = DetectorsConfig(detectors=("xception", "efficientnet_b4", "recce"), corruptions=("none", *strengths))
