@@ -50,6 +50,7 @@ class CompiledNetwork:
 
     def start(self, images: Tensor) -> None:
         """Begin to answer; `wait` returns the answers."""
+        self._queue.wait_all()  # what an interrupted caller left running
         self._answers = {}
         self._pictures = [part.numpy() for part in images.detach().to(torch.float32).contiguous().split(PIECE)]
         for number, part in enumerate(self._pictures):  # they live until they are read

@@ -54,6 +54,13 @@ def test_two_networks_may_be_asked_at_once(cache):
         assert torch.allclose(asked.wait(), network(images), atol=1e-5)
 
 
+def test_answers_that_nobody_waited_for_do_not_mix_with_the_next(cache):
+    network = Network().eval()
+    compiled = engine.compile_network(network, SIZE, "toy")
+    compiled.start(torch.ones(40, 3, *SIZE))
+    assert torch.allclose(answers(compiled, 3), answers(network, 3), atol=1e-5)
+
+
 def test_a_converted_network_is_kept_and_read_again(cache, monkeypatch):
     network = Network().eval()
     engine.compile_network(network, SIZE, "toy")

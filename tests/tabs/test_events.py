@@ -3,9 +3,10 @@
 import gradio as gr
 import pytest
 
+from backend import runtime
 from backend.errors import UserError
 from backend.progress import Running, Step, counted, finish, within
-from tabs.events import WAITS, Turns, duration_in_words, run_in_turn
+from tabs.events import WAITS, Turns, duration_in_words, run_in_turn, with_shown_errors
 
 
 def counting(closed: list[bool], fail: bool = False):
@@ -98,3 +99,16 @@ def test_those_who_wait_learn_how_long_once_a_job_like_the_running_one_was_timed
 )
 def test_durations_read_like_speech(seconds, text):
     assert duration_in_words(seconds) == text
+
+
+def test_every_step_of_a_handler_has_its_priority():
+    def steps():
+        for _ in range(2):
+            yield runtime._priority.get()
+
+    handler = with_shown_errors(steps, runtime.LONG_JOB)
+    before = runtime._priority.get()
+    updates = handler()
+    for _ in range(2):
+        assert next(updates) == runtime.LONG_JOB and runtime._priority.get() == before
+    assert with_shown_errors(runtime._priority.get, runtime.VERDICT)() == runtime.VERDICT
