@@ -3,7 +3,6 @@
 import atexit
 import ctypes
 import functools
-import heapq
 import itertools
 import os
 import platform
@@ -49,7 +48,7 @@ class TurnLock:
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._waiting: list[tuple[int, int]] = []  # a heap
+        self._waiting: set[tuple[int, int]] = set()
         self._arrivals = itertools.count()
         self._owner: int | None = None
         self._depth = 0
@@ -59,12 +58,11 @@ class TurnLock:
         with self._changed:
             if self._owner != thread:
                 turn = (_priority.get(), next(self._arrivals))
-                heapq.heappush(self._waiting, turn)
+                self._waiting.add(turn)
                 try:
-                    self._changed.wait_for(lambda: self._owner is None and self._waiting[0] == turn)
+                    self._changed.wait_for(lambda: self._owner is None and min(self._waiting) == turn)
                 finally:
                     self._waiting.remove(turn)
-                    heapq.heapify(self._waiting)
                     self._changed.notify_all()
                 self._owner = thread
             self._depth += 1

@@ -49,14 +49,14 @@ class Turns:
 
     @contextmanager
     def taken_by(self, name: str) -> Iterator[None]:
-        """Count a job from its start to its end; one at a time."""
+        """Time a job that reaches its end; there is one at a time."""
         started = time.monotonic()
         self._running = name, started
         try:
             yield
+            self._durations.setdefault(name, deque(maxlen=5)).append(time.monotonic() - started)
         finally:
             self._running = None
-            self._durations.setdefault(name, deque(maxlen=5)).append(time.monotonic() - started)
 
     def wait_in_words(self) -> str:
         """Say that others come first, and for about how long, where jobs like the running one were timed before."""

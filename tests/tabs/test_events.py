@@ -91,6 +91,8 @@ def test_those_who_wait_learn_how_long_once_a_job_like_the_running_one_was_timed
         assert turns.wait_in_words().endswith("about 1 second more.")
     with pytest.raises(KeyError), turns.taken_by("video"):
         raise KeyError
+    with turns.taken_by("video"):
+        assert turns.wait_in_words() == WAITS  # a job that failed says nothing of the next
     assert turns.wait_in_words() == WAITS
 
 
