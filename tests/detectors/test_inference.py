@@ -8,6 +8,7 @@ from backend import engine
 from backend.detectors import inference, registry
 from backend.detectors.base import TWO_LOGITS, Detector
 from backend.detectors.inference import BatchedDetector, ask_once, compile_detector, compiled_copy, for_inference
+from backend.explain import photo
 from backend.settings import SETTINGS
 from tests.toys import grey, hooks, toy_detector
 
@@ -133,3 +134,13 @@ def test_a_detector_that_is_asked_often_is_compiled(shipped, monkeypatch):
         ask_once({"meso4": (shipped, picture)})
         ready.append(compiled_copy(shipped) is not None)
     assert ready == [False, False, True, True]
+
+
+def test_the_expected_time_is_measured_again_once_a_detector_is_compiled_and_compiles_nothing(shipped):
+    photo._measured_seconds.cache_clear()
+    photo.seconds_a_picture("meso4")
+    assert compiled_copy(shipped) is None
+    compile_detector(shipped)
+    photo.seconds_a_picture("meso4")
+    assert photo._measured_seconds.cache_info().misses == 2
+    photo._measured_seconds.cache_clear()
