@@ -22,6 +22,7 @@ Turn = Callable[[], np.ndarray]
 Size = Literal["quick", "full"]  # of the work in a turn
 PYTORCH = {"ENGINE": "torch"}
 DETECTOR = "xception"
+ASKED_ON_RAY = ("xception", "efficientnet_b4", "recce")
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -366,11 +367,10 @@ def sample_set() -> tuple[Any, Path]:
 
 
 def evaluation(size: Size) -> Turn:
-    """`evaluate detectors` with all detectors in one process."""
+    """`evaluate detectors` with all detectors in one process; a turn returns the seconds of an item."""
     from backend.evaluate import runs
     from backend.evaluate.protocols.base import configure_protocol
     from backend.evaluate.protocols.detectors import DetectorsProtocol
-    from backend.progress import finish
 
     data, folder = sample_set()
     del size
@@ -380,8 +380,9 @@ def evaluation(size: Size) -> Turn:
     number = iter(range(1_000_000))
 
     def turn() -> np.ndarray:
-        finish(runs.run_protocol(protocol, data, folder / f"run-{next(number)}"))
-        return np.zeros(1)
+        job = runs.run_protocol(protocol, data, folder / f"run-{next(number)}")
+        times = [time.perf_counter() for step in job if step.number > 0]
+        return np.array([(times[-1] - times[0]) / (len(times) - 1)])
 
     return turn
 
@@ -398,7 +399,7 @@ def ray_workers(workers: int) -> Callable[[Size], Turn]:
         data, folder = sample_set()
         count = -(-600 // len(data.samples))
         strengths = tuple(f"noise {1 + number / 100:g}" for number in range(count))
-        config = DetectorsConfig(detectors=("xception", "efficientnet_b4", "recce"), corruptions=("none", *strengths))
+        config = DetectorsConfig(detectors=ASKED_ON_RAY, corruptions=("none", *strengths))
         number = iter(range(1_000_000))
 
         def turn() -> np.ndarray:
@@ -411,6 +412,46 @@ def ray_workers(workers: int) -> Callable[[Size], Turn]:
         return turn
 
     return prepare
+
+
+def bare_processes(count: int) -> Callable[[Size], Turn]:
+    """Processes of one thread each that do nothing but ask the same detectors: what the machine itself can reach."""
+
+    def prepare(size: Size) -> Turn:
+        from concurrent.futures import ProcessPoolExecutor
+        from multiprocessing import get_context
+
+        from backend.evaluate.engines import prepare_worker
+
+        seconds = 2 if size == "quick" else 10
+        pool = ProcessPoolExecutor(count, get_context("spawn"), prepare_worker, (0,))
+
+        def turn() -> np.ndarray:
+            begin = time.time() + 30  # by then all of them have compiled the networks
+            answers = sum(pool.map(_count_answers, [begin] * count, [begin + seconds] * count))
+            return np.array([seconds / answers])
+
+        return turn
+
+    return prepare
+
+
+def _count_answers(begin: float, end: float) -> int:
+    """Ask detectors about one picture again and again until a time, and return how often."""
+    import torch
+
+    from backend.detectors import inference, registry
+
+    detectors = {name: registry.load(name) for name in ASKED_ON_RAY}
+    for detector in detectors.values():
+        inference.compile_detector(detector)
+    face = torch.rand(1, 3, registry.EMBEDDED_SIZE, registry.EMBEDDED_SIZE)
+    time.sleep(max(0.0, begin - time.time()))
+    count = 0
+    while time.time() < end:
+        inference.ask_once({name: (detector, face) for name, detector in detectors.items()})
+        count += 1
+    return count
 
 
 def page(size: Size) -> Turn:
@@ -556,7 +597,14 @@ ROWS: dict[str, Row] = {
     ),
     "search": Row("Counterfactual, 60 steps, all levels", "a straightforward loop", 4, 6, search_ours, search_loop),
     "evaluate": Row(
-        "evaluate detectors", "the same with ENGINE=torch", 2, 3, evaluation, evaluation, takes_minutes=True
+        "evaluate detectors, an item",
+        "the same with ENGINE=torch",
+        2,
+        3,
+        evaluation,
+        evaluation,
+        timed=True,
+        takes_minutes=True,
     ),
     "ray": Row(
         "evaluate detectors on 2 Ray workers",
@@ -565,6 +613,17 @@ ROWS: dict[str, Row] = {
         1.9,
         ray_workers(2),
         ray_workers(1),
+        peer_environment={},
+        timed=True,
+        takes_minutes=True,
+    ),
+    "processes": Row(
+        "The same detectors in 2 bare processes",
+        "1 process",
+        None,
+        None,
+        bare_processes(2),
+        bare_processes(1),
         peer_environment={},
         timed=True,
         takes_minutes=True,
