@@ -1,13 +1,15 @@
 """Measure speeds as ratios against peers in the same run, and write `docs/PERFORMANCE.md`.
 
-    python -m benchmarks [ROW...] [--quick] [--runs 5] [--threads 2] [--out docs/PERFORMANCE.md]
+    python -m benchmarks [ROW...] [--quick] [--runs 5] [--threads 2] [--keep benchmarks/figures.json]
 
 Each side of a row has a process of its own, so that its memory can be measured; the sides take turns, and nothing else
 should run on the machine. `--quick` does less work in each turn, leaves out what takes minutes, and is done in about
-five; all rows take more than an hour.
+five; it writes nothing unless told to. All rows take more than an hour, so the figures of each are kept with day and
+machine as soon as they are there, and some rows can be measured again alone.
 """
 
 import argparse
+import importlib.metadata
 import json
 import os
 import platform
@@ -18,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ import numpy as np
 from benchmarks.rows import ROWS, Row
 
 OUT = Path(__file__).resolve().parent.parent / "docs" / "PERFORMANCE.md"
+KEPT = Path(__file__).with_name("figures.json")
 GPU_ROWS = ("Counterfactual with FFHQ-1024 on a GPU", "All maps on a GPU")  # measured where there is one
 NOT_TIMED = "not measured"
 
@@ -37,21 +40,22 @@ class Measured:
     """The figures of one row.
 
     Args:
-        ours: Seconds of every turn of our side.
-        theirs: Seconds of every turn of the peer.
+        ratios: Least, median and largest ratio of a turn of the peer to the turn of ours after it.
+        seconds: Medians of the peer's turns and of ours.
         memory: Largest resident memory of our process in MB.
         difference: Largest difference of the two results, of the largest value; None where they are not compared.
+        runs: Turns of each side.
+        day: When it was measured.
+        machine: Where: processor, threads, versions.
     """
 
-    ours: list[float]
-    theirs: list[float]
+    ratios: tuple[float, float, float]
+    seconds: tuple[float, float]
     memory: float
     difference: float | None
-
-    def ratios(self) -> tuple[float, float, float]:
-        """Return the least, median and largest ratio of a turn of the peer to the turn of ours after it."""
-        ratios = [theirs / ours for ours, theirs in zip(self.ours, self.theirs, strict=True)]
-        return min(ratios), statistics.median(ratios), max(ratios)
+    runs: int
+    day: str
+    machine: str
 
 
 def main() -> int:
@@ -60,15 +64,32 @@ def main() -> int:
     if options.serve:
         _serve(options)
         return 0
-    measured: dict[str, Measured] = {}
+    measured = {}
     for name in options.rows or [name for name, row in ROWS.items() if not (options.quick and row.takes_minutes)]:
         measured[name] = measure(name, options)
         print(_line(name, measured[name]), flush=True)
-    text = table(measured, options)
-    if options.out is not None:
-        options.out.write_text(text, encoding="utf-8")
-        print(f"Written to {options.out}.")
+        if options.keep is not None:
+            _keep(name, measured[name], options.keep)
+    if options.keep == KEPT:
+        OUT.write_text(table(read_figures(KEPT)), encoding="utf-8")
+        print(f"Written to {OUT}.")
     return 0 if all(_good(ROWS[name], figures) for name, figures in measured.items()) else 1
+
+
+def read_figures(path: Path) -> dict[str, Measured]:
+    """Return the figures that were kept, by row, in the order of the rows."""
+    stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    kept = {
+        name: values | {"ratios": tuple(values["ratios"]), "seconds": tuple(values["seconds"])}
+        for name, values in stored.items()
+    }
+    return {name: Measured(**kept[name]) for name in ROWS if name in kept}
+
+
+def _keep(name: str, figures: Measured, path: Path) -> None:
+    known = read_figures(path) | {name: figures}
+    text = json.dumps({row: asdict(known[row]) for row in ROWS if row in known}, indent=1)
+    path.write_text(text + "\n", encoding="utf-8")
 
 
 def measure(name: str, options: argparse.Namespace) -> Measured:
@@ -90,7 +111,16 @@ def measure(name: str, options: argparse.Namespace) -> Measured:
         if row.tolerance is not None:
             expected, answers = (np.load(Path(folder) / f"{side}.npy") for side in ("theirs", "ours"))
             difference = float(np.abs(expected - answers).max() / np.abs(expected).max())
-    return Measured(seconds["ours"], seconds["theirs"], memory, difference)
+    ratios = [theirs / ours for ours, theirs in zip(seconds["ours"], seconds["theirs"], strict=True)]
+    return Measured(
+        (min(ratios), statistics.median(ratios), max(ratios)),
+        (statistics.median(seconds["theirs"]), statistics.median(seconds["ours"])),
+        memory,
+        difference,
+        options.runs,
+        f"{datetime.now(timezone.utc):%Y-%m-%d}",
+        _machine(options.threads),
+    )
 
 
 @contextmanager
@@ -156,7 +186,7 @@ def _peak_memory() -> float:
 
 
 def _good(row: Row, figures: Measured) -> bool:
-    _, median, _ = figures.ratios()
+    _, median, _ = figures.ratios
     if row.tolerance is not None and not (figures.difference is not None and figures.difference <= row.tolerance):
         return False  # and where a result is not a number
     if row.at_most is not None:
@@ -166,43 +196,32 @@ def _good(row: Row, figures: Measured) -> bool:
 
 def _line(name: str, figures: Measured) -> str:
     row = ROWS[name]
-    least, median, most = figures.ratios()
-    seconds = f"{statistics.median(figures.theirs):.3g} s / {statistics.median(figures.ours):.3g} s"
+    least, median, most = figures.ratios
+    seconds = " / ".join(f"{value:.3g} s" for value in figures.seconds)
     difference = "" if figures.difference is None else f", results differ by {figures.difference:.1e}"
     verdict = "good" if _good(row, figures) else "NOT GOOD"
     ratio = f"{median:6.2f} ({least:.2f} to {most:.2f})"
     return f"{name:10} {ratio}  {seconds}  {figures.memory:.0f} MB{difference}: {verdict}"
 
 
-def table(measured: Mapping[str, Measured], options: argparse.Namespace) -> str:
+def table(measured: Mapping[str, Measured]) -> str:
     """Return the page with all rows."""
-    import torch
-
-    from backend import engine, runtime, weights
-
-    versions = weights.package_versions() | {"python": platform.python_version()}
-    compiled = "with OpenVINO" if engine.is_available() else "without OpenVINO"
-    command = "python -m benchmarks" + (" --quick" if options.quick else "")
-    day = f"{datetime.now(timezone.utc):%Y-%m-%d}"
+    machines = list(dict.fromkeys(figures.machine for figures in measured.values()))
     lines = [
         "# Speed",
         "",
-        f"Measured with `{command}` on {day}: {_processor()}, {options.threads} threads,",
-        f"{platform.system()} {platform.machine()}, {compiled}; {', '.join(f'{k} {v}' for k, v in versions.items())}.",
-        f"This processor computes bfloat16 itself: {'yes' if runtime.fast_bfloat16(torch.device('cpu')) else 'no'}.",
+        "Measured with `python -m benchmarks`, which keeps the figures in `benchmarks/figures.json`. A ratio says how",
+        "many times less time our side needs than its peer: the median of several turns, and from the least to the",
+        "largest. Both sides took turns in the same run, each in a process of its own, and nothing else ran. Memory is",
+        "the largest that our process held. On another machine seconds differ, ratios less.",
         "",
-        "A ratio says how many times less time our side needs than its peer: the median of several runs, and from",
-        f"the least to the largest of {options.runs}. Both sides took turns in the same run, each in a process of its",
-        "own, and nothing else ran. Memory is the largest that our process held. On another machine seconds differ,",
-        "ratios less.",
-        "",
-        "| work | compared with | ratio | least to largest | asked | goal | seconds: peer, ours | memory |",
-        "|---|---|---|---|---|---|---|---|",
+        "| work | compared with | ratio | from, to | asked | goal | seconds: peer, ours | memory | turns, day |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, figures in measured.items():
         row = ROWS[name]
-        least, median, most = figures.ratios()
-        seconds = f"{statistics.median(figures.theirs):.3g}, {statistics.median(figures.ours):.3g}"
+        least, median, most = figures.ratios
+        seconds = ", ".join(f"{value:.3g}" for value in figures.seconds)
         if row.at_most is not None:
             shown, span = f"takes {1 / median:.2f} times as long", f"{1 / most:.2f} to {1 / least:.2f}"
             asked, goal = f"at most {row.at_most:g}", ""
@@ -210,16 +229,38 @@ def table(measured: Mapping[str, Measured], options: argparse.Namespace) -> str:
             shown, span = f"**{median:.1f}**", f"{least:.1f} to {most:.1f}"
             asked = "" if row.at_least is None else f"{row.at_least:g}"
             goal = "" if row.goal is None else f"{row.goal:g}"
+        when = f"{figures.runs}, {figures.day}" + (f" ({machines.index(figures.machine) + 1})" if machines[1:] else "")
         lines.append(
-            f"| {row.work} | {row.peer} | {shown} | {span} | {asked} | {goal} | {seconds} | {figures.memory:.0f} MB |"
+            f"| {row.work} | {row.peer} | {shown} | {span} | {asked} | {goal} | {seconds} | {figures.memory:.0f} MB "
+            f"| {when} |"
         )
     unmeasured = [row.work for name, row in ROWS.items() if name not in measured]
-    lines += [f"| {work} | | {NOT_TIMED} | | | | | |" for work in (*unmeasured, *GPU_ROWS)]
+    lines += [f"| {work} | | {NOT_TIMED} | | | | | | |" for work in (*unmeasured, *GPU_ROWS)]
     compared = {name: figures.difference for name, figures in measured.items() if figures.difference is not None}
     if compared:
         listed = ", ".join(f"{ROWS[name].work.split(',')[0]} {value:.1e}" for name, value in compared.items())
         lines += ["", f"Largest difference of the results, as a share of the largest value: {listed}."]
+    numbers = [f"({place}) " if machines[1:] else "" for place in range(1, len(machines) + 1)]
+    for number, machine in zip(numbers, machines, strict=True):
+        lines += ["", f"{number}{machine}"]
     return "\n".join([*lines, ""])
+
+
+def _machine(threads: int) -> str:
+    """Return processor, threads and versions in one or two sentences."""
+    import torch
+
+    from backend import engine, runtime, weights
+
+    versions = weights.package_versions() | {"python": platform.python_version()}
+    if engine.is_available():
+        versions["openvino"] = importlib.metadata.version("openvino")
+    listed = ", ".join(f"{name} {version}" for name, version in versions.items())
+    native = "computes" if runtime.fast_bfloat16(torch.device("cpu")) else "does not compute"
+    return (
+        f"{_processor()}, {threads} threads, {platform.system()} {platform.machine()}, which {native} bfloat16 itself; "
+        f"{listed}."
+    )
 
 
 def _processor() -> str:
@@ -238,15 +279,15 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=5, help="turns of each side")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument(
-        "--out", type=Path, help="where the table is written; by default docs/PERFORMANCE.md for all rows"
+        "--keep", type=Path, help="where figures are kept; by default benchmarks/figures.json unless --quick is given"
     )
     parser.add_argument("--serve", choices=("ours", "theirs"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if unknown := sorted(set(options.rows) - set(ROWS)):
         parser.error(f"unknown row: {', '.join(unknown)}")
-    if options.out is None and not options.rows and not options.quick:
-        options.out = OUT
+    if options.keep is None and not options.quick:
+        options.keep = KEPT
     return options
 
 

@@ -240,7 +240,7 @@ def sobol_loop(size: Size) -> Turn:
 def nes_settings(size: Size) -> Any:
     from backend.attacks.nes import AS_RELEASED
 
-    return replace(AS_RELEASED, iterations=1 if size == "quick" else 80, early_stop=False)
+    return replace(AS_RELEASED, iterations=1 if size == "quick" else 20, early_stop=False)
 
 
 def nes_ours(size: Size) -> Turn:
@@ -576,7 +576,7 @@ ROWS: dict[str, Row] = {
     "shap": Row("SHAP, 2,000 samples", "the package shap with PyTorch", 3, 5, shap_ours, shap_package, tolerance=1e-3),
     "rise": Row("RISE, 4,000 masks", "one mask a call, PyTorch", 8, 14, rise_ours, rise_loop, tolerance=1e-3),
     "sobol": Row("SOBOL, 2,080 masks", "one mask a call, PyTorch", 8, 14, sobol_ours, sobol_loop, tolerance=1e-3),
-    "nes": Row("NES, 80 iterations", "the released loop, PyTorch", 12, 20, nes_ours, nes_loop),
+    "nes": Row("NES, 20 iterations of 80", "the released loop, PyTorch", 12, 20, nes_ours, nes_loop),
     "maps": Row(
         "All maps with their tests, quick preset",
         "the same with ENGINE=torch",

@@ -3,36 +3,51 @@
 import json
 import subprocess
 import sys
-from argparse import Namespace
 from pathlib import Path
 
 import pytest
 
-from benchmarks.__main__ import Measured, _good, table
+from benchmarks.__main__ import KEPT, OUT, Measured, _good, _keep, read_figures, table
 from benchmarks.rows import ROWS
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
-def test_a_ratio_is_that_of_a_turn_and_the_one_after_it():
-    assert Measured([1, 2, 4], [4, 4, 4], 0, None).ratios() == (1, 2, 4)
+def figures(ratio: float, difference: float | None = None, machine: str = "A machine; torch 2.") -> Measured:
+    return Measured((ratio - 0.5, ratio, ratio + 0.5), (ratio, 1.0), 100.0, difference, 5, "2026-01-02", machine)
 
 
 def test_a_row_is_good_where_it_is_fast_enough_and_both_sides_agree():
     asked = ROWS["lime"].at_least
-    assert _good(ROWS["lime"], Measured([1], [asked], 0, 1e-4))
-    assert not _good(ROWS["lime"], Measured([1], [asked - 0.1], 0, 1e-4))
-    assert not _good(ROWS["lime"], Measured([1], [asked], 0, 1e-2))
-    assert not _good(ROWS["lime"], Measured([1], [asked], 0, float("nan")))
-    assert _good(ROWS["busy"], Measured([3], [1], 0, None)) and not _good(ROWS["busy"], Measured([3.1], [1], 0, None))
+    assert _good(ROWS["lime"], figures(asked, 1e-4))
+    assert not _good(ROWS["lime"], figures(asked - 0.1, 1e-4))
+    assert not _good(ROWS["lime"], figures(asked, 1e-2))
+    assert not _good(ROWS["lime"], figures(asked, float("nan")))
+    assert _good(ROWS["busy"], figures(1 / 3)) and not _good(ROWS["busy"], figures(1 / 3.1))
 
 
 def test_the_page_names_every_row_and_says_what_was_not_measured():
-    measured = {name: Measured([1.0], [2.0], 100, None) for name in ROWS}
-    text = table(measured, Namespace(quick=True, threads=2, runs=1))
+    text = table({name: figures(2.0) for name in ROWS})
     assert all(row.work in text and row.peer in text for row in ROWS.values())
-    assert "| not measured |" in table({}, Namespace(quick=True, threads=2, runs=1)).split(ROWS["ray"].work)[1]
-    assert "not measured" in text and "`python -m benchmarks --quick`" in text and "openvino" in text.lower()
+    assert "| not measured |" in table({}).split(ROWS["ray"].work)[1]
+    assert "not measured" in text and "A machine; torch 2." in text and "(1)" not in text
+
+
+def test_rows_of_two_machines_are_told_apart():
+    text = table({"lime": figures(2.0), "shap": figures(3.0, machine="Another.")})
+    assert "(1) A machine; torch 2." in text and "(2) Another." in text
+    assert "5, 2026-01-02 (2)" in text
+
+
+def test_figures_are_kept_row_by_row(tmp_path):
+    _keep("shap", figures(3.0, 1e-6), tmp_path / "figures.json")
+    _keep("lime", figures(2.0), tmp_path / "figures.json")
+    _keep("shap", figures(4.0), tmp_path / "figures.json")
+    assert read_figures(tmp_path / "figures.json") == {"lime": figures(2.0), "shap": figures(4.0)}
+
+
+def test_the_stored_page_is_that_of_the_stored_figures():
+    assert OUT.read_text(encoding="utf-8") == table(read_figures(KEPT))
 
 
 @pytest.mark.slow
