@@ -35,8 +35,8 @@ from tabs.trace_removal import TraceRemovalTab
 TITLE = "Is this face forged?"
 SESSIONS = 200  # the newest are kept, half a megabyte each
 INTRODUCTION = (
-    "Face-forgery detectors are programs that say whether a face in a photo is real or fake. "
-    "This page shows what they say, how often they are wrong, and what would change their minds."
+    "Face-forgery detectors are programs that look for signs of forgery in the faces of a photo. "
+    "This page shows what they find, what they miss, and what would change their answer."
 )
 
 

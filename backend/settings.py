@@ -80,6 +80,8 @@ class Settings:
     max_video_bytes: Annotated[Count, Field(title="MAX_VIDEO_BYTES")] = 60_000_000
     # Whether visitors may fetch models; auto says no in a Space of the Hub.
     fetch: Annotated[bool, Field(title="FETCH", strict=True, description="one of: auto, on, off")] = True
+    # Whether `detect` fetches https addresses; never on in a Space of the Hub.
+    allow_addresses: Annotated[bool, Field(title="ALLOW_ADDRESSES", strict=True, description="one of: on, off")] = False
     # What answers on a CPU where no gradient is needed: OpenVINO where it is installed, or always PyTorch.
     engine: Annotated[Literal["auto", "torch"], Field(title="ENGINE", description="one of: auto, torch")] = "auto"
 
@@ -96,6 +98,9 @@ def read_environment(environment: Mapping[str, str] = os.environ) -> Settings:
     }
     fetch = values.get("fetch", "auto")
     values["fetch"] = {"on": True, "off": False, "auto": not environment.get("SPACE_ID")}.get(fetch, fetch)
+    addresses = values.get("allow_addresses", "off")
+    allowed = {"on": not environment.get("SPACE_ID"), "off": False}
+    values["allow_addresses"] = allowed.get(addresses, addresses)
     try:
         return Settings(**values)
     except pydantic.ValidationError as error:

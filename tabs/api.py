@@ -55,15 +55,17 @@ def detect(image: str | None) -> dict[str, Any]:
         image: A picture file.
 
     Returns:
-        `faces`, the largest first: `box`, `problem` (why its verdicts should not be trusted, or null) and `verdicts`,
-        by detector `p_fake` in [0, 1] and `verdict` (real, fake or uncertain). No face: `faces` is empty.
+        `faces`, the largest first: `box`, `problem` (why its answers mean nothing, or null), `combined` (the answer
+        of several detectors: `grade`, which is none, few, mixed or strong, `p_fake`, `detectors`, `summary`) and
+        `verdicts`, by detector `p_fake` in [0, 1] and `verdict` (signs, unsure or no_known_signs). No face: `faces` is
+        empty. No answer says that a picture is real.
     """
     judged = predict.judge_faces(locate_all(read_photo(image)))
     return {"faces": [face.record() for face in judged], "note": None if judged else "No face was found."}
 
 
 def counterfactual(image: str | None, detector: str, level: list[str], steps: float, composite: Any) -> dict[str, Any]:
-    """Find what would have to change for a detector to call the largest face of a picture real.
+    """Find what would have to change for a detector to see no signs of forgery in the largest face of a picture.
 
     Args:
         image: A picture file.

@@ -26,9 +26,9 @@ STYLE = Path(__file__).with_name("style.css")
 SCRIPT = Path(__file__).with_name("page.js").read_text(encoding="utf-8")
 SHOWN_SIDE = 900  # longest side in pixels at which a whole photo is shown
 SHOWN_FACE_SIDE = 384  # side in pixels of shown faces and maps, so that the mark covers little
-SCALE = "(0 = real, 1 = fake)"
-SIGNS = {"fake": "▲", "real": "●", "uncertain": "?"}  # so that colour is never the only carrier
-SIGN_KEY = ", ".join(f"{sign} {word}" for word, sign in SIGNS.items()) + "."
+SIGNS = {"signs": "▲", "unsure": "?", "no_known_signs": "○"}  # so that colour is never the only carrier
+SIGN_WORDS = {"signs": "signs", "unsure": "unsure", "no_known_signs": "none known"}
+SIGN_KEY = ", ".join(f"{SIGNS[call]} {words}" for call, words in SIGN_WORDS.items()) + "."
 NO_BREAK = "\u00a0"
 _templates = jinja2.Environment(
     loader=jinja2.PackageLoader("tabs"),
@@ -72,7 +72,7 @@ def progress_bar(step: Step, below: str = "") -> str:
 def score_cell(score: float, *, word: bool = True) -> str:
     """Return a score with the sign of its verdict, and with its word."""
     call = verdict(score)
-    return f"{SIGNS[call]}{NO_BREAK}{format_p_fake(score)}{f' {call}' if word else ''}"
+    return f"{SIGNS[call]}{NO_BREAK}{format_p_fake(score)}{f' {SIGN_WORDS[call]}' if word else ''}"
 
 
 def settings_line(settings: str, seconds: float, versions: Mapping[str, str]) -> str:

@@ -1,4 +1,4 @@
-"""The tab that searches what would have to change for a detector to call a face real."""
+"""The tab that searches what would have to change for a detector to see no signs of forgery."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -9,20 +9,21 @@ import gradio as gr
 from backend import images
 from backend.counterfactual import photo as counterfactual_photo
 from backend.counterfactual.search import LEVEL_WORDS, SearchSettings
+from backend.detectors.base import SCALE
 from backend.detectors.predict import JudgedFace, suggest_detector
 from backend.examples import Example
 from backend.generators import inversion
 from backend.generators.refinement import RefineSettings
 from backend.progress import Running, Step
 from tabs import api, models
-from tabs.components import SCALE, JobControls, Updates, live_face, progress_bar, render
+from tabs.components import JobControls, Updates, live_face, progress_bar, render
 from tabs.counterfactual_result import CounterfactualResult
 from tabs.counterfactual_video import VideoStep
 from tabs.photo import ChosenPhoto, PhotoStep, chosen_face
 from tabs.visitors import session_folder
 
 HEADLINE = (
-    "**What would have to change for a detector to call this face real?** "
+    "**What would have to change for a detector to see no signs of forgery?** "
     "A generator redraws the face, and a search changes the drawing in the smallest steps until the detector's "
     "verdict turns. What changed is what the detector looked at. Such a picture is called a *counterfactual*."
 )
@@ -58,12 +59,10 @@ class CounterfactualTab:
         self._wire()
 
     def _lay_out_search(self) -> None:
-        gr.Markdown("## 3 Search what would make it say “real”")
+        gr.Markdown("## 3 Search what would have to change")
         self.detector = models.detector_chooser()
         with gr.Row():
-            self.search_button = gr.Button(
-                "Find what would make it say “real”", variant="primary", scale=3, min_width=220
-            )
+            self.search_button = gr.Button("Find what would have to change", variant="primary", scale=3, min_width=220)
             stop = gr.Button("Stop", interactive=False, scale=1, min_width=90)
         with gr.Accordion("More options", open=False):
             self._lay_out_options()
@@ -90,7 +89,12 @@ class CounterfactualTab:
         self.lengths = gr.Radio(LENGTHS, value=DEFAULTS.lengths, label="Steps in the rows of the code", info=ROWS)
         self.composite = gr.Radio(COMPOSITES, value=DEFAULTS.composite, label="How the changed face is put together")
         self.kappa = gr.Slider(
-            0, 0.9, DEFAULTS.kappa, step=0.05, label="Margin (kappa)", info="How clearly it must say “real”."
+            0,
+            0.9,
+            DEFAULTS.kappa,
+            step=0.05,
+            label="Margin (kappa)",
+            info="How far below its threshold the score must fall.",
         )
         self.generator = models.generator_chooser()
         self.closer = gr.Checkbox(DEFAULTS.refine > 0, label="Closer reconstruction first", info=CLOSER)

@@ -12,9 +12,9 @@ from backend.counterfactual.changes import RegionChange
 from backend.counterfactual.photo import CAM_MAPS, CounterfactualBundle
 from backend.counterfactual.search import LEVEL_WORDS
 from backend.detectors import registry
+from backend.detectors.base import SCALE
 from backend.detectors.predict import describe_p_fake
 from tabs.components import (
-    SCALE,
     BeforeAfter,
     Updates,
     captioned_picture,
@@ -43,7 +43,7 @@ DOUBTS = (
     "**How could this be wrong?** The search may change what the detector happens to react to and no person would "
     "notice; that shows a weakness of the detector, not a flaw of the face. Where the reconstruction is poor, the "
     "generator cannot draw this face, and the change says little. Another detector, or other levels, may give another "
-    "answer. None of this proves that a photo is real or fake."
+    "answer. None of this proves anything about the photo itself."
 )
 
 
@@ -143,7 +143,7 @@ def result_texts(bundle: CounterfactualBundle) -> dict[str, str]:
         "inversion": f"**Reconstruction**<br>{score_cell(p_fake['inversion'])}",
         "counterfactual": f"**Counterfactual**<br>{score_cell(p_fake['counterfactual'])}",
         "trio": f"Left: what the detector saw. Middle: the face as the generator draws it (its inversion): "
-        f"{reconstruction_in_words(metrics)} Right: the face after the search. In all numbers, 0 = real and 1 = fake.",
+        f"{reconstruction_in_words(metrics)} Right: the face after the search. Numbers: p_fake {SCALE}.",
         "residual": f"{bundle.residual().caption} "
         f"{changes.regions_in_words([RegionChange(**region) for region in record['regions']])}",
         "before": record.get("cam_missing") or cam_text("the face", empty=before),

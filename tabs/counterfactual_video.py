@@ -12,11 +12,11 @@ from markupsafe import Markup
 
 from backend import images
 from backend.detectors import registry
+from backend.detectors.base import SCALE
 from backend.errors import UserError
 from backend.progress import Job, Running
 from tabs import models
 from tabs.components import (
-    SCALE,
     Curve,
     JobControls,
     Updates,

@@ -33,9 +33,10 @@ from tabs.visitors import session_folder
 
 ABOUT_PAIR = (
     "A fake often has a real twin: the photo it was made from. A good map of the *real* photo names the places that "
-    "make the detector say “real”; attacking the *fake* at the same places should then turn its verdict. The photo in "
-    "step 1 is the fake; put the real one here. Both must show the same face in nearly the same pose. Every method is "
-    "tried, with its usual fill and few samples, and the fake is attacked with the detector's gradients (PGD)."
+    "keep the detector from calling it fake; attacking the *fake* at the same places should then turn its verdict. "
+    "The photo in step 1 is the fake; put the real one here. Both must show the same face in nearly the same pose. "
+    "Every method is tried, with its usual fill and few samples, and the fake is attacked with the detector's "
+    "gradients (PGD)."
 )
 PAIR_STOPPED = "<p>Stopped. The maps so far are below.</p>"
 PAIR_DRAWS = 1  # random rankings for each method; the table shows their mean over all methods
@@ -121,11 +122,11 @@ HEADLINE = (
 WAITING = "*First choose a photo with a face, in step 1 above.*"
 STOPPED = "**Stopped.** Choose a method and start again whenever you like."
 REFERENCES = [
-    ("The face as an attack made the detector call it real (adversarial)", "adversarial"),
+    ("The face after an attack on the detector (adversarial)", "adversarial"),
     ("The method's usual fill (original)", "original"),
 ]
 PRESETS = [("Quick", "quick"), ("Full: as many samples as in the paper", "full"), ("As released", "as_released")]
-VERDICTS = [("Fake", "fake"), ("Real", "real")]
+VERDICTS = [("Signs of forgery", "fake"), ("No signs", "real")]
 NO_GUESS = "I do not guess"
 
 
@@ -170,7 +171,7 @@ class ExplainTab:
             value="fake",
             label="Which verdict to explain",
             info=f"{words.method_titles(hiding=False)} explain either. {words.method_titles(hiding=True)} explain only "
-            "the verdict that a detector gave, and “real” with their usual fill.",
+            "the verdict that a detector gave, and “no signs” with their usual fill.",
         )
         self.reference = gr.Radio(
             REFERENCES,

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from backend import images, provenance
+from backend.detectors.base import SCALE
 from backend.explain import photo
 from backend.explain.base import EXPLAINERS
 from backend.explain.deletion import Curves
@@ -23,7 +24,6 @@ from backend.explain.segments import places_in_words
 from backend.explain.sufficiency import LEAD, TESTED_SEGMENTS, Sufficiency, TestedMap
 from backend.trace_removal.views import join_in_words
 from tabs.components import (
-    SCALE,
     Updates,
     enlarge_face,
     html_table,
@@ -165,8 +165,8 @@ def pair_table(comparison: PairComparison) -> str:
     ]
     caption = (
         f"How far p_fake of the fake falls ({comparison.p_fake_photo:.2f} before) when only the "
-        f"{', '.join(map(str, tops))} segments that speak most for “real” in the real photo are attacked in the fake. "
-        "Further is better; a map below the random places is not to be believed here."
+        f"{', '.join(map(str, tops))} segments that speak most against a forgery in the real photo are attacked in "
+        "the fake. Further is better; a map below the random places is not to be believed here."
     )
     return render(
         "pair",

@@ -7,20 +7,22 @@ from typing import Any, Protocol
 
 import gradio as gr
 import numpy as np
+from backend.origin import read_origin
 from gradio.events import Dependency
 from PIL import Image, ImageDraw, ImageFont
 
 from backend import examples, images, runtime
 from backend.alignment import LocatedFace, locate_all, locate_known
 from backend.detectors import predict, registry
-from backend.detectors.base import THRESHOLD, UNCERTAIN_MARGIN, verdict
-from backend.detectors.predict import JudgedFace, describe_error_rates, describe_p_fake, summarise_error_rates
+from backend.detectors.base import SCALE, THRESHOLD, UNSURE_MARGIN, Verdict, verdict
+from backend.detectors.combination import GRADE_WORDS, GRADES, is_specialist
+from backend.detectors.predict import JudgedFace, describe_p_fake
+from backend.detectors.rates import COMBINED, NOT_MEASURED, describe_rates, rates_of
 from backend.errors import UserError
 from backend.examples import Example
-from backend.faces import Face, choose_face
+from backend.faces import Face, choose_face, find_turn
 from backend.settings import SETTINGS
 from tabs.components import (
-    SCALE,
     SHOWN_SIDE,
     SIGNS,
     Updates,
@@ -31,16 +33,22 @@ from tabs.components import (
     result_picture,
 )
 from tabs.events import PRIVATE, QUICK, VERDICT, with_shown_errors
-from tabs.visitors import KEPT_PHOTOS, OpenPhoto
+from tabs.visitors import KEPT_PHOTOS, OpenPhoto, session_folder
 
-UNCERTAIN = (
-    f"A score between {THRESHOLD - UNCERTAIN_MARGIN:.2f} and {THRESHOLD + UNCERTAIN_MARGIN:.2f} is called uncertain."
+UNSURE = (
+    f"A detector with a score between {THRESHOLD - UNSURE_MARGIN:.2f} and {THRESHOLD + UNSURE_MARGIN:.2f} is unsure."
 )
-VERBS = {"fake": ("says", "say"), "real": ("says", "say"), "uncertain": ("is", "are")}
-NO_FACE = (
-    "No face was found in this picture. Use a photo in which a face is upright, well lit and seen from the front. If "
-    "the photo lies on its side or is upside down, turn it first."
+COUNTED: dict[Verdict, tuple[str, str]] = {
+    "signs": ("sees signs of forgery", "see signs of forgery"),
+    "unsure": ("is unsure", "are unsure"),
+    "no_known_signs": ("sees none that it knows", "see none that they know"),
+}
+NO_COMBINATION = (
+    "The combined answer was made for other models than those installed, so only single detectors are shown."
 )
+NO_FACE = "No face was found in this picture. Use a photo in which a face is upright, well lit and seen from the front."
+TURNED_FACE = "No face is upright in this picture, but one would be if it were turned. Use the button above to turn it."
+TURNS = {90: "to the right", 180: "upside down", 270: "to the left"}
 CONVERTED_SIDE = 2200  # longest side in pixels of pictures that browsers cannot show
 ALMOST = 0.98  # of the limit: a PNG file of noise is hardly larger than its pixels
 BLUE = "#1d4ed8"
@@ -94,6 +102,7 @@ class PhotoStep:
         with gr.Column(visible=False) as self.answer:
             gr.Markdown("## 2 What the detectors say")
             self.summary = gr.Markdown(elem_classes="status")
+            self.origin = gr.HTML()
             self.moving = gr.Markdown(MOVING, visible=False)
             with gr.Row():
                 self.faces_picture = gr.AnnotatedImage(
@@ -106,6 +115,7 @@ class PhotoStep:
                     scale=2,
                     min_width=140,
                 )
+            self.turn = gr.Button("Turn the photo", visible=False)
             self.which = gr.Radio(label="Which face?", info="Numbered from the largest.", visible=False)
             self.verdicts = gr.HTML()
 
@@ -140,6 +150,7 @@ class PhotoStep:
             with_shown_errors(self._look, runtime.VERDICT), self.chosen, outputs, **judging
         )
         self.photo.clear(self._forget, self.chosen, outputs, **quick)
+        self.turn.click(with_shown_errors(self._turn, runtime.VERDICT), self.chosen, outputs, **judging)
         outputs = [*self.outputs(), *below]
         self.which.input(with_shown_errors(self._pick), [self.faces, self.which], outputs, **quick)
         self.faces_picture.select(with_shown_errors(self._click), self.faces, outputs, **quick)
@@ -164,14 +175,25 @@ class PhotoStep:
         faces = predict.judge_faces(photo.faces)
         updates = {
             self.faces: faces,
-            **self.show_faces(photo.pixels, faces),
+            **self.show_faces(photo.pixels, faces, turn=photo.turn),
             **self._show_for_face(faces[0] if faces else None),
         }
+        updates[self.origin] = origin_html(path)
         if photo.converted:
             updates[self.photo] = photo.pixels
         if photo.animated:
             updates[self.moving] = gr.Markdown(visible=True)
         return updates
+
+    def _turn(self, chosen: ChosenPhoto, request: gr.Request) -> Updates:
+        """Turn the chosen photo so that its face is upright, and show what the detectors say."""
+        photo = open_photo(chosen.path)
+        pixels = images.turned(photo.pixels, photo.turn)
+        path = session_folder(request) / "turned.png"
+        path.write_bytes(images.encode_png(pixels))
+        KEPT_PHOTOS.drop(chosen.path)
+        chosen.path = str(path)
+        return {**self._judge(chosen.path), self.photo: pixels}
 
     def _look_where_needed(self, chosen: ChosenPhoto, faces: list[JudgedFace]) -> Updates:
         """Ask the detectors about an example whose stored result no longer fits them."""
@@ -189,6 +211,7 @@ class PhotoStep:
         KEPT_PHOTOS.put(chosen.path, OpenPhoto(pixels, located))
         updates: Updates = {self.photo: pixels, self.faces: faces}
         updates |= {**self.show_faces(pixels, faces), **self._show_for_face(faces[0])}
+        updates[self.origin] = origin_html(chosen.path)
         for tab in self.tabs:
             updates |= tab.show_example(example, request)
         return updates
@@ -207,8 +230,8 @@ class PhotoStep:
         usable = face if face is not None and not face.problem and face.p_fake else None
         return {key: value for tab in self.tabs for key, value in tab.show_for_face(usable).items()}
 
-    def show_faces(self, photo: np.ndarray, faces: Sequence[JudgedFace], number: int = 1) -> Updates:
-        """Return the updates of step 2 for one of the faces, counted from 1."""
+    def show_faces(self, photo: np.ndarray, faces: Sequence[JudgedFace], number: int = 1, *, turn: int = 0) -> Updates:
+        """Return the updates of step 2 for one of the faces, counted from 1; `turn` offers to turn the photo."""
         listed = faces[:MAX_LISTED]
         boxes = [_shown_box(photo, face) for face in listed]
         labels = [f"Face {face.number}" for face in listed]
@@ -224,6 +247,8 @@ class PhotoStep:
             ),
             self.moving: gr.Markdown(visible=False),
             **self.show_face(faces, number),
+            **({self.verdicts: alert_html(TURNED_FACE)} if turn and not faces else {}),
+            self.turn: gr.Button(f"Turn the photo {TURNS.get(turn, '')}".strip(), visible=bool(turn and not faces)),
         }
 
     def show_face(self, faces: Sequence[JudgedFace], number: int) -> Updates:
@@ -240,16 +265,19 @@ class PhotoStep:
             self.faces_picture: gr.AnnotatedImage(None, visible=False),
             self.crop: gr.Image(None, visible=False),
             self.which: gr.Radio(visible=False),
+            self.turn: gr.Button(visible=False),
             self.moving: gr.Markdown(visible=False),
             self.summary: "",
+            self.origin: "",
             self.verdicts: alert_html(str(error)),
         }
 
     def hide(self) -> Updates:
-        return {self.answer: gr.Column(visible=False), self.verdicts: "", self.summary: ""}
+        return {self.answer: gr.Column(visible=False), self.verdicts: "", self.summary: "", self.origin: ""}
 
     def outputs(self) -> list[Any]:
-        return [self.answer, self.faces_picture, self.crop, self.which, self.summary, self.moving, self.verdicts]
+        pictures = [self.faces_picture, self.crop]
+        return [self.answer, *pictures, self.turn, self.which, self.summary, self.origin, self.moving, self.verdicts]
 
 
 def _number_faces(picture: np.ndarray, boxes: Sequence[tuple[int, int, int, int]]) -> np.ndarray:
@@ -310,7 +338,8 @@ def open_photo(path: str | None, known: Sequence[Face] | None = None) -> OpenPho
     if converted:  # the page gets it as PNG, which must stay below the limit on bytes
         pixels = _convert_for_browser(pixels)
     faces = locate_all(pixels) if known is None else locate_known(pixels, known)
-    photo = OpenPhoto(pixels, faces, converted, animated)
+    turn = 0 if faces else find_turn(pixels) or 0
+    photo = OpenPhoto(pixels, faces, converted, animated, turn)
     if known is None:
         KEPT_PHOTOS.put(path, photo)
     return photo
@@ -332,16 +361,40 @@ def verdicts_html(faces: Sequence[JudgedFace], number: int) -> str:
     if not faces:
         return alert_html(NO_FACE)
     face = faces[number - 1]
-    if face.problem:
-        return alert_html(f"{face.problem} What the detectors say would mean nothing.")
     if not face.p_fake:
         return alert_html("No detector is installed here.")
     calls = list(face.verdicts().values())
     counts = ", ".join(
-        f"{calls.count(word)} {verbs[calls.count(word) > 1]} {word}" for word, verbs in VERBS.items() if word in calls
+        f"{calls.count(word)} {verbs[calls.count(word) > 1]}" for word, verbs in COUNTED.items() if word in calls
     )
-    verdicts = [_verdict_facts(name, score) for name, score in face.p_fake.items()]
-    return render("verdicts", total=len(calls), counts=counts, uncertain=UNCERTAIN, verdicts=verdicts, scale=SCALE)
+    measured = rates_of(COMBINED)
+    return render(
+        "verdicts",
+        combined=face.combined,
+        grades=[(grade, GRADE_WORDS[grade]) for grade in GRADES],
+        missed=describe_rates(COMBINED) if measured else "",
+        measured=measured.in_full if measured else [],
+        no_combination=NO_COMBINATION,
+        suitability=face.suitability,
+        problems=problems_in_words(face),
+        total=len(calls),
+        counts=counts,
+        unsure=UNSURE,
+        verdicts=[_verdict_facts(name, score) for name, score in face.p_fake.items()],
+        scale=SCALE,
+    )
+
+
+def problems_in_words(face: JudgedFace) -> list[str]:
+    """Return why the answers about a face mean nothing, and what to do, one or two sentences a reason."""
+    if face.suitability is None:
+        return [face.problem] if face.problem else []
+    return [f"{check.reason} {check.advice}".strip() for check in face.suitability.problems]
+
+
+def origin_html(path: str) -> str:
+    """Return what the file of a photo says about its origin, apart from what the detectors say."""
+    return render("origin", lines=read_origin(Path(path)).lines)
 
 
 def which_face_in_words(faces: Sequence[JudgedFace], number: int, listed: int) -> str:
@@ -357,13 +410,14 @@ def which_face_in_words(faces: Sequence[JudgedFace], number: int, listed: int) -
 
 def _verdict_facts(name: str, score: float) -> dict[str, Any]:
     """Return the template's variables for the verdict of one detector."""
-    card, call = registry.card(name), verdict(score)
+    card, call, measured = registry.card(name), verdict(score), rates_of(name)
     return {
         "card": card,
         "call": call,
         "sign": SIGNS[call],
         "score": score,
         "score_in_words": describe_p_fake(score),
-        "rates_in_short": summarise_error_rates(card),
-        "rates": describe_error_rates(card),
+        "specialist": is_specialist(name),
+        "rates_in_short": describe_rates(name),
+        "rates": measured.in_full if measured else [NOT_MEASURED],
     }

@@ -8,11 +8,12 @@ import gradio as gr
 
 from backend import provenance
 from backend.detectors import registry
-from backend.detectors.predict import JudgedFace, summarise_error_rates
+from backend.detectors.base import SCALE
+from backend.detectors.predict import JudgedFace
+from backend.detectors.rates import describe_rates
 from backend.examples import Example
 from backend.trace_removal.removal import STRONGEST_STRENGTH, WEAKEST_STRENGTH
 from tabs.components import (
-    SCALE,
     SIGN_KEY,
     BeforeAfter,
     JobControls,
@@ -39,7 +40,7 @@ REMOVAL_DOUBTS = (
     "**How could this be wrong?** TR-Net is small and was trained on a few thousand pairs; a larger one may turn more "
     "verdicts. A detector that keeps its verdict may rely on the content of the picture, or on a trace that TR-Net "
     "does not know. Saving the picture again brings some traces back and destroys others. A turned verdict says that "
-    "the detector is fragile, and nothing about whether the photo is real."
+    "the detector is fragile, and nothing about the photo itself."
 )
 VIEWS = ("spectrum", "power", "noise", "attention")
 
@@ -243,7 +244,7 @@ class TraceRemovalTab:
 def verdict_table(record: dict[str, Any]) -> str:
     """Return what every detector says before and after, and how often it is wrong."""
     rows = [
-        (card.title, score_cell(scores["original"]), score_cell(scores["removed"]), summarise_error_rates(card))
+        (card.title, score_cell(scores["original"]), score_cell(scores["removed"]), describe_rates(card.name))
         for card, scores in ((registry.card(name), scores) for name, scores in record["p_fake"].items())
     ]
     caption = f"None of these detectors took part in training TR-Net. p_fake {SCALE}."

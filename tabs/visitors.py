@@ -77,12 +77,14 @@ class OpenPhoto:
         faces: Its faces, the largest first.
         converted: Whether browsers cannot show the file itself.
         animated: Whether the file is an animation, of which this is the first frame.
+        turn: Degrees clockwise after which a face is upright, where none is; 0 where one is, or no turn helps.
     """
 
     pixels: np.ndarray
     faces: list[LocatedFace]
     converted: bool = False
     animated: bool = False
+    turn: int = 0
 
 
 class KeptPhotos:

@@ -1,7 +1,7 @@
 """What attacks share: their result, where pixels may change, and steps against the gradient of the log-odds.
 
 FGSM, MIFGSM and PGD are white-box attacks: they see the gradient of the detector. Every face is attacked, even one that
-is called real from the start, because other detectors may judge it afterwards.
+is below the threshold from the start, because other detectors may judge it afterwards.
 """
 
 import time
@@ -37,8 +37,8 @@ class Attacked:
             to 8 bits; NES does not, and as released it may leave [0, 1].
         p_before: Probability of fake (N,) in [0, 1] before the attack.
         p_after: Probability of fake (N,) in [0, 1] of `images`.
-        flipped: Whether a face that was called fake is called real now (N,).
-        already_real: Whether a face was called real from the start (N,).
+        flipped: Whether a face that was called fake is below the threshold now (N,).
+        already_real: Whether a face was below the threshold from the start (N,).
         iterations: Updates of each face (N,).
         image_count: Pictures that the detector judged.
         call_count: Batches that it judged them in.
@@ -142,10 +142,10 @@ def attack_in_words(
     change = f"No pixel moved by more than {levels:.3g} of 255 grey levels."
     if len(attacked) == 1:
         text = f"{title}: p_fake by {detector} went from {float(before[0]):.2f} to {float(after[0]):.2f}. {change}"
-        return f"{text} The face was called real to begin with." if bool(already_real[0]) else text
+        return f"{text} The face was below the detector's threshold to begin with." if bool(already_real[0]) else text
     fake = int((~already_real).sum())
-    flips = f"{int(flipped.sum())} of {fake} faces that {detector} called fake are called real now"
-    return f"{title}: {flips}; {len(attacked) - fake} were called real to begin with. {change}"
+    flips = f"{int(flipped.sum())} of {fake} faces that {detector} called fake are below its threshold now"
+    return f"{title}: {flips}; {len(attacked) - fake} were below it to begin with. {change}"
 
 
 def project_to_box(images: Tensor, original: Tensor, epsilon: float) -> Tensor:

@@ -2,7 +2,7 @@
 
 Algorithm 1 of Adv-XAI-Deepfakes (2502.03957), with the projection of Hussain et al. (2021, arXiv 2002.12749).
 Every iteration asks the detector about pairs of pictures with the same noise added and subtracted, weights the noise
-by the difference of the answers, and steps along the sign of the sum. A face stops once it is called real.
+by the difference of the answers, and steps along the sign of the sum. A face stops once it is below the threshold.
 """
 
 import math
@@ -257,7 +257,7 @@ class _NESState:
             number, most = int(self.iterations[0]), self.settings.iterations
             return f"Iteration {number} of {most}: p_fake is {float(p_fake[0]):.2f}."
         done = int((p_fake < THRESHOLD).sum())
-        return f"Iteration {int(self.iterations.max())}: {done} of {len(p_fake)} faces are called real."
+        return f"Iteration {int(self.iterations.max())}: {done} of {len(p_fake)} faces are below the threshold."
 
     def values(self) -> dict[str, float]:
         return {
@@ -295,5 +295,5 @@ def _never_flipped_in_words(already_real: Tensor, flipped: Tensor) -> str:
     if not never:
         return ""
     if len(flipped) == 1:
-        return "It was never called real: the picture is that of the last iteration."
-    return f"{never} were never called real: their pictures are those of the last iteration."
+        return "It never fell below the threshold: the picture is that of the last iteration."
+    return f"{never} never fell below the threshold: their pictures are those of the last iteration."

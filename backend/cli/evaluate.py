@@ -1,4 +1,4 @@
-"""`evaluate`: one protocol, or all, over a folder, a zip or the sample set; and the older `attack-table`."""
+"""`evaluate`: one protocol, or all, over a folder, a zip or the sample set; `rates`; and the older `attack-table`."""
 
 import json
 import shlex
@@ -202,3 +202,22 @@ def attack_table(
     given = {"--per-family": per_family, "--attacks": attacks, "--white-box": white_box, "--seed": seed}
     words += [word for name, value in given.items() if value for word in (name, str(value))]
     return finish(table.build_attack_table(protocol, faces, out, shlex.join(words)), show_step)
+
+
+def rates(
+    *,
+    data: Annotated[Path, typer.Option(metavar="DIR", help="faces that no detector learned from")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="where the counts go")],
+    install: Annotated[bool, typer.Option("--install", help="put them into weights/, for the page")] = False,
+    _json: JsonFlag = False,
+) -> Answer:
+    """Measure how often the detectors are wrong on faces of new makers and sources."""
+    from backend.detectors import rates as stored
+    from backend.evaluate.unseen import measure_unseen
+
+    measured = finish(measure_unseen(data), show_step)
+    for file in [out, settings.SETTINGS.weights_dir / stored.FILE] if install else [out]:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        stored.write_rates(measured, file)
+    lines = [f"{name}: {answer.in_short}" for name, answer in measured.answers.items()]
+    return {"overall": measured.overall, "files": {"rates": str(out)}, "summary": "\n".join(lines)}

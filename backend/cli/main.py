@@ -39,6 +39,7 @@ for command in (
     photo.remove_traces,
     weights.weights,
     evaluate.attack_table,
+    evaluate.rates,
     examples,
 ):
     app.command()(command)

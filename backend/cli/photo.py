@@ -13,7 +13,7 @@ import numpy as np
 import typer
 
 from backend import images, provenance
-from backend.alignment import locate, locate_all
+from backend.alignment import locate
 from backend.cli.options import Answer, Detector, Face, Image, JsonFlag, PictureFolder, show_step, write_files
 from backend.errors import UserError
 from backend.progress import finish
@@ -24,44 +24,36 @@ if TYPE_CHECKING:
 
 def detect(
     *,
-    pictures: Annotated[list[Path], typer.Argument(metavar="IMAGE")],
-    detector: Annotated[str | None, typer.Option(metavar="NAME", help="ask only this detector")] = None,
+    pictures: Annotated[
+        list[str], typer.Argument(metavar="IMAGE", help="pictures, videos, folders, or https addresses where allowed")
+    ],
+    detector: Annotated[str | None, typer.Option(metavar="NAME", help="list only this detector")] = None,
+    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="write one row a face")] = None,
+    report: Annotated[Path | None, typer.Option(metavar="FILE", help="write a page to print (HTML)")] = None,
     _json: JsonFlag = False,
 ) -> Answer:
-    """Say what the detectors think of the faces in pictures."""
-    from backend.detectors import predict, registry
+    """Look for signs of forgery in the faces of pictures and videos."""
+    from backend import detection
+    from backend.detectors import registry
 
     if detector and detector not in {*registry.loadable(), *registry.loadable("all")}:
         raise UserError(f"There is no detector named {detector}.", f"Choose one of: {', '.join(registry.loadable())}.")
-    results = [_detect_in_file(path, [detector] if detector else None) for path in pictures]
-    lines = []
-    for result in results:
-        if "error" in result:
-            print(f"{result['image']}: {result['error']} {result['hint']}", file=sys.stderr)
-            continue
-        lines.append(f"{result['image']}: {result.get('note') or ''}".rstrip(": "))
-        for number, face in enumerate(result["faces"], 1):
-            lines.append(f"  face {number}" + (f" ({face['problem']})" if face["problem"] else ""))
-            for name, verdict in face["verdicts"].items():
-                lines.append(f"    {name}: {predict.describe_p_fake(verdict['p_fake'])}")
-    unreadable = all("error" in result for result in results)
-    return {"results": results, "summary": "\n".join(lines), "exit": 2 if unreadable else 0}
-
-
-def _detect_in_file(path: Path, detectors: list[str] | None) -> Answer:
-    from backend.detectors import predict
-
-    try:
-        photo = images.read(path)
-    except UserError as error:
-        return {"image": str(path), "error": error.message, "hint": error.hint}
-    faces = [face.record() for face in predict.judge_faces(locate_all(photo), detectors)]
-    answer: Answer = {"image": str(path), "faces": faces}
-    if not faces:
-        answer["note"] = "No face was found; use a photo in which a face is seen from the front."
-    elif len(faces) > 1:
-        answer["note"] = f"{len(faces)} faces were found, the largest first."
-    return answer
+    job = detection.detect_sources(pictures, [detector] if detector else None)
+    detected = finish(job, show_step) if len(pictures) > 1 or Path(pictures[0]).is_dir() else finish(job)
+    for one in detected:
+        if one.error is not None:
+            print(f"{one.name}: {one.error} {one.hint}", file=sys.stderr)
+    files: dict[str, str] = {}
+    for name, path, write in (("csv", csv, detection.to_csv), ("report", report, detection.report_html)):
+        if path is not None:
+            files |= write_files(path.parent, {path.name: write(detected).encode()})
+            files[name] = files.pop(path.stem)
+    return {
+        "results": [one.record() for one in detected],
+        "files": files,
+        "summary": "\n".join(detection.summary_lines(one for one in detected if one.error is None)),
+        "exit": 2 if all(one.error is not None for one in detected) else 0,
+    }
 
 
 def counterfactual(
@@ -93,7 +85,7 @@ def counterfactual(
     unmarked: Annotated[bool, typer.Option("--unmarked", help="leave out the visible mark, for research")] = False,
     _json: JsonFlag = False,
 ) -> Answer:
-    """Search what would make a detector say real."""
+    """Search what would take a face below a detector's threshold."""
     from backend.counterfactual import photo as counterfactual_photo
     from backend.counterfactual.search import SearchSettings, parse_levels
     from backend.counterfactual.video import VIDEO_STEPS

@@ -186,6 +186,34 @@ def make_fakes(
     return {"metrics": result.counts | {"skipped": result.skipped}, "files": {"manifest": str(out / "manifest.csv")}}
 
 
+@train.command("combination")
+def fit_combination(
+    *,
+    data: Data,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="where the combination goes")],
+    install: Annotated[bool, typer.Option("--install", help="put it into weights/")] = False,
+    changes: Changes = None,
+    _json: JsonFlag = False,
+) -> Answer:
+    """Choose the detectors of the combined answer, and where its grades begin."""
+    from backend.detectors import combination
+    from backend.training.combination import CombinationSettings, fit_combination
+
+    chosen = CombinationSettings(**settings.parse_setting_changes(changes))
+    fitted = finish(fit_combination(data, chosen), show_step)
+    files = [out, settings.SETTINGS.weights_dir / combination.FILE] if install else [out]
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        combination.write_combination(fitted, file)
+    members = ", ".join(fitted.names)
+    return {
+        "metrics": fitted.fitted["measured"],
+        "members": list(fitted.names),
+        "files": {"combination": str(out)},
+        "summary": f"The combined answer is that of {members}.",
+    }
+
+
 @_target(**DATA, **STEPS, **SETTINGS)
 def ganprintr(data: Path, out: Path, **given: Any) -> Training:
     """Train GANprintR's autoencoder."""

@@ -1,1 +1,1 @@
-"""Counterfactuals: the smallest change of a face's style that makes a detector call it real."""
+"""Counterfactuals: the smallest change of a face's style that takes it below a detector's threshold."""

@@ -74,12 +74,12 @@ class PhotoCounterfactual(FaceResult):
 
     @property
     def flipped(self) -> bool:
-        """Whether the face was called fake before and is called real after."""
+        """Whether the face was called fake before and is below the threshold after."""
         return bool(self.search.flipped[0])
 
     @property
     def already_real(self) -> bool:
-        """Whether the face was called real at the start, so that nothing was searched."""
+        """Whether the face was below the threshold at the start, so that nothing was searched."""
         return bool(self.search.already_real[0])
 
     @property

@@ -1,4 +1,4 @@
-"""Search the style codes for the smallest change that makes a detector call a face real.
+"""Search the style codes for the smallest change that takes a face below a detector's threshold.
 
 Artifact-Eraser, section 3.3, equations 2 to 4: steps of fixed length against the sign of the gradient of
 (p_fake - 0)^2, on the rows that the levels open. The paper prints a plus, which would raise that loss. Its steps are
@@ -20,7 +20,7 @@ from torch import Tensor
 from backend.alignment import DetectorView
 from backend.counterfactual.rendering import Composite, Precision, Renderer, as_saved, draft_effort
 from backend.detectors import predict
-from backend.detectors.base import THRESHOLD, UNCERTAIN_MARGIN, Detector
+from backend.detectors.base import SCALE, THRESHOLD, UNSURE_MARGIN, Detector
 from backend.detectors.inference import for_inference
 from backend.errors import UserError
 from backend.generators.inversion import Inverter
@@ -105,7 +105,7 @@ class SearchSettings:
     epsilon: float | None = None
     lengths: StepLengths = "visible"
     steps: int = 100
-    kappa: float = 2 * UNCERTAIN_MARGIN  # beyond it the verdict is real, and not uncertain
+    kappa: float = 2 * UNSURE_MARGIN  # beyond it the detector sees no signs, and is not unsure
     composite: Composite = "transfer"
     seed: int = 0
     loss: Loss = "mse"
@@ -218,8 +218,9 @@ class SearchResult:
         before, after = float(self.p_original[0]), float(self.p_counterfactual[0])
         if self.already_real[0]:
             call = predict.describe_call(before, "this face")
-            return f"The detector {self.detector} {call} ({before:.2f}), so there is nothing to change."
-        scores = f"from {before:.2f} to {after:.2f} (0 = real, 1 = fake)"
+            below = f"p_fake is {before:.2f}, below its threshold of {THRESHOLD:g}, so there is nothing to change."
+            return f"The detector {self.detector} {call}: {below}"
+        scores = f"from {before:.2f} to {after:.2f} {SCALE}"
         rows = " and ".join(f"{level} ({LEVEL_WORDS[level]})" for level in self.settings.levels)
         where = f"changing the style levels {rows}" if len(self.settings.levels) > 1 else f"changing style level {rows}"
         steps = f"{int(self.steps[0])} step{'' if self.steps[0] == 1 else 's'} (epsilon {abs(self.epsilon):g})"
@@ -236,8 +237,8 @@ class SearchResult:
 
     def _summarise_faces(self) -> str:
         searched = int((~self.already_real).sum())
-        text = f"Of {len(self.flipped)} faces, the detector {self.detector} put {searched} on the side of fake; "
-        text += f"{int(self.flipped.sum())} of these went over to the side of real."
+        text = f"Of {len(self.flipped)} faces, the detector {self.detector} called {searched} fake; "
+        text += f"{int(self.flipped.sum())} of these are below its threshold now."
         if self.flipped.any():
             text += f" The median took {int(self.steps[self.flipped].median())} steps (epsilon {abs(self.epsilon):g})."
         return text + self._equal_steps_note() + self._draft_note()

@@ -15,7 +15,7 @@ from backend import alignment, faces, images, provenance, video, weights
 from backend.alignment import CroppedPhoto, LocatedFace
 from backend.counterfactual.search import SearchResult, SearchSettings, search
 from backend.detectors import predict, registry
-from backend.detectors.base import THRESHOLD
+from backend.detectors.base import SCALE, THRESHOLD
 from backend.detectors.predict import retest
 from backend.errors import UserError
 from backend.generators import inversion
@@ -113,7 +113,7 @@ class VideoCounterfactual:
 
     @property
     def searched(self) -> list[VideoFrame]:
-        """The frames that were searched, or called real at the start."""
+        """The frames that were searched, or below the threshold at the start."""
         return [frame for frame in self.frames if not frame.skipped]
 
     @property
@@ -143,20 +143,18 @@ class VideoCounterfactual:
         ]
         if not changed:
             parts.append(
-                f"The detector {self.detector} put none of the other frames on the side of fake, so nothing changed "
-                "and no video was made."
+                f"The detector {self.detector} called none of the other frames fake, so nothing changed and no video "
+                "was made."
             )
             return " ".join(parts)
         flipped = sum(frame.flipped for frame in searched)
         parts.append(
-            f"The detector {self.detector} put {len(changed)} of {len(searched)} frames on the side of fake; "
-            f"{flipped} of these went over to the side of real."
+            f"The detector {self.detector} called {len(changed)} of {len(searched)} frames fake; "
+            f"{flipped} of these are below its threshold now."
         )
         means = [mean(values) for values in self._scores(changed)]
         if len(means) > 1:
-            parts.append(
-                f"For them the mean of p_fake went from {means[0]:.2f} to {means[1]:.2f} (0 = real, 1 = fake)."
-            )
+            parts.append(f"For them the mean of p_fake went from {means[0]:.2f} to {means[1]:.2f} {SCALE}.")
         if len(means) > 2:
             parts.append(f"In the saved video it is {means[2]:.2f}, after compression and with any mark.")
         parts.append(self._retested_in_words())

@@ -22,9 +22,11 @@ FAKE_KINDS = {
     "ciplab_photoshop": "hand-edited photographs",
 }
 
-Verdict = Literal["real", "fake", "uncertain"]
+Verdict = Literal["signs", "unsure", "no_known_signs"]
+Family = Literal["pixels", "frequency", "noise"]  # what a detector looks at
 THRESHOLD = 0.5  # p_fake from which a picture is called fake
-UNCERTAIN_MARGIN = 0.15  # p_fake nearer to 0.5 than this is called uncertain
+UNSURE_MARGIN = 0.15  # a detector whose p_fake is nearer to 0.5 than this is unsure
+SCALE = "(0 = no signs that it knows, 1 = clear signs)"  # of p_fake, for people
 IMAGENET: dict[str, Any] = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 
 
@@ -61,6 +63,7 @@ class Card:
     licence: str
     errors: tuple[ErrorRate, ...]
     known_failures: str
+    family: Family = "pixels"
     template: str = "embedded"  # position of the faces in its training pictures, see `backend.alignment`
     defence: str = "shipped"  # what its training pictures went through: shipped, none (the plain set) or weak
     mirrored: bool = False  # whether it averages the log-odds of a picture and its mirror image
@@ -70,7 +73,7 @@ class Card:
         return next((rate for rate in self.errors if rate.kind == "real"), None)
 
     def misses(self) -> tuple[ErrorRate, ...]:
-        """Return how often each kind of fake is called real, where it was measured."""
+        """Return how often each kind of fake is missed, where it was measured."""
         return tuple(rate for rate in self.errors if rate.kind != "real")
 
 
@@ -84,10 +87,10 @@ def patch_log_odds(maps: Tensor) -> Tensor:
 
 
 def verdict(p_fake: float) -> Verdict:
-    """Turn a probability of fake in [0, 1] into a word."""
-    if abs(p_fake - THRESHOLD) < UNCERTAIN_MARGIN:
-        return "uncertain"
-    return "fake" if p_fake >= THRESHOLD else "real"
+    """Turn a probability of fake in [0, 1] into a word; none of them says that a picture is real."""
+    if abs(p_fake - THRESHOLD) < UNSURE_MARGIN:
+        return "unsure"
+    return "signs" if p_fake >= THRESHOLD else "no_known_signs"
 
 
 TWO_LOGITS = "two logits, real then fake"

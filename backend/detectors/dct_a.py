@@ -17,6 +17,7 @@ TINY = 1e-12  # keeps the logarithm of a coefficient finite
     mean=0.0,
     std=1 / 255,
     embedded={"width": 1.0, "input_size": EMBEDDED_SIZE},
+    family="frequency",
     order=90,
 )
 class DCTA(nn.Module):

@@ -128,6 +128,7 @@ class LFSHead(nn.Module):
     paper=PAPER,
     cam_layer="backbone.act4",
     embedded={"width": 0.2, "input_size": EMBEDDED_SIZE},
+    family="frequency",
     order=70,
 )
 @register_published("f3net_deepfakebench", title="F3-Net", paper=PAPER, cam_layer="backbone.act4")

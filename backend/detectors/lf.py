@@ -34,6 +34,7 @@ def stage_channels(stage: int, width: float = 1.0) -> int:
     outputs="logits by source, real first",
     cam_layer="blocks.8.conv1",
     embedded={"sources": LF_SOURCES, "input_size": EMBEDDED_SIZE, "width": 0.25},
+    family="noise",
     order=100,
 )
 class LF(nn.Module):

@@ -21,6 +21,7 @@ NF_MAKERS = ("reconstruction", "edit", "sample")  # kinds of fakes that our gene
     mean=0.0,
     std=1.0,
     embedded={"sources": NF_MAKERS, "input_size": EMBEDDED_SIZE},
+    family="noise",
     order=110,
 )
 class NoiseFingerprints(nn.Module):

@@ -9,11 +9,17 @@ from torch import Tensor
 
 from backend import images, runtime
 from backend.alignment import AlignedFace, CroppedPhoto, DetectorView, LocatedFace
-from backend.detectors import inference, registry
-from backend.detectors.base import FAKE_KINDS, THRESHOLD, Card, Detector, ErrorRate, Verdict, verdict
+from backend.detectors import base, combination, inference, registry
+from backend.detectors.base import Card, Detector, Verdict, verdict
+from backend.detectors.combination import CombinedAnswer
+from backend.suitability import Suitability, check_suitability
 
 RetestScores = dict[str, tuple[Tensor, Tensor]]
-VERDICT_WORDS = {"real": "Probably real", "fake": "Probably fake", "uncertain": "Uncertain"}
+VERDICT_WORDS: Mapping[Verdict, str] = {
+    "signs": "Signs of forgery",
+    "unsure": "Unsure",
+    "no_known_signs": "No signs that it knows",
+}
 EMBEDDED_TEMPLATE = "embedded"
 FACES_AT_ONCE = 16  # faces of a crowd that are judged together; other requests get their turn in between
 
@@ -28,12 +34,16 @@ class JudgedFace:
             of the position and size on their cards.
         problem: Why the verdicts should not be trusted, or None.
         p_fake: Probability of fake in [0, 1] by detector; 0.5 is the threshold.
+        combined: What the detectors say together; None where no combination fits the installed weights.
+        suitability: Whether the picture suits the detectors; None where this was not checked.
     """
 
     number: int
     aligned: AlignedFace
     problem: str | None
     p_fake: dict[str, float]
+    combined: CombinedAnswer | None = None
+    suitability: Suitability | None = None
 
     def verdicts(self) -> dict[str, Verdict]:
         return {name: verdict(score) for name, score in self.p_fake.items()}
@@ -43,6 +53,8 @@ class JudgedFace:
         return {
             "box": [round(float(value), 1) for value in self.aligned.face.box],
             "problem": self.problem,
+            "suitability": None if self.suitability is None else self.suitability.record(),
+            "combined": None if self.combined is None else self.combined.record(),
             "verdicts": {name: {"p_fake": score, "verdict": verdict(score)} for name, score in self.p_fake.items()},
         }
 
@@ -53,16 +65,25 @@ def embedded_crop(located: LocatedFace) -> CroppedPhoto:
 
 
 def judge_faces(located: Sequence[LocatedFace], detectors: list[str] | None = None) -> list[JudgedFace]:
-    """Ask detectors (all loadable ones by default) about the faces of a photo, the largest first."""
+    """Ask detectors (all loadable ones by default) about the faces of a photo, the largest first.
+
+    The members of the combined answer are asked in any case.
+    """
     judged = []
+    combined = combination.read_combination()
+    listed = list(detectors if detectors is not None else registry.loadable())
+    asked = list(dict.fromkeys([*listed, *(() if combined is None else combined.names)]))
     for start in range(0, len(located), FACES_AT_ONCE):
         batch = located[start : start + FACES_AT_ONCE]
         sources = [embedded_crop(face) for face in batch]
         crops = torch.cat([images.to_tensor(source.aligned.crop) for source in sources])
-        scores = predict_p_fake(crops, detectors, sources)
+        scores = predict_p_fake(crops, asked, sources)
         for index, (face, source) in enumerate(zip(batch, sources, strict=True)):
             p_fake = {name: values[index] for name, values in scores.items()}
-            judged.append(JudgedFace(face.number, source.aligned, face.facts.problem, p_fake))
+            shown = {name: p_fake[name] for name in listed}
+            answer = combination.combine(p_fake)
+            suitable = check_suitability(face)
+            judged.append(JudgedFace(face.number, source.aligned, face.facts.problem, shown, answer, suitable))
     return judged
 
 
@@ -127,47 +148,17 @@ def format_p_fake(score: float) -> str:
 
 
 def describe_p_fake(score: float) -> str:
-    """Return the verdict in words and the probability of fake with its scale."""
-    return f"{VERDICT_WORDS[verdict(score)]}: {format_p_fake(score)} (0 = real, 1 = fake)"
+    """Return the verdict in words and the probability of fake."""
+    return f"{VERDICT_WORDS[verdict(score)]}: {format_p_fake(score)}"
 
 
 def describe_call(score: float, what: str = "the face") -> str:
-    """Say what a detector calls `what` at this probability of fake, as a predicate."""
-    word = verdict(score)
-    if word == "uncertain":
-        return f"is uncertain about {what}, on the side of {'real' if score < THRESHOLD else 'fake'}"
-    return f"calls {what} {word}"
-
-
-def describe_error_rates(card: Card) -> str:
-    """Say how often a detector is wrong, and on what data."""
-    alarm = card.false_alarm()
-    if alarm is None:
-        return "How often this detector is wrong was not measured here."
-    misses = "; ".join(_describe_rate(rate) for rate in card.misses() if not rate.kind.endswith("_real"))
-    others = "".join(f", and {_describe_rate(rate)}" for rate in card.errors if rate.kind.endswith("_real"))
-    return (
-        f"Calls {alarm.rate:.0%} of {alarm.count} real photographs fake{others}. Misses {misses}. "
-        "On photographs from yet other sources it may be wrong more often."
-    )
-
-
-def summarise_error_rates(card: Card) -> str:
-    """Give the range of false alarms and of misses in one sentence."""
-    alarm = card.false_alarm()
-    if alarm is None:
-        return describe_error_rates(card)
-    alarms = [rate.rate for rate in card.errors if rate.kind == "real" or rate.kind.endswith("_real")]
-    least, most = f"{min(alarms):.0%}", f"{max(alarms):.0%}"
-    text = f"Calls {least} of real photographs fake"
-    if least != most:
-        text = f"Calls {least} to {most} of real photographs fake, by source"
-    misses = [rate.rate for rate in card.misses() if not rate.kind.endswith("_real")]
-    return f"{text}; misses {min(misses):.0%} to {max(misses):.0%} of fakes, by kind." if misses else f"{text}."
-
-
-def _describe_rate(rate: ErrorRate) -> str:
-    return f"{rate.rate:.0%} of {rate.count} {FAKE_KINDS.get(rate.kind, rate.kind)}"
+    """Say what a detector sees in `what` at this probability of fake, as a predicate."""
+    return {
+        "signs": f"sees signs of forgery in {what}",
+        "unsure": f"is unsure about {what}",
+        "no_known_signs": f"sees no signs of forgery that it knows in {what}",
+    }[verdict(score)]
 
 
 class OwnCropDetector(Detector):
@@ -191,8 +182,10 @@ def suggest_detector(p_fake: Mapping[str, float]) -> str | None:
     Args:
         p_fake: Probability of fake in [0, 1] by detector.
     """
-    fake = [name for name, score in p_fake.items() if verdict(score) == "fake"]
-    leaning = sorted((name for name, score in p_fake.items() if score >= THRESHOLD), key=lambda name: -p_fake[name])
+    fake = [name for name, score in p_fake.items() if verdict(score) == "signs"]
+    leaning = sorted(
+        (name for name, score in p_fake.items() if score >= base.THRESHOLD), key=lambda name: -p_fake[name]
+    )
     reliable = sorted(p_fake, key=lambda name: mean_error(registry.card(name)))
     return next(iter(fake + leaning + reliable), None)
 
@@ -233,12 +226,12 @@ def retest(
 
 def retest_in_words(scores: Mapping[str, tuple[float, float]]) -> str:
     """Say in one sentence how many of the other detectors changed their verdict too, for one face."""
-    detected = [verdict(after) for before, after in scores.values() if verdict(before) == "fake"]
+    detected = [verdict(after) for before, after in scores.values() if verdict(before) == "signs"]
     if not scores:
         return "There is no other detector to ask."
     if not detected:
-        return "No other detector called the face fake to begin with."
-    real, uncertain = detected.count("real"), detected.count("uncertain")
+        return "No other detector saw signs of forgery to begin with."
+    none, unsure = detected.count("no_known_signs"), detected.count("unsure")
     others = "1 other detector" if len(detected) == 1 else f"{len(detected)} other detectors"
-    text = f"Of {others} that called it fake, {real} now {'calls' if real == 1 else 'call'} it real"
-    return f"{text} and {uncertain} {'is' if uncertain == 1 else 'are'} uncertain." if uncertain else f"{text}."
+    text = f"Of {others} that saw signs of forgery, {none} no longer {'does' if none == 1 else 'do'}"
+    return f"{text} and {unsure} {'is' if unsure == 1 else 'are'} unsure now." if unsure else f"{text}."

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from torch import nn
 
 from backend import runtime, weights
-from backend.detectors.base import TWO_LOGITS, Card, Detector, ErrorRate
+from backend.detectors.base import TWO_LOGITS, Card, Detector, ErrorRate, Family
 from backend.errors import UserError
 from backend.registration import LAST, Registered, Registry
 from backend.settings import SETTINGS
@@ -30,6 +30,7 @@ class Architecture:
             where only the published size exists.
         outputs: What the network returns, a key of `base.LOG_ODDS`.
         cam_layer: Layer that Grad-CAM reads; empty where there is none or its places are frequencies, as in DCT-A.
+        family: What it looks at: the picture itself, its frequencies, or its noise.
         mean: Subtracted from every channel of pictures in [0, 1].
         std: Divides every channel afterwards.
     """
@@ -41,6 +42,7 @@ class Architecture:
     embedded: Mapping[str, Any] | None = None
     outputs: str = TWO_LOGITS
     cam_layer: str = ""
+    family: Family = "pixels"
     mean: float | list[float] = 0.5
     std: float | list[float] = 0.5
 
@@ -155,6 +157,7 @@ def card(name: str) -> Card:
         licence=entry.licence,
         errors=tuple(ErrorRate(**rate) for rate in options.get("errors", ())),
         known_failures=options["known_failures"],
+        family=architecture.family,
         template=options.get("template", Card.template),
         defence=_defence(options),
         mirrored=bool(options.get("mirrored", Card.mirrored)),

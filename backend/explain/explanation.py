@@ -12,7 +12,7 @@ from backend.attacks import nes, pgd
 from backend.attacks.base import Attacked, judge_attack
 from backend.attacks.nes import NESSettings
 from backend.attacks.pgd import PGDSettings
-from backend.detectors.base import THRESHOLD, Detector
+from backend.detectors.base import SCALE, THRESHOLD, Detector
 from backend.detectors.inference import BatchedDetector
 from backend.explain.base import (
     EXPLAINERS,
@@ -162,7 +162,7 @@ class Explanation:
     @property
     def summary(self) -> str:
         towards = self.settings.towards
-        parts = [f"{self.title}: p_fake is {self.p_fake:.2f} (0 = real, 1 = fake)."]
+        parts = [f"{self.title}: p_fake is {self.p_fake:.2f} {SCALE}."]
         if self.attack_words:
             parts.append(self.attack_words)
         if self.caution:
@@ -209,7 +209,7 @@ class Explanation:
 
 
 def least_flip(face: Tensor, detector: Detector, bounds: PGDSettings) -> Job[Attacked]:
-    """Attack with PGD until the face is called real, and keep the least share of the change that suffices.
+    """Attack with PGD until the face is below the threshold, and keep the least share of the change that suffices.
 
     The image is not rounded to 8 bits, as that of NES is not.
 
@@ -443,7 +443,7 @@ class _ExplainJob:
         if self.reference is None or self.image is None:
             return ""
         if self.reference == "adversarial":
-            return "the face after an attack that should make the detector call it real"
+            return "the face after an attack that should take it below the detector's threshold"
         fill = self.explainer.fill
         released = self.settings.preset == "as_released"
         return ((released and fill.released_words) or fill.words) if fill else ""

@@ -61,7 +61,7 @@ class PairSufficiency:
 
     @property
     def both_right(self) -> bool:
-        """Whether the detector calls the real photo real and the fake fake, as the protocol asks."""
+        """Whether the detector calls the fake fake and the real photo not, as the protocol asks."""
         return self.p_real_photo < THRESHOLD and self.sufficiency.predicted == "fake"
 
     @property
@@ -134,7 +134,7 @@ class PairComparison:
 
     @property
     def both_right(self) -> bool:
-        """Whether the detector calls the real photo real and the fake fake; nothing is explained otherwise."""
+        """Whether the detector calls the fake fake and the real photo not; nothing is explained otherwise."""
         return self.p_real_photo < THRESHOLD <= self.p_fake_photo
 
     @property
@@ -150,7 +150,7 @@ class PairComparison:
         scores = f"p_fake is {self.p_real_photo:.2f} for the real photo and {self.p_fake_photo:.2f} for the fake."
         if not self.both_right:
             return (
-                f"{scores} The test needs a detector that calls the real photo real and the fake fake; choose another "
+                f"{scores} The test needs a detector that calls the fake fake and the real photo not; choose another "
                 "detector or another pair."
             )
         falls = [
@@ -159,7 +159,7 @@ class PairComparison:
             if pair is not None and not pair.sufficiency.values[-1].isnan()
         ]
         if not falls:
-            return f"{scores} No method found a place in the real photo that speaks for real."
+            return f"{scores} No method found a place in the real photo that speaks against a forgery."
         top = self.settings.pair.sufficiency.tops[-1]
         best, worst = max(falls), min(falls)
         compared = (

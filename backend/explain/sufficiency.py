@@ -116,7 +116,7 @@ class Sufficiency:
 
     @property
     def already_real(self) -> bool:
-        """Whether the face is called real to begin with; nothing is attacked then."""
+        """Whether the face is below the threshold to begin with; nothing is attacked then."""
         return self.predicted == "real"
 
     @property
@@ -222,7 +222,7 @@ def measure_sufficiency(
         masks=masks,
         images=images[: len(masks)],
         p_after=p_after[0],
-        values=p_before - p_after[0],  # a face that is called real is not attacked: nothing falls
+        values=p_before - p_after[0],  # a face below the threshold is not attacked: nothing falls
         called_fake=p_after[0] >= THRESHOLD,
         random_masks=random,
         random_p_after=p_after[1:],

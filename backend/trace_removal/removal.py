@@ -26,7 +26,7 @@ from backend.attacks.registry import register_attack
 from backend.counterfactual import changes
 from backend.detectors import predict, registry
 from backend.detectors.base import THRESHOLD, Detector, Verdict, verdict
-from backend.detectors.predict import format_p_fake, suggest_detector
+from backend.detectors.predict import VERDICT_WORDS, format_p_fake, suggest_detector
 from backend.errors import UserError
 from backend.progress import Job, Step, mapped
 from backend.provenance import FaceResult
@@ -223,13 +223,13 @@ class Removal(FaceResult):
         if not self.p_fake:
             return "There is no detector to ask."
         verdicts = [(verdict(before), verdict(after)) for before, after in self.p_fake.values()]
-        former_fakes = [after for before, after in verdicts if before == "fake"]
-        newly = sum(before != "fake" and after == "fake" for before, after in verdicts)
-        text = "No detector called the face fake to begin with."
+        former_fakes = [after for before, after in verdicts if before == "signs"]
+        newly = sum(before != "signs" and after == "signs" for before, after in verdicts)
+        text = "No detector saw signs of forgery in the face to begin with."
         if former_fakes:
             text = _former_fakes_in_words(former_fakes)
         if newly:
-            text += f" {newly} that did not call it fake before now {'does' if newly == 1 else 'do'}."
+            text += f" {newly} that saw none before now {'does' if newly == 1 else 'do'}."
         return f"{text} TR-Net has seen none of the {len(self.p_fake)} detectors in training."
 
     def _pasted_in_words(self) -> str:
@@ -238,21 +238,22 @@ class Removal(FaceResult):
         verdicts = [verdict(score) for score in self.p_pasted.values()]
         return (
             f"Put back into the photo, found and cut out anew, all {len(verdicts)} detectors: "
-            f"{verdicts.count('real')} real, {verdicts.count('uncertain')} uncertain and {verdicts.count('fake')} fake."
+            f"{verdicts.count('signs')} see signs of forgery, {verdicts.count('unsure')} are unsure, and "
+            f"{verdicts.count('no_known_signs')} see no signs that they know."
         )
 
 
 def _former_fakes_in_words(verdicts: list[Verdict]) -> str:
-    """Describe the new verdicts of the detectors, at least one, that called the face fake."""
-    still, real, uncertain = (verdicts.count(word) for word in ("fake", "real", "uncertain"))
+    """Describe the new verdicts of the detectors, at least one, that saw signs of forgery in the face."""
+    still, none, unsure = (verdicts.count(word) for word in ("signs", "no_known_signs", "unsure"))
     if still == len(verdicts):
         if still == 1:
-            return "The 1 detector that called it fake still does: this verdict does not hang on what TR-Net removes."
-        return f"All {still} detectors that called it fake still do: these verdicts do not hang on what TR-Net removes."
+            return "The 1 detector that saw signs still does: this verdict does not hang on what TR-Net removes."
+        return f"All {still} detectors that saw signs still do: these verdicts do not hang on what TR-Net removes."
     which = "1 detector" if len(verdicts) == 1 else f"{len(verdicts)} detectors"
     return (
-        f"Of {which} that called it fake, {still} still {'does' if still == 1 else 'do'}, {real} now "
-        f"{'calls' if real == 1 else 'call'} it real and {uncertain} {'is' if uncertain == 1 else 'are'} uncertain."
+        f"Of {which} that saw signs of forgery, {still} still {'does' if still == 1 else 'do'}, {none} no longer "
+        f"{'does' if none == 1 else 'do'} and {unsure} {'is' if unsure == 1 else 'are'} unsure."
     )
 
 
@@ -360,17 +361,17 @@ def judge_resaves(
 
 def resaves_in_words(before: Mapping[str, tuple[float, float]], resaves: list[Resave]) -> str:
     """Say in one sentence whether verdicts come back; `before` has p_fake of original and removal by detector."""
-    changed = [name for name, (original, removed) in before.items() if verdict(original) == "fake" != verdict(removed)]
+    changed = [name for name, (original, removed) in before.items() if verdict(original) == "signs" != verdict(removed)]
     if not changed:
-        called_fake = any(verdict(original) == "fake" for original, _ in before.values())
-        reason = "Every detector that called it fake still does" if called_fake else "No detector called the face fake"
+        called_fake = any(verdict(original) == "signs" for original, _ in before.values())
+        reason = "Every detector that saw signs still does" if called_fake else "No detector saw signs in the face"
         return f"{reason}, so there is no verdict that saving again could bring back."
     counts = [
-        f"{sum(verdict(resave.p_fake[name][1]) == 'fake' for name in changed)} after {resave.title}"
+        f"{sum(verdict(resave.p_fake[name][1]) == 'signs' for name in changed)} after {resave.title}"
         for resave in resaves
     ]
-    which = "the one detector that no longer calls" if len(changed) == 1 else f"the {len(changed)} that no longer call"
-    return f"Of {which} it fake, these do again when it is saved again: {', '.join(counts)}."
+    which = "the one detector that no longer does" if len(changed) == 1 else f"the {len(changed)} that no longer do"
+    return f"Of {which}, these see signs again when it is saved again: {', '.join(counts)}."
 
 
 def _scores_record(p_fake: dict[str, tuple[float, float]]) -> dict[str, dict[str, float]]:
@@ -422,7 +423,7 @@ class RemovalBundle:
 
 
 def _verdict_in_words(p_fake: float) -> str:
-    return f"{format_p_fake(p_fake)} {verdict(p_fake)}"
+    return f"{format_p_fake(p_fake)} ({VERDICT_WORDS[verdict(p_fake)].lower()})"
 
 
 def run_removal(

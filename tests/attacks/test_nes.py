@@ -51,7 +51,7 @@ def test_as_released_is_grey_and_bounds_nothing():
     change = result.images - grey(6)
     assert torch.equal(change[:, 0], change[:, 1]) and torch.equal(change[:, 0], change[:, 2])
     assert change.abs().max() > DELTA and result.images.min() < 0
-    assert "never called real" in result.summary
+    assert "never fell below the threshold" in result.summary
 
 
 def test_as_released_counts_in_the_units_of_the_detector():
@@ -156,7 +156,7 @@ def test_faces_in_one_batch_stop_by_themselves():
     assert together.already_real.tolist() == [False, False, True, False]
     assert torch.equal(together.images[2], faces[2]) and together.iterations[2] == 0
     assert together.iterations[3] == 30 and together.flipped.tolist() == [True, True, False, False]
-    assert "1 were never called real" in together.summary
+    assert "1 never fell below the threshold" in together.summary
 
 
 def test_a_saturated_detector_moves_with_the_log_odds_alone():

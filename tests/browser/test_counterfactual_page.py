@@ -112,7 +112,7 @@ def test_example_shows_all_its_results_at_once(page: Page) -> None:
     for heading in ("2 What the detectors say", "From the photo to the counterfactual", "Where it changed"):
         expect(page.get_by_role("heading", name=heading)).to_be_visible()
     expect(page.get_by_text("How could this be wrong?")).to_be_visible()
-    expect(page.locator(VERDICTS).first).to_contain_text("(0 = real, 1 = fake)")
+    expect(page.locator(VERDICTS).first).to_contain_text("(0 = no signs that it knows, 1 = clear signs)")
     assert violations(page) == []
 
 
@@ -231,7 +231,7 @@ def test_a_search_by_keyboard_alone(page: Page) -> None:
     expect(page.locator("[role=status]#announcer")).to_contain_text("p_fake")
     assert page.evaluate("document.activeElement.tagName") == "BUTTON"
     slider = page.get_by_label(re.compile("range slider for Position of the divider"))
-    if slider.is_visible():  # nothing is compared where the face was called real from the start
+    if slider.is_visible():  # nothing is compared where the face was below the threshold from the start
         tab_to(page, slider)
         before = slider.input_value()
         page.keyboard.press("ArrowRight")

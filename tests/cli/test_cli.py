@@ -36,7 +36,9 @@ def test_detect_reports_every_picture_in_one_object(folder):
     assert set(face["verdicts"]) >= {"xception", "efficientnet_b4", "mesoinception4"}
     for verdict in face["verdicts"].values():
         assert 0 <= verdict["p_fake"] <= 1
-        assert verdict["verdict"] in {"real", "fake", "uncertain"}
+        assert verdict["verdict"] in {"signs", "unsure", "no_known_signs"}
+    assert face["combined"]["grade"] in {"none", "few", "mixed", "strong"}
+    assert set(face["combined"]["detectors"]) <= set(face["verdicts"])
     assert grey["faces"] == []
     assert "No face" in grey["note"]
     assert text["error"]

@@ -58,8 +58,8 @@ def test_a_photo_from_start_to_end(detectors):
     assert result.pasted.shape == photo().shape and result.pasted[0, 0, 0] == 200 and result.pasted[100, 100, 0] == 173
     assert steps[-1].number == steps[-1].total
     assert all(step.number <= step.total for step in steps)
-    # The level 173 scores 0.39, for which the verdicts' word is uncertain.
-    assert "the detector toy is uncertain about the face, on the side of real: p_fake went" in result.summary
+    # The level 173 scores 0.39, for which the verdicts' word is unsure.
+    assert "the detector toy is unsure about the face: p_fake went" in result.summary
     assert "Put back into the photo" in result.summary
     assert all(hooks(detector) == 0 for detector in detectors.values())
 
@@ -129,11 +129,14 @@ def test_retest_leaves_out_the_attacked_detector(detectors):
     plain = {"a": (0.9, 0.45), "b": (0.7, 0.1), "c": (0.6, 0.1)}
     assert (
         predict.retest_in_words(plain)
-        == "Of 2 other detectors that called it fake, 1 now calls it real and 1 is uncertain."
+        == "Of 2 other detectors that saw signs of forgery, 1 no longer does and 1 is unsure now."
     )
 
 
-@pytest.mark.parametrize(("level", "message"), [(100, "calls this face real"), (175, "is uncertain about this face")])
+@pytest.mark.parametrize(
+    ("level", "message"),
+    [(100, "sees no signs of forgery that it knows in this face"), (175, "is unsure about this face")],
+)
 def test_a_face_below_the_threshold_is_described_by_its_verdict(detectors, level, message):
     result = finish(find_counterfactual(locate(photo(level)), "toy", inverter=toy_inverter(SIZE)))
     assert result.already_real and message in result.summary and "nothing to change" in result.summary

@@ -199,7 +199,14 @@ def test_threshold_first_then_temperature() -> None:
 
 @pytest.mark.parametrize(
     ("p_fake", "verdict"),
-    [(0.0, "real"), (0.34, "real"), (0.4, "uncertain"), (0.6, "uncertain"), (0.66, "fake"), (1.0, "fake")],
+    [
+        (0.0, "no_known_signs"),
+        (0.34, "no_known_signs"),
+        (0.4, "unsure"),
+        (0.6, "unsure"),
+        (0.66, "signs"),
+        (1.0, "signs"),
+    ],
 )
 def test_verdict_words(p_fake: float, verdict: str) -> None:
     assert cards.verdict(p_fake) == verdict
@@ -326,17 +333,6 @@ def test_card_is_complete(weights_folder: Path) -> None:
     false_alarm = card.false_alarm()
     assert false_alarm is not None and false_alarm.rate == 0.1
     assert [(miss.kind, miss.auc) for miss in card.misses()] == [("swap", 0.8)]
-
-
-def test_error_rates_are_summarised_in_one_sentence(weights_folder: Path) -> None:
-    write_entry(weights_folder, "mesoinception4")
-    card = registry.card("mesoinception4")
-    errors = [("real", 0.1), ("swap", 0.4), ("sample", 0.02), ("ciplab_real", 0.9)]
-    measured = replace(card, errors=tuple(cards.ErrorRate(kind, rate, 50, None) for kind, rate in errors))
-    summary = predict.summarise_error_rates(measured)
-    assert summary == "Calls 10% to 90% of real photographs fake, by source; misses 2% to 40% of fakes, by kind."
-    assert predict.summarise_error_rates(replace(card, errors=measured.errors[:1])).endswith("photographs fake.")
-    assert "not measured here" in predict.summarise_error_rates(replace(card, errors=()))
 
 
 def test_unknown_names_are_reported(weights_folder: Path) -> None:

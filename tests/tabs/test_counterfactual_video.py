@@ -125,4 +125,4 @@ def test_the_plot_of_the_scores_has_gaps_and_a_name(step):
         pass
     drawn = counterfactual_video.frame_curve(video_job.frames())
     assert drawn.count("<polyline") == 4 and drawn.count("<circle") == 6
-    assert 'aria-label="Scores of 3 of 4 frames (0 = real, 1 = fake): before, from' in drawn
+    assert 'aria-label="Scores of 3 of 4 frames (0 = no signs that it knows, 1 = clear signs): before, from' in drawn

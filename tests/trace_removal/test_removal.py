@@ -77,9 +77,9 @@ def test_a_photo_from_start_to_end(detectors):
     assert "that called it fake, " in result.summary, result.summary
     assert "seen none of the 3 detectors" in result.summary and "adds to the picture" in result.summary
     assert steps[-1].number == steps[-1].total
-    words = [base.verdict(after) for before, after in result.p_fake.values() if base.verdict(before) == "fake"]
+    words = [base.verdict(after) for before, after in result.p_fake.values() if base.verdict(before) == "signs"]
     assert f"Of {len(words)} detector" in result.summary and f"{words.count('real')} now call" in result.summary
-    assert f"and {words.count('uncertain')} " in result.summary
+    assert f"and {words.count('unsure')} " in result.summary
     assert all(hooks(detector) == 0 for detector in detectors.values())
     json.dumps(result.record(), allow_nan=False)
 
@@ -167,7 +167,7 @@ def test_references_survive_a_file(known, tmp_path):
 
 def test_a_summary_says_what_still_holds(detectors):
     result = finish(removal.remove_traces(locate(photo()), network=shift(-0.004)))
-    names = [name for name, (before, _) in result.p_fake.items() if verdict(before) == "fake"]
+    names = [name for name, (before, _) in result.p_fake.items() if verdict(before) == "signs"]
     assert not result.turned and len(names) == 2
     assert "All 2 detectors that called it fake still do" in result.summary, result.summary
     assert result.summary.index("still do") < result.summary.index("PSNR")

@@ -22,7 +22,7 @@ FAWCETT = "Fawcett 2006, Pattern Recognition Letters 27(8)"
     "Accuracy on real pictures",
     unit="share of the real pictures",
     better="higher",
-    sentence="How often a real photograph is called real.",
+    sentence="How often a real photograph is not called fake.",
     source="TR-Net, arXiv 2203.11433, section 5",
 )
 def accuracy_real(labels: Labels, scores: Scores) -> Estimate:

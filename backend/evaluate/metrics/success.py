@@ -2,7 +2,7 @@
 
 Artifact-Eraser (arXiv 2404.08341) and its code: an attack starts from the generator's inversion of a picture, or from
 the picture itself if it changes pixels. It succeeds if the picture was called fake before and after mere inversion,
-and is called real after the attack. The paper names no denominator and its code uses two, so all four are given.
+and no longer after the attack. The paper names no denominator and its code uses two, so all four are given.
 """
 
 from collections.abc import Sequence
@@ -59,7 +59,7 @@ register_metric(
     "Attack success rate (all)",
     unit="share of all pictures",
     better="higher",
-    sentence="How often a fake that the detector caught, also after mere inversion, is called real after the attack.",
+    sentence="How often a fake that was caught, also after mere inversion, is no longer caught after the attack.",
     source=SOURCE,
 )(lambda *scores: attack_success(*scores).everything)
 register_metric(

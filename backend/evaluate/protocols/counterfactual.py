@@ -472,7 +472,7 @@ def _success_table(edits: Edits) -> Table:
         rates = _asr(frame)
         cells = (rates.everything, rates.detected, rates.after_inversion, rates.both)
         body.append((name, EDIT_TITLES[method], *cells))
-    note = "A success is called fake before, still fake at the start of the edit, and real after it."
+    note = "A success is called fake before and at the start of the edit, and no longer after it."
     return Table("success", "Attack success over four denominators", (ATTACKED, METHOD, *ASR), tuple(body), note)
 
 

@@ -169,7 +169,7 @@ class FaithfulnessProtocol(MapProtocol):
         detector = registry.load(item.options["detector"])
         p_fake = _p_fake(data, sample.name, detector)
         if p_fake < THRESHOLD:
-            raise UserError(f"{detector.card.title} calls this fake real, so there is no verdict to explain.")
+            raise UserError(f"{detector.card.title} does not call this fake fake, so there is no verdict to explain.")
         picture = _detector_crop(data, sample.name, detector)
         facts: Row = {"sample": sample.name, "family": sample.family, "source": sample.source}
         facts |= {"detector": item.options["detector"], "method": item.options["method"], "p_before": p_fake}
@@ -375,7 +375,7 @@ class FaithfulnessProtocol(MapProtocol):
             *self.map_columns,
             Column("p_before", "p_fake of the face"),
             Column("p_reference", "p_fake of what stands behind"),
-            Column("called_real", "Reference called real"),
+            Column("called_real", "Reference below the threshold"),
             Column("change", "Its largest change", digits=1, unit="of 255"),
             Column("iterations", "Updates of its attack", digits=1),
             Column("empty", "Maps that show nothing"),

@@ -110,9 +110,9 @@ class PairedProtocol(MapProtocol):
     title = "Maps of real photos, tested on their fakes"
     about = (
         "Real photos are explained by SOBOL, XRAI, RISE, LIME and Grad-CAM; the segments that a map ranks highest are "
-        "attacked in the fake that was made from the photo. What makes the detector call the photo real is missing in "
-        "the fake, so a good map names the places where the fake is turned most easily. The usual deletion and "
-        "insertion curves stand beside it."
+        "attacked in the fake that was made from the photo. What keeps the detector from calling the photo fake is "
+        "missing in the fake, so a good map names the places where the fake is turned most easily. The usual deletion "
+        "and insertion curves stand beside it."
     )
     source = "Protocol of Gowrisankar and Thing (2023, arXiv 2312.06627), as far as its summary says."
 
@@ -281,7 +281,7 @@ class PairedProtocol(MapProtocol):
             called_fake = detector.p_fake(torch.cat([real, fake]).to(detector.mean.device)) >= THRESHOLD
         if called_fake[0]:
             return f"{detector.card.title} calls the real photo fake."
-        return None if called_fake[1] else f"{detector.card.title} calls the fake real."
+        return None if called_fake[1] else f"{detector.card.title} does not call the fake fake."
 
     def _test_map(self, item: Item, name: str, real: Tensor, fake: Tensor, detector: Detector) -> Row:
         """Explain the photo by one method, and attack the fake where the map points."""

@@ -1,0 +1,147 @@
+"""Measure detectors and their combined answer on faces that none of them learned from, for the rates on the page.
+
+The folder holds `real.tar` and `fake.tar` with `real.csv` and `fake.csv`, which name every picture's kind or source.
+Nothing may be chosen by these figures: members, limits and weights come from other faces.
+"""
+
+import csv
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from backend import face_packs, weights
+from backend.detectors import combination, predict, registry
+from backend.detectors.base import THRESHOLD
+from backend.detectors.combination import GRADES, Combination
+from backend.detectors.rates import COMBINED, MeasuredRates, Rate, StoredRates
+from backend.errors import UserError
+from backend.evaluate.metrics.classification import area_under_roc
+from backend.images import to_tensor
+from backend.progress import Job, Step
+
+BATCH = 40
+ALARMS = 0.05  # false alarms at which the share of fakes that are found is given
+DRAWS = 2000  # of the bootstrap over cases
+SWAPPED_PERSON, PERSON = re.compile(r"_t(\d{3})\d\d_"), re.compile(r"\D*(\d{3})")  # of the London set, in names
+
+
+@dataclass(frozen=True)
+class UnseenPicture:
+    """One picture: its group (kind of fake or source of photographs), and the case that it belongs to."""
+
+    name: str
+    group: str
+    fake: bool
+    case: str
+
+
+def measure_unseen(data: Path) -> Job[StoredRates]:
+    """Ask all detectors about the faces in a folder, and count answers by kind and source.
+
+    Raises:
+        UserError: The folder is not of this form, or there is no combination that fits the weights.
+    """
+    combined = combination.read_combination()
+    if combined is None:
+        raise UserError(
+            "There is no combined answer for these weights.", "Make one: python -m backend train combination"
+        )
+    pictures, content = _read_pictures(data)
+    names = registry.loadable("embedded")
+    p_fake: dict[str, list[float]] = {name: [] for name in {*names, *combined.names}}
+    for start in range(0, len(pictures), BATCH):
+        crops = torch.cat([to_tensor(picture) for picture in content[start : start + BATCH]])
+        for name, answers_of in predict.predict_p_fake(crops, list(p_fake)).items():
+            p_fake[name] += answers_of
+        yield Step(min(start + BATCH, len(pictures)), len(pictures), "Unseen faces")
+    scores = {name: np.array(values) for name, values in p_fake.items()}
+    joint = np.array([combined.score({name: scores[name][i] for name in combined.names}) for i in range(len(pictures))])
+    answers = {name: _count_called(pictures, scores[name] >= THRESHOLD) for name in names}
+    answers[COMBINED] = _count_called(pictures, joint > combined.strong_above)
+    hashes = {name: weights.find_entry(name).sha256 for name in p_fake}
+    digest = hashlib.sha256(b"".join(picture.tobytes() for picture in content)).hexdigest()
+    facts = {"fakes": sum(p.fake for p in pictures), "photographs": sum(not p.fake for p in pictures), "hash": digest}
+    return StoredRates(answers, _overall(pictures, joint, combined), hashes, facts)
+
+
+def _read_pictures(data: Path) -> tuple[list[UnseenPicture], list[np.ndarray]]:
+    found: list[UnseenPicture] = []
+    content: list[np.ndarray] = []
+    for pack, column in (("real", "source"), ("fake", "kind")):
+        if not all((data / f"{pack}.{suffix}").is_file() for suffix in ("tar", "csv")):
+            raise UserError(f"{data.name} lacks {pack}.tar or {pack}.csv.", "Name a folder of unseen faces.")
+        with (data / f"{pack}.csv").open(newline="", encoding="utf-8") as file:
+            rows = {row["file"]: row for row in csv.DictReader(file)}
+        for name, stored in face_packs.read_files(data, pack):
+            row = rows[name]
+            is_fake = row.get("label") == "fake"
+            found.append(UnseenPicture(name, row[column], is_fake, case_of(name, row[column])))
+            content.append(face_packs.decode_picture(stored, registry.EMBEDDED_SIZE))
+    return found, content
+
+
+def case_of(name: str, group: str) -> str:
+    """Return what a picture shares with others that are not independent of it: its clip, its person, or its name."""
+    if group.startswith("ffpp"):
+        return "ffpp"
+    if not group.startswith("london"):
+        return name
+    file = face_packs.base_name(name)
+    person = SWAPPED_PERSON.search(file) or PERSON.match(file)
+    return f"london {person[1]}" if person else name
+
+
+def _count_called(pictures: Sequence[UnseenPicture], called: np.ndarray) -> MeasuredRates:
+    rates: dict[bool, list[Rate]] = {True: [], False: []}
+    for group, fake in dict.fromkeys((picture.group, picture.fake) for picture in pictures):
+        chosen = [index for index, picture in enumerate(pictures) if picture.group == group]
+        cases = len({pictures[index].case for index in chosen})
+        rates[fake].append(Rate(group, int(called[chosen].sum()), len(chosen), cases))
+    return MeasuredRates(tuple(rates[True]), tuple(rates[False]))
+
+
+def _overall(pictures: Sequence[UnseenPicture], scores: np.ndarray, combined: Combination) -> dict[str, Any]:
+    """Return how the combined answer separates all fakes from all photographs, with bootstrap intervals over cases."""
+    fake = np.array([picture.fake for picture in pictures])
+    grades = [combined.grade(score) for score in scores]
+    none = np.array([grade == GRADES[0] for grade in grades])
+    by_group: dict[str, Counter[str]] = {}
+    for picture, grade in zip(pictures, grades, strict=True):
+        by_group.setdefault(picture.group, Counter())[grade] += 1
+
+    def measures(index: np.ndarray) -> dict[str, float]:
+        labels, drawn, unseen = fake[index], scores[index], none[index]
+        limit = np.quantile(drawn[~labels], 1 - ALARMS)
+        missed, kept = unseen[labels].mean(), unseen[~labels].mean()
+        return {
+            "auc": float(area_under_roc(labels, drawn) or 0.0),
+            "found_at_5": float((drawn[labels] > limit).mean()),
+            # Of as many fakes as photographs.
+            "fakes_among_none": float(missed / (missed + kept)) if missed + kept else float("nan"),
+        }
+
+    values = measures(np.arange(len(pictures)))
+    members: dict[str, list[int]] = {}
+    for index, picture in enumerate(pictures):
+        members.setdefault(picture.case, []).append(index)
+    cases = [np.array(indices) for indices in members.values()]
+    randomness = np.random.default_rng(0)
+    draws = [
+        measures(np.concatenate([cases[place] for place in randomness.integers(len(cases), size=len(cases))]))
+        for _ in range(DRAWS)
+    ]
+    result: dict[str, Any] = {}
+    for name, value in values.items():
+        low, high = np.nanquantile([draw[name] for draw in draws], [0.025, 0.975])
+        result[name] = {"value": round(value, 4), "low": round(float(low), 4), "high": round(float(high), 4)}
+    counted: Mapping[str, Any] = {
+        group: {grade: counts[grade] for grade in GRADES} for group, counts in by_group.items()
+    }
+    return result | {"members": list(combined.names), "grades": counted}
