@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 
-from backend import runtime, settings
+from backend import credentials, runtime, settings
 from backend.errors import UserError
 
 try:
@@ -79,6 +79,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     try:
         runtime.device()
+        credentials.check_signing()
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(2)

@@ -45,7 +45,7 @@ def read(source: bytes | Path | str) -> np.ndarray:
     if not content:
         raise UserError("The file is empty.", _OTHER_FILE)
     _check_bytes(len(content))
-    _register_heif()
+    register_heif()
     try:
         return _decode(content)
     except UserError:
@@ -117,7 +117,7 @@ def _too_many_pixels() -> UserError:
 
 
 @functools.cache
-def _register_heif() -> None:
+def register_heif() -> None:
     """Teach the decoder HEIC on the first picture, so that importing this file stays cheap."""
     import pillow_heif
 

@@ -1,4 +1,7 @@
-"""Mark every picture that leaves the app, with a visible sign and a record in the file, and pack pictures with it."""
+"""Mark every picture that leaves the app, with a visible sign and a record in the file, and pack pictures with it.
+
+Where the settings name a certificate and a key, the files carry Content Credentials too.
+"""
 
 import io
 import json
@@ -11,12 +14,12 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from backend import images
+from backend import credentials, images
 from backend.alignment import AlignedFace, FaceFacts
+from backend.credentials import SOFTWARE
 from backend.weights import package_versions
 
 SIGN = "AI-edited"
-SOFTWARE = "Face forgery detectors: a demo and teaching tool"
 NOTE = (
     "This picture was altered by a program that shows how face-forgery detectors work. "
     "It is not a photograph and shows nothing that happened."
@@ -81,7 +84,7 @@ def marked_image(array: np.ndarray, record: dict[str, Any]) -> Image.Image:
     """
     picture = Image.fromarray(mark_picture(array))
     picture.info.update(_texts(record))
-    return picture
+    return _SignedImage(picture) if credentials.signs() else picture
 
 
 def marked_png(array: np.ndarray, record: dict[str, Any]) -> bytes:
@@ -99,12 +102,13 @@ def unmarked_mp4(frames: Sequence[np.ndarray], rate: float, record: dict[str, An
     from backend import video  # its package would keep the app's page waiting
 
     text = json.dumps(record, default=_json_value, ensure_ascii=False)
-    return video.encode_mp4(frames, rate, {"title": SIGN, "comment": NOTE, "description": text})
+    content = video.encode_mp4(frames, rate, {"title": SIGN, "comment": NOTE, "description": text})
+    return credentials.sign(content, "video/mp4")
 
 
 def unmarked_png(array: np.ndarray, record: dict[str, Any]) -> bytes:
     """Encode uint8 (H, W, 3) pixels, without the visible sign, as PNG with the record (for research)."""
-    return images.encode_png(array, _texts(record))
+    return credentials.sign(images.encode_png(array, _texts(record)), "image/png")
 
 
 def read_record(content: bytes) -> dict[str, Any] | None:
@@ -115,6 +119,22 @@ def read_record(content: bytes) -> dict[str, Any] | None:
     except Exception:  # noqa: BLE001 - any file at all may be asked about, and a damaged one has no record
         return None
     return record if isinstance(record, dict) else None
+
+
+class _SignedImage(Image.Image):
+    """A picture whose PNG file is signed; the app's picture components write the file by themselves."""
+
+    def __init__(self, picture: Image.Image) -> None:
+        super().__init__()
+        self.__dict__.update(picture.__dict__)
+
+    def save(self, fp: Any, format: str | None = None, **options: Any) -> None:  # noqa: A002 - Pillow's name
+        if str(format).upper() == "PNG" and hasattr(fp, "write"):
+            unsigned = io.BytesIO()
+            super().save(unsigned, format, **options)
+            fp.write(credentials.sign(unsigned.getvalue(), "image/png"))
+        else:
+            super().save(fp, format, **options)
 
 
 def _texts(record: dict[str, Any]) -> dict[str, str]:

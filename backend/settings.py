@@ -39,6 +39,7 @@ def _refuse_other_numbers(value: Any) -> Any:
 
 
 Count = Annotated[int, BeforeValidator(_refuse_other_numbers), Field(ge=1)]
+OptionalFile = Annotated[Path, AfterValidator(Path.expanduser)] | None
 
 
 @pydantic.dataclasses.dataclass(frozen=True)
@@ -84,6 +85,10 @@ class Settings:
     allow_addresses: Annotated[bool, Field(title="ALLOW_ADDRESSES", strict=True, description="one of: on, off")] = False
     # What answers on a CPU where no gradient is needed: OpenVINO where it is installed, or always PyTorch.
     engine: Annotated[Literal["auto", "torch"], Field(title="ENGINE", description="one of: auto, torch")] = "auto"
+    # PEM files: the chain and the key that sign what the app makes, and the signers that count as known.
+    c2pa_certificate: Annotated[OptionalFile, Field(title="C2PA_CERTIFICATE", description="a PEM file")] = None
+    c2pa_key: Annotated[OptionalFile, Field(title="C2PA_KEY", description="a PEM file")] = None
+    c2pa_trust_list: Annotated[OptionalFile, Field(title="C2PA_TRUST_LIST", description="a PEM file")] = None
 
 
 def read_environment(environment: Mapping[str, str] = os.environ) -> Settings:

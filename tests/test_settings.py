@@ -89,7 +89,9 @@ def test_a_missing_device_is_refused(monkeypatch, capsys):
         assert "DEVICE" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("name", "value"), [("GRADIO_SERVER_PORT", "80x"), ("DEVICE", "cuda:99")])
+@pytest.mark.parametrize(
+    ("name", "value"), [("GRADIO_SERVER_PORT", "80x"), ("DEVICE", "cuda:99"), ("C2PA_KEY", "absent.pem")]
+)
 def test_the_app_refuses_a_wrong_value_before_it_starts(name, value):
     done = subprocess.run(
         [sys.executable, "app.py"],
