@@ -8,7 +8,7 @@ from typing import Any
 import typer
 from typer.main import get_command
 
-from backend import runtime, settings
+from backend import credentials, runtime, settings
 from backend.cli import evaluate, photo, train, weights
 from backend.cli.options import Answer, JsonFlag
 from backend.errors import UserError
@@ -54,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not set(HELP) & set(given):
             settings.read_environment()  # says what is wrong with the environment
             runtime.device()
+            credentials.check_signing()
             runtime.keep_freed_memory()
         answer: Any = get_command(app).main(given, prog_name=PROGRAM, standalone_mode=False)
     except (typer.TyperException, UserError, ModuleNotFoundError) as error:
