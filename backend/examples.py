@@ -24,6 +24,7 @@ from backend.counterfactual.photo import (
     load_counterfactual,
 )
 from backend.detectors import predict, registry
+from backend.detectors.combination import combine
 from backend.detectors.predict import JudgedFace, suggest_detector
 from backend.errors import UserError
 from backend.faces import Face
@@ -31,6 +32,7 @@ from backend.generators import inversion
 from backend.generators.inversion import Inverter
 from backend.progress import finish
 from backend.settings import SETTINGS
+from backend.suitability import Suitability
 from backend.trace_removal.removal import REMOVAL_RECORD, TRNET_ENTRY, RemovalBundle, load_removal, run_removal
 
 FOLDER = SETTINGS.weights_dir.parent / "examples"
@@ -65,7 +67,14 @@ class Example:
     def faces(self) -> list[JudgedFace]:
         """Return the stored verdicts, so that no detector has to run."""
         return [
-            JudgedFace(face.number, predict.embedded_crop(face).aligned, stored["problem"], stored["p_fake"])
+            JudgedFace(
+                face.number,
+                predict.embedded_crop(face).aligned,
+                stored["problem"],
+                stored["p_fake"],
+                combine(stored["p_fake"]),
+                Suitability.from_record(stored["suitability"]),
+            )
             for face, stored in zip(self.located(), self.stored_faces(), strict=True)
         ]
 
@@ -163,6 +172,7 @@ def _stored(judged: JudgedFace) -> dict[str, Any]:
         "landmarks": face.landmarks.tolist(),
         "problem": judged.problem,
         "p_fake": judged.p_fake,
+        "suitability": None if judged.suitability is None else judged.suitability.record(),
     }
 
 

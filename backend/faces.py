@@ -15,11 +15,14 @@ import torch
 from PIL import Image
 
 from backend.errors import UserError
+from backend.images import turned
 
 F = TypeVar("F")
 
 MIN_WIDTH = 40  # of a face, in pixels of the photo
 SEARCHED_PIXELS = 1024 * 768  # a larger photo is searched in a reduced copy
+TURNED_PIXELS = 512 * 384  # of the copies that are searched for turned faces
+TURNS = (90, 270, 180)  # degrees clockwise, the likeliest first
 SMALLEST_SEARCHED = 24  # width in pixels, in the reduced copy
 MIN_SCORE = 0.9
 PADDING = 0.25  # of the shorter side, for the second look
@@ -87,6 +90,30 @@ def find_faces(image: np.ndarray) -> list[Face]:
     return sorted(faces, key=lambda face: face.width * face.height, reverse=True)
 
 
+def find_turn(image: np.ndarray) -> int | None:
+    """Return how far a uint8 (H, W, 3) photo must be turned so that a face in it is upright.
+
+    The other turns are only tried where no face is upright as the photo is.
+
+    Returns:
+        Degrees clockwise: 0, 90, 180 or 270 (see `images.turned`); None where no turn shows a face.
+    """
+    if find_faces(image):
+        return 0
+    reduced, _ = _reduce(image, TURNED_PIXELS)
+    if min(reduced.shape[:2]) < SMALLEST_SEARCHED:
+        return None
+    for padding in (0, int(PADDING * min(reduced.shape[:2]))):
+        found = {
+            degrees: max((face.score for face in _search(turned(reduced, degrees), padding, np.ones(2))), default=0.0)
+            for degrees in TURNS
+        }
+        best = max(TURNS, key=lambda degrees: found[degrees])
+        if found[best]:
+            return best
+    return None
+
+
 def choose_face(faces: Sequence[F], number: int | None = None) -> F:
     """Return the largest face, or the one with this number (from 1, largest first).
 
@@ -114,13 +141,26 @@ def find_face_again(image: np.ndarray, face: Face) -> Face | None:
 
 def face_problem(face: Face, image_shape: tuple[int, ...]) -> str | None:
     """Say in one sentence why a face of a photo, (H, W) or (H, W, 3), is out of scope, or return None."""
-    if face.width < MIN_WIDTH:
-        return f"The face is only {face.width:.0f} pixels wide; at least {MIN_WIDTH} are needed."
-    if _is_cut_off(face, image_shape):
-        return "The face is cut off by the edge of the picture."
-    if _is_profile(face):
-        return "The face is turned to the side; the detectors know faces seen from the front."
-    return None
+    return size_problem(face) or edge_problem(face, image_shape) or pose_problem(face)
+
+
+def size_problem(face: Face) -> str | None:
+    """Say in one sentence that a face is too small, or return None."""
+    if face.width >= MIN_WIDTH:
+        return None
+    return f"The face is only {face.width:.0f} pixels wide; at least {MIN_WIDTH} are needed."
+
+
+def edge_problem(face: Face, image_shape: tuple[int, ...]) -> str | None:
+    """Say in one sentence that the edge of a photo, (H, W) or (H, W, 3), cuts a face off, or return None."""
+    return "The face is cut off by the edge of the picture." if _is_cut_off(face, image_shape) else None
+
+
+def pose_problem(face: Face) -> str | None:
+    """Say in one sentence that a face is turned away, or return None."""
+    if not _is_profile(face):
+        return None
+    return "The face is turned to the side; the detectors know faces seen from the front."
 
 
 def _distance(first: Face, second: Face) -> float:
@@ -154,10 +194,10 @@ def _is_profile(face: Face) -> bool:
     return abs(float((nose - middle) @ between)) > MAX_NOSE_OFFSET * distance**2
 
 
-def _reduce(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return a copy of at most SEARCHED_PIXELS and its scale (2,): reduced pixels in one of the photo, x and y."""
+def _reduce(image: np.ndarray, pixels: int = SEARCHED_PIXELS) -> tuple[np.ndarray, np.ndarray]:
+    """Return a copy of at most `pixels` and its scale (2,): reduced pixels in one of the photo, x and y."""
     height, width = image.shape[:2]
-    factor = (SEARCHED_PIXELS / (height * width)) ** 0.5
+    factor = (pixels / (height * width)) ** 0.5
     if factor >= 1:
         return image, np.ones(2)
     size = max(1, round(width * factor)), max(1, round(height * factor))

@@ -60,6 +60,11 @@ def read(source: bytes | Path | str) -> np.ndarray:
         raise UserError("The picture is damaged or incomplete.", "Save it again, or use another copy of it.") from error
 
 
+def turned(array: np.ndarray, degrees: int) -> np.ndarray:
+    """Return a picture (H, W, 3) turned clockwise by 0, 90, 180 or 270 degrees; every pixel keeps its values."""
+    return np.ascontiguousarray(np.rot90(array, -degrees // 90))
+
+
 def to_tensor(array: np.ndarray) -> Tensor:
     """Convert uint8 (H, W, 3) pixels into float32 (1, 3, H, W) in [0, 1]."""
     return torch.from_numpy(np.array(array)).permute(2, 0, 1)[None].contiguous().float() / 255

@@ -7,7 +7,6 @@ from typing import Any, Protocol
 
 import gradio as gr
 import numpy as np
-from backend.origin import read_origin
 from gradio.events import Dependency
 from PIL import Image, ImageDraw, ImageFont
 
@@ -17,10 +16,11 @@ from backend.detectors import predict, registry
 from backend.detectors.base import SCALE, THRESHOLD, UNSURE_MARGIN, Verdict, verdict
 from backend.detectors.combination import GRADE_WORDS, GRADES, is_specialist
 from backend.detectors.predict import JudgedFace, describe_p_fake
-from backend.detectors.rates import COMBINED, NOT_MEASURED, describe_rates, rates_of
+from backend.detectors.rates import COMBINED, NOT_MEASURED, describe_rates, overall_in_words, rates_of
 from backend.errors import UserError
 from backend.examples import Example
 from backend.faces import Face, choose_face, find_turn
+from backend.origin import read_origin
 from backend.settings import SETTINGS
 from tabs.components import (
     SHOWN_SIDE,
@@ -373,7 +373,7 @@ def verdicts_html(faces: Sequence[JudgedFace], number: int) -> str:
         combined=face.combined,
         grades=[(grade, GRADE_WORDS[grade]) for grade in GRADES],
         missed=describe_rates(COMBINED) if measured else "",
-        measured=measured.in_full if measured else [],
+        measured=[*measured.in_full, *overall_in_words()] if measured else [],
         no_combination=NO_COMBINATION,
         suitability=face.suitability,
         problems=problems_in_words(face),

@@ -14,7 +14,6 @@ from backend.detectors.combination import Combination, CombinedAnswer, Member
 from backend.faces import Face
 from backend.progress import finish
 from tests import films, pictures
-from tests.conftest import needs_models
 
 TOY = Combination((Member("xception", 1.0, 0.0, ""),), -1.0, 0.0, 2.0, {})
 
@@ -76,14 +75,12 @@ def detected(folder: Path) -> list[DetectedPicture | DetectedVideo]:
     return finish(detection.detect_sources([str(folder)]))
 
 
-@needs_models
 def test_a_folder_is_read_as_a_whole(folder: Path, detected: list[DetectedPicture | DetectedVideo]) -> None:
     names = [Path(one.name).relative_to(folder).as_posix() for one in detected]
     assert names == ["a.png", "clip.mp4", "more/=cmd.png", "notes.txt"]
     assert [one.error is None for one in detected] == [True, True, True, False]
 
 
-@needs_models
 def test_a_video_has_an_answer_for_every_frame_and_one_for_the_face(
     detected: list[DetectedPicture | DetectedVideo],
 ) -> None:
@@ -97,7 +94,6 @@ def test_a_video_has_an_answer_for_every_frame_and_one_for_the_face(
     assert all(set(frame["p_fake"]) == set(picture.faces[0].p_fake) for frame in tracked["frames"])
 
 
-@needs_models
 def test_csv_has_a_row_for_every_face_and_file_and_runs_nothing(
     detected: list[DetectedPicture | DetectedVideo],
 ) -> None:
@@ -110,7 +106,6 @@ def test_csv_has_a_row_for_every_face_and_file_and_runs_nothing(
     assert rows[4]["file"] == "'=1+1.png"
 
 
-@needs_models
 def test_the_report_holds_answer_limits_versions_and_hashes(detected: list[DetectedPicture | DetectedVideo]) -> None:
     named = DetectedPicture("<script>alert(1)</script>.png", "ab" * 32, None, detected[0].faces, detected[0].shown)  # type: ignore[arg-type]
     page = detection.report_html([*detected, named])

@@ -29,7 +29,7 @@ GRADE_WORDS: Mapping[Grade, str] = {
     "strong": "Strong signs of forgery",
 }
 GRADE_MEANINGS: Mapping[Grade, str] = {
-    "none": "The detectors found nothing that they know. Forgeries made with other tools often look just like this.",
+    "none": "The detectors found nothing that they know. A forgery by a tool that we did not test may look like this.",
     "few": "The detectors found little. This is too little to say anything, in either direction.",
     "mixed": "Some signs are there, but photographs show as many now and then. This is not enough to call it forged.",
     "strong": "The detectors found clear signs. Now and then a photograph gets this answer too.",

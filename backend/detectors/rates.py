@@ -133,6 +133,21 @@ class StoredRates:
     hashes: Mapping[str, str]
     data: Mapping[str, Any]
 
+    @property
+    def overall_in_words(self) -> list[str]:
+        """Say how well the combined answer tells all fakes from all photographs, and what `none` is worth."""
+        among, found, area = (self.overall[name] for name in ("fakes_among_none", "found_at_5", "auc"))
+        none = (
+            f"If half of all pictures were forged, {among['value']:.0%} of those with “no signs of forgery that we "
+            f"know” would be forgeries (95 % interval {among['low']:.0%} to {among['high']:.0%})."
+        )
+        ranking = (
+            f"Where 5 of 100 photographs are called forged, {found['value']:.0%} of all these forgeries are found "
+            f"({found['low']:.0%} to {found['high']:.0%}); the area under the ROC curve is {area['value']:.2f} "
+            f"({area['low']:.2f} to {area['high']:.2f})."
+        )
+        return [none, ranking]
+
     def stale(self, name: str) -> bool:
         """Return whether the weights of a detector are not those that were measured."""
         return self.hashes.get(name) != weights.find_entry(name).sha256
@@ -162,6 +177,12 @@ def _read(path: Path) -> StoredRates | None:
         for name, rates in stored["answers"].items()
     }
     return StoredRates(answers, stored["overall"], stored["hashes"], stored["data"])
+
+
+def overall_in_words() -> list[str]:
+    """Return what the stored rates say of the combined answer as a whole."""
+    stored = read_rates()
+    return [] if stored is None else stored.overall_in_words
 
 
 def describe_rates(name: str) -> str:

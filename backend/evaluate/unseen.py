@@ -118,6 +118,8 @@ def _overall(pictures: Sequence[UnseenPicture], scores: np.ndarray, combined: Co
 
     def measures(index: np.ndarray) -> dict[str, float]:
         labels, drawn, unseen = fake[index], scores[index], none[index]
+        if labels.all() or not labels.any():  # a draw of few cases may lack fakes or photographs
+            return dict.fromkeys(("auc", "found_at_5", "fakes_among_none"), float("nan"))
         limit = np.quantile(drawn[~labels], 1 - ALARMS)
         missed, kept = unseen[labels].mean(), unseen[~labels].mean()
         return {

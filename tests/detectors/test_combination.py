@@ -11,7 +11,6 @@ import pytest
 from backend import weights
 from backend.detectors import combination, registry
 from backend.detectors.combination import GRADE_MEANINGS, GRADE_WORDS, GRADES, Combination, Member, combine
-from tests.conftest import needs_models
 
 CLAIM = re.compile(r"\b(?:is|are|probably|looks?|seems?)\s+(?:real|genuine|authentic|unaltered)\b", re.IGNORECASE)
 
@@ -62,7 +61,6 @@ def test_a_combination_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert combination._read(tmp_path / "combination.json") == stored
 
 
-@needs_models
 def test_disagreement_between_families_is_named() -> None:
     families = {name: registry.card(name).family for name in registry.loadable("embedded")}
     assert set(families.values()) == {"pixels", "frequency", "noise"}
@@ -82,7 +80,6 @@ def test_no_words_of_an_answer_claim_that_a_picture_is_real() -> None:
     assert not [text for text in texts if CLAIM.search(text) or "real" in text.lower()]
 
 
-@needs_models
 def test_the_shipped_combination_fits_the_shipped_weights() -> None:
     shipped = combination.read_combination()
     assert shipped is not None and shipped.changed_members() == []
@@ -92,7 +89,6 @@ def test_the_shipped_combination_fits_the_shipped_weights() -> None:
     assert shipped.fitted["command"].startswith("python -m backend train combination")
 
 
-@needs_models
 def test_a_combination_for_other_weights_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stored = json.loads((combination.SETTINGS.weights_dir / combination.FILE).read_text(encoding="utf-8"))
     stored["members"][0]["sha256"] = "0" * 64

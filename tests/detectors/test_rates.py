@@ -9,7 +9,6 @@ from backend import weights
 from backend.detectors import combination, rates, registry
 from backend.detectors.rates import COMBINED, KIND_TITLES, SOURCE_TITLES, MeasuredRates, Rate
 from backend.progress import finish
-from tests.conftest import needs_models
 
 UNSEEN = Path(__file__).resolve().parents[3] / "shared" / "unseen"
 
@@ -44,7 +43,6 @@ def test_what_is_missed_is_said_for_every_kind_that_has_enough_cases() -> None:
     assert "Face swaps by another tool: 10 of 40 found (25%; 95 % interval" in " ".join(measured.in_full)
 
 
-@needs_models
 def test_the_stored_rates_belong_to_the_shipped_weights() -> None:
     stored = rates.read_rates()
     assert stored is not None
@@ -61,7 +59,6 @@ def test_the_stored_rates_belong_to_the_shipped_weights() -> None:
     assert strong == {rate.group: rate.called for rate in (*combined_rates.fakes, *combined_rates.photographs)}
 
 
-@needs_models
 def test_rates_of_other_weights_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     assert rates.rates_of("xception") is not None
     monkeypatch.setattr(rates.StoredRates, "stale", lambda _, name: name == "xception")
@@ -69,7 +66,6 @@ def test_rates_of_other_weights_are_not_shown(monkeypatch: pytest.MonkeyPatch) -
     assert rates.describe_rates("xception") == rates.NOT_MEASURED
 
 
-@needs_models
 def test_no_stated_rate_can_be_taken_for_a_claim_about_a_picture() -> None:
     stored = rates.read_rates()
     assert stored is not None
@@ -78,7 +74,6 @@ def test_no_stated_rate_can_be_taken_for_a_claim_about_a_picture() -> None:
             assert not re.search(r"\b(?:is|are|probably) (?:real|genuine|authentic)\b", text)
 
 
-@needs_models
 @pytest.mark.skipif(not UNSEEN.is_dir(), reason="the unseen faces are not here")
 def test_the_stated_rates_are_those_of_the_shipped_weights(tmp_path: Path) -> None:
     from backend.evaluate.unseen import measure_unseen
@@ -100,7 +95,6 @@ def test_the_stated_rates_are_those_of_the_shipped_weights(tmp_path: Path) -> No
     assert again.overall["auc"]["value"] == pytest.approx(stored.overall["auc"]["value"], abs=1e-3)
 
 
-@needs_models
 def test_every_detector_has_an_entry_for_its_rates() -> None:
     stored = rates.read_rates()
     assert stored is not None

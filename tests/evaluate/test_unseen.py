@@ -13,7 +13,6 @@ from backend.errors import UserError
 from backend.evaluate import unseen
 from backend.evaluate.unseen import UnseenPicture, case_of, measure_unseen
 from backend.progress import finish
-from tests.conftest import needs_models
 from tests.test_detection import TOY
 
 
@@ -80,7 +79,6 @@ def _write_pack(folder: Path, pack: str, column: str, rows: list[tuple[str, str,
             packed.addfile(info, io.BytesIO(buffer.getvalue()))
 
 
-@needs_models
 def test_a_folder_is_measured_as_a_whole(tmp_path: Path) -> None:
     _write_pack(tmp_path, "real", "source", [("london_001_03.jpg", "london", "")])
     fakes = [("stylegan3/a.jpg", "stylegan3", "fake"), ("ffpp_original/1_0.jpg", "ffpp_original", "real")]
@@ -92,7 +90,6 @@ def test_a_folder_is_measured_as_a_whole(tmp_path: Path) -> None:
         assert [rate.group for rate in answer.photographs] == ["london", "ffpp_original"]
 
 
-@needs_models
 def test_another_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"lacks real\.tar"):
         finish(measure_unseen(tmp_path))

@@ -78,7 +78,7 @@ def aligned() -> tuple[np.ndarray, np.ndarray]:
     crop = locate(pictures.astronaut()).aligned("embedded", 128)
     from backend.fakes import find_landmarks
 
-    points, _ = find_landmarks(torch.from_numpy(crop.crop).permute(2, 0, 1)[None])
+    points, _ = find_landmarks(torch.from_numpy(crop.crop.copy()).permute(2, 0, 1)[None])
     return crop.crop, points[0].double().numpy()
 
 
