@@ -107,6 +107,28 @@ def test_face_that_fills_the_picture() -> None:
     assert np.abs(face.landmarks + (x0, y0) - face_of("hopper").landmarks).max() < 12
 
 
+@pytest.mark.parametrize("name", ["astronaut", "hopper"])
+@pytest.mark.parametrize("degrees", [0, 90, 180, 270])
+def test_the_turn_of_a_photo_is_found(name: str, degrees: int) -> None:
+    photo = getattr(pictures, name)()
+    turn = faces.find_turn(images.turned(photo, degrees))
+    assert turn == -degrees % 360
+    assert np.array_equal(images.turned(images.turned(photo, degrees), turn), photo)
+
+
+@pytest.mark.parametrize("picture", [pictures.drawing(), np.zeros((32, 32, 3), np.uint8), pictures.noise(300, 200)])
+def test_a_picture_without_a_face_has_no_turn(picture: np.ndarray) -> None:
+    assert faces.find_turn(picture) is None
+
+
+def test_a_turn_is_clockwise() -> None:
+    picture = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+    assert images.turned(picture, 90)[0, 1].tolist() == picture[0, 0].tolist()
+    assert images.turned(picture, 270)[1, 0].tolist() == picture[0, 0].tolist()
+    assert np.array_equal(images.turned(picture, 180), picture[::-1, ::-1])
+    assert images.turned(picture, 0).tolist() == picture.tolist()
+
+
 def test_tiny_face_is_a_problem() -> None:
     small = reduced(pictures.astronaut(), 0.4)
     sentence = faces.face_problem(faces.choose_face(faces.find_faces(small)), small.shape)
