@@ -72,6 +72,12 @@ class Suitability:
 
     checks: tuple[Check, ...]
 
+    @classmethod
+    def from_record(cls, rows: Sequence[Mapping[str, Any]]) -> "Suitability":
+        """Return the checks that `record` returned."""
+        named = [{"name": row["check"], **{key: row[key] for key in ("passed", "reason", "advice")}} for row in rows]
+        return cls(tuple(Check(**values) for values in named))
+
     @property
     def suitable(self) -> bool:
         return not self.problems
@@ -80,12 +86,6 @@ class Suitability:
     def problems(self) -> tuple[Check, ...]:
         """The checks that failed."""
         return tuple(check for check in self.checks if not check.passed)
-
-    @classmethod
-    def from_record(cls, rows: Sequence[Mapping[str, Any]]) -> "Suitability":
-        """Return the checks that `record` returned."""
-        named = [{"name": row["check"], **{key: row[key] for key in ("passed", "reason", "advice")}} for row in rows]
-        return cls(tuple(Check(**values) for values in named))
 
     def record(self) -> list[dict[str, Any]]:
         """Return the checks as JSON values."""
@@ -258,7 +258,8 @@ def blocking(picture: np.ndarray) -> float:
         steps = np.minimum(np.abs(np.diff(lines, axis=1)), CLIPPED_STEP).mean(axis=0)
         if len(steps) < 4 * JPEG_BLOCK:
             return 1.0
-        places = steps[: len(steps) // JPEG_BLOCK * JPEG_BLOCK].reshape(-1, JPEG_BLOCK).mean(axis=0)
+        # A median over the blocks leaves out the few lines of the picture itself, such as a border's.
+        places = np.median(steps[: len(steps) // JPEG_BLOCK * JPEG_BLOCK].reshape(-1, JPEG_BLOCK), axis=0)
         ratios.append((places.max() + 0.1) / (np.median(places) + 0.1))
     return float(np.mean(ratios))
 
@@ -300,14 +301,14 @@ def _starts_with_border(lines: np.ndarray) -> bool:
         return False
     end = int(outside[0])
     ended = alike[max(0, end - BORDER_EDGE)] & ~alike[min(end + BORDER_EDGE, len(alike) - 1)]
-    return bool(end >= max(2, MIN_BORDER * len(lines)) and ended.mean() >= STRAIGHT)
+    return bool(end >= max(3, MIN_BORDER * len(lines)) and ended.mean() >= STRAIGHT)
 
 
 def drawing_features(crop: np.ndarray) -> np.ndarray:
     """Describe texture, colours and spectrum of an aligned crop, uint8 (128, 128, 3), at two scales: float64 (F,)."""
     planes = _planes(crop)
     coarse = _block_means(planes, 2)
-    parts = [_texture(planes), _texture(coarse), _palette(crop), _tones(planes), _spectrum(_brightness(planes))]
+    parts = [_texture(planes), _texture(coarse), _palette(crop), _tones(coarse), _spectrum(_brightness(planes))]
     return np.concatenate(parts).astype(np.float64)
 
 
@@ -353,8 +354,6 @@ def _texture(planes: np.ndarray) -> np.ndarray:
 
     grey = _brightness(planes)
     slope = _slope(grey)
-    blue, red = _chroma(planes)
-    colour_slope = (_slope(blue) + _slope(red)).mean()
     mean = ndimage.gaussian_filter(grey, 7 / 6)
     deviation = np.sqrt(np.maximum(ndimage.gaussian_filter(grey * grey, 7 / 6) - mean * mean, 0))
     residual = np.abs(grey - ndimage.uniform_filter(grey, 3))
@@ -365,7 +364,7 @@ def _texture(planes: np.ndarray) -> np.ndarray:
             _binary_patterns(grey),
             _normalised_contrast((grey - mean) / (deviation + 1)),
             np.log1p(_quantiles(deviation)),
-            [np.log1p(residual.mean()), (residual < 0.5).mean(), np.log((colour_slope + 0.1) / (slope.mean() + 0.1))],
+            [np.log1p(residual.mean()), (residual < 0.5).mean()],
         ]
     )
 
@@ -410,21 +409,26 @@ def _palette(crop: np.ndarray) -> np.ndarray:
 
 
 def _tones(planes: np.ndarray) -> np.ndarray:
-    """Describe brightness, colourfulness and the colour of the skin of an aligned crop (3, S, S)."""
+    """Describe brightness, colourfulness and the colour of the skin of an aligned crop (3, S, S).
+
+    Of half size, because a JPEG file holds colours at half size, and a crop of a larger one does not.
+    """
     high, low = planes.max(axis=0), planes.min(axis=0)
     spread = high - low
     chroma = _chroma(planes) / 64
     side = planes.shape[1]
+    grey, colour_slope = _brightness(planes), 64 * (_slope(chroma[0]) + _slope(chroma[1])).mean()
     skin = chroma[:, side * 3 // 8 : side * 6 // 8, side * 5 // 16 : side * 11 // 16].reshape(2, -1)
     return np.concatenate(
         [
-            _quantiles(_brightness(planes)) / 255,
+            _quantiles(grey) / 255,
             _quantiles(spread) / 255,
             _quantiles(spread / (high + 8)),
             np.sqrt([(low > 247).mean(), (high < 8).mean(), (spread > 128).mean()]),
             np.median(skin, axis=1),
             skin.std(axis=1),
             chroma.reshape(2, -1).std(axis=1),
+            [np.log((colour_slope + 0.1) / (_slope(grey).mean() + 0.1))],
         ]
     )
 

@@ -238,6 +238,14 @@ def references(data: Path, fakes: list[Path], out: Path) -> Training:
     return lambda _: measure_references(data, fakes, out, show_step)
 
 
+@train.command()
+def suitability(*, data: Data, out: Out, changes: Changes = None, seed: Seed = 0, _json: JsonFlag = False) -> Answer:
+    """Train what tells drawings and covered faces."""
+    from backend.training.suitability import train_suitability
+
+    return train_suitability(data, out, show_step, **settings.parse_setting_changes(changes) | {"seed": seed})
+
+
 def _check_source(*, install: bool, source: str | None = None, **values: Any) -> None:
     excluded = install or values.get("initial") or values.get("codes") or values.get("recipe")
     if source is not None and (excluded or values.get("minutes") is not None):
