@@ -72,12 +72,6 @@ class Suitability:
 
     checks: tuple[Check, ...]
 
-    @classmethod
-    def from_record(cls, rows: Sequence[Mapping[str, Any]]) -> "Suitability":
-        """Return the checks that `record` returned."""
-        named = [{"name": row["check"], **{key: row[key] for key in ("passed", "reason", "advice")}} for row in rows]
-        return cls(tuple(Check(**values) for values in named))
-
     @property
     def suitable(self) -> bool:
         return not self.problems
@@ -86,6 +80,12 @@ class Suitability:
     def problems(self) -> tuple[Check, ...]:
         """The checks that failed."""
         return tuple(check for check in self.checks if not check.passed)
+
+    @classmethod
+    def from_record(cls, rows: Sequence[Mapping[str, Any]]) -> "Suitability":
+        """Return the checks that `record` returned."""
+        named = [{"name": row["check"], **{key: row[key] for key in ("passed", "reason", "advice")}} for row in rows]
+        return cls(tuple(Check(**values) for values in named))
 
     def record(self) -> list[dict[str, Any]]:
         """Return the checks as JSON values."""
