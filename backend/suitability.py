@@ -126,13 +126,13 @@ def check_suitability(located: LocatedFace) -> Suitability:
     """Check whether the detectors' answers about a face mean anything.
 
     Raises:
-        UserError: The file of the models is missing or damaged.
+        UserError: The file of the models is damaged.
     """
     aligned = located.aligned(TEMPLATE, SIDE)
     crop = aligned.crop
     return Suitability(
         (
-            check_drawing(crop),
+            *((check_drawing(crop),) if load_models() else ()),
             _check_resolution(located.face),
             _check_blur(crop),
             _check_compression(located.photo, aligned),
@@ -195,10 +195,15 @@ def _check_pose(face: Face) -> Check:
 
 def _check_occlusion(crop: np.ndarray, face: Face, shape: tuple[int, ...]) -> Check:
     problem = faces.edge_problem(face, shape)
-    if problem is None and load_models()["occlusion"].log_odds(occlusion_features(crop)[None])[0] > 0:
+    if (
+        problem is None
+        and "occlusion" in load_models()
+        and load_models()["occlusion"].log_odds(occlusion_features(crop)[None])[0] > 0
+    ):
         problem = "Something seems to cover part of the face: sunglasses, a mask or a hand, for example."
     if problem is None:
-        return Check("occlusion", True, "Nothing seems to cover the face.")
+        whole = "Nothing seems to cover the face." if load_models() else "The edge of the picture cuts nothing off."
+        return Check("occlusion", True, whole)
     return Check("occlusion", False, problem, "Use a picture that shows the whole face.")
 
 
@@ -215,16 +220,16 @@ def _check_borders(photo: np.ndarray) -> Check:
 
 @functools.cache
 def load_models() -> dict[str, LinearModel]:
-    """Read the models for drawings and for covered faces.
+    """Read the models for drawings and for covered faces; none where they were not trained.
 
     Raises:
-        UserError: Their file is missing or damaged.
+        UserError: Their file is damaged.
     """
     try:
         content = json.loads((SETTINGS.weights_dir / FILE).read_text(encoding="utf-8"))
         return {name: _read_model(content[name]) for name in ("drawing", "occlusion")}
     except FileNotFoundError:
-        raise UserError("The file that tells drawings from photographs is missing.", REINSTALL) from None
+        return {}
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError("The file that tells drawings from photographs is damaged.", REINSTALL) from None
 

@@ -107,8 +107,10 @@ def test_face_that_fills_the_picture() -> None:
     assert np.abs(face.landmarks + (x0, y0) - face_of("hopper").landmarks).max() < 12
 
 
-@pytest.mark.parametrize("name", ["astronaut", "hopper"])
-@pytest.mark.parametrize("degrees", [0, 90, 180, 270])
+@pytest.mark.parametrize(
+    ("name", "degrees"),
+    [("astronaut", 0), ("astronaut", 90), ("astronaut", 180), ("astronaut", 270), ("hopper", 90), ("hopper", 270)],
+)
 def test_the_turn_of_a_photo_is_found(name: str, degrees: int) -> None:
     photo = getattr(pictures, name)()
     turn = faces.find_turn(images.turned(photo, degrees))

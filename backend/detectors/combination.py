@@ -91,9 +91,13 @@ class Combination:
         return "mixed" if score >= self.mixed_from else "few"
 
     def changed_members(self) -> list[str]:
-        """Return the members whose weights are not those that the combination was fitted to."""
+        """Return the members whose weights are missing or not those that the combination was fitted to."""
         known = weights.read_entries()
-        return [member.name for member in self.members if known[member.name].sha256 != member.sha256]
+        return [
+            member.name
+            for member in self.members
+            if member.name not in known or known[member.name].sha256 != member.sha256
+        ]
 
 
 @dataclass(frozen=True)

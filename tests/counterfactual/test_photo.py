@@ -125,7 +125,7 @@ def test_retest_leaves_out_the_attacked_detector(detectors):
     scores = predict.retest(before, after, "toy")
     assert list(scores) == ["strict"] and scores["strict"][0].shape == (2,)
     plain = {name: (float(p_before[0]), float(p_after[0])) for name, (p_before, p_after) in scores.items()}
-    assert predict.retest_in_words(plain) == "Of 1 other detector that called it fake, 1 now calls it real."
+    assert predict.retest_in_words(plain) == "Of 1 other detector that saw signs of forgery, 1 no longer does."
     plain = {"a": (0.9, 0.45), "b": (0.7, 0.1), "c": (0.6, 0.1)}
     assert (
         predict.retest_in_words(plain)

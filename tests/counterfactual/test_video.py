@@ -67,7 +67,7 @@ def test_frames_without_the_face_stay_unchanged_and_are_reported(detector):
     assert (result.pictures[1] == 5).all() and result.frames[1].p_original is None
     assert result.frames[3].steps == 0 and not result.frames[3].flipped and (result.pictures[3] == 100).all()
     assert "1 frame was skipped: the face that was followed is not seen." in result.summary
-    assert "put 2 of 3 frames on the side of fake; 2 of these went over" in result.summary
+    assert "called 2 of 3 frames fake; 2 of these are below its threshold now" in result.summary
     assert not result.stopped
 
 
@@ -180,7 +180,9 @@ def test_a_video_without_a_usable_face_gives_one_sentence(detector, monkeypatch,
 
 def test_nothing_changes_where_every_frame_is_called_real(detector):
     result = finish(video_search(100, 100).run())
-    assert "on the side of fake, so nothing changed" in result.summary and not result.record()["flipped"]
+    assert (
+        "called none of the other frames fake, so nothing changed" in result.summary and not result.record()["flipped"]
+    )
 
 
 def test_the_command_line_refuses_what_it_cannot_do(tmp_path, capsys):

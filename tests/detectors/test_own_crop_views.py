@@ -9,7 +9,7 @@ import torch
 from backend import alignment, faces, images, runtime
 from backend.counterfactual.photo import find_counterfactual
 from backend.counterfactual.search import SearchSettings, search
-from backend.detectors import predict, registry
+from backend.detectors import combination, predict, registry
 from backend.detectors.base import Detector
 from backend.faces import Face
 from backend.progress import finish
@@ -114,6 +114,7 @@ def both(monkeypatch):
     known = {"toy": toy_detector(size=128), "wide": wide()}
     monkeypatch.setattr(registry, "loadable", lambda: list(known))
     monkeypatch.setattr(registry, "load", known.__getitem__)
+    monkeypatch.setattr(combination, "read_combination", lambda: None)
     monkeypatch.setattr(faces, "find_faces", lambda image: [FACE, FACE])
     return known
 

@@ -36,7 +36,7 @@ PICTURES = (gr.Image, gr.ImageSlider, gr.AnnotatedImage, gr.Gallery)
 PUBLIC = {"detect", "counterfactual"}
 JOBS = {"_search", "_remove", "_compare", "_explain", "_begin", "counterfactual"}
 LONG_JOBS = {"_compare", "_test", "_run", "_search_video"}
-VERDICTS = {"_look", "_look_where_needed", "_judge", "detect"}
+VERDICTS = {"_look", "_look_where_needed", "_judge", "_turn", "detect"}
 needs_models = pytest.mark.skipif(
     not (SETTINGS.weights_dir / "registry.toml").exists(), reason="the models are not in weights/"
 )

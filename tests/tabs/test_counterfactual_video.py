@@ -63,7 +63,7 @@ def test_the_result_is_a_marked_video_its_scores_and_its_frames(step, path):
     assert any("frames 2 to 6" in text and "<svg" in text for text in progress), "the curve grows while it runs"
     assert any(step.face in updates and updates[step.face] is not None for updates in before)
     assert last[step.search_button].interactive and not last[step.stop].interactive and last[step.result].visible
-    assert "8 of 8 frames on the side of fake; 8 of these went over" in last[step.summary]
+    assert "called 8 of 8 frames fake; 8 of these are below its threshold now" in last[step.summary]
     assert Path(last[step.video_out].value["path"]).read_bytes()[4:8] == b"ftyp"
     with zipfile.ZipFile(io.BytesIO(Path(last[step.download]).read_bytes())) as archive:
         assert len(archive.namelist()) == 10
@@ -87,7 +87,7 @@ def test_a_stop_is_followed_within_a_step_and_keeps_what_is_done(step, path):
     )
     assert last[step.table].count('colspan="3"') == 2
     # Another search is not stopped by what was asked of the last one.
-    assert "8 of these went over" in list(run(step, path))[-1][step.summary]
+    assert "8 of these are below its threshold now" in list(run(step, path))[-1][step.summary]
 
 
 def test_a_stop_before_anything_is_found_says_so(step, path):

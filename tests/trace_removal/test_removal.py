@@ -74,11 +74,13 @@ def test_a_photo_from_start_to_end(detectors):
     assert result.turned == ["toy"] and result.p_fake["strict"][1] > 0.5 > result.p_fake["blind"][0]
     assert set(result.p_pasted) == set(detectors) and result.p_pasted["toy"] < 0.5
     assert result.settings.residual and result.difference.largest == 51
-    assert "that called it fake, " in result.summary, result.summary
+    assert "that saw signs of forgery, " in result.summary, result.summary
     assert "seen none of the 3 detectors" in result.summary and "adds to the picture" in result.summary
     assert steps[-1].number == steps[-1].total
     words = [base.verdict(after) for before, after in result.p_fake.values() if base.verdict(before) == "signs"]
-    assert f"Of {len(words)} detector" in result.summary and f"{words.count('real')} now call" in result.summary
+    assert (
+        f"Of {len(words)} detector" in result.summary and f"{words.count('no_known_signs')} no longer" in result.summary
+    )
     assert f"and {words.count('unsure')} " in result.summary
     assert all(hooks(detector) == 0 for detector in detectors.values())
     json.dumps(result.record(), allow_nan=False)
@@ -126,7 +128,7 @@ def test_both_pictures_are_judged_after_saving_again(detectors):
     summary = removal.resaves_in_words(before, resaves)
     assert "the one detector" in summary and "0 after JPEG 90" in summary and "0 after half size and back" in summary
     assert "no verdict" in removal.resaves_in_words({"toy": (0.9, 0.9)}, resaves)
-    assert "No detector called the face fake" in removal.resaves_in_words({"toy": (0.1, 0.1)}, resaves)
+    assert "No detector saw signs in the face" in removal.resaves_in_words({"toy": (0.1, 0.1)}, resaves)
 
 
 def test_a_detector_with_its_own_crop_sees_that_crop_saved_again(detectors, monkeypatch):
@@ -169,7 +171,7 @@ def test_a_summary_says_what_still_holds(detectors):
     result = finish(removal.remove_traces(locate(photo()), network=shift(-0.004)))
     names = [name for name, (before, _) in result.p_fake.items() if verdict(before) == "signs"]
     assert not result.turned and len(names) == 2
-    assert "All 2 detectors that called it fake still do" in result.summary, result.summary
+    assert "All 2 detectors that saw signs still do" in result.summary, result.summary
     assert result.summary.index("still do") < result.summary.index("PSNR")
 
 

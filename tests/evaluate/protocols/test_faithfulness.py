@@ -109,7 +109,7 @@ def test_random_segments_are_of_the_same_size_and_averaged_over_maps(faithfulnes
 def test_a_fake_that_is_called_real_is_skipped_and_another_takes_its_place(faithfulness_run, tmp_path):
     protocol, data, _, evaluation, _ = faithfulness_run
     assert evaluation.counts == {"done": 8, "skipped": 4, "failed": 0, "rows": 16}
-    skipped = {name for name, reason in evaluation.skipped if reason.startswith("First calls this fake real")}
+    skipped = {name for name, reason in evaluation.skipped if reason.startswith("First does not call this fake fake")}
     assert skipped == {f"fake/drawn/3.png|detector=first|method={method}" for method in FAITHFUL["methods"]}
     with toys(first=first()):
         chosen = configure_protocol(type(protocol), "quick", FAITHFUL | {"fakes": 2}).select_samples(data)

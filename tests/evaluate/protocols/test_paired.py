@@ -104,7 +104,7 @@ def test_curves_by_hand(paired_run):
 def test_pairs_that_are_judged_wrongly_are_skipped_or_replaced(paired_run, tmp_path):
     protocol, data, _, evaluation, _ = paired_run
     assert evaluation.counts == {"done": 4, "skipped": 2, "failed": 0, "rows": 16}
-    assert {reason for _, reason in evaluation.skipped} == {"First calls the fake real."}
+    assert {reason for _, reason in evaluation.skipped} == {"First does not call the fake fake."}
     assert evaluation.about["data"]["fakes"] == {"drawn": 2, "swap": 1}  # `alone` has no photo
     with toys(first=of_pairs()):
         chosen = configure_protocol(type(protocol), "quick", PAIRED | {"fakes": 2}).select_samples(data)
