@@ -225,7 +225,7 @@ def follow_faces(found: Sequence[Sequence[Face]]) -> list[list[Face | None]]:
     A track names the face in each frame, or None where it is not seen.
     """
     left = [list(faces) for faces in found]
-    tracks = []
+    tracks: list[list[Face | None]] = []
     while len(tracks) < MAX_TRACKS and any(left):
         track = track_largest_face(left)
         left = [[other for other in faces if other is not face] for faces, face in zip(left, track, strict=True)]

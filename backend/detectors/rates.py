@@ -106,8 +106,10 @@ class MeasuredRates:
     @property
     def in_full(self) -> list[str]:
         """Return one sentence for every kind and source, with counts and intervals."""
-        groups = [(_joined(self.fakes, KIND_TITLES), KIND_TITLES, "found")]
-        groups.append((self.photographs, SOURCE_TITLES, "called forged"))
+        groups = [
+            (_joined(self.fakes, KIND_TITLES), KIND_TITLES, "found"),
+            (list(self.photographs), SOURCE_TITLES, "called forged"),
+        ]
         return [
             f"{titles[rate.group][:1].upper()}{titles[rate.group][1:]}: {rate.called} of {rate.count} {word} "
             f"({rate.share:.0%}; {rate.interval_in_words})."

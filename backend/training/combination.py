@@ -219,11 +219,11 @@ def _measure(
     """Return what the half that set the limits says: counts, areas by kind, and shares by grade."""
     pictures = {f"photographs, {change}": scored.part(chooses=False) for change, scored in real.items()}
     pictures |= {kind: scored.part(chooses=False) for kind, scored in {**fakes, **others}.items()}
-    groups = {}
+    groups: dict[str, dict[str, float]] = {}
     for group, log_odds in pictures.items():
         scores = _joint(fitted, log_odds)
         grades = [fitted.grade(score) for score in scores]
-        shares = {grade: round(grades.count(grade) / len(grades), 4) for grade in combination.GRADES}
+        shares: dict[str, float] = {grade: round(grades.count(grade) / len(grades), 4) for grade in combination.GRADES}
         groups[group] = {"count": len(scores), **shares}
     aucs = _aucs(fitted, real[UNCHANGED], fakes, others, chooses=False)
     return {"auc": {kind: round(auc, 4) for kind, auc in aucs.items()}, "grades": groups}

@@ -224,7 +224,7 @@ def _render(randomness: Randomness, _: np.ndarray) -> np.ndarray:
     wide, high = float(uniform(0.5, 0.6)), float(uniform(0.68, 0.8))
     eyes_apart, eye_height, eye_size = float(uniform(0.2, 0.27)), float(uniform(-0.15, 0.0)), float(uniform(0.09, 0.13))
     lips = np.array(_near(randomness, (180, 80, 80), 35))
-    parts = [
+    parts: list[tuple[Any, Any, np.ndarray]] = [
         ((0, 0, 0), (wide, high, 0.6), skin),
         ((0, -0.22, -0.12), (wide * 1.08, high * 0.85, 0.62), hair),
         ((0, 1.1, -0.3), (0.28, 0.6, 0.28), skin),
@@ -434,7 +434,7 @@ def _polygons(randomness: Randomness, portrait: np.ndarray) -> np.ndarray:
     points = np.stack(np.unravel_index(drawn, (height, width)), axis=1).astype(float)
     corners = [[0, 0], [0, width - 1], [height - 1, 0], [height - 1, width - 1]]
     triangles = spatial.Delaunay(np.vstack([points + randomness.uniform(-0.4, 0.4, points.shape), corners]))
-    places = np.stack(np.mgrid[0:height, 0:width], axis=-1).reshape(-1, 2)
+    places = np.stack(list(np.mgrid[0:height, 0:width]), axis=-1).reshape(-1, 2)
     labels = np.maximum(triangles.find_simplex(places), 0)
     counts = np.maximum(np.bincount(labels), 1)
     colours = [np.bincount(labels, portrait[..., channel].ravel()) / counts for channel in range(3)]
