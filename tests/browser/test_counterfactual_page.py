@@ -244,7 +244,7 @@ def test_nothing_scrolls_sideways_on_a_phone(phone: Page, tmp_path: Path) -> Non
     assert overflow(phone) <= 0
     assert broken_words(phone) == []
     assert violations(phone) == []
-    upload_again = phone.get_by_label("Clear")
+    upload_again = phone.get_by_label("Clear", exact=True)
     if upload_again.count():
         upload_again.first.click()
     upload(phone, portrait(tmp_path))
@@ -265,14 +265,14 @@ def test_wrong_file_gets_one_sentence(page: Page, tmp_path: Path, name: str, con
     (tmp_path / name).write_bytes(content)
     upload(page, tmp_path / name)
     expect(page.locator(REFUSAL)).to_contain_text(sentence)
-    page.get_by_label("Clear").or_(page.get_by_label("Remove Image")).first.click()
+    page.get_by_label("Clear", exact=True).or_(page.get_by_label("Remove Image")).first.click()
     upload(page, portrait(tmp_path))
     page.locator(VERDICTS).first.wait_for()
 
 
 def test_wrong_file_after_an_example_gets_its_sentence_too(page: Page, tmp_path: Path) -> None:
     fake_example(page)
-    page.get_by_label("Clear").or_(page.get_by_label("Remove Image")).first.click()
+    page.get_by_label("Clear", exact=True).or_(page.get_by_label("Remove Image")).first.click()
     page.locator(VERDICTS).first.wait_for(state="hidden")
     (tmp_path / "text.jpg").write_bytes(b"this is no picture")
     upload(page, tmp_path / "text.jpg")
