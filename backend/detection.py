@@ -14,7 +14,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 
 from backend import images, weights
@@ -26,6 +25,7 @@ from backend.detectors.predict import JudgedFace
 from backend.detectors.rates import COMBINED, describe_rates
 from backend.errors import UserError
 from backend.faces import Face, find_faces, track_largest_face
+from backend.markup import template_environment
 from backend.origin import Origin, read_origin
 from backend.progress import Job, Step
 from backend.settings import SETTINGS
@@ -235,12 +235,17 @@ def follow_faces(found: Sequence[Sequence[Face]]) -> list[list[Face | None]]:
 
 
 def _judge_track(clip: Clip, track: Sequence[Face | None], number: int, detectors: list[str] | None) -> TrackedFace:
-    frames = []
-    for picture, seconds, face in zip(clip.frames, clip.times, track, strict=True):
-        if face is not None:
-            judged = predict.judge_faces(locate_known(picture, [face]), detectors)[0]
-            frames.append(FrameAnswer(seconds, face.box, judged.p_fake, judged.combined))
-    return TrackedFace(number, tuple(frames), *combine_frames([frame.combined for frame in frames]))
+    seen = [
+        (seconds, locate_known(picture, [face])[0])
+        for picture, seconds, face in zip(clip.frames, clip.times, track, strict=True)
+        if face is not None
+    ]
+    judged = predict.judge_faces([located for _, located in seen], detectors)
+    frames = tuple(
+        FrameAnswer(seconds, located.face.box, answer.p_fake, answer.combined)
+        for (seconds, located), answer in zip(seen, judged, strict=True)
+    )
+    return TrackedFace(number, frames, *combine_frames([frame.combined for frame in frames]))
 
 
 def combine_frames(
@@ -322,22 +327,17 @@ def _harmless(value: Any) -> Any:
 
 def report_html(detected: Sequence[Detected]) -> str:
     """Return a printable page with every picture, its answer, what it misses, versions and hashes."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("backend"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    members = combination.read_combination()
-    used = [*registry.loadable("embedded"), *(() if members is None else members.names)]
-    return environment.get_template("detection.html").render(
-        detected=[(one, one.shown is not None and _data_uri(one.shown), one.faces) for one in detected],
-        missed=describe_rates(COMBINED),
-        day=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        versions=weights.package_versions(),
-        hashes=dict(sorted(weights.model_hashes(list(dict.fromkeys(used))).items())),
-        titles={name: registry.card(name).title for name in registry.loadable()},
+    return (
+        template_environment("backend")
+        .get_template("detection.html")
+        .render(
+            detected=[(one, one.shown is not None and _data_uri(one.shown), one.faces) for one in detected],
+            missed=describe_rates(COMBINED),
+            day=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+            versions=weights.package_versions(),
+            hashes=dict(sorted(weights.model_hashes(registry.loadable("embedded")).items())),
+            titles={name: registry.card(name).title for name in registry.loadable()},
+        )
     )
 
 

@@ -98,8 +98,11 @@ def find_turn(image: np.ndarray) -> int | None:
     Returns:
         Degrees clockwise: 0, 90, 180 or 270 (see `images.turned`); None where no turn shows a face.
     """
-    if find_faces(image):
-        return 0
+    return 0 if find_faces(image) else find_other_turn(image)
+
+
+def find_other_turn(image: np.ndarray) -> int | None:
+    """Return the same for a photo in which no face is upright: 90, 180 or 270, or None."""
     reduced, _ = _reduce(image, TURNED_PIXELS)
     if min(reduced.shape[:2]) < SMALLEST_SEARCHED:
         return None

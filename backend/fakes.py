@@ -198,6 +198,15 @@ class LandmarkedPhotographs:
         """Return (5, 2) landmarks in pixels, or None if there is no face."""
         return self._points[index] if self._has_face[index] else None
 
+    def similar_pose(self, index: int, randomness: np.random.Generator, count: int) -> tuple[int, np.ndarray] | None:
+        """Draw `count` photographs, and return the index and landmarks of the one posed most like `index`."""
+        points = self.landmarks_of(index)
+        others = [int(other) for other in randomness.integers(len(self), size=count) if other != index]
+        candidates = [(other, place) for other in others if (place := self.landmarks_of(other)) is not None]
+        if points is None or not candidates:
+            return None
+        return min(candidates, key=lambda item: float(np.abs(item[1] - points).sum()))
+
 
 @torch.no_grad()
 def find_landmarks(pictures: Tensor) -> tuple[Tensor, Tensor]:
@@ -395,11 +404,10 @@ def _make_swap(
     landmarks: LandmarkedPhotographs, target: int, randomness: np.random.Generator, redrawing: Inverter | None
 ) -> tuple[np.ndarray, str, str] | None:
     points = landmarks.landmarks_of(target)
-    others = [int(index) for index in randomness.integers(len(landmarks), size=SWAP_CANDIDATES) if index != target]
-    candidates = [(index, place) for index in others if (place := landmarks.landmarks_of(index)) is not None]
-    if points is None or not candidates:
+    similar = landmarks.similar_pose(target, randomness, SWAP_CANDIDATES)
+    if points is None or similar is None:
         return None
-    source, source_points = min(candidates, key=lambda item: float(np.abs(item[1] - points).sum()))
+    source, source_points = similar
     blend = "poisson" if randomness.random() < 0.5 else "feather"
     feather = float(randomness.uniform(1.5, 4.0))
     photograph = landmarks.picture(target)

@@ -76,6 +76,11 @@ def to_array(tensor: Tensor) -> np.ndarray:
     return (picture * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().cpu().numpy()
 
 
+def round_to_bytes(values: np.ndarray) -> np.ndarray:
+    """Return grey levels of any kind as uint8, rounded and cut off at 0 and 255."""
+    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+
+
 def encode_png(array: np.ndarray, text: dict[str, str] | None = None, *, colours: int | None = None) -> bytes:
     """Encode uint8 (H, W, 3) pixels as PNG, with `text` as its metadata.
 

@@ -143,79 +143,56 @@ def check_suitability(located: LocatedFace) -> Suitability:
     )
 
 
+def _check(name: str, problem: str | None, passed: str, advice: str) -> Check:
+    """Return a cross with its problem and what to do, or a tick with the sentence `passed`."""
+    return Check(name, True, passed) if problem is None else Check(name, False, problem, advice)
+
+
 def check_drawing(crop: np.ndarray) -> Check:
     """Check that an aligned crop, uint8 (128, 128, 3), is no drawing."""
-    if load_models()["drawing"].log_odds(drawing_features(crop)[None])[0] <= 0:
-        return Check("drawing", True, "It does not look like a drawing.")
-    return Check(
-        "drawing",
-        False,
-        "It looks like a drawing, a painting or a computer graphic; the detectors only know photographs.",
-        "Use a photograph of a face.",
-    )
+    drawn = load_models()["drawing"].log_odds(drawing_features(crop)[None])[0] > 0
+    problem = "It looks like a drawing, a painting or a computer graphic; the detectors only know photographs."
+    advice = "Use a photograph of a face."
+    return _check("drawing", problem if drawn else None, "It does not look like a drawing.", advice)
 
 
 def _check_resolution(face: Face) -> Check:
-    problem = faces.size_problem(face)
-    if problem is None:
-        return Check("resolution", True, "The face is large enough.")
-    return Check("resolution", False, problem, "Use a larger copy of the picture, or one taken from closer up.")
+    advice = "Use a larger copy of the picture, or one taken from closer up."
+    return _check("resolution", faces.size_problem(face), "The face is large enough.", advice)
 
 
 def _check_blur(crop: np.ndarray) -> Check:
-    if blur(crop) <= MAX_BLUR:
-        return Check("blur", True, "The face is sharp enough.")
-    return Check(
-        "blur",
-        False,
-        "The face is blurred, so the fine detail that the detectors look at is gone.",
-        "Use a sharper picture, or the original file if this one was enlarged.",
-    )
+    problem = "The face is blurred, so the fine detail that the detectors look at is gone."
+    advice = "Use a sharper picture, or the original file if this one was enlarged."
+    return _check("blur", problem if blur(crop) > MAX_BLUR else None, "The face is sharp enough.", advice)
 
 
 def _check_compression(photo: np.ndarray, aligned: AlignedFace) -> Check:
     # Blocks of a large face are averaged away in the crop that the detectors see.
     reduction = float(abs(np.linalg.det(aligned.matrix[:, :2]))) ** -0.5
-    if blocking(_surroundings(photo, aligned.face)) <= MAX_BLOCKING * max(1.0, reduction) ** 0.5:
-        return Check("compression", True, "No strong compression can be seen.")
-    return Check(
-        "compression",
-        False,
-        "The picture was compressed so strongly that square blocks show.",
-        "Use the original file rather than a copy that was sent by a messenger or saved many times.",
-    )
+    blocks = blocking(_surroundings(photo, aligned.face)) > MAX_BLOCKING * max(1.0, reduction) ** 0.5
+    problem = "The picture was compressed so strongly that square blocks show."
+    advice = "Use the original file rather than a copy that was sent by a messenger or saved many times."
+    return _check("compression", problem if blocks else None, "No strong compression can be seen.", advice)
 
 
 def _check_pose(face: Face) -> Check:
-    problem = faces.pose_problem(face)
-    if problem is None:
-        return Check("pose", True, "The face is seen from the front.")
-    return Check("pose", False, problem, "Use a picture in which the person faces the camera.")
+    advice = "Use a picture in which the person faces the camera."
+    return _check("pose", faces.pose_problem(face), "The face is seen from the front.", advice)
 
 
 def _check_occlusion(crop: np.ndarray, face: Face, shape: tuple[int, ...]) -> Check:
-    problem = faces.edge_problem(face, shape)
-    if (
-        problem is None
-        and "occlusion" in load_models()
-        and load_models()["occlusion"].log_odds(occlusion_features(crop)[None])[0] > 0
-    ):
+    problem, models = faces.edge_problem(face, shape), load_models()
+    if problem is None and models and models["occlusion"].log_odds(occlusion_features(crop)[None])[0] > 0:
         problem = "Something seems to cover part of the face: sunglasses, a mask or a hand, for example."
-    if problem is None:
-        whole = "Nothing seems to cover the face." if load_models() else "The edge of the picture cuts nothing off."
-        return Check("occlusion", True, whole)
-    return Check("occlusion", False, problem, "Use a picture that shows the whole face.")
+    whole = "Nothing seems to cover the face." if models else "The edge of the picture cuts nothing off."
+    return _check("occlusion", problem, whole, "Use a picture that shows the whole face.")
 
 
 def _check_borders(photo: np.ndarray) -> Check:
-    if not has_border(photo):
-        return Check("borders", True, "The picture has no border.")
-    return Check(
-        "borders",
-        False,
-        "The picture has a plain border, as screenshots have; those are seldom exact copies.",
-        "Use the picture file itself rather than a screenshot of it.",
-    )
+    problem = "The picture has a plain border, as screenshots have; those are seldom exact copies."
+    advice = "Use the picture file itself rather than a screenshot of it."
+    return _check("borders", problem if has_border(photo) else None, "The picture has no border.", advice)
 
 
 @functools.cache

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import gradio as gr
-import jinja2
 import numpy as np
 from gradio.data_classes import ImageData
 from gradio.events import Dependency
@@ -15,6 +14,7 @@ from PIL import Image
 
 from backend.detectors.base import verdict
 from backend.detectors.predict import format_p_fake
+from backend.markup import template_environment
 from backend.progress import Job, Running, Step
 from tabs.events import QUICK, after_job, run_in_turn
 
@@ -30,13 +30,7 @@ SIGNS = {"signs": "▲", "unsure": "?", "no_known_signs": "○"}  # so that colo
 SIGN_WORDS = {"signs": "signs", "unsure": "unsure", "no_known_signs": "none known"}
 SIGN_KEY = ", ".join(f"{SIGNS[call]} {words}" for call, words in SIGN_WORDS.items()) + "."
 NO_BREAK = "\u00a0"
-_templates = jinja2.Environment(
-    loader=jinja2.PackageLoader("tabs"),
-    autoescape=True,
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
+_templates = template_environment("tabs")
 
 
 def render(template: str, **variables: Any) -> str:

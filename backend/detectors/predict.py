@@ -81,7 +81,7 @@ def judge_faces(located: Sequence[LocatedFace], detectors: list[str] | None = No
         for index, (face, source) in enumerate(zip(batch, sources, strict=True)):
             p_fake = {name: values[index] for name, values in scores.items()}
             shown = {name: p_fake[name] for name in listed}
-            answer = combination.combine(p_fake)
+            answer = None if combined is None else combination.combine(p_fake, combined)
             suitable = check_suitability(face)
             judged.append(JudgedFace(face.number, source.aligned, face.facts.problem, shown, answer, suitable))
     return judged

@@ -165,7 +165,7 @@ def rates_of(name: str) -> MeasuredRates | None:
     stored = read_rates()
     if stored is None or name not in stored.answers:
         return None
-    members = [key for key in stored.hashes if key in stored.overall["members"]] if name == COMBINED else [name]
+    members = stored.overall["members"] if name == COMBINED else [name]
     return None if any(stored.stale(member) for member in members) else stored.answers[name]
 
 

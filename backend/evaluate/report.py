@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment
 
 from backend import weights
 from backend.errors import UserError
@@ -29,6 +29,7 @@ from backend.evaluate.plots import Figure
 from backend.evaluate.runs import Evaluation
 from backend.evaluate.store import Row, read_rows
 from backend.evaluate.tables import Table
+from backend.markup import template_environment
 from backend.settings import SETTINGS
 
 JSON_FILE, HTML_FILE, LATEX_FILE, ROWS_FILE = "report.json", "report.html", "tables.tex", "rows.csv"
@@ -208,13 +209,7 @@ def changed_weights(evaluation: Evaluation) -> list[str]:
 
 @cache
 def _templates() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("backend.evaluate"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = template_environment("backend.evaluate")
     environment.filters |= {"cell_text": tables.cell_text, "fact_text": _fact_text}
     environment.tests["estimate"] = lambda cell: isinstance(cell, Estimate) and cell.value is not None
     return environment

@@ -51,8 +51,8 @@ class ExplainSettings:
 
     Args:
         method: A name in `EXPLAINERS`.
-        reference: What a hidden part shows: the method's usual fill, or the face after an attack that makes the
-            detector call it real (Adv-XAI, 2502.03957). Methods that hide nothing ignore it.
+        reference: What a hidden part shows: the method's usual fill, or the face after an attack that takes
+            it below the detector's threshold (Adv-XAI, 2502.03957). Methods that hide nothing ignore it.
         preset: How many samples; `as_released` also does what that paper's code does where its text says otherwise.
         seed: Seed of all random numbers.
         towards: The verdict to explain. Only Grad-CAM, Grad-CAM++ and XRAI explain one that the detector did not give.

@@ -22,7 +22,7 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
 
-from backend.images import as_jpeg, like_photograph, like_photographs
+from backend.images import as_jpeg, like_photograph, like_photographs, round_to_bytes
 
 WEAK_SHARE = 0.5  # how often each step of the weak defence acts
 WEAK_BLUR_SIDES = (3, 5, 7, 9)
@@ -67,7 +67,7 @@ def degrade_picture(picture: np.ndarray, randomness: np.random.Generator, degrad
     if randomness.random() < degradation.noise_share:
         values = np.asarray(image, dtype=np.float32)
         noise = randomness.normal(0, randomness.uniform(0.5, degradation.noise), values.shape)
-        image = Image.fromarray(_to_bytes(values + noise))
+        image = Image.fromarray(round_to_bytes(values + noise))
     if randomness.random() < degradation.jpeg_share:
         image = as_jpeg(image, int(randomness.integers(degradation.quality, 99)), int(randomness.integers(0, 3)))
     return np.asarray(image)
@@ -102,7 +102,7 @@ def weak_defence(picture: np.ndarray, randomness: np.random.Generator) -> np.nda
 def blur_picture(picture: np.ndarray, side: int) -> np.ndarray:
     """Smooth uint8 (S, S, 3) by a Gaussian of standard deviation 4, cut off at `side` pixels (odd)."""
     sigma = (WEAK_BLUR_SIGMA, WEAK_BLUR_SIGMA, 0)
-    return _to_bytes(ndimage.gaussian_filter(picture.astype(np.float32), sigma, radius=side // 2, mode="mirror"))
+    return round_to_bytes(ndimage.gaussian_filter(picture.astype(np.float32), sigma, radius=side // 2, mode="mirror"))
 
 
 def crop_picture(picture: np.ndarray, per_cent: float) -> np.ndarray:
@@ -120,11 +120,7 @@ def compress_picture(picture: np.ndarray, quality: int) -> np.ndarray:
 
 def add_noise(picture: np.ndarray, deviation: float, randomness: np.random.Generator) -> np.ndarray:
     """Add normal noise of a standard deviation in grey levels; uint8 (S, S, 3)."""
-    return _to_bytes(picture + deviation * randomness.standard_normal(picture.shape))
-
-
-def _to_bytes(values: np.ndarray) -> np.ndarray:
-    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+    return round_to_bytes(picture + deviation * randomness.standard_normal(picture.shape))
 
 
 def degrade_batches(batches: list[Tensor], randomness: torch.Generator) -> list[Tensor]:

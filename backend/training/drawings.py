@@ -14,7 +14,7 @@ from scipy import ndimage, spatial
 from skimage import color, feature, restoration
 
 from backend.errors import UserError
-from backend.images import GREY
+from backend.images import GREY, round_to_bytes
 
 LEARNED_KINDS = ("drawn", "render", "sketch", "ink", "cartoon", "oil")
 HELD_OUT_KINDS = ("emoji", "halftone", "polygons", "strokes")
@@ -64,11 +64,7 @@ def make_drawing(kind: str, seed: int, portrait: np.ndarray) -> np.ndarray:
     if kind not in _MAKERS:
         raise UserError(f"There is no kind of drawing named {kind}.", f"Choose one of: {', '.join(KINDS)}.")
     randomness = np.random.default_rng([KINDS.index(kind), seed])
-    return _to_bytes(_MAKERS[kind](randomness, portrait))
-
-
-def _to_bytes(values: np.ndarray) -> np.ndarray:
-    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+    return round_to_bytes(_MAKERS[kind](randomness, portrait))
 
 
 def _grey(picture: np.ndarray) -> np.ndarray:
@@ -344,7 +340,7 @@ def _cartoon(randomness: Randomness, portrait: np.ndarray) -> np.ndarray:
     else:
         median = ImageFilter.MedianFilter(2 * max(1, round(randomness.uniform(1, 2) * scale)) + 1)
         smooth = np.asarray(Image.fromarray(portrait).filter(median).filter(median), dtype=float)
-    image = ImageEnhance.Color(Image.fromarray(_to_bytes(smooth))).enhance(randomness.uniform(0.9, 2))
+    image = ImageEnhance.Color(Image.fromarray(round_to_bytes(smooth))).enhance(randomness.uniform(0.9, 2))
     if randomness.random() < 0.5:
         palette = image.quantize(int(randomness.integers(5, 25)), Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
         flat = np.asarray(palette.convert("RGB"), dtype=float)
@@ -375,7 +371,7 @@ def _oil(randomness: Randomness, portrait: np.ndarray) -> np.ndarray:
         better = count > most
         most[better] = count[better]
         painted[better] = (colours / np.maximum(count, 1e-6)[..., None])[better]
-    image = ImageEnhance.Color(Image.fromarray(_to_bytes(painted))).enhance(randomness.uniform(0.9, 1.6))
+    image = ImageEnhance.Color(Image.fromarray(round_to_bytes(painted))).enhance(randomness.uniform(0.9, 1.6))
     if randomness.random() < 0.5:  # the relief of thick paint
         grey = _grey(painted)
         relief = np.gradient(ndimage.gaussian_filter(grey, 0.7))[0]
@@ -459,7 +455,7 @@ def _strokes(randomness: Randomness, portrait: np.ndarray) -> np.ndarray:
             row, column = int(np.clip(row, 0, height - 1)), int(np.clip(column, 0, width - 1))
             angle = np.arctan2(right[row, column], -down[row, column]) + randomness.normal(0, 0.2)
             reach = radius * randomness.uniform(1.5, 4) * np.array([np.cos(angle), np.sin(angle)])
-            colour = _to_bytes(reference[row, column] + randomness.normal(0, 8, 3))
+            colour = round_to_bytes(reference[row, column] + randomness.normal(0, 8, 3))
             ends = [(column - reach[0], row - reach[1]), (column + reach[0], row + reach[1])]
             pen.line(ends, fill=tuple(colour.tolist()), width=max(2, round(1.6 * radius)))
     return np.asarray(image)

@@ -19,6 +19,7 @@ from backend import runtime
 from backend.attacks.ganprintr import load_ganprintr
 from backend.face_packs import Photographs
 from backend.fakes import LandmarkedPhotographs, inner_face, warp_to
+from backend.images import round_to_bytes
 from backend.progress import Job, Step
 
 HELD_OUT_KINDS = ("self_blend", "morph", "multiband", "autoencoder")
@@ -39,10 +40,10 @@ def make_held_out(photographs: Photographs, seed: int) -> Job[dict[str, tuple[Te
     for index in range(len(landmarks)):
         points = landmarks.landmarks_of(index)
         randomness = np.random.default_rng([seed, index])
-        partner = _similar_pose(landmarks, index, randomness)
+        partner = landmarks.similar_pose(index, randomness, CANDIDATES)
         if points is None or partner is None:
             continue
-        face, (other, other_points) = landmarks.picture(index), partner
+        face, other, other_points = landmarks.picture(index), landmarks.picture(partner[0]), partner[1]
         made["self_blend"].append(self_blend(face, points, randomness))
         made["morph"].append(morph(face, points, other, other_points, float(randomness.uniform(*MORPH_SHARE))))
         made["multiband"].append(multiband_swap(face, points, other, other_points))
@@ -53,19 +54,6 @@ def make_held_out(photographs: Photographs, seed: int) -> Job[dict[str, tuple[Te
     chosen = np.array(origins)
     stacked["autoencoder"] = copy_by_autoencoder(photographs.pictures[torch.from_numpy(chosen)])
     return {kind: (pictures, chosen) for kind, pictures in stacked.items()}
-
-
-def _similar_pose(
-    landmarks: LandmarkedPhotographs, index: int, randomness: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return another photograph with its landmarks, the one of some whose pose is most similar."""
-    points = landmarks.landmarks_of(index)
-    others = [int(other) for other in randomness.integers(len(landmarks), size=CANDIDATES) if other != index]
-    candidates = [(other, place) for other in others if (place := landmarks.landmarks_of(other)) is not None]
-    if points is None or not candidates:
-        return None
-    best, place = min(candidates, key=lambda item: float(np.abs(item[1] - points).sum()))
-    return landmarks.picture(best), place
 
 
 def self_blend(face: np.ndarray, points: np.ndarray, randomness: np.random.Generator) -> np.ndarray:
@@ -91,7 +79,7 @@ def self_blend(face: np.ndarray, points: np.ndarray, randomness: np.random.Gener
     )
     mask = ndimage.gaussian_filter(inner_face(points, size), float(randomness.uniform(1.0, 6.0)))
     mask = (mask * float(randomness.choice([0.5, 0.75, 1.0, 1.0])))[..., None]
-    return _to_bytes(face + mask * (moved - face))
+    return round_to_bytes(face + mask * (moved - face))
 
 
 def morph(
@@ -99,7 +87,7 @@ def morph(
 ) -> np.ndarray:
     """Mix two faces, uint8 (S, S, 3), at the mean of their landmarks (5, 2); `share` is the second's."""
     between = (1 - share) * first_points + share * second_points
-    return _to_bytes(
+    return round_to_bytes(
         (1 - share) * warp_to(first, first_points, between) + share * warp_to(second, second_points, between)
     )
 
@@ -117,7 +105,7 @@ def multiband_swap(target: np.ndarray, points: np.ndarray, source: np.ndarray, s
         layers = [picture if last else picture - _smooth(picture, 2.0**band) for picture in (warped, background)]
         mixed += soft * layers[0] + (1 - soft) * layers[1]
         warped, background = _smooth(warped, 2.0**band), _smooth(background, 2.0**band)
-    return _to_bytes(mixed)
+    return round_to_bytes(mixed)
 
 
 @torch.no_grad()
@@ -130,7 +118,3 @@ def copy_by_autoencoder(pictures: Tensor) -> Tensor:
 
 def _smooth(picture: np.ndarray, deviation: float) -> np.ndarray:
     return ndimage.gaussian_filter(picture, (deviation, deviation, 0), mode="nearest")
-
-
-def _to_bytes(values: np.ndarray) -> np.ndarray:
-    return np.clip(np.rint(values), 0, 255).astype(np.uint8)

@@ -22,7 +22,7 @@ from sklearn.datasets import load_sample_image
 from sklearn.linear_model import LogisticRegression
 
 from backend import face_packs, suitability
-from backend.images import as_jpeg
+from backend.images import as_jpeg, round_to_bytes
 from backend.progress import Step
 from backend.suitability import SIDE, LinearModel
 from backend.training import covers, drawings, install, loop
@@ -215,14 +215,14 @@ def _grey(picture: np.ndarray, randomness: Randomness) -> np.ndarray:
     """Return the picture in black and white or, as old ones are, in brown."""
     image = ImageEnhance.Contrast(Image.fromarray(picture).convert("L")).enhance(randomness.uniform(0.8, 1.5))
     tint = np.array([1, 1, 1] if randomness.random() < 0.6 else [1.0, 0.9, 0.75])
-    return _to_bytes(np.asarray(image, dtype=float)[..., None] * tint)
+    return round_to_bytes(np.asarray(image, dtype=float)[..., None] * tint)
 
 
 def _beautified(picture: np.ndarray, randomness: Randomness) -> np.ndarray:
     """Smooth the skin and brighten it, as beauty filters do."""
     smooth = restoration.denoise_tv_chambolle(picture, weight=randomness.uniform(0.04, 0.12), channel_axis=2) * 255
     share = randomness.uniform(0.5, 0.9)
-    mixed = Image.fromarray(_to_bytes(share * smooth + (1 - share) * picture))
+    mixed = Image.fromarray(round_to_bytes(share * smooth + (1 - share) * picture))
     brighter = ImageEnhance.Brightness(mixed).enhance(randomness.uniform(1, 1.15))
     return np.asarray(ImageEnhance.Color(brighter).enhance(randomness.uniform(0.9, 1.3)))
 
@@ -242,20 +242,20 @@ def _cleaned(picture: np.ndarray, randomness: Randomness) -> np.ndarray:
     """Remove noise and sharpen, which comes close to a crop of a much larger photo."""
     smooth = restoration.denoise_tv_chambolle(picture, weight=randomness.uniform(0.01, 0.03), channel_axis=2) * 255
     mask = ImageFilter.UnsharpMask(randomness.uniform(0.5, 1.5), int(randomness.integers(30, 120)), 0)
-    return np.asarray(Image.fromarray(_to_bytes(smooth)).filter(mask))
+    return np.asarray(Image.fromarray(round_to_bytes(smooth)).filter(mask))
 
 
 def _noisy(picture: np.ndarray, randomness: Randomness) -> np.ndarray:
     """Add the noise of a sensor in dim light, or the grain of film, which is as coarse as that of paper."""
     if randomness.random() < 0.5:
         noise = randomness.normal(0, randomness.uniform(4, 16), picture.shape)
-        return _to_bytes(picture * randomness.uniform(0.4, 1) + noise)
+        return round_to_bytes(picture * randomness.uniform(0.4, 1) + noise)
     channels = randomness.choice([1, 3])
     grain = ndimage.gaussian_filter(
         randomness.standard_normal((SIDE, SIDE, channels)), (*[randomness.uniform(0.4, 1.4)] * 2, 0)
     )
     grainy = picture + grain / grain.std() * randomness.uniform(2, 12)
-    return _vivid(_to_bytes(grainy), randomness) if randomness.random() < 0.5 else _to_bytes(grainy)
+    return _vivid(round_to_bytes(grainy), randomness) if randomness.random() < 0.5 else round_to_bytes(grainy)
 
 
 def _degraded(picture: np.ndarray, randomness: Randomness) -> np.ndarray:
@@ -270,7 +270,7 @@ def _studio(picture: np.ndarray, randomness: Randomness) -> np.ndarray:
     mask = ndimage.gaussian_filter((head | body).astype(float), 2)[..., None]
     tone = randomness.uniform(60, 256) + randomness.normal(0, 12, 3) + randomness.normal(0, 0.8, picture.shape)
     light = 1 + randomness.uniform(-0.15, 0.15) * x[..., None] + randomness.uniform(-0.15, 0.15) * y[..., None]
-    return _to_bytes(mask * picture + (1 - mask) * tone * light)
+    return round_to_bytes(mask * picture + (1 - mask) * tone * light)
 
 
 PHOTOGRAPH_CHANGES: Mapping[str, Change] = {
@@ -285,10 +285,6 @@ PHOTOGRAPH_CHANGES: Mapping[str, Change] = {
     "degraded": _degraded,
     "studio": _studio,
 }
-
-
-def _to_bytes(values: np.ndarray) -> np.ndarray:
-    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
 
 
 def _example_cover(cover: str, pictures: Sequence[np.ndarray], seed: int, number: int) -> np.ndarray:
