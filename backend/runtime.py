@@ -119,7 +119,8 @@ def device_in_words() -> str:
 def fast_bfloat16(target: torch.device) -> bool:
     """Return whether a device has instructions of its own for bfloat16; without them it is many times slower."""
     if target.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        with torch.cuda.device(target):
+            return torch.cuda.is_bf16_supported(including_emulation=False)
     if target.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):
         capabilities = torch.cpu.get_capabilities()
         return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
@@ -172,15 +173,21 @@ def frozen(*modules: nn.Module) -> Iterator[None]:
     """Put modules in inference mode without parameter gradients, and restore both whatever happens."""
     training = [(module, module.training) for root in modules for module in root.modules()]
     gradients = [(weight, weight.requires_grad) for root in modules for weight in root.parameters()]
-    try:
-        for root in modules:
-            root.eval().requires_grad_(False)
+    try:  # only what differs is set, because setting takes longer than looking
+        if any(mode for _, mode in training):
+            for root in modules:
+                root.eval()
+        for weight, flag in gradients:
+            if flag:
+                weight.requires_grad_(False)
         yield
     finally:
         for module, mode in training:
-            module.training = mode
+            if module.training != mode:
+                module.training = mode
         for weight, flag in gradients:
-            weight.requires_grad_(flag)
+            if weight.requires_grad != flag:
+                weight.requires_grad_(flag)
 
 
 def private_folder() -> Path:

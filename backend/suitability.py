@@ -276,10 +276,12 @@ def _places(count: int) -> np.ndarray:
 def _starts_with_border(lines: np.ndarray) -> bool:
     """Say whether the first lines of (L, W, 3) have one colour, up to a line beyond which hardly a pixel has it."""
     colour = np.median(lines[0], axis=0)
+    if (np.abs(lines[0] - colour).max(axis=1) <= BORDER_SPREAD).mean() < PLAIN:
+        return False
     alike = np.abs(lines[: int(MAX_BORDER * len(lines)) + BORDER_EDGE] - colour).max(axis=2) <= BORDER_SPREAD
     shares = alike.mean(axis=1)
     outside = np.flatnonzero(shares < IN_BORDER)
-    if shares[0] < PLAIN or not len(outside):
+    if not len(outside):
         return False
     end = int(outside[0])
     ended = alike[max(0, end - BORDER_EDGE)] & ~alike[min(end + BORDER_EDGE, len(alike) - 1)]

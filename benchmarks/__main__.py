@@ -31,7 +31,7 @@ from benchmarks.rows import ROWS, Row
 
 OUT = Path(__file__).resolve().parent.parent / "docs" / "PERFORMANCE.md"
 KEPT = Path(__file__).with_name("figures.json")
-GPU_ROWS = ("Counterfactual with FFHQ-1024 on a GPU", "All maps on a GPU")  # measured where there is one
+GPU_ROWS = ("Counterfactual with FFHQ-1024 on a GPU", "All maps on a GPU")  # no row measures them yet
 NOT_TIMED = "not measured"
 
 
@@ -230,12 +230,15 @@ def table(measured: Mapping[str, Measured]) -> str:
             asked = "" if row.at_least is None else f"{row.at_least:g}"
             goal = "" if row.goal is None else f"{row.goal:g}"
         when = f"{figures.runs}, {figures.day}" + (f" ({machines.index(figures.machine) + 1})" if machines[1:] else "")
+        memory = "" if row.in_others else f"{figures.memory:.0f} MB"
         lines.append(
-            f"| {row.work} | {row.peer} | {shown} | {span} | {asked} | {goal} | {seconds} | {figures.memory:.0f} MB "
-            f"| {when} |"
+            f"| {row.work} | {row.peer} | {shown} | {span} | {asked} | {goal} | {seconds} | {memory} | {when} |"
         )
     unmeasured = [row.work for name, row in ROWS.items() if name not in measured]
     lines += [f"| {work} | | {NOT_TIMED} | | | | | | |" for work in (*unmeasured, *GPU_ROWS)]
+    limits = [f"- {ROWS[name].work}: {ROWS[name].limit}" for name in measured if ROWS[name].limit]
+    if limits:
+        lines += ["", "What keeps ratios from growing:", "", *limits]
     compared = {name: figures.difference for name, figures in measured.items() if figures.difference is not None}
     if compared:
         listed = ", ".join(f"{ROWS[name].work.split(',')[0]} {value:.1e}" for name, value in compared.items())
@@ -288,6 +291,7 @@ def _options() -> argparse.Namespace:
         parser.error(f"unknown row: {', '.join(unknown)}")
     if options.keep is None and not options.quick:
         options.keep = KEPT
+    options.keep = options.keep and options.keep.resolve()
     return options
 
 

@@ -65,7 +65,7 @@ class Turns:
         if running is None or not durations:
             return WAITS
         seconds = max(1.0, statistics.median(durations) - (time.monotonic() - running[1]))
-        return f"{WAITS} The job before yours takes about {duration_in_words(seconds)} more."
+        return f"{WAITS} The job that runs now takes about {duration_in_words(seconds)} more."
 
 
 def duration_in_words(seconds: float) -> str:

@@ -1,6 +1,9 @@
 """Compiled networks answer as PyTorch does, are kept on disk, and step back where they do not agree."""
 
+import gc
 import logging
+import os
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -28,6 +31,7 @@ class Network(nn.Module):
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     monkeypatch.setattr(engine, "SETTINGS", replace(SETTINGS, cache_dir=tmp_path, engine="auto"))
+    monkeypatch.setattr(engine.runtime, "device", lambda: torch.device("cpu"))
     return tmp_path / engine.FOLDER
 
 
@@ -73,13 +77,26 @@ def test_a_converted_network_is_kept_and_read_again(cache, monkeypatch):
 
 def test_other_weights_or_facts_are_another_network(cache):
     for network, facts in ((Network(0), ()), (Network(1), ()), (Network(0), ("threshold 2",))):
+        before = set(cache.iterdir()) if cache.exists() else set()
         engine.compile_network(network.eval(), SIZE, "toy", facts)
-    assert len(list(cache.iterdir())) == 3
+        (folder,) = cache.iterdir()  # what was kept before is of no use any more
+        assert folder not in before
+
+
+def test_networks_of_other_names_stay_in_the_cache_and_broken_off_writes_go(cache):
+    engine.compile_network(Network(0).eval(), SIZE, "toy")
+    stale, fresh = (cache / f"{engine.UNFINISHED}{age}" for age in ("stale", "fresh"))
+    stale.mkdir(), fresh.mkdir()
+    os.utime(stale, (0, 0))
+    engine.compile_network(Network(1).eval(), SIZE, "toy-2")
+    names = sorted(path.name.rpartition("-")[0] for path in cache.iterdir())
+    assert names == ["toy", "toy_2", engine.UNFINISHED.rstrip("-")]
+    assert fresh.exists()
 
 
 def test_a_network_that_answers_otherwise_stays_with_pytorch(cache, monkeypatch, caplog):
-    compiled = engine._compile
-    monkeypatch.setattr(engine, "_compile", lambda _, *rest: compiled(Network(1).eval(), *rest))
+    convert = engine._convert
+    monkeypatch.setattr(engine, "_convert", lambda _, size: convert(Network(1).eval(), size))
     with caplog.at_level(logging.WARNING):
         assert engine.compile_network(Network(0).eval(), SIZE, "toy") is None
     assert "toy stays with PyTorch: OpenVINO's answers differ by" in caplog.text
@@ -95,12 +112,45 @@ def test_a_network_that_cannot_be_converted_stays_with_pytorch(cache, monkeypatc
     assert not cache.exists() or not list(cache.iterdir())
 
 
-def test_a_damaged_file_in_the_cache_stays_with_pytorch(cache):
+@pytest.mark.parametrize("damage", ["zeros", "cut", "text"])
+def test_a_damaged_file_in_the_cache_is_made_again(cache, damage):
     network = Network().eval()
     engine.compile_network(network, SIZE, "toy")
-    (file,) = cache.rglob("*.bin")
-    file.write_bytes(b"\0" * file.stat().st_size)
-    assert engine.compile_network(network, SIZE, "toy") is None
+    (weights,), (graph,) = cache.rglob("*.bin"), cache.rglob("*.xml")
+    size = weights.stat().st_size
+    if damage == "text":
+        graph.write_text("<net")
+    else:
+        weights.write_bytes(b"\0" * (size if damage == "zeros" else size // 2))
+    for _ in range(2):
+        again = engine.compile_network(network, SIZE, "toy")
+        assert torch.allclose(answers(again, 3), answers(network, 3), atol=1e-5)
+    (weights,) = cache.rglob("*.bin")
+    assert weights.stat().st_size == size and any(weights.read_bytes())
+
+
+def test_openvino_reports_nothing():
+    from openvino.tools.ovc import telemetry_utils
+
+    assert telemetry_utils.tm.__name__.endswith("telemetry_stub")
+
+
+def test_a_network_that_nobody_needs_is_freed(cache):
+    compiled = engine.compile_network(Network().eval(), SIZE, "toy")
+    answers(compiled, 3)
+    seen = weakref.ref(compiled)
+    del compiled
+    gc.collect()
+    assert seen() is None
+
+
+def test_a_full_disk_does_not_matter(cache, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("Can't write: no space left on device")
+
+    monkeypatch.setattr(openvino, "save_model", fail)
+    assert engine.compile_network(Network().eval(), SIZE, "toy") is not None
+    assert not list(cache.iterdir())
 
 
 def test_a_folder_that_cannot_be_written_to_does_not_matter(cache, monkeypatch, tmp_path):

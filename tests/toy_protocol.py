@@ -55,6 +55,7 @@ class ToyProtocol(Protocol):
         return [make_item(sample.name, factor=factor) for sample in data.samples for factor in self.config.factors]
 
     def run_item(self, item, data):
+        yield from ()
         time.sleep(self.config.pause)
         if item.sample == self.config.deadly and not Path(self.config.survived).exists():
             Path(self.config.survived).touch()

@@ -67,7 +67,7 @@ class FakePool(engines.Pool):
         if item.key in self.deadly and self.left > 0:
             self.left -= 1
             return [(worker, None)]
-        return [(worker, engines.perform_item(*self.work, item, f"fake {worker}"))]
+        return [(worker, finish(engines.perform_item(*self.work, item, f"fake {worker}")))]
 
     def stop(self, worker):
         self.running.remove(worker)

@@ -4,16 +4,15 @@ import json
 import shlex
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from backend import settings
-from backend.cli.options import Answer, Changes, JsonFlag, show_step
+from backend.cli.options import Answer, Changes, JsonFlag, show_changed_steps, show_step
 from backend.errors import UserError
 from backend.progress import Step, finish
 
@@ -110,7 +109,7 @@ def _evaluate_one(
     from backend.evaluate import report, runs
 
     show_step(Step(0, 0, f"Settings: {json.dumps(vars(protocol.config))}"))
-    evaluation = finish(runs.run_protocol(protocol, pictures, out, engine=engine, resume=resume), show_step)
+    evaluation = finish(runs.run_protocol(protocol, pictures, out, engine=engine, resume=resume), show_changed_steps())
     differences = [] if earlier is None else report.compare_reports(earlier, evaluation)
     files = report.write_report(evaluation, out, command, differences)
     return {
@@ -144,7 +143,7 @@ def _evaluate_all(
         try:
             evaluation = finish(
                 runs.run_protocol(protocol, pictures, folder, engine=engine, resume=True),
-                partial(_show_step_of, protocol.title),
+                _show_steps_of(protocol.title),
             )
         except UserError as error:
             left_out[protocol.name] = str(error)
@@ -167,8 +166,9 @@ def _evaluate_all(
     }
 
 
-def _show_step_of(title: str, step: Step) -> None:
-    show_step(replace(step, message=f"{title}: {step.message}"))
+def _show_steps_of(title: str) -> Callable[[Step], None]:
+    show = show_changed_steps()
+    return lambda step: show(replace(step, message=f"{title}: {step.message}"))
 
 
 def attack_table(
@@ -201,7 +201,7 @@ def attack_table(
     words = ["python", "-m", "backend", "attack-table", "--data", data.name, "--fakes", fakes.name, "--out", out.name]
     given = {"--per-family": per_family, "--attacks": attacks, "--white-box": white_box, "--seed": seed}
     words += [word for name, value in given.items() if value for word in (name, str(value))]
-    return finish(table.build_attack_table(protocol, faces, out, shlex.join(words)), show_step)
+    return finish(table.build_attack_table(protocol, faces, out, shlex.join(words)), show_changed_steps())
 
 
 def rates(

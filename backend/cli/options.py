@@ -1,7 +1,7 @@
 """Options and output that several commands share."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +22,20 @@ Changes = Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE"
 
 def show_step(step: Step) -> None:
     print(f"{step.number}/{step.total} {step.message}", file=sys.stderr, flush=True)
+
+
+def show_changed_steps() -> Callable[[Step], None]:
+    """Return a printer of steps that leaves out those of which only the figures change: a download has thousands."""
+    last: tuple[int, str] | None = None
+
+    def show(step: Step) -> None:
+        nonlocal last
+        current = (step.number, step.message.partition(":")[0])
+        if last != current:
+            last = current
+            show_step(step)
+
+    return show
 
 
 def write_files(out: Path, contents: Mapping[str, bytes], stale: Sequence[str] = ()) -> dict[str, str]:

@@ -2,14 +2,13 @@
 
 import logging
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from backend import weights as registry
-from backend.cli.options import Answer, JsonFlag, show_step
+from backend.cli.options import Answer, JsonFlag, show_changed_steps, show_step
 from backend.errors import UserError
 from backend.progress import Step, finish
 from backend.weights import Entry
@@ -78,7 +77,7 @@ def _fetch(names: list[str], source: str | None) -> Answer:
         entry.name for entry in registry.read_entries().values() if _is_expected(entry) and entry.state() != "verified"
     ]
     file = None if source is None else Path(source).expanduser()
-    fetched = [finish(fetching.fetch_model(name, file), _show_changed_steps()) for name in names]
+    fetched = [finish(fetching.fetch_model(name, file), show_changed_steps()) for name in names]
     rows = [_entry_row(registry.find_entry(name), verified=True) for name in names]
     summary = "\n".join(model.summary for model in fetched) or "Nothing is missing. Name a model to fetch it."
     return {
@@ -93,7 +92,7 @@ def _publish(repo: str | None, *, private: bool) -> Answer:
 
     if not repo:
         raise UserError("A repository is missing.", "Run: python -m backend weights publish --repo OWNER/NAME")
-    return vars(finish(publishing.publish_models(repo, private=private), _show_changed_steps())).copy()
+    return vars(finish(publishing.publish_models(repo, private=private), show_changed_steps())).copy()
 
 
 def _named_entries(names: list[str]) -> list[Entry]:
@@ -123,17 +122,3 @@ def _entry_row(entry: Entry, *, verified: bool | None) -> Answer:
 
 def _size_in_words(size: int) -> str:
     return f"{size / 1e6:,.1f} MB" if size else "size unknown"
-
-
-def _show_changed_steps() -> Callable[[Step], None]:
-    """Return a printer of steps that leaves out those of which only the figures change: a download has thousands."""
-    last: tuple[int, str] | None = None
-
-    def show(step: Step) -> None:
-        nonlocal last
-        current = (step.number, step.message.partition(":")[0])
-        if last != current:
-            last = current
-            show_step(step)
-
-    return show

@@ -421,10 +421,10 @@ class VideoSearch:
         """Return p_fake of the faces as they are in the saved video, by frame."""
         saved = finish(video.read_video(content)).frames
         scores = {}
-        with MODEL_LOCK, frozen(self._detector), torch.no_grad():
-            for number in self._results:
-                source = self._crop(saved[number], self._sources[number].located.face)
-                crop = images.to_tensor(source.aligned.crop).to(device())
-                view = predict.cut_for_detector(self._detector.card, crop, source)
+        for number in self._results:
+            source = self._crop(saved[number], self._sources[number].located.face)
+            crop = images.to_tensor(source.aligned.crop).to(device())
+            view = predict.cut_for_detector(self._detector.card, crop, source)
+            with MODEL_LOCK, frozen(self._detector), torch.no_grad():  # for each frame, so that others come in between
                 scores[number] = float(self._detector.p_fake(view)[0])
         return scores

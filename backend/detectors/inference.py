@@ -5,10 +5,12 @@ answers by float32 rounding alone, which is checked before their first use.
 """
 
 import copy
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -22,7 +24,11 @@ from backend.runtime import MODEL_LOCK, frozen
 
 WORTH_COMPILING = 8  # pictures in one batch, after which more will follow
 ASKED_OFTEN = 50  # pictures that came one by one, after which more will follow
+R = TypeVar("R")
 TOLERANCE = 1e-3  # of log-odds, absolute and relative, up to which a fast copy agrees
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -80,7 +86,9 @@ class BatchedDetector:
             self._compiled = (compile_detector if len(images) >= WORTH_COMPILING else compiled_copy)(self._whole)
         if self._compiled is not None and len(images) and not torch.is_autocast_enabled("cpu"):
             with MODEL_LOCK:
-                return self._compiled(self.detector.resize(images))
+                answers = _ask_compiled(self._whole, lambda network: network(self.detector.resize(images)))
+            if answers is not None:
+                return answers
         if self.device.type == "cpu":
             images = images.contiguous(memory_format=torch.channels_last)
         with MODEL_LOCK, frozen(self.detector), _full_precision(self.device), torch.inference_mode():
@@ -103,25 +111,49 @@ def ask_once(questions: Mapping[str, tuple[Detector, Tensor]]) -> dict[str, Tens
 
     Those that are compiled answer side by side. Nothing is compiled before a detector was asked often.
     """
+    for detector, images in questions.values():  # without the lock, because compiling takes seconds
+        _compile_if_worth_it(detector, len(images))
     with MODEL_LOCK:
-        ready = {name: _compiled_if_worth_it(detector, len(images)) for name, (detector, images) in questions.items()}
-        running = {name: compiled for name, compiled in ready.items() if compiled is not None}
-        for name, compiled in running.items():
-            detector, images = questions[name]
-            compiled.start(detector.resize(images))
-        answers = {name: compiled.wait() for name, compiled in running.items()}
+        answers: dict[str, Tensor | None] = {}
+        started = [
+            name
+            for name, (detector, images) in questions.items()
+            if len(images) and _ask_compiled(detector, lambda network: _start(network, detector.resize(images)))  # noqa: B023 - called at once
+        ]
+        for name in started:
+            answers[name] = _ask_compiled(questions[name][0], lambda network: network.wait())
+        result = {}
         for name, (detector, images) in questions.items():
-            if name not in answers:
+            answer = answers.get(name)
+            if answer is None:
                 with frozen(detector):
-                    answers[name] = detector.logit_fake(images)
-    return {name: answers[name] for name in questions}
+                    answer = detector.logit_fake(images)
+            result[name] = answer
+    return result
 
 
-def _compiled_if_worth_it(detector: Detector, count: int) -> CompiledNetwork | None:
-    asked = _asked[detector] = _asked.get(detector, 0) + count
-    if count == 0:
+def _start(network: CompiledNetwork, images: Tensor) -> bool:
+    network.start(images)
+    return True
+
+
+def _ask_compiled(detector: Detector, ask: Callable[[CompiledNetwork], R]) -> R | None:
+    """Return what the compiled copy answers; None where there is none, or where it fails and is given up."""
+    compiled = compiled_copy(detector)
+    if compiled is None:
         return None
-    return compile_detector(detector) if asked >= ASKED_OFTEN else compiled_copy(detector)
+    try:
+        return ask(compiled)
+    except Exception:
+        logger.warning("%s goes on with PyTorch: OpenVINO failed", detector.card.name, exc_info=True)
+        _copies[detector].compiled = None
+        return None
+
+
+def _compile_if_worth_it(detector: Detector, count: int) -> None:
+    asked = _asked[detector] = _asked.get(detector, 0) + count
+    if count and asked >= ASKED_OFTEN:
+        compile_detector(detector)
 
 
 def compile_detector(detector: Detector) -> CompiledNetwork | None:
@@ -139,7 +171,8 @@ def compile_detector(detector: Detector) -> CompiledNetwork | None:
         copies.asked = True
         network = _LogOdds(copy.deepcopy(copies.folded or detector)).eval().requires_grad_(requires_grad=False)
     size = detector.card.input_size
-    facts = (detector.card, detector.temperature, detector.threshold)
+    card = detector.card
+    facts = (card.outputs, card.mirrored, detector.temperature, detector.threshold)
     copies.compiled = engine.compile_network(network, (size, size), detector.card.name, facts, TOLERANCE)
     return copies.compiled
 

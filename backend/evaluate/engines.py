@@ -1,6 +1,7 @@
 """Engines, which do the items of a run: this process, worker processes, or a Ray cluster. All give the same rows.
 
-A worker gives torch one thread; this process has as many as torch likes, so the last digits of sums may differ.
+A worker gives torch one thread, this process has as many as torch likes, and a detector that was asked often enough is
+compiled: the last digits of sums may differ.
 On a Ray cluster, a worker is one actor with loaded models (Moritz et al. 2018; package ray, Ray Core).
 """
 
@@ -25,6 +26,7 @@ from backend.evaluate import store
 from backend.evaluate.dataset import Dataset
 from backend.evaluate.protocols.base import Item, Protocol
 from backend.evaluate.store import Outcome, without_folders
+from backend.progress import Job, Step, finish
 from backend.settings import ROOT
 
 ATTEMPTS = 3  # at an item whose worker died
@@ -34,7 +36,8 @@ NOT_SENT = [".git", ".venv*", "runs", "out", "examples/results", "results", "tes
 STORE_BYTES = 200_000_000  # of a cluster on this machine; rows are small
 ENGINES = ("local", "ray")
 
-Outcomes = Generator[Outcome, None, None]
+# The outcome of every item as it finishes; a step of an item in between, where it is done in this process.
+Outcomes = Generator[Outcome | Step, None, None]
 
 
 class Engine(Interface):
@@ -43,7 +46,7 @@ class Engine(Interface):
     name: str
 
     def run(self, protocol: Protocol, data: Dataset, items: Sequence[Item]) -> Outcomes:
-        """Yield the outcome of every item, as it finishes; closing the iterator stops the workers."""
+        """Yield the outcomes; closing the iterator stops the work and the workers."""
         ...
 
 
@@ -56,12 +59,12 @@ def count_devices() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def perform_item(protocol: Protocol, data: Dataset, item: Item, worker: str) -> Outcome:
+def perform_item(protocol: Protocol, data: Dataset, item: Item, worker: str) -> Job[Outcome]:
     """Do one item; an error becomes its outcome."""
     started = time.perf_counter()
     state, text, reason = "done", "[]", ""
     try:
-        text = store.encode_rows(protocol.run_item(item, data))
+        text = store.encode_rows((yield from protocol.run_item(item, data)))
     except UserError as error:
         state, reason = "skipped", error.message
     except Exception as error:  # noqa: BLE001 - one odd picture must not end a run of thousands; it is listed
@@ -77,7 +80,7 @@ class InProcess:
 
     def run(self, protocol: Protocol, data: Dataset, items: Sequence[Item]) -> Outcomes:
         for item in items:
-            yield perform_item(protocol, data, item, "this process")
+            yield (yield from perform_item(protocol, data, item, "this process"))
 
 
 class Pool(ABC):
@@ -214,7 +217,7 @@ def _serve_items(pipe: connection.Connection, packed: bytes, name: str, number: 
     protocol, data = pickle.loads(packed)  # noqa: S301 - it comes from the parent
     with contextlib.suppress(EOFError, OSError):
         while True:
-            pipe.send(perform_item(protocol, data, pipe.recv(), name))
+            pipe.send(finish(perform_item(protocol, data, pipe.recv(), name)))
 
 
 class RayEngine(Pool):
@@ -322,7 +325,7 @@ class _RayWorker:
         self.protocol, self.data = pickle.loads(packed)  # noqa: S301 - it comes from the driver
 
     def perform(self, values: tuple[str, str, dict[str, Any]]) -> tuple[Any, ...]:
-        return dataclasses.astuple(perform_item(self.protocol, self.data, Item(*values), self.name))
+        return dataclasses.astuple(finish(perform_item(self.protocol, self.data, Item(*values), self.name)))
 
 
 def choose_engine(name: str, workers: int | None = None, address: str | None = None) -> Engine:

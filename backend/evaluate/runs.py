@@ -19,7 +19,7 @@ from backend.evaluate.dataset import Dataset
 from backend.evaluate.engines import Engine, InProcess
 from backend.evaluate.plots import Figure
 from backend.evaluate.protocols.base import Protocol
-from backend.evaluate.store import RUN_FILE, Store
+from backend.evaluate.store import RUN_FILE, Outcome, Store
 from backend.evaluate.tables import Table
 from backend.progress import Job, Step
 
@@ -149,11 +149,15 @@ def _do_items(
     before = total - len(waiting)
     outcomes = engine.run(protocol, data, waiting)
     try:
-        for number, outcome in enumerate(outcomes, 1):
-            passed = time.perf_counter() - started
-            store.add(outcome, session, passed)
-            left = time_in_words(passed / number * (len(waiting) - number))
-            yield Step(before + number, total, f"{before + number} of {total} done, {left} left.")
+        done, message = 0, "The first item has begun."
+        for outcome in outcomes:
+            if isinstance(outcome, Outcome):
+                done += 1
+                passed = time.perf_counter() - started
+                store.add(outcome, session, passed)
+                left = time_in_words(passed / done * (len(waiting) - done))
+                message = f"{before + done} of {total} done, {left} left."
+            yield Step(before + done, total, message)
     finally:
         outcomes.close()
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from backend import engine
+from backend import engine, runtime
 from backend.detectors import inference, registry
 from backend.detectors.base import TWO_LOGITS, Detector
 from backend.detectors.inference import BatchedDetector, ask_once, compile_detector, compiled_copy, for_inference
@@ -85,6 +85,8 @@ def test_a_judge_counts_and_gives_ordinary_tensors():
 def shipped(tmp_path, monkeypatch):
     """The process's copy of a detector that ships, with an empty cache and nothing compiled."""
     pytest.importorskip("openvino")
+    if runtime.device().type != "cpu":
+        pytest.skip("networks are compiled on a CPU only")
     monkeypatch.setattr(engine, "SETTINGS", replace(SETTINGS, cache_dir=tmp_path, engine="auto"))
     detector = registry.load("meso4")
     inference._copies.pop(detector, None)
@@ -118,6 +120,24 @@ def test_several_detectors_are_asked_at_once(shipped):
     for name, detector in others.items():
         with torch.no_grad():
             assert torch.allclose(answers[name], detector.logit_fake(pictures), atol=1e-3)
+
+
+@pytest.mark.parametrize("part", ["start", "wait"])
+def test_a_compiled_copy_that_fails_is_given_up(shipped, monkeypatch, caplog, part):
+    pictures = torch.rand(20, 3, 128, 128, generator=torch.Generator().manual_seed(4))
+    with torch.no_grad():
+        expected = shipped.logit_fake(pictures)
+    others = {name: (registry.load(name), pictures) for name in ("meso4", "mesoinception4")}
+    for ask in (
+        lambda: BatchedDetector(shipped).logit_fake_of_all(pictures),
+        lambda: ask_once(others)["meso4"],
+    ):
+        inference._copies.pop(shipped, None)
+        failing = compile_detector(shipped)
+        monkeypatch.setattr(failing, part, lambda *_: 1 / 0)
+        assert torch.allclose(ask(), expected, atol=1e-3)
+        assert compiled_copy(shipped) is None
+    assert "meso4 goes on with PyTorch: OpenVINO failed" in caplog.text
 
 
 def test_only_the_copies_of_the_process_are_compiled(monkeypatch):

@@ -120,7 +120,7 @@ def test_evaluate_searches_and_judges_in_each_detector_s_own_crop(captured, phot
     items = protocol.items(data)
     assert len(items) == 2
     for item in items:
-        rows = protocol.run_item(item, data)
+        rows = finish(protocol.run_item(item, data))
         before = {row["judge"]: row["p_original"] for row in rows}
         assert before["own"] < before["xception"] - 0.02  # its crop holds more of what is dark
     # Around the embedded crop, which alone is changed, every picture is the photo's own.
@@ -137,5 +137,6 @@ def test_trace_removal_is_evaluated_in_each_detector_s_own_crop(captured, photo,
     monkeypatch.setattr(trace_removal, "shipped_references", lambda: None)
     monkeypatch.setattr(protocol.__class__, "_features", lambda _self, _picture: {})
     for item in protocol.items(data):
-        scores = {row["detector"]: row["p_fake"] for row in protocol.run_item(item, data) if row["kind"] == "verdict"}
+        rows = finish(protocol.run_item(item, data))
+        scores = {row["detector"]: row["p_fake"] for row in rows if row["kind"] == "verdict"}
         assert scores["own"] < scores["xception"] - 0.02

@@ -17,7 +17,7 @@ from backend import runtime
 from backend.errors import UserError
 from backend.evaluate import report, runs, store
 from backend.evaluate.store import RUN_FILE, Outcome, Store
-from backend.progress import finish
+from backend.progress import Step, finish
 from backend.settings import ROOT
 from tests.toy_protocol import ToyConfig, ToyProtocol, toy_data, write_picture
 from tests.toy_runs import EXPECTED, evaluated, levels, stored, uninterrupted
@@ -108,6 +108,26 @@ def test_closing_the_job_keeps_what_was_done(reference, tmp_path):
     assert len(finished_items(tmp_path)) == 4
     evaluated(ToyProtocol(ToyConfig()), data, tmp_path, resume=True)
     assert stored(tmp_path) == stored(out)
+
+
+def test_a_run_can_be_stopped_within_an_item(tmp_path, monkeypatch):
+    reached = []
+
+    def work(_, item, data):
+        for number in range(3):
+            reached.append((item.key, number))
+            yield Step(number, 3, "Half done.")
+        return [{"sample": item.sample}]
+
+    monkeypatch.setattr(ToyProtocol, "run_item", work)
+    data = toy_data(tmp_path / "data")
+    job = runs.run_protocol(ToyProtocol(ToyConfig()), data, tmp_path / "out")
+    steps = [next(job) for _ in range(6)]
+    job.close()
+    assert [step.number for step in steps] == [0, 0, 0, 0, 1, 1]
+    keys = list(dict(reached))
+    assert reached == [(keys[0], 0), (keys[0], 1), (keys[0], 2), (keys[1], 0)]
+    assert list(finished_items(tmp_path / "out")) == keys[:1]
 
 
 def test_a_folder_with_a_run_is_not_overwritten(reference):

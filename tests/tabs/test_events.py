@@ -86,7 +86,7 @@ def test_those_who_wait_learn_how_long_once_a_job_like_the_running_one_was_timed
         assert turns.wait_in_words() == WAITS  # nothing like it was timed
     with turns.taken_by("search"):
         now[0] += 10
-        assert turns.wait_in_words() == f"{WAITS} The job before yours takes about 30 seconds more."
+        assert turns.wait_in_words() == f"{WAITS} The job that runs now takes about 30 seconds more."
         now[0] += 60  # it takes longer than the one before
         assert turns.wait_in_words().endswith("about 1 second more.")
     with pytest.raises(KeyError), turns.taken_by("video"):

@@ -20,6 +20,7 @@ from backend.evaluate.dataset import FEW_PICTURES, Dataset
 from backend.evaluate.plots import Figure
 from backend.evaluate.store import Row
 from backend.evaluate.tables import Table
+from backend.progress import Job
 from backend.registration import LAST, Registry
 from backend.settings import validated
 
@@ -117,8 +118,10 @@ class Protocol(ABC):
         """Return all items for the chosen pictures, those of one picture next to each other."""
 
     @abstractmethod
-    def run_item(self, item: Item, data: Dataset) -> list[Row]:
-        """Measure one item; apart from `seconds` columns, rows depend only on item, config, data and weights.
+    def run_item(self, item: Item, data: Dataset) -> Job[list[Row]]:
+        """Measure one item; it can be stopped at every step.
+
+        Apart from `seconds` columns and the rounding of float32, rows depend only on item, config, data and weights.
 
         Raises:
             UserError: The picture cannot be measured; the message is the reason.

@@ -41,7 +41,7 @@ from backend.evaluate.protocols.base import (
 from backend.evaluate.store import Row
 from backend.evaluate.tables import Cell, Column, Table, cell_number
 from backend.generators import inversion
-from backend.progress import Job, finish
+from backend.progress import Job
 from backend.settings import validated
 
 ALL_LEVELS = ",".join(LEVELS)
@@ -115,7 +115,7 @@ def edit_face(
     lengths: StepLengths = "visible",
     variant: AttackVariant = "artifact_eraser",
     source: CroppedPhoto | None = None,
-) -> Edited:
+) -> Job[Edited]:
     """Edit one aligned face (1, 3, H, W) in [0, 1] against a detector.
 
     Args:
@@ -135,7 +135,7 @@ def edit_face(
         attack, variants = PIXEL_ATTACKS[method]
         settings = variants[variant]
         target = detector if view is None else OwnCropDetector(detector, view)
-        attacked = finish(attack(face, target, settings))
+        attacked = yield from attack(face, target, settings)
         length = getattr(settings, "alpha", settings.epsilon)  # what FGSM calls epsilon is its step
         return Edited(face, attacked.images, int(attacked.iterations[0]), None, length, attacked.seconds)
     if method not in COMPOSITES:
@@ -149,7 +149,7 @@ def edit_face(
         kappa=kappa,
         composite=method,  # type: ignore[arg-type]
     )
-    result = finish(search(inverter, detector, face, search_settings, view))
+    result = yield from search(inverter, detector, face, search_settings, view)
     change = changes.measure_latent_change(result.codes_start, result.codes).levels
     return Edited(
         start=result.inversion if method == "reconstruction" else result.original,
@@ -247,12 +247,12 @@ class CounterfactualProtocol(Protocol):
         unique = {tuple(setting.values()): setting for setting in settings}
         return [make_item(sample.name, **setting) for sample in data.fakes for setting in unique.values()]
 
-    def run_item(self, item: Item, data: Dataset) -> list[Row]:
+    def run_item(self, item: Item, data: Dataset) -> Job[list[Row]]:
         """Edit one fake and ask every detector about original, start and edit."""
         sample, options, config = data.by_name[item.sample], item.options, self.config
         source = sample_source(data, sample.name)
         face = images.to_tensor(source.aligned.crop)
-        edited = edit_face(
+        edited = yield from edit_face(
             options["method"],
             face,
             registry.load(options["detector"]),

@@ -163,7 +163,7 @@ class FaithfulnessProtocol(MapProtocol):
             for name in config.methods
         ]
 
-    def run_item(self, item: Item, data: Dataset) -> list[Row]:
+    def run_item(self, item: Item, data: Dataset) -> Job[list[Row]]:
         """Explain one fake by one method with each reference, and test each map."""
         sample = data.by_name[item.sample]
         detector = registry.load(item.options["detector"])
@@ -173,7 +173,11 @@ class FaithfulnessProtocol(MapProtocol):
         picture = _detector_crop(data, sample.name, detector)
         facts: Row = {"sample": sample.name, "family": sample.family, "source": sample.source}
         facts |= {"detector": item.options["detector"], "method": item.options["method"], "p_before": p_fake}
-        return [facts | self._test_map(item, reference, picture, detector) for reference in self.config.references]
+        rows = []
+        for reference in self.config.references:
+            row = yield from self._test_map(item, reference, picture, detector)
+            rows.append(facts | row)
+        return rows
 
     def tables(self, rows: Sequence[Row]) -> list[Table]:
         frame, note = pd.DataFrame(rows), self._note()
@@ -244,7 +248,7 @@ class FaithfulnessProtocol(MapProtocol):
     def published(self) -> list[Table]:
         return published.adv_xai_tables()
 
-    def _test_map(self, item: Item, reference: Reference, picture: np.ndarray, detector: Detector) -> Row:
+    def _test_map(self, item: Item, reference: Reference, picture: np.ndarray, detector: Detector) -> Job[Row]:
         """Explain a picture (S, S, 3) with one reference, and test the map."""
         config, name = self.config, item.options["method"]
         face, settings = images.to_tensor(picture), self._explain_settings(name, reference)
@@ -257,7 +261,7 @@ class FaithfulnessProtocol(MapProtocol):
             row |= {"attack_seconds": attacked.seconds, "flipped": bool(attacked.flipped[0])}
             row |= {"iterations": int(attacked.iterations[0])}
             row |= {"change": float((attacked.images[0] - face[0]).abs().max())}
-        result = finish(explain(face, detector, settings, attacked))
+        result = yield from explain(face, detector, settings, attacked)
         row |= {"degenerate": result.degenerate, "reason": result.reason, "p_reference": result.p_reference}
         row |= {"images": result.explanation.images, "calls": result.explanation.calls, "map_seconds": result.seconds}
         if result.degenerate:
@@ -265,9 +269,11 @@ class FaithfulnessProtocol(MapProtocol):
         # As in the paper, LIME's segments count only where they speak for the verdict.
         seed = derived_seed(config.seed, item.key, reference)
         test = config.map_test_settings(seed, positive_only=name == "lime")
-        row |= sufficiency_row(finish(measure_sufficiency(face, detector, result.saliency, result.labels, test)))
+        tested = yield from measure_sufficiency(face, detector, result.saliency, result.labels, test)
+        row |= sufficiency_row(tested)
         if config.stability and row[f"p_after_{max(config.tops)}"] is not None:
-            row["stability"] = _measured_stability(face, detector, result, settings, config.nes_settings())
+            stability = _measured_stability(face, detector, result, settings, config.nes_settings())
+            row["stability"] = yield from stability
         return row
 
     def _explain_settings(self, name: str, reference: Reference) -> ExplainSettings:
@@ -463,12 +469,12 @@ def _p_fake(data: Dataset, name: str, detector: Detector) -> float:
 
 def _measured_stability(
     face: Tensor, detector: Detector, explanation: Explanation, settings: ExplainSettings, attack: NESSettings
-) -> float | None:
+) -> Job[float | None]:
     """Return the correlation of a map with that of a face that differs a little; None without one to compare."""
-    neighbour = finish(find_neighbour(face, detector, explanation.saliency, explanation.labels, attack))
+    neighbour = yield from find_neighbour(face, detector, explanation.saliency, explanation.labels, attack)
     if neighbour is None:
         return None
-    second = finish(explain(neighbour, detector, settings))
+    second = yield from explain(neighbour, detector, settings)
     return None if second.degenerate else metric.map_stability(explanation.saliency.numpy(), second.saliency.numpy())
 
 

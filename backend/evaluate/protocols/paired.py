@@ -47,7 +47,7 @@ from backend.explain.deletion import WHY_MISLEADING, CurveSettings, PixelFill, d
 from backend.explain.explanation import ExplainSettings, explain
 from backend.explain.pairs import PairSettings, SegmentSource, measure_pair_sufficiency
 from backend.explain.segments import slic_segments
-from backend.progress import finish
+from backend.progress import Job
 from backend.settings import validated
 
 PAIRED_METHODS = ("sobol", "xrai", "rise", "lime", "gradcam")
@@ -170,7 +170,7 @@ class PairedProtocol(MapProtocol):
             for factor in config.resolutions
         ]
 
-    def run_item(self, item: Item, data: Dataset) -> list[Row]:
+    def run_item(self, item: Item, data: Dataset) -> Job[list[Row]]:
         """Explain the real photo by every method, and test each map on the fake."""
         sample, config = data.by_name[item.sample], self.config
         detector = registry.load(item.options["detector"])
@@ -181,8 +181,12 @@ class PairedProtocol(MapProtocol):
         facts: Row = {"sample": sample.name, "family": sample.family, "source": sample.source}
         facts |= {"detector": item.options["detector"], "resolution": item.options["resolution"]}
         facts["side"] = real.shape[-1]
-        rows = [facts | self._test_map(item, name, real, fake, detector) for name in config.methods]
-        return [*rows, facts | self._random(real, detector, derived_seed(config.seed, item.key))]
+        rows = []
+        for name in config.methods:
+            row = yield from self._test_map(item, name, real, fake, detector)
+            rows.append(facts | row)
+        random = yield from self._random(real, detector, derived_seed(config.seed, item.key))
+        return [*rows, facts | random]
 
     def tables(self, rows: Sequence[Row]) -> list[Table]:
         frame, note = pd.DataFrame(rows), self._note()
@@ -283,7 +287,7 @@ class PairedProtocol(MapProtocol):
             return f"{detector.card.title} calls the real photo fake."
         return None if called_fake[1] else f"{detector.card.title} does not call the fake fake."
 
-    def _test_map(self, item: Item, name: str, real: Tensor, fake: Tensor, detector: Detector) -> Row:
+    def _test_map(self, item: Item, name: str, real: Tensor, fake: Tensor, detector: Detector) -> Job[Row]:
         """Explain the photo by one method, and attack the fake where the map points."""
         config = self.config
         settings = ExplainSettings(
@@ -294,29 +298,31 @@ class PairedProtocol(MapProtocol):
             towards="real",
             segments=config.segments,
         )
-        explanation = finish(explain(real, detector, settings))
+        explanation = yield from explain(real, detector, settings)
         row: Row = {"method": name, "degenerate": explanation.degenerate, "reason": explanation.reason}
         row |= {"images": explanation.explanation.images, "map_seconds": explanation.seconds}
         if explanation.degenerate:
             return row | {"p_before": None, "deletion": None, "insertion": None} | empty_sufficiency_row(config.tops)
         test = config.map_test_settings(derived_seed(config.seed, item.key, name))
         pair_settings = PairSettings(config.segments, config.segments_of, test)
-        pair = finish(measure_pair_sufficiency(real, fake, detector, explanation.saliency, pair_settings))
+        pair = yield from measure_pair_sufficiency(real, fake, detector, explanation.saliency, pair_settings)
         row |= {"p_real_photo": pair.p_real_photo} | sufficiency_row(pair.sufficiency)
-        return row | self._curves(real, detector, explanation.saliency)
+        curves = yield from self._curves(real, detector, explanation.saliency)
+        return row | curves
 
-    def _curves(self, real: Tensor, detector: Detector, saliency: Tensor) -> Row:
+    def _curves(self, real: Tensor, detector: Detector, saliency: Tensor) -> Job[Row]:
         """Follow p_real of the photo while the highest pixels of its map are removed, and inserted."""
         settings = CurveSettings(self.config.fill, self.config.curve_steps)
-        curves = finish(deletion_curves(real, detector, saliency, settings=settings))
+        curves = yield from deletion_curves(real, detector, saliency, settings=settings)
         return {"deletion": curves.deletion_auc, "insertion": curves.insertion_auc, "curve_seconds": curves.seconds}
 
-    def _random(self, real: Tensor, detector: Detector, seed: int) -> Row:
+    def _random(self, real: Tensor, detector: Detector, seed: int) -> Job[Row]:
         """Return the curves of a map that ranks segments at random."""
         labels = slic_segments(real[0], self.config.segments)
         scores = torch.rand(int(labels.max()) + 1, generator=torch.Generator().manual_seed(seed))
         row: Row = {"method": RANDOM_SEGMENTS, "degenerate": False, "reason": "", "images": 0, "p_before": None}
-        return row | empty_sufficiency_row(self.config.tops) | self._curves(real, detector, scores[labels])
+        curves = yield from self._curves(real, detector, scores[labels])
+        return row | empty_sufficiency_row(self.config.tops) | curves
 
     def map_rows(self, frame: pd.DataFrame) -> list[tuple[Cell, ...]]:
         body: list[tuple[Cell, ...]] = []

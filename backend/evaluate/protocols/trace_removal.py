@@ -60,7 +60,7 @@ from backend.evaluate.protocols.base import (
 from backend.evaluate.store import Row
 from backend.evaluate.tables import Cell, Column, Table, cell_number
 from backend.images import JPEG_QUALITY, like_photographs
-from backend.progress import finish
+from backend.progress import Job
 from backend.settings import validated
 from backend.trace_removal import references, removal
 from backend.trace_removal.references import REAL, References
@@ -211,13 +211,15 @@ class TraceRemovalProtocol(Protocol):
             return _batch_items(data, options, config.batch)
         return [make_item(sample.name, attack=name) for sample in data.samples for name in options[sample.label]]
 
-    def run_item(self, item: Item, data: Dataset) -> list[Row]:
+    def run_item(self, item: Item, data: Dataset) -> Job[list[Row]]:
         """Attack one face, or a batch, ask every detector of every set, and measure what is left of the traces."""
         samples = [data.by_name[name] for name in item.options.get("batch", [item.sample])]
         attack = item.options["attack"]
         crops, sources = self._crops(data, samples)
         faces = self._as_saved(torch.cat([images.to_tensor(crop) for crop in crops]))
-        attacked = torch.cat([images.to_tensor(images.to_array(face)) for face in self._attack(item, faces)])
+        attacked = torch.cat(
+            [images.to_tensor(images.to_array(face)) for face in (yield from self._attack(item, faces))]
+        )
         shown = self._as_saved(attacked)
         scores = {
             defence: predict.predict_p_fake(shown, list(judges.values()), sources) if judges else {}
@@ -260,7 +262,7 @@ class TraceRemovalProtocol(Protocol):
         """Return faces (N, 3, S, S) in [0, 1] as a detector is shown them."""
         return like_photographs((faces * 255).round().byte()).float() / 255 if self.config.saved else faces
 
-    def _attack(self, item: Item, faces: Tensor) -> Tensor:
+    def _attack(self, item: Item, faces: Tensor) -> Job[Tensor]:
         """Return faces (N, 3, S, S) after an attack; its randomness depends on seed, attack and picture or batch."""
         attack = item.options["attack"]
         if attack == NO_ATTACK:
@@ -273,8 +275,10 @@ class TraceRemovalProtocol(Protocol):
             seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
         for remover in self.removers():
             if remover.name == attack:
-                return finish(removal.attack_with_trnet(faces, detector, network=remover.load())).images
-        return finish(get_attack(attack).run(faces, detector, seed=seed)).images
+                removed = yield from removal.attack_with_trnet(faces, detector, network=remover.load())
+                return removed.images
+        attacked = yield from get_attack(attack).run(faces, detector, seed=seed)
+        return attacked.images
 
     def _features(self, picture: Tensor) -> Row:
         if not self.config.checkpoint:

@@ -118,7 +118,8 @@ def test_faces_are_saved_before_an_attack_and_before_a_detector_looks(tmp_path, 
     config = TraceRemovalConfig(detectors=("xception",), defences=("shipped",), attacks=("fgsm",), saved=saved)
     protocol, data = TraceRemovalProtocol(config), open_data(tmp_path / "data", tmp_path)
     with toys():
-        rows = [row for item in protocol.items(data) for row in protocol.run_item(item, data) if row["label"] == "fake"]
+        done = [finish(protocol.run_item(item, data)) for item in protocol.items(data)]
+    rows = [row for rows in done for row in rows if row["label"] == "fake"]
     scores = {row["attack"]: row["p_fake"] for row in rows if row["kind"] == "verdict"}
     darker = 4 if saved else 0
     for attack, level in (("none", 190 - 2 * darker), ("fgsm", 182 - 2 * darker)):
