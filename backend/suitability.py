@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from backend import faces
-from backend.alignment import AlignedFace, LocatedFace
+from backend.alignment import AlignedFace, LocatedFace, locate_all
 from backend.errors import UserError
 from backend.faces import Face
-from backend.images import GREY
+from backend.images import GREY, turned
 from backend.settings import SETTINGS
 from backend.weights import REINSTALL
 
@@ -126,13 +126,13 @@ def check_suitability(located: LocatedFace) -> Suitability:
     """Check whether the detectors' answers about a face mean anything.
 
     Raises:
-        UserError: The file of the models is damaged.
+        UserError: The file of the models is missing or damaged.
     """
     aligned = located.aligned(TEMPLATE, SIDE)
     crop = aligned.crop
     return Suitability(
         (
-            *((check_drawing(crop),) if load_models() else ()),
+            check_drawing(crop),
             _check_resolution(located.face),
             _check_blur(crop),
             _check_compression(located.photo, aligned),
@@ -141,6 +141,19 @@ def check_suitability(located: LocatedFace) -> Suitability:
             _check_borders(located.photo),
         )
     )
+
+
+def find_turn_of_photograph(image: np.ndarray) -> int | None:
+    """Return how far a uint8 (H, W, 3) picture without an upright face must be turned so that one is upright.
+
+    Returns:
+        Degrees clockwise: 90, 180 or 270; None where no turn shows a face, or only a drawn one: two dots and an arc
+        are a face to the finder when they lie on their side.
+    """
+    turn = faces.find_other_turn(image)
+    found = [] if turn is None else locate_all(np.ascontiguousarray(turned(image, turn)))
+    photographed = any(check_drawing(located.aligned(TEMPLATE, SIDE).crop).passed for located in found)
+    return turn if photographed else None
 
 
 def _check(name: str, problem: str | None, passed: str, advice: str) -> Check:
@@ -182,11 +195,10 @@ def _check_pose(face: Face) -> Check:
 
 
 def _check_occlusion(crop: np.ndarray, face: Face, shape: tuple[int, ...]) -> Check:
-    problem, models = faces.edge_problem(face, shape), load_models()
-    if problem is None and models and models["occlusion"].log_odds(occlusion_features(crop)[None])[0] > 0:
+    problem = faces.edge_problem(face, shape)
+    if problem is None and load_models()["occlusion"].log_odds(occlusion_features(crop)[None])[0] > 0:
         problem = "Something seems to cover part of the face: sunglasses, a mask or a hand, for example."
-    whole = "Nothing seems to cover the face." if models else "The edge of the picture cuts nothing off."
-    return _check("occlusion", problem, whole, "Use a picture that shows the whole face.")
+    return _check("occlusion", problem, "Nothing seems to cover the face.", "Use a picture that shows the whole face.")
 
 
 def _check_borders(photo: np.ndarray) -> Check:
@@ -197,18 +209,16 @@ def _check_borders(photo: np.ndarray) -> Check:
 
 @functools.cache
 def load_models() -> dict[str, LinearModel]:
-    """Read the models for drawings and for covered faces; none where they were not trained.
+    """Read the models for drawings and for covered faces.
 
     Raises:
-        UserError: Their file is damaged.
+        UserError: Their file is missing or damaged.
     """
     try:
         content = json.loads((SETTINGS.weights_dir / FILE).read_text(encoding="utf-8"))
         return {name: _read_model(content[name]) for name in ("drawing", "occlusion")}
-    except FileNotFoundError:
-        return {}
     except (OSError, ValueError, KeyError, TypeError):
-        raise UserError("The file that tells drawings from photographs is damaged.", REINSTALL) from None
+        raise UserError("The file that tells drawings from photographs is missing or damaged.", REINSTALL) from None
 
 
 def _read_model(values: dict[str, Any]) -> LinearModel:

@@ -19,9 +19,10 @@ from backend.detectors.predict import JudgedFace, describe_p_fake
 from backend.detectors.rates import COMBINED, NOT_MEASURED, describe_rates, overall_in_words, rates_of
 from backend.errors import UserError
 from backend.examples import Example
-from backend.faces import Face, choose_face, find_other_turn
+from backend.faces import Face, choose_face
 from backend.origin import read_origin
 from backend.settings import SETTINGS
+from backend.suitability import find_turn_of_photograph
 from tabs.components import (
     SHOWN_SIDE,
     SIGNS,
@@ -338,7 +339,7 @@ def open_photo(path: str | None, known: Sequence[Face] | None = None) -> OpenPho
     if converted:  # the page gets it as PNG, which must stay below the limit on bytes
         pixels = _convert_for_browser(pixels)
     faces = locate_all(pixels) if known is None else locate_known(pixels, known)
-    turn = 0 if faces else find_other_turn(pixels) or 0
+    turn = 0 if faces else find_turn_of_photograph(pixels) or 0
     photo = OpenPhoto(pixels, faces, converted, animated, turn)
     if known is None:
         KEPT_PHOTOS.put(path, photo)

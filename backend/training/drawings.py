@@ -295,9 +295,9 @@ def _sketch(randomness: Randomness, portrait: np.ndarray) -> np.ndarray:
     shadow = ndimage.gaussian_filter(grey, 3 * _scale(portrait))
     tone = randomness.uniform(0, 0.35)
     drawing = pencil * (1 - tone * (1 - shadow / 255))
-    if randomness.random() < 0.6:  # the grain of the paper shows where the pencil went
+    if randomness.random() < 0.5:  # the grain of the paper shows where the pencil went
         grain = ndimage.gaussian_filter(randomness.standard_normal(grey.shape), 0.6 * _scale(portrait))
-        drawing += grain / grain.std() * randomness.uniform(2, 14) * (1 - drawing / 300)
+        drawing += grain / grain.std() * randomness.uniform(2, 8) * (1 - drawing / 300)
     paper = np.array(_near(randomness, (250, 246, 236), 8)) / 255 if randomness.random() < 0.5 else np.ones(3)
     coloured = drawing[..., None] * paper
     if randomness.random() < 0.3:  # crayons

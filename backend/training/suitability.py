@@ -246,16 +246,19 @@ def _cleaned(picture: np.ndarray, randomness: Randomness) -> np.ndarray:
 
 
 def _noisy(picture: np.ndarray, randomness: Randomness) -> np.ndarray:
-    """Add the noise of a sensor in dim light, or the grain of film, which is as coarse as that of paper."""
-    if randomness.random() < 0.5:
-        noise = randomness.normal(0, randomness.uniform(4, 16), picture.shape)
-        return round_to_bytes(picture * randomness.uniform(0.4, 1) + noise)
-    channels = randomness.choice([1, 3])
-    grain = ndimage.gaussian_filter(
-        randomness.standard_normal((SIDE, SIDE, channels)), (*[randomness.uniform(0.4, 1.4)] * 2, 0)
-    )
-    grainy = picture + grain / grain.std() * randomness.uniform(2, 12)
-    return _vivid(round_to_bytes(grainy), randomness) if randomness.random() < 0.5 else round_to_bytes(grainy)
+    """Add the noise of a sensor in dim light."""
+    noise = randomness.normal(0, randomness.uniform(4, 16), picture.shape)
+    return round_to_bytes(picture * randomness.uniform(0.4, 1) + noise)
+
+
+def _grainy(picture: np.ndarray, randomness: Randomness) -> np.ndarray:
+    """Add the grain of film, which is as coarse as that of paper, and often the contrast of a print."""
+    if randomness.random() < 0.6:
+        picture = _vivid(picture, randomness)
+    shape = (*picture.shape[:2], int(randomness.choice([1, 3])))
+    blur = randomness.uniform(0.4, 1.4)
+    grain = ndimage.gaussian_filter(randomness.standard_normal(shape), (blur, blur, 0))
+    return round_to_bytes(picture + grain / grain.std() * randomness.uniform(3, 14))
 
 
 def _degraded(picture: np.ndarray, randomness: Randomness) -> np.ndarray:
@@ -282,6 +285,7 @@ PHOTOGRAPH_CHANGES: Mapping[str, Change] = {
     "vivid": _vivid,
     "cleaned": _cleaned,
     "noisy": _noisy,
+    "grainy": _grainy,
     "degraded": _degraded,
     "studio": _studio,
 }

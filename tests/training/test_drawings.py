@@ -5,20 +5,13 @@ import functools
 import numpy as np
 import pytest
 
-from backend import suitability
 from backend.errors import UserError
-from backend.settings import SETTINGS
 from backend.training import covers, drawings
 from benchmarks import suitability as measuring
 from tests import pictures
 
-needs_stored_models = pytest.mark.skipif(
-    not (SETTINGS.weights_dir / suitability.FILE).exists(),
-    reason="weights/suitability.json is not trained yet",
-)
-
 COUNT = 8  # drawings of each kind
-LEAST = 6  # of them that are refused, of a kind; of all kinds together, 95 %
+LEAST = 6  # of them that are refused, of a kind that was learned; of all these together, 95 %
 
 
 @functools.cache
@@ -50,17 +43,19 @@ def test_an_unknown_kind_is_refused():
         drawings.make_drawing("mosaic", 0, pictures.astronaut())
 
 
-@needs_stored_models
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", drawings.KINDS)
+@pytest.mark.parametrize("kind", drawings.LEARNED_KINDS)
 def test_drawings_of_a_kind_are_refused(kind):
     assert refusals(kind) >= LEAST
 
 
-@needs_stored_models
 @pytest.mark.slow
-def test_drawings_of_all_kinds_are_refused():
-    assert sum(refusals(kind) for kind in drawings.KINDS) >= 0.95 * COUNT * len(drawings.KINDS)
+def test_drawings_are_refused_mostly_also_where_their_kind_was_not_learned():
+    learned, held_out = (
+        sum(map(refusals, kinds)) / (COUNT * len(kinds)) for kinds in (drawings.LEARNED_KINDS, drawings.HELD_OUT_KINDS)
+    )
+    assert learned >= 0.95
+    assert held_out >= 0.7  # brush strokes that leave the shading of the photograph are mostly missed
 
 
 @pytest.mark.parametrize("cover", covers.COVERS)

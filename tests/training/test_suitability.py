@@ -13,11 +13,6 @@ from backend.training import drawings
 from backend.training import suitability as training
 from benchmarks import suitability as measuring
 
-needs_stored_models = pytest.mark.skipif(
-    not (SETTINGS.weights_dir / suitability.FILE).exists(),
-    reason="weights/suitability.json is not trained yet",
-)
-
 QUICK = {"photographs": 60, "textures": 9, "drawings": 12, "covered": 24, "variants": 1}
 
 
@@ -78,7 +73,6 @@ def test_whitened_features_vary_alike_in_every_direction():
     assert np.allclose(np.cov(whitened.T), np.eye(3), atol=0.05)
 
 
-@needs_stored_models
 def test_the_stored_models_say_what_made_them():
     content = json.loads((SETTINGS.weights_dir / suitability.FILE).read_text(encoding="utf-8"))
     assert content["source"].startswith("python -m backend train suitability, on ")
@@ -89,7 +83,6 @@ def test_the_stored_models_say_what_made_them():
     assert (SETTINGS.weights_dir / suitability.FILE).stat().st_size < 500_000
 
 
-@needs_stored_models
 @pytest.mark.slow
 def test_at_most_one_photograph_in_a_hundred_is_called_a_drawing(shared_folder):
     pack = face_packs.load_photographs(shared_folder / "faces", 128, face_packs.VALIDATION_PACKS)
