@@ -126,7 +126,7 @@ def choose_face(faces: Sequence[F], number: int | None = None) -> F:
     if not faces:
         raise UserError(
             "No face was found in this picture.",
-            "Use a photo in which a face is upright, well lit and seen from the front.",
+            "Use a photo in which the face is upright, well lit and seen from the front.",
         )
     if number is None:
         return faces[0]

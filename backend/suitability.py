@@ -164,7 +164,7 @@ def _check(name: str, problem: str | None, passed: str, advice: str) -> Check:
 def check_drawing(crop: np.ndarray) -> Check:
     """Check that an aligned crop, uint8 (128, 128, 3), is no drawing."""
     drawn = load_models()["drawing"].log_odds(drawing_features(crop)[None])[0] > 0
-    problem = "It looks like a drawing, a painting or a computer graphic; the detectors only know photographs."
+    problem = "It does not look like a photograph but drawn or painted; the detectors only work on photographs."
     advice = "Use a photograph of a face."
     return _check("drawing", problem if drawn else None, "It does not look like a drawing.", advice)
 
@@ -184,9 +184,9 @@ def _check_compression(photo: np.ndarray, aligned: AlignedFace) -> Check:
     # Blocks of a large face are averaged away in the crop that the detectors see.
     reduction = float(abs(np.linalg.det(aligned.matrix[:, :2]))) ** -0.5
     blocks = blocking(_surroundings(photo, aligned.face)) > MAX_BLOCKING * max(1.0, reduction) ** 0.5
-    problem = "The picture was compressed so strongly that square blocks show."
+    problem = "The picture was compressed so strongly that it shows square blocks."
     advice = "Use the original file rather than a copy that was sent by a messenger or saved many times."
-    return _check("compression", problem if blocks else None, "No strong compression can be seen.", advice)
+    return _check("compression", problem if blocks else None, "It is not strongly compressed.", advice)
 
 
 def _check_pose(face: Face) -> Check:
@@ -202,7 +202,7 @@ def _check_occlusion(crop: np.ndarray, face: Face, shape: tuple[int, ...]) -> Ch
 
 
 def _check_borders(photo: np.ndarray) -> Check:
-    problem = "The picture has a plain border, as screenshots have; those are seldom exact copies."
+    problem = "The picture has a plain border. A screenshot lacks the fine detail that the detectors look at."
     advice = "Use the picture file itself rather than a screenshot of it."
     return _check("borders", problem if has_border(photo) else None, "The picture has no border.", advice)
 

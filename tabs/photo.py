@@ -42,13 +42,18 @@ UNSURE = (
 COUNTED: dict[Verdict, tuple[str, str]] = {
     "signs": ("sees signs of forgery", "see signs of forgery"),
     "unsure": ("is unsure", "are unsure"),
-    "no_known_signs": ("sees none that it knows", "see none that they know"),
+    "no_known_signs": ("finds none that it knows of", "find none that they know of"),
 }
 NO_COMBINATION = (
     "The combined answer was made for other models than those installed, so only single detectors are shown."
 )
-NO_FACE = "No face was found in this picture. Use a photo in which a face is upright, well lit and seen from the front."
-TURNED_FACE = "No face is upright in this picture, but one would be if it were turned. Use the button above to turn it."
+NO_FACE = (
+    "No face was found in this picture. Use a photo in which the face is upright, well lit and seen from the front."
+)
+TURNED_FACE = (
+    "No face is upright in this picture, so nothing was checked. One would be if the picture were turned: use the "
+    "button above."
+)
 TURNS = {90: "to the right", 180: "upside down", 270: "to the left"}
 CONVERTED_SIDE = 2200  # longest side in pixels of pictures that browsers cannot show
 ALMOST = 0.98  # of the limit: a PNG file of noise is hardly larger than its pixels
@@ -372,7 +377,7 @@ def verdicts_html(faces: Sequence[JudgedFace], number: int) -> str:
     return render(
         "verdicts",
         combined=face.combined,
-        grades=[(grade, GRADE_WORDS[grade]) for grade in GRADES],
+        grades=[(grade, GRADE_WORDS[grade].partition(":")[0]) for grade in GRADES],
         missed=describe_rates(COMBINED) if measured else "",
         measured=[*measured.in_full, *overall_in_words()] if measured else [],
         no_combination=NO_COMBINATION,

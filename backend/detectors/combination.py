@@ -23,21 +23,33 @@ LARGEST = 13.0  # log-odds; p_fake is stored with six digits, and no detector ma
 Grade = Literal["none", "few", "mixed", "strong"]
 GRADES: tuple[Grade, ...] = get_args(Grade)
 GRADE_WORDS: Mapping[Grade, str] = {
-    "none": "No signs of forgery that we know",
-    "few": "Few signs of forgery",
-    "mixed": "Mixed signs",
+    "none": "No signs of forgery that we know of",
+    "few": "Few signs of forgery: undecided",
+    "mixed": "Mixed signs: undecided",
     "strong": "Strong signs of forgery",
 }
 GRADE_MEANINGS: Mapping[Grade, str] = {
-    "none": "The detectors found nothing that they know. A forgery by a tool that we did not test may look like this.",
-    "few": "The detectors found little. This is too little to say anything, in either direction.",
-    "mixed": "Some signs are there, but photographs show as many now and then. This is not enough to call it forged.",
-    "strong": "The detectors found clear signs. Now and then a photograph gets this answer too.",
+    "none": (
+        "The detectors found nothing that they know. Forgeries by tools that they do not know get this answer too, so "
+        "find out where the picture comes from."
+    ),
+    "few": (
+        "Too little was found to say anything, in either direction: forgeries get this answer too. Find out where the "
+        "picture comes from."
+    ),
+    "mixed": (
+        "Forgeries and photographs both get this answer, so it does not tell which of them this picture is. Find out "
+        "where it comes from."
+    ),
+    "strong": (
+        "Taken together, the detectors see clear signs. Some photographs get this answer by mistake, so also find out "
+        "where the picture comes from."
+    ),
 }
 FAMILY_WORDS = {
-    "pixels": "those that look at the picture itself",
-    "frequency": "those that look at its frequencies",
-    "noise": "those that look at its noise",
+    "pixels": "those that look at shapes and colours",
+    "frequency": "those that look for regular patterns",
+    "noise": "those that look at its grain",
 }
 
 
@@ -208,4 +220,4 @@ def describe_disagreement(p_fake: Mapping[str, float]) -> str:
     others = [FAMILY_WORDS[family] for family in FAMILY_WORDS if sees.get(family) is False]
     if not seeing or not others:
         return ""
-    return f"The detectors disagree: {' and '.join(seeing)} mostly see signs, {' and '.join(others)} mostly do not."
+    return f"The detectors disagree: {' and '.join(seeing)} mostly see signs, {' and '.join(others)} mostly see none."

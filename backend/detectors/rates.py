@@ -19,15 +19,15 @@ COMBINED = "combined"  # the name of the combined answer among the detectors
 SOME_CASES = 10  # with fewer, one clip or person decides, and no interval is given
 # Kinds of fakes, and sources of photographs, in words for people; those of one title are counted together.
 KIND_TITLES = {
-    "stylegan_hard": "StyleGAN faces",
-    "stylegan3": "StyleGAN3 faces",
-    "diffusion_sd3": "diffusion portraits",
-    "london_swap_poisson": "face swaps by another tool",
-    "london_swap_feather": "face swaps by another tool",
+    "stylegan_hard": "computer-made faces (StyleGAN)",
+    "stylegan3": "newer computer-made faces (StyleGAN3)",
+    "diffusion_sd3": "portraits by an image generator (diffusion)",
+    "london_swap_poisson": "face swaps",
+    "london_swap_feather": "face swaps",
     "ffpp_deepfakes": "frames of one video deepfake",
 }
 SOURCE_TITLES = {
-    "london": "studio portraits of a new source",
+    "london": "studio portraits from a new collection",
     "celeba": "photographs of celebrities",
     "aaf": "photographs of people of all ages",
     "ffhq": "photographs from Flickr",
@@ -36,8 +36,8 @@ SOURCE_TITLES = {
     "ffpp_original": "frames of the video that the deepfake was made from",
 }
 NEW_SOURCE = "london"
-NOT_MEASURED = "How often this detector is wrong on new makers and sources was not measured."
-NEVER_LEARNED = "Diffusion portraits and video deepfakes were never learned."
+NOT_MEASURED = "How often this detector is wrong on pictures from new sources was not measured."
+NEVER_LEARNED = "Portraits by image generators and video deepfakes were not in the training data."
 
 
 @dataclass(frozen=True)
@@ -94,13 +94,13 @@ class MeasuredRates:
     def in_short(self) -> str:
         """Say what is missed and how often photographs are called forged, in two or three sentences."""
         missed = [
-            f"of 10 {KIND_TITLES[rate.group]} it misses {_of_ten(1 - rate.share)}"
+            f"{_of_ten(1 - rate.share)} of 10 {KIND_TITLES[rate.group]}"
             for rate in _joined(self.fakes, KIND_TITLES)
             if rate.interval is not None
         ]
         alarms = next((rate for rate in self.photographs if rate.group == NEW_SOURCE), None)
         alarm = "" if alarms is None else f" Of 100 {SOURCE_TITLES[NEW_SOURCE]}, {_of_hundred(alarms.share)}."
-        listed = "; ".join(missed)
+        listed = f"{', '.join(missed[:-1])} and {missed[-1]}" if missed[1:] else "".join(missed)
         return f"{listed[:1].upper()}{listed[1:]}.{alarm} {NEVER_LEARNED}"
 
     @property
@@ -141,7 +141,7 @@ class StoredRates:
         among, found, area = (self.overall[name] for name in ("fakes_among_none", "found_at_5", "auc"))
         none = (
             f"If half of all pictures were forged, {among['value']:.0%} of those with “no signs of forgery that we "
-            f"know” would be forgeries (95 % interval {among['low']:.0%} to {among['high']:.0%})."
+            f"know of” would be forgeries (95 % interval {among['low']:.0%} to {among['high']:.0%})."
         )
         ranking = (
             f"Where 5 of 100 photographs are called forged, {found['value']:.0%} of all these forgeries are found "

@@ -432,7 +432,7 @@ def _locate_sample(path: Path) -> LocatedFace:
     if path not in known:
         located = locate(photo)
         if located.facts.problem is not None:
-            hint = "Use a photo in which a face is upright, large enough and seen from the front."
+            hint = "Use a photo in which the face is upright, large enough and seen from the front."
             raise UserError(located.facts.problem, hint)
         known[path] = located.face
     return LocatedFace(photo, known[path])

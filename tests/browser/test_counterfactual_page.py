@@ -112,7 +112,7 @@ def test_example_shows_all_its_results_at_once(page: Page) -> None:
     for heading in ("2 What the detectors say", "From the photo to the counterfactual", "Where it changed"):
         expect(page.get_by_role("heading", name=heading)).to_be_visible()
     expect(page.get_by_text("How could this be wrong?")).to_be_visible()
-    expect(page.locator(VERDICTS).first).to_contain_text("What this answer misses")
+    expect(page.locator(VERDICTS).first).to_contain_text("What these detectors miss")
     assert violations(page) == []
 
 
@@ -141,7 +141,7 @@ def test_announcements_are_made_once_and_not_repeated_for_another_tab(page: Page
 
 def test_photo_of_two_people(page: Page, tmp_path: Path) -> None:
     upload(page, portrait(tmp_path))
-    expect(page.locator(VERDICTS).first).to_contain_text("What this answer misses")
+    expect(page.locator(VERDICTS).first).to_contain_text("What these detectors miss")
     expect(page.locator(".status").get_by_text("2 faces were found, and the largest one was taken")).to_be_visible()
     page.get_by_role("radio", name="2").check()
     expect(page.locator(".status").get_by_text("number 2, counted from the largest")).to_be_visible()

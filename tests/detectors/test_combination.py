@@ -66,7 +66,7 @@ def test_disagreement_between_families_is_named() -> None:
     assert set(families.values()) == {"pixels", "frequency", "noise"}
     split = {name: 0.95 if family == "frequency" else 0.05 for name, family in families.items()}
     said = combination.describe_disagreement(split)
-    assert said.startswith("The detectors disagree: those that look at its frequencies mostly see signs")
+    assert said.startswith("The detectors disagree: those that look for regular patterns mostly see signs")
     for p_fake in (0.05, 0.5, 0.95):
         assert combination.describe_disagreement(dict.fromkeys(families, p_fake)) == ""
 
@@ -74,7 +74,7 @@ def test_disagreement_between_families_is_named() -> None:
 def test_no_words_of_an_answer_claim_that_a_picture_is_real() -> None:
     texts = [*GRADE_WORDS.values(), *GRADE_MEANINGS.values()]
     texts += [
-        f"The detectors disagree: {one} mostly see signs, {other} mostly do not."
+        f"The detectors disagree: {one} mostly see signs, {other} mostly see none."
         for one, other in itertools.permutations(combination.FAMILY_WORDS.values(), 2)
     ]
     assert not [text for text in texts if CLAIM.search(text) or "real" in text.lower()]

@@ -36,11 +36,11 @@ def test_what_is_missed_is_said_for_every_kind_that_has_enough_cases() -> None:
         (Rate("london", 5, 100, 60),),
     )
     assert measured.in_short == (
-        "Of 10 StyleGAN faces it misses about 6; of 10 diffusion portraits it misses all; of 10 face swaps by another "
-        "tool it misses about 8. Of 100 studio portraits of a new source, about 5 are called forged by mistake. "
-        "Diffusion portraits and video deepfakes were never learned."
+        "About 6 of 10 computer-made faces (StyleGAN), all of 10 portraits by an image generator (diffusion) and about "
+        "8 of 10 face swaps. Of 100 studio portraits from a new collection, about 5 are called forged by mistake. "
+        "Portraits by image generators and video deepfakes were not in the training data."
     )
-    assert "Face swaps by another tool: 10 of 40 found (25%; 95 % interval" in " ".join(measured.in_full)
+    assert "Face swaps: 10 of 40 found (25%; 95 % interval" in " ".join(measured.in_full)
 
 
 def test_the_stored_rates_belong_to_the_shipped_weights() -> None:
