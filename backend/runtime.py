@@ -119,7 +119,7 @@ def device_in_words() -> str:
 def fast_bfloat16(target: torch.device) -> bool:
     """Return whether a device has instructions of its own for bfloat16; without them it is many times slower."""
     if target.type == "cuda":
-        with torch.cuda.device(target):
+        with torch.cuda.device(target if torch.cuda.is_available() else -1):  # the one that is asked about
             return torch.cuda.is_bf16_supported(including_emulation=False)
     if target.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):
         capabilities = torch.cpu.get_capabilities()

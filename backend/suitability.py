@@ -164,7 +164,7 @@ def _check(name: str, problem: str | None, passed: str, advice: str) -> Check:
 def check_drawing(crop: np.ndarray) -> Check:
     """Check that an aligned crop, uint8 (128, 128, 3), is no drawing."""
     drawn = load_models()["drawing"].log_odds(drawing_features(crop)[None])[0] > 0
-    problem = "It does not look like a photograph but drawn or painted; the detectors only work on photographs."
+    problem = "It looks drawn or painted; the detectors work only on pictures that look like photographs."
     advice = "Use a photograph of a face."
     return _check("drawing", problem if drawn else None, "It does not look like a drawing.", advice)
 
@@ -202,7 +202,7 @@ def _check_occlusion(crop: np.ndarray, face: Face, shape: tuple[int, ...]) -> Ch
 
 
 def _check_borders(photo: np.ndarray) -> Check:
-    problem = "The picture has a plain border. A screenshot lacks the fine detail that the detectors look at."
+    problem = "The picture has a plain border, so it may be a screenshot, which lacks fine detail."
     advice = "Use the picture file itself rather than a screenshot of it."
     return _check("borders", problem if has_border(photo) else None, "The picture has no border.", advice)
 

@@ -42,7 +42,7 @@ UNSURE = (
 COUNTED: dict[Verdict, tuple[str, str]] = {
     "signs": ("sees signs of forgery", "see signs of forgery"),
     "unsure": ("is unsure", "are unsure"),
-    "no_known_signs": ("finds none that it knows of", "find none that they know of"),
+    "no_known_signs": ("sees none", "see none"),
 }
 NO_COMBINATION = (
     "The combined answer was made for other models than those installed, so only single detectors are shown."
@@ -377,7 +377,7 @@ def verdicts_html(faces: Sequence[JudgedFace], number: int) -> str:
     return render(
         "verdicts",
         combined=face.combined,
-        grades=[(grade, GRADE_WORDS[grade].partition(":")[0]) for grade in GRADES],
+        grades=[(grade, GRADE_WORDS[grade].rpartition(": ")[2].capitalize()) for grade in GRADES],
         missed=describe_rates(COMBINED) if measured else "",
         measured=[*measured.in_full, *overall_in_words()] if measured else [],
         no_combination=NO_COMBINATION,

@@ -24,8 +24,8 @@ Grade = Literal["none", "few", "mixed", "strong"]
 GRADES: tuple[Grade, ...] = get_args(Grade)
 GRADE_WORDS: Mapping[Grade, str] = {
     "none": "No signs of forgery that we know of",
-    "few": "Few signs of forgery: undecided",
-    "mixed": "Mixed signs: undecided",
+    "few": "Undecided: few signs of forgery",
+    "mixed": "Undecided: mixed signs",
     "strong": "Strong signs of forgery",
 }
 GRADE_MEANINGS: Mapping[Grade, str] = {
@@ -34,16 +34,16 @@ GRADE_MEANINGS: Mapping[Grade, str] = {
         "find out where the picture comes from."
     ),
     "few": (
-        "Too little was found to say anything, in either direction: forgeries get this answer too. Find out where the "
-        "picture comes from."
+        "Too little was found to say anything in either direction. Forgeries get this answer too, so find out where "
+        "the picture comes from."
     ),
     "mixed": (
-        "Forgeries and photographs both get this answer, so it does not tell which of them this picture is. Find out "
+        "Forgeries and genuine photographs both get this answer, so it does not tell which of them this is. Find out "
         "where it comes from."
     ),
     "strong": (
-        "Taken together, the detectors see clear signs. Some photographs get this answer by mistake, so also find out "
-        "where the picture comes from."
+        "The detectors' scores are high on average. Some genuine photographs get this answer by mistake, so also find "
+        "out where the picture comes from."
     ),
 }
 FAMILY_WORDS = {

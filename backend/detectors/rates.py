@@ -99,7 +99,9 @@ class MeasuredRates:
             if rate.interval is not None
         ]
         alarms = next((rate for rate in self.photographs if rate.group == NEW_SOURCE), None)
-        alarm = "" if alarms is None else f" Of 100 {SOURCE_TITLES[NEW_SOURCE]}, {_of_hundred(alarms.share)}."
+        alarm = (
+            "" if alarms is None else f" False alarms: {_of_hundred(alarms.share)} genuine {SOURCE_TITLES[NEW_SOURCE]}."
+        )
         listed = f"{', '.join(missed[:-1])} and {missed[-1]}" if missed[1:] else "".join(missed)
         return f"{listed[:1].upper()}{listed[1:]}.{alarm} {NEVER_LEARNED}"
 
@@ -229,5 +231,5 @@ def _of_ten(share: float) -> str:
 def _of_hundred(share: float) -> str:
     count = round(100 * share)
     if count == 0:
-        return "none is called forged" if share == 0 else "fewer than 1 is called forged"
-    return f"about {count} {'is' if count == 1 else 'are'} called forged by mistake"
+        return "none of 100" if share == 0 else "fewer than 1 of 100"
+    return f"about {count} of 100"

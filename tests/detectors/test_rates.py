@@ -37,7 +37,7 @@ def test_what_is_missed_is_said_for_every_kind_that_has_enough_cases() -> None:
     )
     assert measured.in_short == (
         "About 6 of 10 computer-made faces (StyleGAN), all of 10 portraits by an image generator (diffusion) and about "
-        "8 of 10 face swaps. Of 100 studio portraits from a new collection, about 5 are called forged by mistake. "
+        "8 of 10 face swaps. False alarms: about 5 of 100 genuine studio portraits from a new collection. "
         "Portraits by image generators and video deepfakes were not in the training data."
     )
     assert "Face swaps: 10 of 40 found (25%; 95 % interval" in " ".join(measured.in_full)
