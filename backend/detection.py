@@ -360,7 +360,9 @@ def summary_lines(detected: Iterable[Detected]) -> list[str]:
 def _face_lines(face: JudgedFace | TrackedFace) -> list[str]:
     lines = [f"  face {face.number}"]
     if isinstance(face, JudgedFace) and face.suitability is not None:
-        lines += [f"    Not meaningful: {check.reason} {check.advice}" for check in face.suitability.problems]
+        lines += [
+            f"    This face cannot be judged: {check.reason} {check.advice}" for check in face.suitability.problems
+        ]
     if face.combined is not None:
         lines.append(f"    {face.combined.title}. {face.combined.meaning}")
         if face.combined.disagreement:

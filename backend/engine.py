@@ -97,8 +97,9 @@ def compile_network(
     """
     if not is_available():
         return None
-    path = SETTINGS.cache_dir / FOLDER / f"{_folder_name(name)}-{_fingerprint(network, size, facts)}" / "network.xml"
     try:
+        folder = f"{_folder_name(name)}-{_fingerprint(network, size, facts)}"
+        path = SETTINGS.cache_dir / FOLDER / folder / "network.xml"
         if (compiled := _read_kept(network, size, path, tolerance)) is not None:
             return compiled
         model = _convert(network, size)

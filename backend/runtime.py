@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from backend.errors import UserError
+from backend.progress import Job
 from backend.settings import SETTINGS
 
 R = TypeVar("R")
@@ -230,6 +231,30 @@ def remembered(most: int) -> Callable[[Callable[..., R]], Callable[..., R]]:
         kept = functools.lru_cache(maxsize=most)(function)
         _forgetting.append(kept.cache_clear)
         return kept
+
+    return decorate
+
+
+def remembered_jobs(
+    most: int,
+) -> Callable[[Callable[..., Job[R]]], Callable[..., Job[R]]]:
+    """Return a decorator that keeps the last `most` results of a job, by its arguments; a kept one takes no steps."""
+
+    def decorate(job: Callable[..., Job[R]]) -> Callable[..., Job[R]]:
+        kept: dict[tuple[Any, ...], R] = {}
+        _forgetting.append(kept.clear)
+
+        @functools.wraps(job)
+        def wrapped(*arguments: Any) -> Job[R]:
+            if arguments in kept:
+                return kept[arguments]
+            result = yield from job(*arguments)
+            while len(kept) >= most:
+                kept.pop(next(iter(kept)))
+            kept[arguments] = result
+            return result
+
+        return wrapped
 
     return decorate
 

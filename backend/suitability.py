@@ -164,7 +164,7 @@ def _check(name: str, problem: str | None, passed: str, advice: str) -> Check:
 def check_drawing(crop: np.ndarray) -> Check:
     """Check that an aligned crop, uint8 (128, 128, 3), is no drawing."""
     drawn = load_models()["drawing"].log_odds(drawing_features(crop)[None])[0] > 0
-    problem = "It looks drawn or painted; the detectors work only on pictures that look like photographs."
+    problem = "It looks drawn or painted, or too little of the face shows; the detectors work only on photographs."
     advice = "Use a photograph of a face."
     return _check("drawing", problem if drawn else None, "It does not look like a drawing.", advice)
 

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from backend import images, provenance
-from backend.detectors.base import SCALE
+from backend.detectors.base import ANSWER_WORDS, DIRECTION_WORDS, SCALE
 from backend.explain import photo
 from backend.explain.base import EXPLAINERS
 from backend.explain.deletion import Curves
@@ -83,9 +83,9 @@ def map_in_words(explained: ExplainedPhoto) -> str:
         towards = explanation.settings.towards
         places = places_in_words(explanation.top_segments, explained.parts, numbered=True)
         parts.append(
-            f"**By {explanation.title}, these places speak most for “{towards}”: {places}.**"
+            f"**By {explanation.title}, these places speak most {DIRECTION_WORDS[towards]}: {places}.**"
             if explanation.top_segments
-            else f"No place speaks for “{towards}”; the map shows what speaks against it."
+            else f"No place speaks {DIRECTION_WORDS[towards]}; the map shows what does the opposite."
         )
     if explanation.caution:
         parts.append(explanation.caution)
@@ -211,9 +211,9 @@ def map_settings_line(record: dict[str, Any]) -> str:
     inferences, precision = record["inferences"], record["precision"]
     numbers = f"; {precision['dtype']} ({precision['reason'].rstrip('.')})" if precision else ""
     text = (
-        f"Settings: detector {record['detector']}, method {record['method']}, verdict {record['towards']}, "
-        f"reference {record['reference']}, preset {record['preset']}, seed {record['seed']}; {inferences['images']} "
-        f"pictures in {inferences['calls']} calls{numbers}"
+        f"Settings: detector {record['detector']}, method {record['method']}, explained: "
+        f"{ANSWER_WORDS[record['towards']]}, reference {record['reference']}, preset {record['preset']}, seed "
+        f"{record['seed']}; {inferences['images']} pictures in {inferences['calls']} calls{numbers}"
     )
     return settings_line(text, record["seconds"] + record["attack_seconds"], record["versions"])
 
@@ -222,9 +222,9 @@ def comparison_settings_line(comparison: MapComparison) -> str:
     settings, inferences = comparison.settings, comparison.inferences
     attack = f" One adversarial image served all maps. {comparison.attacked.summary}" if comparison.attacked else ""
     return (
-        f"Settings: detector {comparison.detector}, verdict {settings.towards}, preset {settings.preset}, seed "
-        f"{settings.seed}; {inferences.images} pictures in {inferences.calls} calls; {comparison.seconds:.1f} seconds "
-        f"with the tests.{attack}"
+        f"Settings: detector {comparison.detector}, explained: {ANSWER_WORDS[settings.towards]}, preset "
+        f"{settings.preset}, seed {settings.seed}; {inferences.images} pictures in {inferences.calls} calls; "
+        f"{comparison.seconds:.1f} seconds with the tests.{attack}"
     )
 
 
@@ -239,14 +239,14 @@ def deletion_curves(curves: Curves | None) -> str:
     shares, deletion, insertion = (part.tolist() for part in (curves.fractions, curves.deletion, curves.insertion))
     return render(
         "curves",
-        name=f"Probability of {curves.predicted} along the map. Deletion, solid, from {deletion[0]:.2f} to "
-        f"{deletion[-1]:.2f}; insertion, dashed, from {insertion[0]:.2f} to {insertion[-1]:.2f}",
+        name=f"Probability of {ANSWER_WORDS[curves.predicted]} along the map. Deletion, solid, from "
+        f"{deletion[0]:.2f} to {deletion[-1]:.2f}; insertion, dashed, from {insertion[0]:.2f} to {insertion[-1]:.2f}",
         curves={
             "deletion": [[*zip(shares, deletion, strict=True)]],
             "insertion": [[*zip(shares, insertion, strict=True)]],
         },
         texts=[
-            f"The probability of “{curves.predicted}”.",
+            f"The probability of “{ANSWER_WORDS[curves.predicted]}”.",
             "Solid, blue: the map's highest pixels are removed first. Dashed, orange: they are inserted first.",
             curves.summary,
         ],
@@ -260,12 +260,16 @@ def map_scale_html(explanation: Explanation) -> str:
     if not explanation.signed:
         return render("map_scales", scales=[_scale(f"least: {low:.2g}", f"largest: {high:.2g}")])
     largest, towards = max(abs(low), abs(high)), explanation.settings.towards
-    ends = (f"for {OTHER[towards]}: -{largest:.2g}", "for neither: 0", f"for {towards}: {largest:.2g}")
+    ends = (
+        f"{DIRECTION_WORDS[OTHER[towards]]}: -{largest:.2g}",
+        "for neither: 0",
+        f"{DIRECTION_WORDS[towards]}: {largest:.2g}",
+    )
     return render("map_scales", scales=[_scale(*ends, signed=True)])
 
 
 def grid_scales_html(towards: str) -> str:
-    signed = _scale(f"for {OTHER[towards]}", "for neither", f"for {towards}", signed=True)
+    signed = _scale(DIRECTION_WORDS[OTHER[towards]], "for neither", DIRECTION_WORDS[towards], signed=True)
     others = _scale("least", "largest of the map")
     titles = ("LIME and SHAP, which show both directions:", "All others:")
     return render(

@@ -42,7 +42,7 @@ UNSURE = (
 COUNTED: dict[Verdict, tuple[str, str]] = {
     "signs": ("sees signs of forgery", "see signs of forgery"),
     "unsure": ("is unsure", "are unsure"),
-    "no_known_signs": ("sees none", "see none"),
+    "no_known_signs": ("sees no signs", "see no signs"),
 }
 NO_COMBINATION = (
     "The combined answer was made for other models than those installed, so only single detectors are shown."

@@ -3,6 +3,7 @@
 import gc
 import logging
 import os
+import sys
 import weakref
 from dataclasses import replace
 
@@ -159,9 +160,11 @@ def test_a_folder_that_cannot_be_written_to_does_not_matter(cache, monkeypatch, 
     assert engine.compile_network(Network().eval(), SIZE, "toy") is not None
 
 
-@pytest.mark.parametrize("why", ["setting", "package"])
+@pytest.mark.parametrize("why", ["setting", "package", "broken package"])
 def test_without_openvino_everything_stays_with_pytorch(cache, monkeypatch, why):
-    if why == "setting":
+    if why == "broken package":
+        monkeypatch.setitem(sys.modules, "openvino", None)
+    elif why == "setting":
         monkeypatch.setattr(engine, "SETTINGS", replace(SETTINGS, engine="torch"))
     else:
         monkeypatch.setattr(engine.importlib.util, "find_spec", lambda _: None)

@@ -4,8 +4,7 @@ import json
 import shlex
 import shutil
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -143,7 +142,7 @@ def _evaluate_all(
         try:
             evaluation = finish(
                 runs.run_protocol(protocol, pictures, folder, engine=engine, resume=True),
-                _show_steps_of(protocol.title),
+                show_changed_steps(protocol.title),
             )
         except UserError as error:
             left_out[protocol.name] = str(error)
@@ -164,11 +163,6 @@ def _evaluate_all(
         "summary": "\n".join(lines),
         "exit": 2 if left_out else 0,
     }
-
-
-def _show_steps_of(title: str) -> Callable[[Step], None]:
-    show = show_changed_steps()
-    return lambda step: show(replace(step, message=f"{title}: {step.message}"))
 
 
 def attack_table(
@@ -219,5 +213,5 @@ def rates(
     for file in [out, settings.SETTINGS.weights_dir / stored.FILE] if install else [out]:
         file.parent.mkdir(parents=True, exist_ok=True)
         stored.write_rates(measured, file)
-    lines = [f"{name}: {answer.in_short}" for name, answer in measured.answers.items()]
+    lines = [f"{name} misses: {answer.in_short}" for name, answer in measured.answers.items()]
     return {"overall": measured.overall, "files": {"rates": str(out)}, "summary": "\n".join(lines)}

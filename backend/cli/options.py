@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,8 +25,11 @@ def show_step(step: Step) -> None:
     print(f"{step.number}/{step.total} {step.message}", file=sys.stderr, flush=True)
 
 
-def show_changed_steps() -> Callable[[Step], None]:
-    """Return a printer of steps that leaves out those of which only the figures change: a download has thousands."""
+def show_changed_steps(title: str = "") -> Callable[[Step], None]:
+    """Return a printer of steps that leaves out those of which only the figures change: a download has thousands.
+
+    `title` is put before every message.
+    """
     last: tuple[int, str] | None = None
 
     def show(step: Step) -> None:
@@ -33,7 +37,7 @@ def show_changed_steps() -> Callable[[Step], None]:
         current = (step.number, step.message.partition(":")[0])
         if last != current:
             last = current
-            show_step(step)
+            show_step(replace(step, message=f"{title}: {step.message}") if title else step)
 
     return show
 

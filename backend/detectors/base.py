@@ -26,6 +26,9 @@ Verdict = Literal["signs", "unsure", "no_known_signs"]
 Family = Literal["pixels", "frequency", "noise"]  # what a detector looks at
 THRESHOLD = 0.5  # p_fake from which a picture is called fake
 UNSURE_MARGIN = 0.15  # a detector whose p_fake is nearer to 0.5 than this is unsure
+# What is explained, in words for people: no answer of ours says that a picture is real.
+ANSWER_WORDS = {"fake": "signs of forgery", "real": "no signs"}
+DIRECTION_WORDS = {"fake": "for a forgery", "real": "against a forgery"}  # in which parts of a picture speak
 SCALE = "(0 = no signs that it knows, 1 = clear signs)"  # of p_fake, for people
 IMAGENET: dict[str, Any] = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 

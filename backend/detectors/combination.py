@@ -30,7 +30,7 @@ GRADE_WORDS: Mapping[Grade, str] = {
 }
 GRADE_MEANINGS: Mapping[Grade, str] = {
     "none": (
-        "The detectors found nothing that they know. Forgeries by tools that they do not know get this answer too, so "
+        "The detectors' scores are low on average. Forgeries by tools that they do not know get this answer too, so "
         "find out where the picture comes from."
     ),
     "few": (
@@ -49,7 +49,7 @@ GRADE_MEANINGS: Mapping[Grade, str] = {
 FAMILY_WORDS = {
     "pixels": "those that look at shapes and colours",
     "frequency": "those that look for regular patterns",
-    "noise": "those that look at its grain",
+    "noise": "those that look at the grain of the picture",
 }
 
 
@@ -209,13 +209,13 @@ def combine(p_fake: Mapping[str, float], combination: Combination | None = None)
 def describe_disagreement(p_fake: Mapping[str, float]) -> str:
     """Say in one sentence which families of detectors see signs of forgery where others do not; empty if none differ.
 
-    A family sees signs where at least half of its detectors do.
+    A family sees signs where more than half of its detectors do.
     """
     calls: dict[str, list[bool]] = {}
     for name, score in p_fake.items():
         if verdict(score) != "unsure":
             calls.setdefault(registry.card(name).family, []).append(score >= THRESHOLD)
-    sees = {family: sum(seen) * 2 >= len(seen) for family, seen in calls.items()}
+    sees = {family: sum(seen) * 2 > len(seen) for family, seen in calls.items()}
     seeing = [FAMILY_WORDS[family] for family in FAMILY_WORDS if sees.get(family)]
     others = [FAMILY_WORDS[family] for family in FAMILY_WORDS if sees.get(family) is False]
     if not seeing or not others:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from backend.detectors.base import Detector
+from backend.detectors.base import DIRECTION_WORDS, Detector
 from backend.errors import UserError
 from backend.runtime import MODEL_LOCK, frozen
 
@@ -38,9 +38,10 @@ class CamMap:
     def note(self) -> str:
         if self.missing:
             return self.missing
+        speaks = DIRECTION_WORDS[self.towards]
         if self.empty[0]:
-            return f"At this layer, nothing in the picture speaks for {self.towards}; there is no map to show."
-        return f"Bright regions speak for {self.towards} at the layer {self.layer}; brightness compares within one map."
+            return f"At this layer, nothing in the picture speaks {speaks}; there is no map to show."
+        return f"Bright regions speak {speaks} at the layer {self.layer}; brightness compares within one map."
 
 
 class _LogOdds(nn.Module):

@@ -53,7 +53,7 @@ def run_protocol(
     """Run a protocol on pictures that it chooses, or with `resume` finish the run in the folder `out`.
 
     Yields:
-        One step for each item, with the time that is left.
+        One step for each item, with the time that is left, and those within an item where this process does it.
 
     Raises:
         UserError: `out` holds a run already, or one with other settings, pictures or models; or every item failed.
@@ -149,7 +149,7 @@ def _do_items(
     before = total - len(waiting)
     outcomes = engine.run(protocol, data, waiting)
     try:
-        done, message = 0, "The first item has begun."
+        done, message = 0, f"{before} of {total} done."
         for outcome in outcomes:
             if isinstance(outcome, Outcome):
                 done += 1

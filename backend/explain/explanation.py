@@ -12,7 +12,7 @@ from backend.attacks import nes, pgd
 from backend.attacks.base import Attacked, judge_attack
 from backend.attacks.nes import NESSettings
 from backend.attacks.pgd import PGDSettings
-from backend.detectors.base import SCALE, THRESHOLD, Detector
+from backend.detectors.base import DIRECTION_WORDS, SCALE, THRESHOLD, Detector
 from backend.detectors.inference import BatchedDetector
 from backend.explain.base import (
     EXPLAINERS,
@@ -40,6 +40,9 @@ SHARE_OF_ATTACK = 0.4  # of its iterations, after which a face is called real on
 WHITE_BOX_PASSES = 120  # forward and backward passes of the shortcut
 # The quick attack makes half the probes and stops after half as many iterations.
 QUICK_PROBES, QUICK_ITERATIONS = 20, 40
+
+NO_SIGNS_TO_EXPLAIN = "The detector's score is below its threshold, so it sees no signs of forgery to explain."
+ONLY_SIGNS_TO_EXPLAIN = "The detector sees signs of forgery, so there is no answer without signs to explain."
 
 T = TypeVar("T")
 
@@ -174,9 +177,9 @@ class Explanation:
         parts.append(f"The detector was asked about {inferences.images} pictures in {inferences.calls} batches.")
         listed = ", ".join(str(segment) for segment in self.top_segments)
         parts.append(
-            f"The segments that speak most for {towards}: {listed}, the strongest first."
+            f"The segments that speak most {DIRECTION_WORDS[towards]}: {listed}, the strongest first."
             if listed
-            else f"No segment speaks for {towards}; the map shows what speaks against it."
+            else f"No segment speaks {DIRECTION_WORDS[towards]}; the map shows what does the opposite."
         )
         parts.append("A map shows what changes this detector's answer, which need not be what is fake.")
         return " ".join(parts)
@@ -334,9 +337,7 @@ class _ExplainJob:
     def run(self, reference_image: Attacked | Tensor | None) -> Job[Explanation]:
         verdict = "fake" if self.p_fake >= THRESHOLD else "real"
         if self.explainer.references and verdict != self.settings.towards:
-            return self._nothing(
-                f"The detector calls this face {verdict}, so there is no verdict {self.settings.towards} to explain."
-            )
+            return self._nothing(NO_SIGNS_TO_EXPLAIN if verdict == "real" else ONLY_SIGNS_TO_EXPLAIN)
         begin = 0
         if self.reference == "adversarial":
             if self.settings.towards == "real":

@@ -21,6 +21,7 @@ from backend.alignment import LocatedFace
 from backend.attacks.nes import NESSettings
 from backend.counterfactual.changes import RESIDUAL_GAINS, Residual, amplify_difference
 from backend.detectors import registry as detectors_registry
+from backend.detectors.base import DIRECTION_WORDS
 from backend.detectors.inference import WORTH_COMPILING, BatchedDetector, compiled_copy
 from backend.explain.base import EXPLAINERS, stretched
 from backend.explain.deletion import Curves, CurveSettings, deletion_curves
@@ -139,8 +140,8 @@ def scale_words(explanation: Explanation) -> str:
         towards = explanation.settings.towards
         other = "real" if towards == "fake" else "fake"
         return (
-            f"Purple speaks for {towards}, orange for {other}, unchanged parts for neither; full colour is "
-            f"{largest:.2g} in this map's own units."
+            f"Purple speaks {DIRECTION_WORDS[towards]}, orange {DIRECTION_WORDS[other]}, unchanged parts for neither; "
+            f"full colour is {largest:.2g} in this map's own units."
         )
     return f"Dark blue is this map's least value ({low:.2g}), yellow its largest ({high:.2g}), in its own units."
 

@@ -273,12 +273,12 @@ def _attention_sentence(
     title: str, pictures: Mapping[str, np.ndarray], cams: Any, means: Mapping[str, np.ndarray]
 ) -> str:
     parts = [
-        f"{label.lower()}, nothing in it speaks for fake"
+        f"{label.lower()}, nothing in it speaks for a forgery"
         if empty
         else f"{label.lower()}, most at {strongest_part(strength)}"
         for label, strength, empty in zip(pictures, cams.maps, cams.empty, strict=True)
     ]
-    sentence = f"Bright regions speak for “fake” to {title}: {'; '.join(parts)}."
+    sentence = f"Bright regions speak for a forgery to {title}: {'; '.join(parts)}."
     groups: dict[str, list[str]] = {}
     for group, strength in means.items():
         if group != REAL:

@@ -88,10 +88,10 @@ def test_one_map_with_everything_that_belongs_to_it(tab, tmp_path):
     assert before[0][tab.job.stop].interactive and not last[tab.job.stop].interactive
     result = tab.result
     assert last[result.map_column].visible and not last[result.grid].visible
-    assert "these places speak most for “fake”: 1 " in last[result.summary]
+    assert "these places speak most for a forgery: 1 " in last[result.summary]
     assert "The test below is too close to tell" in last[result.summary]
     assert "You guessed: nose" in last[result.guess_text]
-    assert "for fake: " in last[result.scale] and "for real: -" in last[result.scale]
+    assert "for a forgery: " in last[result.scale] and "against a forgery: -" in last[result.scale]
     assert "Random places" in last[result.sufficiency] and "Sufficiency@3" in last[result.sufficiency]
     assert last[result.curves_column].visible
     assert "Deletion: area" in last[result.curves] and "never saw in training" in last[result.curves]
@@ -125,7 +125,10 @@ def test_the_verdict_real_is_explained_with_the_usual_fill(tab, tmp_path, toy_mo
     assert explanation.reference == "original" and explanation.settings.towards == "real" and not explanation.degenerate
     *_, refused = ask(tab, save_photo(tmp_path, face()), "rise")
     assert not refused[tab.result.map_column].visible
-    assert "calls this face real" in refused[tab.result.summary] and "More options" in refused[tab.result.summary]
+    assert (
+        "sees no signs of forgery to explain" in refused[tab.result.summary]
+        and "More options" in refused[tab.result.summary]
+    )
 
 
 def test_a_map_of_the_other_verdict_is_not_tested(tab, tmp_path, toy_model):
@@ -170,7 +173,10 @@ def test_all_maps_stand_in_one_grid_with_their_test(tab, tmp_path):
 
 def test_maps_of_a_verdict_that_was_not_given_have_no_sufficiency(tab, tmp_path):
     *_, last = compare_all(tab, save_photo(tmp_path, untextured()))
-    assert "none was tested" in last[tab.result.summary] and "calls this face real" in last[tab.result.summary]
+    assert (
+        "none was tested" in last[tab.result.summary]
+        and "sees no signs of forgery to explain" in last[tab.result.summary]
+    )
 
 
 @pytest.mark.parametrize("what", ["explain", "compare", "pair"])

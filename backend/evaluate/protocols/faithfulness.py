@@ -56,8 +56,8 @@ from backend.explain.base import EXPLAINERS, REFERENCES, Reference
 from backend.explain.explanation import ExplainSettings, Explanation, attack_settings, explain, start_attack
 from backend.explain.segments import rank_scores, segment_scores, top_mask
 from backend.explain.sufficiency import measure_sufficiency
-from backend.progress import Job, Running, finish
-from backend.runtime import remembered
+from backend.progress import Job, Running
+from backend.runtime import remembered_jobs
 from backend.settings import validated
 
 NEIGHBOUR_TOPS = 3  # segments that the attack may change
@@ -256,7 +256,7 @@ class FaithfulnessProtocol(MapProtocol):
         attacked = None
         if reference == "adversarial":
             shared = replace(settings, method="lime")  # all methods have the same adversarial image
-            attacked = _adversarial(picture.tobytes(), len(picture), item.options["detector"], shared)
+            attacked = yield from _adversarial(picture.tobytes(), len(picture), item.options["detector"], shared)
             row |= {"attack_images": attacked.image_count, "attack_calls": attacked.call_count}
             row |= {"attack_seconds": attacked.seconds, "flipped": bool(attacked.flipped[0])}
             row |= {"iterations": int(attacked.iterations[0])}
@@ -478,10 +478,10 @@ def _measured_stability(
     return None if second.degenerate else metric.map_stability(explanation.saliency.numpy(), second.saliency.numpy())
 
 
-@remembered(_KEPT_ATTACKS)
-def _adversarial(pixels: bytes, side: int, detector: str, settings: ExplainSettings) -> Attacked:
+@remembered_jobs(_KEPT_ATTACKS)
+def _adversarial(pixels: bytes, side: int, detector: str, settings: ExplainSettings) -> Job[Attacked]:
     face = images.to_tensor(np.frombuffer(pixels, dtype=np.uint8).reshape(side, side, 3).copy())
-    return finish(start_attack(face, registry.load(detector), settings))
+    return (yield from start_attack(face, registry.load(detector), settings))
 
 
 def picture_accuracies(maps: pd.DataFrame, tops: Sequence[int]) -> list[Estimate]:
