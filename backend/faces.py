@@ -90,19 +90,12 @@ def find_faces(image: np.ndarray) -> list[Face]:
     return sorted(faces, key=lambda face: face.width * face.height, reverse=True)
 
 
-def find_turn(image: np.ndarray) -> int | None:
-    """Return how far a uint8 (H, W, 3) photo must be turned so that a face in it is upright.
-
-    The other turns are only tried where no face is upright as the photo is.
+def find_other_turn(image: np.ndarray) -> int | None:
+    """Return how far a uint8 (H, W, 3) photo in which no face is upright must be turned so that one is.
 
     Returns:
-        Degrees clockwise: 0, 90, 180 or 270 (see `images.turned`); None where no turn shows a face.
+        Degrees clockwise: 90, 180 or 270 (see `images.turned`); None where no turn shows a face.
     """
-    return 0 if find_faces(image) else find_other_turn(image)
-
-
-def find_other_turn(image: np.ndarray) -> int | None:
-    """Return the same for a photo in which no face is upright: 90, 180 or 270, or None."""
     reduced, _ = _reduce(image, TURNED_PIXELS)
     if min(reduced.shape[:2]) < SMALLEST_SEARCHED:
         return None
