@@ -21,14 +21,14 @@ class ToyGenerator(nn.Module):
         # A step moves the picture in [-1, 1] by STEP a row, and by half of it in [0, 1].
         self.gain = nn.Parameter(torch.full((ROWS,), 2 * DARKER / (STEP * ROWS)))
 
-    def prefix(self, codes: Tensor, row: int, *, dtype: torch.dtype | None = None) -> Partial:
+    def prefix(self, codes: Tensor, row: int, *, dtype: torch.dtype | None = None, offset: None = None) -> Partial:
         return Partial(row, self._sum(codes, 0, row), None)
 
     def resume(self, partial: Partial, codes: Tensor, *, resolution: int | None = None) -> Tensor:
         value = partial.features + self._sum(codes, partial.row, ROWS)
         return value[:, None, None, None].expand(-1, 3, self.size, self.size)
 
-    def synthesize(self, codes: Tensor, *, resolution: int | None = None) -> Tensor:
+    def synthesize(self, codes: Tensor, *, resolution: int | None = None, offset: None = None) -> Tensor:
         return self.resume(self.prefix(codes, 0), codes)
 
     def _sum(self, codes: Tensor, start: int, end: int) -> Tensor:

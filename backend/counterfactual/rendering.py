@@ -22,7 +22,7 @@ from backend import runtime
 from backend.alignment import DetectorView, resize_square
 from backend.detectors.base import Detector
 from backend.generators.inversion import Inverter
-from backend.generators.stylegan2 import Partial, row_count
+from backend.generators.stylegan2 import FeatureOffset, Partial, row_count
 
 Composite = Literal["transfer", "reconstruction"]
 COMPOSITES: tuple[Composite, ...] = get_args(Composite)
@@ -120,6 +120,7 @@ class Renderer:
         composite: How a drawing becomes a picture.
         view: The detector's crop of the pictures, all of one photo; None where it sees the pictures themselves.
         effort: Work of a draft.
+        offset: What the faces have beside their codes; None where codes alone describe them.
     """
 
     def __init__(
@@ -132,18 +133,19 @@ class Renderer:
         composite: Composite,
         view: DetectorView | None,
         effort: RenderingEffort,
+        offset: FeatureOffset | None = None,
     ) -> None:
         self.inverter, self.detector, self.faces, self.composite = inverter, detector, faces, composite
         self.view = None if view is None else view.to(faces.device)
         self.effort = effort
         with torch.no_grad():
-            partial = inverter.begin(start, opened[0])
+            partial = inverter.begin(start, opened[0], offset=offset)
             drawn = inverter.synthesize_from(partial, start, clamp=False)
             self.exact = _Start(partial, drawn, drawn.clamp(0, 1) if composite == "reconstruction" else faces)
             self.draft = self.exact
             if self.drafts:
                 if effort.dtype != torch.float32:
-                    partial = inverter.begin(start, opened[0], dtype=effort.dtype)
+                    partial = inverter.begin(start, opened[0], dtype=effort.dtype, offset=offset)
                 drawn = inverter.synthesize_from(partial, start, resolution=effort.resolution, clamp=False)
                 self.draft = _Start(partial, drawn, resize_square(self.exact.base, effort.resolution))
 

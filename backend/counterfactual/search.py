@@ -24,7 +24,17 @@ from backend.detectors.base import SCALE, THRESHOLD, UNSURE_MARGIN, Detector
 from backend.detectors.inference import for_inference
 from backend.errors import UserError
 from backend.generators.inversion import Inverter
-from backend.generators.refinement import MOST_REFINE_STEPS, Refined, RefineSettings, Tuned, TuneSettings, refine, tune
+from backend.generators.refinement import (
+    MOST_REFINE_STEPS,
+    FeatureSettings,
+    Refined,
+    RefineSettings,
+    Tuned,
+    TuneSettings,
+    refine,
+    refine_features,
+    tune,
+)
 from backend.progress import Job, Step, counted
 from backend.runtime import MODEL_LOCK, frozen
 
@@ -32,6 +42,7 @@ LEVELS = ("S", "M", "D")
 LEVEL_WORDS = {"S": "shape", "M": "features", "D": "details"}
 StepLengths = Literal["visible", "equal"]
 Loss = Literal["mse", "log_odds"]
+Inversion = Literal["codes", "features"]
 LONGEST_STEP = 20.0  # epsilons, in a row that changes the picture hardly at all
 HALF_PRECISION_SLOPE = 4096.0  # for float16, in which gradients of the usual size would round to zero
 
@@ -94,7 +105,10 @@ class SearchSettings:
         seed: Of the tuning; the search itself is not random.
         loss: `mse` as in the paper; `log_odds` follows the gradient before the sigmoid for every face.
         early_stop: Stop a face at its first success. Otherwise all steps are made and the last picture is kept.
-        refine: Steps that bring the reconstruction closer to the face before the search; 0 makes none.
+        inversion: What stands for the face. `codes`: W+ codes, as in the paper; `features`: beside them what no code
+            describes, see `refinement.py`.
+        refine: Steps that bring the reconstruction closer to the face before the search; with 0, `codes` are used as
+            the encoder gave them, and `features` take their usual number.
         tune: Steps that tune a copy of the generator to the face, after a refinement; 0 makes none.
         truncate: While searching, draw no larger than the detector's input, where the open rows allow it.
         precision: Type of the generator's and the detector's layers while searching; `auto` is float32, and on CUDA
@@ -110,6 +124,7 @@ class SearchSettings:
     seed: int = 0
     loss: Loss = "mse"
     early_stop: bool = True
+    inversion: Inversion = "codes"
     refine: int = 0
     tune: int = 0
     truncate: bool = True
@@ -122,6 +137,7 @@ class SearchSettings:
         if self.epsilon is not None and (self.epsilon == 0 or not math.isfinite(self.epsilon)):
             raise UserError("A step must have a length.", "Use an epsilon other than 0, for example 0.002.")
         choices = {"lengths": StepLengths, "composite": Composite, "loss": Loss, "precision": Precision}
+        choices |= {"inversion": Inversion}
         for name, literal in choices.items():
             if getattr(self, name) not in get_args(literal):
                 problem = f'The setting {name} cannot be "{getattr(self, name)}".'
@@ -130,6 +146,8 @@ class SearchSettings:
             raise UserError("A search needs at least one step.", "Use a number of steps from 1.")
         if not 0 <= self.kappa < 1:
             raise UserError(f"The margin {self.kappa:g} cannot be reached.", "Use at least 0 and less than 1.")
+        if self.inversion == "features" and self.tune:
+            raise UserError("A generator is tuned to codes alone.", "Leave out either the tuning or the features.")
         for purpose, steps in (("refine the reconstruction", self.refine), ("tune the generator", self.tune)):
             if not 0 <= steps <= MOST_REFINE_STEPS:
                 raise UserError(f"{steps} steps cannot {purpose}.", f"Use 0 to {MOST_REFINE_STEPS} steps.")
@@ -137,7 +155,12 @@ class SearchSettings:
     @property
     def total(self) -> int:
         """Maximum number of steps, with the inversion, its refinement and the tuning."""
-        return self.refine + self.tune + self.steps + 1
+        return self.refine_steps + self.tune + self.steps + 1
+
+    @property
+    def refine_steps(self) -> int:
+        """Number of steps that bring the reconstruction closer."""
+        return self.refine or (FeatureSettings.steps if self.inversion == "features" else 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -287,20 +310,24 @@ def search(
     settings = settings or SearchSettings()
     settings.check()
     started = time.perf_counter()
-    total, done = settings.total, settings.refine + settings.tune
+    total, done = settings.total, settings.refine_steps + settings.tune
     detector = for_inference(detector)
     with frozen(*inverter.modules(), detector):
         with MODEL_LOCK:
             faces = as_saved(faces.detach().to(inverter.latent_average.device))
             codes = inverter.invert(faces)
         refined = None
-        if settings.refine:
-            refined = yield from counted(refine(inverter, faces, codes, RefineSettings(settings.refine)), total)
+        if settings.refine_steps:
+            if settings.inversion == "features":
+                closer = refine_features(inverter, faces, codes, FeatureSettings(settings.refine_steps))
+            else:
+                closer = refine(inverter, faces, codes, RefineSettings(settings.refine))
+            refined = yield from counted(closer, total)
             codes = refined.codes
         tuned = None
         if settings.tune:
             job = tune(inverter, faces, codes, TuneSettings(settings.tune, seed=settings.seed))
-            tuned = yield from counted(job, total, settings.refine)
+            tuned = yield from counted(job, total, settings.refine_steps)
         with MODEL_LOCK:
             state = _SearchState(inverter, detector, faces, settings, codes, view, refined, tuned)
             if offset is not None:
@@ -341,7 +368,17 @@ class _SearchState:
         self.lengths = (lengths * self.epsilon).to(codes.device)
         size, precision = detector.card.input_size, settings.precision
         effort = draft_effort(inverter, size, self.opened, truncate=settings.truncate, precision=precision)
-        self.renderer = Renderer(inverter, detector, faces, self.start, self.opened, settings.composite, view, effort)
+        self.renderer = Renderer(
+            inverter,
+            detector,
+            faces,
+            self.start,
+            self.opened,
+            settings.composite,
+            view,
+            effort,
+            None if refined is None else refined.offset,
+        )
         with torch.no_grad():
             self.inversion = self.renderer.inversion()
             self.p_original = torch.sigmoid(self.renderer.ask(self.faces))

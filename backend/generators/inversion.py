@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from backend import weights
 from backend.errors import UserError
 from backend.generators.e4e import CODE_SIZE, E4EEncoder, accumulate_feedback
-from backend.generators.stylegan2 import Partial, StyleGAN2
+from backend.generators.stylegan2 import FeatureOffset, Partial, StyleGAN2
 from backend.runtime import device, frozen, load_once
 from backend.settings import SETTINGS
 from backend.weights import find_entry, load_entry, read_checkpoint
@@ -83,20 +83,29 @@ class Inverter:
         with frozen(self.encoder):
             return encode_faces(self.encoder, self.generator, self.latent_average, faces * 2 - 1, self.feedback)
 
-    def synthesize(self, codes: Tensor, *, resolution: int | None = None, clamp: bool = True) -> Tensor:
-        """Draw faces (N, 3, size, size) in [0, 1] from codes (N, rows, 512).
+    def synthesize(
+        self,
+        codes: Tensor,
+        *,
+        resolution: int | None = None,
+        clamp: bool = True,
+        offset: FeatureOffset | None = None,
+    ) -> Tensor:
+        """Draw faces (N, 3, size, size) in [0, 1] from codes (N, rows, 512), and what the faces have beside them.
 
         `resolution` stops at this size in pixels; `clamp` cuts values off at 0 and 1, which would spoil differences.
         """
-        return _to_unit(self.generator.synthesize(codes, resolution=resolution), clamp=clamp)
+        return _to_unit(self.generator.synthesize(codes, resolution=resolution, offset=offset), clamp=clamp)
 
-    def begin(self, codes: Tensor, row: int, *, dtype: torch.dtype | None = None) -> Partial:
+    def begin(
+        self, codes: Tensor, row: int, *, dtype: torch.dtype | None = None, offset: FeatureOffset | None = None
+    ) -> Partial:
         """Draw what does not depend on the rows from `row` on, without gradients.
 
-        `dtype` is the type of the feature maps, here and in `synthesize_from`.
+        `dtype` is the type of the feature maps, here and in `synthesize_from`, which also adds `offset`.
         """
         with torch.no_grad():
-            return self.generator.prefix(codes, row, dtype=dtype)
+            return self.generator.prefix(codes, row, dtype=dtype, offset=offset)
 
     def synthesize_from(
         self,

@@ -9,7 +9,7 @@ because a step of a latent search is smaller than what a half can tell apart.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -225,6 +225,29 @@ def row_count(size: int) -> int:
     return ROWS_PER_RESOLUTION * int(math.log2(size)) - 2
 
 
+OFFSET_SIZE = 32  # side in pixels of the feature maps that an offset is added to
+
+
+@dataclass(frozen=True)
+class FeatureOffset:
+    """What a face has that no code describes, added at one size, so that rows still act before and after it.
+
+    Args:
+        features: Added to the feature maps (N, C, S, S) of `offset_size`.
+        picture: Added to the picture of this size, (N, 3, S, S).
+    """
+
+    features: Tensor
+    picture: Tensor
+
+    def select(self, faces: Tensor) -> "FeatureOffset":
+        """Return the same for some faces; `faces` is a boolean mask (N,) or indices."""
+        return FeatureOffset(self.features[faces], self.picture[faces])
+
+    def add_to(self, features: Tensor, picture: Tensor) -> tuple[Tensor, Tensor]:
+        return features + self.features.to(features.dtype), picture + self.picture
+
+
 @dataclass(frozen=True)
 class Partial:
     """A synthesis that stopped before the first layer that reads `row`.
@@ -233,16 +256,18 @@ class Partial:
         row: The first W+ row not read yet.
         features: Feature maps (N, C, H, W).
         picture: Picture so far (N, 3, h, w), or None before the first colours.
+        offset: Added once the layers of its size have run.
     """
 
     row: int
     features: Tensor
     picture: Tensor | None
+    offset: FeatureOffset | None = None
 
     def select(self, faces: Tensor) -> "Partial":
         """Return the same for some faces; `faces` is a boolean mask (N,) or indices."""
         picture = None if self.picture is None else self.picture[faces]
-        return Partial(self.row, self.features[faces], picture)
+        return Partial(self.row, self.features[faces], picture, self.offset and self.offset.select(faces))
 
 
 class StyleGAN2(nn.Module):
@@ -295,28 +320,57 @@ class StyleGAN2(nn.Module):
         """Map latents z (N, style_dim) to w (N, style_dim), without truncation."""
         return self.style(z)
 
-    def synthesize(self, codes: Tensor, *, resolution: int | None = None, noise: list[Tensor] | None = None) -> Tensor:
+    def synthesize(
+        self,
+        codes: Tensor,
+        *,
+        resolution: int | None = None,
+        noise: list[Tensor] | None = None,
+        offset: FeatureOffset | None = None,
+    ) -> Tensor:
         """Draw pictures from W+ codes.
 
         Args:
             codes: (N, rows, style_dim); with a lower `resolution`, later rows are not read.
             resolution: Stop at this size in pixels and return the generator's own picture there.
             noise: One map per layer in place of the registered ones.
+            offset: What the faces have beside their codes.
 
         Returns:
             (N, 3, resolution, resolution), unclamped, around [-1, 1].
         """
-        return self.resume(self.prefix(codes, 0), codes, resolution=resolution, noise=noise)
+        return self.resume(self.prefix(codes, 0, offset=offset), codes, resolution=resolution, noise=noise)
 
-    def prefix(self, codes: Tensor, row: int, *, dtype: torch.dtype | None = None) -> Partial:
+    @property
+    def offset_size(self) -> int:
+        """Return the side in pixels at which an offset is added: 32, or half of a smaller picture."""
+        return min(OFFSET_SIZE, self.size // 2)
+
+    @property
+    def offset_row(self) -> int:
+        """Return the last row that is read before an offset is added; later layers read it too."""
+        return row_count(self.offset_size) - 1
+
+    def no_offset(self, count: int) -> FeatureOffset:
+        """Return an offset of zeros for `count` faces."""
+        side, layer = self.offset_size, self._last_layer(self.offset_size)
+        weight = layer.conv.weight
+        return FeatureOffset(
+            weight.new_zeros(count, weight.shape[2], side, side), weight.new_zeros(count, 3, side, side)
+        )
+
+    def prefix(
+        self, codes: Tensor, row: int, *, dtype: torch.dtype | None = None, offset: FeatureOffset | None = None
+    ) -> Partial:
         """Run only the layers that read the rows before `row`, with the registered noise.
 
-        `dtype` is the type of the feature maps, here and in `resume`; by default that of the codes.
+        `dtype` is the type of the feature maps, here and in `resume`; by default that of the codes. `offset` is added
+        here or in `resume`, where the layers of its size end.
         """
         start = self.input.input.to(dtype or codes.dtype).expand(len(codes), -1, -1, -1)
         # Convolutions are faster with the channels last, and every layer keeps the order that it is given.
         start = start.contiguous(memory_format=torch.channels_last)
-        return self._run(Partial(0, start, None), row, codes, None, None)
+        return self._run(Partial(0, start, None, offset), row, codes, None, None)
 
     def resume(
         self,
@@ -345,15 +399,22 @@ class StyleGAN2(nn.Module):
     ) -> Partial:
         rows = codes.unbind(1) if isinstance(codes, Tensor) else codes
         maps = noise if noise is not None else list(self.noises.buffers())
-        features, picture = partial.features, partial.picture
+        features, picture, offset = partial.features, partial.picture, partial.offset
+        last = self._last_layer(self.offset_size)
         for row, layer in self._layers(resolution or self.size):
             if not partial.row <= row < end:
                 continue
             if isinstance(layer, ToRGB):
                 picture = layer(features, rows[row], picture)
+                if layer is last and offset is not None:
+                    features, picture = offset.add_to(features, picture)
             else:
                 features = layer(features, rows[row], maps[row])
-        return Partial(end, features, picture)
+        return Partial(end, features, picture, offset)
+
+    def _last_layer(self, size: int) -> ToRGB:
+        """Return the layer that ends the work at a size in pixels."""
+        return self.to_rgb1 if size == 4 else cast(ToRGB, self.to_rgbs[int(math.log2(size)) - 3])
 
     def _layers(self, stop: int) -> Iterator[tuple[int, nn.Module]]:
         """Yield every layer up to `stop` pixels in order, with the row that it reads."""

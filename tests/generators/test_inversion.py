@@ -8,7 +8,7 @@ from backend.errors import UserError
 from backend.generators import e4e, inversion
 from backend.generators.e4e import E4EEncoder, accumulate_feedback, haar_bands
 from backend.generators.inversion import Inverter
-from backend.generators.stylegan2 import StyleGAN2
+from backend.generators.stylegan2 import FeatureOffset, StyleGAN2
 from backend.training.encoder import grow_encoder
 
 CHANNELS = {4: 8, 8: 8, 16: 8, 32: 4}
@@ -154,6 +154,41 @@ def test_a_synthesis_can_be_cut_in_two_at_any_row(row):
     chosen = partial.select(torch.tensor([2, 0]))
     again = inverter.synthesize_from(chosen, codes(3)[[2, 0]])
     assert torch.allclose(again, inverter.synthesize(codes(3))[[2, 0]], atol=1e-5)
+
+
+def some_offset(inverter: Inverter, count: int) -> FeatureOffset:
+    empty = inverter.generator.no_offset(count)
+    randomness = torch.Generator().manual_seed(5)
+    features, picture = (
+        torch.randn(part.shape, generator=randomness) * size
+        for part, size in ((empty.features, 0.3), (empty.picture, 0.1))
+    )
+    return FeatureOffset(features, picture)
+
+
+@pytest.mark.parametrize("row", range(8))
+def test_an_offset_is_added_once_wherever_a_synthesis_is_cut(row):
+    inverter = small_inverter()
+    offset = some_offset(inverter, 3)
+    drawn = inverter.synthesize(codes(3), offset=offset, clamp=False)
+    assert not torch.allclose(drawn, inverter.synthesize(codes(3), clamp=False), atol=0.01)
+    partial = inverter.begin(codes(3), row, offset=offset)
+    assert torch.allclose(inverter.synthesize_from(partial, codes(3), clamp=False), drawn, atol=1e-5)
+    chosen = torch.tensor([2, 0])
+    again = inverter.synthesize_from(partial.select(chosen), codes(3)[chosen], clamp=False)
+    assert torch.allclose(again, drawn[chosen], atol=1e-5)
+
+
+def test_an_offset_of_the_last_picture_alone_is_added_to_what_is_drawn_from_it():
+    # Nothing but the low-pass filter of the generator lies between the picture of 16 pixels and that of 32.
+    inverter = small_inverter()
+    empty = inverter.generator.no_offset(1)
+    assert empty.features.shape == (1, CHANNELS[16], 16, 16) and inverter.generator.offset_row == 5
+    brighter = FeatureOffset(empty.features, empty.picture + 0.4)
+    drawn, lighter = (inverter.synthesize(codes(1), offset=offset, clamp=False) for offset in (empty, brighter))
+    assert torch.equal(drawn, inverter.synthesize(codes(1), clamp=False))
+    inner = (lighter - drawn)[..., 4:-4, 4:-4]
+    assert torch.allclose(inner, torch.full_like(inner, 0.2), atol=1e-5)
 
 
 def test_rows_before_the_cut_are_not_read_again_and_get_no_gradient():

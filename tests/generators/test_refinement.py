@@ -5,11 +5,13 @@ import math
 import pytest
 import torch
 
+from backend.counterfactual.rendering import compose_picture
 from backend.counterfactual.search import SearchSettings, search
 from backend.errors import UserError
-from backend.generators.refinement import RefineSettings, refine
+from backend.generators.refinement import FeatureSettings, RefineSettings, refine, refine_features
 from backend.generators.stylegan2 import StyleGAN2
 from backend.progress import finish
+from backend.similarity import batch_psnr
 from tests.generators.test_inversion import codes, small_inverter
 from tests.toys import DARKER, STEP, grey, hooks, toy_detector, toy_inverter
 
@@ -107,6 +109,63 @@ def test_a_real_generator_is_searched_from_refined_codes():
 def test_impossible_settings_are_refused(settings):
     with pytest.raises(UserError):
         finish(refine(toy_inverter(), grey(200), torch.zeros(1, 12, 512), settings))
+
+
+def test_features_bring_a_drawing_closer_than_codes_and_leave_the_coarser_rows():
+    inverter = small_inverter()
+    targets = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(3))
+    targets = torch.nn.functional.interpolate(targets, (32, 32), mode="bilinear")  # no face that it knows
+    by_codes = finish(refine(inverter, targets, codes(2), RefineSettings(steps=60, rate=0.03)))
+    result = finish(refine_features(inverter, targets, codes(2), FeatureSettings(steps=60)))
+    assert (result.psnr_after > by_codes.psnr_after + 2).all()
+    assert result.offset is not None and by_codes.offset is None
+    row = inverter.generator.offset_row
+    assert torch.equal(result.codes[:, :row], codes(2)[:, :row]) and not torch.equal(result.codes, codes(2))
+    drawn = inverter.synthesize(result.codes, offset=result.offset)
+    assert torch.allclose(batch_psnr(drawn, targets), result.psnr_after, atol=1e-3)
+    alone = finish(refine_features(inverter, targets[1:], codes(2)[1:], FeatureSettings(steps=60)))
+    assert float(alone.psnr_after[0]) == pytest.approx(float(result.psnr_after[1]), abs=0.05)
+    further = finish(refine_features(inverter, targets, result.codes, FeatureSettings(steps=5), result.offset))
+    assert torch.allclose(further.psnr_before, result.psnr_after, atol=1e-3)
+
+
+def test_a_larger_penalty_keeps_more_of_what_edits_do():
+    inverter = small_inverter()
+    targets = faces(inverter)
+    sizes = []
+    for penalty in (0.0, 1.0, 100.0):
+        result = finish(refine_features(inverter, targets, codes(2), FeatureSettings(steps=20, penalty=penalty)))
+        assert result.offset is not None
+        sizes.append(float(result.offset.features.square().mean()))
+    assert sizes == sorted(sizes, reverse=True) and sizes[2] < sizes[0] / 4
+
+
+@pytest.mark.parametrize("composite", ["transfer", "reconstruction"])
+def test_a_search_keeps_the_offset_while_codes_are_edited(composite):
+    inverter = small_inverter()
+    detector = toy_detector(slope=200, threshold=0.3, size=32)
+    settings = SearchSettings(steps=6, inversion="features", refine=5, composite=composite, early_stop=False)
+    result = finish(search(inverter, detector, faces(inverter), settings))
+    refined = result.refined
+    assert refined is not None and refined.offset is not None and settings.total == 12
+    assert (result.p_counterfactual < result.p_original).all()
+    start, edited = (
+        inverter.synthesize(codes_of, offset=refined.offset, clamp=False)
+        for codes_of in (result.codes_start, result.codes)
+    )
+    expected = compose_picture(composite, result.original, edited, start)
+    assert (result.counterfactual - expected).abs().max() < 0.003
+    assert (result.inversion - start.clamp(0, 1)).abs().max() < 0.003
+
+
+def test_features_without_a_number_of_steps_take_their_own_and_no_tuning():
+    assert SearchSettings(inversion="features", steps=10).total == 10 + 1 + FeatureSettings.steps
+    with pytest.raises(UserError, match="codes alone"):
+        SearchSettings(inversion="features", tune=3).check()
+    with pytest.raises(UserError, match="inversion"):
+        SearchSettings(inversion="pixels").check()
+    with pytest.raises(UserError, match="at least 0"):
+        FeatureSettings(penalty=-1.0).check()
 
 
 def test_a_search_refuses_too_many_refinements():

@@ -27,7 +27,7 @@ class Weighted(nn.Module):
     def mapping(self, z: torch.Tensor) -> torch.Tensor:
         return z
 
-    def synthesize(self, codes: torch.Tensor, *, resolution: int | None = None) -> torch.Tensor:
+    def synthesize(self, codes: torch.Tensor, *, resolution: int | None = None, offset: None = None) -> torch.Tensor:
         return (codes * torch.tensor(GAINS)[:, None]).sum(1).view(-1, 3, 8, 8)
 
 
