@@ -188,14 +188,14 @@ def _difference(inverter: Any, detector: Any, faces: Any, settings: Any) -> list
     import torch
 
     from backend.counterfactual import search as counterfactual_search
-    from backend.counterfactual.rendering import Renderer, RenderingEffort, draft_effort
+    from backend.counterfactual.rendering import Judge, Renderer, RenderingEffort, draft_effort
 
     opened = counterfactual_search.level_mask(settings.levels, inverter.rows).nonzero().flatten().tolist()
     low = draft_effort(inverter, detector.card.input_size, opened, truncate=True, precision=settings.precision)
     start = inverter.invert(faces)
     drafts = []
     for effort in (low, RenderingEffort(low.resolution, torch.float32)):
-        renderer = Renderer(inverter, detector, faces, start, opened, "reconstruction", None, effort)
+        renderer = Renderer(inverter, [Judge(detector)], faces, start, opened, "reconstruction", effort)
         rows = [row.clone().requires_grad_() for row in start.unbind(1)]
         with torch.no_grad():
             drawn = inverter.synthesize_from(renderer.draft.partial, rows, resolution=effort.resolution, clamp=False)

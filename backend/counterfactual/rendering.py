@@ -108,17 +108,28 @@ class _Start:
     base: Tensor  # the picture, (N, 3, R, R) in [0, 1]
 
 
+@dataclass(frozen=True, eq=False)
+class Judge:
+    """A detector, and its crop of the faces, all of one photo; None where it sees the faces themselves."""
+
+    detector: Detector
+    view: DetectorView | None = None
+
+    def log_odds(self, pictures: Tensor) -> Tensor:
+        """Return log-odds of fake (n,) of pictures (n, 3, H, W) in [0, 1]."""
+        return self.detector.logit_fake(pictures if self.view is None else self.view.of(pictures))
+
+
 class Renderer:
-    """Draws edited codes of several faces and asks the detector about them.
+    """Draws edited codes of several faces and asks detectors about them.
 
     Args:
         inverter: The generator.
-        detector: Judges the drawings.
+        judges: Who judges the drawings.
         faces: (N, 3, H, W) in [0, 1], rounded to 8 bits.
         start: Codes before any change, (N, rows, 512).
         opened: Rows that may change.
         composite: How a drawing becomes a picture.
-        view: The detector's crop of the pictures, all of one photo; None where it sees the pictures themselves.
         effort: Work of a draft.
         offset: What the faces have beside their codes; None where codes alone describe them.
     """
@@ -126,17 +137,16 @@ class Renderer:
     def __init__(
         self,
         inverter: Inverter,
-        detector: Detector,
+        judges: Sequence[Judge],
         faces: Tensor,
         start: Tensor,
         opened: Sequence[int],
         composite: Composite,
-        view: DetectorView | None,
         effort: RenderingEffort,
         offset: FeatureOffset | None = None,
     ) -> None:
-        self.inverter, self.detector, self.faces, self.composite = inverter, detector, faces, composite
-        self.view = None if view is None else view.to(faces.device)
+        self.inverter, self.faces, self.composite = inverter, faces, composite
+        self.judges = [Judge(judge.detector, judge.view and judge.view.to(faces.device)) for judge in judges]
         self.effort = effort
         with torch.no_grad():
             partial = inverter.begin(start, opened[0], offset=offset)
@@ -159,18 +169,18 @@ class Renderer:
         return as_saved(compose_picture("reconstruction", self.faces, self.exact.drawn, self.exact.drawn))
 
     def ask(self, pictures: Tensor) -> Tensor:
-        """Return the detector's log-odds of fake (n,) of pictures (n, 3, H, W) in [0, 1]."""
-        return self.detector.logit_fake(pictures if self.view is None else self.view.of(pictures))
+        """Return the judges' log-odds of fake (n, judges) of pictures (n, 3, H, W) in [0, 1]."""
+        return torch.stack([judge.log_odds(pictures) for judge in self.judges], dim=1)
 
     def draw(self, rows: Sequence[Tensor], chosen: Tensor) -> tuple[Tensor, Tensor]:
-        """Draw codes as they would be saved, and ask the detector.
+        """Draw codes as they would be saved, and ask the judges.
 
         Args:
             rows: The codes, one tensor (n, 512) a row.
             chosen: Which faces they belong to, (n,).
 
         Returns:
-            Pictures (n, 3, H, W) in [0, 1], and log-odds of fake (n,).
+            Pictures (n, 3, H, W) in [0, 1], and log-odds of fake (n, judges).
         """
         drawn = self.inverter.synthesize_from(self._partial(self.exact, chosen), rows, clamp=False)
         composed = compose_picture(self.composite, self.faces[chosen], drawn, self.exact.drawn[chosen])
@@ -178,13 +188,13 @@ class Renderer:
         return picture, self.ask(picture)
 
     def sketch(self, rows: Sequence[Tensor], chosen: Tensor) -> tuple[Tensor, Tensor]:
-        """Draw a draft of codes, and ask the detector; arguments as for `draw`.
+        """Draw a draft of codes, and ask the judges; arguments as for `draw`.
 
         The change that the codes make at the draft's size is added to the resized exact start, so that a search begins
         with the same picture as it would without drafts.
 
         Returns:
-            Drafts (n, 3, R, R) in [0, 1], not rounded, and log-odds of fake (n,).
+            Drafts (n, 3, R, R) in [0, 1], not rounded, and log-odds of fake (n, judges).
         """
         start, effort = self.draft, self.effort
         partial = self._partial(start, chosen)

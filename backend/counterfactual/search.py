@@ -10,7 +10,7 @@ goes on without drafts.
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from backend.alignment import DetectorView
-from backend.counterfactual.rendering import Composite, Precision, Renderer, as_saved, draft_effort
+from backend.counterfactual.rendering import Composite, Judge, Precision, Renderer, as_saved, draft_effort
 from backend.detectors import predict
 from backend.detectors.base import SCALE, THRESHOLD, UNSURE_MARGIN, Detector
 from backend.detectors.inference import for_inference
@@ -41,7 +41,7 @@ from backend.runtime import MODEL_LOCK, frozen
 LEVELS = ("S", "M", "D")
 LEVEL_WORDS = {"S": "shape", "M": "features", "D": "details"}
 StepLengths = Literal["visible", "equal"]
-Loss = Literal["mse", "log_odds"]
+Loss = Literal["mse", "softplus", "log_odds"]
 Inversion = Literal["codes", "features"]
 LONGEST_STEP = 20.0  # epsilons, in a row that changes the picture hardly at all
 HALF_PRECISION_SLOPE = 4096.0  # for float16, in which gradients of the usual size would round to zero
@@ -103,7 +103,10 @@ class SearchSettings:
         kappa: A face is done once p_real - p_fake exceeds this margin, in [0, 1).
         composite: How an edited code becomes a picture, see `rendering.py`.
         seed: Of the tuning; the search itself is not random.
-        loss: `mse` as in the paper; `log_odds` follows the gradient before the sigmoid for every face.
+        loss: What steps lower, summed over the detectors. `mse`: p_fake squared, as in the paper; `softplus` of the
+            log-odds, which also moves a detector that is sure; `log_odds` themselves.
+        momentum: How much of the sum of earlier gradients, each divided by its mean size, counts at every step, as in
+            MIFGSM (Dong et al. 2018, arXiv 1710.06081); 0 follows the last gradient alone.
         early_stop: Stop a face at its first success. Otherwise all steps are made and the last picture is kept.
         inversion: What stands for the face. `codes`: W+ codes, as in the paper; `features`: beside them what no code
             describes, see `refinement.py`.
@@ -123,6 +126,7 @@ class SearchSettings:
     composite: Composite = "transfer"
     seed: int = 0
     loss: Loss = "mse"
+    momentum: float = 0.0
     early_stop: bool = True
     inversion: Inversion = "codes"
     refine: int = 0
@@ -142,6 +146,8 @@ class SearchSettings:
             if getattr(self, name) not in get_args(literal):
                 problem = f'The setting {name} cannot be "{getattr(self, name)}".'
                 raise UserError(problem, f"Use one of: {', '.join(get_args(literal))}.")
+        if not 0 <= self.momentum <= 1:
+            raise UserError(f"A momentum of {self.momentum:g} is not possible.", "Use 0 to 1.")
         if self.steps < 1:
             raise UserError("A search needs at least one step.", "Use a number of steps from 1.")
         if not 0 <= self.kappa < 1:
@@ -173,14 +179,15 @@ class SearchResult:
         inversion: The faces as the generator redraws them, before any change.
         counterfactual: The first picture that passed the margin; where none did, the one with the lowest p_fake.
         p_original: p_fake (N,) of `original`; likewise `p_inversion` and `p_counterfactual`.
-        flipped: Called fake before and real after, (N,).
+        allies: The same three of each further detector that was searched against, by its name.
+        flipped: Called fake before, and below the thresholds of all detectors that were searched against after, (N,).
         steps: Updates (N,) until a face passed; where it never did, all that were made.
         already_real: Called real at the start, so not searched, (N,).
         flipped_by_inversion: Called real as soon as the generator redraws it, (N,); with the `reconstruction`
             composite, such a success is not due to the search.
         used_log_odds: The sigmoid was saturated at some step, so the gradient before it was followed, (N,).
-        trajectory: p_fake (steps made + 1, N), the first row before any update; a face that is done keeps its value.
-            Until a face passes, its values may come from drafts.
+        trajectory: p_fake (steps made + 1, N), the highest of all detectors, the first row before any update; a face
+            that is done keeps its value. Until a face passes, its values may come from drafts.
         epsilon: Step that was used; where lengths differ, the equal step that would change a picture as much.
         lengths: Step in every open row, (n,).
         measured: Whether the visibility of the generator's rows was known.
@@ -200,6 +207,7 @@ class SearchResult:
     p_original: Tensor
     p_inversion: Tensor
     p_counterfactual: Tensor
+    allies: dict[str, tuple[Tensor, Tensor, Tensor]]
     flipped: Tensor
     steps: Tensor
     already_real: Tensor
@@ -290,6 +298,7 @@ def search(
     settings: SearchSettings | None = None,
     view: DetectorView | None = None,
     *,
+    allies: Sequence[Judge] = (),
     offset: Tensor | None = None,
 ) -> Job[SearchResult]:
     """Search a counterfactual for each of several faces.
@@ -300,6 +309,7 @@ def search(
         faces: Aligned faces (N, 3, H, W) in [0, 1].
         settings: None takes the defaults.
         view: The detector's crop of the faces, all of one photo; None where it sees the faces themselves.
+        allies: Further detectors that should do so in the same picture.
         offset: Start of the search relative to the codes of every face, (rows, 512): the change found for another
             picture of the same face. None begins at the codes.
 
@@ -311,8 +321,8 @@ def search(
     settings.check()
     started = time.perf_counter()
     total, done = settings.total, settings.refine_steps + settings.tune
-    detector = for_inference(detector)
-    with frozen(*inverter.modules(), detector):
+    judges = [Judge(for_inference(judge.detector), judge.view) for judge in (Judge(detector, view), *allies)]
+    with frozen(*inverter.modules(), *(judge.detector for judge in judges)):
         with MODEL_LOCK:
             faces = as_saved(faces.detach().to(inverter.latent_average.device))
             codes = inverter.invert(faces)
@@ -329,7 +339,7 @@ def search(
             job = tune(inverter, faces, codes, TuneSettings(settings.tune, seed=settings.seed))
             tuned = yield from counted(job, total, settings.refine_steps)
         with MODEL_LOCK:
-            state = _SearchState(inverter, detector, faces, settings, codes, view, refined, tuned)
+            state = _SearchState(inverter, judges, faces, settings, codes, refined, tuned)
             if offset is not None:
                 state.codes += offset.to(codes.device)
         yield Step(done, total, "The face was inverted.", state.inversion[:1].cpu(), state.values())
@@ -345,37 +355,35 @@ def search(
 
 
 class _SearchState:
-    """What a search knows between two steps; every tensor has one entry a face."""
+    """What a search knows between two steps; every tensor has one entry a face, and scores one column a detector."""
 
     def __init__(
         self,
         inverter: Inverter,
-        detector: Detector,
+        judges: Sequence[Judge],
         faces: Tensor,
         settings: SearchSettings,
         codes: Tensor,
-        view: DetectorView | None,
         refined: Refined | None,
         tuned: Tuned | None,
     ) -> None:
         inverter = inverter if tuned is None else tuned.inverter
-        self.inverter, self.detector, self.settings = inverter, detector, settings
+        self.inverter, self.judges, self.settings = inverter, judges, settings
         self.faces, self.refined, self.tuned = faces, refined, tuned
         self.start = codes
         self.epsilon = inverter.epsilon if settings.epsilon is None else settings.epsilon
         self.opened = level_mask(settings.levels, inverter.rows).nonzero().flatten().tolist()
         lengths = step_lengths(inverter, self.opened, settings.lengths)
         self.lengths = (lengths * self.epsilon).to(codes.device)
-        size, precision = detector.card.input_size, settings.precision
+        size, precision = max(judge.detector.card.input_size for judge in judges), settings.precision
         effort = draft_effort(inverter, size, self.opened, truncate=settings.truncate, precision=precision)
         self.renderer = Renderer(
             inverter,
-            detector,
+            judges,
             faces,
             self.start,
             self.opened,
             settings.composite,
-            view,
             effort,
             None if refined is None else refined.offset,
         )
@@ -385,10 +393,11 @@ class _SearchState:
             self.p_inversion = torch.sigmoid(self.renderer.ask(self.inversion))
         self.codes = self.start.clone()  # where the search is
         self.kept_codes = self.start.clone()  # what is handed back
-        self.already_real = self.p_original < THRESHOLD
+        self.already_real = self.p_original[:, 0] < THRESHOLD
         drawn = ~self.already_real if settings.composite == "reconstruction" else torch.zeros_like(self.already_real)
         self.kept = torch.where(drawn[:, None, None, None], self.inversion, self.faces)
-        self.kept_p = torch.where(drawn, self.p_inversion, self.p_original)
+        self.kept_p = torch.where(drawn[:, None], self.p_inversion, self.p_original)
+        self.momentum = torch.zeros(len(faces), len(self.opened), codes.shape[-1], device=codes.device)
         self.shown = self.kept[:1]
         self.now_p = self.kept_p.clone()
         self.active = ~self.already_real
@@ -406,7 +415,7 @@ class _SearchState:
             chosen = (self.active & (self.drafting == draft)).nonzero().squeeze(1)
             if len(chosen):
                 self._advance(number, chosen, draft=draft)
-        self.trajectory.append(self.now_p.clone())
+        self.trajectory.append(self.now_p.amax(1))
 
     def _advance(self, number: int, chosen: Tensor, *, draft: bool) -> None:
         last = number == self.settings.steps
@@ -420,15 +429,24 @@ class _SearchState:
         unfinished = self._judge(number, chosen, codes, picture.detach(), logit.detach(), draft=draft)
         if last or not unfinished.any():
             return
-        slope = torch.where(unfinished, self._slope(chosen, logit.detach(), unfinished), 0.0)
+        slope = torch.where(unfinished[:, None], self._slope(chosen, logit.detach(), unfinished), 0.0)
         if draft and self.renderer.effort.dtype == torch.float16:
             slope = slope.sign() * HALF_PRECISION_SLOPE
         gradients = torch.stack(torch.autograd.grad(logit, leaves, slope), dim=1)
         if draft:  # a gradient that overflows in half precision may be finite in float32
             unfinished = unfinished & self._end_drafts(~gradients.isfinite().flatten(1).all(1), chosen)
+        direction = self._direction(chosen, gradients.nan_to_num())
         moved = codes.clone()
-        moved[:, self.opened] -= self.lengths[:, None] * gradients.nan_to_num().sign() * unfinished[:, None, None]
+        moved[:, self.opened] -= self.lengths[:, None] * direction.sign() * unfinished[:, None, None]
         self.codes[chosen] = moved
+
+    def _direction(self, chosen: Tensor, gradients: Tensor) -> Tensor:
+        """Return what the next step goes against, from the gradients (n, open rows, 512) of the chosen faces."""
+        if not self.settings.momentum:
+            return gradients
+        size = gradients.abs().mean((1, 2), keepdim=True).clamp_min(torch.finfo(gradients.dtype).tiny)
+        self.momentum[chosen] = self.settings.momentum * self.momentum[chosen] + gradients / size
+        return self.momentum[chosen]
 
     def _judge(
         self, number: int, chosen: Tensor, codes: Tensor, picture: Tensor, logit: Tensor, *, draft: bool
@@ -439,7 +457,8 @@ class _SearchState:
         self.shown = picture[:1] if chosen[0] == 0 else self.shown
         # The picture before the first update was scored already; it is recorded again, since another batch size may
         # change the last bit.
-        better = (p_fake <= self.kept_p[chosen]) | (number == 0) | (not self.settings.early_stop)
+        worst = p_fake.amax(1)  # a picture is as good as it is to the detector that it turns least
+        better = (worst <= self.kept_p[chosen].amax(1)) | (number == 0) | (not self.settings.early_stop)
         kept = chosen[better]
         self.kept_codes[kept], self.kept_p[kept], self.settled[kept] = codes[better], p_fake[better], not draft
         if not draft:
@@ -458,7 +477,8 @@ class _SearchState:
         return unfinished
 
     def _passes(self, p_fake: Tensor) -> Tensor:
-        return 1 - 2 * p_fake > self.settings.kappa
+        """Return which faces (n,) pass the margin by the scores (n, judges) of all detectors."""
+        return (1 - 2 * p_fake > self.settings.kappa).all(1)
 
     def _confirmed(self, chosen: Tensor, new: Tensor) -> Tensor:
         """Draw exactly the faces that passed as drafts; those that then fail go on without drafts.
@@ -495,42 +515,46 @@ class _SearchState:
             self._draw_exactly(faces)
 
     def _slope(self, chosen: Tensor, logit: Tensor, unfinished: Tensor) -> Tensor:
-        """Return dL/dlogit (n,) of L = p^2, or 1 where a saturated sigmoid makes it 0; both have the same sign."""
+        """Return dL/dlogit (n, judges), or 1 where a saturated sigmoid makes it 0; both have the same sign."""
         if self.settings.loss == "log_odds":
             return torch.ones_like(logit)
         p_fake = torch.sigmoid(logit)
-        slope = 2 * p_fake * p_fake * (1 - p_fake)
+        slope = p_fake if self.settings.loss == "softplus" else 2 * p_fake * p_fake * (1 - p_fake)
         saturated = slope == 0
-        self.used_log_odds[chosen[saturated & unfinished]] = True
+        self.used_log_odds[chosen[saturated.any(1) & unfinished]] = True
         return torch.where(saturated, 1.0, slope)
 
     def message(self, number: int) -> str:
         step = f"Step {number} of at most {self.settings.steps}"
         if len(self.faces) == 1:
-            return f"{step}: p_fake is {float(self.now_p[0]):.2f}."
+            return f"{step}: p_fake is {float(self.now_p[0].amax()):.2f}."
         return f"{step}: {int(self.passed.sum())} of {int((~self.already_real).sum())} faces passed the margin."
 
     def values(self) -> dict[str, float]:
         """Return the numbers that the progress curves show."""
-        return {"p_fake": float(self.now_p.mean()), "active": float(self.active.sum())}
+        return {"p_fake": float(self.now_p.amax(1).mean()), "active": float(self.active.sum())}
 
     def result(self, seconds: float) -> SearchResult:
         """Gather the result on the CPU."""
-        trajectory = torch.stack(self.trajectory) if self.trajectory else self.now_p[None]
-        flipped = ~self.already_real & (self.kept_p < THRESHOLD)
+        trajectory = torch.stack(self.trajectory) if self.trajectory else self.now_p.amax(1)[None]
+        flipped = ~self.already_real & (self.kept_p < THRESHOLD).all(1)
+        scores = [values.cpu().unbind(1) for values in (self.p_original, self.p_inversion, self.kept_p)]
+        names = [judge.detector.card.name for judge in self.judges]
+        first, *others = zip(*scores, strict=True)
         return SearchResult(
             codes_start=self.start.cpu(),
             codes=self.kept_codes.cpu(),
             original=self.faces.cpu(),
             inversion=self.inversion.cpu(),
             counterfactual=self.kept.cpu(),
-            p_original=self.p_original.cpu(),
-            p_inversion=self.p_inversion.cpu(),
-            p_counterfactual=self.kept_p.cpu(),
+            p_original=first[0],
+            p_inversion=first[1],
+            p_counterfactual=first[2],
+            allies=dict(zip(names[1:], others, strict=True)),
             flipped=flipped.cpu(),
             steps=self.steps.cpu(),
             already_real=self.already_real.cpu(),
-            flipped_by_inversion=(~self.already_real & (self.p_inversion < THRESHOLD)).cpu(),
+            flipped_by_inversion=(~self.already_real & (self.p_inversion[:, 0] < THRESHOLD)).cpu(),
             used_log_odds=self.used_log_odds.cpu(),
             trajectory=trajectory.cpu(),
             epsilon=self.epsilon,
@@ -545,7 +569,7 @@ class _SearchState:
             refined=self.refined,
             tuned=self.tuned,
             generator=self.inverter.name,
-            detector=self.detector.card.name,
+            detector=names[0],
             torch=torch.__version__,
             seconds=seconds,
         )

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from backend import alignment
-from backend.counterfactual.rendering import Renderer, RenderingEffort, draft_effort
+from backend.counterfactual.rendering import Judge, Renderer, RenderingEffort, draft_effort
 from backend.counterfactual.search import HALF_PRECISION_SLOPE, SearchResult, SearchSettings, search
 from backend.errors import UserError
 from backend.generators.e4e import E4EEncoder
@@ -95,7 +95,7 @@ def test_a_gpu_draws_large_drafts_in_half_precision(monkeypatch, native, dtype):
 def test_a_draft_begins_with_the_exact_picture(inverter, faces, composite):
     start = inverter.invert(faces)
     effort = RenderingEffort(READ, torch.float32)
-    renderer = Renderer(inverter, detector(), faces, start, [0, 1], composite, None, effort)
+    renderer = Renderer(inverter, [Judge(detector())], faces, start, [0, 1], composite, effort)
     chosen = torch.arange(3)
     small, rough = renderer.sketch(start.unbind(1), chosen)
     picture, exact = renderer.draw(start.unbind(1), chosen)
@@ -118,10 +118,10 @@ def test_a_search_draws_small_and_hands_back_the_full_size(inverter, faces, comp
     searched = ~result.already_real
     assert searched.any() and (result.codes[searched][:, :6] != result.codes_start[searched][:, :6]).any()
     # What is handed back is the exact picture of the codes, and its score.
-    renderer = Renderer(inverter, target, result.original, result.codes_start, [0], composite, None, FULL)
+    renderer = Renderer(inverter, [Judge(target)], result.original, result.codes_start, [0], composite, FULL)
     picture, logit = renderer.draw(result.codes.unbind(1), torch.arange(3))
     assert torch.allclose(result.counterfactual[searched], picture[searched], atol=1.01 / 255)
-    assert torch.allclose(result.p_counterfactual[searched], torch.sigmoid(logit)[searched], atol=0.02)
+    assert torch.allclose(result.p_counterfactual[searched], torch.sigmoid(logit)[searched, 0], atol=0.02)
     assert "The search drew at 16 of 64 pixels; the result was drawn and judged at full size in float32." in (
         result.summary
     )

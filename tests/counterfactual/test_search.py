@@ -6,6 +6,7 @@ import torch
 
 from backend import images
 from backend.counterfactual import search as counterfactual_search
+from backend.counterfactual.rendering import Judge
 from backend.counterfactual.search import SearchResult, SearchSettings, search
 from backend.errors import UserError
 from backend.progress import finish
@@ -92,8 +93,8 @@ def test_saturated_detector_is_followed_by_its_log_odds():
     assert not run(grey(200)).used_log_odds.any()
 
 
-@pytest.mark.parametrize("loss", ["mse", "log_odds"])
-def test_both_losses_go_the_same_way(loss):
+@pytest.mark.parametrize("loss", ["mse", "softplus", "log_odds"])
+def test_all_losses_go_the_same_way(loss):
     assert torch.equal(run(grey(200), loss=loss).codes, run(grey(200)).codes)
 
 
@@ -139,6 +140,49 @@ def test_the_saved_png_is_what_was_judged():
     # The order of the channels in memory differs, and with it the last bit.
     assert detector.p_fake(read).item() == pytest.approx(result.p_counterfactual.item(), abs=1e-6)
     assert result.p_counterfactual.item() < 0.5
+
+
+def joint(faces, allies, **settings) -> SearchResult:
+    chosen = SearchSettings(**{"kappa": 0.1, "loss": "softplus"} | settings)
+    judges = [Judge(ally) for ally in allies]
+    return finish(search(toy_inverter(), toy_detector(), faces, chosen, allies=judges))
+
+
+def test_a_search_against_several_detectors_ends_when_the_last_one_passes():
+    # Alone, the first passes after 9 steps; p_fake < 0.45 of the second needs a level below 158.1 of 255: 14 steps.
+    stricter = toy_detector(threshold=0.63, name="stricter")
+    result = joint(grey(200), [stricter])
+    assert result.steps.tolist() == [14] and result.flipped.tolist() == [True]
+    assert torch.equal(result.counterfactual, grey(200 - 42))
+    before, inverted, after = result.allies["stricter"]
+    assert before.item() == pytest.approx(sigmoid(20 * (200 / 255 - 0.63)), abs=1e-4)
+    assert after.item() == pytest.approx(sigmoid(20 * (158 / 255 - 0.63)), abs=1e-4)
+    assert inverted.shape == (1,) and set(result.allies) == {"stricter"}
+    assert result.trajectory[0, 0].item() == pytest.approx(before.item(), abs=1e-4)  # the highest of both
+
+
+def test_detectors_that_cannot_all_be_turned_are_reported_as_not_turned():
+    # What one calls fake the other calls real: darker turns the first alone.
+    opposite = toy_detector(slope=-20.0, threshold=0.75, name="opposite")
+    result = joint(grey(200), [opposite], steps=20)
+    assert result.flipped.tolist() == [False] and "not enough" in result.summary
+
+
+@pytest.mark.parametrize("loss", ["mse", "softplus", "log_odds"])
+def test_momentum_changes_nothing_where_the_gradient_keeps_its_direction(loss):
+    assert torch.equal(run(grey(200), loss=loss, momentum=1.0).codes, run(grey(200)).codes)
+
+
+def test_momentum_goes_on_in_the_old_direction_for_a_while():
+    state = object.__new__(counterfactual_search._SearchState)
+    state.settings, state.momentum = SearchSettings(momentum=0.5), torch.zeros(1, 1, 2)
+    face = torch.tensor([0])
+    first = state._direction(face, torch.tensor([[[2.0, 4.0]]]))
+    assert first.flatten().tolist() == pytest.approx([2 / 3, 4 / 3])
+    second = state._direction(face, torch.tensor([[[-1.0, 1.0]]]))
+    assert second.flatten().tolist() == pytest.approx([1 / 3 - 1, 2 / 3 + 1])
+    state.settings = SearchSettings()
+    assert state._direction(face, torch.tensor([[[-1.0, 1.0]]])).flatten().tolist() == [-1, 1]
 
 
 def test_closing_restores_the_models_and_leaks_nothing():
