@@ -8,7 +8,7 @@ import gradio as gr
 
 from backend import provenance
 from backend.counterfactual import changes
-from backend.counterfactual.changes import RegionChange
+from backend.counterfactual.changes import LookChange, RegionChange
 from backend.counterfactual.photo import CAM_MAPS, CounterfactualBundle
 from backend.counterfactual.search import LEVEL_WORDS
 from backend.detectors import registry
@@ -145,6 +145,7 @@ def result_texts(bundle: CounterfactualBundle) -> dict[str, str]:
         "trio": f"Left: what the detector saw. Middle: the face as the generator draws it (its inversion): "
         f"{reconstruction_in_words(metrics)} Right: the face after the search. Numbers: p_fake {SCALE}.",
         "residual": f"{bundle.residual().caption} "
+        f"{changes.looks_in_words([LookChange(**look) for look in record['looks']])} "
         f"{changes.regions_in_words([RegionChange(**region) for region in record['regions']])}",
         "before": record.get("cam_missing") or cam_text("the face", empty=before),
         "after": record.get("cam_missing") or cam_text("the counterfactual", empty=after),
@@ -187,9 +188,9 @@ def changes_html(record: dict[str, Any]) -> str:
         for level, move in moves.items()
     ]
     regions = [
-        f"{REGION_TITLES.get(change['region'], change['region'])}: {change['share']:.0%} of the change "
-        f"on {change['area']:.0%} of the picture"
-        for change in record["regions"]
+        f"{REGION_TITLES.get(change.region, change.region)}: {change.density:.1f} times as much as an average pixel "
+        f"({change.share:.0%} of the change on {change.area:.0%} of the picture)"
+        for change in (RegionChange(**region) for region in record["regions"])
     ]
     return render("changes", levels=levels, regions=regions)
 

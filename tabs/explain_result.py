@@ -22,7 +22,7 @@ from backend.explain.pairs import PairComparison
 from backend.explain.photo import ExplainedPhoto, explanation_files
 from backend.explain.segments import places_in_words
 from backend.explain.sufficiency import LEAD, TESTED_SEGMENTS, Sufficiency, TestedMap
-from backend.trace_removal.views import join_in_words
+from backend.markup import join_in_words
 from tabs.components import (
     Updates,
     enlarge_face,

@@ -1,18 +1,32 @@
-"""What a counterfactual changed: the residual map, how far the codes moved, and which parts of the face."""
+"""What a counterfactual changed: the residual map, how far codes moved, which parts of the face, and how they look."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from backend.counterfactual import search
 from backend.faces import region_masks
+from backend.images import GREY
+from backend.markup import join_in_words
 
 RESIDUAL_GAINS = (100, 50, 20, 10, 5, 2, 1)
 COVERED_PERCENT = 99.5  # of the pixels must not be clipped by the gain
 RESIDUAL_COLOURS = "PuOr"  # orange and purple differ for every kind of colour vision
 NOTABLE_DENSITY = 1.5  # times the average change of a pixel
+FINE_FREQUENCY = 1 / 8  # of the sampling rate; above it, a change is texture rather than shape or shade
+FINE_DEVIATION = 1.0  # pixels; what a blur of this size removes is fine detail
+# From where on a look has changed: levels of 255, and doublings of the fine detail.
+NOTABLE_SHADE, NOTABLE_COLOUR, NOTABLE_DETAIL = 2.0, 2.0, 0.2
+LOOK_WORDS = {  # more, and less
+    "shade": ("lighter", "darker"),
+    "colour": ("more colourful", "paler"),
+    "detail": ("sharper", "smoother"),
+}
+PLURAL_REGIONS = {"eyes"}
+REGION_WORDS = {"skin": "the skin", "surround": "what surrounds the face"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +116,78 @@ def changed_regions(original: np.ndarray, counterfactual: np.ndarray, landmarks:
         for region, mask in region_masks(landmarks, change.shape).items()
     ]
     return sorted(regions, key=lambda region: region.density, reverse=True)
+
+
+@dataclass(frozen=True)
+class LookChange:
+    """How one part of the face looks afterwards.
+
+    Args:
+        shade: Mean change of the brightness, in levels of 255; above 0 it is lighter.
+        colour: Mean change of the distance between the strongest and the weakest colour, in levels of 255.
+        detail: Change of the fine detail's root mean square, in doublings.
+    """
+
+    region: str  # one of `backend.faces.FACE_REGIONS`
+    shade: float
+    colour: float
+    detail: float
+
+    @property
+    def words(self) -> list[str]:
+        """Say what anybody can see of it; empty where nothing is notable."""
+        limits = {"shade": NOTABLE_SHADE, "colour": NOTABLE_COLOUR, "detail": NOTABLE_DETAIL}
+        return [
+            LOOK_WORDS[name][0 if getattr(self, name) > 0 else 1]
+            for name, limit in limits.items()
+            if abs(getattr(self, name)) >= limit
+        ]
+
+
+def measure_looks(original: np.ndarray, counterfactual: np.ndarray, landmarks: np.ndarray) -> list[LookChange]:
+    """Return how the regions of the face look in the second of two uint8 pictures (H, W, 3), beside the first."""
+    shades, colours, details = zip(*(_look(picture) for picture in (original, counterfactual)), strict=True)
+    looks = []
+    for region, mask in region_masks(landmarks, original.shape[:2]).items():
+        if not mask.any():
+            continue
+        shade, colour = (float((after - before)[mask].mean()) for before, after in (shades, colours))
+        before, after = (float(np.sqrt(np.square(detail[mask]).mean())) for detail in details)
+        looks.append(LookChange(region, shade, colour, float(np.log2((after + 1) / (before + 1)))))
+    return looks
+
+
+def _look(picture: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return brightness, colourfulness and fine detail (H, W) of uint8 (H, W, 3), all in levels of 255."""
+    from scipy.ndimage import gaussian_filter
+
+    values = picture.astype(np.float64)
+    shade = values @ np.array(GREY)
+    return shade, values.max(2) - values.min(2), shade - gaussian_filter(shade, FINE_DEVIATION)
+
+
+def looks_in_words(looks: Sequence[LookChange]) -> str:
+    """Say in one sentence what became lighter, darker, sharper, smoother, more colourful or paler, and where."""
+    changed: dict[tuple[str, ...], list[str]] = {}
+    for look in looks:
+        if look.words:
+            changed.setdefault(tuple(look.words), []).append(REGION_WORDS.get(look.region, f"the {look.region}"))
+    if not changed:
+        return "No part of the face became visibly lighter, darker, sharper, smoother, more colourful or paler."
+    parts = [f"{join_in_words(regions)} became {join_in_words(list(words))}" for words, regions in changed.items()]
+    text = "; ".join(parts)
+    return f"{text[:1].upper()}{text[1:]}."
+
+
+def fine_share(original: Tensor, counterfactual: Tensor) -> Tensor:
+    """Return the share (N,) of a change's energy at more than an eighth of the sampling rate; NaN where none differs.
+
+    Pictures are (N, 3, H, W); a frequency counts by the larger of its two directions.
+    """
+    energy = torch.fft.fft2((counterfactual - original).double()).abs().square().sum(1)
+    down, across = (torch.fft.fftfreq(side, device=energy.device).abs() for side in energy.shape[-2:])
+    fine = torch.maximum(down[:, None], across[None]) > FINE_FREQUENCY
+    return (energy * fine).sum((1, 2)) / energy.sum((1, 2))
 
 
 def regions_in_words(changes: list[RegionChange]) -> str:

@@ -46,6 +46,8 @@ class PhotoCounterfactual(FaceResult):
         residual_inversion: Signed difference, inversion - original: what the generator loses.
         cams: Grad-CAM of original and counterfactual, N = 2, towards fake.
         regions: Where the pixels changed, the most changed part of the face first.
+        looks: What anybody can see of it, by region.
+        fine_share: Share of the change's energy above an eighth of the sampling rate; None where no pixel differs.
         metrics: `psnr` (dB) and `ssim` of counterfactual and original, `psnr_inversion` and `ssim_inversion` of
             inversion and original; a PSNR is None where no pixel differs.
         retest: p_fake of original and counterfactual by the detectors that were not attacked.
@@ -62,6 +64,8 @@ class PhotoCounterfactual(FaceResult):
     cams: CamMap
     change: changes.LatentChange
     regions: list[changes.RegionChange]
+    looks: list[changes.LookChange]
+    fine_share: float | None
     metrics: dict[str, float | None]
     retest: dict[str, tuple[float, float]]
     pasted: np.ndarray
@@ -89,6 +93,7 @@ class PhotoCounterfactual(FaceResult):
         before = (self.facts.summary, refined.summary if refined else "", tuned.summary if tuned else "")
         parts = [*filter(None, before), self.search.summary]
         if not self.already_real:
+            parts.append(changes.looks_in_words(self.looks))
             parts.append(changes.regions_in_words(self.regions))
             parts.append(predict.retest_in_words(self.retest))
             parts.append(self._pasted_in_words())
@@ -128,6 +133,8 @@ class PhotoCounterfactual(FaceResult):
                 "levels": {level: float(values[0]) for level, values in self.change.levels.items()},
             },
             "regions": [asdict(region) for region in self.regions],
+            "looks": [asdict(look) for look in self.looks],
+            "fine_share": self.fine_share,
             "cam_empty": {"original": bool(self.cams.empty[0]), "counterfactual": bool(self.cams.empty[1])},
             "cam_missing": self.cams.missing,
             "settings": asdict(result.settings),
@@ -193,6 +200,8 @@ def find_counterfactual(
         cams=cams,
         change=changes.measure_latent_change(result.codes_start, result.codes),
         regions=changes.changed_regions(aligned.crop, counterfactual, aligned.landmarks),
+        looks=changes.measure_looks(aligned.crop, counterfactual, aligned.landmarks),
+        fine_share=_number(changes.fine_share(result.original, result.counterfactual)[0]),
         metrics=similarity.psnr_and_ssim(aligned.crop, counterfactual)
         | {f"{name}_inversion": value for name, value in similarity.psnr_and_ssim(aligned.crop, inverted).items()},
         retest={name: (float(before[0]), float(after[0])) for name, (before, after) in scores.items()},
@@ -201,6 +210,10 @@ def find_counterfactual(
         weights=weights.model_hashes([*inverter.entries, detector_name, *scores]),
         seconds=time.perf_counter() - started,
     )
+
+
+def _number(value: torch.Tensor) -> float | None:
+    return None if value.isnan() else round(float(value), 6)
 
 
 def _gain_of(refinement: Refined | Tuned | None) -> dict[str, float | str] | None:

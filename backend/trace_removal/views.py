@@ -14,6 +14,7 @@ import torch
 
 from backend import images, runtime, signals
 from backend.detectors import base, registry
+from backend.markup import join_in_words
 from backend.trace_removal.references import REAL, References, log_profile, log_spectrum
 
 FIGURE_WIDTH = 4.2  # inches
@@ -67,11 +68,6 @@ def draw_figure(height: float, paint: Callable[[Any], None]) -> np.ndarray:
 
 def group_title(group: str) -> str:
     return base.FAKE_KINDS.get(group, group)
-
-
-def join_in_words(parts: list[str]) -> str:
-    """Join parts of a sentence: "a", "a and b", "a, b and c"."""
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
 def draw_spectrum_view(pictures: Mapping[str, np.ndarray], references: References) -> TraceView:

@@ -114,3 +114,63 @@ def test_cam_releases_its_hooks_when_it_fails():
     with pytest.raises(RuntimeError, match="broken"):
         grad_cam(detector, grey(100))
     assert hooks(detector) == 0
+
+
+def face_of_one_colour() -> np.ndarray:
+    return np.full((128, 128, 3), (120, 100, 90), dtype=np.uint8)
+
+
+def region(name: str) -> np.ndarray:
+    return faces.region_masks(LANDMARKS, (128, 128))[name]
+
+
+def test_looks_are_measured_by_region_and_said_in_words(monkeypatch):
+    face = face_of_one_colour()
+    changed = face.copy()
+    changed[region("eyes")] += 10  # the same for all colours: lighter, and as colourful as before
+    changed[region("mouth"), 0] += 20  # red alone
+    monkeypatch.setattr(changes, "NOTABLE_DETAIL", 2.0)  # their edges are new fine detail
+    looks = {look.region: look for look in changes.measure_looks(face, changed, LANDMARKS)}
+    assert looks["eyes"].shade == pytest.approx(10, abs=0.01) and looks["eyes"].colour == pytest.approx(0)
+    assert looks["mouth"].shade == pytest.approx(0.299 * 20, abs=0.01)
+    assert looks["mouth"].colour == pytest.approx(20)
+    assert looks["surround"].words == []
+    sentence = changes.looks_in_words([looks["eyes"], looks["mouth"], looks["surround"]])
+    assert sentence.startswith("The eyes became lighter") and "the mouth became lighter and more colourful" in sentence
+    back = changes.looks_in_words(changes.measure_looks(changed, face, LANDMARKS))
+    assert "The eyes became darker" in back and "the mouth became darker and paler" in back
+
+
+def test_noise_makes_sharper_and_its_removal_smoother():
+    face = face_of_one_colour()
+    randomness = np.random.default_rng(0)
+    rough = face.astype(int)
+    rough[region("skin")] += randomness.integers(-6, 7, (int(region("skin").sum()), 1))
+    looks = {look.region: look.words for look in changes.measure_looks(face, rough.astype(np.uint8), LANDMARKS)}
+    assert looks["skin"] == ["sharper"] and looks["surround"] == []
+    looks = {look.region: look.words for look in changes.measure_looks(rough.astype(np.uint8), face, LANDMARKS)}
+    assert looks["skin"] == ["smoother"]
+
+
+def test_a_change_that_nobody_sees_is_called_so():
+    face = face_of_one_colour()
+    assert "No part of the face became visibly" in changes.looks_in_words(
+        changes.measure_looks(face, face + 1, LANDMARKS)
+    )
+
+
+@pytest.mark.parametrize(("period", "share"), [(4, 1.0), (2, 1.0), (16, 0.0), (64, 0.0)])
+def test_a_wave_is_fine_where_it_repeats_within_eight_pixels(period, share):
+    wave = torch.sin(2 * torch.pi * torch.arange(64) / period + 0.5).expand(1, 3, 64, 64)
+    flat = torch.full((1, 3, 64, 64), 0.5)
+    for picture in (flat + 0.1 * wave, flat + 0.1 * wave.transpose(2, 3)):
+        assert changes.fine_share(flat, picture).item() == pytest.approx(share, abs=1e-9)
+
+
+def test_the_share_of_a_sum_of_two_waves_is_that_of_their_energies_and_no_change_has_none():
+    places = torch.arange(64)
+    coarse, fine = torch.sin(2 * torch.pi * places / 32), torch.sin(2 * torch.pi * places / 4)
+    change = (3 * coarse + 1 * fine).expand(1, 3, 64, 64) * 0.01
+    flat = torch.full((1, 3, 64, 64), 0.5)
+    assert changes.fine_share(flat, flat + change).item() == pytest.approx(1 / 10, abs=1e-4)
+    assert changes.fine_share(flat, flat).isnan().all()
