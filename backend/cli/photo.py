@@ -6,8 +6,9 @@ The packages of the models take seconds to import, so each command imports what 
 import json
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import typer
@@ -64,21 +65,31 @@ def counterfactual(
     ] = None,
     detector: Detector,
     out: PictureFolder,
-    level: Annotated[str, typer.Option(help="style levels that may change")] = "S,M,D",
+    question: Annotated[
+        Literal["smallest", "visible", "paper"],
+        typer.Option(
+            help="the smallest change; a change that one can see, against several detectors; or the paper's search"
+        ),
+    ] = "smallest",
+    level: Annotated[str | None, typer.Option(help="style levels that may change (default: S,M,D)")] = None,
     epsilon: Annotated[
         float | None, typer.Option(help="length of a step in the codes (default: the generator's)")
     ] = None,
     lengths: Annotated[
-        Literal["visible", "equal"],
+        Literal["visible", "equal"] | None,
         typer.Option(
             help="steps in the rows of a code: shorter where our generator reacts more, or equal as published"
         ),
-    ] = "visible",
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="steps at most (default: 100; for a video 40)")] = None,
-    composite: Annotated[Literal["transfer", "reconstruction"], typer.Option()] = "transfer",
+    composite: Annotated[Literal["transfer", "reconstruction"] | None, typer.Option()] = None,
+    inversion: Annotated[
+        Literal["codes", "features"] | None,
+        typer.Option(help="what stands for the face: codes alone, or with features that no code describes"),
+    ] = None,
     face: Face = None,
-    refine: Annotated[int, typer.Option(metavar="N", help="steps for a closer reconstruction first")] = 0,
-    tune: Annotated[int, typer.Option(metavar="N", help="steps that tune a copy of the generator")] = 0,
+    refine: Annotated[int | None, typer.Option(metavar="N", help="steps for a closer reconstruction first")] = None,
+    tune: Annotated[int | None, typer.Option(metavar="N", help="steps that tune a copy of the generator")] = None,
     generator: Annotated[
         str | None, typer.Option(metavar="NAME", help="one from the Hub, for example ffhq_1024 (default: ours)")
     ] = None,
@@ -87,35 +98,40 @@ def counterfactual(
 ) -> Answer:
     """Search what would take a face below a detector's threshold."""
     from backend.counterfactual import photo as counterfactual_photo
-    from backend.counterfactual.search import SearchSettings, parse_levels
+    from backend.counterfactual.search import QUESTIONS, parse_levels
     from backend.counterfactual.video import VIDEO_STEPS
-    from backend.generators import inversion
+    from backend.generators.inversion import load_inverter
 
     if (image is None) == (video is None):
         raise UserError("Give either a picture or a video.", "Name one picture, or one video after --video.")
-    settings = SearchSettings(
-        levels=parse_levels(level),
-        epsilon=epsilon,
-        lengths=lengths,
-        steps=(100 if video is None else VIDEO_STEPS) if steps is None else steps,
-        composite=composite,
-        refine=refine,
-        tune=tune,
-    )
+    given: dict[str, Any] = {
+        "levels": None if level is None else parse_levels(level),
+        "epsilon": epsilon,
+        "lengths": lengths,
+        "steps": VIDEO_STEPS if video is not None and steps is None else steps,
+        "composite": composite,
+        "inversion": inversion,
+        "refine": refine,
+        "tune": tune,
+    }
+    settings = replace(QUESTIONS[question], **{name: value for name, value in given.items() if value is not None})
     marked = not unmarked
     if video is not None:
         if tune or generator:
             raise UserError("--tune and --generator belong to a picture.", "Leave them out for a video.")
+        if question != "smallest":
+            raise UserError("A video is searched for the smallest change.", "Leave out --question for a video.")
         if face is not None:
             raise UserError("--face belongs to a picture.", "In a video, the largest face is followed.")
         return _video_counterfactual(video, detector, settings, out, marked=marked)
     assert image is not None
     counterfactual_photo.load_detector(detector)
     located = locate(images.read(image), face)
-    inverter = inversion.load_inverter(generator) if generator else None
-    job = counterfactual_photo.find_counterfactual(located, detector, settings, inverter=inverter)
+    inverter = load_inverter(generator) if generator else None
+    team = counterfactual_photo.ask_team(located, detector) if question == "visible" else None
+    job = counterfactual_photo.find_counterfactual(located, detector, settings, team=team, inverter=inverter)
     result = finish(job, show_step)
-    answer = result.record() | {"image": image.name, "marked": marked}
+    answer = result.record() | {"image": image.name, "marked": marked, "question": question}
     pictures = counterfactual_photo.bundle_counterfactual(result).pictures()
     encode = provenance.marked_png if marked else provenance.unmarked_png
     return _write_pictures(out, pictures, answer, lambda picture: encode(picture, answer))

@@ -5,6 +5,7 @@
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,16 @@ from PIL import Image
 from backend import alignment, images, provenance, similarity, weights
 from backend.alignment import DetectorView, LocatedFace, locate_again
 from backend.counterfactual import changes
+from backend.counterfactual.rendering import Judge
 from backend.counterfactual.search import SearchResult, SearchSettings, search
-from backend.detectors import predict, registry
-from backend.detectors.base import Card, Detector
+from backend.detectors import combination, predict, registry
+from backend.detectors.base import THRESHOLD, Card, Detector
 from backend.detectors.gradcam import CamMap, grad_cam_or_reason
 from backend.errors import UserError
 from backend.generators import inversion
 from backend.generators.inversion import Inverter
 from backend.generators.refinement import Refined, Tuned
+from backend.markup import join_in_words
 from backend.progress import Job, Step, counted
 from backend.provenance import FaceResult
 from backend.runtime import MODEL_LOCK, device
@@ -32,6 +35,7 @@ COUNTERFACTUAL_RECORD = "counterfactual.json"
 CAM_MAPS = ("cam_before", "cam_after")
 CAM_COLOURS = "cividis"  # its brightness rises steadily, for every kind of colour vision and in print
 CAM_OPACITY = 0.55
+MOST_ALLIES = 2
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -53,6 +57,7 @@ class PhotoCounterfactual(FaceResult):
         retest: p_fake of original and counterfactual by the detectors that were not attacked.
         pasted: The photo with the counterfactual in it.
         p_pasted: p_fake of the face after it is found and aligned again in `pasted`; None where no face was found.
+        held_out: The detector that was kept out of the search on purpose, to test its result.
     """
 
     card: Card
@@ -70,6 +75,7 @@ class PhotoCounterfactual(FaceResult):
     retest: dict[str, tuple[float, float]]
     pasted: np.ndarray
     p_pasted: float | None
+    held_out: str | None = None
 
     @property
     def p_fake(self) -> dict[str, float]:
@@ -95,6 +101,7 @@ class PhotoCounterfactual(FaceResult):
         if not self.already_real:
             parts.append(changes.looks_in_words(self.looks))
             parts.append(changes.regions_in_words(self.regions))
+            parts += filter(None, (self._allies_in_words(), self._held_out_in_words()))
             parts.append(predict.retest_in_words(self.retest))
             parts.append(self._pasted_in_words())
         return " ".join(parts)
@@ -124,6 +131,11 @@ class PhotoCounterfactual(FaceResult):
             "refined": _gain_of(result.refined),
             "tuned": _gain_of(result.tuned),
             "trajectory": [round(value, 6) for value in result.trajectory[:, 0].tolist()],
+            "allies": {
+                name: {"original": float(a[0]), "inversion": float(b[0]), "counterfactual": float(c[0])}
+                for name, (a, b, c) in result.allies.items()
+            },
+            "held_out": self.held_out,
             "retest": {name: {"original": a, "counterfactual": b} for name, (a, b) in self.retest.items()},
             "p_pasted": self.p_pasted,
             "metrics": self.metrics,
@@ -142,6 +154,20 @@ class PhotoCounterfactual(FaceResult):
             "summary": self.summary,
         }
 
+    def _allies_in_words(self) -> str:
+        if not self.search.allies:
+            return ""
+        titles = join_in_words([registry.card(name).title for name in self.search.allies])
+        turned = sum(float(after[0]) < THRESHOLD for _, _, after in self.search.allies.values())
+        return f"It was searched against {titles} as well; {turned} of {len(self.search.allies)} see no signs now."
+
+    def _held_out_in_words(self) -> str:
+        if self.held_out is None or self.held_out not in self.retest:
+            return ""
+        title, after = registry.card(self.held_out).title, self.retest[self.held_out][1]
+        verdict = "sees no signs now either" if after < THRESHOLD else "still sees signs"
+        return f"{title} was kept out of the search as a test: it {verdict} ({after:.2f})."
+
     def _pasted_in_words(self) -> str:
         if self.p_pasted is None:
             return "Put back into the photo, the face is not found again."
@@ -151,11 +177,49 @@ class PhotoCounterfactual(FaceResult):
         )
 
 
+@dataclass(frozen=True)
+class Team:
+    """The detectors beside the one that is asked about.
+
+    Args:
+        allies: Those that the picture should turn too.
+        held_out: One that the search does not look at, to test its result; None where no other called the face fake.
+    """
+
+    allies: tuple[str, ...] = ()
+    held_out: str | None = None
+
+
+def ask_team(located: LocatedFace, attacked: str) -> Team:
+    """Ask the members of the combined answer about a face, and choose a team as `choose_team` does."""
+    combined = combination.read_combination()
+    if combined is None:
+        return Team()
+    source = predict.embedded_crop(located)
+    answers = predict.predict_p_fake(images.to_tensor(source.aligned.crop), list(combined.names), source)
+    return choose_team({name: values[0] for name, values in answers.items()}, attacked)
+
+
+def choose_team(p_fake: Mapping[str, float], attacked: str) -> Team:
+    """Choose a team from the members of the combined answer that call a face fake, by their p_fake in [0, 1].
+
+    The strongest of the others is held out; up to `MOST_ALLIES` others are searched against.
+    """
+    combined = combination.read_combination()
+    if combined is None:
+        return Team()
+    areas = combined.fitted.get("candidates", {})
+    others = [name for name in combined.names if name != attacked and p_fake.get(name, 0.0) >= THRESHOLD]
+    others.sort(key=lambda name: -areas.get(name, 0.0))
+    return Team(tuple(others[1 : 1 + MOST_ALLIES]), others[0]) if others else Team()
+
+
 def find_counterfactual(
     located: LocatedFace,
     detector_name: str,
     settings: SearchSettings | None = None,
     *,
+    team: Team | None = None,
     inverter: Inverter | None = None,
 ) -> Job[PhotoCounterfactual]:
     """Search a counterfactual for one face of a photo and measure what changed.
@@ -164,6 +228,7 @@ def find_counterfactual(
         located: The face.
         detector_name: One of `registry.loadable()`.
         settings: None takes the defaults.
+        team: Which further detectors the picture should turn, and which one tests it; None searches against one alone.
         inverter: Generator and encoder; None takes the embedded ones.
 
     Raises:
@@ -177,15 +242,21 @@ def find_counterfactual(
     inverter = inverter or inversion.load_embedded_inverter()
     source = located.cropped(inverter.template, inverter.size)
     photo, aligned = located.photo, source.aligned
-    view = source.view(detector.card.template, detector.card.input_size)
-    result = yield from counted(search(inverter, detector, images.to_tensor(aligned.crop), settings, view), total)
+    views = [
+        Judge(judge, source.view(judge.card.template, judge.card.input_size))
+        for judge in (detector, *(load_detector(name) for name in (team.allies if team else ())))
+    ]
+    view = views[0].view
+    job = search(inverter, detector, images.to_tensor(aligned.crop), settings, view, allies=views[1:])
+    result = yield from counted(job, total)
 
     counterfactual = images.to_array(result.counterfactual)
     inverted = images.to_array(result.inversion)
     yield Step(total - 2, total, "Measuring what changed.", result.counterfactual)
     cams = _grad_cams(detector, torch.cat([result.original, result.counterfactual]), view)
     yield Step(total - 1, total, "Asking the other detectors.", result.counterfactual)
-    scores = predict.retest(result.original, result.counterfactual, detector_name, sources=source)
+    attacked = [detector_name, *result.allies]
+    scores = predict.retest(result.original, result.counterfactual, attacked, sources=source)
     yield Step(total, total, "Putting the face back into the photo and finding it again.", result.counterfactual)
     pasted = photo.copy() if result.already_real[0] else alignment.paste_back(photo, counterfactual, aligned)
     return PhotoCounterfactual(
@@ -207,7 +278,8 @@ def find_counterfactual(
         retest={name: (float(before[0]), float(after[0])) for name, (before, after) in scores.items()},
         pasted=pasted,
         p_pasted=_judge_pasted(pasted, located, detector, inverter),
-        weights=weights.model_hashes([*inverter.entries, detector_name, *scores]),
+        held_out=team.held_out if team else None,
+        weights=weights.model_hashes([*inverter.entries, *attacked, *scores]),
         seconds=time.perf_counter() - started,
     )
 

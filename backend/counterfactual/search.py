@@ -10,7 +10,7 @@ goes on without drafts.
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -167,6 +167,17 @@ class SearchSettings:
     def refine_steps(self) -> int:
         """Number of steps that bring the reconstruction closer."""
         return self.refine or (FeatureSettings.steps if self.inversion == "features" else 0)
+
+
+Question = Literal["smallest", "visible", "paper"]
+QUESTIONS: Mapping[Question, SearchSettings] = {
+    # The smallest change that turns one detector, which people can hardly see.
+    "smallest": SearchSettings(),
+    # A change that one can see, and that detectors share which the search did not look at.
+    "visible": SearchSettings(kappa=0.9, loss="softplus", momentum=1.0),
+    # Artifact-Eraser, section 4.1.
+    "paper": SearchSettings(lengths="equal", composite="reconstruction", early_stop=False),
+}
 
 
 @dataclass(frozen=True, eq=False)

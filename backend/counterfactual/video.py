@@ -398,7 +398,7 @@ class VideoSearch:
         same = result.already_real[:, None, None, None]
         after = torch.where(same, result.original, result.counterfactual)
         sources = [self._sources[number] for number in batch]
-        scores = retest(result.original, after, self._detector.card.name, sources=sources)
+        scores = retest(result.original, after, [self._detector.card.name], sources=sources)
         for place, number in enumerate(batch):
             self._retest_scores[number] = {name: (float(a[place]), float(b[place])) for name, (a, b) in scores.items()}
 

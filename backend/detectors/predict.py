@@ -1,6 +1,6 @@
 """Ask detectors about faces: crops, verdicts and their words, the re-test, and a suggested detector."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -201,7 +201,7 @@ def mean_error(card: Card) -> float:
 def retest(
     original: Tensor,
     counterfactual: Tensor,
-    attacked: str,
+    attacked: Collection[str],
     detectors: Iterable[str] | None = None,
     sources: CroppedPhoto | Sequence[CroppedPhoto] | None = None,
 ) -> RetestScores:
@@ -210,7 +210,7 @@ def retest(
     Args:
         original: Faces (N, 3, H, W) in [0, 1].
         counterfactual: The same faces as they are saved.
-        attacked: Name of the detector that was searched against; it is left out.
+        attacked: Names of the detectors that were searched against; they are left out.
         detectors: Names; by default all that can be loaded.
         sources: As in `predict_p_fake`.
 
@@ -219,7 +219,7 @@ def retest(
     """
     both = torch.cat([original, counterfactual]).to(runtime.device())
     twice = [*sources, *sources] if isinstance(sources, Sequence) else sources
-    chosen = [name for name in (detectors if detectors is not None else registry.loadable()) if name != attacked]
+    chosen = [name for name in (detectors if detectors is not None else registry.loadable()) if name not in attacked]
     scores = {name: logit.sigmoid().cpu() for name, logit in _ask_once(both, chosen, twice).items()}
     return {name: (p_fake[: len(original)], p_fake[len(original) :]) for name, p_fake in scores.items()}
 

@@ -12,9 +12,10 @@ from backend import faces, images
 from backend.alignment import locate
 from backend.cli import photo as cli_photo
 from backend.counterfactual import photo as counterfactual_photo
-from backend.counterfactual.photo import find_counterfactual
+from backend.counterfactual.photo import Team, choose_team, find_counterfactual
 from backend.counterfactual.search import SearchSettings
-from backend.detectors import predict, registry
+from backend.detectors import combination, predict, registry
+from backend.detectors.combination import Combination, Member
 from backend.errors import UserError
 from backend.progress import finish
 from tests.toys import hooks, toy_detector, toy_inverter
@@ -85,6 +86,43 @@ def test_the_record_is_plain_json_with_everything_that_was_set(detectors):
     assert record["summary"] == result.summary
 
 
+def test_a_team_is_searched_against_and_one_tests_it(detectors, monkeypatch):
+    detectors["third"] = toy_detector(threshold=0.6, name="third", size=SIZE)
+    monkeypatch.setattr(registry, "card", lambda name: detectors[name].card)
+    team = Team(("third",), "strict")
+    job = find_counterfactual(
+        locate(photo()), "toy", SearchSettings(kappa=0.1, loss="softplus"), team=team, inverter=toy_inverter(SIZE)
+    )
+    result = finish(job)
+    # The third passes below (0.6 - ln(55 / 45) / 20) * 255 = 150.4, which 200 - 3 * 17 = 149 is the first to reach.
+    assert (result.counterfactual == 149).all() and result.flipped
+    record = json.loads(json.dumps(result.record(), allow_nan=False))
+    assert list(record["allies"]) == ["third"] and record["allies"]["third"]["counterfactual"] < 0.45
+    assert list(record["retest"]) == ["strict"] and record["held_out"] == "strict"
+    assert "searched against Toy as well; 1 of 1" in record["summary"]
+    assert "Toy was kept out of the search as a test: it still sees signs" in record["summary"]
+
+
+@pytest.mark.parametrize(
+    ("scores", "team"),
+    [
+        ({}, Team()),
+        ({"b": 0.4}, Team()),  # calls it no fake
+        ({"b": 0.9}, Team((), "b")),
+        ({"b": 0.9, "c": 0.6}, Team(("b",), "c")),
+        ({"a": 0.9, "b": 0.9, "c": 0.6, "d": 0.7, "e": 0.8, "other": 1.0}, Team(("b", "d"), "c")),
+    ],
+)
+def test_the_strongest_other_member_is_held_out_and_two_more_are_searched_against(monkeypatch, scores, team):
+    areas = {"a": 0.9, "b": 0.7, "c": 0.8, "d": 0.65, "e": 0.6}
+    members = tuple(Member(name, 1.0, 0.0, "") for name in areas)
+    known = Combination(members, 0.0, 0.0, 0.0, {"candidates": areas})
+    monkeypatch.setattr(combination, "read_combination", lambda: known)
+    assert choose_team(scores, "a") == team
+    monkeypatch.setattr(combination, "read_combination", lambda: None)
+    assert choose_team(scores, "a") == Team()
+
+
 def test_a_real_face_is_left_alone(detectors):
     result = finish(find_counterfactual(locate(photo(100)), "toy", inverter=toy_inverter(SIZE)))
     assert result.already_real and not result.flipped
@@ -122,7 +160,7 @@ def test_a_face_lost_after_pasting_is_reported(detectors, monkeypatch):
 
 def test_retest_leaves_out_the_attacked_detector(detectors):
     before, after = torch.full((2, 3, 8, 8), 0.9), torch.full((2, 3, 8, 8), 0.1)
-    scores = predict.retest(before, after, "toy")
+    scores = predict.retest(before, after, ["toy"])
     assert list(scores) == ["strict"] and scores["strict"][0].shape == (2,)
     plain = {name: (float(p_before[0]), float(p_after[0])) for name, (p_before, p_after) in scores.items()}
     assert predict.retest_in_words(plain) == "Of 1 other detector that saw signs of forgery, 1 no longer does."
