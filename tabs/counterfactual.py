@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import gradio as gr
 
 from backend import images
 from backend.counterfactual import photo as counterfactual_photo
-from backend.counterfactual.search import LEVEL_WORDS, SearchSettings
+from backend.counterfactual.search import LEVEL_WORDS, QUESTIONS, Question
 from backend.detectors.base import SCALE
 from backend.detectors.predict import JudgedFace, suggest_detector
 from backend.examples import Example
@@ -19,12 +20,25 @@ from tabs import api, models
 from tabs.components import JobControls, Updates, live_face, progress_bar, render
 from tabs.counterfactual_result import CounterfactualResult
 from tabs.counterfactual_video import VideoStep
+from tabs.events import QUICK
 from tabs.photo import ChosenPhoto, PhotoStep, chosen_face
 from tabs.visitors import session_folder
 
+ASKED = [
+    ("The smallest change", "smallest"),
+    ("A change that one can see", "visible"),
+    ("As in the paper", "paper"),
+]
+ABOUT_QUESTIONS = {
+    "visible": "Several detectors that see signs must turn together, which takes a larger change. One more is kept out "
+    "of the search and shows whether the change means something beyond them.",
+    "smallest": "One detector must turn. So little is enough for it that people can hardly see it, and other detectors "
+    "mostly do not turn.",
+    "paper": "Artifact-Eraser's search: one detector, equal steps, all of them made, and the generator's own drawing.",
+}
 HEADLINE = (
     "**What would have to change for a detector to see no signs of forgery?** "
-    "A generator redraws the face, and a search changes the drawing in the smallest steps until the detector's "
+    "A generator redraws the face, and a search changes the drawing in small steps until the "
     "verdict turns. What changed is what the detector looked at. Such a picture is called a *counterfactual*."
 )
 COMPOSITES = [
@@ -39,7 +53,8 @@ ROWS = "A fetched generator without measured rows takes equal steps; the result 
 WAITING = "*First choose a photo with a face, in step 1 above.*"
 PICTURE_SECONDS = 0.3  # between two pictures of a running search; the score is shown at every step
 STOPPED = "**Stopped.** The last step of the search stays below. Choose a detector and start again whenever you like."
-DEFAULTS = SearchSettings()
+FIRST_QUESTION: Question = "smallest"
+DEFAULTS = QUESTIONS[FIRST_QUESTION]
 CLOSER = (
     f"{RefineSettings.steps} steps bring the generator's drawing closer to the photo, by 2 dB on most photographs. "
     "They take about two seconds more, and matter most where the generator's own drawing is shown."
@@ -61,6 +76,8 @@ class CounterfactualTab:
     def _lay_out_search(self) -> None:
         gr.Markdown("## 3 Search what would have to change")
         self.detector = models.detector_chooser()
+        self.question = gr.Radio(ASKED, value=FIRST_QUESTION, label="What should the change be?")
+        self.about = gr.Markdown(ABOUT_QUESTIONS[FIRST_QUESTION], elem_classes="note")
         with gr.Row():
             self.search_button = gr.Button("Find what would have to change", variant="primary", scale=3, min_width=220)
             stop = gr.Button("Stop", interactive=False, scale=1, min_width=90)
@@ -103,7 +120,10 @@ class CounterfactualTab:
     def _wire(self) -> None:
         step = self.photo_step
         options = [self.levels, self.steps, self.epsilon, self.lengths, self.composite, self.kappa, self.closer]
-        inputs = [step.chosen, step.faces, step.which, self.detector, *options, self.seed, self.generator]
+        inputs = [step.chosen, step.faces, step.which, self.detector, self.question]
+        inputs += [*options, self.seed, self.generator]
+        presets = [self.about, self.lengths, self.composite, self.kappa]
+        self.question.change(_presets, self.question, presets, **QUICK)
         self.running = self.job.wire({self.search_button: (self._search, inputs)}, self._search_outputs())
         self.video.wire()
         api.add_endpoints(step.photo, self.detector, self.levels, self.steps, self.composite)
@@ -139,6 +159,7 @@ class CounterfactualTab:
         faces: list[JudgedFace],
         number: int | None,
         detector: str,
+        question: Any,
         levels: list[str],
         steps: float,
         epsilon: float | None,
@@ -150,10 +171,15 @@ class CounterfactualTab:
         generator: str,
         request: gr.Request,
     ) -> Iterator[Updates]:
-        from backend.counterfactual.photo import find_counterfactual  # its imports would keep the page waiting
+        from backend.counterfactual.photo import (  # its imports would keep the page waiting
+            ask_team,
+            find_counterfactual,
+        )
 
         located = chosen_face(chosen, faces, number)
-        settings = SearchSettings(
+        asked: Question = question
+        settings = replace(
+            QUESTIONS[asked],
             levels=tuple(levels),
             epsilon=epsilon or None,
             lengths=lengths,
@@ -172,7 +198,8 @@ class CounterfactualTab:
         scores: list[float] = []
         last_picture = 0.0
         inverter = inversion.load_inverter(generator)
-        with Running(find_counterfactual(located, detector, settings, inverter=inverter)) as running:
+        team = ask_team(located, detector) if asked == "visible" else None
+        with Running(find_counterfactual(located, detector, settings, team=team, inverter=inverter)) as running:
             for step in running:
                 updates, last_picture = self._step_updates(step, scores, last_picture)
                 yield updates
@@ -192,6 +219,12 @@ class CounterfactualTab:
             last_picture = time.monotonic()
             updates[self.face] = images.to_array(step.preview)
         return updates, last_picture
+
+
+def _presets(question: Question) -> list[Any]:
+    """Return what a question means, and the values of the options that it decides."""
+    settings = QUESTIONS[question]
+    return [ABOUT_QUESTIONS[question], settings.lengths, settings.composite, settings.kappa]
 
 
 def score_curve(scores: Sequence[float], total: int) -> str:

@@ -160,6 +160,7 @@ def test_a_closer_reconstruction_can_be_requested(
         predict.judge_faces(open_photo(path).faces, []),
         1,
         "xception",
+        "smallest",
         ["S"],
         5,
         None,

@@ -78,7 +78,7 @@ class Page:
         self.face = self.chosen, self.judged, 1
 
     def find_counterfactual(self):
-        options = (["S", "M", "D"], 5, None, "visible", "transfer", 0.3, False, 0, "generator")
+        options = ("smallest", ["S", "M", "D"], 5, None, "visible", "transfer", 0.3, False, 0, "generator")
         return list(self.search._search(*self.face, "xception", *options, REQUEST))[-1]
 
     def remove_traces(self):
