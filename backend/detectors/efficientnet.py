@@ -3,7 +3,7 @@
 Published detectors save their B4 under the names of the package efficientnet_pytorch, which also pads differently.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,6 +16,7 @@ PAPER = "Tan and Le 2019, arXiv 1905.11946"
 VARIANTS = {"efficientnet_b4": "tf_efficientnet_b4"}  # our names to timm's
 B4_WIDTH, B4_DEPTH = 1.4, 1.8  # factors on B0
 B4_REPEATS = (2, 4, 4, 6, 6, 8, 2)  # blocks a stage
+LITE0_REPEATS = (1, 2, 2, 3, 3, 4, 1)
 # Pixels before and after, as efficientnet_pytorch fixes them for 380 pixels, whatever the size of the picture.
 STEM_PADDING = (0, 1)
 STAGE_PADDING = {1: (0, 1), 2: (2, 2), 3: (0, 1), 5: (1, 2)}  # the stages whose first block halves the picture
@@ -103,8 +104,11 @@ class _PaddedConv2d(nn.Conv2d):
         return super().forward(F.pad(input, (*self.amounts, *self.amounts)))
 
 
-def timm_name(key: str) -> str:
-    """Return timm's name of an efficientnet_pytorch tensor of B4, or the key itself where there is none."""
+def timm_name(key: str, repeats: Sequence[int] = B4_REPEATS) -> str:
+    """Return timm's name of an efficientnet_pytorch tensor, or the key itself where there is none.
+
+    `repeats` is the number of blocks of each stage.
+    """
     head, _, rest = key.partition(".")
     if head in ENDS:
         return f"{ENDS[head]}.{rest}"
@@ -113,8 +117,8 @@ def timm_name(key: str) -> str:
     if head != "_blocks" or not number.isdigit():
         return key
     stage, index = 0, int(number)
-    while stage < len(B4_REPEATS) and index >= B4_REPEATS[stage]:
-        index -= B4_REPEATS[stage]
+    while stage < len(repeats) and index >= repeats[stage]:
+        index -= repeats[stage]
         stage += 1
     names = LATER_STAGES if stage else FIRST_STAGE
     return f"blocks.{stage}.{index}.{names.get(layer, layer)}.{part}"

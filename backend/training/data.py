@@ -130,6 +130,7 @@ class LabelledBatch:
     images: Tensor  # float32 (N, 3, S, S) in [0, 1]
     labels: Tensor  # float32 (N,), 1 is fake
     kinds: list[str]  # `real` or the kind of fake of each picture
+    masks: Tensor | None = None  # float32 (N, 1, M, M) in [0, 1], how much of each part was forged; if it is known
 
 
 class LabelledBatches:

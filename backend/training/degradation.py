@@ -13,6 +13,7 @@ traces.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Literal
 
 import numpy as np
@@ -35,6 +36,9 @@ BATCH_BLUR = (0.4, 1.2)  # standard deviation in pixels
 BATCH_RESCALE = (0.45, 0.9)  # of the side, and back
 BATCH_NOISE = (0.5, 5.0)  # standard deviation in grey levels
 BATCH_QUALITY = (55, 95)
+SAVED_ONLINE = {"none": 0.12, "jpeg": 0.36, "twice": 0.14, "messenger": 0.14, "screenshot": 0.08, "video": 0.16}
+ONLINE_QUALITY = (45, 99)  # of a JPEG
+ONLINE_CRF = (16, 35)  # of H.264: from hardly any loss to strong loss
 DefenceName = Literal["none", "weak", "shipped"]
 Defence = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
@@ -97,6 +101,81 @@ def weak_defence(picture: np.ndarray, randomness: np.random.Generator) -> np.nda
     if randomness.random() < WEAK_SHARE:
         picture = add_noise(picture, float(randomness.uniform(*WEAK_NOISE)), randomness)
     return picture
+
+
+def degrade_as_online(picture: np.ndarray, randomness: np.random.Generator) -> np.ndarray:
+    """Send uint8 (S, S, 3) through what pictures go through online, and return it at its own size.
+
+    It is resized, blurred, sharpened, smoothed by a beauty filter or noisy, and then saved: as JPEG, once or twice, by
+    a messenger, as a screenshot or as a frame of a video.
+    """
+    side = picture.shape[0]
+    if randomness.random() < 0.35:
+        picture = _resized(_resized(picture, round(side * randomness.uniform(0.4, 1.3)), randomness), side, randomness)
+    if randomness.random() < 0.2:
+        picture = np.asarray(Image.fromarray(picture).filter(ImageFilter.GaussianBlur(randomness.uniform(0.2, 1.5))))
+    if randomness.random() < 0.2:
+        sharpen = ImageFilter.UnsharpMask(randomness.uniform(0.5, 2), int(randomness.integers(30, 180)), 0)
+        picture = np.asarray(Image.fromarray(picture).filter(sharpen))
+    if randomness.random() < 0.12:
+        picture = beautify_picture(picture, float(randomness.uniform(0.4, 1)))
+    if randomness.random() < 0.2:
+        picture = add_noise(picture, float(randomness.uniform(0.5, 6)), randomness)
+    way = str(randomness.choice(list(SAVED_ONLINE), p=list(SAVED_ONLINE.values())))
+    if way == "video":
+        return save_as_frame(picture, int(randomness.integers(*ONLINE_CRF)), moved=randomness.random() < 0.6)
+    if way == "messenger":
+        small = _resized(picture, round(side * randomness.uniform(0.5, 0.95)), randomness)
+        return _resized(compress_picture(small, int(randomness.integers(45, 82))), side, randomness)
+    if way == "screenshot":
+        shown = round_to_bytes(255 * (picture / 255.0) ** randomness.uniform(0.85, 1.15))
+        factor = randomness.uniform(0.8, 1.6)
+        picture = _resized(_resized(shown, round(side * factor), randomness), side, randomness)
+    if way in {"twice", "screenshot"} and randomness.random() < 0.7:
+        picture = compress_picture(picture, int(randomness.integers(*ONLINE_QUALITY)))
+        shift = [int(amount) for amount in randomness.integers(0, 8, 2)]  # the blocks of the second lie elsewhere
+        moved = compress_picture(np.roll(picture, shift, (0, 1)), int(randomness.integers(*ONLINE_QUALITY)))
+        return np.roll(moved, [-amount for amount in shift], (0, 1))
+    if way == "none":
+        return picture
+    saved = as_jpeg(Image.fromarray(picture), int(randomness.integers(*ONLINE_QUALITY)), int(randomness.integers(0, 3)))
+    return np.asarray(saved)
+
+
+def _resized(picture: np.ndarray, side: int, randomness: np.random.Generator) -> np.ndarray:
+    method = randomness.choice([Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS])
+    return np.asarray(Image.fromarray(picture).resize((side, side), Image.Resampling(method)))
+
+
+def beautify_picture(picture: np.ndarray, share: float) -> np.ndarray:
+    """Smooth skin but not outlines of uint8 (S, S, 3), as beauty filters do; `share` of the fine detail goes."""
+    values = picture.astype(np.float32)
+    smooth = ndimage.gaussian_filter(values, (2, 2, 0))
+    grey = values.mean(2)
+    outline = ndimage.gaussian_filter(np.abs(grey - smooth.mean(2)), 1.5)[..., None]
+    kept = np.clip(outline / 10, 0, 1) ** 2
+    return round_to_bytes(values + (1 - kept) * share * (smooth - values))
+
+
+def save_as_frame(picture: np.ndarray, crf: int, *, moved: bool) -> np.ndarray:
+    """Return uint8 (S, S, 3) as a frame of an H.264 video; a moved frame is predicted from the one before it."""
+    import av
+
+    height, width = picture.shape[:2]
+    encoder = av.CodecContext.create("libx264", "w")
+    encoder.width, encoder.height, encoder.pix_fmt = width, height, "yuv420p"
+    encoder.time_base, encoder.thread_count = Fraction(1, 25), 1
+    encoder.options = {"crf": str(crf), "preset": "veryfast", "tune": "zerolatency"}
+    packets = []
+    for number, pixels in enumerate([np.roll(picture, (1, -1), (0, 1)), picture] if moved else [picture]):
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+        frame.pts = number
+        packets += encoder.encode(frame)
+    packets += encoder.encode(None)
+    decoder = av.CodecContext.create("h264", "r")
+    decoder.thread_count = 1
+    frames = [frame for packet in [*packets, None] for frame in decoder.decode(packet)]
+    return frames[-1].to_ndarray(format="rgb24")
 
 
 def blur_picture(picture: np.ndarray, side: int) -> np.ndarray:

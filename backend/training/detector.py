@@ -27,6 +27,7 @@ from backend.detectors import registry
 from backend.detectors.base import LOG_ODDS, Card, Detector
 from backend.detectors.dct_a import DCTA
 from backend.detectors.nf import NoiseFingerprints
+from backend.detectors.sbi import from_imagenet, imagenet_file
 from backend.errors import UserError
 from backend.progress import finish
 from backend.signals import wiener_residual
@@ -37,11 +38,14 @@ from backend.training.augmentation import UNVARIED, Variation
 from backend.training.calibration import calibrate_detector
 from backend.training.data import LabelledBatch, LabelledBatches, LabelledPictures, add_attacked, stack_images
 from backend.training.degradation import Defence, DefenceName, Degradation
+from backend.training.forgeries import ForgeryBatches
 from backend.training.loop import Arithmetic, OnStep, PrecisionSetting, TrainingTask
 
 FITTED_BATCHES = 64  # whose pictures standardise DCT-A's spectra
 LEAST_DEVIATION = 1e-3
 MAX_FINGERPRINTED = 2000  # fakes of each maker, as TR-Net's paper averages (arXiv 2203.11433, section 3.3)
+LEARN_FORGERIES = {"sbi"}  # from forgeries that are made while they learn
+IMAGENET = "imagenet"  # in place of a file: weights that a package carries
 MEASURED_ONLY = {"nf"}  # measured in one pass over the fakes, without steps of training
 COMPARED_WITH = {"ciplab_photoshop": "ciplab_real"}
 OPTION_SETTINGS = ("steps", "defence", "initial", "adversarial", "seed")  # settings that have an option of their own
@@ -79,6 +83,15 @@ def source_objective(network: nn.Module, inputs: Tensor, batch: LabelledBatch, c
     return LOG_ODDS[card.outputs](log_p), {"sources": torch.stack(losses).mean()}
 
 
+def mask_objective(network: nn.Module, inputs: Tensor, batch: LabelledBatch, card: Card) -> tuple[Tensor, Terms]:
+    """Binary cross-entropy of the picture, and of its parts."""
+    assert batch.masks is not None
+    raw, parts = network.forward_with_mask(inputs)  # type: ignore[operator]
+    log_odds = LOG_ODDS[card.outputs](raw.float())
+    loss = F.binary_cross_entropy_with_logits(log_odds, batch.labels)
+    return log_odds, {"cross_entropy": loss, "mask": F.binary_cross_entropy_with_logits(parts.float(), batch.masks)}
+
+
 def extras_objective(network: nn.Module, inputs: Tensor, batch: LabelledBatch, card: Card) -> tuple[Tensor, Terms]:
     """Binary cross-entropy, flooded at the level of the network if it has one, and the network's further losses."""
     raw, extras = network.forward_with_extras(inputs, batch.labels)  # type: ignore[operator]
@@ -94,6 +107,7 @@ OBJECTIVES: dict[str, Objective] = {  # all others: binary
     "patch_cnn": patch_objective,
     "lf": source_objective,
     "mat": extras_objective,
+    "sbi": mask_objective,
     "recce": extras_objective,
 }
 
@@ -142,7 +156,18 @@ def build_defence(settings: DetectorSettings) -> Defence:
     return degradation.defence_named(settings.defence, Degradation(**settings.degradation))  # type: ignore[arg-type]
 
 
-def build_batches(examples: LabelledPictures, settings: DetectorSettings) -> LabelledBatches:
+def build_batches(
+    architecture: str, examples: LabelledPictures, settings: DetectorSettings
+) -> LabelledBatches | ForgeryBatches:
+    if architecture in LEARN_FORGERIES:
+        return ForgeryBatches(
+            examples,
+            size=settings.batch,
+            shares=settings.shares,
+            seed=settings.seed,
+            colours=settings.colours,
+            compared_with=settings.compared_with,
+        )
     return LabelledBatches(
         examples,
         size=settings.batch,
@@ -169,7 +194,7 @@ class DetectorTask(TrainingTask):
         self.card, self.settings, self.objective = card, settings, objective
         self.arithmetic = Arithmetic.for_device(runtime.device(), precision=settings.precision)
         self.device, self.computes_in = self.arithmetic.device, self.arithmetic.in_words()
-        self.batches = build_batches(examples, settings)
+        self.batches = build_batches(card.name, examples, settings)
         layout = torch.channels_last
         self.network = network.to(self.device, memory_format=layout).train()  # type: ignore[call-overload]
         self.average = copy.deepcopy(network).eval().requires_grad_(False)
@@ -245,7 +270,7 @@ class FingerprintTask(TrainingTask):
 
 
 @torch.no_grad()
-def prepare_network(network: nn.Module, batches: LabelledBatches) -> None:
+def prepare_network(network: nn.Module, batches: LabelledBatches | ForgeryBatches) -> None:
     """Set the mean and standard deviation of every coefficient in DCT-A's log spectrum from the first batches."""
     if not isinstance(network, DCTA):
         return
@@ -300,10 +325,14 @@ def train_detector(
         split = replace(split, training=finish(attacked, on_step))
     torch.manual_seed(settings.seed)
     network = registry.build_embedded(architecture, {})
-    if initial:
+    initial = initial or settings.initial
+    if initial == IMAGENET:
+        adapt = from_imagenet
+        settings = replace(settings, initial=loop.load_initial(str(imagenet_file()), name, [network], adapt=adapt))
+    elif initial:
         settings = replace(settings, initial=loop.load_initial(initial, name, [network]))
     else:
-        prepare_network(network, build_batches(split.training, settings))
+        prepare_network(network, build_batches(architecture, split.training, settings))
     task = build_detector_task(architecture, network, card, split.training, settings)
     run = finish(loop.train_task(task, out.parent / f"{name}-run", settings, checkpoint_every=200), on_step)
     trained = task.finished().to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
@@ -315,7 +344,8 @@ def train_detector(
     rates = training_calibration.measure_error_rates(ready, split.measuring, COMPARED_WITH)
     same_source = training_calibration.compare_same_source(ready, split.measuring)
     weights.save_half(out, half)
-    learned = install.describe_training_data(photographs, split.training.kinds.tolist())
+    kinds = list(settings.shares) if architecture in LEARN_FORGERIES else split.training.kinds.tolist()
+    learned = install.describe_training_data(photographs, kinds)
     facts = _describe_entry(architecture, settings, photographs, learned)
     if only_measures:  # the weights keep their source
         entry = weights.find_entry(name)
