@@ -3,7 +3,6 @@
 A choice by kinds that were learned would favour detectors that know these kinds and little else. The kinds here share
 neither the generator nor the way of blending with the training fakes:
 
-- `self_blend`: a face blended with a changed copy of itself, as in Self-Blended Images (Shiohara and Yamasaki 2022);
 - `morph`: the mean of two faces after both were warped to their mean landmarks (face morphing);
 - `multiband`: another person's inner face, blended in a Laplacian pyramid (Burt and Adelson 1983);
 - `autoencoder`: a copy by GANprintR's autoencoder, which learned photographs alone (Neves et al. 2020).
@@ -11,7 +10,6 @@ neither the generator nor the way of blending with the training fakes:
 
 import numpy as np
 import torch
-from PIL import Image, ImageFilter
 from scipy import ndimage
 from torch import Tensor
 
@@ -22,7 +20,7 @@ from backend.fakes import LandmarkedPhotographs, inner_face, warp_to
 from backend.images import round_to_bytes
 from backend.progress import Job, Step
 
-HELD_OUT_KINDS = ("self_blend", "morph", "multiband", "autoencoder")
+HELD_OUT_KINDS = ("morph", "multiband", "autoencoder")
 CANDIDATES = 6  # photographs among which the most similar pose is taken
 BANDS = 4  # of the Laplacian pyramid
 MORPH_SHARE = (0.35, 0.65)  # of the second face
@@ -44,7 +42,6 @@ def make_held_out(photographs: Photographs, seed: int) -> Job[dict[str, tuple[Te
         if points is None or partner is None:
             continue
         face, other, other_points = landmarks.picture(index), landmarks.picture(partner[0]), partner[1]
-        made["self_blend"].append(self_blend(face, points, randomness))
         made["morph"].append(morph(face, points, other, other_points, float(randomness.uniform(*MORPH_SHARE))))
         made["multiband"].append(multiband_swap(face, points, other, other_points))
         origins.append(index)
@@ -54,32 +51,6 @@ def make_held_out(photographs: Photographs, seed: int) -> Job[dict[str, tuple[Te
     chosen = np.array(origins)
     stacked["autoencoder"] = copy_by_autoencoder(photographs.pictures[torch.from_numpy(chosen)])
     return {kind: (pictures, chosen) for kind, pictures in stacked.items()}
-
-
-def self_blend(face: np.ndarray, points: np.ndarray, randomness: np.random.Generator) -> np.ndarray:
-    """Blend a face, uint8 (S, S, 3), with a copy of itself whose colours, sharpness and place were changed."""
-    size = face.shape[0]
-    changed = Image.fromarray(face)
-    if randomness.random() < 0.5:
-        factor = float(randomness.uniform(0.5, 0.9))
-        changed = changed.resize((round(size * factor),) * 2, Image.Resampling.BICUBIC).resize((size, size))
-    else:
-        changed = changed.filter(ImageFilter.UnsharpMask(radius=1.5, percent=int(randomness.integers(60, 180))))
-    values = np.asarray(changed, dtype=np.float64)
-    values = values * randomness.uniform(0.92, 1.08, 3) + randomness.uniform(-10, 10, 3)
-    shift, scale = randomness.uniform(-0.02, 0.02, 2) * size, randomness.uniform(0.97, 1.03)
-    centre = (size - 1) / 2
-    offset = centre - scale * centre + shift
-    moved = np.stack(
-        [
-            ndimage.affine_transform(values[..., channel], np.eye(2) * scale, offset, order=1, mode="nearest")
-            for channel in range(3)
-        ],
-        axis=-1,
-    )
-    mask = ndimage.gaussian_filter(inner_face(points, size), float(randomness.uniform(1.0, 6.0)))
-    mask = (mask * float(randomness.choice([0.5, 0.75, 1.0, 1.0])))[..., None]
-    return round_to_bytes(face + mask * (moved - face))
 
 
 def morph(

@@ -86,13 +86,11 @@ def test_held_out_fakes_change_the_face_and_leave_its_surroundings() -> None:
     face, points = aligned()
     other = face[:, ::-1].copy()
     mirrored = points[[1, 0, 2, 4, 3]] * (-1, 1) + (127, 0)
-    blended = held_out.self_blend(face, points, np.random.default_rng(0))
     swapped = held_out.multiband_swap(face, points, other, mirrored)
-    for fake in (blended, swapped):
-        assert fake.shape == face.shape and fake.dtype == np.uint8
-        change = np.abs(fake.astype(int) - face).mean(2)
-        assert change[48:88, 40:88].mean() > 1
-        assert change[:6].mean() < 0.3 * change[48:88, 40:88].mean()
+    assert swapped.shape == face.shape and swapped.dtype == np.uint8
+    change = np.abs(swapped.astype(int) - face).mean(2)
+    assert change[48:88, 40:88].mean() > 1
+    assert change[:6].mean() < 0.3 * change[48:88, 40:88].mean()
 
 
 def test_a_morph_of_a_face_with_itself_is_that_face() -> None:
