@@ -82,11 +82,16 @@ def redraw_face(swapped: Array, drawn: Array, target: Array, target_points: Arra
 
 def lay_on(face: Array, target: Array, target_points: Array, feather: float) -> Array:
     """Blend a face (S, S, 3) that is already in place into the target, with a soft edge; uint8 (S, S, 3)."""
-    mask = inner_face(target_points, target.shape[0])
-    soft = ndimage.gaussian_filter(ndimage.grey_erosion(mask, size=2 * int(feather / 2) + 1), feather)[..., None]
+    soft = swapped_share(target_points, target.shape[0], feather)[..., None]
     background = target.astype(np.float64)
     mixed = background + soft * (face - background)
     return np.clip(np.rint(mixed), 0, 255).astype(np.uint8)
+
+
+def swapped_share(target_points: Array, size: int, feather: float) -> Array:
+    """Return how much of each pixel a swap replaces: (S, S) in [0, 1]."""
+    mask = inner_face(target_points, size)
+    return ndimage.gaussian_filter(ndimage.grey_erosion(mask, size=2 * int(feather / 2) + 1), feather)
 
 
 def inner_face(points: Array, size: int) -> Array:
