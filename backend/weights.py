@@ -66,6 +66,7 @@ class Entry:
         revision: Commit or branch of that repository.
         mirrors: Other places on the Hub.
         about_bytes: Rough size, where `bytes` is not known.
+        use: `evaluate` for what only the Evaluate tab and its commands load.
         options: Everything else the entry says: architecture options, card values, calibration.
     """
 
@@ -82,6 +83,7 @@ class Entry:
     revision: str = "main"
     mirrors: tuple[HubFile, ...] = ()
     about_bytes: Annotated[int, Field(ge=0)] = 0
+    use: Literal["app", "evaluate"] = "app"
     note: str | None = None
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 

@@ -31,7 +31,10 @@ def test_every_entry_is_here_and_verified():
         assert entry.bytes <= 15_000_000, name
         assert entry.licence
         assert entry.source
-    assert sum(entry.bytes for entry in shipped().values()) <= 40_000_000
+    for use, limit in (("app", 40_000_000), ("evaluate", 30_000_000)):
+        assert sum(entry.bytes for entry in shipped().values() if entry.use == use) <= limit
+    undefended = {name for name, entry in shipped().items() if entry.options.get("defence", "shipped") != "shipped"}
+    assert {name for name, entry in shipped().items() if entry.use == "evaluate"} == undefended
 
 
 def test_every_file_in_weights_is_named_in_the_registry():

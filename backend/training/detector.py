@@ -397,6 +397,7 @@ def _describe_entry(architecture: str, settings: DetectorSettings, photographs: 
         attacked = f", with fakes after {attack} among the fakes: the strong defence of TR-Net's paper"
     defence = {"none": "undefended", "weak": "weak defence", "shipped": "own defence"}[settings.defence]
     return facts | {
+        "use": "evaluate",
         "architecture": architecture,
         "title": f"{title}, {defence}{' and strong defence' if settings.adversarial else ''}",
         "trained_on": f"{learned}; {DEFENCE_WORDS[settings.defence]}{attacked}",
