@@ -246,3 +246,24 @@ def _too_long(seconds: float) -> UserError:
     return UserError(
         f"The video is longer than {MAX_SECONDS:.0f} seconds ({seconds:.0f}).", "Cut a part out of it, and use that."
     )
+
+
+def save_as_frame(picture: np.ndarray, crf: int, *, moved: bool) -> np.ndarray:
+    """Return uint8 (S, S, 3) as a frame of an H.264 video; a moved frame is predicted from the one before it."""
+    sides = picture.shape[:2]
+    picture = np.pad(picture, ((0, sides[0] % 2), (0, sides[1] % 2), (0, 0)), mode="edge")  # its colours lie 2 x 2
+    height, width = picture.shape[:2]
+    encoder = av.CodecContext.create("libx264", "w")
+    encoder.width, encoder.height, encoder.pix_fmt = width, height, "yuv420p"
+    encoder.time_base, encoder.thread_count = Fraction(1, 25), 1
+    encoder.options = {"crf": str(crf), "preset": "veryfast", "tune": "zerolatency"}
+    packets = []
+    for number, pixels in enumerate([np.roll(picture, (1, -1), (0, 1)), picture] if moved else [picture]):
+        frame = VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+        frame.pts = number
+        packets += encoder.encode(frame)
+    packets += encoder.encode(None)
+    decoder = av.CodecContext.create("h264", "r")
+    decoder.thread_count = 1
+    frames = [frame for packet in [*packets, None] for frame in decoder.decode(packet)]
+    return frames[-1].to_ndarray(format="rgb24")[: sides[0], : sides[1]]

@@ -174,3 +174,16 @@ def test_overlap_by_hand():
     assert faces.box_overlap(box(0, 0), box(0, 0)) == 1
     assert faces.box_overlap(box(0, 0), box(50, 0)) == pytest.approx(1 / 3)
     assert faces.box_overlap(box(0, 0), box(100, 0)) == 0
+
+
+@pytest.mark.parametrize("moved", [False, True])
+@pytest.mark.parametrize("size", [(128, 128), (33, 47)])
+def test_a_picture_saved_as_a_frame_stays_where_it_was_and_loses_more_at_a_higher_rate_factor(size, moved):
+    rows, columns = np.mgrid[: size[0], : size[1]]
+    picture = np.stack([rows * 5 % 256, columns * 4 % 256, 120 + 0 * rows], 2).astype(np.uint8)
+    losses = []
+    for rate_factor in (10, 25, 40):
+        saved = video.save_as_frame(picture, rate_factor, moved=moved)
+        assert saved.shape == picture.shape and saved.dtype == np.uint8
+        losses.append(float(np.abs(saved.astype(float) - picture).mean()))
+    assert losses == sorted(losses) and losses[0] < 12

@@ -127,7 +127,8 @@ class StoredRates:
     Args:
         answers: By detector, and of the combined answer under the name `combined`.
         overall: Of the combined answer: `auc`, `found_at_5` and `fakes_among_none`, each with `value`, `low` and
-            `high`; `grades` counts pictures by group and grade.
+            `high`; `grades` counts pictures by group and grade; `auc_by_kind` and `auc_after` have
+            areas by detector, and by kind of fake or corruption.
         hashes: Of the weights by detector, and of the combination.
         data: What was measured: counts, and a hash of the pictures.
     """

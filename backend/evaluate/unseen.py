@@ -23,11 +23,21 @@ from backend.detectors.combination import GRADES, Combination
 from backend.detectors.rates import COMBINED, MeasuredRates, Rate, StoredRates
 from backend.errors import UserError
 from backend.evaluate.metrics.classification import area_under_roc
+from backend.evaluate.protocols.detectors import NO_CORRUPTION, corrupt_picture, parse_corruption
 from backend.images import to_tensor
 from backend.progress import Job, Step
 
 BATCH = 40
+ALL = "all"
+CORRUPTIONS = ("jpeg 60", "resize 0.5", "blur 1", "h264 28")
 ALARMS = 0.05  # false alarms at which the share of fakes that are found is given
+SAME_SOURCES = {  # photographs that a kind of fake is compared with; other kinds are compared with all
+    "stylegan_hard": ("ffhq",),
+    "stylegan3": ("ffhq",),
+    "london_swap_poisson": ("london", "london_original"),
+    "london_swap_feather": ("london", "london_original"),
+    "ffpp_deepfakes": ("ffpp_original",),
+}
 DRAWS = 2000  # of the bootstrap over cases
 SWAPPED_PERSON, PERSON = re.compile(r"_t(\d{3})\d\d_"), re.compile(r"\D*(\d{3})")  # of the London set, in names
 
@@ -62,13 +72,61 @@ def measure_unseen(data: Path) -> Job[StoredRates]:
             p_fake[name] += answers_of
         yield Step(min(start + BATCH, len(pictures)), len(pictures), "Unseen faces")
     scores = {name: np.array(values) for name, values in p_fake.items()}
-    joint = np.array([combined.score({name: scores[name][i] for name in combined.names}) for i in range(len(pictures))])
+    joint = _joint_scores(scores, combined)
     answers = {name: _count_called(pictures, scores[name] >= THRESHOLD) for name in names}
     answers[COMBINED] = _count_called(pictures, joint > combined.strong_above)
     hashes = {name: weights.find_entry(name).sha256 for name in p_fake}
     digest = hashlib.sha256(b"".join(picture.tobytes() for picture in content)).hexdigest()
     facts = {"fakes": sum(p.fake for p in pictures), "photographs": sum(not p.fake for p in pictures), "hash": digest}
-    return StoredRates(answers, _overall(pictures, joint, combined), hashes, facts)
+    robustness = yield from _measure_robustness(pictures, content, scores, combined)
+    kinds = {name: _areas_by_kind(pictures, of_detector) for name, of_detector in {**scores, COMBINED: joint}.items()}
+    overall = _overall(pictures, joint, combined) | {"auc_by_kind": kinds, "auc_after": robustness}
+    return StoredRates(answers, overall, hashes, facts)
+
+
+def _areas_by_kind(pictures: Sequence[UnseenPicture], scores: np.ndarray) -> dict[str, float]:
+    """Return the area under the ROC curve of each kind of fake against photographs of its source, and of all."""
+    groups, fake = np.array([picture.group for picture in pictures]), np.array([picture.fake for picture in pictures])
+    areas = {ALL: float(area_under_roc(fake, scores) or 0.0)}
+    for kind in dict.fromkeys(groups[fake]):
+        own = np.isin(groups, SAME_SOURCES[kind]) if kind in SAME_SOURCES else ~fake
+        chosen = (groups == kind) | own
+        if own.any():
+            areas[str(kind)] = float(area_under_roc(fake[chosen], scores[chosen]) or 0.0)
+    return {kind: round(area, 4) for kind, area in areas.items()}
+
+
+def _joint_scores(p_fake: Mapping[str, np.ndarray], combined: Combination) -> np.ndarray:
+    """Return the combined scores (N,) of answers (N,) by detector."""
+    columns = zip(*(p_fake[name] for name in combined.names), strict=True)
+    return np.array([combined.score(dict(zip(combined.names, column, strict=True))) for column in columns])
+
+
+def _measure_robustness(
+    pictures: Sequence[UnseenPicture],
+    content: Sequence[np.ndarray],
+    unchanged: Mapping[str, np.ndarray],
+    combined: Combination,
+) -> Job[dict[str, dict[str, float]]]:
+    """Return the area under the ROC curve by member, and of the combined answer, after each corruption."""
+    fake = np.array([picture.fake for picture in pictures])
+    areas: dict[str, dict[str, float]] = {name: {} for name in (*combined.names, COMBINED)}
+    for text in (NO_CORRUPTION, *CORRUPTIONS):
+        scores = {name: unchanged[name] for name in combined.names}
+        if text != NO_CORRUPTION:
+            kind, strength = parse_corruption(text)
+            changed = [corrupt_picture(picture, kind, strength, seed=0, name="") for picture in content]
+            answers: dict[str, list[float]] = {name: [] for name in combined.names}
+            for start in range(0, len(changed), BATCH):
+                crops = torch.cat([to_tensor(picture) for picture in changed[start : start + BATCH]])
+                for name, answers_of in predict.predict_p_fake(crops, list(answers)).items():
+                    answers[name] += answers_of
+                yield Step(min(start + BATCH, len(changed)), len(changed), f"Unseen faces after {text}")
+            scores = {name: np.array(values) for name, values in answers.items()}
+        for name in combined.names:
+            areas[name][text] = round(float(area_under_roc(fake, scores[name]) or 0.0), 4)
+        areas[COMBINED][text] = round(float(area_under_roc(fake, _joint_scores(scores, combined)) or 0.0), 4)
+    return areas
 
 
 def _read_pictures(data: Path) -> tuple[list[UnseenPicture], list[np.ndarray]]:

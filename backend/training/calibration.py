@@ -22,6 +22,7 @@ from backend.training.data import REAL, LabelledPictures
 from backend.training.degradation import DefenceName
 
 FALSE_ALARMS = 0.04  # share of calibration photographs that are called fake
+LEARN_VIDEO = {"sbi"}  # from frames of videos, among others
 ADDED_ALARMS = 0.025  # share that saving, blurring or resizing them may add; MAX_ADDED_ALARMS with a margin
 # Thresholds for the best balanced accuracy (Marra et al.), instead of a share of false alarms.
 BALANCED_THRESHOLDS = {"nf"}
@@ -31,6 +32,7 @@ SAME_SOURCES = {  # fakes by others, and the sources of photographs that they ar
     "ciplab_photoshop": ("ciplab_real",),
 }
 SHORTCUT_CHANGES = ("jpeg 75", "blur 1", "resize 0.5")
+VIDEO_CHANGE = "h264 28"  # which a detector of blends can take for one
 MAX_ADDED_ALARMS = 0.05  # share of photographs by which a change may raise the false alarms of a shipped detector
 UNCHANGED = "none"
 NORMAL_QUANTILE = 1.96  # standard errors of a 95 % interval
@@ -42,6 +44,11 @@ def measure_log_odds(detector: Detector, pictures: Tensor, batch: int = 64) -> n
     device = detector.mean.device
     parts = [detector.logit_fake(part.to(device).float() / 255) for part in pictures.split(batch)]
     return torch.cat(parts).float().cpu().numpy() if parts else np.empty(0)
+
+
+def changes_for(architecture: str) -> tuple[str, ...]:
+    """Return the changes of photographs under which a detector's false alarms must stay few."""
+    return (*SHORTCUT_CHANGES, VIDEO_CHANGE) if architecture in LEARN_VIDEO else SHORTCUT_CHANGES
 
 
 def choose_threshold(photographs: np.ndarray, *, false_alarms: float) -> float:
@@ -82,7 +89,8 @@ def calibrate_detector(
     else:
         threshold = choose_threshold(as_they_are, false_alarms=FALSE_ALARMS)
     if defence != "none":
-        after = [measure_log_odds(untuned, change_photographs(photographs, change)) for change in SHORTCUT_CHANGES]
+        changes = changes_for(architecture)
+        after = [measure_log_odds(untuned, change_photographs(photographs, change)) for change in changes]
         threshold = choose_steady_threshold(threshold, as_they_are, after, ADDED_ALARMS)
     temperature = choose_temperature(saved - threshold, fake)
     return {"threshold": float(f"{threshold:.5g}"), "temperature": float(f"{temperature:.5g}")}

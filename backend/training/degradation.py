@@ -13,7 +13,6 @@ traces.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Literal
 
 import numpy as np
@@ -24,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from backend.images import as_jpeg, like_photograph, like_photographs, round_to_bytes
+from backend.video import save_as_frame
 
 WEAK_SHARE = 0.5  # how often each step of the weak defence acts
 WEAK_BLUR_SIDES = (3, 5, 7, 9)
@@ -155,27 +155,6 @@ def beautify_picture(picture: np.ndarray, share: float) -> np.ndarray:
     outline = ndimage.gaussian_filter(np.abs(grey - smooth.mean(2)), 1.5)[..., None]
     kept = np.clip(outline / 10, 0, 1) ** 2
     return round_to_bytes(values + (1 - kept) * share * (smooth - values))
-
-
-def save_as_frame(picture: np.ndarray, crf: int, *, moved: bool) -> np.ndarray:
-    """Return uint8 (S, S, 3) as a frame of an H.264 video; a moved frame is predicted from the one before it."""
-    import av
-
-    height, width = picture.shape[:2]
-    encoder = av.CodecContext.create("libx264", "w")
-    encoder.width, encoder.height, encoder.pix_fmt = width, height, "yuv420p"
-    encoder.time_base, encoder.thread_count = Fraction(1, 25), 1
-    encoder.options = {"crf": str(crf), "preset": "veryfast", "tune": "zerolatency"}
-    packets = []
-    for number, pixels in enumerate([np.roll(picture, (1, -1), (0, 1)), picture] if moved else [picture]):
-        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
-        frame.pts = number
-        packets += encoder.encode(frame)
-    packets += encoder.encode(None)
-    decoder = av.CodecContext.create("h264", "r")
-    decoder.thread_count = 1
-    frames = [frame for packet in [*packets, None] for frame in decoder.decode(packet)]
-    return frames[-1].to_ndarray(format="rgb24")
 
 
 def blur_picture(picture: np.ndarray, side: int) -> np.ndarray:

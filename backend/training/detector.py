@@ -340,7 +340,9 @@ def train_detector(
     trained.load_state_dict(half)
     calibration = calibrate_detector(trained, card, split.calibrating, architecture, settings.defence)
     ready = Detector(trained, card, **calibration).eval()
-    alarms = training_calibration.measure_false_alarms(ready, split.measuring.of_kind(training_data.REAL))
+    alarms = training_calibration.measure_false_alarms(
+        ready, split.measuring.of_kind(training_data.REAL), training_calibration.changes_for(architecture)
+    )
     rates = training_calibration.measure_error_rates(ready, split.measuring, COMPARED_WITH)
     same_source = training_calibration.compare_same_source(ready, split.measuring)
     weights.save_half(out, half)

@@ -65,6 +65,18 @@ def test_scores_that_say_nothing_leave_half_fakes_among_no_signs() -> None:
     assert overall["fakes_among_none"]["value"] == pytest.approx(0.5)
 
 
+def test_kinds_are_compared_with_photographs_of_their_own_source() -> None:
+    groups = ["london_swap_feather", "stylegan3", "diffusion_sd3", "london", "ffhq", "celeba"]
+    pictures = [UnseenPicture(str(i), group, i < 3, str(i)) for i, group in enumerate(groups)]
+    areas = unseen._areas_by_kind(pictures, np.array([2.0, 3.0, 4.5, 1.0, 5.0, 4.0]))
+    assert areas == {
+        "all": pytest.approx(4 / 9, abs=1e-4),
+        "london_swap_feather": 1.0,
+        "stylegan3": 0.0,
+        "diffusion_sd3": pytest.approx(2 / 3, abs=1e-4),
+    }
+
+
 def _write_pack(folder: Path, pack: str, column: str, rows: list[tuple[str, str, str]]) -> None:
     with (folder / f"{pack}.csv").open("w", newline="") as file:
         writer = csv.writer(file)
@@ -88,6 +100,10 @@ def test_a_folder_is_measured_as_a_whole(tmp_path: Path) -> None:
     for answer in measured.answers.values():
         assert [rate.group for rate in answer.fakes] == ["stylegan3"]
         assert [rate.group for rate in answer.photographs] == ["london", "ffpp_original"]
+    members = measured.overall["members"]
+    assert set(measured.overall["auc_after"]) == {*members, "combined"}
+    for areas in measured.overall["auc_after"].values():
+        assert list(areas) == ["none", *unseen.CORRUPTIONS]
 
 
 def test_another_folder_is_refused(tmp_path: Path) -> None:

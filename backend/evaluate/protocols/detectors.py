@@ -1,4 +1,4 @@
-"""How good the detectors are: per family and source, calibration, and robustness to JPEG, blur, resizing and noise."""
+"""How good the detectors are: per family and source, calibration, and robustness to JPEG, H.264, blur, size, noise."""
 
 import hashlib
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from backend import images, runtime
+from backend import images, runtime, video
 from backend.detectors import registry
 from backend.detectors.inference import ask_once
 from backend.errors import UserError
@@ -40,14 +40,16 @@ NO_CORRUPTION = "none"
 CORRUPTIONS = (
     *("none", "jpeg 90", "jpeg 70", "jpeg 50", "jpeg 30", "blur 0.5", "blur 1", "blur 2"),
     *("resize 0.75", "resize 0.5", "resize 0.25", "noise 2", "noise 5", "noise 10"),
+    *("h264 23", "h264 28", "h264 33"),
 )
 CORRUPTION_UNITS = {
     "jpeg": "JPEG quality",
     "blur": "standard deviation in pixels",
     "resize": "factor",
     "noise": "grey levels",
+    "h264": "rate factor of the video",
 }
-STRONGEST = {"jpeg": 100, "blur": 100, "resize": 1, "noise": 255}
+STRONGEST = {"jpeg": 100, "blur": 100, "resize": 1, "noise": 255, "h264": 51}
 Verdicts = dict[str, pd.DataFrame]  # by the title of a detector; one row a picture and corruption
 DETECTOR = Column("detector", "Detector")
 REAL = Column("accuracy_real", "Accuracy, real", "accuracy_real")
@@ -60,9 +62,9 @@ def corrupt_picture(picture: np.ndarray, kind: str, strength: float, seed: int, 
 
     Args:
         picture: uint8 (H, W, 3).
-        kind: `none`, `jpeg`, `blur`, `resize` or `noise`.
+        kind: `none`, `jpeg`, `blur`, `resize`, `noise` or `h264`.
         strength: Quality (1 to 100), standard deviation in pixels, factor in (0, 1], or standard deviation in grey
-            levels.
+            levels, or constant rate factor of H.264 (0 to 51, higher is worse).
         seed: Seed of the noise.
         name: Name of the picture, so that no two pictures get the same noise.
     """
@@ -72,6 +74,8 @@ def corrupt_picture(picture: np.ndarray, kind: str, strength: float, seed: int, 
         return _add_noise(picture, strength, seed, name)
     if kind == "jpeg":
         return images.like_photograph(picture, round(strength))
+    if kind == "h264":
+        return video.save_as_frame(picture, round(strength), moved=True)
     return _blur(picture, strength) if kind == "blur" else _resize(picture, strength)
 
 
@@ -148,7 +152,7 @@ class DetectorsProtocol(Protocol):
     title = "Detectors"
     about = (
         "How often each detector is right, by family of fakes and by source of real pictures; whether its "
-        "probabilities mean what they say; and what JPEG, blur, a smaller size and noise do to it."
+        "probabilities mean what they say; and what JPEG, video, blur, a smaller size and noise do to it."
     )
     source = "Measures as usual in the field (Roessler et al. 2019, arXiv 1901.08971; Guo et al. 2017)."
 
