@@ -8,6 +8,7 @@ of three sizes, as in a feature pyramid (Lin et al. 2017, arXiv 1612.03144, sect
 import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +45,7 @@ class SelfBlendDetector(nn.Module):
         import timm  # importing it takes seconds, and the page would have to wait
 
         self.enlarged = enlarged
-        self.backbone = timm.create_model(BACKBONE, pretrained=False, num_classes=1)
+        self.backbone: Any = timm.create_model(BACKBONE, pretrained=False, num_classes=1)
         self.laterals = nn.ModuleList(nn.Conv2d(channels, MASK_WIDTH, 1) for channels in TAPPED_STAGES.values())
         self.mask = nn.Sequential(
             nn.ReLU(), nn.Conv2d(MASK_WIDTH, MASK_WIDTH, 3, padding=1), nn.ReLU(), nn.Conv2d(MASK_WIDTH, 1, 1)

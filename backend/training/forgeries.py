@@ -135,7 +135,7 @@ class ForgeryBatches:
         masks = torch.where(inner, face_masks(points, real.shape[-1], randomness), masks)
         return real, real + masks * (resynthesise(real, randomness) - real), masks
 
-    def _pictures(self, indices: Sequence[int]) -> Tensor:
+    def _pictures(self, indices: Sequence[int] | np.ndarray) -> Tensor:
         return self.examples.pictures[torch.as_tensor(np.asarray(indices))].float() / 255
 
     def _similar(self, index: int, randomness: Randomness) -> int:
@@ -311,8 +311,8 @@ def blend_faces(targets: Tensor, faces: Tensor, masks: Tensor, randomness: Rando
             edge = blur_each(inside[None], torch.tensor([0.7]))[0]
             forged[index] = targets[index] + edge * (matched[index] - targets[index])
         else:
-            arrays = [picture[index].permute(1, 2, 0).double().numpy() * 255 for picture in (matched, targets)]
-            solved = poisson_blend(*arrays, inside[0].numpy() > 0)
+            face, target = (picture[index].permute(1, 2, 0).double().numpy() * 255 for picture in (matched, targets))
+            solved = poisson_blend(face, target, inside[0].numpy() > 0)
             forged[index] = torch.from_numpy(solved / 255).permute(2, 0, 1).float()
     return forged.clamp(0, 1), used
 

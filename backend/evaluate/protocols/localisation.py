@@ -18,7 +18,7 @@ from backend.errors import UserError
 from backend.evaluate import plots
 from backend.evaluate.dataset import FACE_SIZE, Dataset, crop_face
 from backend.evaluate.metrics import localisation as metrics
-from backend.evaluate.metrics.base import mean_with_interval, proportion
+from backend.evaluate.metrics.base import Estimate, mean_with_interval, proportion
 from backend.evaluate.plots import Figure, Series
 from backend.evaluate.protocols.base import (
     QUICK,
@@ -117,7 +117,7 @@ class LocalisationProtocol(Protocol):
 
     def tables(self, rows: Sequence[Row]) -> list[Table]:
         frame = pd.DataFrame(rows)
-        body = [(*names, *_cells(group)) for names, group in self._groups(frame)]
+        body: list[tuple[Cell, ...]] = [(*names, *_cells(group)) for names, group in self._groups(frame)]
         columns = (
             Column("detector", "Detector"),
             Column("map", "Map"),
@@ -183,7 +183,7 @@ def _map_title(method: str, reference: str) -> str:
     return f"{title}, {reference}" if reference else title
 
 
-def _cells(group: pd.DataFrame) -> tuple[Cell, ...]:
+def _cells(group: pd.DataFrame) -> tuple[Estimate, ...]:
     if not len(group):
         return (mean_with_interval([]),) * 3
     return (
