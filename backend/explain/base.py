@@ -313,6 +313,7 @@ class Explainer:
         samples: How many samples by preset.
         run: The method; it yields one step for each batch.
         passes: Forward passes of one picture that a sample costs; a backward pass counts as two.
+        needs: Method that a detector's network must have; empty where every network can be explained.
         fill: What a hidden part shows with the reference `original`; None for methods that hide nothing.
         released_batch: Pictures per forward pass in the preset `as_released`.
         released_signed: Whether a signed map stays so in that preset.
@@ -326,6 +327,7 @@ class Explainer:
     samples: Mapping[Preset, int]
     run: Callable[[Question], Job[RawMap]]
     passes: int = 1
+    needs: str = ""
     fill: Fill | None = None
     released_batch: int | None = None
     released_signed: bool = True
@@ -335,12 +337,20 @@ class Explainer:
     def references(self) -> tuple[Reference, ...]:
         return REFERENCES if self.fill else ()
 
+    def can_explain(self, detector: Detector) -> bool:
+        return not self.needs or hasattr(detector.network, self.needs)
+
     def pictures(self, preset: Preset) -> int:
         """Return how many pictures' forward passes a map costs, without the attack; seconds go with it."""
         return self.samples[preset] * self.passes
 
 
 EXPLAINERS: Registry[Explainer] = Registry("method", "backend.explain")
+
+
+def general_methods() -> tuple[str, ...]:
+    """Return the names of the methods that can explain every detector."""
+    return tuple(name for name, explainer in EXPLAINERS.items() if not explainer.needs)
 
 
 def register_explainer(

@@ -502,11 +502,15 @@ class MapComparison:
         return " ".join([*parts, *sorted(set(reasons))])
 
 
-def map_variants() -> list[tuple[str, Reference]]:
-    """Return method and reference of every map, in order; the reference is `original` where there is no choice."""
+def map_variants(detector: Detector | None = None) -> list[tuple[str, Reference]]:
+    """Return method and reference of every map, in order; the reference is `original` where there is no choice.
+
+    Methods that cannot explain `detector` are left out.
+    """
     return [
         (name, reference)
         for name, explainer in EXPLAINERS.items()
+        if detector is None or explainer.can_explain(detector)
         for reference in explainer.references or ("original",)
     ]
 
@@ -524,7 +528,7 @@ def compare_methods(face: Tensor, detector: Detector, settings: ExplainSettings 
     """
     settings = settings or ExplainSettings()
     started = time.perf_counter()
-    variants = map_variants()
+    variants = map_variants(detector)
     costs = [attack_passes(settings), *(EXPLAINERS[name].pictures(settings.preset) for name, _ in variants)]
     ends = [round(PROGRESS * sum(costs[: place + 1]) / sum(costs)) for place in range(len(costs))]
     attacked: Attacked | None = None

@@ -16,7 +16,7 @@ from torch import Tensor
 from backend.detectors.base import THRESHOLD, Detector
 from backend.detectors.inference import BatchedDetector
 from backend.errors import UserError
-from backend.explain.base import EXPLAINERS, Preset
+from backend.explain.base import Preset, general_methods
 from backend.explain.explanation import PROGRESS, ExplainSettings, Explanation, MapFinished, explain, stage_job
 from backend.explain.segments import slic_segments
 from backend.explain.sufficiency import Sufficiency, SufficiencySettings, measure_sufficiency
@@ -108,7 +108,7 @@ class PairComparisonSettings:
         pair: How the fake is attacked.
     """
 
-    methods: tuple[str, ...] = field(default_factory=lambda: tuple(EXPLAINERS))
+    methods: tuple[str, ...] = field(default_factory=general_methods)
     preset: Preset = "quick"
     seed: int = 0
     pair: PairSettings = field(default_factory=PairSettings)
