@@ -4,7 +4,7 @@ One half of the validation photographs, and the fakes made from them, choose; th
 kinds that no detector learned count beside fakes by others, so that knowing the project's own generator earns nothing.
 The limits are those of split-conformal prediction (Vovk et al. 2005; Lei et al. 2018): of new pictures like those that
 set a limit, at most the stated share is expected beyond it. They also hold for photographs that were saved again,
-blurred or resized.
+blurred, resized or taken from a compressed video.
 """
 
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ from backend.errors import UserError
 from backend.images import like_photographs
 from backend.progress import Job, Step, within
 from backend.settings import validated
-from backend.training.calibration import SAME_SOURCES, SHORTCUT_CHANGES, UNCHANGED, change_photographs
+from backend.training.calibration import SAME_SOURCES, SHORTCUT_CHANGES, UNCHANGED, VIDEO_CHANGE, change_photographs
 from backend.training.data import MEASURING_PART, WILD_PACKS, source_of
 from backend.training.held_out import HELD_OUT_KINDS, make_held_out
 
@@ -91,7 +91,7 @@ def fit_combination(data: Path, settings: CombinationSettings) -> Job[Combinatio
     yield Step(1, 3, "All detectors judge the photographs.")
     real = {
         change: _score(names, change_photographs(photographs.pictures, change), photographs.names)
-        for change in (UNCHANGED, *SHORTCUT_CHANGES)
+        for change in (UNCHANGED, *SHORTCUT_CHANGES, VIDEO_CHANGE)
     }
     yield Step(2, 3, "All detectors judge the fakes.")
     fakes = {

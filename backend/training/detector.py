@@ -328,7 +328,7 @@ def train_detector(
     initial = initial or settings.initial
     if initial == IMAGENET:
         adapt = from_imagenet
-        settings = replace(settings, initial=loop.load_initial(str(imagenet_file()), name, [network], adapt=adapt))
+        loop.load_initial(str(imagenet_file()), name, [network], adapt=adapt)  # the package has but one version
     elif initial:
         settings = replace(settings, initial=loop.load_initial(initial, name, [network]))
     else:
