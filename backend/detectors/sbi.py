@@ -31,7 +31,7 @@ MASK_WIDTH = 48
     cam_layer="backbone.bn2",
     outputs="one logit, fake high",
     embedded={"enlarged": 1.0},
-    order=10,
+    order=120,
 )
 class SelfBlendDetector(nn.Module):
     """Takes faces (N, 3, S, S) in [-1, 1] and returns a logit (N, 1), fake high.

@@ -284,7 +284,9 @@ def brightness(tmp_path, monkeypatch):
 
 
 def test_a_new_explainer_is_one_new_file(brightness, tab, capsys, tmp_path):
-    assert tab.method.choices[-1] == ("Brightness", "brightness") and len(tab.method.choices) == len(FEW) + 1
+    assert (
+        tab.method.choices[-1] == ("Brightness", "brightness") and len(tab.method.choices) == len(FEW) + 2
+    )  # with the mask
     path = save_photo(tmp_path, face())
     *_, last = ask(tab, path, "brightness")
     assert "By Brightness" in last[tab.result.summary]
@@ -293,4 +295,4 @@ def test_a_new_explainer_is_one_new_file(brightness, tab, capsys, tmp_path):
     )
     assert code == 0 and json.loads(capsys.readouterr().out)["method"] == "brightness"
     assert main.main(["explain", path, "--detector", "patch", "--method", "none", "--out", str(tmp_path)]) == 2
-    assert "xrai, brightness." in capsys.readouterr().err
+    assert "mask, brightness." in capsys.readouterr().err

@@ -91,9 +91,9 @@ def test_a_varied_picture_is_displaced_by_whole_pixels_or_in_other_colours():
 def test_an_undefended_detector_learns_pictures_without_variation():
     labelled = examples(["real", "edit"], origins=[-1, 0])
     undefended = detector.read_detector_settings("xception", defence="none", batch=4)
-    assert undefended.shift and detector.build_batches(labelled, undefended).variation == UNVARIED
+    assert undefended.shift and detector.build_batches("xception", labelled, undefended).variation == UNVARIED
     shipped = detector.read_detector_settings("xception", batch=4)
-    assert detector.build_batches(labelled, shipped).variation == Variation(shipped.shift, shipped.colours)
+    assert detector.build_batches("xception", labelled, shipped).variation == Variation(shipped.shift, shipped.colours)
 
 
 def test_a_fake_by_others_stands_beside_photographs_of_its_own_source():
@@ -258,7 +258,7 @@ def test_training_lowers_the_loss_on_fakes_that_can_be_told_apart(architecture, 
         else registry.build_embedded(architecture, {"input_size": 32})
     )
     card = detector.untrained_card(architecture)
-    detector.prepare_network(network, detector.build_batches(labelled, settings))
+    detector.prepare_network(network, detector.build_batches(architecture, labelled, settings))
     task = detector.build_detector_task(architecture, network, card, labelled, settings)
     computed = set()
     first = next(layer for layer in network.modules() if isinstance(layer, nn.Conv2d | nn.Linear))

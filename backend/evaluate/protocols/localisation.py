@@ -77,7 +77,8 @@ class LocalisationProtocol(Protocol):
 
     @classmethod
     def preset(cls, name: str) -> LocalisationConfig:
-        known = [detector for detector in registry.loadable() if detector in {"sbi", "xception"}]
+        wanted = ("sbi",) if name == QUICK else ("sbi", "xception")  # one with a mask, and one without
+        known = [detector for detector in registry.loadable() if detector in wanted]
         return LocalisationConfig(0, 12 if name == QUICK else None, detectors=tuple(known or registry.loadable()[:1]))
 
     def models(self) -> list[str]:
