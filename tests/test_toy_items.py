@@ -118,7 +118,7 @@ def test_a_new_detector_is_trained_by_name(new_files, capsys):
         "--json",
     ]
     assert main.main(command) == 2
-    assert json.loads(capsys.readouterr().out)["hint"].endswith("nf, bright.")
+    assert json.loads(capsys.readouterr().out)["hint"].endswith("sbi, bright.")
 
 
 def test_a_new_detector_with_weights_answers_on_the_command_line_and_stands_in_the_choosers(
