@@ -6,7 +6,6 @@ OpenVINO is not installed, where a network cannot be converted, or where the two
 
 import hashlib
 import importlib.util
-import itertools
 import logging
 import re
 import shutil
@@ -29,11 +28,10 @@ from backend.settings import SETTINGS
 # Without this package OpenVINO reports nothing to its makers; with it, it would do so at every import and conversion.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
-FORMAT = "2"  # of the cached files; a change of this module that changes them counts it up
+FORMAT = "1"  # of the cached files; a change of this module that changes them counts it up
 PIECE = 5  # pictures that a thread reads at once: their feature maps stay in its cache
 FOLDER = "openvino"  # in the cache of fetched weights
 CHECKED_BATCHES = (1, PIECE + 1)  # pictures
-OTHER_SIZE = (1.5, 0.75)  # factors of height and width, where a network is to take any size
 FINGERPRINT_LENGTH = 32
 UNFINISHED = "unfinished-"  # how folders begin that are being written, or were when a process ended
 
@@ -41,9 +39,9 @@ logger = logging.getLogger(__name__)
 
 
 class CompiledNetwork:
-    """A network that OpenVINO compiled for pictures (N, 3, H, W), N from 1.
+    """A network that OpenVINO compiled for pictures (N, 3, H, W), N from 1; it returns what the network returns.
 
-    It returns what the network returns: a tensor, or a tuple of tensors. It may be called from one thread at a time.
+    It may be called from one thread at a time (`runtime.MODEL_LOCK`).
     """
 
     def __init__(self, compiled: Any) -> None:
@@ -51,16 +49,15 @@ class CompiledNetwork:
 
         self._queue = openvino.AsyncInferQueue(compiled)  # as many requests at once as there are streams
         self._pictures: list[np.ndarray] = []
-        self._answers: dict[int, list[Tensor]] = {}
+        self._answers: dict[int, Tensor] = {}
         answers = self._answers  # a callback that knew this object would keep it, and its network, for ever
-        outputs = range(len(compiled.outputs))
 
         def keep(request: Any, number: int) -> None:
-            answers[number] = [torch.from_numpy(request.get_output_tensor(place).data.copy()) for place in outputs]
+            answers[number] = torch.from_numpy(request.get_output_tensor(0).data.copy())
 
         self._queue.set_callback(keep)
 
-    def __call__(self, images: Tensor) -> Any:
+    def __call__(self, images: Tensor) -> Tensor:
         self.start(images)
         return self.wait()
 
@@ -72,12 +69,10 @@ class CompiledNetwork:
         for number, part in enumerate(self._pictures):  # they live until they are read
             self._queue.start_async({0: part}, userdata=number, share_inputs=True)
 
-    def wait(self) -> Any:
+    def wait(self) -> Tensor:
         self._queue.wait_all()
         self._pictures = []
-        parts = [self._answers[number] for number in sorted(self._answers)]
-        answers = tuple(torch.cat(values) for values in zip(*parts, strict=True))
-        return answers if len(answers) > 1 else answers[0]
+        return torch.cat([self._answers[number] for number in sorted(self._answers)])
 
 
 def is_available() -> bool:
@@ -89,36 +84,27 @@ def is_available() -> bool:
 
 @torch.no_grad()
 def compile_network(
-    network: nn.Module,
-    size: tuple[int, int],
-    name: str,
-    facts: Sequence[object] = (),
-    tolerance: float = 1e-3,
-    *,
-    any_size: bool = False,
+    network: nn.Module, size: tuple[int, int], name: str, facts: Sequence[object] = (), tolerance: float = 1e-3
 ) -> CompiledNetwork | None:
     """Compile a network, or read it from the cache; return None where PyTorch is to be used.
 
     Args:
-        network: On the CPU, in evaluation mode. It takes pictures (N, 3, H, W) and returns tensors whose first
-            dimension is N.
+        network: On the CPU, in evaluation mode. It takes pictures (N, 3, H, W) in [0, 1] and returns one tensor.
         size: Height and width of the pictures.
         name: What the log and the cache call it.
         facts: Whatever else decides its answers besides its class, weights and buffers, such as a threshold.
         tolerance: Largest difference of an answer, absolute and relative.
-        any_size: Whether it is to take pictures of other sizes as well.
     """
     if not is_available():
         return None
     try:
-        folder = f"{_folder_name(name)}-{_fingerprint(network, size, (any_size, *facts))}"
+        folder = f"{_folder_name(name)}-{_fingerprint(network, size, facts)}"
         path = SETTINGS.cache_dir / FOLDER / folder / "network.xml"
-        sizes = [size, (round(size[0] * OTHER_SIZE[0]), round(size[1] * OTHER_SIZE[1]))] if any_size else [size]
-        if (compiled := _read_kept(network, sizes, path, tolerance)) is not None:
+        if (compiled := _read_kept(network, size, path, tolerance)) is not None:
             return compiled
-        model = _convert(network, size, any_size=any_size)
+        model = _convert(network, size)
         compiled = _compile(model)
-        difference = _difference(network, compiled, sizes, tolerance)
+        difference = _difference(network, compiled, size, tolerance)
         if difference is not None:
             logger.warning("%s stays with PyTorch: OpenVINO's answers differ by %.2g", name, difference)
             return None
@@ -131,39 +117,30 @@ def compile_network(
     return compiled
 
 
-def _read_kept(
-    network: nn.Module, sizes: Sequence[tuple[int, int]], path: Path, tolerance: float
-) -> CompiledNetwork | None:
+def _read_kept(network: nn.Module, size: tuple[int, int], path: Path, tolerance: float) -> CompiledNetwork | None:
     """Return the network that was kept, if it can be read and still agrees with PyTorch."""
     if not _is_file(path):
         return None
     try:
         compiled = _compile(_core().read_model(path))
-        if _difference(network, compiled, sizes, tolerance) is None:
+        if _difference(network, compiled, size, tolerance) is None:
             return compiled
     except Exception:
         logger.info("%s cannot be read and is made again", path.parent.name, exc_info=True)
     return None
 
 
-def _difference(
-    network: nn.Module, compiled: CompiledNetwork, sizes: Sequence[tuple[int, int]], tolerance: float
-) -> float | None:
+def _difference(network: nn.Module, compiled: CompiledNetwork, size: tuple[int, int], tolerance: float) -> float | None:
     """Return by how much the answers differ; None where they agree."""
-    for size, count in itertools.product(sizes, CHECKED_BATCHES):
+    for count in CHECKED_BATCHES:
         images = torch.rand(count, 3, *size, generator=torch.Generator().manual_seed(count))
-        pairs = zip(_as_tuple(network(images)), _as_tuple(compiled(images)), strict=True)
-        for expected, answers in pairs:
-            if not torch.allclose(expected, answers, rtol=tolerance, atol=tolerance):
-                return float((expected - answers).abs().max())
+        expected, answers = network(images), compiled(images)
+        if not torch.allclose(expected, answers, rtol=tolerance, atol=tolerance):
+            return float((expected - answers).abs().max())
     return None
 
 
-def _as_tuple(answers: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return (answers,) if isinstance(answers, Tensor) else answers
-
-
-def _convert(network: nn.Module, size: tuple[int, int], *, any_size: bool) -> Any:
+def _convert(network: nn.Module, size: tuple[int, int]) -> Any:
     """Return the network in the form of OpenVINO; one at a time, because tracing keeps its state in the process."""
     import openvino
 
@@ -172,7 +149,7 @@ def _convert(network: nn.Module, size: tuple[int, int], *, any_size: bool) -> An
         warnings.simplefilter("ignore")
         # The answers are checked later; the trace's own check compares graphs, and stumbles over other threads.
         traced = torch.jit.trace(network, example, check_trace=False)
-        return openvino.convert_model(traced, example_input=example, input=[-1, 3, *((-1, -1) if any_size else size)])
+        return openvino.convert_model(traced, example_input=example, input=[-1, 3, *size])
 
 
 def _compile(model: Any) -> CompiledNetwork:

@@ -5,7 +5,6 @@ first pixel is at 0.5. So scaling a picture is a plain multiplication, and no ha
 """
 
 import functools
-import logging
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -14,9 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
 
-from backend import engine
 from backend.errors import UserError
 from backend.images import turned
 
@@ -28,8 +25,6 @@ TURNED_PIXELS = 512 * 384  # of the copies that are searched for turned faces
 TURNS = (90, 270, 180)  # degrees clockwise, the likeliest first
 SMALLEST_SEARCHED = 24  # width in pixels, in the reduced copy
 MIN_SCORE = 0.9
-FINDER_STAGES = {"pnet": ((96, 96), True), "rnet": ((24, 24), False), "onet": ((48, 48), False)}  # size, and any other
-FINDER_TOLERANCE = 1e-4
 PADDING = 0.25  # of the shorter side, for the second look
 ROOM = 0.2  # that a face needs around it, in its own widths; with less, its landmarks are off by up to 0.14
 
@@ -54,7 +49,6 @@ BROWS = 0.35  # eye distances above the eyes, where the forehead begins
 Masks = dict[str, np.ndarray]
 
 _finder_lock = threading.Lock()
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -240,40 +234,6 @@ def _finder() -> Any:
 
     finder = MTCNN(keep_all=True, min_face_size=SMALLEST_SEARCHED, device=torch.device("cpu"))
     return finder.eval().requires_grad_(requires_grad=False)
-
-
-def compile_finder() -> None:
-    """Let OpenVINO run the finder's networks from now on, where it can."""
-    finder = _finder()
-    stages = {}
-    for name, (size, any_size) in FINDER_STAGES.items():
-        network = getattr(finder, name)
-        if isinstance(network, _CompiledStage):
-            continue
-        compiled = engine.compile_network(network, size, f"MTCNN {name}", tolerance=FINDER_TOLERANCE, any_size=any_size)
-        if compiled is not None:
-            stages[name] = _CompiledStage(network, compiled)
-    with _finder_lock:
-        for name, stage in stages.items():
-            setattr(finder, name, stage)
-
-
-class _CompiledStage(nn.Module):
-    """A network of the finder that answers by its compiled copy, or itself once that has failed."""
-
-    def __init__(self, network: nn.Module, compiled: engine.CompiledNetwork) -> None:
-        super().__init__()
-        self.network = network
-        self.compiled: engine.CompiledNetwork | None = compiled
-
-    def forward(self, pictures: Tensor) -> tuple[Tensor, ...]:
-        if self.compiled is not None:
-            try:
-                return self.compiled(pictures)
-            except Exception:
-                logger.warning("A network of the face finder goes on with PyTorch: OpenVINO failed", exc_info=True)
-                self.compiled = None
-        return self.network(pictures)
 
 
 def track_largest_face(frames: Sequence[Sequence[Face]]) -> list[Face | None]:

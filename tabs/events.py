@@ -17,7 +17,7 @@ import gradio as gr
 import numpy as np
 from gradio.events import Dependency
 
-from backend import faces, images, runtime
+from backend import images, runtime
 from backend.alignment import locate_all
 from backend.detectors import inference, predict, registry
 from backend.errors import UserError
@@ -206,7 +206,6 @@ def warm_up() -> None:
         predict.judge_faces(locate_all(blank))
         predict.predict_p_fake(images.to_tensor(blank))
         inversion.load_embedded_inverter()
-        faces.compile_finder()
         for name in registry.loadable():
             inference.compile_detector(registry.load(name))
     except Exception:

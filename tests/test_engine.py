@@ -49,33 +49,6 @@ def test_any_number_of_pictures_gets_the_answers_of_pytorch(cache, count):
     assert torch.allclose(answers(compiled, count), answers(network, count), atol=1e-5)
 
 
-class Pyramid(nn.Module):
-    """Two answers of different forms, about pictures of any size."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.convolution = nn.Conv2d(3, 4, 3, stride=2)
-
-    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        features = self.convolution(images)
-        return features, features.mean((2, 3)).softmax(1)
-
-
-@pytest.mark.parametrize("size", [SIZE, (40, 9)])
-def test_a_network_may_give_several_answers_about_pictures_of_any_size(cache, size):
-    network = Pyramid().eval()
-    images = torch.rand(engine.PIECE + 2, 3, *size)
-    for compiled in [engine.compile_network(network, SIZE, "toy", any_size=True) for _ in ("made", "read")]:
-        for answer, expected in zip(compiled(images), network(images), strict=True):
-            assert torch.allclose(answer, expected, atol=1e-5)
-
-
-def test_a_network_of_one_size_refuses_another(cache):
-    compiled = engine.compile_network(Pyramid().eval(), SIZE, "toy")
-    with pytest.raises(RuntimeError):
-        compiled(torch.rand(1, 3, 40, 9))
-
-
 def test_two_networks_may_be_asked_at_once(cache):
     networks = [Network(seed).eval() for seed in (0, 1)]
     compiled = [engine.compile_network(network, SIZE, "toy") for network in networks]
@@ -124,7 +97,7 @@ def test_networks_of_other_names_stay_in_the_cache_and_broken_off_writes_go(cach
 
 def test_a_network_that_answers_otherwise_stays_with_pytorch(cache, monkeypatch, caplog):
     convert = engine._convert
-    monkeypatch.setattr(engine, "_convert", lambda _, size, **options: convert(Network(1).eval(), size, **options))
+    monkeypatch.setattr(engine, "_convert", lambda _, size: convert(Network(1).eval(), size))
     with caplog.at_level(logging.WARNING):
         assert engine.compile_network(Network(0).eval(), SIZE, "toy") is None
     assert "toy stays with PyTorch: OpenVINO's answers differ by" in caplog.text

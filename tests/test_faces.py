@@ -2,13 +2,12 @@
 
 import functools
 import threading
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from backend import alignment, engine, faces, images
+from backend import alignment, faces, images
 from backend.errors import UserError
 from backend.faces import Face
 from tests import pictures
@@ -82,45 +81,6 @@ def test_finding_is_deterministic() -> None:
     first, second = (faces.find_faces(pictures.two_people()) for _ in range(2))
     assert first == second
     assert all(np.array_equal(a.landmarks, b.landmarks) for a, b in zip(first, second, strict=True))
-
-
-@pytest.fixture
-def compiled_finder(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Return the finder after OpenVINO took its networks over; the one of other tests stays as it is."""
-    pytest.importorskip("openvino")
-    if not engine.is_available():
-        pytest.skip("networks are compiled on a CPU only")
-    finder = faces._finder.__wrapped__()
-    monkeypatch.setattr(faces, "_finder", lambda: finder)
-    faces.compile_finder()
-    return finder
-
-
-@pytest.mark.parametrize("name", ["astronaut", "hopper", "two_people"])
-def test_a_compiled_finder_finds_the_same_faces(name: str, compiled_finder: Any, monkeypatch: Any) -> None:
-    def refuse(_pictures: object) -> None:
-        pytest.fail("PyTorch was asked")
-
-    for stage in (compiled_finder.pnet, compiled_finder.rnet, compiled_finder.onet):
-        monkeypatch.setattr(stage.network, "forward", refuse)
-    found = faces.find_faces(getattr(pictures, name)())
-    monkeypatch.undo()
-    expected = faces.find_faces(getattr(pictures, name)())
-    assert len(found) == len(expected) > 0
-    for face, same in zip(found, expected, strict=True):
-        assert face.score == pytest.approx(same.score, abs=1e-4)
-        assert np.abs(np.array(face.box) - same.box).max() < 0.02
-        assert np.abs(face.landmarks - same.landmarks).max() < 0.02
-
-
-def test_a_compiled_network_of_the_finder_that_fails_is_given_up(compiled_finder: Any, caplog: Any) -> None:
-    def fail(_pictures: object) -> None:
-        raise RuntimeError("no memory")
-
-    compiled_finder.rnet.compiled = fail
-    for _ in range(2):
-        assert len(faces.find_faces(pictures.hopper())) == 1
-    assert caplog.text.count("goes on with PyTorch") == 1
 
 
 def test_threads_share_the_finder() -> None:
