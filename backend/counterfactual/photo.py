@@ -242,12 +242,12 @@ def find_counterfactual(
     inverter = inverter or inversion.load_embedded_inverter()
     source = located.cropped(inverter.template, inverter.size)
     photo, aligned = located.photo, source.aligned
-    views = [
+    judges = [
         Judge(judge, source.view(judge.card.template, judge.card.input_size))
         for judge in (detector, *(load_detector(name) for name in (team.allies if team else ())))
     ]
-    view = views[0].view
-    job = search(inverter, detector, images.to_tensor(aligned.crop), settings, view, allies=views[1:])
+    view = judges[0].view
+    job = search(inverter, detector, images.to_tensor(aligned.crop), settings, view, allies=judges[1:])
     result = yield from counted(job, total)
 
     counterfactual = images.to_array(result.counterfactual)

@@ -65,17 +65,11 @@ def measure_unseen(data: Path) -> Job[StoredRates]:
         )
     pictures, content = _read_pictures(data)
     names = registry.loadable("embedded")
-    p_fake: dict[str, list[float]] = {name: [] for name in {*names, *combined.names}}
-    for start in range(0, len(pictures), BATCH):
-        crops = torch.cat([to_tensor(picture) for picture in content[start : start + BATCH]])
-        for name, answers_of in predict.predict_p_fake(crops, list(p_fake)).items():
-            p_fake[name] += answers_of
-        yield Step(min(start + BATCH, len(pictures)), len(pictures), "Unseen faces")
-    scores = {name: np.array(values) for name, values in p_fake.items()}
+    scores = yield from _ask(content, sorted({*names, *combined.names}), "Unseen faces")
     joint = _joint_scores(scores, combined)
     answers = {name: _count_called(pictures, scores[name] >= THRESHOLD) for name in names}
     answers[COMBINED] = _count_called(pictures, joint > combined.strong_above)
-    hashes = {name: weights.find_entry(name).sha256 for name in p_fake}
+    hashes = {name: weights.find_entry(name).sha256 for name in scores}
     digest = hashlib.sha256(b"".join(picture.tobytes() for picture in content)).hexdigest()
     facts = {"fakes": sum(p.fake for p in pictures), "photographs": sum(not p.fake for p in pictures), "hash": digest}
     robustness = yield from _measure_robustness(pictures, content, scores, combined)
@@ -94,6 +88,17 @@ def _areas_by_kind(pictures: Sequence[UnseenPicture], scores: np.ndarray) -> dic
         if own.any():
             areas[str(kind)] = float(area_under_roc(fake[chosen], scores[chosen]) or 0.0)
     return {kind: round(area, 4) for kind, area in areas.items()}
+
+
+def _ask(content: Sequence[np.ndarray], names: Sequence[str], message: str) -> Job[dict[str, np.ndarray]]:
+    """Return p_fake (N,) of pictures, uint8 (S, S, 3), by detector."""
+    answers: dict[str, list[float]] = {name: [] for name in names}
+    for start in range(0, len(content), BATCH):
+        crops = torch.cat([to_tensor(picture) for picture in content[start : start + BATCH]])
+        for name, values in predict.predict_p_fake(crops, list(names)).items():
+            answers[name] += values
+        yield Step(min(start + BATCH, len(content)), len(content), message)
+    return {name: np.array(values) for name, values in answers.items()}
 
 
 def _joint_scores(p_fake: Mapping[str, np.ndarray], combined: Combination) -> np.ndarray:
@@ -116,13 +121,7 @@ def _measure_robustness(
         if text != NO_CORRUPTION:
             kind, strength = parse_corruption(text)
             changed = [corrupt_picture(picture, kind, strength, seed=0, name="") for picture in content]
-            answers: dict[str, list[float]] = {name: [] for name in combined.names}
-            for start in range(0, len(changed), BATCH):
-                crops = torch.cat([to_tensor(picture) for picture in changed[start : start + BATCH]])
-                for name, answers_of in predict.predict_p_fake(crops, list(answers)).items():
-                    answers[name] += answers_of
-                yield Step(min(start + BATCH, len(changed)), len(changed), f"Unseen faces after {text}")
-            scores = {name: np.array(values) for name, values in answers.items()}
+            scores = yield from _ask(changed, combined.names, f"Unseen faces after {text}")
         for name in combined.names:
             areas[name][text] = round(float(area_under_roc(fake, scores[name]) or 0.0), 4)
         areas[COMBINED][text] = round(float(area_under_roc(fake, _joint_scores(scores, combined)) or 0.0), 4)

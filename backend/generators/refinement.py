@@ -137,7 +137,7 @@ def refine(inverter: Inverter, faces: Tensor, codes: Tensor, settings: RefineSet
     """
     settings = settings or RefineSettings()
     settings.check()
-    return (yield from _run(lambda: _Refinement(inverter, faces, codes, settings), inverter, settings))
+    return (yield from _run(lambda: _CodeRefinement(inverter, faces, codes, settings), inverter, settings))
 
 
 def refine_features(
@@ -168,7 +168,7 @@ def refine_features(
 
 
 def _run(
-    begin: Callable[[], "_Closer"], inverter: Inverter, settings: RefineSettings | FeatureSettings
+    begin: Callable[[], "_Refinement"], inverter: Inverter, settings: RefineSettings | FeatureSettings
 ) -> Job[Refined]:
     started = time.perf_counter()
     with frozen(inverter.generator):
@@ -192,7 +192,7 @@ def _run(
     )
 
 
-class _Closer(ABC):
+class _Refinement(ABC):
     """State of a refinement between two steps; every tensor has one entry per face.
 
     `rates` are the lengths of Adam's first steps on each of the `moved` tensors.
@@ -270,7 +270,7 @@ class _Closer(ABC):
         return -10 * torch.log10(self.error.clamp_min(1e-10))
 
 
-class _Refinement(_Closer):
+class _CodeRefinement(_Refinement):
     def __init__(self, inverter: Inverter, faces: Tensor, codes: Tensor, settings: RefineSettings) -> None:
         super().__init__(inverter, faces, codes, settings.steps)
         self.settings = settings
@@ -287,7 +287,7 @@ class _Refinement(_Closer):
         return self.settings.pull * self.change.square().flatten(1).mean(dim=1)
 
 
-class _FeatureRefinement(_Closer):
+class _FeatureRefinement(_Refinement):
     def __init__(
         self,
         inverter: Inverter,
@@ -325,10 +325,8 @@ class _FeatureRefinement(_Closer):
         return super().errors(drawn) + self.settings.structure * (1 - batch_ssim(drawn, self.faces))
 
     def penalties(self) -> Tensor:
-        settings = self.settings
-        return settings.penalty * self.features.square().flatten(1).mean(
-            dim=1
-        ) + settings.pull * self.change.square().flatten(1).mean(dim=1)
+        offset, change = (part.square().flatten(1).mean(dim=1) for part in (self.features, self.change))
+        return self.settings.penalty * offset + self.settings.pull * change
 
     def keep(self, better: Tensor) -> None:
         super().keep(better)

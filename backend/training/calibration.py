@@ -20,9 +20,9 @@ from backend.evaluate.protocols import detectors
 from backend.images import like_photographs
 from backend.training.data import REAL, LabelledPictures
 from backend.training.degradation import DefenceName
+from backend.training.forgeries import LEARN_FORGERIES
 
 FALSE_ALARMS = 0.04  # share of calibration photographs that are called fake
-LEARN_VIDEO = {"sbi"}  # from frames of videos, among others
 ADDED_ALARMS = 0.025  # share that saving, blurring or resizing them may add; MAX_ADDED_ALARMS with a margin
 # Thresholds for the best balanced accuracy (Marra et al.), instead of a share of false alarms.
 BALANCED_THRESHOLDS = {"nf"}
@@ -48,7 +48,7 @@ def measure_log_odds(detector: Detector, pictures: Tensor, batch: int = 64) -> n
 
 def changes_for(architecture: str) -> tuple[str, ...]:
     """Return the changes of photographs under which a detector's false alarms must stay few."""
-    return (*SHORTCUT_CHANGES, VIDEO_CHANGE) if architecture in LEARN_VIDEO else SHORTCUT_CHANGES
+    return (*SHORTCUT_CHANGES, VIDEO_CHANGE) if architecture in LEARN_FORGERIES else SHORTCUT_CHANGES
 
 
 def choose_threshold(photographs: np.ndarray, *, false_alarms: float) -> float:
@@ -113,11 +113,12 @@ def measure_error_rates(
         rows.append({"kind": kind, "rate": round(float(wrong.mean()), 4), "count": len(of_kind)})
         if not is_real:
             real = scores[examples.kinds == against.get(kind, REAL)]
-            rows[-1]["auc"] = round(_auc(of_kind, real), 4)
+            rows[-1]["auc"] = round(fake_auc(of_kind, real), 4)
     return rows
 
 
-def _auc(fake: np.ndarray, real: np.ndarray) -> float:
+def fake_auc(fake: np.ndarray, real: np.ndarray) -> float:
+    """Return the area under the ROC curve of the scores of fakes (N,) against those of photographs (M,)."""
     return float(roc_auc_score(np.repeat([1, 0], [len(fake), len(real)]), np.concatenate([fake, real])))
 
 
@@ -147,7 +148,7 @@ def separation_of(auc: float, fakes: int, photographs: int) -> Separation:
 def compare_like_for_like(detector: Detector, fakes: Tensor, photographs: Tensor) -> Separation:
     """Measure how well a detector tells fakes from photographs, both uint8 (N, 3, S, S) and saved in the same way."""
     fake, real = (measure_log_odds(detector, pictures) for pictures in (fakes, photographs))
-    return separation_of(_auc(fake, real), len(fakes), len(photographs))
+    return separation_of(fake_auc(fake, real), len(fakes), len(photographs))
 
 
 def compare_same_source(detector: Detector, examples: LabelledPictures) -> dict[str, dict[str, float]]:

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from backend import face_packs, weights
@@ -26,7 +25,14 @@ from backend.errors import UserError
 from backend.images import like_photographs
 from backend.progress import Job, Step, within
 from backend.settings import validated
-from backend.training.calibration import SAME_SOURCES, SHORTCUT_CHANGES, UNCHANGED, VIDEO_CHANGE, change_photographs
+from backend.training.calibration import (
+    SAME_SOURCES,
+    SHORTCUT_CHANGES,
+    UNCHANGED,
+    VIDEO_CHANGE,
+    change_photographs,
+    fake_auc,
+)
 from backend.training.data import MEASURING_PART, WILD_PACKS, source_of
 from backend.training.held_out import HELD_OUT_KINDS, make_held_out
 
@@ -156,10 +162,10 @@ def _aucs(
 ) -> dict[str, float]:
     """Return the area under the ROC curve by kind; fakes by others are compared with photographs of their source."""
     photographs = _joint(members, real.part(chooses=chooses))
-    result = {kind: _auc(_joint(members, fake.part(chooses=chooses)), photographs) for kind, fake in fakes.items()}
+    result = {kind: fake_auc(_joint(members, fake.part(chooses=chooses)), photographs) for kind, fake in fakes.items()}
     for kind, fake in others.items():
         alike = _joint(members, real.part(chooses=chooses, sources=SAME_SOURCES[kind]))
-        result[kind] = _auc(_joint(members, fake.part(chooses=chooses)), alike)
+        result[kind] = fake_auc(_joint(members, fake.part(chooses=chooses)), alike)
     return result
 
 
@@ -167,10 +173,6 @@ def _mean_auc(
     members: Combination, real: _Scored, fakes: Mapping[str, _Scored], others: Mapping[str, _Scored]
 ) -> float:
     return float(np.mean(list(_aucs(members, real, fakes, others, chooses=True).values())))
-
-
-def _auc(fake: np.ndarray, real: np.ndarray) -> float:
-    return float(roc_auc_score(np.repeat([1, 0], [len(fake), len(real)]), np.concatenate([fake, real])))
 
 
 def _calibrate(name: str, real: _Scored, fakes: Mapping[str, _Scored]) -> Member:

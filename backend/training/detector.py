@@ -38,13 +38,12 @@ from backend.training.augmentation import UNVARIED, Variation
 from backend.training.calibration import calibrate_detector
 from backend.training.data import LabelledBatch, LabelledBatches, LabelledPictures, add_attacked, stack_images
 from backend.training.degradation import Defence, DefenceName, Degradation
-from backend.training.forgeries import ForgeryBatches
+from backend.training.forgeries import LEARN_FORGERIES, ForgeryBatches
 from backend.training.loop import Arithmetic, OnStep, PrecisionSetting, TrainingTask
 
 FITTED_BATCHES = 64  # whose pictures standardise DCT-A's spectra
 LEAST_DEVIATION = 1e-3
 MAX_FINGERPRINTED = 2000  # fakes of each maker, as TR-Net's paper averages (arXiv 2203.11433, section 3.3)
-LEARN_FORGERIES = {"sbi"}  # from forgeries that are made while they learn
 IMAGENET = "imagenet"  # in place of a file: weights that a package carries
 MEASURED_ONLY = {"nf"}  # measured in one pass over the fakes, without steps of training
 COMPARED_WITH = {"ciplab_photoshop": "ciplab_real"}

@@ -26,6 +26,7 @@ from backend.fakes import LANDMARK_BLOCK, MIN_LANDMARK_SCORE, find_landmarks, po
 from backend.training.data import REAL, LabelledBatch, LabelledPictures, stack_images
 from backend.training.degradation import degrade_as_online
 
+LEARN_FORGERIES = {"sbi"}  # the architectures that learn from these
 WAVES = 5  # of the outline of a mask
 WAVINESS = 0.12  # amplitude of the longest wave, of the radius
 PART_SHARE = 0.25  # how often a mask covers eyes, nose or mouth alone

@@ -12,8 +12,8 @@ import pandas as pd
 import torch
 
 from backend import fakes, images
-from backend.detectors import registry
-from backend.detectors.base import THRESHOLD, Detector
+from backend.detectors import predict, registry
+from backend.detectors.base import THRESHOLD
 from backend.errors import UserError
 from backend.evaluate import plots
 from backend.evaluate.dataset import FACE_SIZE, Dataset, crop_face
@@ -96,7 +96,7 @@ class LocalisationProtocol(Protocol):
         picture, mask = make_swap(data, item.sample, seed)
         detector = registry.load(item.options["detector"])
         face = images.to_tensor(picture)
-        p_fake = _p_fake(detector, face)
+        (p_fake,) = predict.predict_p_fake(face, [item.options["detector"]])[item.options["detector"]]
         if p_fake < THRESHOLD:
             raise UserError(f"{detector.card.title} does not call this swap fake, so there is no verdict to explain.")
         settings = ExplainSettings(
@@ -215,11 +215,6 @@ def make_swap(data: Dataset, name: str, seed: int) -> tuple[np.ndarray, np.ndarr
     swapped = fakes.swap_faces(crops[0], crops[source], places[0], places[source], blend=blend, feather=FEATHER)
     mask = fakes.swapped_share(places[0], FACE_SIZE, FEATHER) >= 0.5
     return images.like_photograph(swapped), mask
-
-
-def _p_fake(detector: Detector, face: torch.Tensor) -> float:
-    with torch.no_grad():
-        return float(detector.p_fake(face.to(detector.mean.device))[0])
 
 
 def _measure(saliency: np.ndarray, mask: np.ndarray) -> Row:
