@@ -153,10 +153,11 @@ class LocalisationProtocol(Protocol):
             return ""
         (detector, best), cell = max(known.items(), key=lambda entry: entry[1].value or 0)
         middle = max(cell_number(overlaps[names]) for names in overlaps if names[1] == MIDDLE)
+        interval = "" if cell.low is None or cell.high is None else f"{cell.low:.2f} to {cell.high:.2f}, "
         return (
             f"Of {len(known)} maps, {best} of {detector} overlaps best with what was forged: {cell.value:.2f} "
-            f"({cell.low or 0:.2f} to {cell.high or 1:.2f}, {cell.count} swaps); the middle of the picture, which "
-            f"knows nothing of the forgery, reaches {middle:.2f}."
+            f"({interval}{cell.count} swaps); the middle of the picture, which knows nothing of the forgery, reaches "
+            f"{middle:.2f}."
         )
 
     def limits(self, data: Dataset) -> list[str]:
